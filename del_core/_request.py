@@ -1,0 +1,138 @@
+"""The values that a frame carries: segments, sampling fields, the request, and the limits it is read under.
+
+Their ``repr`` leaves out everything that derives from a prompt, so that a request in a log or a traceback
+shows its shape only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class PrivateSegment:
+    """Prompt tokens that leave the device as noisy counts only.
+
+    ``codes``: uint8 (tokens, dim), each in 0..2^bits - 1, at least one token.
+    """
+
+    codes: NDArray[np.uint8] = field(repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """Number of prompt tokens in the segment."""
+        return int(self.codes.shape[0])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PrivateSegment) and np.array_equal(self.codes, other.codes)
+
+    def __hash__(self) -> int:
+        return hash((self.codes.shape, self.codes.tobytes()))
+
+
+@dataclass(frozen=True)
+class PublicSegment:
+    """Prompt tokens that the caller chose to send in the clear: at least one token id."""
+
+    token_ids: tuple[int, ...] = field(repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """Number of prompt tokens in the segment."""
+        return len(self.token_ids)
+
+
+Segment: TypeAlias = PrivateSegment | PublicSegment
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The sampling fields of an OpenAI completion, with OpenAI's defaults.
+
+    ``max_tokens`` counts the whole completion, tokens handed over in ``Request.resume`` included. ``temperature``
+    0..2 (0 is greedy), ``top_p`` above 0 up to 1, ``seed`` a signed 64-bit integer or None, ``stop`` up to four
+    non-empty strings, ``stop_token_ids`` token ids that end the completion, ``ignore_eos`` to write on past the
+    model's end of text.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = field(default=(), repr=False)
+    stream: bool = False
+    stop_token_ids: tuple[int, ...] = field(default=(), repr=False)
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion request.
+
+    ``fingerprint``: 64 hexadecimal digits of the bundle whose table made the counts. ``variant``: name of the
+    privacy level. ``segments``: the prompt in order. ``resume``: token ids already received for this prompt;
+    generation continues after them, and the response holds only what follows them.
+    """
+
+    fingerprint: str
+    variant: str
+    segments: tuple[Segment, ...]
+    sampling: Sampling = Sampling()
+    resume: tuple[int, ...] = field(default=(), repr=False)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Prompt tokens of all segments (the soft prompt and ``resume`` not counted)."""
+        return sum(segment.tokens for segment in self.segments)
+
+    @property
+    def private_tokens(self) -> int:
+        """Prompt tokens of the private segments: the T of the privacy accounting."""
+        return sum(segment.tokens for segment in self.segments if isinstance(segment, PrivateSegment))
+
+    @property
+    def remaining_tokens(self) -> int:
+        """Tokens that may still be generated: max_tokens less those in ``resume``; at least 1 in a valid request."""
+        return self.sampling.max_tokens - len(self.resume)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a variant's counts look like: bits (1..8) for each of dim coordinates. Raises ValueError outside that."""
+
+    bits: int
+    dim: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"bits: is {self.bits}; 1 to 8 are allowed")
+        if self.dim < 1:
+            raise ValueError(f"dim: is {self.dim}; at least 1 is allowed")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Upper bounds, checked before anything of the size in question is allocated.
+
+    A server sets ``max_prompt_tokens``, ``max_output_tokens`` and ``vocabulary_size`` from its model. With
+    ``vocabulary_size`` None a token id may be anything up to 2^31 - 1.
+    """
+
+    max_frame_bytes: int = 16 * 1024 * 1024
+    max_header_bytes: int = 1024 * 1024
+    max_segments: int = 1024
+    max_prompt_tokens: int = 131_072
+    max_output_tokens: int = 131_072
+    max_stop_strings: int = 4
+    max_stop_bytes: int = 256
+    max_stop_token_ids: int = 64
+    vocabulary_size: int | None = None
+
+    @property
+    def max_token_id(self) -> int:
+        """Largest token id allowed."""
+        return 2**31 - 1 if self.vocabulary_size is None else self.vocabulary_size - 1
