@@ -285,13 +285,9 @@ def _variant(value: object, where: str) -> Variant:
         raise strict.invalid(f"{where}.name", f'is "{name}", which is reserved; any other name is allowed')
     length = strict.integer(fields["soft_prompt_length"], f"{where}.soft_prompt_length", 0, 4096)
     if length % SOFT_PROMPT_STEP:
-        raise strict.invalid(
-            f"{where}.soft_prompt_length", f"is {length}; a multiple of {SOFT_PROMPT_STEP} is allowed"
-        )
+        raise strict.invalid(f"{where}.soft_prompt_length", f"is {length}; a multiple of {SOFT_PROMPT_STEP} is allowed")
     inside = f"{where}.guarantees"
-    promised = strict.members(
-        fields["guarantees"], inside, required=("delta", "epsilon", "epsilon_vocabulary", "mu")
-    )
+    promised = strict.members(fields["guarantees"], inside, required=("delta", "epsilon", "epsilon_vocabulary", "mu"))
     vocabulary = promised["epsilon_vocabulary"]
     if not isinstance(fields["audit"], dict):
         raise strict.invalid(f"{where}.audit", f"is {strict.shown(fields['audit'])}; an object is allowed")

@@ -16,10 +16,6 @@ from .errors import INVALID_PADDING, INVALID_VALUE, PAYLOAD_LENGTH_MISMATCH, Fra
 
 Codes = NDArray[np.uint8]
 
-# Rows are handled in blocks whose bit matrix takes about this many bytes: it stays in the cache, and a large
-# payload never needs eight times its size.
-_BLOCK_BYTES = 1 << 19
-
 
 def row_bytes(dim: int, bits: int) -> int:
     """Bytes of one token's packed counts."""
@@ -54,13 +50,7 @@ def pack_codes(codes: Codes, bits: int) -> bytes:
         return np.packbits(codes, axis=1, bitorder="little").tobytes()
     if bits in (2, 4):
         return _pack_divisor(codes, bits).tobytes()
-    packed = np.empty((tokens, row_bytes(dim, bits)), dtype=np.uint8)
-    step = max(1, _BLOCK_BYTES // (dim * 8))
-    for start in range(0, tokens, step):
-        block = codes[start : start + step]
-        matrix = np.unpackbits(block[:, :, None], axis=2, count=bits, bitorder="little")
-        packed[start : start + step] = np.packbits(matrix.reshape(len(block), dim * bits), axis=1, bitorder="little")
-    return packed.tobytes()
+    return _pack_words(codes, bits).tobytes()
 
 
 def unpack_codes(payload: bytes | bytearray | memoryview, tokens: int, dim: int, bits: int) -> Codes:
@@ -94,13 +84,7 @@ def unpack_codes(payload: bytes | bytearray | memoryview, tokens: int, dim: int,
         return np.unpackbits(rows, axis=1, count=dim, bitorder="little")
     if bits in (2, 4):
         return _unpack_divisor(rows, dim, bits)
-    codes = np.empty((tokens, dim), dtype=np.uint8)
-    step = max(1, _BLOCK_BYTES // (dim * 8))
-    for start in range(0, tokens, step):
-        block = rows[start : start + step]
-        matrix = np.unpackbits(block, axis=1, count=dim * bits, bitorder="little").reshape(len(block), dim, bits)
-        codes[start : start + step] = np.packbits(matrix, axis=2, bitorder="little")[:, :, 0]
-    return codes
+    return _unpack_words(rows, dim, bits)
 
 
 def _pack_divisor(codes: Codes, bits: int) -> Codes:
@@ -120,3 +104,32 @@ def _unpack_divisor(rows: Codes, dim: int, bits: int) -> Codes:
         column = codes[:, place :: 8 // bits]
         column[...] = (rows[:, : column.shape[1]] >> (bits * place)) & mask
     return codes
+
+
+def _pack_words(codes: Codes, bits: int) -> Codes:
+    """Packing for any number of bits: eight counts fill ``bits`` whole bytes, so each eight are put into one word."""
+    tokens, dim = codes.shape
+    groups = (dim + 7) // 8
+    places = np.zeros((tokens, groups * 8), dtype=np.uint8)
+    places[:, :dim] = codes
+    places = places.reshape(tokens, groups, 8)
+    words = np.zeros((tokens, groups), dtype="<u8")
+    for place in range(8):
+        words |= places[:, :, place].astype("<u8") << np.uint64(bits * place)
+    packed = words.view(np.uint8).reshape(tokens, groups, 8)[:, :, :bits]
+    return packed.reshape(tokens, groups * bits)[:, : row_bytes(dim, bits)]
+
+
+def _unpack_words(rows: Codes, dim: int, bits: int) -> Codes:
+    tokens, width = rows.shape
+    groups = (dim + 7) // 8
+    packed = np.zeros((tokens, groups * bits), dtype=np.uint8)
+    packed[:, :width] = rows
+    padded = np.zeros((tokens, groups, 8), dtype=np.uint8)
+    padded[:, :, :bits] = packed.reshape(tokens, groups, bits)
+    words = padded.view("<u8")[:, :, 0]
+    codes = np.empty((tokens, groups, 8), dtype=np.uint8)
+    mask = np.uint64((1 << bits) - 1)
+    for place in range(8):
+        codes[:, :, place] = (words >> np.uint64(bits * place)) & mask
+    return np.ascontiguousarray(codes.reshape(tokens, groups * 8)[:, :dim])

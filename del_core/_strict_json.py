@@ -49,6 +49,8 @@ def shown(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print integers beyond some size
+        return f"an integer of {value.bit_length()} bits"
     if isinstance(value, str):
         value = value[: _SHOWN_CHARACTERS + 1]  # before escaping, so that a long string is never escaped whole
     text = ascii(value)
@@ -175,9 +177,9 @@ def secret_integers(value: object, field: str, high: int, *, least: int, most: i
 def number(value: object, field: str, low: float, high: float, *, above: bool = False) -> float:
     """A finite number in low..high (or above low, if ``above``); an integer will do, a boolean not."""
     if type(value) is int or type(value) is float:
-        result = float(value)  # at most 32 digits, so it cannot overflow
-        if (low < result or (low == result and not above)) and result <= high:
-            return result + 0.0  # -0.0 becomes 0.0
+        assert isinstance(value, int | float)
+        if (low < value or (low == value and not above)) and value <= high:
+            return float(value) + 0.0  # -0.0 becomes 0.0
     bounds = f"above {low:g}, at most {high:g}" if above else f"in {low:g}..{high:g}"
     raise invalid(field, f"is {shown(value)}; a number {bounds} is allowed")
 

@@ -4,7 +4,7 @@
 
 The reader knows beforehand which tensors a file has to hold; it compares the header's length with a limit before
 it reads the header, and every declared type, shape and offset with the expected ones and with the size of the
-file before it maps a byte of the tensors. Little-endian machines only, as numpy's view of the file is the file.
+file before it maps a byte of the tensors.
 """
 
 from __future__ import annotations

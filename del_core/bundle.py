@@ -139,7 +139,7 @@ class Bundle:
     """A whole bundle, verified. The arrays that its methods return are the caller's own."""
 
     path: Path
-    client: ClientBundle
+    client: ClientBundle = field(repr=False)
     manifest: Manifest
     _tensors: Mapping[str, Mapping[str, NDArray[Any]]] = field(repr=False)
 
