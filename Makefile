@@ -1,0 +1,51 @@
+# `make demo` and `make test` each work as the first command on a fresh clone.
+# Needs Python 3.11 or newer and make; PYTHON=... chooses the interpreter, VENV=... another place for the environment.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := del_core client_lib deployments cluster delctl tests benchmarks examples scripts
+
+# One thread a library: replicas, workers and tests share few cores, and each would otherwise start a thread per core.
+export OMP_NUM_THREADS ?= 1
+# Nothing is fetched from a model hub and nothing is reported to anybody while tests and the demo run.
+export HF_HUB_OFFLINE ?= 1
+export TRANSFORMERS_OFFLINE ?= 1
+export VLLM_NO_USAGE_STATS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow check format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## make .venv and install the locked packages and the project (editable)
+
+$(STAMP): requirements/cpu.lock requirements/dev.lock pyproject.toml scripts/install
+	@scripts/install "$(VENV)"
+	@touch "$@"
+
+demo: $(STAMP)  ## a private prompt under every variant of the demo bundle, end to end on this machine
+	@$(BIN)/delctl demo
+
+test: $(STAMP)  ## the tests, without those marked slow
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## the tests marked slow
+	$(BIN)/python -m pytest -m slow --timeout 1200
+
+check: $(STAMP)  ## style, types, layers, and what may stand in the tree
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_tree.py
+
+format: $(STAMP)  ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove .venv and everything else that make and the tools have made
+	rm -rf "$(VENV)" build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,174 @@
+"""``delctl``: the entry point, the list of commands, and the one place where errors become words and exit codes.
+
+Commands are loaded when they are asked for, so ``delctl --help`` needs the base install alone and answers at once.
+
+Exit codes: 0 done; 1 it went wrong while running; 2 the input was not acceptable (usage, options, files, bundles);
+130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NoReturn
+
+import click
+
+from del_core.errors import DelError
+
+__all__ = ["cli", "main", "run"]
+
+
+@dataclass(frozen=True)
+class LazyCommand:
+    """Where a command lives, and what has to be known of it without importing it."""
+
+    target: str
+    """``module:attribute`` of the click command."""
+    help: str
+    """One line for ``delctl --help``."""
+    extra: str | None = None
+    """The extra of the distribution that the command needs beyond the base install."""
+
+
+COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
+    {
+        "demo": LazyCommand(
+            "delctl.commands.demo:demo",
+            "Follow a private prompt through every variant.",
+            "serve",
+        ),
+        "serve": LazyCommand("delctl.commands.serve:serve", "Serve a model and its bundle on this machine.", "serve"),
+        "ask": LazyCommand("delctl.commands.ask:ask", "Send a private prompt to a server and print what it writes."),
+        "inspect": LazyCommand(
+            "delctl.commands.inspect:inspect", "Verify a bundle and show its variants, guarantees and audits."
+        ),
+        "train": LazyCommand("delctl.commands.train:train", "Train a base LM, a projection, a soft prompt.", "train"),
+        "bundle": LazyCommand("delctl.commands.bundle:bundle", "Put trained variants together into a bundle.", "train"),
+    }
+)
+
+# What a missing module says about what is not installed. A module that is not listed is a defect, not a missing extra.
+EXTRA_MODULES: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "serve": frozenset({"ray", "vllm", "starlette", "uvicorn", "pydantic", "yaml", "torch", "transformers"}),
+        "train": frozenset({"torch", "transformers", "peft", "tqdm", "accelerate"}),
+    }
+)
+
+# Errors that say that what the user gave was refused, rather than that something went wrong.
+INPUT_ERRORS = frozenset({"BundleError", "FrameError", "InvalidRequest", "TextError"})
+
+FAILED, REFUSED, STOPPED = 1, 2, 130
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when one is called, and listed without."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command, or None for an unknown name."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module, attribute = entry.target.split(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="del-serve", prog_name="delctl", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Private prompts for a frozen LLM.
+
+    Prompts leave this machine only as noisy counts; the server generates from those. BUNDLE and MODEL arguments take a
+    directory, or the word demo for the ones that ship with the package.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; errors become a line on stderr. Returns the exit code."""
+    # Known before click parses, since parsing is among what can fail.
+    debug = "--debug" in arguments[: _first_command(arguments)]
+    try:
+        code = cli.main(args=list(arguments), prog_name="delctl", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("delctl: stopped", err=True)
+        return STOPPED
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `delctl inspect demo | head -1`; nobody is left to tell. What is
+        # still buffered goes nowhere, so that the interpreter does not complain about it when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, ModuleNotFoundError):
+            return _missing_module(error, arguments)
+        return _failure(error, debug)
+    return code if isinstance(code, int) else 0
+
+
+def _first_command(arguments: Sequence[str]) -> int:
+    """Index of the first argument that is no option."""
+    return next((index for index, word in enumerate(arguments) if not word.startswith("-")), len(arguments))
+
+
+def _missing_module(error: ModuleNotFoundError, arguments: Sequence[str]) -> int:
+    """Say which extra brings the module that a command did not find."""
+    top = (error.name or "").partition(".")[0]
+    command = next(iter(arguments[_first_command(arguments) :]), "")
+    wanted = COMMANDS[command].extra if command in COMMANDS else None
+    if wanted is None or top not in EXTRA_MODULES[wanted]:
+        click.echo(f"delctl: {error}; the installation is incomplete", err=True)
+        return FAILED
+    click.echo(
+        f"delctl {command}: needs the package {top}, which is not installed; it comes with the extra "
+        f"del-serve[{wanted}] (for the CPU set, use requirements/cpu.lock as the README says)",
+        err=True,
+    )
+    return FAILED
+
+
+def _failure(error: Exception, debug: bool) -> int:
+    """Say in one line what went wrong; returns the exit code that belongs to it."""
+    # By name, along the hierarchy: the errors of layers that are not loaded need not be imported to be known.
+    refused = any(parent.__name__ in INPUT_ERRORS for parent in type(error).__mro__)
+    if refused or isinstance(error, DelError):
+        click.echo(f"delctl: {error}", err=True)
+        return REFUSED if refused else FAILED
+    if isinstance(error, OSError) and error.filename is not None:
+        click.echo(f"delctl: {error.filename}: {error.strerror}", err=True)
+        return FAILED
+    # Not an error of ours. The first line is enough to recognise it; the rest may be long.
+    first_line = str(error).partition("\n")[0]
+    hint = "" if debug else " (delctl --debug ... shows the traceback)"
+    click.echo(f"delctl: {type(error).__name__}: {first_line}{hint}", err=True)
+    return FAILED
+
+
+if __name__ == "__main__":
+    main()
