@@ -18,6 +18,7 @@ from .errors import CONTEXT_LENGTH_EXCEEDED, FINGERPRINT_MISMATCH, UNSUPPORTED_P
 MAX_DEPTH: Final = 8  # the format needs 4; a little room, so that a wrong type is named and not just "too deep"
 FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
 VARIANT: Final = re.compile(r"[a-z0-9-]{1,64}")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")  # what a Python string may hold and UTF-8 may not
 
 _REQUIRED: Final = ("fingerprint", "variant", "segments")
 _SAMPLING: Final = (
@@ -196,7 +197,10 @@ def _stop(value: object, limits: Limits) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     items = strict.array(items, "header.stop", least=0, most=limits.max_stop_strings)
     for index, item in enumerate(items):
-        if not isinstance(item, str) or not 1 <= len(item.encode("utf-8", "surrogatepass")) <= limits.max_stop_bytes:
+        fits = (
+            isinstance(item, str) and not _SURROGATE.search(item) and 1 <= len(item.encode()) <= limits.max_stop_bytes
+        )
+        if not fits:
             raise strict.invalid(
                 f"header.stop[{index}]", f"is not a string of 1 to {limits.max_stop_bytes} bytes of UTF-8"
             )

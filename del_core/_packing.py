@@ -76,7 +76,7 @@ def unpack_codes(payload: bytes | bytearray | memoryview, tokens: int, dim: int,
             raise FrameError(
                 INVALID_PADDING,
                 f"payload row {row}",
-                f"has padding bits set; the top {8 - used} bits of a row's last byte are zero",
+                f"has padding bits set; the bits of a row from bit {dim * bits} on are zero",
             )
     if bits == 8:
         return rows.copy()

@@ -5,8 +5,8 @@ duplicate names, NaN and infinities (also by overflow, ``1e999``), ``-0``, unpai
 that reach Python's integer conversion limit and nesting that would exhaust the stack. The caller bounds the
 size in bytes. The checking functions below it each take a parsed value and the path to name in the error.
 
-No message holds text of the input except member names and values that the caller declares not secret, and
-those are escaped to ASCII and cut short.
+A string never shows in a message, as a prompt may stand where it does not belong; the exceptions are what
+:func:`text` checks (identifiers) and member names that look like one.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _MAX_DIGITS: Final = 32  # longest digit run; 64-bit integers need 20, shortest 
 _LONG_DIGITS: Final = re.compile(rb"[0-9]{%d}" % (_MAX_DIGITS + 1))
 _MINUS_ZERO: Final = re.compile(rb"-0(?![.0-9eE])")
 _SHOWN_CHARACTERS: Final = 64
+_IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
 
 class JsonError(ValueError):
@@ -37,6 +38,16 @@ class JsonError(ValueError):
         self.code = code
         self.field = field
         self.message = message
+
+
+def named(key: str) -> str:
+    """A member's name for an error message, unless it is more likely to be something else."""
+    return f'"{key}"' if _IDENTIFIER.fullmatch(key) else f"of a name of {len(key)} characters"
+
+
+def kind(value: object) -> str:
+    """A value for an error message that may be a prompt: numbers as they are, the rest by what it is."""
+    return "a string" if isinstance(value, str) else shown(value)
 
 
 def shown(value: object) -> str:
@@ -69,7 +80,7 @@ def parse(data: bytes, *, name: str, max_depth: int) -> Any:
             seen: set[str] = set()
             for key, _ in items:
                 if key in seen:
-                    refuse(f"member {shown(key)} appears twice in one object; each name is allowed once")
+                    refuse(f"a member {named(key)} appears twice in one object; each name is allowed once")
                 seen.add(key)
         return result
 
@@ -135,7 +146,7 @@ def members(
 ) -> dict[str, Any]:
     """An object that has every required member and none beyond the optional ones."""
     if not isinstance(value, dict):
-        raise invalid(field, f"is {shown(value)}; an object is allowed")
+        raise invalid(field, f"is {kind(value)}; an object is allowed")
     prefix = f"{field}." if field else ""
     for key in required:
         if key not in value:
@@ -143,7 +154,7 @@ def members(
     for key in value:
         if key not in required and key not in optional:
             allowed = ", ".join(sorted({*required, *optional}))
-            raise JsonError(UNKNOWN_FIELD, field, f"has the unknown member {shown(key)}; allowed are {allowed}")
+            raise JsonError(UNKNOWN_FIELD, field, f"has an unknown member {named(key)}; allowed are {allowed}")
     return value
 
 
@@ -159,7 +170,7 @@ def array(value: object, field: str, *, least: int, most: int) -> list[Any]:
 def integer(value: object, field: str, low: int, high: int) -> int:
     """An integer in low..high; a float or a boolean is not one."""
     if type(value) is not int or not low <= value <= high:
-        raise invalid(field, f"is {shown(value)}; an integer in {low}..{high} is allowed")
+        raise invalid(field, f"is {kind(value)}; an integer in {low}..{high} is allowed")
     return value
 
 
@@ -181,13 +192,13 @@ def number(value: object, field: str, low: float, high: float, *, above: bool = 
         if (low < value or (low == value and not above)) and value <= high:
             return float(value) + 0.0  # -0.0 becomes 0.0
     bounds = f"above {low:g}, at most {high:g}" if above else f"in {low:g}..{high:g}"
-    raise invalid(field, f"is {shown(value)}; a number {bounds} is allowed")
+    raise invalid(field, f"is {kind(value)}; a number {bounds} is allowed")
 
 
 def boolean(value: object, field: str) -> bool:
     """True or false."""
     if not isinstance(value, bool):
-        raise invalid(field, f"is {shown(value)}; true or false is allowed")
+        raise invalid(field, f"is {kind(value)}; true or false is allowed")
     return value
 
 

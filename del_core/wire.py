@@ -85,11 +85,9 @@ def encode_frame(request: Request, *, bits: int, limits: Limits = DEFAULT_LIMITS
     fields = _header.to_json(request)
     try:
         checked = _header.read(fields, limits)
-        header = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
     except _strict_json.JsonError as problem:
         raise FrameError(problem.code, problem.field, problem.message) from None
-    except UnicodeEncodeError:
-        raise FrameError(INVALID_VALUE, "header.stop", "holds an unpaired surrogate; Unicode text is allowed") from None
+    header = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
     if len(header) > limits.max_header_bytes:
         raise FrameError(
             HEADER_TOO_LARGE, "header", f"has {len(header)} bytes; at most {limits.max_header_bytes} are allowed"
