@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +29,8 @@ def check_number(name: str, value: object, low: float, high: float, *, open_low:
     raise ValueError(f"{name} must be a number in {left}{low:g}, {high:g}{right}, got {value!r}")
 
 
-def check_array(name: str, value: object, kind: type[np.generic]) -> None:
-    """Refuses anything but a numpy array of the scalar type ``kind``; the message says the type, never the contents."""
+def check_array(name: str, value: object, kind: type[Any]) -> None:
+    """Refuses anything but an array of the numpy scalar type ``kind``; the message says the type, never the contents."""
     if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, kind):
         return
     found = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__

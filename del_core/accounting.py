@@ -40,6 +40,8 @@ __all__ = ["MAX_TRIALS", "delta", "epsilon", "gdp_delta", "gdp_epsilon", "mu", "
 MAX_TRIALS = 10**10
 """Largest N = trials * dim * tokens that is accepted."""
 
+_ROUND_UP = 1.0 + 2.0**-50  # eight units in the last place: more than the rounding of a loss, so epsilon errs upwards
+
 
 def delta(mechanism: Mechanism, epsilon: float, tokens: int = 1) -> float:
     """Smallest delta with which ``tokens`` private tokens are (epsilon, delta)-DP.
@@ -83,7 +85,7 @@ def epsilon(mechanism: Mechanism, delta: float, tokens: int = 1) -> float:
     if delta == 0.0:
         return pair.largest_loss
     target = math.log(delta)
-    if target >= pair.log_delta(0.0):
+    if delta == 1.0 or target >= pair.log_delta(0.0):
         return 0.0
     # Between neighbouring losses delta is linear in exp(epsilon). Find the k with
     # delta(L(k)) <= target < delta(L(k-1)) by bisection over the integers, then invert the line.
@@ -97,7 +99,8 @@ def epsilon(mechanism: Mechanism, delta: float, tokens: int = 1) -> float:
     above = _exp_bounded(pair.log_delta_at(low) - target)  # delta(L(k-1)) / target > 1
     below = math.exp(pair.log_delta_at(high) - target)  # delta(L(k)) / target <= 1
     share = (1.0 - below) / (above - below)
-    return max(0.0, pair.loss(high) + math.log1p(share * math.expm1(-2.0 * pair.unit)))
+    value = pair.loss(high) + math.log1p(share * math.expm1(-2.0 * pair.unit))
+    return min(max(0.0, value) * _ROUND_UP, pair.largest_loss)
 
 
 def mu(mechanism: Mechanism, tokens: int = 1) -> float:

@@ -1,0 +1,253 @@
+"""The sampler: bit for bit against a plain reference, in distribution against exact probabilities, and the faults that
+these statistics must catch."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from del_core.mechanism import MAX_LEVEL, Mechanism
+from tests.core.statistics import (
+    ALPHA,
+    ReproducibleBytes,
+    Z,
+    binomial_pmf,
+    code_excess,
+    independence_excess,
+)
+
+ONE = 1 << 31
+LEVELS = np.array([-MAX_LEVEL, MAX_LEVEL, 0, 1, -20_001, 12_345], dtype=np.int16)  # both clips, centre, inner ones
+RATIOS = (0.5, 0.0625, 0.984375)
+
+
+def draws_for(bits: int) -> int:
+    """Draws a column with which the planted faults below are plain.
+
+    A ratio 1 % above 1/2 moves q at the clips from 0.75 to 0.7525, in n draws of u trials by
+    0.0025 sqrt(n u / (0.75 * 0.25)) standard errors of the total: n u = 3.2e6 makes that 10.3, a chi-square that is
+    larger by 107 on average, where critical values are 24 at one degree of freedom and 54 at 15. A trial too few of
+    255 moves the mean by 0.25 at least, in 150,000 draws by 14 standard errors.
+    """
+    return max(150_000, 3_200_000 // (2**bits - 1))
+
+
+def reference_sample(mechanism: Mechanism, levels: np.ndarray, source: Callable[[int], bytes]) -> list[int]:
+    """The sampler as its docstring states it, one 32-bit integer and one comparison at a time."""
+    trials, flat, codes = mechanism.trials, levels.reshape(-1).tolist(), []
+    block = max(1, 2**18 // trials)
+    for start in range(0, len(flat), block):
+        part = flat[start : start + block]
+        q = []
+        for level in part:
+            size = int(Fraction(abs(level) * mechanism.ratio_numerator, mechanism.max_level) + Fraction(1, 2))
+            q.append(2**31 + size if level >= 0 else 2**31 - size)
+        first = source(trials * len(part))
+        draws = [(i % len(part), byte) for i, byte in enumerate(first)]
+        ties = sum(byte == q[coordinate] >> 24 for coordinate, byte in draws)
+        rest = iter(source(3 * ties)) if ties else iter(b"")
+        counts = [0] * len(part)
+        for coordinate, byte in draws:
+            value = byte << 24
+            if byte == q[coordinate] >> 24:
+                value |= next(rest) | next(rest) << 8 | next(rest) << 16
+            counts[coordinate] += value < q[coordinate]
+        codes += counts
+    return codes
+
+
+def sample(bits: int, ratio: float, source: Callable[[int], bytes], draws: int | None = None) -> np.ndarray:
+    """``draws`` tokens whose coordinates are LEVELS."""
+    draws = draws or draws_for(bits)
+    mechanism = Mechanism(bits, len(LEVELS), ratio)
+    return mechanism.sample(np.broadcast_to(LEVELS, (draws, len(LEVELS))), source)
+
+
+def numerators_of(ratio: float) -> np.ndarray:
+    """q 2^32 of LEVELS by rational arithmetic, independent of the code under test."""
+    exact = [Fraction(1, 2) + Fraction(int(level), MAX_LEVEL) * Fraction(ratio) / 2 for level in LEVELS]
+    return np.array([round(q * 2**32) for q in exact])  # a half cannot occur: MAX_LEVEL is odd
+
+
+@given(
+    bits=st.integers(1, 8),
+    shape=st.tuples(st.integers(0, 6), st.integers(1, 7)),
+    numerator=st.integers(1, ONE - 1) | st.integers(1, 1 << 24),
+    seed=st.integers(0, 2**32 - 1),
+    narrow=st.booleans(),
+)
+def test_equals_the_reference_bit_for_bit(bits, shape, numerator, seed, narrow):
+    levels = np.random.default_rng(seed).integers(-MAX_LEVEL, MAX_LEVEL + 1, shape).astype(np.int16)
+
+    def source() -> Callable[[int], bytes]:
+        generator = np.random.default_rng(seed)
+        # Near q = 1/2 a narrow source ties on about half of all bytes, a uniform one on 1/256.
+        low, high = (126, 130) if narrow else (0, 256)
+        return lambda count: generator.integers(low, high, count, dtype=np.uint8).tobytes()
+
+    mechanism = Mechanism(bits, shape[1], numerator / ONE)
+    codes = mechanism.sample(levels, source())
+    assert codes.dtype == np.uint8
+    assert codes.shape == shape
+    assert codes.reshape(-1).tolist() == reference_sample(mechanism, levels, source())
+
+
+def test_equals_the_reference_across_blocks():
+    mechanism = Mechanism(8, 130, 0.7421875)
+    levels = np.random.default_rng(5).integers(-MAX_LEVEL, MAX_LEVEL + 1, (20, 130))  # 2600 coordinates, 1028 a block
+    ours, theirs = ReproducibleBytes(6), ReproducibleBytes(6)
+    assert mechanism.sample(levels, ours).reshape(-1).tolist() == reference_sample(mechanism, levels, theirs)
+    assert (ours.calls, ours.bytes) == (theirs.calls, theirs.bytes)
+
+
+@given(numerator=st.integers(1, ONE - 1), level=st.integers(-MAX_LEVEL, MAX_LEVEL))
+def test_a_trial_succeeds_exactly_below_q(numerator, level):
+    mechanism = Mechanism(1, 1, numerator / ONE)
+    levels = np.array([[level]])
+    q = int(mechanism.numerators(levels)[0, 0])
+    for value in {0, q - 1, q, min(q + 1, 2**32 - 1), 2**32 - 1}:
+
+        def source(count: int, value: int = value) -> bytes:
+            return (value >> 24).to_bytes(1, "little") if count == 1 else (value & 0xFFFFFF).to_bytes(3, "little")
+
+        assert int(mechanism.sample(levels, source)[0, 0]) == (value < q)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int32, np.int64, np.uint64])
+def test_any_integer_type_and_memory_layout_gives_the_same_codes(dtype):
+    mechanism = Mechanism(3, 5, 0.5, max_level=127)
+    levels = np.random.default_rng(7).integers(0, 128, (40, 5))
+    expected = mechanism.sample(levels, ReproducibleBytes(8))
+    wide = np.zeros((80, 10), dtype=dtype)
+    wide[::2, ::2] = levels
+    view = wide[::2, ::2]
+    view.setflags(write=False)
+    assert np.array_equal(mechanism.sample(view, ReproducibleBytes(8)), expected)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_counts_are_binomial_and_coordinates_independent(bits, ratio):
+    trials, q = 2**bits - 1, numerators_of(ratio)
+    codes = sample(bits, ratio, ReproducibleBytes(bits))
+    assert code_excess(codes, trials, q).max() < 1.0
+    pairs = [(codes[:, i], codes[:, j], (q[i], q[j])) for i, j in ((0, 1), (2, 3), (4, 5), (0, 5))]
+    pairs.append((codes[:-1, 5], codes[1:, 5], (q[5], q[5])))  # neighbouring tokens
+    assert max(independence_excess(a, b, trials, (int(p[0]), int(p[1]))) for a, b, p in pairs) < 1.0
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_mean_and_variance_of_the_dequantised_counts(bits):
+    ratio, trials = 0.5, 2**bits - 1
+    y = Mechanism(bits, len(LEVELS), ratio).dequantize(sample(bits, ratio, ReproducibleBytes(20 + bits)))
+    for column, level, q in zip(y.astype(np.float64).T, LEVELS, numerators_of(ratio), strict=True):
+        x = level / MAX_LEVEL
+        values, pmf = (2 * np.arange(trials + 1) / trials - 1) / ratio, binomial_pmf(trials, int(q))
+        variance = (ratio**-2 - x**2) / trials
+        fourth = float(pmf @ (values - x) ** 4)
+        assert abs(column.mean() - x) < Z * (variance / len(y)) ** 0.5
+        assert abs(((column - x) ** 2).mean() - variance) <= Z * ((fourth - variance**2) / len(y)) ** 0.5 + 1e-6
+
+
+def test_the_systems_generator_gives_binomial_counts():
+    # Fresh randomness: 12 statistics, each at ALPHA / 12, so the test fails wrongly less than once in 1 / ALPHA runs.
+    for bits in (1, 4):
+        codes = sample(bits, 0.5, os.urandom)
+        assert code_excess(codes, 2**bits - 1, numerators_of(0.5), ALPHA / 12).max() < 1.0
+    assert not np.array_equal(sample(4, 0.5, os.urandom, 100), sample(4, 0.5, os.urandom, 100))  # equal: < 2^-1000
+
+
+def _biased(source: Callable[[int], bytes], share: int) -> Callable[[int], bytes]:
+    """Sets the top bit of share/256 of the bytes, which makes it one with probability (1 + share/256) / 2."""
+
+    def biased(count: int) -> bytes:
+        data = np.frombuffer(source(count), dtype=np.uint8)
+        return np.where(np.frombuffer(source(count), dtype=np.uint8) < share, data | 128, data).tobytes()
+
+    return biased
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_planted_faults_are_caught_by_the_same_statistic(bits):
+    trials, q, source = 2**bits - 1, numerators_of(0.5), ReproducibleBytes(30 + bits)
+    louder = sample(bits, Mechanism.nearest_ratio(0.505), source)  # ratio 1 % too large
+    assert code_excess(louder, trials, q)[:2].min() > 1.0
+    biased = sample(bits, 0.5, _biased(source, 5))  # P(bit = 1) = 0.51
+    assert code_excess(biased, trials, q).max() > 1.0
+    generator = np.random.default_rng(30 + bits)
+    fewer = generator.binomial(trials - 1, q / 2**32, (draws_for(bits), len(q))).astype(np.uint8)
+    assert code_excess(fewer, trials, q).min() > 1.0
+
+
+def test_reused_random_bytes_are_caught_by_the_independence_statistic():
+    source = ReproducibleBytes(41)
+
+    def reusing(count: int) -> bytes:
+        half = np.frombuffer(source((count + 1) // 2), dtype=np.uint8)
+        return np.repeat(half, 2)[:count].tobytes()  # coordinates 2i and 2i + 1 of a trial share their byte
+
+    codes, q = sample(4, 0.5, reusing), numerators_of(0.5)
+    assert code_excess(codes, 15, q).max() < 1.0  # each count alone looks right
+    assert independence_excess(codes[:, 0], codes[:, 1], 15, (int(q[0]), int(q[1]))) > 1.0
+
+
+def test_memory_is_bounded_by_blocks():
+    # 2000 x 128 coordinates of 255 trials are 65 MB of random bytes; a block holds 256 KiB of them.
+    mechanism, levels = Mechanism(8, 128, 0.5), np.zeros((2000, 128), dtype=np.int16)
+    tracemalloc.start()
+    try:
+        mechanism.sample(levels, ReproducibleBytes(42))
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_no_tokens_draw_nothing():
+    def source(count: int) -> bytes:
+        raise AssertionError(count)
+
+    assert Mechanism(4, 3, 0.5).sample(np.zeros((0, 3), dtype=np.int16), source).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        np.full((2, 3), 31_337, dtype=np.int16),
+        np.full((2, 3), -31_337, dtype=np.int64),
+        np.full((2, 3), 31_337, dtype=np.uint64),
+        np.full((2, 4), 31, dtype=np.int16),
+        np.full(3, 31, dtype=np.int16),
+        np.full((1, 2, 3), 31, dtype=np.int16),
+        np.full((2, 3), 31_337.0),
+        np.full((2, 3), True),
+        [[31_337] * 3],
+        None,
+    ],
+)
+def test_bad_levels_are_refused_without_being_told(levels):
+    with pytest.raises(ValueError, match=r"^levels must ") as error:
+        Mechanism(4, 3, 0.5, max_level=31_336).sample(levels)
+    assert "31337" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda count: bytes(count - 1),
+        lambda count: bytes(count + 1),
+        lambda count: b"",
+        lambda count: "0" * count,
+        lambda count: [0] * count,
+        lambda count: None,
+    ],
+)
+def test_a_random_source_that_does_not_deliver_is_refused(answer):
+    with pytest.raises(ValueError, match=r"^random_source must return "):
+        Mechanism(4, 3, 0.5).sample(np.zeros((2, 3), dtype=np.int16), answer)
