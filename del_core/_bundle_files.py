@@ -23,7 +23,7 @@ def check_listing(directory: Path, name: str, allowed: Collection[str]) -> None:
     try:
         found = set(os.listdir(directory))
     except OSError as error:
-        raise BundleError(name, f"cannot be listed: {error.strerror}") from None
+        raise BundleError(name or str(directory), f"cannot be listed: {error.strerror}") from None
     prefix = f"{name}/" if name else ""
     missing = sorted(set(allowed) - found)
     if missing:
@@ -46,10 +46,14 @@ def opened(path: Path, name: str) -> Iterator[IO[bytes]]:
     except OSError as error:
         reason = "is a symbolic link" if path.is_symlink() else f"cannot be opened: {error.strerror}"
         raise BundleError(name, f"{reason}; a regular file is required") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BundleError(name, "is not a regular file; a regular file is required")
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise BundleError(name, "is not a regular file; a regular file is required")
-        yield file
+        try:
+            yield file
+        except OSError as error:
+            raise BundleError(name, f"cannot be read: {error.strerror}") from error
 
 
 def read_small(path: Path, name: str, most: int) -> bytes:

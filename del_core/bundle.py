@@ -310,7 +310,8 @@ def write_bundle(
             files={name: FileEntry.of(data) for name, data in server.items()},
             norm_limits={content.variant.name: float(content.norm_limit) for content in variants},
         ),
-    ).sealed()
+    )
+    manifest = _sealed(manifest)
 
     def fill(directory: Path) -> None:
         for folder, contents in (("client", client), ("server", server)):
@@ -337,13 +338,21 @@ def _check_tokenizer(data: bytes) -> None:
         raise BundleError(TOKENIZER, "is not a JSON object; a file of the tokenizers library is required")
 
 
-def _write_manifests(directory: Path, manifest: Manifest) -> None:
+def _sealed(manifest: Manifest) -> Manifest:
+    """The manifest with its digests, checked as if it had been read, before a file is written under a name in it."""
     try:
-        whole, client = strict.canonical(manifest.to_json()), strict.canonical(manifest.client_json())
-    except (TypeError, ValueError):
-        raise BundleError(MANIFEST, "has an audit that is not JSON; finite numbers, strings, ... are allowed") from None
-    files.write_file(directory / MANIFEST, whole)
-    files.write_file(directory / "client" / MANIFEST, client)
+        sealed = manifest.sealed()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BundleError(
+            MANIFEST, f"would hold what is not JSON ({error}); finite numbers, strings, lists, ... are allowed"
+        ) from None
+    parse_manifest(strict.canonical(sealed.to_json()), MANIFEST, server=True)
+    return sealed
+
+
+def _write_manifests(directory: Path, manifest: Manifest) -> None:
+    files.write_file(directory / MANIFEST, strict.canonical(manifest.to_json()))
+    files.write_file(directory / "client" / MANIFEST, strict.canonical(manifest.client_json()))
 
 
 def pack_client(path: str | os.PathLike[str]) -> bytes:
@@ -394,7 +403,7 @@ def replace_audit(path: str | os.PathLike[str], audits: Mapping[str, Mapping[str
     variants = tuple(
         replace(variant, audit=dict(audits.get(variant.name, variant.audit))) for variant in bundle.manifest.variants
     )
-    manifest = replace(bundle.manifest, variants=variants).sealed()
+    manifest = _sealed(replace(bundle.manifest, variants=variants))
 
     def fill(fresh: Path) -> None:
         for folder, names in (("client", (TABLE, TOKENIZER)), ("server", server_file_names(variants))):

@@ -72,7 +72,7 @@ SHAPES: dict[str, Shape | None] = {f"bits-{bits}": Shape(bits, 11) for bits in r
 SHAPES |= {"open": Shape(4, 3), "clear": None}
 
 
-# ------------------------------------------------------------------------------------------------------------- vectors
+# -------------------------------------------------------------------------------------------------------------- vectors
 
 
 @pytest.mark.parametrize("case", load("packing.json")["cases"], ids=lambda case: f"{case['bits']}x{case['dim']}")
@@ -455,7 +455,7 @@ def test_public_and_resumed_tokens_count_against_their_limits() -> None:
     assert decode_frame(frame_of(json.dumps(header_of()).encode()), SHAPES, limits).sampling.max_tokens == 8
 
 
-# ------------------------------------------------------------------------------------------ encoding, errors, hygiene
+# -------------------------------------------------------------------------------------------- encoding, errors, hygiene
 
 
 @pytest.mark.parametrize(
@@ -606,8 +606,8 @@ def test_shapes_are_checked(bits: int, dim: int) -> None:
 def test_import_needs_numpy_and_the_standard_library_only() -> None:
     code = (
         "import sys, del_core.wire\n"
-        "roots = {name.partition('.')[0] for name in sys.modules}\n"
-        "sys.exit(' '.join(roots & {'torch', 'ray', 'vllm', 'transformers', 'scipy', 'safetensors', 'tokenizers'}) or 0)"
+        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'scipy', 'safetensors', 'tokenizers'}\n"
+        "sys.exit(' '.join(heavy & {name.partition('.')[0] for name in sys.modules}) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
