@@ -30,7 +30,7 @@ def check_number(name: str, value: object, low: float, high: float, *, open_low:
 
 
 def check_array(name: str, value: object, kind: type[Any]) -> None:
-    """Refuses anything but an array of the numpy scalar type ``kind``; the message says the type, never the contents."""
+    """Refuses anything but an array of the numpy type ``kind``; the message says the type, never the contents."""
     if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, kind):
         return
     found = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
