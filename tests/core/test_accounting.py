@@ -116,19 +116,22 @@ def reference_delta(trials: int, numerator: int, epsilon: float) -> mpmath.mpf:
         r = mpmath.mpf(numerator) / ONE
         start = int(mpmath.ceil((mpmath.mpf(epsilon) / mpmath.log((1 + r) / (1 - r)) + trials) / 2))
 
-        def tail(p: mpmath.mpf) -> mpmath.mpf:
+        def tail(odds_over: int, odds_under: int) -> mpmath.mpf:
+            p = mpmath.mpf(odds_over) / (odds_over + odds_under)
             log_binomial = (
                 mpmath.loggamma(trials + 1) - mpmath.loggamma(start + 1) - mpmath.loggamma(trials - start + 1)
             )
-            term = mpmath.exp(log_binomial + start * mpmath.log(p) + (trials - start) * mpmath.log(1 - p))
-            total, odds, k = term, p / (1 - p), start
-            while k < trials and (term > total * mpmath.mpf(10) ** -45 or k < p * trials):
-                term *= odds * (trials - k) / (k + 1)
+            first = mpmath.exp(log_binomial + start * mpmath.log(p) + (trials - start) * mpmath.log(1 - p))
+            one = 1 << 256  # the sum over the first term, in fixed point
+            term, total, k = one, one, start
+            while k < trials and (term > total >> 150 or k * (odds_over + odds_under) < odds_over * trials):
+                term = term * (odds_over * (trials - k)) // (odds_under * (k + 1))
                 total += term
                 k += 1
-            return total
+            return first * total / one
 
-        return tail((1 + r) / 2) - mpmath.exp(mpmath.mpf(epsilon)) * tail((1 - r) / 2)
+        upper, lower = ONE + numerator, ONE - numerator
+        return tail(upper, lower) - mpmath.exp(mpmath.mpf(epsilon)) * tail(lower, upper)
 
 
 def test_delta_to_twelve_digits_down_to_1e_300():
