@@ -1,0 +1,65 @@
+"""The client of DEL Serve: completions for prompts that never leave this machine in the clear.
+
+    from client_lib import Client, private, public
+
+    with Client("https://del.example.com") as client:
+        answer = client.complete([public("Summarise: "), private(text)], variant="balanced", max_tokens=64)
+        print(answer.text)
+
+:class:`Client` and :class:`AsyncClient` are the entry points, :mod:`client_lib.errors` lists what can go wrong.
+Needs numpy, tokenizers, safetensors and httpx; no model, no GPU.
+"""
+
+from client_lib.async_client import AsyncClient, AsyncStream
+from client_lib.client import Client, Stream
+from client_lib.encoder import EncodedPrompt, Encoder
+from client_lib.errors import (
+    BundleInvalid,
+    BundleOutdated,
+    CacheUnavailable,
+    ClientClosed,
+    ConnectionFailed,
+    DELClientError,
+    InvalidRequest,
+    Overloaded,
+    PermissionDenied,
+    ProtocolError,
+    RedirectRefused,
+    ServerError,
+    StreamBroken,
+    TimeoutExceeded,
+)
+from client_lib.spans import Prompt, Span, private, public
+from client_lib.types import Chunk, Completion, Model, Timeout, Usage
+
+__all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "BundleInvalid",
+    "BundleOutdated",
+    "CacheUnavailable",
+    "Chunk",
+    "Client",
+    "ClientClosed",
+    "Completion",
+    "ConnectionFailed",
+    "DELClientError",
+    "EncodedPrompt",
+    "Encoder",
+    "InvalidRequest",
+    "Model",
+    "Overloaded",
+    "PermissionDenied",
+    "Prompt",
+    "ProtocolError",
+    "RedirectRefused",
+    "ServerError",
+    "Span",
+    "Stream",
+    "StreamBroken",
+    "Timeout",
+    "TimeoutExceeded",
+    "Usage",
+    "private",
+    "public",
+]

@@ -1,0 +1,48 @@
+"""Turns the arguments of ``Client`` and ``AsyncClient`` into the core that both share, checking them on the way."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from client_lib._bundle_cache import BundleCache, default_cache_dir
+from client_lib._checks import invalid
+from client_lib._core import Core
+from client_lib._retry import RetryPolicy
+from client_lib.types import Timeout
+
+__all__ = ["core_from", "timeout_from"]
+
+
+def core_from(
+    base_url: str,
+    *,
+    api_key: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+    bundle: str | os.PathLike[str] | None,
+    fingerprint: str | None,
+    max_retries: int,
+    max_resumes: int,
+) -> Core:
+    """The core of a client. Raises :class:`InvalidRequest` that names the argument."""
+    # Headers are ASCII; the key itself never appears in a message.
+    if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):
+        raise invalid("api_key", "not printable ASCII", "a non-empty ASCII string, or None")
+    return Core(
+        base_url=base_url,
+        cache=BundleCache(default_cache_dir() if cache_dir is None else Path(cache_dir)),
+        retry=RetryPolicy(max_retries),
+        max_resumes=max_resumes,
+        bundle_path=None if bundle is None else Path(bundle),
+        pinned=fingerprint,
+        api_key=api_key,
+    )
+
+
+def timeout_from(timeout: Timeout | float | None) -> Timeout:
+    """A number limits the whole call, None nothing."""
+    if timeout is None:
+        return Timeout(connect=None, read=None, total=None)
+    if isinstance(timeout, Timeout):
+        return timeout
+    return Timeout(total=timeout)

@@ -1,0 +1,108 @@
+"""What the two drivers share: building httpx's settings, naming failures, keeping the total time limit."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from typing import Any
+
+import httpx
+
+from client_lib._effects import Head
+from client_lib.errors import DELClientError, InvalidRequest, TimeoutExceeded, error_from_transport
+from client_lib.types import Timeout
+
+__all__ = ["FAILURES", "Deadline", "check_base_url", "head_of", "http_options", "typed_failure"]
+
+#: What httpx raises when a request cannot be made or answered.
+FAILURES = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL)
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def http_options(base_url: str) -> dict[str, Any]:
+    """The arguments that httpx's two clients are made with."""
+    url = httpx.URL(base_url)
+    is_local = url.host in _LOOPBACK
+    # Over plain HTTP to this machine no certificate is ever looked at, and loading the usual ones takes a while; this
+    # context trusts nobody.
+    without_tls = is_local and url.scheme == "http"
+    return {
+        # Compression is declined: noise does not compress, and event streams must not be delayed.
+        "headers": {"user-agent": "del-serve-client", "accept-encoding": "identity"},
+        "verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if without_tls else True,
+        # Enough for a process that streams to many users; further calls wait for a free connection.
+        "limits": httpx.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=30.0),
+        # A proxy named in the environment cannot reach this machine's own loopback address.
+        "trust_env": not is_local,
+        "follow_redirects": False,
+    }
+
+
+class Deadline:
+    """The total time limit of one call, from now on."""
+
+    def __init__(self, timeout: Timeout) -> None:
+        self._timeout = timeout
+        self._end = None if timeout.total is None else time.monotonic() + timeout.total
+
+    def remaining(self) -> float | None:
+        """Seconds left, or None without a limit. Raises :class:`TimeoutExceeded` if none is left."""
+        if self._end is None:
+            return None
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise self.exceeded()
+        return left
+
+    def allows(self, seconds: float) -> bool:
+        """Whether a pause of this length ends before the limit."""
+        return self._end is None or time.monotonic() + seconds < self._end
+
+    def exceeded(self) -> TimeoutExceeded:
+        """The error to raise when the limit has passed."""
+        return TimeoutExceeded(f"total timeout ({self._timeout.total} s)", phase="total")
+
+    def for_httpx(self) -> httpx.Timeout:
+        """The limits of the next operation: each its own, but none beyond the total."""
+        left = self.remaining()
+
+        def bounded(limit: float | None) -> float | None:
+            return limit if left is None else left if limit is None else min(limit, left)
+
+        connect, read = bounded(self._timeout.connect), bounded(self._timeout.read)
+        return httpx.Timeout(connect=connect, read=read, write=read, pool=connect)
+
+    def typed(self, failure: Exception, url: str) -> DELClientError:
+        """The typed error of a failure of httpx, which may be the total limit passing in disguise."""
+        error = typed_failure(failure, url, self._timeout)
+        if isinstance(error, TimeoutExceeded) and not self.allows(0.0):
+            return self.exceeded()
+        return error
+
+
+def typed_failure(failure: Exception, url: str, timeout: Timeout) -> DELClientError:
+    """The typed error of a failure of httpx."""
+    limit = f"connect {timeout.connect} s, read {timeout.read} s"
+    return error_from_transport(failure, url=url, limit=limit) or DELClientError(f"{url}: {type(failure).__name__}")
+
+
+def head_of(response: httpx.Response) -> Head:
+    """Status and headers of a response."""
+    return Head(response.status_code, {name.lower(): value for name, value in response.headers.items()})
+
+
+def check_base_url(base_url: str) -> str:
+    """The base URL without a trailing slash.
+
+    Raises :class:`InvalidRequest` for anything but http(s)://host[:port][/path]. Credentials in a URL end up in
+    logs, so they are refused too; ``api_key`` is the place for them.
+    """
+    allowed = "http(s)://host[:port][/path], without credentials, query and fragment"
+    try:
+        url = httpx.URL(base_url)
+    except (httpx.InvalidURL, TypeError) as error:
+        raise InvalidRequest(f"base_url: malformed; allowed: {allowed}", field="base_url") from error
+    if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
+        raise InvalidRequest(f"base_url: {url.scheme}://{url.host}; allowed: {allowed}", field="base_url")
+    return str(url).rstrip("/")
