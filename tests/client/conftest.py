@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,14 @@ from client_lib._retry import RetryPolicy
 from del_core.bundle import ClientBundle
 from tests.client.bundles import make_bundle
 from tests.client.server import ScriptedServer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks() -> Iterator[None]:
+    """Bundles and cache entries need not outlive a power cut here, and waiting for the disk took most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session")
