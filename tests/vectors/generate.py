@@ -2,9 +2,9 @@
 
     python tests/vectors/generate.py            (from the repository's root)
 
-Deterministic: the same program gives the same bytes, and tests/core/test_wire_vectors.py fails where the files differ. What a
-frame means is stated here independently of the decoder, and packed payloads come from the bit-by-bit definition in
-:func:`pack_by_definition`, not from the product's vectorised code.
+Deterministic: the same program gives the same bytes, and tests/core/test_wire_vectors.py fails where the files differ.
+What a frame means is stated here independently of the decoder, and packed payloads come from the bit-by-bit definition
+in :func:`pack_by_definition`, not from the product's vectorised code.
 """
 
 from __future__ import annotations
