@@ -3,7 +3,7 @@
     from client_lib import Client, private, public
 
     with Client("https://del.example.com") as client:
-        answer = client.complete([public("Summarise: "), private(text)], variant="balanced", max_tokens=64)
+        answer = client.complete([public("Summarise:"), private(text)], variant="balanced", max_tokens=64)
         print(answer.text)
 
 :class:`Client` and :class:`AsyncClient` are the entry points, :mod:`client_lib.errors` lists what can go wrong.

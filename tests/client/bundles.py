@@ -48,7 +48,8 @@ def make_tokenizer(extra: tuple[str, ...] = ()) -> bytes:
 def make_bundle(path: Path, **changes: Any) -> ClientBundle:
     """Write a bundle and load its client part.
 
-    ``changes``: table_seed, ratio_numerator, norm_limit (server side only), bos_token_id, tokenizer_json, rows.
+    ``changes``: table_seed, ratio_numerator, norm_limit (server side only), bos_token_id, tokenizer_json, rows,
+    names (of the variants with 2 and 4 bits).
     """
     tokenizer_json = changes.get("tokenizer_json") or make_tokenizer()
     rows = changes.get("rows") or Tokenizer.from_str(tokenizer_json.decode()).get_vocab_size()
@@ -68,7 +69,7 @@ def make_bundle(path: Path, **changes: Any) -> ClientBundle:
             bias=np.zeros(_HIDDEN, np.float32),
             norm_limit=changes.get("norm_limit", 1.0),
         )
-        for name, bits in (("strict", 2), ("open", 4))
+        for name, bits in zip(changes.get("names", ("strict", "open")), (2, 4), strict=True)
     ]
     write_bundle(
         path,
