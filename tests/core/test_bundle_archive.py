@@ -215,6 +215,15 @@ def test_mutated_archives_raise_nothing_else(original: Path, data: st.DataObject
     assert _tar.pack([(name, bytes(view)) for name, view in found.items()]) == bytes(archive)
 
 
+def test_a_member_above_its_limit_is_refused(original: Path) -> None:
+    archive = pack_client(original)
+    sizes = {name: (original / "client" / name).stat().st_size for name in CLIENT_FILES}
+    assert list(_tar.unpack(archive, sizes)) == list(CLIENT_FILES)
+    for name, size in sizes.items():
+        error = refusal(lambda name=name, size=size: _tar.unpack(archive, {**sizes, name: size - 1}), name)
+        assert error.reason == f"declares {size} bytes; at most {size - 1} are allowed"
+
+
 def test_an_archive_of_another_bundle_is_refused(original: Path, tmp_path: Path) -> None:
     error = refusal(lambda: unpack_client(pack_client(original), tmp_path / "c", fingerprint="0" * 64), "manifest.json")
     assert f"{'0' * 64} is required" in error.reason

@@ -141,6 +141,27 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
         assert "No such file" in refusal(lambda load=load: load(tmp_path / "none"), str(tmp_path / "none")).reason
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "member"),
+    [
+        ('"clip":1.5', '"clip":2.5', "fingerprint"),
+        ('"ratio_numerator":1073741824', '"ratio_numerator":2073741824', "fingerprint"),
+        ('"norm_limit":2.5', '"norm_limit":3.5', "server_digest"),
+    ],
+    ids=["clip", "noise", "norm limit"],
+)
+def test_a_value_changed_in_place_breaks_the_digest(bundle: Path, old: str, new: str, member: str) -> None:
+    """The text stays canonical and every value in range, so that only the digest can tell."""
+    for name, load in (("client/manifest.json", load_client), ("manifest.json", load_bundle)):
+        path = bundle / name
+        text = path.read_text("utf-8")
+        if old in text:
+            path.write_text(text.replace(old, new, 1), "utf-8")
+            reason = refusal(lambda load=load, path=path: load(path.parent), "manifest.json").reason
+            assert reason.startswith(f"{member} is")
+            assert reason.endswith("it was altered")
+
+
 def test_parts_of_two_bundles_do_not_mix(bundle: Path, tmp_path: Path) -> None:
     write_bundle(tmp_path / "other", **content(clip=2.0))
     shutil.rmtree(bundle / "client")
