@@ -1,0 +1,38 @@
+"""BUNDLE and MODEL arguments: a directory, or the word demo for what ships with the package.
+
+The functions are click parameter types; use them with ``metavar=PLACE`` or the argument's own name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from del_core import demo
+
+__all__ = ["PLACE", "bundle_place", "model_place"]
+
+PLACE = "demo|DIRECTORY"
+
+
+def bundle_place(value: str) -> Path:
+    """The directory of a bundle. Raises BadParameter if there is none."""
+    return _place(value, "bundle", demo.bundle_path())
+
+
+def model_place(value: str) -> Path:
+    """The directory of a language model. Raises BadParameter if there is none."""
+    return _place(value, "model", demo.model_path())
+
+
+def _place(value: str, kind: str, shipped: Path) -> Path:
+    if value == "demo":
+        if not shipped.is_dir():
+            raise click.BadParameter(f"the demo {kind} is not part of this installation")
+        return shipped
+    path = Path(value)
+    if not path.is_dir():
+        found = "is not a directory" if path.exists() else "does not exist"
+        raise click.BadParameter(f"{value} {found}; allowed: a {kind}'s directory, or the word demo")
+    return path

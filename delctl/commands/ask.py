@@ -1,0 +1,141 @@
+"""``delctl ask``: a private completion from a running server."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from delctl._places import PLACE, bundle_place
+from delctl._terminal import console, printable
+
+if TYPE_CHECKING:
+    from client_lib import Completion
+
+__all__ = ["ask"]
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+DELTA = 1e-6
+"""The delta at which epsilon is shown."""
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("--variant", required=True, help="Privacy level: one of the server's variants, or clear.")
+@click.option("--url", default=DEFAULT_URL, show_default=True, envvar="DEL_URL", show_envvar=True, help="The server.")
+@click.option("--api-key", envvar="DEL_API_KEY", show_envvar=True, help="Sent as a bearer token.")
+@click.option(
+    "--bundle", type=bundle_place, metavar=PLACE, help="Use this bundle's client part instead of fetching the server's."
+)
+@click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens to generate at most.")
+@click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="0 is greedy.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--seed", type=int, help="Makes the generation (never the noise) repeatable.")
+@click.option("--stop", multiple=True, help="End before this text; may be given several times.")
+@click.option("--stream/--no-stream", default=True, help="Print the text as it is generated.  [default: stream]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the completion is done.")
+@click.option("--quiet", is_flag=True, help="No summary on stderr.")
+def ask(
+    prompt: str,
+    variant: str,
+    url: str,
+    api_key: str | None,
+    bundle: Path | None,
+    stream: bool,
+    as_json: bool,
+    quiet: bool,
+    stop: tuple[str, ...],
+    **sampling: Any,
+) -> None:
+    """Send PROMPT, all of it private, and print what the model writes.
+
+    With - the prompt is read from standard input, which keeps it out of the shell's history. Under the variant clear
+    the prompt is sent as it is.
+    """
+    from client_lib import Client
+
+    text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    if not text:
+        raise click.BadParameter("the prompt is empty; allowed: at least one character", param_hint="PROMPT")
+    if bundle is not None and (bundle / "client").is_dir():
+        bundle = bundle / "client"
+    options = {**sampling, "stop": list(stop) or None}
+    with Client(url, api_key=api_key, bundle=bundle) as client:
+        encoded = client.encode(text, variant=variant)
+        completion: Completion | None
+        if stream and not as_json:
+            with client.stream(encoded, variant=variant, **options) as chunks:
+                for chunk in chunks:
+                    _write(chunk.text)
+                completion = chunks.completion
+            assert completion is not None  # the stream ended without an error
+            click.echo()
+        else:
+            completion = client.complete(encoded, variant=variant, **options)
+            if not as_json:
+                _write(completion.text)
+                click.echo()
+        cost = _Cost(
+            private_tokens=encoded.private_tokens,
+            a_token=client.epsilon(variant, delta=DELTA),
+            prompt=client.epsilon(variant, delta=DELTA, tokens=max(1, encoded.private_tokens)),
+        )
+    if as_json:
+        click.echo(json.dumps(_as_json(completion, encoded.fingerprint, cost), ensure_ascii=False))
+    elif not quiet:
+        console(stderr=True).print(_summary(completion, cost), style="dim", soft_wrap=True)
+
+
+def _write(text: str) -> None:
+    """Print a piece of what the model wrote; untouched, unless a terminal would act on it."""
+    click.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What the prompt's release costs: epsilon at DELTA, infinite where the prompt went in the clear."""
+
+    private_tokens: int
+    a_token: float
+    prompt: float
+
+
+def _summary(completion: Completion, cost: _Cost) -> str:
+    sent = (
+        f"{cost.private_tokens} private tokens, epsilon at delta {DELTA:g}: {cost.a_token:.2f} a token, "
+        f"{cost.prompt:.2f} the prompt"
+        if math.isfinite(cost.a_token)
+        else "the prompt was sent in the clear"
+    )
+    return (
+        f"[{completion.variant}: {sent}; {completion.bytes_sent} bytes sent; "
+        f"{len(completion.token_ids)} tokens generated, finish reason {completion.finish_reason}]"
+    )
+
+
+def _as_json(completion: Completion, fingerprint: str, cost: _Cost) -> dict[str, Any]:
+    private = math.isfinite(cost.a_token)
+    return {
+        "variant": completion.variant,
+        "text": completion.text,
+        "token_ids": list(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "usage": {
+            "prompt_tokens": completion.usage.prompt_tokens,
+            "completion_tokens": completion.usage.completion_tokens,
+            "total_tokens": completion.usage.total_tokens,
+        },
+        "request_id": completion.request_id,
+        "bytes_sent": completion.bytes_sent,
+        "fingerprint": fingerprint,
+        "private_tokens": cost.private_tokens,
+        # JSON has no infinity; null says that nothing is guaranteed.
+        "epsilon": cost.a_token if private else None,
+        "epsilon_prompt": cost.prompt if private else None,
+        "delta": DELTA,
+    }

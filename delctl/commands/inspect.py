@@ -1,0 +1,208 @@
+"""``delctl inspect``: verify a bundle and say what is in it, what it guarantees and what attacks recovered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from delctl._places import bundle_place
+from delctl._terminal import bytes_words, console, plain_table, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from del_core.bundle import Manifest, Variant
+
+__all__ = ["describe", "inspect"]
+
+PROMPT_TOKENS = 32
+"""The length of the example prompt whose composed epsilon is shown."""
+
+# A stated epsilon that is lower than the recomputed one by more than rounding would be a false promise.
+_STATED_TOLERANCE = 1e-6
+
+
+@click.command()
+@click.argument("bundle", type=bundle_place, metavar="BUNDLE")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Verify a bundle's checksums and show its variants, guarantees and audits.
+
+    BUNDLE is a bundle's directory, only its client part, or the word demo. Every epsilon is computed here, from the
+    integers that the noise is drawn with.
+    """
+    from del_core.bundle import load_bundle, load_client
+
+    manifest = (
+        load_bundle(bundle).manifest
+        if (bundle / "client").is_dir() or (bundle / "server").is_dir()
+        else load_client(bundle).manifest
+    )
+    report = describe(manifest)
+    if as_json:
+        click.echo(json.dumps({"path": str(bundle), **report}, indent=2))
+    else:
+        _show(console(), bundle, report)
+
+
+def describe(manifest: Manifest) -> dict[str, Any]:
+    """Everything that the command shows, as JSON values; the guarantees recomputed."""
+    files = {f"client/{name}": entry.size for name, entry in manifest.files.items()}
+    if manifest.server is not None:
+        files |= {f"server/{name}": entry.size for name, entry in manifest.server.files.items()}
+    return {
+        "fingerprint": manifest.fingerprint,
+        "format_version": manifest.format_version,
+        "base_model": {
+            "name": manifest.base_model.name,
+            "sha256": manifest.base_model.sha256,
+            "hidden_size": manifest.base_model.hidden_size,
+            "vocabulary_size": manifest.base_model.vocabulary_size,
+        },
+        "dim": manifest.dim,
+        "table_dtype": manifest.table_dtype,
+        "max_level": manifest.max_level,
+        "clip": manifest.clip,
+        "bos_token_id": manifest.bos_token_id,
+        "files": files,
+        "variants": [_describe_variant(variant, manifest) for variant in manifest.variants],
+    }
+
+
+def _describe_variant(variant: Variant, manifest: Manifest) -> dict[str, Any]:
+    from del_core import accounting
+
+    mechanism = variant.mechanism(manifest.dim, manifest.max_level)
+    delta = variant.guarantees.delta
+    epsilon = accounting.epsilon(mechanism, delta)
+    mu = accounting.mu(mechanism)
+    return {
+        "name": variant.name,
+        "task": variant.task,
+        "bits": variant.bits,
+        "ratio": mechanism.ratio,
+        "output_scale": 1.0 / mechanism.ratio,
+        "bytes_per_token": mechanism.row_bytes,
+        "decoder": variant.decoder,
+        "soft_prompt_length": variant.soft_prompt_length,
+        "delta": delta,
+        "epsilon": epsilon,
+        f"epsilon_{PROMPT_TOKENS}_tokens": accounting.epsilon(mechanism, delta, PROMPT_TOKENS),
+        "epsilon_vocabulary": variant.guarantees.epsilon_vocabulary,
+        "epsilon_stated": variant.guarantees.epsilon,
+        "mu": mu,
+        "gdp_epsilon": accounting.gdp_epsilon(mu, delta),
+        "audit": dict(variant.audit),
+    }
+
+
+def _show(out: Console, path: Path, report: dict[str, Any]) -> None:
+    _show_facts(out, path, report)
+    _show_variants(out, report["variants"])
+    _show_guarantees(out, report["variants"])
+    _show_audits(out, report["variants"])
+
+
+def _show_facts(out: Console, path: Path, report: dict[str, Any]) -> None:
+    model, files = report["base_model"], report["files"]
+    client = sum(size for name, size in files.items() if name.startswith("client/"))
+    server = sum(size for name, size in files.items() if name.startswith("server/"))
+    facts = {
+        "bundle": str(path),
+        "fingerprint": report["fingerprint"],
+        "verified": f"{len(files)} files by size and SHA-256; bundle format {report['format_version']}",
+        "base model": f"{model['name']}, sha256 {model['sha256'][:16]}...",
+        "vocabulary V": f"{model['vocabulary_size']} tokens; a prompt begins with {_bos(report['bos_token_id'])}",
+        "hidden size b": f"{model['hidden_size']}, projected to d = {report['dim']}",
+        "table": f"{report['table_dtype']}, level {report['max_level']} is the clip c = {report['clip']:.6g}",
+        "a device loads": f"{bytes_words(client)} (table and tokenizer)",
+    }
+    if server:
+        facts["a server loads"] = f"the base model and {bytes_words(server)} (decoders, soft prompts, prior)"
+    for name, value in facts.items():
+        out.print(f"{name:15} {printable(value)}", soft_wrap=True)
+
+
+def _show_variants(out: Console, variants: list[dict[str, Any]]) -> None:
+    out.print("\nVariants", style="bold")
+    numbers = ("bits n", "ratio r", "A/c", "bytes/token", "soft prompt")
+    table = plain_table("variant", "task", *numbers, right=numbers)
+    for item in variants:
+        table.add_row(
+            item["name"],
+            item["task"],
+            str(item["bits"]),
+            f"{item['ratio']:.6f}",
+            f"{item['output_scale']:.4g}",
+            str(item["bytes_per_token"]),
+            f"{item['soft_prompt_length']} rows",
+        )
+    out.print(table)
+
+
+def _show_guarantees(out: Console, variants: list[dict[str, Any]]) -> None:
+    out.print("\nGuarantees: epsilon, exact, for the worst pair of inputs", style="bold")
+    composed = f"{PROMPT_TOKENS} tokens"
+    numbers = ("delta", "1 token", composed, "vocabulary", "mu", "GDP bound")
+    table = plain_table("variant", *numbers, right=numbers)
+    for item in variants:
+        vocabulary = item["epsilon_vocabulary"]
+        table.add_row(
+            item["name"],
+            f"{item['delta']:g}",
+            f"{item['epsilon']:.2f}",
+            f"{item[f'epsilon_{PROMPT_TOKENS}_tokens']:.2f}",
+            "not computed" if vocabulary is None else f"{vocabulary:.2f}",
+            f"{item['mu']:.2f}",
+            f"{item['gdp_epsilon']:.2f}",
+        )
+    out.print(table)
+    out.print("vocabulary: 1 token, the worst pair of real tokens alone, as the bundle states it", style="dim")
+    out.print("mu, GDP bound: 1 token, the paper's noise level and the epsilon of its central-limit bound", style="dim")
+    for item in variants:
+        if item["epsilon_stated"] < item["epsilon"] * (1 - _STATED_TOLERANCE):
+            out.print(
+                f"Attention: the manifest promises epsilon {item['epsilon_stated']:.4f} for {item['name']}; "
+                f"its noise gives {item['epsilon']:.4f}.",
+                style="bold red",
+                soft_wrap=True,
+            )
+
+
+def _bos(token_id: int | None) -> str:
+    return "no special token" if token_id is None else f"the public token {token_id}"
+
+
+def _show_audits(out: Console, variants: list[dict[str, Any]]) -> None:
+    """The measured attacks: success with its interval where the audit has that form, other entries as they are."""
+    out.print("\nAudit: what attacks recovered from one submission", style="bold")
+    table = plain_table("variant", "attack", "tokens recovered", "95 % interval", "measured on")
+    notes: list[str] = []
+    for item in variants:
+        audit = item["audit"]
+        common = ", ".join(str(audit[key]) for key in ("data", "date") if isinstance(audit.get(key), str))
+        for name, value in audit.items():
+            if isinstance(value, dict) and isinstance(value.get("success"), int | float):
+                found = (f"{value['success']:.1%}", _interval(value), _measured_on(value, common))
+                table.add_row(item["name"], *map(printable, (name, *found)))
+            elif name not in ("data", "date"):
+                notes.append(f"{item['name']}: {name} = {json.dumps(value, ensure_ascii=False)}")
+        if not audit:
+            table.add_row(item["name"], "not measured", "", "", "")
+    out.print(table)
+    for note in notes:
+        out.print(printable(note), soft_wrap=True)
+
+
+def _interval(value: dict[str, Any]) -> str:
+    low, high = value.get("low"), value.get("high")
+    return f"{low:.1%} to {high:.1%}" if isinstance(low, int | float) and isinstance(high, int | float) else ""
+
+
+def _measured_on(value: dict[str, Any], common: str) -> str:
+    parts = [f"{value['tokens']} tokens"] if isinstance(value.get("tokens"), int) else []
+    parts += [str(value[key]) for key in ("data", "date") if isinstance(value.get(key), str)]
+    return ", ".join([*parts, common] if common else parts)
