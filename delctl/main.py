@@ -56,13 +56,17 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
 # What a missing module says about what is not installed. A module that is not listed is a defect, not a missing extra.
 EXTRA_MODULES: Mapping[str, frozenset[str]] = MappingProxyType(
     {
-        "serve": frozenset({"ray", "vllm", "starlette", "uvicorn", "pydantic", "yaml", "torch", "transformers"}),
+        "serve": frozenset(
+            {"ray", "vllm", "starlette", "uvicorn", "pydantic", "yaml", "torch", "transformers", "psutil"}
+        ),
         "train": frozenset({"torch", "transformers", "peft", "tqdm", "accelerate"}),
     }
 )
 
 # Errors that say that what the user gave was refused, rather than that something went wrong.
-INPUT_ERRORS = frozenset({"BundleError", "FrameError", "InvalidRequest", "TextError"})
+INPUT_ERRORS = frozenset(
+    {"BaseModelError", "BundleError", "FrameError", "InvalidRequest", "SettingsError", "TextError"}
+)
 
 FAILED, REFUSED, STOPPED = 1, 2, 130
 

@@ -1,0 +1,122 @@
+"""``delctl serve``: a model and its bundle on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from delctl._local import PROXY_WORDS, running_server
+from delctl._places import PLACE, bundle_place, model_place
+from delctl._terminal import console, printable
+
+if TYPE_CHECKING:
+    from cluster.local import LocalServer
+    from deployments.settings import Settings
+
+__all__ = ["serve"]
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@click.command()
+@click.option("--bundle", type=bundle_place, metavar=PLACE, help="The bundle to serve.  [default: demo]")
+@click.option("--model", type=model_place, metavar=PLACE, help="Its base model.  [default: demo, with the demo bundle]")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file of settings (docs/configuration.md); the other options override it.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free port.")
+@click.option("--replicas", type=click.IntRange(1), metavar="N", help="Exactly N replicas, without autoscaling.")
+@click.option("--max-replicas", type=click.IntRange(1), metavar="N", help="Scale with the load up to N replicas.")
+@click.option(
+    "--proxy",
+    type=click.Choice(["auto", "haproxy", "serve"]),
+    default="auto",
+    show_default=True,
+    help="HTTP proxy in front: HAProxy (faster), Ray Serve's own, or HAProxy where it can run.",
+)
+def serve(
+    bundle: Path | None,
+    model: Path | None,
+    config: Path | None,
+    host: str,
+    port: int,
+    replicas: int | None,
+    max_replicas: int | None,
+    proxy: Literal["auto", "haproxy", "serve"],
+) -> None:
+    """Serve a model and its bundle on this machine until Ctrl-C.
+
+    Everything runs on a Ray cluster of its own, started for this and stopped with it.
+    """
+    if replicas is not None and max_replicas is not None:
+        raise click.UsageError("--replicas and --max-replicas exclude each other")
+    settings = _settings(bundle, model, config, replicas, max_replicas)
+    with contextlib.suppress(KeyboardInterrupt), running_server(settings, host=host, port=port, proxy=proxy) as server:
+        _announce(server, settings, host)
+        server.wait()
+        server.stop(keep_files=True)
+        raise click.ClickException(f"the server has ended by itself; its logs are in {server.directory}")
+
+
+def _settings(
+    bundle: Path | None, model: Path | None, config: Path | None, replicas: int | None, max_replicas: int | None
+) -> Settings:
+    """The settings of the file, or the defaults, with what the options say in place of theirs."""
+    from del_core import demo
+    from deployments.settings import DEMO, Settings, load_settings, parse_settings
+
+    values: dict[str, Any] = (load_settings(config) if config else Settings()).model_dump()
+    if bundle is not None:
+        # A model named in the file belongs to the bundle of the file.
+        values |= {"bundle": DEMO if bundle == demo.bundle_path() else str(bundle.resolve()), "base_model": None}
+    if model is not None:
+        values["base_model"] = str(model.resolve())
+    if values["base_model"] is None and values["bundle"] != DEMO:
+        raise click.UsageError("--bundle needs --model, the directory of the language model that it was made for")
+    if replicas is not None:
+        values["scaling"] |= {"min_replicas": replicas, "max_replicas": replicas}
+    if max_replicas is not None:
+        values["scaling"] |= {"min_replicas": min(values["scaling"]["min_replicas"], max_replicas)}
+        values["scaling"] |= {"max_replicas": max_replicas}
+    return parse_settings(values)
+
+
+def _announce(server: LocalServer, settings: Settings, host: str) -> None:
+    from del_core import accounting
+    from del_core.bundle import load_bundle
+
+    bundle = load_bundle(settings.bundle_path, verify=False)
+    model, scaling = bundle.manifest.base_model, settings.scaling
+    fixed = scaling.min_replicas == scaling.max_replicas
+    replicas = (
+        str(scaling.min_replicas) if fixed else f"{scaling.min_replicas} to {scaling.max_replicas}, with the load"
+    )
+    out = console()
+    out.print(server.url, style="bold")
+    lines = {
+        "base model": f"{model.name}, {model.vocabulary_size} tokens, hidden size {model.hidden_size}",
+        "bundle": f"{settings.bundle}, fingerprint {bundle.fingerprint[:16]}...",
+        "proxy": PROXY_WORDS[server.proxy] + f", listening on {host}",
+        "replicas": replicas,
+    }
+    for name, value in lines.items():
+        out.print(f"  {name:12} {printable(value)}", soft_wrap=True)
+    for index, (name, variant) in enumerate(bundle.variants.items()):
+        delta = variant.guarantees.delta
+        epsilon = accounting.epsilon(bundle.mechanism(name), delta)
+        out.print(f"  {'' if index else 'variants':12} {name:12} epsilon {epsilon:.2f} a token at delta {delta:g}")
+    out.print(f"  {'':12} {'clear':12} no protection: takes public text only")
+    if host not in _LOOPBACK:
+        out.print(
+            f"Attention: {host} can be reached from other machines, without encryption or keys.", style="bold red"
+        )
+    first = next(iter(bundle.variants))
+    url = "" if server.url.endswith(":8000") and host in _LOOPBACK else f" --url {server.url}"
+    out.print(f'Try: delctl ask "My fellow citizens" --variant {first}{url}', soft_wrap=True)
+    out.print("Stop with Ctrl-C.")
