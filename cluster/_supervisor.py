@@ -1,0 +1,92 @@
+"""The process under which a local cluster runs; started by :mod:`cluster.local`, never by hand.
+
+Its first line of input says what to serve. It answers with one line, ``{"ready": true}`` or ``{"failed": reason}``, and
+then waits for its input to end, which is the sign to stop everything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import IO, Any, NoReturn
+
+from cluster import _processes
+
+logger = logging.getLogger("cluster.supervisor")
+
+LOOPBACK = "127.0.0.1"
+_APPLICATION = "del-serve"
+_MIB = 1024 * 1024
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    _processes.adopt_orphans()
+    options = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_input, args=(sys.stdin,), daemon=True).start()
+    try:
+        # In the main thread, and the main thread stays: the kernel ends Ray's processes with the thread that started them.
+        _start(options)
+        _report({"ready": True})
+        while True:
+            signal.pause()
+    except Exception as error:
+        logger.exception("the local server did not start")
+        _report({"failed": str(error) or type(error).__name__})
+    finally:
+        _end()
+
+
+def _end_with_input(pipe: IO[str]) -> None:
+    pipe.read()
+    _end()
+
+
+def _end() -> NoReturn:
+    """End the cluster and this process. Requests in flight are lost: a local server is stopped by its only user."""
+    _processes.end_all(os.environ[_processes.MARKER], os.getpid())
+    _processes.collect_dead()
+    # Not sys.exit: Ray's exit handlers would wait for a cluster that is gone.
+    os._exit(0)
+
+
+def _start(options: dict[str, Any]) -> None:
+    import ray
+    from ray import serve
+
+    from deployments.app import build
+
+    ray.init(
+        address="local",
+        num_cpus=options["num_cpus"],
+        include_dashboard=False,
+        # Nothing large is passed through it: the smallest that Ray allows.
+        object_store_memory=80 * _MIB,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        _node_ip_address=LOOPBACK,
+        _temp_dir=options["ray_directory"],
+    )
+    serve.start(
+        http_options={"host": options["host"], "port": options["port"]},
+        proxy_location="HeadOnly",
+        logging_config={"enable_access_log": False},
+    )
+    serve.run(build(options["settings"]), name=_APPLICATION, route_prefix="/")
+
+
+def _report(report: dict[str, Any]) -> None:
+    try:
+        sys.stdout.write(json.dumps(report) + "\n")
+        sys.stdout.flush()
+    except OSError:
+        pass  # whoever wanted to know is gone, and the end of the input says so as well
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""A local server: Ray and Serve with the application on this machine, for ``delctl serve``, the demo and tests.
+
+    with local_server(settings) as url:
+        ...                                # requests to url; at the end everything is stopped
+
+Everything runs under a supervisor process, which starts a Ray cluster of its own on loopback (token authentication on,
+no dashboard, no usage reports), Serve and the application. The supervisor stops it all when its standard input closes,
+which happens when the context is left and also when this process dies, however it dies. What is still alive after that
+is killed by the cluster's own token (:mod:`cluster._processes`), so other Ray clusters on the machine are left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Literal
+
+import psutil
+
+from cluster import _processes
+from cluster._proxy import Proxy, haproxy_binary, haproxy_environment
+from del_core.bundle import load_bundle
+from del_core.errors import DelError
+from deployments.base_model import verify_checksum
+from deployments.ingress import CALLBACK
+from deployments.settings import Settings
+
+__all__ = ["LocalServer", "LocalServerError", "local_server", "start_local"]
+
+logger = logging.getLogger("cluster.local")
+
+LOOPBACK = "127.0.0.1"
+_STOP_TIMEOUT_S = 30.0
+# Unix socket paths end at 107 characters, and Ray's are long: the directory has to have a short name.
+_RUN_DIRECTORY = "/tmp" if os.path.isdir("/tmp") else None
+
+
+class LocalServerError(DelError):
+    """The local server did not start; the message says why and where its logs are."""
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What the supervisor is told, as JSON on its first line of input."""
+
+    settings: dict[str, Any]
+    host: str
+    port: int
+    num_cpus: int
+    ray_directory: str
+
+    def to_json(self) -> str:
+        return json.dumps(self.__dict__)
+
+
+class LocalServer:
+    """A running local server. Use it as a context manager, or call :meth:`stop`."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], token: str, directory: Path, url: str, proxy: Proxy, startup_s: float
+    ) -> None:
+        self._process = process
+        self._token = token
+        self._stopped = False
+        self.directory = directory
+        """Where the cluster keeps its files; removed when it stops."""
+        self.url = url
+        """Base URL, without a slash at the end."""
+        self.proxy = proxy
+        """Which HTTP proxy is in front."""
+        self.startup_s = startup_s
+        """Seconds from the call to the first answer."""
+
+    def processes(self) -> list[psutil.Process]:
+        """The living processes of this server, its supervisor included."""
+        return list(_processes.members(self._token, self._process.pid))
+
+    @property
+    def running(self) -> bool:
+        """Whether the supervisor lives."""
+        return self._process.poll() is None
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the server has ended by itself; false if the time was up first."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+        return not self.running
+
+    def stop(self, *, keep_files: bool = False) -> None:
+        """Stop every process of the server and remove its files. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        _stop(self._process, self._token)
+        if not keep_files:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> LocalServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def start_local(
+    settings: Settings,
+    *,
+    host: str = LOOPBACK,
+    port: int = 0,
+    proxy: Literal["auto", "haproxy", "serve"] = "auto",
+    startup_timeout_s: float = 300.0,
+) -> LocalServer:
+    """Start a local server and wait until it answers.
+
+    ``port`` 0 takes a free one. ``proxy`` "auto" is HAProxy where it can run, else Serve's own.
+
+    Raises:
+        BundleError, BaseModelError: the bundle is damaged, or made for another model; nothing was started.
+        LocalServerError: it did not start; nothing is left running.
+    """
+    began = time.monotonic()
+    bundle = load_bundle(settings.bundle_path)
+    verify_checksum(settings.base_model_path, bundle.manifest.base_model)
+    binary = haproxy_binary() if proxy != "serve" else None
+    if proxy == "haproxy" and binary is None:
+        raise LocalServerError("proxy: is haproxy, which is not installed here; auto or serve are allowed")
+    port = port or _free_ports(1)[0]
+    token = secrets.token_hex(16)
+    directory = Path(tempfile.mkdtemp(prefix="del-", dir=_RUN_DIRECTORY))
+    environment = _environment(token, directory)
+    if binary is not None:
+        metrics_port, stats_port = _free_ports(2)
+        environment |= haproxy_environment(
+            directory / "h", binary, metrics_port=metrics_port, stats_port=stats_port
+        )
+    scaling = settings.scaling
+    options = _Options(
+        settings=settings.model_dump(mode="json"),
+        host=host,
+        port=port,
+        # Ray counts CPUs, it does not measure them: enough for every replica, on however few cores.
+        num_cpus=int(scaling.max_replicas * scaling.num_cpus) + 1,
+        ray_directory=str(directory / "r"),
+    )
+    with (directory / "supervisor.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cluster._supervisor"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+            cwd=directory,
+            # Ctrl-C in a terminal reaches this process alone, which then stops the others in order.
+            start_new_session=True,
+        )
+    try:
+        assert process.stdin is not None
+        process.stdin.write(options.to_json().encode() + b"\n")
+        process.stdin.flush()
+        report = _await_report(process, began + startup_timeout_s)
+    except BaseException as error:
+        _stop(process, token)
+        if isinstance(error, Exception):
+            raise LocalServerError(f"the local server did not start ({error}); its logs are in {directory}") from None
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    if report.get("failed"):
+        _stop(process, token)
+        raise LocalServerError(f"the local server did not start: {report['failed']}; its logs are in {directory}")
+    used: Proxy = "haproxy" if binary is not None else "serve"
+    url = f"http://{LOOPBACK if host == '0.0.0.0' else host}:{port}"
+    startup_s = time.monotonic() - began
+    logger.info("serving on %s behind %s after %.1f s", url, used, startup_s)
+    return LocalServer(process, token, directory, url, used, startup_s)
+
+
+@contextlib.contextmanager
+def local_server(
+    settings: Settings,
+    *,
+    host: str = LOOPBACK,
+    port: int = 0,
+    proxy: Literal["auto", "haproxy", "serve"] = "auto",
+    startup_timeout_s: float = 300.0,
+) -> Iterator[str]:
+    """The URL of a local server that is stopped at the end, also by an exception, SIGINT or SIGTERM."""
+    with _terminated_as_exit(), start_local(
+        settings, host=host, port=port, proxy=proxy, startup_timeout_s=startup_timeout_s
+    ) as server:
+        yield server.url
+
+
+@contextlib.contextmanager
+def _terminated_as_exit() -> Iterator[None]:
+    """SIGTERM raises SystemExit inside, so that contexts are left in order (main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _environment(token: str, directory: Path) -> dict[str, str]:
+    """The environment of the supervisor and everything under it."""
+    # Another cluster's address or settings in this environment are not meant for this one.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    packages = str(Path(__file__).resolve().parent.parent)
+    paths = [packages, *filter(None, [environment.get("PYTHONPATH")])]
+    temporary = directory / "t"
+    temporary.mkdir()
+    return {
+        **environment,
+        _processes.MARKER: token,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "TMPDIR": str(temporary),
+        "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1"),
+        # Ray's control ports listen on every interface whatever the node's address is: they ask for a token.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # The node's address is loopback (Ray does this by itself on macOS and Windows only).
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK,
+        # The application is asynchronous throughout: no thread between it and the socket.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+    }
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind((LOOPBACK, 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _await_report(process: subprocess.Popen[bytes], deadline: float) -> dict[str, Any]:
+    """The supervisor's one line of output. Raises if it ends or the time is up first."""
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        if not selector.select(max(0.0, deadline - time.monotonic())):
+            raise TimeoutError("it did not answer in time")
+    line = process.stdout.readline()
+    if not line:
+        raise ChildProcessError(f"its supervisor ended with status {process.wait()}")
+    report: dict[str, Any] = json.loads(line)
+    return report
+
+
+def _stop(process: subprocess.Popen[bytes], token: str) -> None:
+    """Let the supervisor stop the cluster, then end whatever is left of it."""
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    try:
+        process.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        logger.warning("the local server's supervisor did not end in %.0f s and is killed", _STOP_TIMEOUT_S)
+    finally:
+        left = _processes.end_all(token, process.pid)
+        if left:
+            logger.warning("%d processes of the local server could not be ended", left)
+        process.wait()

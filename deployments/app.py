@@ -1,0 +1,102 @@
+"""The Ray Serve application: ``deployments.app:build``.
+
+One deployment, ``PrivateLM``. Each of its replicas is the HTTP ingress and holds everything that a completion takes:
+frame parser, decoders, soft prompts, and the engine. No token crosses a process boundary between the engine's
+frontend and the socket.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.schema import LoggingConfig
+from starlette.types import ASGIApp
+
+from deployments.settings import Settings, SettingsError, load_settings, parse_settings
+
+__all__ = ["DEPLOYMENT", "PrivateLM", "build", "build_from"]
+
+logger = logging.getLogger("deployments.app")
+
+DEPLOYMENT = "PrivateLM"
+
+# Serve lets this many more requests into a replica than it works on, so that health checks, listings and the refusal of
+# what is too much are answered while every slot is taken.
+_SPARE_REQUESTS = 64
+
+
+@serve.ingress()
+class PrivateLM:
+    """One replica: a private-LM service with its engine, as an ASGI application."""
+
+    async def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = parse_settings(settings)
+        # Imported here, on the replica, so that whoever builds the application needs neither numpy nor an engine.
+        from deployments.replica import start_service
+
+        self._service = await start_service(self._settings)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The application that Serve runs in this replica."""
+        from deployments.http import Coalescing, create_app
+
+        streaming = self._settings.streaming
+        coalescing = Coalescing(max_tokens=streaming.max_tokens, max_delay=streaming.max_delay_s)
+        return create_app(self._service, coalescing=coalescing, add_request_id=False)
+
+    async def check_health(self) -> None:
+        """Called by Serve; raises when the engine is dead, upon which the replica is replaced."""
+        await self._service.check_health()
+
+    async def __del__(self) -> None:
+        """Called by Serve when the replica has finished its last request: no process of the engine stays behind."""
+        service = getattr(self, "_service", None)
+        if service is not None:
+            await service.shutdown()
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application from Serve's ``args``: the settings themselves, or ``{"config": <path of a YAML file>}``.
+
+    Raises SettingsError.
+    """
+    if "config" in args:
+        if len(args) != 1:
+            others = ", ".join(sorted(set(args) - {"config"}))
+            raise SettingsError(f"args: has config and {others}; either config alone or the settings are allowed")
+        return build_from(load_settings(Path(args["config"])))
+    return build_from(parse_settings(args))
+
+
+def build_from(settings: Settings) -> Application:
+    """The application for these settings."""
+    scaling = settings.scaling
+    deployment = serve.deployment(
+        PrivateLM,
+        name=DEPLOYMENT,
+        max_ongoing_requests=scaling.max_ongoing_requests + _SPARE_REQUESTS,
+        max_queued_requests=scaling.max_ongoing_requests + _SPARE_REQUESTS,
+        autoscaling_config={
+            "min_replicas": scaling.min_replicas,
+            "initial_replicas": max(1, scaling.min_replicas),
+            "max_replicas": scaling.max_replicas,
+            "target_ongoing_requests": scaling.target_ongoing_requests,
+            "upscale_delay_s": scaling.upscale_delay_s,
+            "downscale_delay_s": scaling.downscale_delay_s,
+            "look_back_period_s": scaling.look_back_period_s,
+            "metrics_interval_s": scaling.metrics_interval_s,
+        },
+        health_check_period_s=scaling.health_check_period_s,
+        health_check_timeout_s=scaling.health_check_timeout_s,
+        graceful_shutdown_timeout_s=scaling.graceful_shutdown_timeout_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        ray_actor_options={"num_cpus": scaling.num_cpus, "num_gpus": scaling.num_gpus},
+        # The access log would hold paths and ids that callers choose; metrics count the same.
+        logging_config=LoggingConfig(enable_access_log=False),
+    )
+    return deployment.bind(settings.model_dump(mode="json"))

@@ -1,0 +1,72 @@
+"""What stands in front of the application inside Serve's own HTTP servers: one ASGI middleware.
+
+Serve answers some requests itself, in plain text: when a replica has no room, when no application is there, when its own
+time limit passes. Clients are promised an error object with a stable code for every failure, and a well-formed
+``X-Request-Id`` on every answer, so these answers are rewritten here. Serve installs what :func:`middlewares` returns
+where ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deployments.ingress:middlewares`` is set.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from del_core.errors import INTERNAL_ERROR, METHOD_NOT_ALLOWED, NOT_FOUND, OVERLOADED
+from deployments.http import RETRY_AFTER, error_body, is_request_id
+
+__all__ = ["CALLBACK", "ErrorObjects", "middlewares"]
+
+CALLBACK = "deployments.ingress:middlewares"
+"""For the environment variable that Serve reads."""
+
+_CODES = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED, 503: OVERLOADED}
+_MESSAGES = {
+    NOT_FOUND: "path: no application is served there",
+    METHOD_NOT_ALLOWED: "method: not allowed there",
+    OVERLOADED: "no replica has room for the request; try again after the seconds in Retry-After",
+    INTERNAL_ERROR: "the server could not complete the request",
+}
+
+
+def middlewares() -> list[Middleware]:
+    """Called by Serve's HTTP servers as they start."""
+    return [Middleware(ErrorObjects)]
+
+
+class ErrorObjects:
+    """ASGI middleware: plain-text failures become error objects; malformed request ids are replaced."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = MutableHeaders(scope=scope)
+        if not is_request_id(headers.get("x-request-id")):
+            headers["x-request-id"] = uuid.uuid4().hex
+        replacement: bytes | None = None
+
+        async def send_typed(message: Message) -> None:
+            nonlocal replacement
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                headers = MutableHeaders(scope=message)
+                if not headers.get("content-type", "").startswith("application/json"):
+                    code = _CODES.get(message["status"], INTERNAL_ERROR)
+                    replacement = error_body(code, _MESSAGES[code])
+                    headers["content-type"] = "application/json"
+                    headers["content-length"] = str(len(replacement))
+                    if code in RETRY_AFTER and "retry-after" not in headers:
+                        headers["retry-after"] = str(RETRY_AFTER[code])
+            elif message["type"] == "http.response.body" and replacement is not None:
+                if message.get("more_body", False):
+                    return
+                message = {**message, "body": replacement}
+            await send(message)
+
+        await self._app(scope, receive, send_typed)

@@ -1,0 +1,60 @@
+"""What a replica does before it answers: verify bundle and base model, start the engine, join them into a service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from del_core.bundle import Bundle, load_bundle
+from deployments.base_model import EmbeddingTable, end_of_text_ids, verify_checksum
+from deployments.engine import Engine
+from deployments.service import Capacity, PrivateLMService
+from deployments.settings import Settings
+
+__all__ = ["start_service"]
+
+logger = logging.getLogger("deployments.replica")
+
+
+async def start_service(settings: Settings) -> PrivateLMService:
+    """The running service of these settings.
+
+    Raises BundleError or BaseModelError before the engine starts, if the bundle is damaged or made for another model.
+    """
+    began = time.monotonic()
+    bundle, table = await asyncio.to_thread(_verify, settings.bundle_path, settings.base_model_path)
+    engine = _engine(settings)
+    await engine.start()
+    try:
+        service = PrivateLMService(
+            bundle=bundle,
+            table=table,
+            tokenizer=Tokenizer.from_file(str(bundle.client.tokenizer_path)),
+            end_of_text=end_of_text_ids(settings.base_model_path),
+            engine=engine,
+            capacity=Capacity(requests=settings.scaling.max_ongoing_requests),
+            max_frame_bytes=settings.http.max_frame_bytes,
+        )
+    except BaseException:
+        await engine.shutdown()
+        raise
+    names = ", ".join(bundle.variants)
+    logger.info("serving bundle %s (%s) after %.1f s", bundle.fingerprint[:12], names, time.monotonic() - began)
+    return service
+
+
+def _verify(bundle_path: Path, model_path: Path) -> tuple[Bundle, EmbeddingTable]:
+    bundle = load_bundle(bundle_path)
+    base_model = bundle.manifest.base_model
+    verify_checksum(model_path, base_model)
+    return bundle, EmbeddingTable.open(model_path, base_model)
+
+
+def _engine(settings: Settings) -> Engine:
+    from deployments.vllm_engine import VllmEngine
+
+    return VllmEngine(settings.base_model_path, settings.engine)

@@ -1,0 +1,296 @@
+"""From a request frame to a completion: the private-LM service, without HTTP and without a particular engine.
+
+The prompt that the engine sees is built here from validated integers alone; nobody can send embeddings:
+
+    [soft prompt of the variant; each segment in order; embeddings of the resumed tokens]
+
+with a private segment's rows decoded from its counts and a public segment's rows looked up in the base model's table.
+The built-in variant ``clear`` has no soft prompt and takes public segments only: it is for comparison and for text that
+is no secret. Nothing here writes a log line, and no exception raised here holds anything that derives from a prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from del_core.bundle import RESERVED_VARIANT, Bundle, pack_client
+from del_core.decoding import Decoder, build_decoder
+from del_core.errors import CONTEXT_LENGTH_EXCEEDED, DelError, FrameError
+from del_core.wire import Limits, PrivateSegment, Request, Sampling, Shape, decode_frame
+from deployments.base_model import EmbeddingTable
+from deployments.engine import Engine, EngineSampling, FinishReason
+from deployments.text import TextStream, Tokenizer
+
+__all__ = ["CLEAR", "Capacity", "Completion", "Overloaded", "Piece", "PrivateLMService"]
+
+CLEAR = RESERVED_VARIANT
+"""Name of the built-in variant without privacy."""
+
+# A frame of more bytes, or a prompt whose decoding takes more multiplications, is handled in a thread: about 2 ms of the
+# event loop's time.
+_LARGE_FRAME_BYTES = 64 * 1024
+_LARGE_DECODE_PRODUCTS = 4_000_000
+
+
+class Overloaded(DelError):
+    """As many requests as allowed are in flight; the caller should come back after a while."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much a service accepts at once: ``requests`` in flight, the engine's own queue included."""
+
+    requests: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a completion: new text, new token ids, and in the last one why it ended."""
+
+    text: str = field(repr=False)
+    token_ids: tuple[int, ...] = field(repr=False)
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole completion: what follows the prompt and the resumed tokens."""
+
+    text: str = field(repr=False)
+    token_ids: tuple[int, ...] = field(repr=False)
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """What serving one variant takes."""
+
+    decoder: Decoder | None = field(repr=False)
+    soft_prompt: NDArray[np.float32] = field(repr=False)
+    products_per_token: int
+
+
+class PrivateLMService:
+    """Completions of one base model under one bundle's variants.
+
+    ``bundle`` is verified; ``table`` holds the base model's embeddings; ``tokenizer`` is the bundle's; ``end_of_text``
+    are the model's end-of-text ids; ``engine`` has started.
+    """
+
+    def __init__(
+        self,
+        *,
+        bundle: Bundle,
+        table: EmbeddingTable,
+        tokenizer: Tokenizer,
+        end_of_text: tuple[int, ...],
+        engine: Engine,
+        capacity: Capacity | None = None,
+        max_frame_bytes: int = 16 * 1024 * 1024,
+    ) -> None:
+        self._bundle = bundle
+        self._table = table
+        self._tokenizer = tokenizer
+        self._end_of_text = end_of_text
+        self._engine = engine
+        self._capacity = capacity or Capacity()
+        self._in_flight = 0
+        self._created = int(time.time())
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode")
+        self._archive: asyncio.Future[bytes] | None = None
+        hidden = bundle.manifest.base_model.hidden_size
+        self._variants: dict[str, _Variant] = {
+            name: _Variant(build_decoder(bundle, name), bundle.soft_prompt(name), bundle.manifest.dim * hidden)
+            for name in bundle.variants
+        }
+        self._variants[CLEAR] = _Variant(None, np.zeros((0, hidden), dtype=np.float32), 0)
+        self._shapes: dict[str, Shape | None] = {
+            name: Shape(variant.bits, bundle.manifest.dim) for name, variant in bundle.variants.items()
+        }
+        self._shapes[CLEAR] = None
+        self._limits = Limits(
+            max_frame_bytes=max_frame_bytes,
+            max_header_bytes=min(max_frame_bytes, Limits().max_header_bytes),
+            max_prompt_tokens=engine.context_length - 1,
+            max_output_tokens=engine.context_length - 1,
+            vocabulary_size=bundle.manifest.base_model.vocabulary_size,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the bundle."""
+        return self._bundle.fingerprint
+
+    @property
+    def max_frame_bytes(self) -> int:
+        """Largest frame accepted, in bytes."""
+        return self._limits.max_frame_bytes
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that hold a slot now."""
+        return self._in_flight
+
+    @contextlib.contextmanager
+    def slot(self) -> Iterator[None]:
+        """Hold one of the slots for requests; raises Overloaded at once if none is free."""
+        if self._in_flight >= self._capacity.requests:
+            raise Overloaded(f"{self._in_flight} requests are in flight; at most {self._capacity.requests} are allowed")
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    async def parse(self, frame: bytes) -> Request:
+        """The request of a frame. Raises FrameError."""
+        if len(frame) > _LARGE_FRAME_BYTES:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._parse, frame)
+        return self._parse(frame)
+
+    def _parse(self, frame: bytes) -> Request:
+        request = decode_frame(frame, self._shapes, self._limits, fingerprint=self.fingerprint)
+        soft = len(self._variants[request.variant].soft_prompt)
+        total = soft + request.prompt_tokens + request.sampling.max_tokens
+        if total > self._engine.context_length:
+            raise FrameError(
+                CONTEXT_LENGTH_EXCEEDED,
+                "header.max_tokens",
+                f"is {request.sampling.max_tokens}; with {soft} rows of soft prompt and {request.prompt_tokens} prompt "
+                f"tokens at most {max(0, self._engine.context_length - soft - request.prompt_tokens)} are allowed",
+            )
+        return request
+
+    async def complete(self, request: Request) -> Completion:
+        """The whole completion of a request. Raises EngineDeadError."""
+        text: list[str] = []
+        token_ids: list[int] = []
+        finish_reason: FinishReason = "length"
+        async with contextlib.aclosing(self.stream(request, incremental=bool(request.sampling.stop))) as pieces:
+            async for piece in pieces:
+                text.append(piece.text)
+                token_ids += piece.token_ids
+                finish_reason = piece.finish_reason or finish_reason
+        return Completion("".join(text), tuple(token_ids), finish_reason)
+
+    async def stream(self, request: Request, *, incremental: bool = True) -> AsyncIterator[Piece]:
+        """The completion of a request, piece by piece; the last piece, and no other, has a finish reason.
+
+        Closing the iterator early stops the engine's work for the request. Raises EngineDeadError.
+        """
+        text = TextStream(self._tokenizer, request.sampling.stop)
+        stop_ids = self._stop_ids(request.sampling)
+        ended = self._replay(text, request.resume, stop_ids)
+        if ended:
+            yield Piece(text.finish(), (), ended)
+            return
+        sampling = EngineSampling(
+            max_tokens=request.remaining_tokens,
+            temperature=request.sampling.temperature,
+            top_p=request.sampling.top_p,
+            seed=request.sampling.seed,
+            stop_token_ids=stop_ids,
+            incremental=incremental,
+        )
+        embeddings = await self._embed(request)
+        deltas = self._engine.generate(secrets.token_hex(12), embeddings, sampling)
+        async with contextlib.aclosing(deltas):  # type: ignore[type-var]
+            async for delta in deltas:
+                new: list[str] = []
+                taken = 0
+                for token_id in delta.token_ids:
+                    taken += 1
+                    # The token that ends a completion is part of its ids but not of its text.
+                    if delta.finish_reason == "stop" and taken == len(delta.token_ids):
+                        break
+                    new.append(text.push(token_id))
+                    if text.stopped:
+                        yield Piece("".join(new), delta.token_ids[:taken], "stop")
+                        return
+                if delta.finish_reason:
+                    new.append(text.finish())
+                    reason: FinishReason = "stop" if text.stopped else delta.finish_reason
+                    yield Piece("".join(new), delta.token_ids, reason)
+                    return
+                yield Piece("".join(new), delta.token_ids)
+
+    def _stop_ids(self, sampling: Sampling) -> tuple[int, ...]:
+        end = () if sampling.ignore_eos else self._end_of_text
+        return tuple(dict.fromkeys((*sampling.stop_token_ids, *end)))
+
+    @staticmethod
+    def _replay(text: TextStream, resume: tuple[int, ...], stop_ids: tuple[int, ...]) -> FinishReason | None:
+        """Bring ``text`` to where it was after the resumed tokens; why the completion was over then, if it was."""
+        for token_id in resume:
+            if token_id in stop_ids:
+                return "stop"
+            text.push(token_id)
+            if text.stopped:
+                return "stop"
+        return None
+
+    async def _embed(self, request: Request) -> NDArray[np.float32]:
+        variant = self._variants[request.variant]
+        if request.private_tokens * variant.products_per_token > _LARGE_DECODE_PRODUCTS:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._assemble, request)
+        return self._assemble(request)
+
+    def _assemble(self, request: Request) -> NDArray[np.float32]:
+        """The rows that the engine reads, (soft prompt + prompt + resumed tokens, hidden size)."""
+        variant = self._variants[request.variant]
+        parts = [variant.soft_prompt]
+        for segment in request.segments:
+            if isinstance(segment, PrivateSegment):
+                assert variant.decoder is not None  # decode_frame refuses private segments under `clear`
+                parts.append(variant.decoder.decode(segment.codes))
+            else:
+                parts.append(self._table.rows(segment.token_ids))
+        if request.resume:
+            parts.append(self._table.rows(request.resume))
+        return np.concatenate(parts, dtype=np.float32)
+
+    def models(self) -> list[dict[str, Any]]:
+        """The variants as ``GET /v1/models`` lists them, ``clear`` last and plainly marked."""
+        common = {"object": "model", "created": self._created, "owned_by": "del-serve"}
+        listed = []
+        for name, variant in self._bundle.variants.items():
+            fields = variant.to_json()
+            del fields["name"]
+            listed.append({"id": name, **common, "private": True, **fields})
+        listed.append(
+            {
+                "id": CLEAR,
+                **common,
+                "private": False,
+                "description": "No privacy: takes public spans only, and the server reads them. For comparison.",
+                "soft_prompt_length": 0,
+                "guarantees": None,
+                "audit": None,
+            }
+        )
+        return listed
+
+    async def client_archive(self) -> bytes:
+        """The client part of the bundle as a tar archive, packed and verified once."""
+        if self._archive is None or (self._archive.done() and self._archive.exception() is not None):
+            self._archive = asyncio.get_running_loop().run_in_executor(self._pool, pack_client, self._bundle.path)
+        return await asyncio.shield(self._archive)
+
+    async def check_health(self) -> None:
+        """Raises EngineDeadError if the engine has stopped."""
+        await self._engine.check_health()
+
+    async def shutdown(self) -> None:
+        """Stop the engine and the threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        await self._engine.shutdown()

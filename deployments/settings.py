@@ -1,0 +1,196 @@
+"""The configuration of the application: typed, validated, and refused by the name of the field where it is wrong.
+
+The same fields come from a YAML file (:func:`load_settings`) or from Serve's ``args``. Defaults suit a laptop;
+docs/configuration.md lists every field with what suits a GPU cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from del_core.errors import DelError
+
+__all__ = [
+    "DEMO",
+    "EngineSettings",
+    "HTTPSettings",
+    "ScalingSettings",
+    "Settings",
+    "SettingsError",
+    "StreamingSettings",
+    "load_settings",
+    "parse_settings",
+]
+
+DEMO = "demo"
+"""In place of a directory, names the model or bundle that ships with the package."""
+
+
+class SettingsError(DelError):
+    """A configuration is malformed; the message names every field at fault and what is allowed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class EngineSettings(_Section):
+    """The language-model engine of one replica (vLLM)."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the model; "auto" is the type of its weights. On CPUs float32 is often the fastest."""
+    max_model_len: int | None = Field(default=None, ge=64)
+    """Soft prompt, prompt and generated tokens of one request together; the model's own limit if null."""
+    block_size: int = Field(default=32, ge=8, le=256)
+    """Tokens in a block of the KV cache. It has to divide the soft prompts' lengths, which are multiples of 32."""
+    kv_cache_memory_bytes: int | None = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
+    """Size of the KV cache; if null, what ``gpu_memory_utilization`` leaves."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of the device's memory that the engine may use when ``kv_cache_memory_bytes`` is null."""
+    max_num_seqs: int = Field(default=16, ge=1, le=4096)
+    """Requests that one step of the engine computes together; more wait inside the engine."""
+    max_num_batched_tokens: int | None = Field(default=None, ge=64)
+    """Tokens that one step computes at most; vLLM's own choice if null."""
+    enforce_eager: bool = True
+    """Skip compilation and graph capture: a quick start and little memory, but slower steps on a GPU."""
+    prefix_caching: bool = True
+    """Keep the keys and values of prompts' beginnings, above all of the soft prompts."""
+    tensor_parallel_size: int = Field(default=1, ge=1, le=64)
+    """GPUs that share one model."""
+    threads: int = Field(default=1, ge=1, le=1024)
+    """Threads of the numerical libraries in each process of a replica (OMP_NUM_THREADS)."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
+    """What vLLM logs. It never logs prompts; DEBUG and INFO are for finding faults at its start."""
+
+
+class HTTPSettings(_Section):
+    """The HTTP surface."""
+
+    max_frame_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=1024**3)
+    """Largest request body accepted."""
+
+
+class StreamingSettings(_Section):
+    """How tokens of a stream are gathered into server-sent events; the first ones are sent at once."""
+
+    max_tokens: int = Field(default=16, ge=1, le=4096)
+    """An event is written as soon as this many tokens wait."""
+    max_delay_s: float = Field(default=0.05, ge=0, le=10)
+    """An event is written once a token has waited this long."""
+
+
+class ScalingSettings(_Section):
+    """Replicas, and how their number follows the load (Ray Serve's autoscaler)."""
+
+    min_replicas: int = Field(default=1, ge=0)
+    """Replicas that are kept without load."""
+    max_replicas: int = Field(default=1, ge=1)
+    """Replicas at most."""
+    target_ongoing_requests: float = Field(default=8, gt=0)
+    """Requests in flight per replica that the autoscaler aims at: about half of ``engine.max_num_seqs``."""
+    max_ongoing_requests: int = Field(default=64, ge=1)
+    """Requests that one replica accepts at once, the engine's queue included; more are answered 503 at once."""
+    upscale_delay_s: float = Field(default=2, ge=0)
+    """How long there has to be too much load before replicas are added."""
+    downscale_delay_s: float = Field(default=60, ge=0)
+    """How long there has to be too little before some are taken away."""
+    look_back_period_s: float = Field(default=2, gt=0)
+    """Load is averaged over this period."""
+    metrics_interval_s: float = Field(default=0.5, gt=0)
+    """How often load is measured."""
+    health_check_period_s: float = Field(default=1, gt=0)
+    """How often a replica is asked whether its engine works. After three failures it is replaced."""
+    health_check_timeout_s: float = Field(default=30, gt=0)
+    """How long the answer may take."""
+    graceful_shutdown_timeout_s: float = Field(default=60, ge=0)
+    """How long requests in flight may go on when a replica is taken away."""
+    num_cpus: float = Field(default=1, ge=0)
+    """CPUs that Ray sets aside for one replica: scheduling only, nothing is pinned."""
+    num_gpus: float = Field(default=0, ge=0)
+    """GPUs that Ray sets aside for one replica."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ScalingSettings:
+        if self.max_replicas < max(1, self.min_replicas):
+            raise ValueError(f"max_replicas is {self.max_replicas}; at least min_replicas = {self.min_replicas}")
+        return self
+
+
+class Settings(_Section):
+    """The whole configuration of the application."""
+
+    bundle: str = DEMO
+    """Directory of the bundle, or "demo" for the one that ships with the package."""
+    base_model: str | None = None
+    """Directory of the base model in Hugging Face layout, or "demo"; null means the demo model for the demo bundle."""
+    engine: EngineSettings = EngineSettings()
+    http: HTTPSettings = HTTPSettings()
+    streaming: StreamingSettings = StreamingSettings()
+    scaling: ScalingSettings = ScalingSettings()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Settings:
+        if self.base_model is None and self.bundle != DEMO:
+            raise ValueError(f"base_model is null; with the bundle {self.bundle} its base model's directory is needed")
+        return self
+
+    @property
+    def bundle_path(self) -> Path:
+        """Directory of the bundle."""
+        if self.bundle == DEMO:
+            from del_core import demo
+
+            return demo.bundle_path()
+        return Path(self.bundle)
+
+    @property
+    def base_model_path(self) -> Path:
+        """Directory of the base model."""
+        if self.base_model is None or self.base_model == DEMO:
+            from del_core import demo
+
+            return demo.model_path()
+        return Path(self.base_model)
+
+
+def parse_settings(values: Mapping[str, Any]) -> Settings:
+    """The settings that these values describe. Raises SettingsError."""
+    try:
+        return Settings.model_validate(dict(values))
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            where = ".".join(str(part) for part in problem["loc"]) or "settings"
+            given = f"is {problem['input']!r}; " if isinstance(problem["input"], str | int | float | bool) else ""
+            problems.append(f"{where}: {given}{problem['msg']}")
+        raise SettingsError("; ".join(problems)) from None
+
+
+def load_settings(path: str | Path) -> Settings:
+    """The settings in a YAML file; relative directories in it are relative to the file. Raises SettingsError."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise SettingsError(f"{path}{where}: is not YAML") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: is a {type(values).__name__}; a mapping of fields is allowed")
+    for name in ("bundle", "base_model"):
+        value = values.get(name)
+        if isinstance(value, str) and value != DEMO:
+            values[name] = str((path.parent / value).resolve())
+    try:
+        return parse_settings(values)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None

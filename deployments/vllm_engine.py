@@ -1,0 +1,173 @@
+"""The engine that runs in production: vLLM's AsyncLLM with prompt embeddings.
+
+What vLLM is told, and why (measured with 0.32):
+
+- The whole prompt goes in as embeddings. Mixing token ids and embeddings has an open wrong-KV bug; penalties with
+  embeddings kill the engine; so neither is ever passed on, and every tensor is built from validated integers, since a
+  NaN is accepted and a wrong width kills the engine.
+- No tokeniser is loaded and nothing is detokenised there: the service does that, and knows the end-of-text ids.
+- ``block_size`` has to divide the soft prompts' length, or their keys and values are computed for every request.
+- The environment is set before vllm is imported, as it reads it then. Statistics and request logging are off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments import _quick_start
+from deployments.engine import Delta, EngineDeadError, EngineSampling
+from deployments.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+__all__ = ["VllmEngine", "engine_environment"]
+
+
+def engine_environment(settings: EngineSettings) -> dict[str, str]:
+    """The environment variables that vLLM and the numerical libraries have to see before they are loaded."""
+    return {
+        "OMP_NUM_THREADS": str(settings.threads),
+        # One process fewer: the worker runs inside the engine's process.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # The default binds every engine of a node to the same cores.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": settings.log_level,
+        # No plug-ins that happen to be installed.
+        "VLLM_PLUGINS": "",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+class VllmEngine:
+    """:class:`deployments.engine.Engine` over vLLM. The model's process is a child of this one and ends with it."""
+
+    def __init__(self, model: Path, settings: EngineSettings) -> None:
+        self._model = model
+        self._settings = settings
+        self._llm: AsyncLLM | None = None
+        self._dead = False
+        self._tensor: Callable[[NDArray[np.float32]], Any] = lambda embeddings: embeddings
+        self._context_length = 0
+
+    @property
+    def context_length(self) -> int:
+        """See ``Engine``."""
+        return self._context_length
+
+    async def start(self) -> None:
+        """See ``Engine``. The loading runs in a thread, so that the event loop goes on answering."""
+        os.environ.update(engine_environment(self._settings))
+        await asyncio.to_thread(self._load)
+
+    def _load(self) -> None:
+        _quick_start.begin()
+        import torch
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        settings = self._settings
+        optional = {
+            "max_model_len": settings.max_model_len,
+            "max_num_batched_tokens": settings.max_num_batched_tokens,
+            "kv_cache_memory_bytes": settings.kv_cache_memory_bytes,
+        }
+        arguments = AsyncEngineArgs(
+            model=str(self._model),
+            skip_tokenizer_init=True,
+            enable_prompt_embeds=True,
+            dtype=settings.dtype,
+            enforce_eager=settings.enforce_eager,
+            block_size=settings.block_size,
+            max_num_seqs=settings.max_num_seqs,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            tensor_parallel_size=settings.tensor_parallel_size,
+            enable_prefix_caching=settings.prefix_caching,
+            worker_extension_cls="deployments.parent_guard.ParentGuard",
+            disable_log_stats=True,
+            enable_log_requests=False,
+            **{name: value for name, value in optional.items() if value is not None},
+        )
+        with _quick_start.used():
+            self._llm = AsyncLLM.from_engine_args(arguments)
+        dtype = self._llm.model_config.dtype
+        self._tensor = lambda embeddings: torch.from_numpy(embeddings).to(dtype)
+        self._context_length = int(self._llm.model_config.max_model_len)
+
+    async def generate(
+        self,
+        request_id: str,
+        embeddings: NDArray[np.float32],
+        sampling: EngineSampling,
+        *,
+        cache_salt: str | None = None,
+    ) -> AsyncIterator[Delta]:
+        """See ``Engine``."""
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+        from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
+        from vllm.v1.engine.exceptions import EngineGenerateError
+
+        llm = self._started()
+        parameters = SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            # vLLM takes -1 for no seed at all.
+            seed=None if sampling.seed is None else sampling.seed % 2**63,
+            stop_token_ids=list(sampling.stop_token_ids),
+            # The end-of-text ids are among the stop ids where they apply.
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA if sampling.incremental else RequestOutputKind.FINAL_ONLY,
+        )
+        prompt: dict[str, Any] = {"type": "embeds", "prompt_embeds": self._tensor(embeddings)}
+        if cache_salt is not None:
+            prompt["cache_salt"] = cache_salt
+        outputs = llm.generate(prompt, parameters, request_id)  # type: ignore[arg-type]
+        try:
+            async with contextlib.aclosing(outputs):
+                async for output in outputs:
+                    completion = output.outputs[0]
+                    reason = completion.finish_reason
+                    if reason not in (None, "stop", "length"):
+                        # The engine gave the request up ("abort", "error"), which it does only when it goes down.
+                        raise EngineDeadError(f"the engine ended a request with {reason}")
+                    yield Delta(tuple(completion.token_ids), reason)
+        except (VllmEngineDeadError, EngineGenerateError) as error:
+            if llm.errored:
+                self._dead = True
+                raise EngineDeadError("the engine has stopped") from None
+            raise error from None
+
+    async def abort(self, request_id: str) -> None:
+        """See ``Engine``."""
+        if self._llm is not None and not self._llm.errored:
+            await self._llm.abort(request_id)
+
+    async def check_health(self) -> None:
+        """See ``Engine``."""
+        if self._started().errored:
+            self._dead = True
+            raise EngineDeadError("the engine has stopped")
+
+    async def shutdown(self) -> None:
+        """See ``Engine``."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown)
+
+    def _started(self) -> AsyncLLM:
+        if self._llm is None or self._dead:
+            raise EngineDeadError("the engine has not been started, or has stopped")
+        return self._llm
