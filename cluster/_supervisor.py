@@ -30,7 +30,7 @@ def main() -> None:
     options = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_input, args=(sys.stdin,), daemon=True).start()
     try:
-        # In the main thread, and the main thread stays: the kernel ends Ray's processes with the thread that started them.
+        # In the main thread, which stays: the kernel ends Ray's processes with the thread that started them.
         _start(options)
         _report({"ready": True})
         while True:

@@ -148,9 +148,7 @@ def start_local(
     environment = _environment(token, directory)
     if binary is not None:
         metrics_port, stats_port = _free_ports(2)
-        environment |= haproxy_environment(
-            directory / "h", binary, metrics_port=metrics_port, stats_port=stats_port
-        )
+        environment |= haproxy_environment(directory / "h", binary, metrics_port=metrics_port, stats_port=stats_port)
     scaling = settings.scaling
     options = _Options(
         settings=settings.model_dump(mode="json"),
@@ -202,9 +200,10 @@ def local_server(
     startup_timeout_s: float = 300.0,
 ) -> Iterator[str]:
     """The URL of a local server that is stopped at the end, also by an exception, SIGINT or SIGTERM."""
-    with _terminated_as_exit(), start_local(
-        settings, host=host, port=port, proxy=proxy, startup_timeout_s=startup_timeout_s
-    ) as server:
+    with (
+        _terminated_as_exit(),
+        start_local(settings, host=host, port=port, proxy=proxy, startup_timeout_s=startup_timeout_s) as server,
+    ):
         yield server.url
 
 

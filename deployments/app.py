@@ -34,7 +34,7 @@ _SPARE_REQUESTS = 64
 class PrivateLM:
     """One replica: a private-LM service with its engine, as an ASGI application."""
 
-    async def __init__(self, settings: Mapping[str, Any]) -> None:
+    async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]
         self._settings = parse_settings(settings)
         # Imported here, on the replica, so that whoever builds the application needs neither numpy nor an engine.
         from deployments.replica import start_service

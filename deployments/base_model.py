@@ -63,7 +63,7 @@ class EmbeddingTable:
 
     @classmethod
     def open(cls, directory: Path, expected: BaseModel) -> EmbeddingTable:
-        """Map the table of the model in ``directory``. Raises BaseModelError if it is not there or has another shape."""
+        """Map the table of the model in ``directory``. Raises BaseModelError if there is none of the right shape."""
         found = []
         for path in sorted(directory.glob("*.safetensors")):
             header, start = _read_header(path)
@@ -86,7 +86,7 @@ class EmbeddingTable:
                 f"model: {path} has {name} of shape ({vocabulary}, {hidden}); at least {expected.vocabulary_size} rows "
                 f"of {expected.hidden_size} are required"
             )
-        dtypes = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+        dtypes: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
         if entry["dtype"] not in dtypes:
             raise BaseModelError(f"model: {path} has {name} as {entry['dtype']}; {', '.join(dtypes)} are allowed")
         dtype = dtypes[entry["dtype"]]

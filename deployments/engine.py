@@ -7,7 +7,7 @@ across a resumed completion.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -71,7 +71,7 @@ class Engine(Protocol):
         sampling: EngineSampling,
         *,
         cache_salt: str | None = None,
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         """Generate after ``embeddings`` (tokens, hidden size), float32 and finite, at least one row.
 
         ``request_id`` is unique among the requests in flight. Prompts share cached prefixes only with prompts of the

@@ -1,4 +1,4 @@
-"""The HTTP surface of a private-LM service: an ASGI application. docs/wire-format.md specifies it, docs/serving.md explains.
+"""The HTTP surface of a private-LM service: an ASGI application. docs/wire-format.md specifies it.
 
     POST /v1/private/completions    a frame in, a completion object or server-sent events out
     GET  /v1/models                 the variants, their guarantees and audits
@@ -6,8 +6,8 @@
     GET  /healthz  /readyz          the process works; requests are accepted
 
 Every answer that is not a success is an error object with a stable code. Nothing that derives from a prompt (the frame,
-the tokens, the text) is logged or put into an error: of an unexpected exception only its type and the lines of code that
-it passed through are logged, for its message could hold anything.
+the tokens, the text) is logged or put into an error: of an unexpected exception only its type and the lines of code
+that it passed through are logged, for its message could hold anything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import re
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -46,7 +46,7 @@ from del_core.errors import (
 )
 from del_core.wire import MEDIA_TYPE, Request
 from deployments.engine import EngineDeadError
-from deployments.service import Overloaded, Piece, PrivateLMService
+from deployments.service import OverloadedError, Piece, PrivateLMService
 
 __all__ = ["Coalescing", "RequestIds", "create_app", "error_body", "is_request_id"]
 
@@ -88,7 +88,7 @@ def create_app(
 ) -> ASGIApp:
     """The ASGI application of a service.
 
-    ``add_request_id=False`` leaves the ``X-Request-Id`` header of responses to what stands in front: Serve adds its own.
+    ``add_request_id=False`` leaves the ``X-Request-Id`` of responses to what stands in front: Serve adds its own.
     """
     surface = _Surface(service, coalescing or Coalescing())
     app = Starlette(
@@ -178,7 +178,7 @@ class _Surface:
             response = await self._answer(http, slots)
         except FrameError as error:
             response = _frame_error(error)
-        except Overloaded as error:
+        except OverloadedError as error:
             response = _error(OVERLOADED, f"{error}; try again after the seconds in Retry-After")
         except EngineDeadError:
             response = _engine_unavailable()
@@ -198,7 +198,7 @@ class _Surface:
             completion = await _unless_disconnected(http, self._service.complete(request))
             body = envelope.completion(completion.text, completion.token_ids, completion.finish_reason)
             return Response(body, media_type="application/json")
-        pieces = aiter(self._service.stream(request))
+        pieces = self._service.stream(request)
         # A failure before the first piece still gets its own status, since nothing has been sent.
         first = await _unless_disconnected(http, anext(pieces))
         return _EventStream(envelope, first, pieces, self._coalescing, slots)
@@ -323,7 +323,7 @@ class _EventStream(Response):
         self,
         envelope: _Envelope,
         first: Piece,
-        pieces: AsyncIterator[Piece],
+        pieces: AsyncGenerator[Piece, None],
         coalescing: Coalescing,
         slots: contextlib.ExitStack,
     ) -> None:
@@ -352,7 +352,7 @@ class _EventStream(Response):
             for task in (pump, write, gone):
                 task.cancel()
             await asyncio.wait((pump, write))
-            await self._pieces.aclose()  # type: ignore[attr-defined]
+            await self._pieces.aclose()
             self._slots.close()
 
     async def _pump(self) -> None:
@@ -458,4 +458,3 @@ def _log_defect(error: BaseException, request_id: str | None) -> None:
     frames = traceback.extract_tb(error.__traceback__)
     where = " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames))
     logger.error("request %s failed with %s at %s", request_id, type(error).__name__, where)
-

@@ -1,7 +1,7 @@
 """What stands in front of the application inside Serve's own HTTP servers: one ASGI middleware.
 
-Serve answers some requests itself, in plain text: when a replica has no room, when no application is there, when its own
-time limit passes. Clients are promised an error object with a stable code for every failure, and a well-formed
+Serve answers some requests itself, in plain text: when a replica has no room, when no application is there, when its
+own time limit passes. Clients are promised an error object with a stable code for every failure, and a well-formed
 ``X-Request-Id`` on every answer, so these answers are rewritten here. Serve installs what :func:`middlewares` returns
 where ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deployments.ingress:middlewares`` is set.
 """

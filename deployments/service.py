@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,18 +31,18 @@ from deployments.base_model import EmbeddingTable
 from deployments.engine import Engine, EngineSampling, FinishReason
 from deployments.text import TextStream, Tokenizer
 
-__all__ = ["CLEAR", "Capacity", "Completion", "Overloaded", "Piece", "PrivateLMService"]
+__all__ = ["CLEAR", "Capacity", "Completion", "OverloadedError", "Piece", "PrivateLMService"]
 
 CLEAR = RESERVED_VARIANT
 """Name of the built-in variant without privacy."""
 
-# A frame of more bytes, or a prompt whose decoding takes more multiplications, is handled in a thread: about 2 ms of the
-# event loop's time.
+# A frame of more bytes, or a prompt whose decoding takes more multiplications, is handled in a thread: it would hold the
+# event loop for more than about 2 ms.
 _LARGE_FRAME_BYTES = 64 * 1024
 _LARGE_DECODE_PRODUCTS = 4_000_000
 
 
-class Overloaded(DelError):
+class OverloadedError(DelError):
     """As many requests as allowed are in flight; the caller should come back after a while."""
 
 
@@ -143,9 +143,11 @@ class PrivateLMService:
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
-        """Hold one of the slots for requests; raises Overloaded at once if none is free."""
+        """Hold one of the slots for requests; raises OverloadedError at once if none is free."""
         if self._in_flight >= self._capacity.requests:
-            raise Overloaded(f"{self._in_flight} requests are in flight; at most {self._capacity.requests} are allowed")
+            raise OverloadedError(
+                f"{self._in_flight} requests are in flight; at most {self._capacity.requests} are allowed"
+            )
         self._in_flight += 1
         try:
             yield
@@ -183,7 +185,7 @@ class PrivateLMService:
                 finish_reason = piece.finish_reason or finish_reason
         return Completion("".join(text), tuple(token_ids), finish_reason)
 
-    async def stream(self, request: Request, *, incremental: bool = True) -> AsyncIterator[Piece]:
+    async def stream(self, request: Request, *, incremental: bool = True) -> AsyncGenerator[Piece, None]:
         """The completion of a request, piece by piece; the last piece, and no other, has a finish reason.
 
         Closing the iterator early stops the engine's work for the request. Raises EngineDeadError.
@@ -204,12 +206,10 @@ class PrivateLMService:
         )
         embeddings = await self._embed(request)
         deltas = self._engine.generate(secrets.token_hex(12), embeddings, sampling)
-        async with contextlib.aclosing(deltas):  # type: ignore[type-var]
+        async with contextlib.aclosing(deltas):
             async for delta in deltas:
                 new: list[str] = []
-                taken = 0
-                for token_id in delta.token_ids:
-                    taken += 1
+                for taken, token_id in enumerate(delta.token_ids, start=1):
                     # The token that ends a completion is part of its ids but not of its text.
                     if delta.finish_reason == "stop" and taken == len(delta.token_ids):
                         break

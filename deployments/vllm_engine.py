@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,7 @@ class VllmEngine:
         sampling: EngineSampling,
         *,
         cache_salt: str | None = None,
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         """See ``Engine``."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
         from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
@@ -134,7 +134,7 @@ class VllmEngine:
         prompt: dict[str, Any] = {"type": "embeds", "prompt_embeds": self._tensor(embeddings)}
         if cache_salt is not None:
             prompt["cache_salt"] = cache_salt
-        outputs = llm.generate(prompt, parameters, request_id)  # type: ignore[arg-type]
+        outputs = llm.generate(prompt, parameters, request_id)
         try:
             async with contextlib.aclosing(outputs):
                 async for output in outputs:

@@ -1,8 +1,8 @@
 """A tiny random base model and its bundle, made in the test: nothing is downloaded and nothing is slow.
 
 The model is a random two-layer Llama (hidden 64, head dimension 32, tied embeddings) over a byte-level BPE vocabulary
-that is trained here on a few sentences. The bundle holds two variants (4 bits with little noise, 1 bit with much), random
-linear decoders and random soft prompts. The figures mean nothing; the shapes, the formats and the code paths are real.
+that is trained here on a few sentences. The bundle holds two variants (4 bits with little noise, 1 bit with much),
+random linear decoders and random soft prompts. The figures mean nothing; the shapes, the formats and the code paths are real.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Tiny:
 
 
 def make_tiny(directory: Path, seed: int = 20260) -> Tiny:
-    """Write ``directory/model`` (Hugging Face layout) and ``directory/bundle``; the same seed gives the same numbers."""
+    """Write ``directory/model`` (Hugging Face layout) and ``directory/bundle``; a seed gives the same numbers."""
     model = directory / "model"
     model.mkdir(parents=True)
     _write_tokenizer(model)
@@ -91,7 +91,7 @@ def _write_model(model: Path, seed: int) -> None:
         tie_word_embeddings=True,
         bos_token_id=BOS_ID,
         eos_token_id=EOS_ID,
-        # Larger than usual, so that logits differ by far more than float32 rounding and greedy decoding is well defined.
+        # Larger than usual, so that logits differ by far more than float32 rounds: greedy decoding is well defined.
         initializer_range=0.3,
         torch_dtype="float32",
     )
