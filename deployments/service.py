@@ -36,8 +36,8 @@ __all__ = ["CLEAR", "Capacity", "Completion", "OverloadedError", "Piece", "Priva
 CLEAR = RESERVED_VARIANT
 """Name of the built-in variant without privacy."""
 
-# A frame of more bytes, or a prompt whose decoding takes more multiplications, is handled in a thread: it would hold the
-# event loop for more than about 2 ms.
+# A frame of more bytes, or a prompt whose decoding takes more multiplications, is handled in a thread: it would hold
+# the event loop for more than about 2 ms.
 _LARGE_FRAME_BYTES = 64 * 1024
 _LARGE_DECODE_PRODUCTS = 4_000_000
 

@@ -64,6 +64,8 @@ class EngineSettings(_Section):
     """GPUs that share one model."""
     threads: int = Field(default=1, ge=1, le=1024)
     """Threads of the numerical libraries in each process of a replica (OMP_NUM_THREADS)."""
+    quick_start: bool = True
+    """On CPUs with one thread: import vLLM once for both of a replica's processes, which halves the start."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
     """What vLLM logs. It never logs prompts; DEBUG and INFO are for finding faults at its start."""
 

