@@ -16,11 +16,14 @@ __all__ = ["bytes_words", "console", "plain_table", "printable"]
 _PIPE_WIDTH = 110
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console that respects NO_COLOR and COLUMNS and, where nobody watches, writes plain text without escapes."""
+def console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A console that respects NO_COLOR and COLUMNS and, where nobody watches, writes plain text without escapes.
+
+    With ``quiet`` it writes nothing at all.
+    """
     from rich.console import Console
 
-    made = Console(stderr=stderr, highlight=False, emoji=False, markup=False)
+    made = Console(stderr=stderr, quiet=quiet, highlight=False, emoji=False, markup=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = _PIPE_WIDTH
     return made

@@ -92,8 +92,10 @@ def ask(
 
 
 def _write(text: str) -> None:
-    """Print a piece of what the model wrote; untouched, unless a terminal would act on it."""
-    click.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
+    """Print a piece of what the model wrote, at once; untouched, unless a terminal would act on it."""
+    # click.echo would drop escape sequences where nobody watches.
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 @dataclass(frozen=True)

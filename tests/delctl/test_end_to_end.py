@@ -1,0 +1,86 @@
+"""``delctl serve`` and ``delctl demo`` as a user runs them: processes of their own, a real cluster, a real engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.serving.tiny import VARIANTS, make_tiny
+
+DELCTL = [sys.executable, "-m", "delctl.main"]
+_MARK = "DEL_TEST_RUN"
+START_TIMEOUT_S = 180.0
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment that marks every process of a test; at the end none of them may be left."""
+    token = secrets.token_hex(8)
+    yield {**os.environ, _MARK: token, "DEL_CACHE_DIR": str(tmp_path / "cache")}
+    left = [process for process in psutil.process_iter() if _environment(process).get(_MARK) == token]
+    for process in left:
+        process.kill()
+    assert not left, "processes were left running"
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return dict(process.environ())
+    except (psutil.Error, OSError):
+        return {}  # another user's, or gone
+
+
+def test_serve_and_ask_until_ctrl_c(environment: dict[str, str], tmp_path: Path) -> None:
+    tiny = make_tiny(tmp_path / "tiny")
+    command = [*DELCTL, "serve", "--bundle", str(tiny.bundle), "--model", str(tiny.model), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        assert server.stdout is not None
+        try:
+            url = server.stdout.readline().strip()
+            assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
+            for name in VARIANTS:
+                ask = [*DELCTL, "ask", "-", "--variant", name, "--url", url, "--max-tokens", "5", "--json"]
+                done = subprocess.run(
+                    ask, input="The quick brown fox", capture_output=True, text=True, env=environment, check=True
+                )
+                answer = json.loads(done.stdout)
+                assert 1 <= len(answer["token_ids"]) <= 5
+                assert answer["variant"] == name
+            server.send_signal(signal.SIGINT)
+            announced, _ = server.communicate(timeout=60)
+        finally:
+            server.terminate()
+    assert server.returncode == 0
+    assert all(name in announced for name in (*VARIANTS, "clear", "Stop with Ctrl-C."))
+
+
+def test_the_demo_that_ships(environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [*DELCTL, "demo", "--json", "--max-tokens", "8"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=START_TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert list(report) == ["prompt", "variants", "clear_completion"]
+    assert {"strict", "balanced", "open"} <= {item["name"] for item in report["variants"]}
+    assert report["clear_completion"]
+    for item in report["variants"]:
+        assert item["completion"]
+        assert 0 <= item["recovered_fraction"] <= 1
+        assert item["bytes_sent"] < item["bytes_fp16_embeddings"]
+    by_name = {item["name"]: item["epsilon"] for item in report["variants"]}
+    assert by_name["strict"] < by_name["balanced"] < by_name["open"]

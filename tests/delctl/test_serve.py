@@ -1,0 +1,72 @@
+"""How ``delctl serve`` turns its options into settings; a server runs in test_end_to_end.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from delctl.commands.serve import _settings
+from delctl.main import run
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, Path]:
+    for name in ("bundle", "model", "other"):
+        (tmp_path / name).mkdir()
+    return {name: tmp_path / name for name in ("bundle", "model", "other")}
+
+
+def _read(config: Path | None = None, **options: Any) -> Any:
+    defaults: dict[str, Any] = {"bundle": None, "model": None, "replicas": None, "max_replicas": None}
+    return _settings(config=config, **{**defaults, **options})
+
+
+def test_without_options_it_is_the_demo() -> None:
+    settings = _read()
+    assert (settings.bundle, settings.base_model) == ("demo", None)
+    assert (settings.scaling.min_replicas, settings.scaling.max_replicas) == (1, 1)
+
+
+def test_bundle_and_model(places: dict[str, Path]) -> None:
+    settings = _read(bundle=places["bundle"], model=places["model"])
+    assert (settings.bundle_path, settings.base_model_path) == (places["bundle"], places["model"])
+
+
+def test_options_override_the_file(places: dict[str, Path], tmp_path: Path) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text("bundle: bundle\nbase_model: model\nengine: {max_num_seqs: 3}\nscaling: {max_replicas: 4}\n")
+    settings = _read(config)
+    assert (settings.bundle_path, settings.base_model_path) == (places["bundle"], places["model"])
+    settings = _read(config, model=places["other"], replicas=2)
+    assert (settings.bundle_path, settings.base_model_path) == (places["bundle"], places["other"])
+    assert (settings.engine.max_num_seqs, settings.scaling.min_replicas, settings.scaling.max_replicas) == (3, 2, 2)
+
+
+def test_scaling_options() -> None:
+    scaling = _read(max_replicas=3).scaling
+    assert (scaling.min_replicas, scaling.max_replicas) == (1, 3)
+    scaling = _read(replicas=3).scaling
+    assert (scaling.min_replicas, scaling.max_replicas) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bundle", "{bundle}"], "--bundle needs --model"),
+        (["--replicas", "1", "--max-replicas", "2"], "exclude each other"),
+        (["--bundle", "{bundle}", "--model", "{model}"], "is missing"),
+        (["--bundle", "/nowhere"], "/nowhere does not exist"),
+        (["--port", "70000"], "70000 is not in the range"),
+        (["--config", "{config}"], "max_replicas"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_anything_starts(
+    options: list[str], words: str, places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text("scaling: {min_replicas: 3, max_replicas: 2}\n")
+    given = {"config": config, **places}
+    assert run(["serve", *(option.format(**given) for option in options)]) == 2
+    assert words in capsys.readouterr().err
