@@ -44,9 +44,9 @@ class Guess:
         )
 
     def _pieces(self) -> Iterator[tuple[str, bool]]:
-        """The runs, with the spaces that a right one begins with moved out of its mark."""
+        """The runs, with the spaces that a right one begins with moved out of its mark (unless it is all spaces)."""
         for text, right in self.runs:
-            body = text.lstrip(" ") if right else ""
+            body = (text.lstrip(" ") or text) if right else ""
             lead = text[: len(text) - len(body)]
             yield from ((piece, mark) for piece, mark in ((lead, False), (body, True)) if piece)
 

@@ -18,13 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Where software may come from: PyTorch's CPU wheels, where the configured indexes have none; and this machine.
-SOURCES = frozenset({"download.pytorch.org", "localhost", "0.0.0.0", "::1"})
+SOURCES = frozenset({"download.pytorch.org", "0.0.0.0"})
 # What a page or a comment may point a reader to; nothing is installed from there.
 REFERENCES = frozenset(
     {
         "arxiv.org",
         "github.com",
-        "host",  # https://host:port in usage lines
         "json-schema.org",
         "keepachangelog.com",
         "semver.org",
@@ -33,7 +32,8 @@ REFERENCES = frozenset(
         "www.w3.org",
     }
 )
-# Reserved for documentation (RFC 2606, RFC 6761): never a real host.
+# Loopback, and what RFC 2606, RFC 5737 and RFC 6761 reserve for documentation: never somebody's host.
+RESERVED_PREFIXES = ("127.", "192.0.2.", "198.51.100.", "203.0.113.")
 RESERVED_SUFFIXES = (
     ".example",
     ".example.com",
@@ -46,7 +46,9 @@ RESERVED_SUFFIXES = (
 )
 
 # Files that say where software comes from; there a bare host name counts as well.
-BUILD_FILES = re.compile(r"(^|/)(Makefile|Dockerfile[^/]*|pyproject\.toml|requirements/.*|scripts/install|\.ci/.*|.*\.cfg)$")
+BUILD_FILES = re.compile(
+    r"(^|/)(Makefile|Dockerfile[^/]*|pyproject\.toml|requirements/.*|scripts/install|\.ci/.*|.*\.cfg)$"
+)
 
 URL = re.compile(r"\bhttps?://(?P<host>\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+)")
 BARE_HOST = re.compile(r"(?<![\w./@-])(?P<host>(?:[a-z0-9-]+\.)+(?:com|dev|io|net|org))(?![\w-])")
@@ -71,9 +73,9 @@ def tracked_files(root: Path) -> list[Path]:
 
 
 def host_allowed(host: str, *, in_build_file: bool) -> bool:
-    """Whether a file may name a host; addresses of the loopback range always may."""
+    """Whether a file may name a host; this machine, placeholders and what is reserved for documentation always may."""
     host = host.lower().rstrip(".").strip("[]")
-    if host in SOURCES or host.startswith("127.") or host.endswith(RESERVED_SUFFIXES):
+    if "." not in host or host in SOURCES or host.startswith(RESERVED_PREFIXES) or host.endswith(RESERVED_SUFFIXES):
         return True
     return host in REFERENCES and not in_build_file
 

