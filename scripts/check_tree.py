@@ -1,6 +1,6 @@
 """What may stand in the tree: every file that git would carry is read and refused if it holds
 
-- a web address whose host is not listed below, or, in a build file, any host name that is not: packages come from
+- a web address whose host is not listed below, or, in a build file or a page, any host name that is not: packages come from
   wherever the user's pip is configured to look, so no package index is named, with PyTorch's CPU wheels as the one
   exception;
 - an absolute path of somebody's machine (a home or work directory, a local wheel directory);
@@ -45,7 +45,7 @@ RESERVED_SUFFIXES = (
     ".cluster.local",
 )
 
-# Files that say where software comes from; there a bare host name counts as well.
+# Files that say where software comes from; there only its sources may be named.
 BUILD_FILES = re.compile(
     r"(^|/)(Makefile|Dockerfile[^/]*|pyproject\.toml|requirements/.*|scripts/install|\.ci/.*|.*\.cfg)$"
 )
@@ -85,7 +85,7 @@ def text_findings(name: str, text: str) -> Iterator[str]:
     in_build_file = BUILD_FILES.search(name) is not None
     for number, line in enumerate(text.splitlines(), start=1):
         hosts = {match["host"] for match in URL.finditer(line)}
-        if in_build_file:
+        if in_build_file or name.endswith(".md"):
             hosts |= {match["host"] for match in BARE_HOST.finditer(line)}
         for host in sorted(hosts):
             if not host_allowed(host, in_build_file=in_build_file):
