@@ -1,7 +1,7 @@
 """What may stand in the tree: every file that git would carry is read and refused if it holds
 
-- a web address whose host is not listed below, or, in a build file or a page, any host name that is not: packages come from
-  wherever the user's pip is configured to look, so no package index is named, with PyTorch's CPU wheels as the one
+- a web address whose host is not listed below, or, in a build file or a page, any host name that is not: packages come
+  from wherever the user's pip is configured to look, so no package index is named, with PyTorch's CPU wheels as the one
   exception;
 - an absolute path of somebody's machine (a home or work directory, a local wheel directory);
 - more than 24 MiB under del_core/demo, or any other single file over 1 MiB.

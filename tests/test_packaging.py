@@ -171,7 +171,7 @@ def test_else_torch_alone_comes_from_pytorchs_index(tmp_path: Path) -> None:
     done, calls = _install(tmp_path, "second")
     assert done.returncode == 0, done.stderr
     assert [call for call in calls if INDEX in call] == [
-        f"-m pip --disable-pip-version-check install --quiet --no-deps --index-url {INDEX} torch==2.13.0+cpu"
+        f"-m pip --disable-pip-version-check install -qq --no-deps --index-url {INDEX} torch==2.13.0+cpu"
     ]
 
 
