@@ -123,6 +123,7 @@ class _Run:
 
         self._out.print(f"\nThe prompt, {len(self._token_ids)} tokens:")
         self._out.print(Text(printable(self._prompt), style="bold"))
+        self._out.print()
         with self._client.stream(self._prompt, variant=_CLEAR, **self._sampling) as chunks:
             return self._show_writing((chunk.text for chunk in chunks), {})
 
@@ -134,7 +135,7 @@ class _Run:
         epsilon = self._client.epsilon(name, delta=DELTA)
         self._show_seen(name, guess, epsilon)
         with self._client.stream(encoded, variant=name, **self._sampling) as chunks:
-            completion = self._show_writing((chunk.text for chunk in chunks), {"from the clear prompt": clear})
+            completion = self._show_writing((chunk.text for chunk in chunks), {"From the clear prompt": clear})
             assert chunks.completion is not None  # the stream has ended without an error
             bytes_sent = chunks.completion.bytes_sent
         embeddings = 2 * len(self._token_ids) * self._bundle.manifest.base_model.hidden_size
@@ -146,17 +147,15 @@ class _Run:
         self._out.print()
         self._out.rule(f" {name} ", align="left", style="dim")
         self._out.print(f"epsilon {epsilon:.2f} a token at delta {DELTA:g}, exact")
-        self._out.print(
-            f"The server sees noise; its best simple guess has {guess.right} of {guess.tokens} tokens right "
-            f"({guess.recovered_fraction:.0%}), in [brackets]:"
-        )
+        self._out.print(f"The server's best simple guess, {guess.right} of {guess.tokens} tokens right, in [brackets]:")
         self._out.print(guess.styled())
+        self._out.print()
 
     def _show_writing(self, pieces: Iterable[str], beside: dict[str, str]) -> str:
         """Show text as it comes, with finished texts beside it; returns the whole of it."""
         from rich.live import Live
 
-        heading = "It writes, from what it sees" if beside else "The server writes, from the clear prompt"
+        heading = "What it writes from that" if beside else "What the server writes from the prompt in the clear"
         text = ""
         # Transient, and printed in full at the end: where nobody watches, only the end is to be written.
         with Live(console=self._out, transient=True) as live:
@@ -169,8 +168,8 @@ class _Run:
     def _show_sent(self, bytes_sent: int, payload: int, embeddings: int) -> None:
         plain = len(self._prompt.encode())
         self._out.print(
-            f"Sent: {bytes_sent:,} bytes ({payload:,} of counts, the rest is the header). "
-            f"As plain text: {plain:,}. As fp16 embeddings: {embeddings:,}."
+            f"\nBytes sent: {bytes_sent:,} ({payload:,} of counts); as plain text {plain:,}; "
+            f"as fp16 embeddings {embeddings:,}"
         )
 
 

@@ -160,8 +160,8 @@ def _show_guarantees(out: Console, variants: list[dict[str, Any]]) -> None:
             f"{item['gdp_epsilon']:.2f}",
         )
     out.print(table)
-    out.print("vocabulary: 1 token, the worst pair of real tokens alone, as the bundle states it", style="dim")
-    out.print("mu, GDP bound: 1 token, the paper's noise level and the epsilon of its central-limit bound", style="dim")
+    out.print("vocabulary: the worst pair of real tokens, 1 token, as the bundle states it", style="dim")
+    out.print("mu, GDP bound: the paper's noise level and its central-limit bound, 1 token", style="dim")
     for item in variants:
         if item["epsilon_stated"] < item["epsilon"] * (1 - _STATED_TOLERANCE):
             out.print(

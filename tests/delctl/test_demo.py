@@ -92,8 +92,8 @@ def test_text(server: ScriptedServer, bundle: Bundle, capsys: pytest.CaptureFixt
         part = shown.partition(f" {name} ")[2]
         assert f"epsilon {accounting.epsilon(bundle.mechanism(name), 1e-6):.2f} a token at delta 1e-06" in part
         assert f"of {_tokens(bundle)} tokens right" in part
-        assert f"Sent: {len(frame):,} bytes" in part
-        assert f"As plain text: {len(PROMPT)}." in part
+        assert f"Bytes sent: {len(frame):,} (" in part
+        assert f"as plain text {len(PROMPT)};" in part
 
 
 def test_every_request_has_the_same_sampling(server: ScriptedServer, bundle: Bundle) -> None:
