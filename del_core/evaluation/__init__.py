@@ -1,0 +1,1 @@
+"""How good the generated text is: perplexity now; coherence and tasks build on the same functions."""

@@ -1,0 +1,55 @@
+"""Perplexity of the true continuation of a prompt, as the server's language model sees that prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedModel
+
+__all__ = ["continuation_nll", "evaluate_perplexity"]
+
+
+def continuation_nll(
+    model: PreTrainedModel, prompt: torch.Tensor, continuation: torch.Tensor, soft_prompt: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean negative log-likelihood in nats per continuation token, one value for each row, (batch,).
+
+    The model reads [soft prompt; prompt; continuation]; the continuation's tokens are clean, as they are when the server
+    has generated them, and only they are scored.
+
+    Args:
+        prompt: embeddings (batch, prompt tokens, hidden size).
+        continuation: token ids (batch, continuation tokens).
+        soft_prompt: (rows, hidden size), or None.
+    """
+    clean = model.get_input_embeddings()(continuation[:, :-1])
+    parts = [prompt.to(clean.dtype), clean]
+    if soft_prompt is not None and len(soft_prompt):
+        parts.insert(0, soft_prompt.to(clean.dtype).expand(len(prompt), -1, -1))
+    logits = model(inputs_embeds=torch.cat(parts, dim=1), use_cache=False, logits_to_keep=continuation.shape[1]).logits
+    nll = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), continuation, reduction="none")
+    return nll.mean(dim=1)
+
+
+@torch.no_grad()
+def evaluate_perplexity(
+    model: PreTrainedModel,
+    windows: torch.Tensor,
+    prompt_tokens: int,
+    embed: Callable[[torch.Tensor], torch.Tensor],
+    soft_prompt: torch.Tensor | None = None,
+    batch: int = 16,
+) -> float:
+    """exp(mean NLL) of each window's tokens after the first ``prompt_tokens``.
+
+    Args:
+        windows: token ids (count, prompt tokens + continuation tokens).
+        embed: from prompt token ids (batch, prompt tokens) to what the model reads in their place (batch, prompt tokens, b).
+    """
+    losses = []
+    for part in windows.split(batch):
+        prompt, continuation = part[:, :prompt_tokens], part[:, prompt_tokens:]
+        losses.append(continuation_nll(model, embed(prompt), continuation, soft_prompt))
+    return math.exp(float(torch.cat(losses).mean()))

@@ -1,0 +1,103 @@
+"""Stage 1: trains encoder and decoder of the projection through the frozen LM (DESIGN section 6)."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from del_core.evaluation.perplexity import continuation_nll, evaluate_perplexity
+from del_core.projection import Projection, default_dim
+from del_core.training.lm import FrozenLM
+from del_core.training.loop import Schedule, fit
+from del_core.training.text import TokenWindows
+
+__all__ = ["ProjectionConfig", "load_projection", "train_projection"]
+
+
+@dataclass(frozen=True)
+class ProjectionConfig:
+    """Sizes and schedule of stage 1. ``dim`` None is the default of the LM's hidden size."""
+
+    dim: int | None = None
+    prompt_tokens: int = 96
+    continuation_tokens: int = 32
+    batch: int = 16
+    steps: int = 300
+    learning_rate: float = 1e-3
+    evaluation_windows: int = 128
+    seed: int = 0
+
+
+def train_projection(
+    lm: FrozenLM, output: Path, config: ProjectionConfig | None = None, *, progress: bool = True
+) -> dict[str, float]:
+    """Trains the projection and writes ``projection.safetensors`` and ``projection.json`` into ``output``.
+
+    The prompt's tokens pass through encoder and decoder, the continuation's stay clean, and the loss is on the
+    continuation alone: exactly what the server does with a prompt, less the noise.
+
+    Returns:
+        Perplexities on the test part: ``ppl_clean`` and ``ppl_pca`` (the initialisation) and ``ppl_projected``.
+    """
+    config = config or ProjectionConfig()
+    dim = config.dim or default_dim(lm.embeddings.shape[1])
+    torch.manual_seed(config.seed)
+    projection = Projection.from_pca(lm.embeddings, lm.unigram().to(lm.embeddings.device), dim).to(lm.embeddings.device)
+    length = config.prompt_tokens + config.continuation_tokens
+    train = TokenWindows(lm.train, length, config.seed)
+    validation = lm.windows(lm.validation, length, config.evaluation_windows)
+    test = lm.windows(lm.test, length, config.evaluation_windows)
+
+    def project(tokens: torch.Tensor) -> torch.Tensor:
+        return projection(lm.embeddings[tokens])
+
+    def loss(step: int) -> torch.Tensor:
+        tokens = train.batch(step, config.batch)
+        prompt, continuation = tokens[:, : config.prompt_tokens], tokens[:, config.prompt_tokens :]
+        return continuation_nll(lm.model, project(prompt), continuation).mean()
+
+    def perplexity(windows: torch.Tensor, embed: object = project) -> float:
+        return evaluate_perplexity(lm.model, windows, config.prompt_tokens, embed)  # type: ignore[arg-type]
+
+    figures = {"ppl_clean": perplexity(test, lambda tokens: lm.embeddings[tokens]), "ppl_pca": perplexity(test)}
+    fit(
+        projection.named_parameters(),
+        loss,
+        Schedule(config.steps, config.learning_rate),
+        name="projection",
+        directory=output / "checkpoints",
+        run={**asdict(config), "model": lm.checksum, "text": lm.text_sha256},
+        evaluate=lambda: float(torch.tensor(perplexity(validation)).log()),
+        evaluate_every=50,
+        progress=progress,
+    )
+    figures["ppl_projected"] = perplexity(test)
+    save_file({name: p.detach().cpu().contiguous() for name, p in projection.named_parameters()}, output / "projection.safetensors")
+    summary = {**asdict(config), "dim": dim, "model_sha256": lm.checksum, "text_sha256": lm.text_sha256, **figures}
+    partial = output / "projection.json.partial"
+    partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, output / "projection.json")
+    return figures
+
+
+def load_projection(directory: Path, lm: FrozenLM) -> Projection:
+    """Loads what ``train_projection`` wrote.
+
+    Raises:
+        FileNotFoundError: if the stage has not been run to its end.
+        ValueError: if it was trained for another LM.
+    """
+    summary_path = directory / "projection.json"
+    if not summary_path.is_file():
+        raise FileNotFoundError(f"{summary_path}: not found; run `delctl train projection` to its end first")
+    summary = json.loads(summary_path.read_text(encoding="utf-8"))
+    if summary["model_sha256"] != lm.checksum:
+        raise ValueError(f"{summary_path}: model_sha256 {summary['model_sha256']} is not that of the given model, {lm.checksum}")
+    projection = Projection(lm.embeddings.shape[1], summary["dim"])
+    projection.load_state_dict(load_file(directory / "projection.safetensors"))
+    return projection.to(lm.embeddings.device).requires_grad_(False)

@@ -1,0 +1,192 @@
+"""Stage 2: one soft prompt for one variant, trained for exactly that variant's noise (DESIGN section 6).
+
+Projection and LM are frozen; peft's prompt tuning (Lester et al., 2021, arXiv 2104.08691) holds the trained rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from peft import PromptTuningConfig, TaskType, get_peft_model
+from safetensors.torch import save_file
+
+from del_core.accounting import mu
+from del_core.evaluation.perplexity import evaluate_perplexity
+from del_core.mechanism import Mechanism
+from del_core.projection import Projection
+from del_core.training.lm import FrozenLM
+from del_core.training.loop import Schedule, fit, step_generator
+from del_core.training.noise import NoisyTable, limit_norm
+from del_core.training.text import TokenWindows
+
+__all__ = ["SoftPromptConfig", "calibrate_norm_limit", "train_soft_prompt"]
+
+
+@dataclass(frozen=True)
+class SoftPromptConfig:
+    """Sizes and schedule of stage 2. ``rows`` is the soft prompt's length: a multiple of 32, so that its KV blocks are cached."""
+
+    rows: int = 32
+    min_prompt_tokens: int = 16
+    prompt_tokens: int = 96
+    continuation_tokens: int = 32
+    batch: int = 16
+    steps: int = 400
+    learning_rate: float = 1e-2
+    patience: int = 4
+    evaluation_windows: int = 128
+    test_windows: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rows < 32 or self.rows % 32:
+            raise ValueError(f"rows: {self.rows} is not a positive multiple of 32")
+        if not 1 <= self.min_prompt_tokens <= self.prompt_tokens:
+            raise ValueError(f"min_prompt_tokens: {self.min_prompt_tokens} is outside 1..{self.prompt_tokens}")
+
+
+class _NoisyPrompt:
+    """What the LM reads in place of private tokens: noise drawn afresh for every call's generator."""
+
+    def __init__(self, noisy: NoisyTable, projection: Projection, norm_limit: float) -> None:
+        self.noisy, self.projection, self.norm_limit = noisy, projection, norm_limit
+
+    def __call__(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return self.projection.decoder(limit_norm(self.noisy.sample(tokens, generator), self.norm_limit))
+
+    def fixed(self, seed: int) -> _FixedNoise:
+        """The same noise at every pass over the same windows, for comparisons that are paired."""
+        return _FixedNoise(self, seed)
+
+
+class _FixedNoise:
+    def __init__(self, prompt: _NoisyPrompt, seed: int) -> None:
+        self.prompt, self.seed, self.calls = prompt, seed, 0
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.prompt(tokens, step_generator(self.seed, self.calls, tokens.device))
+
+
+def calibrate_norm_limit(
+    lm: FrozenLM, projection: Projection, noisy: NoisyTable, windows: torch.Tensor, prompt_tokens: int, seed: int
+) -> float:
+    """The norm limit R with the least perplexity on ``windows``, from a grid between half and 8 times the table's largest norm.
+
+    Counts of a noisy mechanism dequantise to rows far longer than any clean one; left so, they drown the LM.
+    """
+    longest = float((noisy.levels.float() / noisy.mechanism.max_level).norm(dim=1).max())
+    best, best_limit = math.inf, longest
+    for factor in (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0):
+        prompt = _NoisyPrompt(noisy, projection, factor * longest)
+        value = evaluate_perplexity(lm.model, windows, prompt_tokens, prompt.fixed(seed))
+        if value < best:
+            best, best_limit = value, factor * longest
+    return best_limit
+
+
+def train_soft_prompt(
+    lm: FrozenLM,
+    projection: Projection,
+    mechanism: Mechanism,
+    name: str,
+    output: Path,
+    config: SoftPromptConfig | None = None,
+    *,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Trains the soft prompt of variant ``name`` and writes ``soft_prompt.safetensors`` and ``variant.json`` into ``output``.
+
+    Returns:
+        Perplexities on the test part, all over the same windows and the same noise: ``ppl_clean``, ``ppl_projected``,
+        ``ppl_noisy`` and ``ppl_soft_prompt``.
+    """
+    config = config or SoftPromptConfig()
+    torch.manual_seed(config.seed)
+    device = lm.embeddings.device
+    table = projection.table(lm.embeddings, mechanism.max_level).to(device)
+    noisy = NoisyTable(table, mechanism)
+    length = config.prompt_tokens + config.continuation_tokens
+    train = TokenWindows(lm.train, length, config.seed)
+    validation = lm.windows(lm.validation, length, config.evaluation_windows)
+    test = lm.windows(lm.test, length, config.test_windows)
+    norm_limit = calibrate_norm_limit(lm, projection, noisy, validation, config.prompt_tokens, config.seed + 1)
+    prompt = _NoisyPrompt(noisy, projection, norm_limit)
+
+    tuned = get_peft_model(
+        lm.model, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=config.rows, inference_mode=False)
+    )
+    rows = tuned.prompt_encoder["default"].embedding.weight
+    with torch.no_grad():
+        # Frequent tokens' embeddings are a better start than noise (Lester et al., section 3.2).
+        frequent = lm.unigram().topk(config.rows).indices.to(device)
+        rows.copy_(lm.embeddings[frequent])
+
+    def loss(step: int) -> torch.Tensor:
+        generator = step_generator(config.seed, step)
+        tokens = train.batch(step, config.batch)
+        # Prompts of every length up to the longest, so that short ones are served as well.
+        start = int(torch.randint(0, config.prompt_tokens - config.min_prompt_tokens + 1, (), generator=generator))
+        private, continuation = tokens[:, start : config.prompt_tokens], tokens[:, config.prompt_tokens :]
+        noise = step_generator(config.seed, step, device)
+        clean = lm.embeddings[continuation[:, :-1]]
+        inputs = torch.cat([prompt(private, noise), clean], dim=1)
+        logits = tuned(inputs_embeds=inputs, use_cache=False).logits[:, -continuation.shape[1] :]
+        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), continuation.flatten())
+
+    def perplexity(windows: torch.Tensor, seed: int, soft_prompt: torch.Tensor | None) -> float:
+        return evaluate_perplexity(lm.model, windows, config.prompt_tokens, prompt.fixed(seed), soft_prompt)
+
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        fit(
+            [("soft_prompt", rows)],
+            loss,
+            Schedule(config.steps, config.learning_rate),
+            name=name,
+            directory=output / "checkpoints",
+            run={
+                **asdict(config),
+                "model": lm.checksum,
+                "text": lm.text_sha256,
+                "bits": mechanism.bits,
+                "ratio_numerator": mechanism.ratio_numerator,
+            },
+            evaluate=lambda: math.log(perplexity(validation, config.seed + 1, rows.detach())),
+            evaluate_every=50,
+            patience=config.patience,
+            progress=progress,
+        )
+    finally:
+        soft_prompt = rows.detach().clone()
+        tuned.unload()
+    figures = {
+        "ppl_clean": evaluate_perplexity(lm.model, test, config.prompt_tokens, lambda tokens: lm.embeddings[tokens]),
+        "ppl_projected": evaluate_perplexity(
+            lm.model, test, config.prompt_tokens, lambda tokens: projection.decoder(table[tokens].float() / mechanism.max_level)
+        ),
+        "ppl_noisy": perplexity(test, config.seed + 2, None),
+        "ppl_soft_prompt": perplexity(test, config.seed + 2, soft_prompt),
+    }
+    save_file({"soft_prompt": soft_prompt.cpu().contiguous()}, output / "soft_prompt.safetensors")
+    summary = {
+        "name": name,
+        "bits": mechanism.bits,
+        "dim": mechanism.dim,
+        "ratio_numerator": mechanism.ratio_numerator,
+        "mu": mu(mechanism),
+        "norm_limit": norm_limit,
+        "model_sha256": lm.checksum,
+        "text_sha256": lm.text_sha256,
+        **asdict(config),
+        **figures,
+    }
+    partial = output / "variant.json.partial"
+    partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, output / "variant.json")
+    return figures

@@ -1,0 +1,114 @@
+"""Text files as token windows: splitting, tokenizing and sampling without any hidden state.
+
+Every batch is a pure function of ``(seed, step)``. A resumed run therefore sees exactly the batches that an
+uninterrupted one would have seen, and no generator state has to be saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+__all__ = ["TextError", "TextSplits", "TokenWindows", "read_texts", "split_text", "tokenize"]
+
+
+class TextError(ValueError):
+    """A text file is missing, is not UTF-8 or is too short for what is asked of it."""
+
+
+def read_texts(paths: Sequence[str | Path]) -> list[str]:
+    """Reads UTF-8 text files.
+
+    Raises:
+        TextError: naming the file, if it is missing, empty or not UTF-8.
+    """
+    texts = []
+    for path in map(Path, paths):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise TextError(f"text file {path}: not found") from None
+        except IsADirectoryError:
+            raise TextError(f"text file {path}: is a directory; a UTF-8 text file is needed") from None
+        except UnicodeDecodeError as error:
+            raise TextError(f"text file {path}: not UTF-8 at byte {error.start}") from None
+        if not text.strip():
+            raise TextError(f"text file {path}: is empty")
+        texts.append(text)
+    return texts
+
+
+@dataclass(frozen=True)
+class TextSplits:
+    """Disjoint contiguous parts of each file: what is trained on, calibrated on and reported on."""
+
+    train: list[str]
+    validation: list[str]
+    test: list[str]
+
+
+def split_text(texts: Sequence[str], held_out: float = 0.06) -> TextSplits:
+    """Cuts the last ``held_out`` share off every text, and halves it into validation and test.
+
+    Cuts fall on line ends, so that no line is in two parts. Contiguous parts, not shuffled lines, keep
+    near-duplicate sentences of one page out of both sides.
+    """
+    if not 0.0 < held_out < 0.5:
+        raise TextError(f"held_out: {held_out} is outside (0, 0.5)")
+    parts: tuple[list[str], list[str], list[str]] = ([], [], [])
+    for text in texts:
+        cuts = [int(len(text) * (1 - held_out)), int(len(text) * (1 - held_out / 2))]
+        cuts = [text.rfind("\n", 0, cut) + 1 or cut for cut in cuts]
+        for part, piece in zip(parts, (text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :]), strict=True):
+            if piece.strip():
+                part.append(piece)
+    return TextSplits(*parts)
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], separator: int | None = None) -> torch.Tensor:
+    """Token ids (int64, one dimension) of all texts, joined by the ``separator`` token where one is given."""
+    ids: list[int] = []
+    for text in texts:
+        ids.extend(tokenizer.encode(text, add_special_tokens=False).ids)
+        if separator is not None:
+            ids.append(separator)
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+class TokenWindows:
+    """Windows of ``length`` tokens, each epoch shifted by a random offset and shuffled.
+
+    ``batch(step, size)`` walks through the epochs; every window of an epoch is seen once.
+    """
+
+    def __init__(self, tokens: torch.Tensor, length: int, seed: int) -> None:
+        if tokens.numel() < 2 * length:
+            raise TextError(f"text: {tokens.numel()} tokens are too few; at least {2 * length} are needed")
+        self.tokens, self.length, self.seed = tokens, length, seed
+        # One window less than fits, so that every offset below ``length`` is possible.
+        self.per_epoch = tokens.numel() // length - 1
+        self._epoch, self._order, self._offset = -1, torch.empty(0), 0
+
+    def _window(self, index: int) -> torch.Tensor:
+        epoch, position = divmod(index, self.per_epoch)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._order = torch.randperm(self.per_epoch, generator=generator)
+            self._offset = int(torch.randint(self.length, (), generator=generator))
+            self._epoch = epoch
+        start = self._offset + int(self._order[position]) * self.length
+        return self.tokens[start : start + self.length]
+
+    def batch(self, step: int, size: int) -> torch.Tensor:
+        """Token ids (size, length) of batch number ``step``."""
+        return torch.stack([self._window(step * size + row) for row in range(size)])
+
+    def first(self, count: int) -> torch.Tensor:
+        """The first ``count`` windows in text order, evenly spaced: a fixed set for evaluation, (count, length)."""
+        available = self.tokens.numel() // self.length
+        picks = torch.linspace(0, available - 1, min(count, available)).long().tolist()
+        return torch.stack([self.tokens[i * self.length : (i + 1) * self.length] for i in picks])

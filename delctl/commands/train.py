@@ -1,0 +1,173 @@
+"""``delctl train``: the small LM of the demo, the projection (stage 1) and the soft prompts (stage 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+_DIRECTORY = click.Path(file_okay=False, path_type=Path)
+_MODEL = click.option(
+    "--model",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Hugging Face causal-LM directory: config.json, tokenizer.json, safetensors.",
+)
+_TEXT = click.option(
+    "--text",
+    "texts",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="UTF-8 text file; repeat for several. The last 6 % of each are held out.",
+)
+
+
+def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--quiet", is_flag=True, help="No progress bars."),
+        click.option(
+            "--seed", default=0, show_default=True, help="Seed of initialisation, batches and training noise."
+        ),
+        click.option(
+            "--out", required=True, type=_DIRECTORY, help="Output directory; an interrupted run there is resumed."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _perplexities(figures: dict[str, float]) -> None:
+    for name, value in figures.items():
+        click.echo(f"{name:16} {value:9.2f}")
+
+
+@click.group()
+def train() -> None:
+    """Train what client and server load: base LM, projection, soft prompts."""
+
+
+@train.command()
+@_TEXT
+@click.option("--vocabulary", default=4096, show_default=True, help="Tokens of the byte-level BPE vocabulary.")
+@click.option("--hidden", default=256, show_default=True, help="Hidden size b.")
+@click.option("--layers", default=8, show_default=True)
+@click.option("--heads", default=4, show_default=True, help="Attention heads; hidden / heads is best 32, 64 or 128.")
+@click.option("--feed-forward", default=704, show_default=True)
+@click.option("--context", default=256, show_default=True, help="Tokens of a training window.")
+@click.option("--batch", default=16, show_default=True)
+@click.option("--steps", default=2000, show_default=True)
+@click.option("--learning-rate", default=1.5e-3, show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="torch.compile: faster, needs a C++ compiler.")
+@_shared
+def base(texts: tuple[Path, ...], out: Path, compiled: bool, quiet: bool, **sizes: Any) -> None:
+    """Train a small Llama and its tokenizer from text."""
+    from del_core.training.base import BaseConfig, train_base
+    from del_core.training.text import read_texts
+
+    if sizes["hidden"] % sizes["heads"]:
+        raise click.BadParameter(f"{sizes['heads']} does not divide --hidden {sizes['hidden']}", param_hint="--heads")
+    perplexity = train_base(read_texts(texts), out, BaseConfig(**sizes, compile=compiled), progress=not quiet)
+    click.echo(f"held-out perplexity {perplexity:.2f}; model in {out}")
+
+
+@train.command()
+@_MODEL
+@_TEXT
+@click.option("--dim", type=click.IntRange(1), help="Projected dimension d.  [default: hidden size / 32, at least 32]")
+@click.option("--prompt-tokens", default=96, show_default=True, type=click.IntRange(1))
+@click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2))
+@click.option("--batch", default=16, show_default=True, type=click.IntRange(1))
+@click.option("--steps", default=300, show_default=True, type=click.IntRange(1))
+@click.option("--learning-rate", default=1e-3, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="torch device, such as cuda.")
+@_shared
+def projection(model: Path, texts: tuple[Path, ...], out: Path, device: str, quiet: bool, **sizes: Any) -> None:
+    """Stage 1: train encoder and decoder through the frozen LM."""
+    from del_core.training.lm import load_frozen_lm
+    from del_core.training.projection import ProjectionConfig, train_projection
+    from del_core.training.text import read_texts
+
+    lm = load_frozen_lm(model, read_texts(texts), device)
+    _perplexities(train_projection(lm, out, ProjectionConfig(**sizes), progress=not quiet))
+
+
+@train.command("soft-prompt")
+@_MODEL
+@click.option(
+    "--projection",
+    "projection_directory",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Output directory of `delctl train projection`.",
+)
+@_TEXT
+@click.option("--name", required=True, help="The variant's name, such as balanced.")
+@click.option("--task", default="general", show_default=True, help="What the soft prompt is trained for.")
+@click.option("--bits", default=4, show_default=True, type=click.IntRange(1, 8), help="Bits n of a count.")
+@click.option(
+    "--nearest-asr",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Choose the noise such that the nearest-neighbour attack recovers this share of held-out tokens.",
+)
+@click.option("--mu", type=click.FloatRange(0, min_open=True), help="Choose the noise by the paper's mu.")
+@click.option("--epsilon", type=click.FloatRange(0, min_open=True), help="Choose the noise by exact epsilon per token.")
+@click.option(
+    "--delta",
+    default=1e-6,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Delta of --epsilon.",
+)
+@click.option("--rows", default=32, show_default=True, help="Length of the soft prompt, a multiple of 32.")
+@click.option("--prompt-tokens", default=96, show_default=True, type=click.IntRange(16))
+@click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2))
+@click.option("--batch", default=16, show_default=True, type=click.IntRange(1))
+@click.option("--steps", default=400, show_default=True, type=click.IntRange(1))
+@click.option("--learning-rate", default=1e-2, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="torch device, such as cuda.")
+@_shared
+def soft_prompt(
+    model: Path,
+    projection_directory: Path,
+    texts: tuple[Path, ...],
+    name: str,
+    task: str,
+    bits: int,
+    nearest_asr: float | None,
+    mu: float | None,
+    epsilon: float | None,
+    delta: float,
+    out: Path,
+    device: str,
+    quiet: bool,
+    **sizes: Any,
+) -> None:
+    """Stage 2: calibrate one variant's noise and train its soft prompt."""
+    chosen = [option for option in (nearest_asr, mu, epsilon) if option is not None]
+    if len(chosen) != 1:
+        raise click.UsageError("give exactly one of --nearest-asr, --mu and --epsilon")
+    from del_core.training.lm import load_frozen_lm
+    from del_core.training.projection import load_projection
+    from del_core.training.soft_prompt import SoftPromptConfig
+    from del_core.training.text import read_texts
+    from del_core.training.variant import Noise, train_variant
+
+    config = SoftPromptConfig(**sizes)
+    lm = load_frozen_lm(model, read_texts(texts), device)
+    summary = train_variant(
+        lm,
+        load_projection(projection_directory, lm),
+        Noise(bits=bits, nearest_asr=nearest_asr, mu=mu, epsilon=epsilon, delta=delta),
+        name,
+        task,
+        out,
+        config,
+        progress=not quiet,
+    )
+    _perplexities({key: value for key, value in summary.items() if key.startswith("ppl_")})
+    for attack in ("nearest", "map"):
+        rate = summary["audit"][attack]
+        click.echo(f"{attack + ' ASR':16} {rate['success']:9.2%}  (95 %: {rate['low']:.2%} to {rate['high']:.2%})")

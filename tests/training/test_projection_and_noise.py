@@ -1,0 +1,110 @@
+"""Projection, training noise and the nearest-neighbour attack, against closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from del_core.audit.intervals import wilson
+from del_core.audit.nearest import calibrate_ratio, nearest_tokens, reproducible_bytes
+from del_core.mechanism import Mechanism
+from del_core.projection import Projection, default_dim
+from del_core.training.noise import NoisyTable, limit_norm
+
+_Z = 4.891638  # two-sided alpha = 1e-6
+
+
+def test_default_dimension():
+    assert [default_dim(b) for b in (16, 256, 1024, 4096)] == [16, 32, 32, 128]
+
+
+def test_pca_with_all_components_and_no_clipping_is_lossless():
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(200, 12, generator=generator) * 0.3 + 1.0
+    projection = Projection.from_pca(embeddings, torch.ones(200), 12, inside=1.0)
+    assert torch.allclose(projection(embeddings), embeddings, atol=1e-4)
+    assert projection.encode(embeddings).abs().max() <= 1.0
+
+
+def test_pca_is_weighted_by_frequency():
+    # Two directions: rare tokens vary much along the first, frequent ones a little along the second.
+    embeddings = torch.tensor([[10.0, 0.0], [-10.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    frequent = Projection.from_pca(embeddings, torch.tensor([1e-6, 1e-6, 1.0, 1.0]), 1)
+    uniform = Projection.from_pca(embeddings, torch.ones(4), 1)
+    assert frequent.encoder.weight.abs().argmax() == 1
+    assert uniform.encoder.weight.abs().argmax() == 0
+
+
+def test_the_table_stays_in_range_and_rounds():
+    projection = Projection(3, 2)
+    with torch.no_grad():
+        projection.encoder.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]))
+        projection.encoder.bias.zero_()
+    table = projection.table(torch.tensor([[5.0, -5.0, 0.0], [0.5, 0.249, 0.0]]), 100)
+    assert table.tolist() == [[100, -100], [50, 25]]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_training_noise_has_the_mean_and_variance_of_the_mechanism(bits):
+    mechanism = Mechanism(bits, 3, Mechanism.nearest_ratio(0.3))
+    table = torch.tensor([[32767, -32767, 12000]], dtype=torch.int16)
+    count = 200_000
+    y = NoisyTable(table, mechanism).sample(torch.zeros(count, dtype=torch.int64), torch.Generator().manual_seed(1))
+    x = table[0].double() / 32767
+    amplitude = 1 / mechanism.ratio
+    variance = (amplitude**2 - x**2) / mechanism.trials  # DESIGN section 2, step 4
+    assert torch.all((y.double().mean(0) - x).abs() < _Z * (variance / count).sqrt())
+    # The sample variance's own standard deviation is at most that of a variable bounded by the amplitude.
+    assert torch.all((y.double().var(0) - variance).abs() < _Z * 2 * amplitude**2 / count**0.5)
+
+
+def test_training_noise_and_the_released_counts_have_one_distribution():
+    mechanism = Mechanism(4, 1, Mechanism.nearest_ratio(0.4))
+    count = 50_000
+    table = torch.tensor([[20000]], dtype=torch.int16)
+    y = NoisyTable(table, mechanism).sample(torch.zeros(count, dtype=torch.int64), torch.Generator().manual_seed(2))
+    trained = ((y[:, 0] * mechanism.ratio + 1) / 2 * mechanism.trials).round().long().bincount(minlength=16).numpy()
+    codes = mechanism.sample(np.full((count, 1), 20000, np.int16), reproducible_bytes(3))
+    released = np.bincount(codes[:, 0], minlength=16)
+    enough = trained + released >= 10
+    assert stats.chi2_contingency(np.stack([trained[enough], released[enough]])).pvalue > 1e-6
+
+
+def test_limit_norm_shortens_only_what_is_too_long():
+    y = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    assert torch.allclose(limit_norm(y, 1.0), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
+
+
+def test_nearest_tokens_agrees_with_brute_force():
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(50, 8)).astype(np.float32)
+    decoded = rng.normal(size=(333, 8)).astype(np.float32)
+    distances = np.linalg.norm(decoded[:, None] - embeddings[None], axis=2)
+    assert np.array_equal(nearest_tokens(decoded, embeddings, block=100), distances.argmin(1))
+
+
+def test_calibration_meets_its_target_on_fresh_noise():
+    rng = np.random.default_rng(1)
+    table = rng.integers(-32767, 32768, size=(64, 8)).astype(np.int16)
+    embeddings = (table / 32767).astype(np.float32)
+    identity, zero = np.eye(8, dtype=np.float32), np.zeros(8, np.float32)
+    tokens = rng.integers(0, 64, 4000)
+    mechanism = calibrate_ratio(0.3, 4, table, 32767, identity, zero, embeddings, tokens)
+    y = mechanism.dequantize(mechanism.sample(table[tokens], reproducible_bytes(99)))
+    rate = np.mean(nearest_tokens(y, embeddings) == tokens)
+    assert abs(rate - 0.3) < _Z * (2 * 0.3 * 0.7 / 4000) ** 0.5
+
+
+def test_an_unreachable_target_is_refused():
+    table = np.zeros((4, 2), np.int16)
+    embeddings = np.zeros((4, 2), np.float32)
+    with pytest.raises(ValueError, match=r"target: success rate 0\.9 cannot be reached"):
+        calibrate_ratio(0.9, 2, table, 32767, np.eye(2, dtype=np.float32), np.zeros(2, np.float32), embeddings, np.arange(4))
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (10, 10), (200, 10_000)])
+def test_wilson_agrees_with_scipy(successes, trials):
+    expected = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    assert wilson(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
