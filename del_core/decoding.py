@@ -28,9 +28,10 @@ class Decoder(Protocol):
 
 
 def limit_norm(y: FloatArray, limit: float) -> FloatArray:
-    """Scales every row of ``y`` (tokens, dim) down to Euclidean norm at most ``limit``; shorter rows stay as they are."""
+    """Scales every row of ``y`` (tokens, dim) down to Euclidean norm at most ``limit``; shorter ones stay."""
     norms = np.linalg.norm(y, axis=1, keepdims=True)
-    return (y * np.minimum(1.0, limit / np.maximum(norms, np.finfo(np.float32).tiny))).astype(np.float32)
+    scale = np.minimum(1.0, limit / np.maximum(norms, np.finfo(np.float32).tiny))
+    return np.multiply(y, scale, dtype=np.float32)
 
 
 @dataclass(frozen=True)

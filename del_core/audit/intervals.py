@@ -13,7 +13,9 @@ def wilson(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[f
     Unlike the normal interval it stays in [0, 1] and is usable at rates near 0, where the strict variants are.
     """
     if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"successes: {successes} of {trials} trials; 0 <= successes <= trials and trials >= 1 are needed")
+        raise ValueError(
+            f"successes: {successes} of {trials} trials; 0 <= successes <= trials and trials >= 1 are needed"
+        )
     rate, denominator = successes / trials, 1 + z * z / trials
     centre = (rate + z * z / (2 * trials)) / denominator
     margin = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials)) / denominator

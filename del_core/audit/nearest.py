@@ -65,8 +65,8 @@ def calibrate_ratio(
 ) -> Mechanism:
     """The mechanism at which the attack recovers the share ``target`` of ``token_ids``, by bisection on log r.
 
-    ``token_ids`` should be text that no result is reported on. The same random bytes in every iteration make the measured
-    rate nearly monotone in r.
+    ``token_ids`` should be text that no result is reported on. The same random bytes in every iteration make
+    the measured rate nearly monotone in r.
 
     Raises:
         ValueError: if even r close to 1 recovers less than ``target``, or r = 1e-5 more.

@@ -16,8 +16,8 @@ def continuation_nll(
 ) -> torch.Tensor:
     """Mean negative log-likelihood in nats per continuation token, one value for each row, (batch,).
 
-    The model reads [soft prompt; prompt; continuation]; the continuation's tokens are clean, as they are when the server
-    has generated them, and only they are scored.
+    The model reads [soft prompt; prompt; continuation]; the continuation's tokens are clean, as they are when the
+    server has generated them, and only they are scored.
 
     Args:
         prompt: embeddings (batch, prompt tokens, hidden size).
@@ -46,7 +46,8 @@ def evaluate_perplexity(
 
     Args:
         windows: token ids (count, prompt tokens + continuation tokens).
-        embed: from prompt token ids (batch, prompt tokens) to what the model reads in their place (batch, prompt tokens, b).
+        embed: from prompt token ids (batch, prompt tokens) to what the model reads in their place,
+            (batch, prompt tokens, b).
     """
     losses = []
     for part in windows.split(batch):

@@ -87,7 +87,7 @@ def train_base(texts: Sequence[str], output: Path, config: BaseConfig | None = N
             num_attention_heads=config.heads,
             num_key_value_heads=config.heads,
             intermediate_size=config.feed_forward,
-            # Room for a soft prompt, a prompt and its continuation; rotary positions beyond training degrade gracefully.
+            # Room for a soft prompt, a prompt and its continuation; later positions degrade gracefully.
             max_position_embeddings=4 * config.context,
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -126,5 +126,7 @@ def train_base(texts: Sequence[str], output: Path, config: BaseConfig | None = N
     model.half().float()
     perplexity = math.exp(evaluate())
     model.half().save_pretrained(output)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_END_OF_TEXT, pad_token=_END_OF_TEXT).save_pretrained(output)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_END_OF_TEXT, pad_token=_END_OF_TEXT).save_pretrained(
+        output
+    )
     return perplexity

@@ -12,28 +12,39 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from del_core.bundle import checksum_model
+from del_core.errors import DelError
 from del_core.training.text import TextError, TokenWindows, split_text, tokenize
 
-__all__ = ["FrozenLM", "load_frozen_lm"]
+__all__ = ["BaseLM", "FrozenLM", "ModelError", "load_base_lm", "load_frozen_lm"]
+
+
+class ModelError(DelError):
+    """A model directory, or something trained for it, is incomplete or does not fit."""
 
 
 @dataclass(frozen=True)
-class FrozenLM:
-    """A causal LM without gradients, with token ids (one dimension, int64) of the train, validation and test parts."""
+class BaseLM:
+    """A causal LM without gradients, and what a bundle must say of it."""
 
     model: PreTrainedModel
     tokenizer_json: bytes
     checksum: str
-    text_sha256: str
-    train: torch.Tensor
-    validation: torch.Tensor
-    test: torch.Tensor
     bos_token_id: int | None
 
     @property
     def embeddings(self) -> torch.Tensor:
         """The input embedding table W, (V, b)."""
         return self.model.get_input_embeddings().weight
+
+
+@dataclass(frozen=True)
+class FrozenLM(BaseLM):
+    """A frozen LM with the token ids (one dimension, int64) of the training, validation and test parts of a text."""
+
+    text_sha256: str
+    train: torch.Tensor
+    validation: torch.Tensor
+    test: torch.Tensor
 
     def unigram(self) -> torch.Tensor:
         """Token probabilities (V,) of the training part, add-one smoothed so that none is zero."""
@@ -45,33 +56,44 @@ class FrozenLM:
         return TokenWindows(part, length, seed=0).first(count)
 
 
-def load_frozen_lm(directory: Path, texts: Sequence[str], device: str = "cpu") -> FrozenLM:
-    """Loads a Hugging Face causal-LM directory with its ``tokenizer.json`` and tokenizes ``texts`` for it.
+def load_base_lm(directory: Path, device: str = "cpu") -> BaseLM:
+    """Loads a Hugging Face causal-LM directory with its ``tokenizer.json``.
 
     Raises:
-        TextError: if a text is too short to be split.
-        FileNotFoundError: if the directory lacks config.json, tokenizer.json or safetensors weights.
+        ModelError: if the directory lacks config.json or tokenizer.json.
+        BundleError: if it lacks safetensors weights.
     """
     for name in ("config.json", "tokenizer.json"):
         if not (directory / name).is_file():
-            raise FileNotFoundError(f"model directory {directory}: {name} is missing; a Hugging Face causal LM is needed")
+            raise ModelError(f"model directory {directory}: {name} is missing; a Hugging Face causal LM is needed")
     tokenizer_json = (directory / "tokenizer.json").read_bytes()
-    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
-    splits = split_text(texts)
-    if not (splits.train and splits.validation and splits.test):
-        raise TextError("text: too short to be split into training, validation and test parts")
+    checksum = checksum_model(directory)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
     model.to(device).eval().requires_grad_(False)
     bos = model.config.bos_token_id
     # Only a tokenizer that itself puts a beginning-of-sequence token in front makes it part of the prompt.
-    adds_bos = bos is not None and tokenizer.encode("a").ids[:1] == [bos]
+    adds_bos = bos is not None and Tokenizer.from_str(tokenizer_json.decode()).encode("a").ids[:1] == [bos]
+    return BaseLM(model, tokenizer_json, checksum, bos if adds_bos else None)
+
+
+def load_frozen_lm(directory: Path, texts: Sequence[str], device: str = "cpu") -> FrozenLM:
+    """Loads an LM as ``load_base_lm`` does, and tokenizes ``texts`` for it.
+
+    Raises:
+        TextError: if a text is too short to be split.
+    """
+    lm = load_base_lm(directory, device)
+    tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
+    splits = split_text(texts)
+    if not (splits.train and splits.validation and splits.test):
+        raise TextError("text: too short to be split into training, validation and test parts")
     return FrozenLM(
-        model=model,
-        tokenizer_json=tokenizer_json,
-        checksum=checksum_model(directory),
+        model=lm.model,
+        tokenizer_json=lm.tokenizer_json,
+        checksum=lm.checksum,
+        bos_token_id=lm.bos_token_id,
         text_sha256=hashlib.sha256("\0".join(texts).encode()).hexdigest(),
         train=tokenize(tokenizer, splits.train).to(device),
         validation=tokenize(tokenizer, splits.validation).to(device),
         test=tokenize(tokenizer, splits.test).to(device),
-        bos_token_id=bos if adds_bos else None,
     )

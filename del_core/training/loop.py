@@ -17,10 +17,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from del_core.errors import DelError
+
 __all__ = ["CheckpointError", "Schedule", "fit", "step_generator"]
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(DelError):
     """A checkpoint belongs to another run or cannot be read."""
 
 
@@ -74,7 +76,7 @@ def fit(
     clip_norm: float = 1.0,
     progress: bool = True,
 ) -> float:
-    """Minimises ``loss`` by AdamW and leaves the best evaluated parameters (the last ones without ``evaluate``) in place.
+    """Minimises ``loss`` by AdamW and leaves the best parameters in place (the last ones without ``evaluate``).
 
     Args:
         parameters: (name, parameter) pairs to train; everything else stays frozen.
@@ -158,12 +160,17 @@ def fit(
                 if improved:
                     best = held_out
                     best_parameters = {key: p.detach().clone() for key, p in named.items()}
-                log.write(json.dumps({
-                    "step": done,
-                    "loss": round(averaged, 4),
-                    "held_out_loss": round(held_out, 4),
-                    "seconds": round(time.monotonic() - began, 1),
-                }) + "\n")
+                log.write(
+                    json.dumps(
+                        {
+                            "step": done,
+                            "loss": round(averaged, 4),
+                            "held_out_loss": round(held_out, 4),
+                            "seconds": round(time.monotonic() - began, 1),
+                        }
+                    )
+                    + "\n"
+                )
                 log.flush()
             if done % checkpoint_every == 0 or done == schedule.steps:
                 save(done)

@@ -18,7 +18,7 @@ def limit_norm(y: torch.Tensor, limit: float) -> torch.Tensor:
 
 
 class NoisyTable:
-    """Draws y = A (2 K / u - 1) for tokens of an integer table (V, d), K ~ Binomial(u, 1/2 + x / (2 A)); units of the clip."""
+    """Draws y = A (2 K / u - 1), K ~ Binomial(u, 1/2 + x / (2 A)), for tokens of an integer table (V, d); c = 1."""
 
     def __init__(self, table: torch.Tensor, mechanism: Mechanism) -> None:
         self.mechanism = mechanism

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from del_core.evaluation.perplexity import continuation_nll, evaluate_perplexity
 from del_core.projection import Projection, default_dim
-from del_core.training.lm import FrozenLM
+from del_core.training.lm import BaseLM, FrozenLM, ModelError
 from del_core.training.loop import Schedule, fit
 from del_core.training.text import TokenWindows
 
-__all__ = ["ProjectionConfig", "load_projection", "train_projection"]
+__all__ = ["ProjectionConfig", "load_log_prior", "load_projection", "train_projection"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def train_projection(
         prompt, continuation = tokens[:, : config.prompt_tokens], tokens[:, config.prompt_tokens :]
         return continuation_nll(lm.model, project(prompt), continuation).mean()
 
-    def perplexity(windows: torch.Tensor, embed: object = project) -> float:
-        return evaluate_perplexity(lm.model, windows, config.prompt_tokens, embed)  # type: ignore[arg-type]
+    def perplexity(windows: torch.Tensor, embed: Callable[[torch.Tensor], torch.Tensor] = project) -> float:
+        return evaluate_perplexity(lm.model, windows, config.prompt_tokens, embed)
 
     figures = {"ppl_clean": perplexity(test, lambda tokens: lm.embeddings[tokens]), "ppl_pca": perplexity(test)}
     fit(
@@ -77,7 +78,11 @@ def train_projection(
         progress=progress,
     )
     figures["ppl_projected"] = perplexity(test)
-    save_file({name: p.detach().cpu().contiguous() for name, p in projection.named_parameters()}, output / "projection.safetensors")
+    save_file(
+        {name: p.detach().cpu().contiguous() for name, p in projection.named_parameters()},
+        output / "projection.safetensors",
+    )
+    save_file({"log_prior": lm.unigram().log().float().cpu()}, output / "prior.safetensors")
     summary = {**asdict(config), "dim": dim, "model_sha256": lm.checksum, "text_sha256": lm.text_sha256, **figures}
     partial = output / "projection.json.partial"
     partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -85,19 +90,25 @@ def train_projection(
     return figures
 
 
-def load_projection(directory: Path, lm: FrozenLM) -> Projection:
+def load_log_prior(directory: Path) -> torch.Tensor:
+    """Natural-log unigram probabilities (V,), float32, of the text that ``directory``'s projection was trained on."""
+    return load_file(directory / "prior.safetensors")["log_prior"]
+
+
+def load_projection(directory: Path, lm: BaseLM) -> Projection:
     """Loads what ``train_projection`` wrote.
 
     Raises:
-        FileNotFoundError: if the stage has not been run to its end.
-        ValueError: if it was trained for another LM.
+        ModelError: if the stage has not been run to its end, or was for another LM.
     """
     summary_path = directory / "projection.json"
     if not summary_path.is_file():
-        raise FileNotFoundError(f"{summary_path}: not found; run `delctl train projection` to its end first")
+        raise ModelError(f"{summary_path}: not found; run `delctl train projection` to its end first")
     summary = json.loads(summary_path.read_text(encoding="utf-8"))
     if summary["model_sha256"] != lm.checksum:
-        raise ValueError(f"{summary_path}: model_sha256 {summary['model_sha256']} is not that of the given model, {lm.checksum}")
+        raise ModelError(
+            f"{summary_path}: model_sha256 {summary['model_sha256']} is not that of the given model, {lm.checksum}"
+        )
     projection = Projection(lm.embeddings.shape[1], summary["dim"])
     projection.load_state_dict(load_file(directory / "projection.safetensors"))
     return projection.to(lm.embeddings.device).requires_grad_(False)

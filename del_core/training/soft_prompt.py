@@ -29,7 +29,7 @@ __all__ = ["SoftPromptConfig", "calibrate_norm_limit", "train_soft_prompt"]
 
 @dataclass(frozen=True)
 class SoftPromptConfig:
-    """Sizes and schedule of stage 2. ``rows`` is the soft prompt's length: a multiple of 32, so that its KV blocks are cached."""
+    """Sizes and schedule of stage 2. ``rows``: the soft prompt's length, a multiple of 32 so that its KV is cached."""
 
     rows: int = 32
     min_prompt_tokens: int = 16
@@ -76,7 +76,7 @@ class _FixedNoise:
 def calibrate_norm_limit(
     lm: FrozenLM, projection: Projection, noisy: NoisyTable, windows: torch.Tensor, prompt_tokens: int, seed: int
 ) -> float:
-    """The norm limit R with the least perplexity on ``windows``, from a grid between half and 8 times the table's largest norm.
+    """The norm limit R with the least perplexity on ``windows``, from a grid of multiples of the table's largest norm.
 
     Counts of a noisy mechanism dequantise to rows far longer than any clean one; left so, they drown the LM.
     """
@@ -100,7 +100,7 @@ def train_soft_prompt(
     *,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Trains the soft prompt of variant ``name`` and writes ``soft_prompt.safetensors`` and ``variant.json`` into ``output``.
+    """Trains the soft prompt of variant ``name`` into ``output``: ``soft_prompt.safetensors``, ``variant.json``.
 
     Returns:
         Perplexities on the test part, all over the same windows and the same noise: ``ppl_clean``, ``ppl_projected``,
@@ -168,7 +168,10 @@ def train_soft_prompt(
     figures = {
         "ppl_clean": evaluate_perplexity(lm.model, test, config.prompt_tokens, lambda tokens: lm.embeddings[tokens]),
         "ppl_projected": evaluate_perplexity(
-            lm.model, test, config.prompt_tokens, lambda tokens: projection.decoder(table[tokens].float() / mechanism.max_level)
+            lm.model,
+            test,
+            config.prompt_tokens,
+            lambda tokens: projection.decoder(table[tokens].float() / mechanism.max_level),
         ),
         "ppl_noisy": perplexity(test, config.seed + 2, None),
         "ppl_soft_prompt": perplexity(test, config.seed + 2, soft_prompt),

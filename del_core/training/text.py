@@ -13,10 +13,12 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from del_core.errors import DelError
+
 __all__ = ["TextError", "TextSplits", "TokenWindows", "read_texts", "split_text", "tokenize"]
 
 
-class TextError(ValueError):
+class TextError(DelError, ValueError):
     """A text file is missing, is not UTF-8 or is too short for what is asked of it."""
 
 

@@ -19,9 +19,9 @@ from del_core.projection import Projection
 from del_core.training.lm import FrozenLM
 from del_core.training.soft_prompt import SoftPromptConfig, train_soft_prompt
 
-__all__ = ["Noise", "train_variant"]
+__all__ = ["MAX_LEVEL", "Noise", "train_variant"]
 
-_MAX_LEVEL = 32767  # int16 tables
+MAX_LEVEL = 32767  # int16 tables
 _GUARANTEE_DELTA = 1e-6
 
 
@@ -52,7 +52,7 @@ class _AttackSurface:
     @classmethod
     def of(cls, lm: FrozenLM, projection: Projection) -> _AttackSurface:
         return cls(
-            table=projection.table(lm.embeddings, _MAX_LEVEL).cpu().numpy(),
+            table=projection.table(lm.embeddings, MAX_LEVEL).cpu().numpy(),
             weight=projection.decoder.weight.detach().cpu().numpy(),
             bias=projection.decoder.bias.detach().cpu().numpy(),
             embeddings=lm.embeddings.detach().cpu().numpy(),
@@ -61,12 +61,12 @@ class _AttackSurface:
     def mechanism(self, noise: Noise, token_ids: np.ndarray) -> Mechanism:
         dim = self.table.shape[1]
         if noise.mu is not None:
-            return Mechanism.from_mu(noise.mu, bits=noise.bits, dim=dim, max_level=_MAX_LEVEL)
+            return Mechanism.from_mu(noise.mu, bits=noise.bits, dim=dim, max_level=MAX_LEVEL)
         if noise.epsilon is not None:
-            return Mechanism.from_epsilon(noise.epsilon, noise.delta, bits=noise.bits, dim=dim, max_level=_MAX_LEVEL)
+            return Mechanism.from_epsilon(noise.epsilon, noise.delta, bits=noise.bits, dim=dim, max_level=MAX_LEVEL)
         assert noise.nearest_asr is not None
         return calibrate_ratio(
-            noise.nearest_asr, noise.bits, self.table, _MAX_LEVEL, self.weight, self.bias, self.embeddings, token_ids
+            noise.nearest_asr, noise.bits, self.table, MAX_LEVEL, self.weight, self.bias, self.embeddings, token_ids
         )
 
 

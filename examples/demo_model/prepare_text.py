@@ -12,8 +12,17 @@ import re
 import sys
 from pathlib import Path
 
-NAMES = ("state_union", "inaugural", "grimm", "wizard_of_oz", "moby_dick", "pride_and_prejudice", "alice", "shakespeare")
-_PLAIN = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "\u00a0": " "})
+NAMES = (
+    "state_union",
+    "inaugural",
+    "grimm",
+    "wizard_of_oz",
+    "moby_dick",
+    "pride_and_prejudice",
+    "alice",
+    "shakespeare",
+)
+_PLAIN = str.maketrans({"\u201c": '"', "\u201d": '"', "\u2018": "'", "\u2019": "'", "\u00a0": " "})
 _WRAPPED = 58  # characters; hard-wrapped prose has lines longer than this, verse rarely does
 
 
@@ -32,7 +41,9 @@ def main() -> None:
     source, target = map(Path, sys.argv[1:3])
     target.mkdir(parents=True, exist_ok=True)
     for name in NAMES:
-        (target / f"{name}.txt").write_text(unwrap((source / f"{name}.txt").read_text(encoding="utf-8")), encoding="utf-8")
+        (target / f"{name}.txt").write_text(
+            unwrap((source / f"{name}.txt").read_text(encoding="utf-8")), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -101,7 +101,9 @@ def test_an_unreachable_target_is_refused():
     table = np.zeros((4, 2), np.int16)
     embeddings = np.zeros((4, 2), np.float32)
     with pytest.raises(ValueError, match=r"target: success rate 0\.9 cannot be reached"):
-        calibrate_ratio(0.9, 2, table, 32767, np.eye(2, dtype=np.float32), np.zeros(2, np.float32), embeddings, np.arange(4))
+        calibrate_ratio(
+            0.9, 2, table, 32767, np.eye(2, dtype=np.float32), np.zeros(2, np.float32), embeddings, np.arange(4)
+        )
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (10, 10), (200, 10_000)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_too_little_text_is_refused():
         TokenWindows(torch.arange(19), 10, seed=0)
 
 
-class _Interrupted(Exception):
+class _InterruptedError(Exception):
     pass
 
 
@@ -67,7 +68,7 @@ def _regression(directory, steps, stop_at=None, run=None):
 
     def loss(step):
         if step == stop_at:
-            raise _Interrupted
+            raise _InterruptedError
         x = torch.randn(8, 4, generator=step_generator(5, step))
         return (layer(x) - 2 * x).square().mean()
 
@@ -88,7 +89,7 @@ def _regression(directory, steps, stop_at=None, run=None):
 
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path):
     expected, best = _regression(tmp_path / "whole", 60)
-    with pytest.raises(_Interrupted):
+    with pytest.raises(_InterruptedError):
         _regression(tmp_path / "parts", 60, stop_at=37)
     resumed, resumed_best = _regression(tmp_path / "parts", 60)
     assert torch.equal(resumed, expected)
@@ -140,5 +141,5 @@ def test_the_schedule_warms_up_holds_and_decays():
     factors = [schedule.factor(step) for step in range(100)]
     assert factors[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert set(factors[10:50]) == {1.0}
-    assert all(a > b for a, b in zip(factors[50:], factors[51:], strict=False))
+    assert all(a > b for a, b in pairwise(factors[50:]))
     assert 0.1 <= factors[-1] < 0.13
