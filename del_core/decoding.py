@@ -31,7 +31,8 @@ def limit_norm(y: FloatArray, limit: float) -> FloatArray:
     """Scales every row of ``y`` (tokens, dim) down to Euclidean norm at most ``limit``; shorter ones stay."""
     norms = np.linalg.norm(y, axis=1, keepdims=True)
     scale = np.minimum(1.0, limit / np.maximum(norms, np.finfo(np.float32).tiny))
-    return np.multiply(y, scale, dtype=np.float32)
+    limited: FloatArray = np.multiply(y, scale, dtype=np.float32)
+    return limited
 
 
 @dataclass(frozen=True)

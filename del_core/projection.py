@@ -45,9 +45,9 @@ class Projection(nn.Module):
     def from_pca(cls, embeddings: torch.Tensor, weights: torch.Tensor, dim: int, inside: float = 0.98) -> Projection:
         """Principal components of the embedding table, every token counted by its frequency.
 
-        E = s U^T and D = U / s with the top ``dim`` eigenvectors U of the weighted covariance, a and a' such that the
-        mean embedding maps to 0 and back. One scale s for all coordinates keeps distances; it is set such that the share
-        ``inside`` of all coordinate values, by frequency, is not clipped.
+        E = s U^T and D = U / s with the top ``dim`` eigenvectors U of the weighted covariance, a and a' such that
+        the mean embedding maps to 0 and back. One scale s for all coordinates keeps distances; it is set such that
+        the share ``inside`` of all coordinate values, by frequency, is not clipped.
 
         Args:
             embeddings: (V, b).

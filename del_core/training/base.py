@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from del_core.training.loop import Schedule, fit
+from del_core.training.loop import Schedule, fit, identity
 from del_core.training.text import TokenWindows, split_text, tokenize
 
 __all__ = ["BaseConfig", "train_base"]
@@ -114,8 +114,7 @@ def train_base(texts: Sequence[str], output: Path, config: BaseConfig | None = N
         name="base",
         directory=checkpoints,
         run={
-            # A run may be prolonged or compiled after an interruption; everything else identifies it.
-            **{key: value for key, value in asdict(config).items() if key not in ("steps", "compile")},
+            **identity(config, ignore=("steps", "compile")),
             "text_sha256": hashlib.sha256("\0".join(texts).encode()).hexdigest(),
         },
         evaluate=evaluate,

@@ -11,15 +11,16 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from del_core.errors import DelError
 
-__all__ = ["CheckpointError", "Schedule", "fit", "step_generator"]
+__all__ = ["CheckpointError", "Schedule", "fit", "identity", "step_generator"]
 
 
 class CheckpointError(DelError):
@@ -51,6 +52,11 @@ class Schedule:
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Generator for one step of training noise. Statistical, fit for training only: never for a released count."""
     return torch.Generator(device=device).manual_seed((seed << 32) ^ (step * 0x9E3779B1 & 0xFFFFFFFF))
+
+
+def identity(config: Any, ignore: tuple[str, ...] = ("steps",)) -> dict[str, object]:
+    """What of a stage's dataclass ``config`` makes a checkpoint belong to it: all but its length, which may change."""
+    return {key: value for key, value in asdict(config).items() if key not in ignore}
 
 
 def _save_atomically(state: dict[str, object], path: Path) -> None:
@@ -105,12 +111,12 @@ def fit(
     path, log_path = directory / f"{name}.checkpoint", directory / f"{name}.jsonl"
     start, best, stale = 0, math.inf, 0
     best_parameters: dict[str, torch.Tensor] = {}
-    identity = json.dumps(run, sort_keys=True, default=str)
+    run_id = json.dumps(run, sort_keys=True, default=str)
     if path.exists():
         state = torch.load(path, weights_only=True)
-        if state["run"] != identity:
+        if state["run"] != run_id:
             raise CheckpointError(
-                f"{path}: belongs to another run ({state['run']}); this one is {identity}. "
+                f"{path}: belongs to another run ({state['run']}); this one is {run_id}. "
                 "Choose another output directory or delete the checkpoint"
             )
         with torch.no_grad():
@@ -122,7 +128,7 @@ def fit(
     def save(step: int) -> None:
         _save_atomically(
             {
-                "run": identity,
+                "run": run_id,
                 "step": step,
                 "best": best,
                 "stale": stale,

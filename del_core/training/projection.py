@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from del_core.evaluation.perplexity import continuation_nll, evaluate_perplexity
 from del_core.projection import Projection, default_dim
 from del_core.training.lm import BaseLM, FrozenLM, ModelError
-from del_core.training.loop import Schedule, fit
+from del_core.training.loop import Schedule, fit, identity
 from del_core.training.text import TokenWindows
 
 __all__ = ["ProjectionConfig", "load_log_prior", "load_projection", "train_projection"]
@@ -72,7 +72,7 @@ def train_projection(
         Schedule(config.steps, config.learning_rate),
         name="projection",
         directory=output / "checkpoints",
-        run={**asdict(config), "model": lm.checksum, "text": lm.text_sha256},
+        run={**identity(config), "model": lm.checksum, "text": lm.text_sha256},
         evaluate=lambda: float(torch.tensor(perplexity(validation)).log()),
         evaluate_every=50,
         progress=progress,

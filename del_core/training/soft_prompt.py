@@ -20,7 +20,7 @@ from del_core.evaluation.perplexity import evaluate_perplexity
 from del_core.mechanism import Mechanism
 from del_core.projection import Projection
 from del_core.training.lm import FrozenLM
-from del_core.training.loop import Schedule, fit, step_generator
+from del_core.training.loop import Schedule, fit, identity, step_generator
 from del_core.training.noise import NoisyTable, limit_norm
 from del_core.training.text import TokenWindows
 
@@ -143,28 +143,25 @@ def train_soft_prompt(
         return evaluate_perplexity(lm.model, windows, config.prompt_tokens, prompt.fixed(seed), soft_prompt)
 
     output.mkdir(parents=True, exist_ok=True)
-    try:
-        fit(
-            [("soft_prompt", rows)],
-            loss,
-            Schedule(config.steps, config.learning_rate),
-            name=name,
-            directory=output / "checkpoints",
-            run={
-                **asdict(config),
-                "model": lm.checksum,
-                "text": lm.text_sha256,
-                "bits": mechanism.bits,
-                "ratio_numerator": mechanism.ratio_numerator,
-            },
-            evaluate=lambda: math.log(perplexity(validation, config.seed + 1, rows.detach())),
-            evaluate_every=50,
-            patience=config.patience,
-            progress=progress,
-        )
-    finally:
-        soft_prompt = rows.detach().clone()
-        tuned.unload()
+    fit(
+        [("soft_prompt", rows)],
+        loss,
+        Schedule(config.steps, config.learning_rate),
+        name=name,
+        directory=output / "checkpoints",
+        run={
+            **identity(config),
+            "model": lm.checksum,
+            "text": lm.text_sha256,
+            "bits": mechanism.bits,
+            "ratio_numerator": mechanism.ratio_numerator,
+        },
+        evaluate=lambda: math.log(perplexity(validation, config.seed + 1, rows.detach())),
+        evaluate_every=50,
+        patience=config.patience,
+        progress=progress,
+    )
+    soft_prompt = rows.detach().clone()
     figures = {
         "ppl_clean": evaluate_perplexity(lm.model, test, config.prompt_tokens, lambda tokens: lm.embeddings[tokens]),
         "ppl_projected": evaluate_perplexity(

@@ -19,12 +19,12 @@ echo "== base model"
 "$delctl" train base "$@" --steps 2400 --compile --quiet --out "$work/base"
 
 echo "== stage 1: projection"
-"$delctl" train projection --model "$work/base" "$@" --steps 250 --quiet --out "$work/projection"
+"$delctl" train projection --model "$work/base" "$@" --steps 200 --quiet --out "$work/projection"
 
 for variant in strict:0.02 balanced:0.10 open:0.30; do
     echo "== stage 2: ${variant%%:*}, nearest-neighbour ASR ${variant##*:}"
     "$delctl" train soft-prompt --model "$work/base" --projection "$work/projection" "$@" \
-        --name "${variant%%:*}" --nearest-asr "${variant##*:}" --steps 350 --quiet --out "$work/${variant%%:*}"
+        --name "${variant%%:*}" --nearest-asr "${variant##*:}" --steps 200 --quiet --out "$work/${variant%%:*}"
 done
 
 echo "== bundle"
