@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,13 +21,13 @@ logger = logging.getLogger("cluster.supervisor")
 
 LOOPBACK = "127.0.0.1"
 _APPLICATION = "del-serve"
+_LONGEST_REASON = 2000
 _MIB = 1024 * 1024
 
 
 def main() -> None:
     """Serve until standard input ends."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    _processes.adopt_orphans()
     options = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_input, args=(sys.stdin,), daemon=True).start()
     try:
@@ -37,9 +38,15 @@ def main() -> None:
             signal.pause()
     except Exception as error:
         logger.exception("the local server did not start")
-        _report({"failed": str(error) or type(error).__name__})
+        _report({"failed": _reason(error)})
     finally:
         _end()
+
+
+def _reason(error: Exception) -> str:
+    """The error in a few lines: without terminal colours, and of a replica's long traceback the end."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else "..." + text[-_LONGEST_REASON:]
 
 
 def _end_with_input(pipe: IO[str]) -> None:
@@ -49,6 +56,7 @@ def _end_with_input(pipe: IO[str]) -> None:
 
 def _end() -> NoReturn:
     """End the cluster and this process. Requests in flight are lost: a local server is stopped by its only user."""
+    _processes.adopt_orphans()
     _processes.end_all(os.environ[_processes.MARKER], os.getpid())
     _processes.collect_dead()
     # Not sys.exit: Ray's exit handlers would wait for a cluster that is gone.
@@ -59,7 +67,8 @@ def _start(options: dict[str, Any]) -> None:
     import ray
     from ray import serve
 
-    from deployments.app import build
+    from deployments.app import build_from
+    from deployments.settings import parse_settings
 
     ray.init(
         address="local",
@@ -77,7 +86,15 @@ def _start(options: dict[str, Any]) -> None:
         proxy_location="HeadOnly",
         logging_config={"enable_access_log": False},
     )
-    serve.run(build(options["settings"]), name=_APPLICATION, route_prefix="/")
+    # One attempt: what fails here once, on the machine of the one who waits for it, is to be heard of now.
+    application = build_from(parse_settings(options["settings"]), start_attempts=1)
+    try:
+        serve.run(application, name=_APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        # It says that the application failed; why, the deployment's own status knows.
+        status = serve.status().applications[_APPLICATION]
+        messages = [deployment.message for deployment in status.deployments.values() if deployment.message]
+        raise RuntimeError("\n".join(messages) or str(error)) from error
 
 
 def _report(report: dict[str, Any]) -> None:

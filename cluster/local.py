@@ -142,7 +142,10 @@ def start_local(
     binary = haproxy_binary() if proxy != "serve" else None
     if proxy == "haproxy" and binary is None:
         raise LocalServerError("proxy: is haproxy, which is not installed here; auto or serve are allowed")
-    port = port or _free_ports(1)[0]
+    if port:
+        _check_port(host, port)
+    else:
+        (port,) = _free_ports(1)
     token = secrets.token_hex(16)
     directory = Path(tempfile.mkdtemp(prefix="del-", dir=_RUN_DIRECTORY))
     environment = _environment(token, directory)
@@ -253,6 +256,17 @@ def _environment(token: str, directory: Path) -> dict[str, str]:
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
     }
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((host, port))
+        except OSError as error:
+            raise LocalServerError(
+                f"port: {host}:{port} cannot be had ({error.strerror}); 0 takes a free one"
+            ) from None
 
 
 def _free_ports(count: int) -> list[int]:

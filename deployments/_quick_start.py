@@ -1,10 +1,14 @@
-"""A quicker start of vLLM's engine on CPUs: its process is forked from one that has imported vLLM already.
+"""A quicker start of vLLM's engine on CPUs, by what is safe where there is no device that a process could claim.
 
-vLLM starts its engine in a freshly spawned process, which imports everything (8 s on a laptop's core) only after the
-replica's own process has imported the same. Here both imports run at once: :func:`begin` starts a helper process (the
-``forkserver`` of the standard library) that imports the engine's modules and nothing else, has a single thread and
-never touches a device; within :func:`used` vLLM forks its engine from there. The helper ends with the process that
-started it. If vLLM's internals should change, :func:`used` changes nothing and the engine is spawned as ever.
+- vLLM starts its engine in a freshly spawned process, which imports everything (8 s on a laptop's core) only after the
+  replica's own process has imported the same. Here both imports run at once: :func:`begin` starts a helper process (the
+  ``forkserver`` of the standard library) that imports the engine's modules and nothing else and has a single thread;
+  within :func:`used` vLLM forks its engine from there. The helper ends with the process that started it.
+- Before the first start of a model class on a machine, vLLM looks at the class in yet another process, so as not to
+  touch a GPU. Within :func:`used` it looks in its own.
+
+Both replace a function of vLLM's by name. Where a release of vLLM has no function of that name, nothing is replaced and
+the start is as slow as ever.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ import contextlib
 import importlib
 import multiprocessing
 import multiprocessing.forkserver
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 __all__ = ["begin", "used"]
 
@@ -32,14 +37,27 @@ def begin() -> None:
 
 @contextlib.contextmanager
 def used() -> Iterator[None]:
-    """While this is entered, processes that vLLM's engine client starts are forked from the helper process."""
-    module = importlib.import_module("vllm.v1.engine.utils")
-    original = getattr(module, "get_mp_context", None)
+    """While this is entered, vLLM's engine is forked from the helper, and model classes are looked at in place."""
+    with contextlib.ExitStack() as stack:
+        replaced = {
+            "vllm.v1.engine.utils.get_mp_context": lambda: multiprocessing.get_context("forkserver"),
+            "vllm.model_executor.models.registry._run_in_subprocess": lambda function: function(),
+        }
+        for name, replacement in replaced.items():
+            stack.enter_context(_replaced(name, replacement))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(name: str, replacement: Callable[..., Any]) -> Iterator[None]:
+    module_name, _, attribute = name.rpartition(".")
+    module = importlib.import_module(module_name)
+    original = getattr(module, attribute, None)
     if original is None:
         yield
         return
-    module.get_mp_context = lambda: multiprocessing.get_context("forkserver")  # type: ignore[attr-defined]
+    setattr(module, attribute, replacement)
     try:
         yield
     finally:
-        module.get_mp_context = original  # type: ignore[attr-defined]
+        setattr(module, attribute, original)

@@ -8,12 +8,14 @@ frontend and the socket.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
@@ -73,28 +75,33 @@ def build(args: dict[str, Any]) -> Application:
     return build_from(parse_settings(args))
 
 
-def build_from(settings: Settings) -> Application:
-    """The application for these settings."""
+def build_from(settings: Settings, *, start_attempts: int = 3) -> Application:
+    """The application for these settings; a replica that fails to start is tried ``start_attempts`` times."""
     scaling = settings.scaling
+    with warnings.catch_warnings():
+        # Serve reads the measuring interval here, and warns that one day it will come from the environment alone.
+        warnings.filterwarnings("ignore", ".*metrics_interval_s", DeprecationWarning)
+        autoscaling = AutoscalingConfig(
+            min_replicas=scaling.min_replicas,
+            initial_replicas=max(1, scaling.min_replicas),
+            max_replicas=scaling.max_replicas,
+            target_ongoing_requests=scaling.target_ongoing_requests,
+            upscale_delay_s=scaling.upscale_delay_s,
+            downscale_delay_s=scaling.downscale_delay_s,
+            look_back_period_s=scaling.look_back_period_s,
+            metrics_interval_s=scaling.metrics_interval_s,
+        )
     deployment = serve.deployment(
         PrivateLM,
         name=DEPLOYMENT,
         max_ongoing_requests=scaling.max_ongoing_requests + _SPARE_REQUESTS,
         max_queued_requests=scaling.max_ongoing_requests + _SPARE_REQUESTS,
-        autoscaling_config={
-            "min_replicas": scaling.min_replicas,
-            "initial_replicas": max(1, scaling.min_replicas),
-            "max_replicas": scaling.max_replicas,
-            "target_ongoing_requests": scaling.target_ongoing_requests,
-            "upscale_delay_s": scaling.upscale_delay_s,
-            "downscale_delay_s": scaling.downscale_delay_s,
-            "look_back_period_s": scaling.look_back_period_s,
-            "metrics_interval_s": scaling.metrics_interval_s,
-        },
+        autoscaling_config=autoscaling,
         health_check_period_s=scaling.health_check_period_s,
         health_check_timeout_s=scaling.health_check_timeout_s,
         graceful_shutdown_timeout_s=scaling.graceful_shutdown_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
+        max_constructor_retry_count=start_attempts,
         ray_actor_options={"num_cpus": scaling.num_cpus, "num_gpus": scaling.num_gpus},
         # The access log would hold paths and ids that callers choose; metrics count the same.
         logging_config=LoggingConfig(enable_access_log=False),

@@ -42,12 +42,12 @@ class _Section(BaseModel):
 class EngineSettings(_Section):
     """The language-model engine of one replica (vLLM)."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the model; "auto" is the type of its weights. On CPUs float32 is often the fastest."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the model; "auto" is the type of its weights."""
     max_model_len: int | None = Field(default=None, ge=64)
     """Soft prompt, prompt and generated tokens of one request together; the model's own limit if null."""
-    block_size: int = Field(default=32, ge=8, le=256)
-    """Tokens in a block of the KV cache. It has to divide the soft prompts' lengths, which are multiples of 32."""
+    block_size: Literal[16, 32] = 32
+    """Tokens in a block of the KV cache. It divides the soft prompts' lengths, so that they are computed once."""
     kv_cache_memory_bytes: int | None = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
     """Size of the KV cache; if null, what ``gpu_memory_utilization`` leaves."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
@@ -102,7 +102,7 @@ class ScalingSettings(_Section):
     downscale_delay_s: float = Field(default=60, ge=0)
     """How long there has to be too little before some are taken away."""
     look_back_period_s: float = Field(default=2, gt=0)
-    """Load is averaged over this period."""
+    """Load is averaged over this period; longer than ``metrics_interval_s``."""
     metrics_interval_s: float = Field(default=0.5, gt=0)
     """How often load is measured."""
     health_check_period_s: float = Field(default=1, gt=0)
@@ -120,6 +120,11 @@ class ScalingSettings(_Section):
     def _ordered(self) -> ScalingSettings:
         if self.max_replicas < max(1, self.min_replicas):
             raise ValueError(f"max_replicas is {self.max_replicas}; at least min_replicas = {self.min_replicas}")
+        if self.look_back_period_s <= self.metrics_interval_s:
+            raise ValueError(
+                f"look_back_period_s is {self.look_back_period_s}; more than metrics_interval_s = "
+                f"{self.metrics_interval_s} is allowed"
+            )
         return self
 
 

@@ -1,0 +1,73 @@
+"""What Serve answers by itself is given the shape of every other failure."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import PlainTextResponse, StreamingResponse
+
+from deployments.ingress import CALLBACK, ErrorObjects, middlewares
+
+
+def client_of(app: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(ErrorObjects(app)), base_url="http://test")
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(503, "overloaded"), (404, "not_found"), (500, "internal_error"), (408, "internal_error")]
+)
+async def test_plain_text_failures_become_error_objects(status: int, code: str) -> None:
+    async with client_of(PlainTextResponse("Request dropped due to backpressure", status)) as client:
+        response = await client.get("/")
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/json"
+    assert response.json()["error"]["code"] == code
+    assert int(response.headers["content-length"]) == len(response.content)
+    assert ("retry-after" in response.headers) == (status == 503)
+
+
+async def test_failures_in_parts_are_replaced_whole() -> None:
+    async def parts() -> Any:
+        yield b"Internal "
+        yield b"Server Error"
+
+    async with client_of(StreamingResponse(parts(), 500)) as client:
+        response = await client.get("/")
+    assert response.json()["error"]["code"] == "internal_error"
+
+
+async def test_a_retry_after_of_serves_own_is_kept() -> None:
+    async with client_of(PlainTextResponse("full", 503, {"retry-after": "7"})) as client:
+        assert (await client.get("/")).headers["retry-after"] == "7"
+
+
+async def test_other_answers_pass_unchanged() -> None:
+    body = b'{"error":{"code":"frame_too_large"}}'
+    for response in (PlainTextResponse("fine"), PlainTextResponse(body, 413, media_type="application/json")):
+        async with client_of(response) as client:
+            answer = await client.get("/")
+        assert (answer.status_code, answer.content) == (response.status_code, response.body)
+
+
+async def test_malformed_request_ids_do_not_reach_serve() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(dict(scope["headers"])[b"x-request-id"].decode())
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    async with client_of(app) as client:
+        for given in ("good-id", "bad id", "x" * 200):
+            await client.get("/", headers={"x-request-id": given})
+    assert seen[0] == "good-id"
+    assert all(id_ and " " not in id_ and len(id_) <= 128 for id_ in seen)
+
+
+def test_serve_finds_the_middleware() -> None:
+    module, name = CALLBACK.split(":")
+    (made,) = getattr(importlib.import_module(module), name)()
+    assert made.cls is ErrorObjects
+    assert middlewares()[0].cls is ErrorObjects

