@@ -39,7 +39,7 @@ def begin() -> None:
 def used() -> Iterator[None]:
     """While this is entered, vLLM's engine is forked from the helper, and model classes are looked at in place."""
     with contextlib.ExitStack() as stack:
-        replaced = {
+        replaced: dict[str, Callable[..., Any]] = {
             "vllm.v1.engine.utils.get_mp_context": lambda: multiprocessing.get_context("forkserver"),
             "vllm.model_executor.models.registry._run_in_subprocess": lambda function: function(),
         }

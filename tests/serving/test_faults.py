@@ -108,7 +108,7 @@ def completion_after(server: LocalServer, frame: bytes) -> tuple[httpx.Response,
 
 @pytest.mark.parametrize("victim", ["VLLM::EngineCore", "ray::ServeReplica"])
 def test_what_was_killed_is_replaced(server: LocalServer, bundle: Bundle, victim: str) -> None:
-    """SIGKILL of the engine's process or of the replica: streams end, failures are typed, and soon all is well again."""
+    """SIGKILL of the engine's process or of the replica: streams end, failures are typed, and soon all is well."""
     frame = make_frame(bundle, "open", max_tokens=8)
     expected = httpx.post(server.url + PATH, content=frame, headers=HEADERS, timeout=60).json()["choices"]
     (engine,) = processes_named(server, "VLLM::EngineCore")

@@ -100,7 +100,7 @@ async def test_stream_has_the_same_content(
     assert done == "[DONE]"
     choices = [chunk["choices"][0] for chunk in chunks]
     assert "".join(choice["text"] for choice in choices) == tokenizer.decode(engine.tokens)
-    assert sum((choice["token_ids"] for choice in choices), []) == list(engine.tokens)
+    assert [token_id for choice in choices for token_id in choice["token_ids"]] == list(engine.tokens)
     assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["length"]
     assert len({chunk["id"] for chunk in chunks}) == 1
     assert all("usage" not in chunk for chunk in chunks[:-1])
@@ -262,7 +262,8 @@ async def test_engine_that_dies_during_a_stream(make_service: ServiceMaker, bund
         response = await client.post(PATH, content=make_frame(bundle, stream=True), headers=HEADERS)
     assert response.status_code == 200
     *chunks, last = events(response.content)
-    assert sum((chunk["choices"][0]["token_ids"] for chunk in chunks), []) == list(engine.tokens[:3])
+    received = [token_id for chunk in chunks for token_id in chunk["choices"][0]["token_ids"]]
+    assert received == list(engine.tokens[:3])
     assert last["error"]["code"] == "engine_unavailable"
     assert service.in_flight == 0
 

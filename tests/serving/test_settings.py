@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from del_core import demo
 from deployments.settings import Settings, SettingsError, load_settings, parse_settings
@@ -113,8 +114,7 @@ def test_every_field_is_documented() -> None:
         found: dict[str, Any] = {}
         for name, field in type(model).model_fields.items():
             value = getattr(model, name)
-            assert prefix or hasattr(value, "model_fields") or field.description, name
-            if hasattr(type(value), "model_fields"):
+            if isinstance(value, BaseModel):
                 found |= fields(value, f"{prefix}{name}.")
             else:
                 assert field.description, name
