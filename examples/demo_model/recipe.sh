@@ -24,7 +24,7 @@ echo "== stage 1: projection"
 for variant in strict:0.02 balanced:0.10 open:0.30; do
     echo "== stage 2: ${variant%%:*}, nearest-neighbour ASR ${variant##*:}"
     "$delctl" train soft-prompt --model "$work/base" --projection "$work/projection" "$@" \
-        --name "${variant%%:*}" --nearest-asr "${variant##*:}" --steps 200 --quiet --out "$work/${variant%%:*}"
+        --name "${variant%%:*}" --nearest-asr "${variant##*:}" --steps 400 --quiet --out "$work/${variant%%:*}"
 done
 
 echo "== bundle"
