@@ -10,10 +10,12 @@ import json
 import logging
 import os
 import re
-import signal
+import shutil
 import sys
 import threading
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
+
+import psutil
 
 from cluster import _processes
 
@@ -29,13 +31,13 @@ def main() -> None:
     """Serve until standard input ends."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     options = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_input, args=(sys.stdin,), daemon=True).start()
+    threading.Thread(target=_end_with_input, args=(options["directory"], os.getppid()), daemon=True).start()
     try:
         # In the main thread, which stays: the kernel ends Ray's processes with the thread that started them.
         _start(options)
         _report({"ready": True})
-        while True:
-            signal.pause()
+        _wait_while_ray_lives()
+        logger.error("Ray has ended")
     except Exception as error:
         logger.exception("the local server did not start")
         _report({"failed": _reason(error)})
@@ -49,16 +51,27 @@ def _reason(error: Exception) -> str:
     return text if len(text) <= _LONGEST_REASON else "..." + text[-_LONGEST_REASON:]
 
 
-def _end_with_input(pipe: IO[str]) -> None:
-    pipe.read()
-    _end()
+def _wait_while_ray_lives() -> None:
+    """Return once one of the two processes without which there is no cluster has died."""
+    vital = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
+    while len(vital) == 2:
+        if psutil.wait_procs(vital, timeout=60)[0]:
+            return
 
 
-def _end() -> NoReturn:
+def _end_with_input(directory: str, parent: int) -> None:
+    sys.stdin.read()
+    # A parent that lives looks after the files itself, since it may want to show them.
+    _end(remove=directory if os.getppid() != parent else None)
+
+
+def _end(*, remove: str | None = None) -> NoReturn:
     """End the cluster and this process. Requests in flight are lost: a local server is stopped by its only user."""
     _processes.adopt_orphans()
     _processes.end_all(os.environ[_processes.MARKER], os.getpid())
     _processes.collect_dead()
+    if remove is not None:
+        shutil.rmtree(remove, ignore_errors=True)
     # Not sys.exit: Ray's exit handlers would wait for a cluster that is gone.
     os._exit(0)
 
@@ -79,7 +92,7 @@ def _start(options: dict[str, Any]) -> None:
         log_to_driver=False,
         logging_level=logging.WARNING,
         _node_ip_address=LOOPBACK,
-        _temp_dir=options["ray_directory"],
+        _temp_dir=os.path.join(options["directory"], "r"),
     )
     serve.start(
         http_options={"host": options["host"], "port": options["port"]},

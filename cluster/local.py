@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import secrets
 import selectors
@@ -63,7 +64,7 @@ class _Options:
     host: str
     port: int
     num_cpus: int
-    ray_directory: str
+    directory: str
 
     def to_json(self) -> str:
         return json.dumps(self.__dict__)
@@ -153,13 +154,15 @@ def start_local(
         metrics_port, stats_port = _free_ports(2)
         environment |= haproxy_environment(directory / "h", binary, metrics_port=metrics_port, stats_port=stats_port)
     scaling = settings.scaling
+    # The supervisor works in a directory of its own, so relative paths would mean something else there.
+    places = {"bundle": str(settings.bundle_path.resolve()), "base_model": str(settings.base_model_path.resolve())}
     options = _Options(
-        settings=settings.model_dump(mode="json"),
+        settings={**settings.model_dump(mode="json"), **places},
         host=host,
         port=port,
         # Ray counts CPUs, it does not measure them: enough for every replica, on however few cores.
-        num_cpus=int(scaling.max_replicas * scaling.num_cpus) + 1,
-        ray_directory=str(directory / "r"),
+        num_cpus=math.ceil(scaling.max_replicas * scaling.num_cpus) + 1,
+        directory=str(directory),
     )
     with (directory / "supervisor.log").open("wb") as log:
         process = subprocess.Popen(

@@ -105,6 +105,7 @@ def test_terminated_while_starting(settings: Settings) -> None:
 
 def test_killed_while_serving(settings: Settings) -> None:
     """SIGKILL of the process that serves, which cannot do anything about it: its supervisor does."""
+    known = directories()
     with starting(settings) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
@@ -118,6 +119,7 @@ def test_killed_while_serving(settings: Settings) -> None:
         eventually(lambda: not list(_processes.members(token, supervisor.pid)), GONE_WITHIN_S, "an end")
         for member in members:
             assert not member.is_running() or member.status() == psutil.STATUS_ZOMBIE
+        assert directories() <= known
     with pytest.raises(httpx.ConnectError):
         httpx.get(url, timeout=5)
 
@@ -165,6 +167,19 @@ def test_a_server_that_does_not_start_says_why_and_leaves_only_logs(tiny: Tiny) 
     assert f"/tmp/{left}" in str(caught.value)
     assert (Path("/tmp") / left / "supervisor.log").stat().st_size > 0
     shutil.rmtree(f"/tmp/{left}")
+
+
+@pytest.mark.slow
+def test_a_server_whose_ray_dies_ends_and_says_so(settings: Settings) -> None:
+    """Nothing lingers half alive, and whoever waits for the server learns that it has ended."""
+    with start_local(settings) as server:
+        assert not server.wait(0.1)
+        (raylet,) = (process for process in server.processes() if process.name() == "raylet")
+        raylet.kill()
+        assert server.wait(GONE_WITHIN_S)
+        assert not server.processes()
+        assert "Ray has ended" in (server.directory / "supervisor.log").read_text()
+    assert not server.directory.exists()
 
 
 @pytest.mark.slow
