@@ -28,5 +28,11 @@ for variant in strict:0.02 balanced:0.10 open:0.30; do
 done
 
 echo "== bundle"
-"$delctl" bundle --model "$work/base" --projection "$work/projection" \
+"$delctl" bundle --name del-demo-llama --model "$work/base" --projection "$work/projection" \
     --variant "$work/strict" --variant "$work/balanced" --variant "$work/open" --out "$work/bundle"
+
+# What ships: the model without its checkpoints, and the bundle.
+mkdir -p "$work/model"
+for file in config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json; do
+    cp "$work/base/$file" "$work/model/$file"
+done
