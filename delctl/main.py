@@ -48,6 +48,9 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
         "inspect": LazyCommand(
             "delctl.commands.inspect:inspect", "Verify a bundle and show its variants, guarantees and audits."
         ),
+        "audit": LazyCommand(
+            "delctl.commands.audit:audit", "Attack a bundle's variants on held-out text and write a report.", "train"
+        ),
         "train": LazyCommand("delctl.commands.train:train", "Train a base LM, a projection, a soft prompt.", "train"),
         "bundle": LazyCommand("delctl.commands.bundle:bundle", "Put trained variants together into a bundle.", "train"),
     }

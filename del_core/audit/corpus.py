@@ -1,0 +1,161 @@
+"""The text an audit attacks: held out from training, split for attacker and measurement, its words told apart.
+
+The text is cut into sections and each of them into 70 % that trains attacks, 10 % that tunes them and 20 % on which
+they are measured. Sections make all three parts alike where a file holds several documents; an attacker who has read
+the same document is the stronger one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from del_core.training.text import TextError
+
+__all__ = ["KINDS", "MIN_PROMPTS", "Corpus", "make_corpus", "rouge_l"]
+
+KINDS = ("stop words", "names and numbers", "rare words", "other words", "other text")
+"""What a token belongs to; each token to one of them."""
+
+MIN_PROMPTS = 16
+"""Fewer prompts than this to measure on give intervals too wide to decide anything by."""
+
+_Item = TypeVar("_Item", bound=np.generic)
+_SECTIONS = 10
+_SHARES = (0.7, 0.8)
+_RARE = 2  # a word at most this often in the attacker's part of the text is rare
+_WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
+_SENTENCE_END = frozenset(".!?:;\"'\u201c\u201d\u2018\u2019)-\u2014")
+_STOP_WORDS_TEXT = """
+a about after again all am an and any are as at be because been before being but by can could did do does down for
+from had has have he her here him his how i if in into is it its just like me more most my no nor not now of off on
+once one only or other our out over said she should so some such than that the their them then there these they
+this those through to too under until up upon us very was we were what when where which while who whom why will
+with would you your thou thee thy shall may must might
+"""
+_STOP_WORDS = frozenset(_STOP_WORDS_TEXT.split())
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Token ids of the three parts.
+
+    Attributes:
+        sha256: of the whole text, UTF-8.
+        tokens: number of tokens in the whole text.
+        train: (tokens,) int64, the attacker's.
+        validation: (windows, length), on which attacks are tuned.
+        prompts: (count, length), on which they are measured.
+        kinds: (count, length) uint8, the index in ``KINDS`` of every token of ``prompts``.
+    """
+
+    sha256: str
+    tokens: int
+    train: npt.NDArray[np.int64] = field(repr=False)
+    validation: npt.NDArray[np.int64] = field(repr=False)
+    prompts: npt.NDArray[np.int64] = field(repr=False)
+    kinds: npt.NDArray[np.uint8] = field(repr=False)
+
+
+def make_corpus(text: str, tokenizer: Tokenizer, *, prompts: int, length: int, vocabulary_size: int) -> Corpus:
+    """Splits ``text`` and takes up to ``prompts`` evenly spaced prompts of ``length`` tokens to measure on.
+
+    Raises:
+        TextError: if the text has too few tokens, or the tokenizer makes ids beyond the vocabulary.
+    """
+    parts = [_joined(sections) for sections in zip(*(_cut(section) for section in _sections(text)), strict=True)]
+    encoded = [tokenizer.encode(part, add_special_tokens=False) for part in parts]
+    ids = [np.asarray(encoding.ids, np.int64) for encoding in encoded]
+    total = sum(map(len, ids))
+    windows = [len(part) // length for part in ids]
+    if windows[2] < MIN_PROMPTS or windows[1] < MIN_PROMPTS // 2 or windows[0] < MIN_PROMPTS:
+        needed = int(1.1 * MIN_PROMPTS * length / (1 - _SHARES[1]))
+        raise TextError(f"text: {total} tokens are too few to measure on; about {needed} are needed")
+    if max(int(part.max()) for part in ids) >= vocabulary_size:
+        raise TextError(f"text: the tokenizer makes ids beyond the bundle's vocabulary of {vocabulary_size} tokens")
+    frequent = Counter(word.group().lower() for part in parts[:2] for word in _WORD.finditer(part))
+    kinds = _kinds(parts[2], encoded[2].offsets, frequent)
+    return Corpus(
+        sha256=hashlib.sha256(text.encode()).hexdigest(),
+        tokens=total,
+        train=ids[0],
+        validation=_windows(ids[1], length, windows[1]),
+        prompts=_windows(ids[2], length, prompts),
+        kinds=_windows(kinds, length, prompts),
+    )
+
+
+def _sections(text: str) -> list[str]:
+    cuts = [_line_end(text, len(text) * number // _SECTIONS) for number in range(1, _SECTIONS)]
+    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+
+def _cut(section: str) -> tuple[str, str, str]:
+    first, second = (_line_end(section, int(len(section) * share)) for share in _SHARES)
+    return section[:first], section[first:second], section[second:]
+
+
+def _line_end(text: str, cut: int) -> int:
+    """The last line's end before ``cut``, if it is near; else ``cut`` itself."""
+    found = text.rfind("\n", max(0, cut - 400), cut) + 1
+    return found or cut
+
+
+def _joined(sections: Sequence[str]) -> str:
+    return "\n".join(sections)
+
+
+def _windows(tokens: npt.NDArray[_Item], length: int, count: int) -> npt.NDArray[_Item]:
+    available = len(tokens) // length
+    picks = np.linspace(0, available - 1, min(count, available)).astype(np.int64)
+    return tokens[: available * length].reshape(available, length)[picks]
+
+
+def _kinds(text: str, offsets: Sequence[tuple[int, int]], frequent: Counter[str]) -> npt.NDArray[np.uint8]:
+    """The kind of every token, from the word that its characters belong to."""
+    of_character = np.full(len(text), KINDS.index("other text"), np.uint8)
+    for word in _WORD.finditer(text):
+        of_character[word.start() : word.end()] = KINDS.index(_kind(text, word, frequent))
+    other = KINDS.index("other text")
+    result = np.full(len(offsets), other, np.uint8)
+    for index, (start, end) in enumerate(offsets):
+        inside = of_character[start:end]
+        named = inside[inside != other]
+        if len(named):
+            result[index] = named[0]
+    return result
+
+
+def _kind(text: str, word: re.Match[str], frequent: Counter[str]) -> str:
+    found = word.group()
+    if any(character.isdigit() for character in found):
+        return "names and numbers"
+    if found.lower() in _STOP_WORDS:
+        return "stop words"
+    before = text[max(0, word.start() - 8) : word.start()].rstrip()
+    # A capital letter where a sentence begins says nothing.
+    if found[0].isupper() and len(found) > 1 and before and before[-1] not in _SENTENCE_END:
+        return "names and numbers"
+    return "rare words" if frequent[found.lower()] <= _RARE else "other words"
+
+
+def rouge_l(reference: str, candidate: str) -> float:
+    """ROUGE-L F1 of two texts over lower-case words: longest common subsequence (Lin 2004). 0 if either has none."""
+    a = [word.group().lower() for word in _WORD.finditer(reference)]
+    b = [word.group().lower() for word in _WORD.finditer(candidate)]
+    if not a or not b:
+        return 0.0
+    row = [0] * (len(b) + 1)
+    for left in a:
+        diagonal = 0
+        for index, right in enumerate(b, 1):
+            diagonal, row[index] = row[index], diagonal + 1 if left == right else max(row[index], row[index - 1])
+    return 2.0 * row[-1] / (len(a) + len(b))

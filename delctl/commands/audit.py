@@ -1,0 +1,84 @@
+"""``delctl audit``: attack every variant of a bundle on held-out text and write the report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from delctl._places import bundle_place, model_place
+from delctl._terminal import console, plain_table, printable
+
+__all__ = ["audit"]
+
+
+@click.command()
+@click.argument("bundle", type=bundle_place, metavar="BUNDLE")
+@click.option(
+    "--model", type=model_place, metavar="MODEL", help="The bundle's base model; for the demo bundle the demo model."
+)
+@click.option(
+    "--text",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="UTF-8 text that training did not see, 100 kB or more.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory of the report: index.html and audit.json. An interrupted audit is resumed.",
+)
+@click.option("--quick", is_flag=True, help="Smaller samples: about a minute, wider intervals.")
+@click.option("--update", is_flag=True, help="Write the summary into the bundle's manifest. Its fingerprint changes.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Seed of the attacks.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+def audit(
+    bundle: Path, model: Path | None, text: Path, out: Path, quick: bool, update: bool, seed: int, quiet: bool
+) -> None:
+    """Attack every variant of BUNDLE on held-out text; write a page that says what the noise protects.
+
+    BUNDLE is a bundle's directory, or the word demo. Nothing leaves this machine.
+    """
+    from del_core import demo
+    from del_core.bundle import load_bundle, replace_audit
+
+    if model is None:
+        if bundle.resolve() != demo.bundle_path().resolve():
+            raise click.UsageError("--model is needed for a bundle that is not the demo's")
+        model = model_place("demo")
+    loaded = load_bundle(bundle)
+
+    from del_core.audit.report import PartialResults, verdict, write_report
+    from del_core.audit.run import FULL, QUICK, audit_bundle, manifest_audit
+    from del_core.training.lm import load_base_lm
+    from del_core.training.text import read_texts
+
+    content = read_texts([text])[0]
+    notes = console(stderr=True, quiet=quiet)
+    kept = PartialResults(out)
+    result = audit_bundle(
+        loaded,
+        load_base_lm(model),
+        content,
+        replace(QUICK if quick else FULL, seed=seed),
+        load=kept.load,
+        store=kept.store,
+        report=lambda line: notes.print(printable(line), soft_wrap=True),
+    )
+    write_report(out, result)
+    kept.clear()
+    if update:
+        audits = {name: manifest_audit(result, name, dict(loaded.variants[name].audit)) for name in loaded.variants}
+        manifest = replace_audit(bundle, audits)
+        notes.print(f"bundle updated; its fingerprint is now {manifest.fingerprint}", soft_wrap=True)
+    shown = console(quiet=quiet)
+    numbers = ("nearest", "map", "sequence", "inverter", "leakage, bits")
+    table = plain_table("variant", *numbers, "protection", right=numbers)
+    for name, found in result["variants"].items():
+        rates = [f"{found['attacks'][attack]['success']:.1%}" for attack in numbers[:4]]
+        leaked = f"{found['leakage_bits']:.2f} of {found['entropy_bits']:.2f}"
+        table.add_row(printable(name), *rates, leaked, verdict(found)[0])
+    shown.print(table)
+    shown.print(f"report: {printable(str(out / 'index.html'))}", soft_wrap=True)

@@ -1,0 +1,161 @@
+"""``delctl audit`` on a tiny random model: the report's form, what it refuses, and that it leaves nothing half done."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from del_core import accounting
+from del_core.audit import run as audit_run
+from del_core.audit.inverter import InverterConfig
+from del_core.audit.run import AuditConfig
+from del_core.bundle import load_bundle, replace_audit
+from delctl.main import run
+from tests.serving.tiny import Tiny, make_tiny
+
+_TEXT = Path(__file__).resolve().parents[1] / "data" / "alice.txt"
+_ATTACKS = ("nearest", "map", "sequence", "inverter")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return make_tiny(tmp_path_factory.mktemp("audit"))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that take seconds; the figures mean nothing here."""
+    inverter = InverterConfig(width=32, layers=1, steps=4, batch=4, evaluate_every=2)
+    size = AuditConfig(prompts=16, length=16, tuning=4, beams=2, inverters=(inverter,), leakage_samples=200)
+    monkeypatch.setattr(audit_run, "QUICK", size)
+
+
+@pytest.fixture
+def tiny(made: Tiny, tmp_path: Path) -> Tiny:
+    return Tiny(made.model, Path(shutil.copytree(made.bundle, tmp_path / "bundle")), made.seed)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(_TEXT.read_text(encoding="utf-8")[:12_000], encoding="utf-8")
+    return path
+
+
+def _audit(tiny: Tiny, text: Path, out: Path, *more: str) -> int:
+    return run(["audit", str(tiny.bundle), "--model", str(tiny.model), "--text", str(text), "--out", str(out), *more])
+
+
+def test_report_and_update(tiny: Tiny, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "report"
+    replace_audit(tiny.bundle, {"open": {"text_sha256": "0" * 64, "stale": 1}})
+    assert _audit(tiny, text, out, "--quick", "--update") == 0
+    assert sorted(path.name for path in out.iterdir()) == ["audit.json", "index.html"]
+    assert [path.name for path in out.parent.iterdir()] == ["report"], "nothing is left of the partial results"
+    audit = json.loads((out / "audit.json").read_text(encoding="utf-8"))
+    bundle = load_bundle(tiny.bundle)
+    assert list(audit["variants"]) == list(bundle.variants)
+    for name, variant in audit["variants"].items():
+        assert variant["epsilon"] == accounting.epsilon(bundle.mechanism(name), variant["delta"])
+        assert "epsilon_vocabulary" in variant
+        low, high = variant["leakage_interval"]
+        assert low <= variant["leakage_bits"] <= high <= variant["entropy_bits"] + 1
+        assert tuple(variant["attacks"]) == _ATTACKS
+        for rate in variant["attacks"].values():
+            assert 0 <= rate["low"] <= rate["success"] <= rate["high"] <= 1
+            assert rate["tokens"] == 256
+            assert sum(kind["tokens"] for kind in rate["by_kind"].values()) == 256
+            assert rate["cost"]["seconds"] >= 0
+        # Optimal for one position up to chance: both saw the same counts.
+        assert variant["attacks"]["map"]["high"] >= variant["attacks"]["nearest"]["low"]
+        assert list(variant["averaging"]) == ["1", "4", "16"]
+        kept = bundle.variants[name].audit
+        assert kept["map"]["success"] == variant["attacks"]["map"]["success"]
+        assert "stale" not in kept
+    assert bundle.variants["open"].audit["text_sha256"] == "0" * 64, "what says which text is not held out stays"
+    assert audit["variants"]["open"]["leakage_bits"] > audit["variants"]["strict"]["leakage_bits"]
+    assert run(["inspect", str(tiny.bundle)]) == 0
+    assert "sequence" in capsys.readouterr().out.partition("Audit")[2]
+
+
+def test_the_page_loads_nothing_and_escapes_what_it_shows(tiny: Tiny, text: Path, tmp_path: Path) -> None:
+    hostile = text.read_text(encoding="utf-8").replace("Alice", "<script>alert(1)</script>")
+    text.write_text(hostile, encoding="utf-8")
+    assert _audit(tiny, text, tmp_path / "report", "--quick", "--quiet") == 0
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert not re.search(r"(?:src|href)=|url\(|@import", page)
+    for name in ("open", "strict"):
+        assert f"<h2>{name}</h2>" in page
+    assert page.count("<svg") == 4
+
+
+def test_an_interrupted_audit_leaves_no_report_and_is_resumed(
+    tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audited: list[str] = []
+    whole = audit_run._Audit.run
+
+    def interrupted(self, report):
+        if len(audited) == 1:
+            audited.append("stopped")
+            raise KeyboardInterrupt
+        audited.append(self.name)
+        return whole(self, report)
+
+    monkeypatch.setattr(audit_run._Audit, "run", interrupted)
+    out = tmp_path / "report"
+    assert _audit(tiny, text, out, "--quick", "--quiet") == 130
+    assert not out.exists()
+    assert _audit(tiny, text, out, "--quick", "--quiet") == 0
+    first, second = load_bundle(tiny.bundle).variants
+    assert audited == [first, "stopped", second], "the variant that was done is not attacked again"
+    assert set(json.loads((out / "audit.json").read_text(encoding="utf-8"))["variants"]) == {first, second}
+
+
+def test_bad_text_is_refused_and_leaves_nothing(
+    tiny: Tiny, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report"
+    contents = {"empty": b" \n", "tiny": b"Alice was beginning to get very tired.", "binary": b"\xff\xfe\x00" * 9000}
+    messages = {"empty": "is empty", "tiny": "too few to measure on", "binary": "not UTF-8", "absent": "not found"}
+    for name, message in messages.items():
+        path = tmp_path / name
+        if name in contents:
+            path.write_bytes(contents[name])
+        assert _audit(tiny, path, out, "--quick") == 2, name
+        assert message in capsys.readouterr().err
+        assert not out.exists()
+
+
+def test_the_training_text_is_refused(
+    tiny: Tiny, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import hashlib
+
+    replace_audit(tiny.bundle, {"open": {"text_sha256": hashlib.sha256(text.read_bytes()).hexdigest()}})
+    assert _audit(tiny, text, tmp_path / "report", "--quick") == 2
+    assert "is the one that the bundle was trained on" in capsys.readouterr().err
+
+
+def test_another_format_or_model_is_refused(
+    tiny: Tiny, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report"
+    other = make_tiny(tmp_path / "other", seed=1)
+    assert _audit(Tiny(other.model, tiny.bundle, 0), text, out, "--quick") == 2
+    assert "checksum" in capsys.readouterr().err
+    for path in (tiny.bundle / "manifest.json", tiny.bundle / "client" / "manifest.json"):
+        path.write_text(path.read_text(encoding="utf-8").replace('"format_version":1', '"format_version":99'))
+    assert _audit(tiny, text, out, "--quick") == 2
+    assert "99" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_model_is_needed_for_other_bundles(tiny: Tiny, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["audit", str(tiny.bundle), "--text", str(text), "--out", "x"]) == 2
+    assert "--model is needed" in capsys.readouterr().err
