@@ -14,7 +14,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from del_core.errors import INTERNAL_ERROR, METHOD_NOT_ALLOWED, NOT_FOUND, OVERLOADED
+from del_core.errors import ENGINE_UNAVAILABLE, ERROR_STATUS, INTERNAL_ERROR, METHOD_NOT_ALLOWED, OVERLOADED
 from deployments.http import RETRY_AFTER, error_body, is_request_id
 
 __all__ = ["CALLBACK", "ErrorObjects", "middlewares"]
@@ -22,9 +22,11 @@ __all__ = ["CALLBACK", "ErrorObjects", "middlewares"]
 CALLBACK = "deployments.ingress:middlewares"
 """For the environment variable that Serve reads."""
 
-_CODES = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED, 503: OVERLOADED}
+# A path that the application does not know is answered by the application, as JSON. Serve's own 404 means that a proxy
+# knows no application yet, which is so for moments while proxies or replicas are replaced: a retry may well succeed.
+_CODES = {404: ENGINE_UNAVAILABLE, 405: METHOD_NOT_ALLOWED, 503: OVERLOADED}
 _MESSAGES = {
-    NOT_FOUND: "path: no application is served there",
+    ENGINE_UNAVAILABLE: "path: no application is ready there; try again after the seconds in Retry-After",
     METHOD_NOT_ALLOWED: "method: not allowed there",
     OVERLOADED: "no replica has room for the request; try again after the seconds in Retry-After",
     INTERNAL_ERROR: "the server could not complete the request",
@@ -59,6 +61,9 @@ class ErrorObjects:
                 if not headers.get("content-type", "").startswith("application/json"):
                     code = _CODES.get(message["status"], INTERNAL_ERROR)
                     replacement = error_body(code, _MESSAGES[code])
+                    if code == ENGINE_UNAVAILABLE:
+                        message = {**message, "status": ERROR_STATUS[code]}
+                        headers = MutableHeaders(scope=message)
                     headers["content-type"] = "application/json"
                     headers["content-length"] = str(len(replacement))
                     if code in RETRY_AFTER and "retry-after" not in headers:

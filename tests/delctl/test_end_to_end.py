@@ -43,7 +43,14 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 def test_serve_and_ask_until_ctrl_c(environment: dict[str, str], tmp_path: Path) -> None:
     tiny = make_tiny(tmp_path / "tiny")
     command = [*DELCTL, "serve", "--bundle", str(tiny.bundle), "--model", str(tiny.model), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+    # A shell that starts this suite in the background has it ignore SIGINT, and children would inherit that.
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as server:
         assert server.stdout is not None
         try:
             url = server.stdout.readline().strip()
