@@ -6,6 +6,7 @@ then waits for its input to end, which is the sign to stop everything.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import re
 import shutil
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import psutil
@@ -25,13 +27,16 @@ LOOPBACK = "127.0.0.1"
 _APPLICATION = "del-serve"
 _LONGEST_REASON = 2000
 _MIB = 1024 * 1024
+_ENDING = threading.Lock()
 
 
 def main() -> None:
     """Serve until standard input ends."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    parent = os.getppid()
     options = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_input, args=(options["directory"], os.getppid()), daemon=True).start()
+    end = functools.partial(_end, options["directory"], parent)
+    threading.Thread(target=_end_with_input, args=(end,), daemon=True).start()
     try:
         # In the main thread, which stays: the kernel ends Ray's processes with the thread that started them.
         _start(options)
@@ -42,7 +47,7 @@ def main() -> None:
         logger.exception("the local server did not start")
         _report({"failed": _reason(error)})
     finally:
-        _end()
+        end()
 
 
 def _reason(error: Exception) -> str:
@@ -54,24 +59,26 @@ def _reason(error: Exception) -> str:
 def _wait_while_ray_lives() -> None:
     """Return once one of the two processes without which there is no cluster has died."""
     vital = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
-    while len(vital) == 2:
-        if psutil.wait_procs(vital, timeout=60)[0]:
-            return
+    gone: list[psutil.Process] = []
+    while len(vital) == 2 and not gone:
+        # Returns early only if all have died.
+        gone, _ = psutil.wait_procs(vital, timeout=1.0)
 
 
-def _end_with_input(directory: str, parent: int) -> None:
+def _end_with_input(end: Callable[[], NoReturn]) -> None:
     sys.stdin.read()
-    # A parent that lives looks after the files itself, since it may want to show them.
-    _end(remove=directory if os.getppid() != parent else None)
+    end()
 
 
-def _end(*, remove: str | None = None) -> NoReturn:
+def _end(directory: str, parent: int) -> NoReturn:
     """End the cluster and this process. Requests in flight are lost: a local server is stopped by its only user."""
+    _ENDING.acquire()  # whoever comes second waits here for the end
     _processes.adopt_orphans()
     _processes.end_all(os.environ[_processes.MARKER], os.getpid())
     _processes.collect_dead()
-    if remove is not None:
-        shutil.rmtree(remove, ignore_errors=True)
+    # A parent that lives looks after the files itself, since it may want to show them.
+    if os.getppid() != parent:
+        shutil.rmtree(directory, ignore_errors=True)
     # Not sys.exit: Ray's exit handlers would wait for a cluster that is gone.
     os._exit(0)
 

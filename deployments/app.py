@@ -49,7 +49,8 @@ class PrivateLM:
 
         streaming = self._settings.streaming
         coalescing = Coalescing(max_tokens=streaming.max_tokens, max_delay=streaming.max_delay_s)
-        return create_app(self._service, coalescing=coalescing, add_request_id=False)
+        timeout = self._settings.http.body_timeout_s
+        return create_app(self._service, coalescing=coalescing, body_timeout=timeout, add_request_id=False)
 
     async def check_health(self) -> None:
         """Called by Serve; raises when the engine is dead, upon which the replica is replaced."""

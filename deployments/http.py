@@ -40,6 +40,7 @@ from del_core.errors import (
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
     OVERLOADED,
+    TRUNCATED_FRAME,
     UNSUPPORTED_MEDIA_TYPE,
     FrameError,
     error_type,
@@ -84,13 +85,18 @@ def error_body(code: str, message: str, param: str | None = None) -> bytes:
 
 
 def create_app(
-    service: PrivateLMService, *, coalescing: Coalescing | None = None, add_request_id: bool = True
+    service: PrivateLMService,
+    *,
+    coalescing: Coalescing | None = None,
+    body_timeout: float = 30.0,
+    add_request_id: bool = True,
 ) -> ASGIApp:
     """The ASGI application of a service.
 
+    A request's body has to arrive within ``body_timeout`` seconds.
     ``add_request_id=False`` leaves the ``X-Request-Id`` of responses to what stands in front: Serve adds its own.
     """
-    surface = _Surface(service, coalescing or Coalescing())
+    surface = _Surface(service, coalescing or Coalescing(), body_timeout)
     app = Starlette(
         routes=[
             Route("/v1/private/completions", surface.completions, methods=["POST"]),
@@ -160,9 +166,10 @@ class _Guard:
 class _Surface:
     """The handlers of the routes."""
 
-    def __init__(self, service: PrivateLMService, coalescing: Coalescing) -> None:
+    def __init__(self, service: PrivateLMService, coalescing: Coalescing, body_timeout: float) -> None:
         self._service = service
         self._coalescing = coalescing
+        self._body_timeout = body_timeout
 
     async def completions(self, http: HTTPRequest) -> Response:
         """POST /v1/private/completions."""
@@ -174,8 +181,11 @@ class _Surface:
             )
         slots = contextlib.ExitStack()
         try:
+            # Refused before the body is read if need be; but a slot is held only once it has been read.
+            self._service.check_room()
+            frame = await self._read(http)
             slots.enter_context(self._service.slot())
-            response = await self._answer(http, slots)
+            response = await self._answer(http, frame, slots)
         except FrameError as error:
             response = _frame_error(error)
         except OverloadedError as error:
@@ -191,8 +201,8 @@ class _Surface:
             slots.close()  # an event stream closes them when it ends
         return response
 
-    async def _answer(self, http: HTTPRequest, slots: contextlib.ExitStack) -> Response:
-        request = await self._service.parse(await self._read(http))
+    async def _answer(self, http: HTTPRequest, frame: bytes, slots: contextlib.ExitStack) -> Response:
+        request = await self._service.parse(frame)
         envelope = _Envelope(request)
         if not request.sampling.stream:
             completion = await _unless_disconnected(http, self._service.complete(request))
@@ -204,20 +214,25 @@ class _Surface:
         return _EventStream(envelope, first, pieces, self._coalescing, slots)
 
     async def _read(self, http: HTTPRequest) -> bytes:
-        """The body, read no further than allowed."""
+        """The body, read no further and no longer than allowed."""
         limit = self._service.max_frame_bytes
         declared = http.headers.get("content-length", "")
         size = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
         body = bytearray()
-        if size <= limit:
-            while True:
-                message = await http.receive()
-                if message["type"] == "http.disconnect":
-                    raise _Disconnected
-                body += message.get("body", b"")
-                size = max(size, len(body))
-                if size > limit or not message.get("more_body", False):
-                    break
+        more = size <= limit
+        try:
+            async with asyncio.timeout(self._body_timeout):
+                while more:
+                    message = await http.receive()
+                    if message["type"] == "http.disconnect":
+                        raise _Disconnected
+                    body += message.get("body", b"")
+                    size = max(size, len(body))
+                    more = size <= limit and message.get("more_body", False)
+        except TimeoutError:
+            raise FrameError(
+                TRUNCATED_FRAME, "frame", f"has not arrived whole in {self._body_timeout} s, the time allowed"
+            ) from None
         if size > limit:
             raise FrameError(FRAME_TOO_LARGE, "frame", f"has {size} bytes or more; at most {limit} are allowed")
         return bytes(body)

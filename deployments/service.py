@@ -141,13 +141,17 @@ class PrivateLMService:
         """Requests that hold a slot now."""
         return self._in_flight
 
-    @contextlib.contextmanager
-    def slot(self) -> Iterator[None]:
-        """Hold one of the slots for requests; raises OverloadedError at once if none is free."""
+    def check_room(self) -> None:
+        """Raises OverloadedError if no slot for a request is free."""
         if self._in_flight >= self._capacity.requests:
             raise OverloadedError(
                 f"{self._in_flight} requests are in flight; at most {self._capacity.requests} are allowed"
             )
+
+    @contextlib.contextmanager
+    def slot(self) -> Iterator[None]:
+        """Hold one of the slots for requests; raises OverloadedError at once if none is free."""
+        self.check_room()
         self._in_flight += 1
         try:
             yield

@@ -75,6 +75,8 @@ class HTTPSettings(_Section):
 
     max_frame_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=1024**3)
     """Largest request body accepted."""
+    body_timeout_s: float = Field(default=30, gt=0, le=3600)
+    """How long a request's body may take to arrive."""
 
 
 class StreamingSettings(_Section):

@@ -92,9 +92,11 @@ class ScriptedEngine:
 class Exchange:
     """One HTTP request to an ASGI application whose messages can be watched, and which can be given up."""
 
-    def __init__(self, app: Any, body: bytes, headers: dict[str, str], path: str = "/v1/private/completions") -> None:
+    def __init__(self, app: Any, body: bytes, headers: dict[str, str], *, more: bool = False) -> None:
+        """Send ``body``, or with ``more`` the beginning of a body that never goes on."""
+        path = "/v1/private/completions"
         self._received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._received.put_nowait({"type": "http.request", "body": body, "more_body": False})
+        self._received.put_nowait({"type": "http.request", "body": body, "more_body": more})
         self.sent: list[tuple[float, dict[str, Any]]] = []
         self._news = asyncio.Event()
         scope = {

@@ -196,6 +196,19 @@ async def test_too_large_bodies_are_not_read(make_service: ServiceMaker, engine:
     assert exchange.sent[0][1]["status"] == 413
 
 
+async def test_slow_bodies_hold_no_slot_and_not_for_ever(make_service: ServiceMaker, engine: ScriptedEngine) -> None:
+    service = make_service(engine, requests=1)
+    app = create_app(service, body_timeout=0.2)
+    exchange = Exchange(app, b"DELF", HEADERS, more=True)
+    await asyncio.sleep(0)
+    assert service.in_flight == 0
+    async with asyncio.timeout(10):
+        await exchange.task
+    assert exchange.sent[0][1]["status"] == 400
+    assert b"truncated_frame" in exchange.bodies[0][1]
+    assert b"0.2 s" in exchange.bodies[0][1]
+
+
 async def test_routes_that_are_not_there(client: httpx.AsyncClient) -> None:
     for path in ("/", "/v1/completions", "/v1/models/", "/v1/private/completions/x", "/%00"):
         check_error(await client.get(path), "not_found")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -82,16 +84,26 @@ def supervisor_of(process: subprocess.Popen[str]) -> tuple[psutil.Process, str]:
     return children[0], children[0].environ()[_processes.MARKER]
 
 
-def directories() -> set[str]:
-    return {entry for entry in os.listdir("/tmp") if entry.startswith("del-")}
+def kept_directory(error: LocalServerError) -> Path:
+    """The directory with the logs that the message names."""
+    found = re.search(r"its logs are in (\S+)$", str(error))
+    assert found is not None
+    return Path(found[1])
+
+
+@pytest.fixture
+def nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **keywords: Any) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("cluster.local.subprocess.Popen", refuse)
 
 
 def test_terminated_while_starting(settings: Settings) -> None:
     """SIGTERM before anything is ready: everything that had been started by then is stopped, and the files are gone."""
-    known = directories()
     with starting(settings) as process:
         supervisor, token = supervisor_of(process)
-        session = supervisor.pid
+        session, directory = supervisor.pid, Path(supervisor.cwd())
 
         def raylet_runs() -> bool:
             return any("raylet" in member.name() for member in _processes.members(token, session))
@@ -100,17 +112,17 @@ def test_terminated_while_starting(settings: Settings) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(GONE_WITHIN_S) == 128 + signal.SIGTERM
         assert list(_processes.members(token, session)) == []
-    assert directories() <= known
+        assert not directory.exists()
 
 
 def test_killed_while_serving(settings: Settings) -> None:
     """SIGKILL of the process that serves, which cannot do anything about it: its supervisor does."""
-    known = directories()
     with starting(settings) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         assert httpx.get(f"{url}/readyz", timeout=30).status_code == 200
         supervisor, token = supervisor_of(process)
+        directory = Path(supervisor.cwd())
         members = list(_processes.members(token, supervisor.pid))
         names = " ".join(member.name() for member in members)
         for expected in ("raylet", "gcs_server", "EngineCore", "ServeReplica"):
@@ -119,7 +131,7 @@ def test_killed_while_serving(settings: Settings) -> None:
         eventually(lambda: not list(_processes.members(token, supervisor.pid)), GONE_WITHIN_S, "an end")
         for member in members:
             assert not member.is_running() or member.status() == psutil.STATUS_ZOMBIE
-        assert directories() <= known
+        assert not directory.exists()
     with pytest.raises(httpx.ConnectError):
         httpx.get(url, timeout=5)
 
@@ -143,30 +155,27 @@ def test_haproxy_is_used_where_it_can_run(server: LocalServer) -> None:
     assert any(process.name() == "haproxy" for process in server.processes())
 
 
+@pytest.mark.usefixtures("nothing_may_start")
 def test_another_model_is_refused_before_anything_starts(tiny: Tiny, tmp_path: Path) -> None:
     other = tmp_path / "model"
     shutil.copytree(tiny.model, other)
     config = other / "config.json"
     config.write_text(config.read_text().replace("0.3", "0.4"))
-    known = directories()
     with pytest.raises(BaseModelError, match="checksum"):
         start_local(parse_settings({"bundle": str(tiny.bundle), "base_model": str(other)}))
     with pytest.raises(BundleError):
         start_local(parse_settings({"bundle": str(tmp_path), "base_model": str(tiny.model)}))
-    assert directories() <= known
 
 
 @pytest.mark.slow
 def test_a_server_that_does_not_start_says_why_and_leaves_only_logs(tiny: Tiny) -> None:
     """The engine refuses a context longer than the model's."""
-    known = directories()
     values = {"bundle": str(tiny.bundle), "base_model": str(tiny.model), "engine": {"max_model_len": 1_000_000}}
     with pytest.raises(LocalServerError, match="max_model_len") as caught:
         start_local(parse_settings(values), startup_timeout_s=STARTED_WITHIN_S)
-    (left,) = directories() - known
-    assert f"/tmp/{left}" in str(caught.value)
-    assert (Path("/tmp") / left / "supervisor.log").stat().st_size > 0
-    shutil.rmtree(f"/tmp/{left}")
+    directory = kept_directory(caught.value)
+    assert (directory / "supervisor.log").stat().st_size > 0
+    shutil.rmtree(directory)
 
 
 @pytest.mark.slow
@@ -184,24 +193,22 @@ def test_a_server_whose_ray_dies_ends_and_says_so(settings: Settings) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_takes_too_long_is_stopped(settings: Settings) -> None:
-    known = directories()
-    with pytest.raises(LocalServerError, match="in time"):
+    with pytest.raises(LocalServerError, match="in time") as caught:
         start_local(settings, startup_timeout_s=3)
-    (left,) = directories() - known
-    shutil.rmtree(f"/tmp/{left}")
+    shutil.rmtree(kept_directory(caught.value))
 
 
+@pytest.mark.usefixtures("nothing_may_start")
 def test_port_that_is_taken(settings: Settings) -> None:
-    known = directories()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(LocalServerError, match=f"port: 127.0.0.1:{port} cannot be had"):
             start_local(settings, port=port)
-    assert directories() <= known
 
 
+@pytest.mark.usefixtures("nothing_may_start")
 def test_proxy_that_is_not_there(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.local.haproxy_binary", lambda: None)
     with pytest.raises(LocalServerError, match="haproxy"):
