@@ -1,0 +1,406 @@
+"""What the counts of one token say about it, in bits, and how often the best guess is right: measured and proven.
+
+Contract: tokens are drawn from a prior (the unigram frequencies of text), counts from the mechanism. The mutual
+information and the success of the optimal guess are estimated by Monte Carlo with the exact posterior over the whole
+vocabulary, blockwise and in double precision, with intervals. Beside the estimates stand ceilings that hold for every
+attack whatever its computing power: from the guarantee alone, from the noise and from the table (theorems with proofs
+in ``docs/audit.md``). Needs numpy and scipy.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special, stats
+
+from del_core._checks import check_array, check_integer, check_number
+from del_core._tails import PROBABILITY_ONE
+from del_core.audit.intervals import wilson
+from del_core.mechanism import Mechanism
+
+__all__ = [
+    "Ceilings",
+    "Estimate",
+    "Leakage",
+    "channel_capacity",
+    "coordinate_information",
+    "entropy_bits",
+    "fano_success",
+    "measure_leakage",
+    "proven_ceilings",
+    "success_ceiling",
+    "table_success",
+]
+
+FloatArray = npt.NDArray[np.float64]
+Table = npt.NDArray[np.integer[Any]]
+
+_BITS = 1.0 / math.log(2.0)
+_LEAST_LOG = -600.0  # smaller probabilities count as none or as this: subnormal numbers are slow and change no digit
+_BLOCK_SCORES = 1 << 22  # pairs of (token, vocabulary) held at once: 32 MiB
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A Monte Carlo mean with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """Measured on ``samples`` tokens drawn from the prior.
+
+    Attributes:
+        entropy_bits: entropy of the prior: what there is to learn about a token.
+        leakage_bits: mutual information of token and counts, an estimate of entropy less mean posterior entropy; the
+            interval is the normal one of the mean over samples.
+        success: share of tokens that the optimal guess (the most probable token given the counts) got right, with the
+            Wilson interval.
+        expected_success: the same probability, estimated by the mean of the largest posterior probability: less noisy,
+            since it averages over what the token could have been.
+        prior_success: success without the counts: the probability of the most frequent token.
+        samples: tokens drawn.
+    """
+
+    entropy_bits: float
+    leakage_bits: Estimate
+    success: Estimate
+    expected_success: Estimate
+    prior_success: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What no attack on one token can exceed, whatever its means; each the least of several proven bounds.
+
+    Attributes:
+        leakage_bits: least of the three below.
+        entropy_bits: the prior's entropy: one cannot learn more than there is.
+        capacity_bits: d times the capacity of one coordinate: over all inputs, tables and priors.
+        table_bits: sum over coordinates of the information that each alone has on the token: this table, this prior.
+        success: least of the four below.
+        guarantee_success: from the trade-off curve between any two inputs alone: what the privacy guarantee promises.
+        noise_success: from the trade-off curve of an input against the centre of the cube: uses the mechanism.
+        table_success: from Renyi divergences of the table's rows from a common reference: this table, this prior.
+        fano_success: what Fano's inequality says of any guess, given ``leakage_bits``.
+    """
+
+    leakage_bits: float
+    entropy_bits: float
+    capacity_bits: float
+    table_bits: float
+    success: float
+    guarantee_success: float
+    noise_success: float
+    table_success: float
+    fano_success: float
+
+
+def entropy_bits(log_prior: npt.NDArray[np.floating[Any]]) -> float:
+    """Shannon entropy in bits of natural-log probabilities (V,), normalised here; -inf for impossible tokens."""
+    prior = _prior(log_prior)
+    return float(-np.sum(special.xlogy(prior, prior))) * _BITS + 0.0
+
+
+def measure_leakage(
+    mechanism: Mechanism,
+    table: Table,
+    log_prior: npt.NDArray[np.floating[Any]],
+    *,
+    samples: int = 4000,
+    seed: int | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Leakage:
+    """Mutual information of token and counts and the optimal guess's success, under the prior.
+
+    Args:
+        table: levels (V, dim).
+        log_prior: natural-log unigram probabilities (V,), normalised here.
+        samples: tokens to draw, at least 100 for the intervals to mean something.
+        seed: for a measurement that can be repeated; by default fresh randomness.
+        progress: called with the share done.
+
+    Raises:
+        ValueError: shapes do not belong together, or the prior is no distribution.
+    """
+    prior = _checked_prior(mechanism, table, log_prior)
+    check_integer("samples", samples, 100)
+    generator = np.random.default_rng(seed)
+    tokens = generator.choice(len(prior), size=samples, p=prior)
+    codes = mechanism.sample(np.asarray(table[tokens]), os.urandom if seed is None else generator.bytes)
+    log_odds, constant = _affine(mechanism, table)
+    with np.errstate(divide="ignore"):
+        constant = constant + np.log(prior)
+    entropies, largest, right = np.empty(samples), np.empty(samples), 0
+    rows = max(1, _BLOCK_SCORES // len(prior))
+    for start in range(0, samples, rows):
+        here = slice(start, start + rows)
+        scores = codes[here].astype(np.float64) @ log_odds.T + constant
+        scores -= scores.max(axis=1, keepdims=True)
+        scores = np.maximum(scores, _LEAST_LOG)
+        posterior = np.exp(scores)
+        total = posterior.sum(axis=1, keepdims=True)
+        posterior /= total
+        # -sum p log p = log(total) - sum p score
+        entropies[here] = np.log(total[:, 0]) - np.einsum("ij,ij->i", posterior, scores)
+        largest[here] = posterior.max(axis=1)
+        right += int(np.sum(np.argmax(scores, axis=1) == tokens[here]))
+        if progress is not None:
+            progress(min(1.0, (start + rows) / samples))
+    entropy = entropy_bits(log_prior)
+    mean, low, high = _mean_interval(entropies * _BITS)
+    success_low, success_high = wilson(right, samples)
+    expected = _mean_interval(largest)
+    return Leakage(
+        entropy_bits=entropy,
+        leakage_bits=Estimate(max(0.0, entropy - mean), max(0.0, entropy - high), min(entropy, entropy - low)),
+        success=Estimate(right / samples, success_low, success_high),
+        expected_success=Estimate(expected[0], max(0.0, expected[1]), min(1.0, expected[2])),
+        prior_success=float(prior.max()),
+        samples=samples,
+    )
+
+
+def proven_ceilings(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[np.floating[Any]]) -> Ceilings:
+    """All ceilings for one token of the prior; see :class:`Ceilings`."""
+    prior = _checked_prior(mechanism, table, log_prior)
+    entropy = entropy_bits(log_prior)
+    capacity = mechanism.dim * channel_capacity(mechanism.trials, mechanism.ratio)
+    alone = float(np.sum(coordinate_information(mechanism, table, log_prior)))
+    leakage = min(entropy, capacity, alone)
+    successes = {
+        "guarantee_success": success_ceiling(mechanism, prior, reference="token"),
+        "noise_success": success_ceiling(mechanism, prior, reference="centre"),
+        "table_success": table_success(mechanism, table, log_prior),
+        "fano_success": fano_success(entropy, leakage, int(np.count_nonzero(prior))),
+    }
+    return Ceilings(
+        leakage_bits=leakage,
+        entropy_bits=entropy,
+        capacity_bits=capacity,
+        table_bits=alone,
+        success=min(successes.values()),
+        **successes,
+    )
+
+
+def success_ceiling(mechanism: Mechanism, prior: npt.NDArray[np.floating[Any]], *, reference: str) -> float:
+    """Largest success of any guess of one token, of any table within the clip.
+
+    A guess splits the outputs into sets S_v. With a reference law Q, sum_v Q(S_v) = 1, and P_v(S_v) <= g(Q(S_v)), g(x)
+    = 1 - f(x) being the largest power of a test of level x of Q against P_v. So success is at most
+
+        max  sum_v prior_v g(x_v)   over   x_v >= 0,  sum_v x_v = 1,
+
+    which for the concave piecewise linear g of two binomials is filled greedily, steepest pieces first.
+
+    Args:
+        prior: probabilities of tokens (V,), summing to 1.
+        reference: ``"token"``: Q is the output of some token, f the trade-off curve of the guarantee, and nothing else
+            about the mechanism is used. ``"centre"``: Q is the output at level 0 everywhere, half as far away.
+
+    Raises:
+        ValueError: ``reference`` is neither.
+    """
+    trials, ratio = mechanism.trials * mechanism.dim, mechanism.ratio
+    if reference == "token":
+        null = 0.5 * (1.0 - ratio)
+    elif reference == "centre":
+        null = 0.5
+    else:
+        raise ValueError(f'reference must be "token" or "centre", got {reference!r}')
+    k = np.arange(trials, -1, -1, dtype=np.float64)  # by falling likelihood ratio
+    log_gain, log_width = stats.binom.logpmf(k, trials, 0.5 * (1.0 + ratio)), stats.binom.logpmf(k, trials, null)
+    # Piece of token v at count k: width w_k of the budget 1, worth prior_v p_k. Equal priors share their pieces.
+    values, copies = np.unique(np.asarray(prior, np.float64)[np.asarray(prior) > 0.0], return_counts=True)
+    slope = (np.log(values)[:, None] + (log_gain - log_width)[None, :]).reshape(-1)
+    width = (copies[:, None] * np.exp(log_width)[None, :]).reshape(-1)
+    gain = ((copies * values)[:, None] * np.exp(log_gain)[None, :]).reshape(-1)
+    order = np.argsort(-slope, kind="stable")
+    used = np.cumsum(width[order])
+    full = int(np.searchsorted(used, 1.0))
+    total = float(np.sum(gain[order[:full]]))
+    if full < len(order):
+        left = 1.0 - (float(used[full - 1]) if full else 0.0)
+        total += left * math.exp(min(700.0, float(slope[order[full]])))
+    return min(1.0, total * (1.0 + 1e-9))
+
+
+def channel_capacity(trials: int, ratio: float, *, inputs: int = 257, iterations: int = 1500) -> float:
+    """Upper bound, close to tight, of what one count can say about its coordinate, in bits.
+
+    The capacity of the channel q -> Binomial(trials, q), q in [(1-r)/2, (1+r)/2]. For every output law Q it is at most
+    the maximum over q of D(q) = D(Binomial(trials, q) || Q). Blahut and Arimoto's iteration over a grid of inputs finds
+    a good Q; what is reported is the maximum of D for it, between the points of a finer grid too: with I = trials /
+    (q (1-q)) the Fisher information and R the range of the log ratio, |D''| <= I (1 + R) (proof: ``docs/audit.md``).
+    """
+    check_integer("trials", trials, 1)
+    check_number("ratio", ratio, 0.0, 1.0, open_low=True, open_high=True)
+    k = np.arange(trials + 1, dtype=np.float64)
+
+    def channel(points: int) -> tuple[FloatArray, FloatArray]:
+        q = 0.5 * (1.0 + ratio * np.linspace(-1.0, 1.0, points))
+        return q, np.asarray(stats.binom.logpmf(k[None, :], trials, q[:, None]), np.float64)
+
+    _, log_channel = channel(inputs)
+    law = np.where(log_channel > _LEAST_LOG, np.exp(log_channel), 0.0)
+    own = np.sum(law * log_channel, axis=1)
+    weights = np.full(inputs, 1.0 / inputs)
+    output = weights @ law
+    for _ in range(iterations):
+        divergence = own - law @ np.log(output)
+        best = float(divergence.max())
+        if best - float(weights @ divergence) < 1e-6 * best:
+            break
+        weights *= np.exp(divergence - best)
+        weights = np.where(weights > 1e-200, weights, 0.0)
+        weights /= weights.sum()
+        output = weights @ law
+    q, log_fine = channel(16 * (inputs - 1) + 1)
+    fine, log_ratio = np.exp(log_fine), log_fine - np.log(output)
+    divergence = np.sum(fine * log_ratio, axis=1)
+    # D'(q) = sum P'(k) log(P(k)/Q(k)), with P' = P (k - trials q) / (q (1-q)).
+    slope = np.sum(fine * log_ratio * (k - trials * q[:, None]), axis=1) / (q * (1.0 - q))
+    likeliest = np.clip(k / trials, q[0], q[-1])  # the q that makes a count most probable
+    highest = stats.binom.logpmf(k, trials, likeliest) - np.log(output)
+    spread = float(highest.max() - log_ratio[[0, -1]].min())  # a count is least probable at one of the ends
+    curvature = trials / (q[0] * q[-1]) * (1.0 + spread)
+    step = float(q[1] - q[0])
+    return float(np.max(divergence + 0.5 * step * np.abs(slope)) + curvature * step**2 / 8.0) * _BITS
+
+
+def table_success(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[np.floating[Any]]) -> float:
+    """Largest success of any guess of one token of this table under this prior, by Renyi divergences.
+
+    For every order a > 1 and every reference law Q (Hoelder's inequality and the greedy choice of guessing sets)
+
+        success <= [ sum_v prior_v^a exp((a-1) D_a(P_v || Q)) ]^(1/a).
+
+    Q is a product of binomials: at first of the mean probabilities, then of those weighted by the terms of the sum. The
+    least of 16 orders with three Q each.
+    """
+    prior = _checked_prior(mechanism, table, log_prior)
+    used = np.flatnonzero(prior > 0.0)
+    log_weights = np.log(prior[used])
+    best = 0.0  # log of 1
+    for order in 1.0 + np.geomspace(0.1, 60.0, 16):
+        weights = prior[used]
+        for _ in range(3):
+            centre = np.zeros(mechanism.dim)
+            for here in _blocks(len(used)):
+                centre += weights[here] @ _probabilities(mechanism, table, used[here])
+            terms = np.empty(len(used))
+            for here in _blocks(len(used)):
+                q = _probabilities(mechanism, table, used[here])
+                log_sum = np.logaddexp(
+                    order * np.log(q) + (1.0 - order) * np.log(centre),
+                    order * np.log1p(-q) + (1.0 - order) * np.log1p(-centre),
+                )
+                terms[here] = order * log_weights[here] + mechanism.trials * log_sum.sum(axis=1)
+            total = float(special.logsumexp(terms))
+            best = min(best, total / order)
+            weights = np.exp(terms - total)
+            weights /= weights.sum()
+    return min(1.0, math.exp(best) * (1.0 + 1e-9))
+
+
+def coordinate_information(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[np.floating[Any]]) -> FloatArray:
+    """Exact information in bits that each coordinate's count alone has on the token, shape (dim,).
+
+    Given the token the counts are independent, so their sum bounds what all of them together say.
+    """
+    prior = _checked_prior(mechanism, table, log_prior)
+    k = np.arange(mechanism.trials + 1, dtype=np.float64)
+    log_choose = special.gammaln(mechanism.trials + 1) - special.gammaln(k + 1) - special.gammaln(k[::-1] + 1)
+    result = np.empty(mechanism.dim)
+    for column in range(mechanism.dim):
+        numerators, inverse = np.unique(mechanism.numerators(np.asarray(table[:, column])), return_inverse=True)
+        weights = np.bincount(inverse, weights=prior)
+        total, own = np.zeros(len(k)), 0.0
+        for start in range(0, len(numerators), 4096):
+            here = slice(start, start + 4096)
+            q = numerators[here, None] / PROBABILITY_ONE
+            logs = log_choose + k * np.log(q) + k[::-1] * np.log1p(-q)
+            law = np.exp(logs)
+            own += float(weights[here] @ np.sum(law * logs, axis=1))
+            total += weights[here] @ law
+        result[column] = max(0.0, own - float(np.sum(special.xlogy(total, total)))) * _BITS
+    return result
+
+
+def fano_success(entropy: float, leakage: float, tokens: int) -> float:
+    """Largest success p with entropy - leakage <= h(p) + (1-p) log2(tokens - 1): Fano's inequality, all in bits."""
+    if tokens < 2 or leakage >= entropy:
+        return 1.0
+    missing = entropy - leakage
+
+    def uncertainty(success: float) -> float:
+        error = 1.0 - success
+        return float(special.entr(success) + special.entr(error)) * _BITS + error * math.log2(max(1, tokens - 1))
+
+    low, high = 1.0 / tokens, 1.0  # uncertainty falls from log2(tokens) to 0 in between
+    if uncertainty(low) < missing:
+        return low
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        if uncertainty(middle) >= missing:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _blocks(tokens: int) -> list[slice]:
+    return [slice(start, start + 8192) for start in range(0, tokens, 8192)]
+
+
+def _probabilities(mechanism: Mechanism, table: Table, tokens: npt.NDArray[np.int64]) -> FloatArray:
+    return mechanism.numerators(np.asarray(table[tokens])) / PROBABILITY_ONE
+
+
+def _affine(mechanism: Mechanism, table: Table) -> tuple[FloatArray, FloatArray]:
+    """log P(K | v) = K . slopes[v] + constants[v] + (a term of K alone): slopes (V, dim), constants (V,)."""
+    tokens = len(table)
+    log_odds, constant = np.empty((tokens, mechanism.dim)), np.empty(tokens)
+    for here in _blocks(tokens):
+        q = mechanism.numerators(np.asarray(table[here])) / PROBABILITY_ONE
+        failure = np.log1p(-q)
+        log_odds[here] = np.log(q) - failure
+        constant[here] = mechanism.trials * failure.sum(axis=1)
+    return log_odds, constant
+
+
+def _mean_interval(values: FloatArray) -> tuple[float, float, float]:
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    return mean, mean - 1.96 * error, mean + 1.96 * error
+
+
+def _prior(log_prior: npt.NDArray[np.floating[Any]]) -> FloatArray:
+    check_array("log_prior", log_prior, np.floating)
+    logs = log_prior.astype(np.float64)
+    if logs.ndim != 1 or not len(logs) or bool(np.any(np.isnan(logs) | (logs == np.inf))) or not np.any(logs > -np.inf):
+        raise ValueError(
+            f"log_prior must be logarithms of probabilities, shape (V,), some finite, got shape {logs.shape}"
+        )
+    weights = np.exp(logs - logs.max())
+    return np.asarray(weights / weights.sum(), np.float64)
+
+
+def _checked_prior(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[np.floating[Any]]) -> FloatArray:
+    check_array("table", table, np.integer)
+    if table.ndim != 2 or table.shape[1] != mechanism.dim or not len(table):
+        raise ValueError(f"table must have shape (tokens, {mechanism.dim}) with tokens >= 1, got {table.shape}")
+    prior = _prior(log_prior)
+    if len(prior) != len(table):
+        raise ValueError(f"log_prior must have one entry for each of the table's {len(table)} rows, got {len(prior)}")
+    return prior
