@@ -470,8 +470,9 @@ def _mutual_epsilons(
         mu = np.sqrt(mechanism.trials * ((plain.features(a) - plain.features(b)) ** 2).sum(axis=1))
         excess = np.clip(math.sqrt(-2.0 * math.log(delta)) / np.maximum(mu, 1e-4), 1e-3, 1e4)
         orders = 1.0 + excess[:, None] * factors
-        both = [pair_divergences(mechanism, *sides, orders) for sides in ((a, b), (b, a))]
-        result[here] = renyi_epsilon(orders, np.maximum(*both), delta).min(axis=1)
+        both = np.maximum(*(pair_divergences(mechanism, *sides, orders) for sides in ((a, b), (b, a))))
+        result[here] = renyi_epsilon(orders, both, delta).min(axis=1)
+        result[here][both.max(axis=1) == 0.0] = 0.0  # equal rows, where any order leaves a little
     return result
 
 
