@@ -33,6 +33,7 @@ from del_core.bundle import Bundle, BundleError
 from del_core.mechanism import Mechanism
 from del_core.training.lm import BaseLM
 from del_core.training.text import TextError
+from del_core.vocabulary_accounting import vocabulary_epsilon
 
 __all__ = ["FULL", "QUICK", "AuditConfig", "audit_bundle", "manifest_audit"]
 
@@ -189,8 +190,7 @@ class _Audit:
 
     def run(self, report: Callable[[str], None]) -> dict[str, Any]:
         """All figures of the variant."""
-        variant = self.bundle.variants[self.name]
-        delta = variant.guarantees.delta
+        delta = self.bundle.variants[self.name].guarantees.delta
         leakage, entropy, leakage_interval = self._leakage()
         codes = self._release(self.corpus.prompts, 0)
         guesses, attacks = self._attack(codes, report)
@@ -203,7 +203,7 @@ class _Audit:
             "epsilon": accounting.epsilon(self.mechanism, delta),
             "epsilon_prompt": accounting.epsilon(self.mechanism, delta, PROMPT_TOKENS),
             "prompt_tokens": PROMPT_TOKENS,
-            "epsilon_vocabulary": variant.guarantees.epsilon_vocabulary,
+            "epsilon_vocabulary": vocabulary_epsilon(self.mechanism, self.table, delta).epsilon,
             "mu": mu,
             "gdp_epsilon": accounting.gdp_epsilon(mu, delta),
             "trade_off": self._trade_off(mu),

@@ -61,7 +61,7 @@ def test_report_and_update(tiny: Tiny, text: Path, tmp_path: Path, capsys: pytes
     assert list(audit["variants"]) == list(bundle.variants)
     for name, variant in audit["variants"].items():
         assert variant["epsilon"] == accounting.epsilon(bundle.mechanism(name), variant["delta"])
-        assert "epsilon_vocabulary" in variant
+        assert 0 < variant["epsilon_vocabulary"] <= variant["epsilon"]
         low, high = variant["leakage_interval"]
         assert low <= variant["leakage_bits"] <= high <= variant["entropy_bits"] + 1
         assert tuple(variant["attacks"]) == _ATTACKS
