@@ -37,12 +37,16 @@ _LAGS = (1, 2, 3, 4, 5, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Distances between tokens whose noise is compared; the distance of two calls is added."""
 
 _SHARES = (1.0, 0.5, 0.1, 0.02)
-"""Divergences are compared at the epsilons where the exact delta is this share of delta(0)."""
+"""Divergences are compared at the epsilons where the exact delta is this share of delta(0), or at smaller ones."""
+
+_DRAWS_PER_RATIO = 200
+"""Counts drawn for every unit of exp(epsilon), at the largest epsilon at which divergences are compared."""
 
 _TOKEN_QUANTILES = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 _CALLS = 8  # calls of ``release`` a pair of levels at least, so that reuse between calls shows
 _CALL_CODES = 1 << 20  # counts asked for in one call, at most
 _MIXED = 0.1  # share of the counts drawn with another level in every coordinate
+_GRID = 1.3  # ratio of neighbouring arguments in Chernoff's bound
 _POWER = 3.09  # normal quantile of 0.999
 
 _FAMILIES = ("divergence", "total", "cells", "columns", "tokens", "lags", "pairs", "neighbours", "repeats")
@@ -260,8 +264,10 @@ class _Run:
             pair = ProductPair.of(size, high, low)
             largest = pair.delta_bounds(0.0).upper
             histograms = [np.bincount(side, minlength=size + 1) for side in values]
-            for part in _SHARES:
-                epsilon = pair.epsilon_bounds(part * largest).upper if part < 1.0 else 0.0
+            # exp(epsilon) Q(S) cannot be seen in fewer than some multiples of exp(epsilon) draws.
+            cap = max(0.0, math.log(values.shape[1] / _DRAWS_PER_RATIO))
+            for i, part in enumerate(_SHARES):
+                epsilon = min(pair.epsilon_bounds(part * largest).upper, cap * i / (len(_SHARES) - 1))
                 stick = self._stick(unit, pair, epsilon, histograms, each)
                 result.append(stick)
                 room = stick.high - stick.estimate if stick.exact > stick.estimate else stick.estimate - stick.low
@@ -334,47 +340,33 @@ class _Run:
     # ------------------------------------------------------------------------------------------------ independence
 
     def independence(self, batch: Codes, checks: list[Check]) -> None:
-        """Correlations of centred counts against Bernstein's bound, and repeated tokens."""
+        """Correlations of centred counts against Chernoff's bound, and repeated tokens."""
         trials, dim, name = self.mechanism.trials, self.mechanism.dim, self._name
         p = np.array(self._numerators) / PROBABILITY_ONE
-        parity = np.arange(len(batch)) % 2
-        centred = batch - (trials * p)[parity, None]
-        variance = (trials * p * (1.0 - p))[parity]  # of a count, by row
-        largest = (trials * float(np.max(np.maximum(p, 1.0 - p)))) ** 2
+        centred = batch - (trials * p)[np.arange(len(batch)) % 2, None]
+        products = _Products(trials, float(p[0]), float(p[1]))
         per_call = len(batch) // max(1, self._calls(len(batch)))
         lags = sorted({lag for lag in (*_LAGS, per_call, 2 * per_call) if 2 * lag <= len(batch)})
         results = []
         for lag in lags:
             # Blocks of ``lag`` tokens against the next block: no token occurs twice, so that products are independent.
             usable = len(batch) // (2 * lag) * 2 * lag
-            blocks, spread = centred[:usable].reshape(-1, 2, lag * dim), variance[:usable].reshape(-1, 2, lag)
+            blocks = centred[:usable].reshape(-1, 2, lag * dim)
             total = float(np.einsum("ij,ij->", blocks[:, 0], blocks[:, 1]))
-            power = dim * float(np.einsum("ij,ij->", spread[:, 0], spread[:, 1]))
-            results.append(_bernstein(f"tokens {lag} apart, {name}", total, power, largest, self.share / len(lags)))
+            # Which levels meet: an odd distance joins a high and a low token, an even one two of a kind.
+            pairs = usable // 2 * dim
+            kinds = (0, pairs, 0) if lag % 2 else (pairs - pairs // 2, 0, pairs // 2)
+            results.append(products.check(f"tokens {lag} apart, {name}", total, kinds, self.share / len(lags)))
         checks.append(max(results, key=lambda check: check.statistic / check.limit))
         if dim > 1:
-            products = np.abs(np.triu(centred.T @ centred, 1))
-            j, k = divmod(int(np.argmax(products)), dim)
-            checks.append(
-                _bernstein(
-                    f"coordinates {j} and {k} of a token, {name}",
-                    float(products[j, k]),
-                    float(np.sum(variance**2)),
-                    largest,
-                    2.0 * self.share / (dim * (dim - 1)),
-                )
-            )
-        crossed = np.abs(centred[0::2].T @ centred[1::2])
-        j, k = divmod(int(np.argmax(crossed)), dim)
-        checks.append(
-            _bernstein(
-                f"coordinates {j} and {k} of neighbouring tokens, {name}",
-                float(crossed[j, k]),
-                float(np.sum(variance[0::2] * variance[1::2])),
-                largest,
-                self.share / dim**2,
-            )
-        )
+            within = np.triu(centred.T @ centred, 1)
+            j, k = divmod(int(np.argmax(np.abs(within))), dim)
+            label, each = f"coordinates {j} and {k} of a token, {name}", 2.0 * self.share / (dim * (dim - 1))
+            checks.append(products.check(label, float(within[j, k]), (len(batch) // 2, 0, len(batch) // 2), each))
+        crossed = centred[0::2].T @ centred[1::2]
+        j, k = divmod(int(np.argmax(np.abs(crossed))), dim)
+        label, each = f"coordinates {j} and {k} of neighbouring tokens, {name}", self.share / dim**2
+        checks.append(products.check(label, float(crossed[j, k]), (0, len(batch) // 2, 0), each))
         for row, level in enumerate((self.high, self.low)):
             checks.append(self._repeats(batch[row::2], float(p[row]), level))
 
@@ -399,13 +391,48 @@ class _Run:
         return Check(name, float(groups - distinct), 0.0)
 
 
-def _bernstein(name: str, total: float, power: float, largest: float, alpha: float) -> Check:
-    """|sum of independent centred terms| with variances adding to ``power``, none above ``largest``.
+class _Products:
+    """Exact Chernoff bounds for sums of products X Y of independent centred counts.
 
-    Bernstein: P(|sum| >= sqrt(2 power x) + largest x / 3) <= 2 exp(-x). In standard deviations.
+    For n products with cumulant function c, P(sum >= t) <= exp(n c(s) - s t) for every s > 0. With n c(s) added over
+    the kinds of products, the sum exceeds min over s of (n c(s) + x) / s with probability at most exp(-x); likewise
+    below, with s < 0.
     """
-    x, deviation = math.log(2.0 / alpha), math.sqrt(power)
-    return Check(name, abs(total) / deviation, math.sqrt(2.0 * x) + largest * x / (3.0 * deviation))
+
+    def __init__(self, trials: int, high: float, low: float) -> None:
+        k = np.arange(trials + 1)
+        logs = [np.asarray(stats.binom.logpmf(k, trials, p)) for p in (high, low)]
+        centred = [k - trials * p for p in (high, low)]
+        kinds = ((0, 0), (0, 1), (1, 1))
+        self._logs = [logs[a][:, None] + logs[b] for a, b in kinds]
+        self._values = [np.outer(centred[a], centred[b]) for a, b in kinds]
+        variances = [trials * p * (1.0 - p) for p in (high, low)]
+        self._powers = tuple(variances[a] * variances[b] for a, b in kinds)
+        self._cache: dict[tuple[int, float], float] = {}
+
+    def check(self, name: str, total: float, kinds: tuple[int, int, int], alpha: float) -> Check:
+        """``total`` of so many products of (high, high), (high, low) and (low, low); in standard deviations."""
+        x = math.log(2.0 / alpha)
+        power = sum(n * each for n, each in zip(kinds, self._powers, strict=True))
+        # A Gaussian sum has its best s at sqrt(2 x / power); any s gives a valid limit, so a grid of powers will do.
+        middle = round(math.log(math.sqrt(2.0 * x / power)) / math.log(_GRID))
+        limits = []
+        for exponent in range(middle - 3, middle + 3):
+            s = math.copysign(_GRID**exponent, total)
+            cumulant = sum(n * self._cumulant(kind, s) for kind, n in enumerate(kinds) if n)
+            limits.append((cumulant + x) / abs(s))
+        return Check(name, abs(total) / math.sqrt(power), min(limits) / math.sqrt(power))
+
+    def _cumulant(self, kind: int, s: float) -> float:
+        """Log of E[exp(s X Y)]."""
+        if (kind, s) not in self._cache:
+            logs, exponents = self._logs[kind], s * self._values[kind]
+            near = np.abs(exponents) < 1.0
+            terms = np.where(near, np.exp(logs) * np.expm1(np.where(near, exponents, 0.0)), 0.0)
+            with np.errstate(over="ignore"):  # to inf: such an s is none of the good ones
+                terms[~near] = np.exp(logs[~near] + exponents[~near]) - np.exp(logs[~near])
+            self._cache[kind, s] = math.log1p(float(np.sum(terms)))
+        return self._cache[kind, s]
 
 
 def _clopper_pearson(successes: int, trials: int, alpha: float) -> tuple[float, float]:
