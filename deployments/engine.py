@@ -30,15 +30,18 @@ class EngineSampling:
     """How to sample one completion.
 
     ``max_tokens``: at least 1. ``temperature`` 0 is greedy. ``top_p`` in (0, 1]. ``seed``: None or a signed 64-bit
-    integer; the same seed, prompt and engine give the same tokens. ``stop_token_ids``: ids that end the completion, the
-    model's end of text included where it applies. ``incremental``: yield tokens as they come; without it the engine
-    may yield all of them at the end, which is cheaper.
+    integer; the same seed, prompt and engine give the same tokens. ``position``: how many tokens of the completion the
+    prompt holds already (it is being resumed); with a seed, what is drawn for a token depends on its position in the
+    whole completion. ``stop_token_ids``: ids that end the completion, the model's end of text included where it
+    applies. ``incremental``: yield tokens as they come; without it the engine may yield all of them at the end, which
+    is cheaper.
     """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
+    position: int = 0
     stop_token_ids: tuple[int, ...] = field(default=(), repr=False)
     incremental: bool = True
 

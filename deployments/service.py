@@ -205,6 +205,7 @@ class PrivateLMService:
             temperature=request.sampling.temperature,
             top_p=request.sampling.top_p,
             seed=request.sampling.seed,
+            position=len(request.resume),
             stop_token_ids=stop_ids,
             incremental=incremental,
         )

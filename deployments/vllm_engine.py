@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["VllmEngine", "engine_environment"]
 
+_GREEDY_BELOW = 1e-5
+"""Temperatures below are greedy for vLLM."""
+
 
 def engine_environment(settings: EngineSettings) -> dict[str, str]:
     """The environment variables that vLLM and the numerical libraries have to see before they are loaded."""
@@ -58,6 +61,16 @@ def _is_cpu_build() -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
+
+
+def _draw(sampling: EngineSampling) -> dict[str, Any]:
+    """The fields of SamplingParams that say how a token is drawn."""
+    if sampling.seed is None or sampling.temperature < _GREEDY_BELOW:
+        return {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    from deployments.seeded_sampling import extra_args
+
+    arguments = extra_args(sampling.seed, sampling.position, sampling.temperature, sampling.top_p)
+    return {"temperature": 0.0, "extra_args": arguments}
 
 
 class VllmEngine:
@@ -107,6 +120,7 @@ class VllmEngine:
             tensor_parallel_size=settings.tensor_parallel_size,
             enable_prefix_caching=settings.prefix_caching,
             worker_extension_cls="deployments.parent_guard.ParentGuard",
+            logits_processors=["deployments.seeded_sampling:SeededSampling"],
             disable_log_stats=True,
             enable_log_requests=False,
             **{name: value for name, value in optional.items() if value is not None},
@@ -133,10 +147,7 @@ class VllmEngine:
         llm = self._started()
         parameters = SamplingParams(
             max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            # vLLM takes -1 for no seed at all.
-            seed=None if sampling.seed is None else sampling.seed % 2**63,
+            **_draw(sampling),
             stop_token_ids=list(sampling.stop_token_ids),
             # The end-of-text ids are among the stop ids where they apply.
             ignore_eos=True,

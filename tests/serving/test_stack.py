@@ -125,6 +125,18 @@ def test_resumed_greedy_completions_are_the_rest(
         assert whole["text"].endswith(rest["text"])
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+def test_resumed_seeded_completions_are_the_rest(client: httpx.Client, bundle: Bundle, top_p: float) -> None:
+    options: Any = {"max_tokens": LENGTH, "ignore_eos": True, "temperature": 1.5, "top_p": top_p, "sampling_seed": 8}
+    whole = complete(client, bundle, make_request(bundle, "open", **options))["token_ids"]
+    greedy = complete(client, bundle, make_request(bundle, "open", max_tokens=LENGTH, ignore_eos=True))["token_ids"]
+    assert len(whole) == LENGTH
+    assert whole != greedy
+    for k in (1, 13, LENGTH - 1):
+        rest = complete(client, bundle, make_request(bundle, "open", resume=tuple(whole[:k]), **options))
+        assert rest["token_ids"] == whole[k:]
+
+
 def test_prompts_computed_together_do_not_mix(server: LocalServer, bundle: Bundle, model: Any) -> None:
     """Forty requests at once, more than the engine computes together, of all variants and lengths."""
     requests = [make_request(bundle, VARIANTS[n % 3], tokens=3 + n, seed=n, max_tokens=12) for n in range(40)]
