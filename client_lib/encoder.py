@@ -2,7 +2,7 @@
 
 1. Every span is tokenised on its own with the bundle's tokenizer, without special tokens being added.
 2. A private token becomes a row of the bundle's table, ``levels`` (tokens, dim), and the row becomes counts
-   (tokens, dim) by :meth:`del_core.mechanism.Mechanism.sample` with the operating system's random source.
+   (tokens, dim) by :meth:`del_core.mechanism.Mechanism.sample` with random bytes of :mod:`del_core.randomness`.
 3. A public token is sent as its id. If the bundle names a ``bos_token_id`` it goes first, as a public segment.
 4. :func:`del_core.wire.encode_frame` packs the segments under a header.
 
@@ -13,7 +13,6 @@ would tell the server more than one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from client_lib.errors import BundleInvalid, InvalidRequest
 from client_lib.spans import CLEAR, Prompt, spans_of
 from del_core.bundle import ClientBundle
 from del_core.errors import FrameError
+from del_core.randomness import random_bytes
 from del_core.wire import PrivateSegment, PublicSegment, Request, Sampling, Segment, encode_frame
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Encoder:
     ``random_source(n)`` must return n bytes from a cryptographic generator.
     """
 
-    def __init__(self, bundle: ClientBundle, *, random_source: Callable[[int], bytes] = os.urandom) -> None:
+    def __init__(self, bundle: ClientBundle, *, random_source: Callable[[int], bytes] = random_bytes) -> None:
         self.bundle = bundle
         self._random_source = random_source
         self._tokenizer = _load_tokenizer(bundle)

@@ -1,15 +1,14 @@
 """The mechanism: from a token's table levels to the counts that leave the device, and back to real numbers.
 
 Contract: every count is an exact ``Binomial(trials, q)`` draw with ``q`` an integer multiple of 2^-32, made by integer
-comparisons of bytes from the caller's random source (by default the operating system's CSPRNG) with ``q``. No floating
-point number decides a released bit. The guarantee that follows is in :mod:`del_core.accounting`, its proof in
-``docs/privacy.md``. Needs numpy only.
+and bit operations from bytes of the caller's random source (by default a stream cipher keyed by the operating system's
+CSPRNG, :mod:`del_core.randomness`). No floating point number decides a released bit. The guarantee that follows is in
+:mod:`del_core.accounting`, its proof in ``docs/privacy.md``. Needs numpy only.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from del_core._checks import check_array, check_integer, check_number
+from del_core.randomness import random_bytes
 
 __all__ = ["MAX_BITS", "MAX_LEVEL", "Mechanism"]
 
@@ -28,7 +28,9 @@ MAX_LEVEL = 32767
 
 _RATIO_BITS = 31
 _RATIO_ONE = 1 << _RATIO_BITS
-_BLOCK_BYTES = 1 << 18  # random bytes held at once; fits the second-level cache, fastest of 2^16..2^21 when measured
+_PLANES = 8  # bits of q that are compared for all trials at once; after them one trial in 256 is undecided
+_BLOCK_COORDINATES = 1 << 15  # handled at once, or fewer where their random bytes would exceed the next bound;
+_BLOCK_BYTES = 1 << 20  # both fastest of the powers of two when measured
 
 
 @dataclass(frozen=True)
@@ -162,23 +164,33 @@ class Mechanism:
             ValueError: wrong type or range. The message never contains a level.
         """
         self._check_levels(levels)
-        return self._numerators(levels)
+        return self._numerators(levels).astype(np.int64)
 
     def sample(
         self,
         levels: npt.NDArray[np.integer[Any]],
-        random_source: Callable[[int], bytes] = os.urandom,
+        random_source: Callable[[int], bytes] = random_bytes,
     ) -> npt.NDArray[np.uint8]:
         """Draws the counts that are sent: K[t, j] ~ Binomial(trials, q(levels[t, j])), all independent, exactly.
 
-        A trial succeeds when a uniform 32-bit integer is below q 2^32. Its most significant byte is drawn first; only
-        if that ties with q's are the other 24 bits drawn, which changes no probability. Every trial ties with
-        probability 1/256 whatever q is, so the amount and the timing of the random draws say nothing about the levels.
+        A trial succeeds when a uniform 32-bit integer R is below Q = q 2^32. Let J be the first bit, from the most
+        significant, in which R and Q differ. R < Q says that Q has the one there: the trial succeeds if and only if
+        bit J of Q is set. Now every bit of R differs from that of Q with probability 1/2, independently and whatever Q
+        is, so instead of R it is J that is drawn: P(J = j) = 2^-j for j = 1..32, and no J (failure) with 2^-32. Then
+
+            P(success) = sum over j of 2^-j [bit j of Q is set] = Q / 2^32 = q.
+
+        With M_j the number of a coordinate's trials that have not differed in the first j bits, M_0 = trials, the
+        trials decided by bit j are M_(j-1) - M_j, and K is the sum of those over the set bits of Q. The trials are
+        bits of bytes: M_j counts the ones in the conjunction of j random strings of ``trials`` bits. That is done for
+        the first eight bits of Q; the M_8 trials left, one in 256, draw the remaining 24 bits as an integer and
+        compare it with Q's, which is the same thing. What is drawn, how much and when does not depend on the levels.
 
         Order of the draws (part of the contract, so that an independent implementation can be compared bit by bit):
-        coordinates in row-major order, in blocks of max(1, 2^18 // trials); per block one draw of trials x coordinates
-        bytes, trial by trial, then, if there are ties, one draw of three bytes for each, in the same order, least
-        significant byte first.
+        coordinates in row-major order, in blocks of min(2^15, 2^20 // (8 rows)) with rows = ceil(trials / 8). Per block
+        one draw of 8 x rows x coordinates bytes, bit j of Q by bit j: a one in bit i of row k leaves trial 8 k + i of
+        the coordinate undecided. The bits beyond ``trials`` are not used. Then, if trials are left, one draw of four
+        bytes for each, coordinate by coordinate: a little-endian integer, of which the upper 24 bits are compared.
 
         Args:
             levels: integers in -max_level..max_level, shape (tokens, dim).
@@ -194,23 +206,41 @@ class Mechanism:
         """
         self._check_levels(levels)
         self._check_shape("levels", levels)
-        trials = self.trials
         flat = levels.reshape(-1)
         codes = np.empty(flat.size, dtype=np.uint8)
-        block = max(1, _BLOCK_BYTES // trials)
+        rows = (self.trials + 7) // 8
+        block = min(_BLOCK_COORDINATES, _BLOCK_BYTES // (_PLANES * rows))
         for start in range(0, flat.size, block):
             q = self._numerators(flat[start : start + block])
-            first = _draw(random_source, trials * q.size).reshape(trials, q.size)
-            top = (q >> 24).astype(np.uint8)
-            counts = np.add.reduce((first < top).view(np.uint8), axis=0, dtype=np.uint8)
-            tied = np.flatnonzero(first == top) % q.size
-            if tied.size:
-                low, middle, high = _draw(random_source, 3 * tied.size).reshape(-1, 3).astype(np.int64).T
-                rest = low | middle << 8 | high << 16
-                # Adds the failures too, as zeros: the work done does not depend on the outcome.
-                np.add.at(counts, tied, (rest < (q[tied] & 0xFFFFFF)).view(np.uint8))
-            codes[start : start + block] = counts
+            codes[start : start + block] = self._counts(q, rows, random_source)
         return codes.reshape(levels.shape)
+
+    def _counts(
+        self, q: npt.NDArray[np.uint32], rows: int, random_source: Callable[[int], bytes]
+    ) -> npt.NDArray[np.uint8]:
+        """One block of :meth:`sample`; q, and with it Q, is given times 2^32."""
+        differs = _draw(random_source, _PLANES * rows * q.size).reshape(_PLANES, rows, q.size)
+        undecided = np.full((rows, q.size), 0xFF, dtype=np.uint8)
+        undecided[-1] = (1 << (self.trials - 8 * (rows - 1))) - 1
+        ones = np.empty_like(undecided)
+        counts = np.zeros(q.size, dtype=np.uint8)
+        before = np.full(q.size, self.trials, dtype=np.uint8)
+        top = (q >> 24).astype(np.uint8)
+        for plane in range(_PLANES):
+            undecided &= differs[plane]
+            np.bitwise_count(undecided, out=ones)
+            left = np.add.reduce(ones, axis=0, dtype=np.uint8)  # at most 255
+            before -= left
+            before *= top >> (_PLANES - 1 - plane) & 1
+            counts += before
+            before = left
+        where = np.flatnonzero(before != 0)  # of bools: four times as fast
+        tied = np.repeat(where, before[where])
+        if tied.size:
+            rest = _draw(random_source, 4 * tied.size).view("<u4")
+            # The shift drops the eight bits that were compared. Failures are added too, as zeros.
+            np.add.at(counts, tied, (rest < q[tied] << 8).view(np.uint8))
+        return counts
 
     def dequantize(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Unbiased estimate of x from the counts: y = A (2K/u - 1) in units of c, that is with c = 1 and A = 1/ratio.
@@ -232,15 +262,24 @@ class Mechanism:
         values = (2.0 * np.arange(trials + 1) - trials) / (trials * self.ratio)
         return values.astype(np.float32)[codes]
 
-    def _numerators(self, levels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-        signed = levels.astype(np.int64)
-        # |level| ratio_numerator < 2^46, so int64 holds every step. floor((2a + m) / 2m) rounds a/m half up; taken of
-        # the absolute value that is half away from zero, which keeps q symmetric.
-        size = np.abs(signed)
-        size *= 2 * self.ratio_numerator
-        size += self.max_level
-        size //= 2 * self.max_level
-        return np.where(signed < 0, _RATIO_ONE - size, _RATIO_ONE + size)
+    def _numerators(self, levels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint32]:
+        # Halves away from zero: of the absolute value, half up is floor((2 |level| r + m) / 2m) with r the ratio's
+        # numerator and m = max_level. With r = a m + b, 0 <= b < m, that is |level| a + floor((2 |level| b + m) / 2m),
+        # in which every step is below 2^31: |level| a <= m a <= r, and 2 |level| b + m <= 2 m (m - 1) + m < 2 m^2.
+        a, b = divmod(self.ratio_numerator, self.max_level)
+        signed = levels.astype(np.int32)
+        level = np.abs(signed).view(np.uint32)
+        size = level * np.uint32(2 * b)
+        size += np.uint32(self.max_level)
+        size //= np.uint32(2 * self.max_level)
+        level *= np.uint32(a)
+        size += level
+        # 2^31 - size for a negative level, by two's complement: -x = ~x + 1.
+        sign = (signed >> 31).view(np.uint32)
+        size ^= sign
+        size -= sign
+        size += np.uint32(_RATIO_ONE)
+        return size
 
     def _check_levels(self, levels: npt.NDArray[np.integer[Any]]) -> None:
         check_array("levels", levels, np.integer)

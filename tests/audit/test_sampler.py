@@ -106,11 +106,11 @@ def one_trial_too_few(source: Source) -> Release:
 
 
 def biased_bits(source: Source) -> Release:
-    """The top bit of a byte is one with probability 0.506."""
+    """Every bit is one with probability 0.508."""
 
     def biased(count: int) -> bytes:
-        data = np.frombuffer(source(count), np.uint8)
-        return np.where(np.frombuffer(source(count), np.uint8) < 3, data | 128, data).tobytes()
+        extra = np.bitwise_and.reduce(np.frombuffer(source(6 * count), np.uint8).reshape(6, -1))
+        return (np.frombuffer(source(count), np.uint8) | extra).tobytes()
 
     return through(LOUD, biased)
 
@@ -176,16 +176,12 @@ def one_trial_shared_by_two_coordinates(source: Source) -> Release:
     return release
 
 
-def trials_share_bytes(source: Source) -> Release:
-    """The first two trials of a count use one byte."""
+def trials_share_bits(source: Source) -> Release:
+    """Of each eight trials of a count, which are the bits of a byte, the first two use one bit."""
 
     def shared(count: int) -> bytes:
-        data = source(count)
-        if count % 15:
-            return data
-        draws = np.frombuffer(data, np.uint8).reshape(15, -1).copy()
-        draws[1] = draws[0]
-        return draws.tobytes()
+        data = np.frombuffer(source(count), np.uint8)
+        return (data & 0xFD | (data & 1) << 1).tobytes()
 
     return through(LOUD, shared)
 
@@ -210,7 +206,7 @@ FAULTS = [
     row_copied_from_its_neighbour,
     coordinates_share_bytes,
     one_trial_shared_by_two_coordinates,
-    trials_share_bytes,
+    trials_share_bits,
     levels_of_the_wrong_coordinate,
     level_rounded_to_a_byte,
 ]

@@ -77,9 +77,11 @@ def code_excess(codes: np.ndarray, trials: int, numerators: np.ndarray, alpha: f
     )
 
 
-def independence_excess(first: np.ndarray, second: np.ndarray, trials: int, numerators: tuple[int, int]) -> float:
+def independence_excess(
+    first: np.ndarray, second: np.ndarray, trials: int, numerators: tuple[int, int], alpha: float = ALPHA
+) -> float:
     """:func:`chi_square_excess` of pairs of counts against the product of their exact distributions."""
     width = trials + 1
     pairs = np.bincount(first.astype(np.int64) * width + second, minlength=width * width)
     joint = np.outer(binomial_pmf(trials, numerators[0]), binomial_pmf(trials, numerators[1])).reshape(-1)
-    return chi_square_excess(pairs, joint)
+    return chi_square_excess(pairs, joint, alpha)

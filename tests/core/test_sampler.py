@@ -1,12 +1,16 @@
-"""The sampler: bit for bit against a plain reference, in distribution against exact probabilities, and the faults that
-these statistics must catch."""
+"""The sampler: bit for bit against a plain reference, by enumeration of all random strings of small cases, in
+distribution against exact probabilities, and the faults that these statistics must catch."""
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import os
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from math import comb
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from del_core.mechanism import MAX_LEVEL, Mechanism
+from del_core.randomness import random_bytes
 from tests.core.statistics import (
     ALPHA,
     ReproducibleBytes,
@@ -40,25 +45,31 @@ def draws_for(bits: int) -> int:
 
 
 def reference_sample(mechanism: Mechanism, levels: np.ndarray, source: Callable[[int], bytes]) -> list[int]:
-    """The sampler as its docstring states it, one 32-bit integer and one comparison at a time."""
+    """The sampler as its docstring states it: for each trial its first bit that differs from q's, one bit at a time."""
     trials, flat, codes = mechanism.trials, levels.reshape(-1).tolist(), []
-    block = max(1, 2**18 // trials)
+    rows = -(-trials // 8)
+    block = min(2**15, 2**20 // (8 * rows))
     for start in range(0, len(flat), block):
         part = flat[start : start + block]
         q = []
         for level in part:
             size = int(Fraction(abs(level) * mechanism.ratio_numerator, mechanism.max_level) + Fraction(1, 2))
             q.append(2**31 + size if level >= 0 else 2**31 - size)
-        first = source(trials * len(part))
-        draws = [(i % len(part), byte) for i, byte in enumerate(first)]
-        ties = sum(byte == q[coordinate] >> 24 for coordinate, byte in draws)
-        rest = iter(source(3 * ties)) if ties else iter(b"")
-        counts = [0] * len(part)
-        for coordinate, byte in draws:
-            value = byte << 24
-            if byte == q[coordinate] >> 24:
-                value |= next(rest) | next(rest) << 8 | next(rest) << 16
-            counts[coordinate] += value < q[coordinate]
+        data = source(8 * rows * len(part))
+        counts, left = [0] * len(part), []
+        for coordinate in range(len(part)):
+            for trial in range(trials):
+                for bit in range(8):
+                    byte = data[(bit * rows + trial // 8) * len(part) + coordinate]
+                    if not byte >> trial % 8 & 1:  # differs here; the trial succeeds if the one is q's
+                        counts[coordinate] += q[coordinate] >> (31 - bit) & 1
+                        break
+                else:
+                    left.append(coordinate)
+        rest = source(4 * len(left)) if left else b""
+        for i, coordinate in enumerate(left):
+            value = int.from_bytes(rest[4 * i : 4 * i + 4], "little") >> 8
+            counts[coordinate] += value < q[coordinate] & 0xFFFFFF
         codes += counts
     return codes
 
@@ -88,9 +99,10 @@ def test_equals_the_reference_bit_for_bit(bits, shape, numerator, seed, narrow):
 
     def source() -> Callable[[int], bytes]:
         generator = np.random.default_rng(seed)
-        # Near q = 1/2 a narrow source ties on about half of all bytes, a uniform one on 1/256.
-        low, high = (126, 130) if narrow else (0, 256)
-        return lambda count: generator.integers(low, high, count, dtype=np.uint8).tobytes()
+        # A uniform source leaves one trial in 256 after eight bits, a narrow one, whose bits are mostly ones, a third.
+        if not narrow:
+            return generator.bytes
+        return lambda count: np.packbits(generator.integers(0, 8, 8 * count) > 0).tobytes()
 
     mechanism = Mechanism(bits, shape[1], numerator / ONE)
     codes = mechanism.sample(levels, source())
@@ -101,23 +113,90 @@ def test_equals_the_reference_bit_for_bit(bits, shape, numerator, seed, narrow):
 
 def test_equals_the_reference_across_blocks():
     mechanism = Mechanism(8, 130, 0.7421875)
-    levels = np.random.default_rng(5).integers(-MAX_LEVEL, MAX_LEVEL + 1, (20, 130))  # 2600 coordinates, 1028 a block
+    levels = np.random.default_rng(5).integers(-MAX_LEVEL, MAX_LEVEL + 1, (64, 130))  # 8320 coordinates, 4096 a block
     ours, theirs = ReproducibleBytes(6), ReproducibleBytes(6)
     assert mechanism.sample(levels, ours).reshape(-1).tolist() == reference_sample(mechanism, levels, theirs)
     assert (ours.calls, ours.bytes) == (theirs.calls, theirs.bytes)
 
 
+def _scripted(*answers: bytes) -> Callable[[int], bytes]:
+    """Gives the answers in turn, each for a request of exactly its length."""
+    remaining = list(answers)
+
+    def source(count: int) -> bytes:
+        answer = remaining.pop(0)
+        assert len(answer) == count
+        return answer
+
+    return source
+
+
 @given(numerator=st.integers(1, ONE - 1), level=st.integers(-MAX_LEVEL, MAX_LEVEL))
-def test_a_trial_succeeds_exactly_below_q(numerator, level):
-    mechanism = Mechanism(1, 1, numerator / ONE)
-    levels = np.array([[level]])
+def test_one_trial_succeeds_with_probability_exactly_q(numerator, level):
+    # All 2^8 strings of the first draw (bit 0 of each of eight bytes), one coordinate each. The last, all ones, leaves
+    # the trial undecided for the second draw, of which all outcomes are known from the two beside the threshold.
+    mechanism = Mechanism(1, 256, numerator / ONE)
+    levels = np.full((1, 256), level)
     q = int(mechanism.numerators(levels)[0, 0])
-    for value in {0, q - 1, q, min(q + 1, 2**32 - 1), 2**32 - 1}:
+    strings = np.arange(256)
+    first = np.stack([strings >> bit & 1 for bit in range(8)]).astype(np.uint8).tobytes()
+    low = q & 0xFFFFFF
 
-        def source(count: int, value: int = value) -> bytes:
-            return (value >> 24).to_bytes(1, "little") if count == 1 else (value & 0xFFFFFF).to_bytes(3, "little")
+    def outcomes(rest: int) -> np.ndarray:
+        return mechanism.sample(levels, _scripted(first, rest.to_bytes(4, "little")))[0]
 
-        assert int(mechanism.sample(levels, source)[0, 0]) == (value < q)
+    assert not outcomes(low << 8)[255]
+    assert not outcomes(0xFFFFFFFF)[255]
+    if low:
+        assert outcomes((low << 8) - 1)[255]
+        assert outcomes(0)[255]
+    decided = int(outcomes(0)[:255].sum())
+    # decided / 2^8 + (1 / 2^8) (low / 2^24) = q / 2^32, as integers.
+    assert (decided << 24) + low == q
+
+
+@pytest.mark.parametrize(("bits", "planes"), [(1, 8), (2, 5), (3, 2), (4, 1)])
+def test_counts_over_all_random_strings_are_the_binomial_coefficients(bits, planes):
+    # q a multiple of 2^-planes: later bits cannot matter (they are drawn at random here). Every string of the
+    # trials x planes bits that do matter is one coordinate, so the counts' histogram must be the binomial
+    # distribution times 2^(trials planes), in integers.
+    trials = 2**bits - 1
+    strings = np.arange(1 << (trials * planes), dtype=np.uint32)
+    rows = -(-trials // 8)
+    draw = np.random.default_rng(bits).integers(0, 256, (8, rows, len(strings)), dtype=np.uint8)
+    for plane in range(planes):
+        for trial in range(trials):
+            bit = (strings >> np.uint32(plane * trials + trial) & 1).astype(np.uint8)
+            row = draw[plane, trial // 8]
+            row &= np.uint8(0xFF ^ 1 << trial % 8)
+            row |= bit << trial % 8
+    most = 2 ** (planes - 1) - 1
+    ratio = most / 2 ** (planes - 1) if most else 0.5  # so that q = 1/2 + level / 2^planes
+    mechanism = Mechanism(bits, len(strings), ratio, max_level=max(1, most))
+    for level in range(-most, most + 1):
+        levels = np.full((1, len(strings)), level, dtype=np.int16)
+        numerator = 2 ** (planes - 1) + level
+        assert int(mechanism.numerators(levels)[0, 0]) == numerator << (32 - planes)
+        tails, answers = np.random.default_rng(1), iter([draw.tobytes()])
+        codes = mechanism.sample(levels, lambda count, a=answers, t=tails: next(a, None) or t.bytes(count))
+        expected = [comb(trials, k) * numerator**k * (2**planes - numerator) ** (trials - k) for k in range(trials + 1)]
+        assert np.bincount(codes[0], minlength=trials + 1).tolist() == expected
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_what_is_drawn_does_not_depend_on_the_levels(bits):
+    asked = []
+    for level in (-MAX_LEVEL, 0, 1, MAX_LEVEL):
+        source, sizes = ReproducibleBytes(9), []
+
+        def recording(count: int, source: ReproducibleBytes = source, sizes: list[int] = sizes) -> bytes:
+            sizes.append(count)
+            return source(count)
+
+        Mechanism(bits, 128, 0.984375).sample(np.full((400, 128), level, dtype=np.int16), recording)
+        asked.append(sizes)
+    assert asked[0] == asked[1] == asked[2] == asked[3]
+    assert len(asked[0]) >= 4  # several blocks, each with undecided trials
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int32, np.int64, np.uint64])
@@ -133,7 +212,7 @@ def test_any_integer_type_and_memory_layout_gives_the_same_codes(dtype):
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("bits", range(1, 9))
 def test_counts_are_binomial_and_coordinates_independent(bits, ratio):
     trials, q = 2**bits - 1, numerators_of(ratio)
     codes = sample(bits, ratio, ReproducibleBytes(bits))
@@ -156,20 +235,36 @@ def test_mean_and_variance_of_the_dequantised_counts(bits):
         assert abs(((column - x) ** 2).mean() - variance) <= Z * ((fourth - variance**2) / len(y)) ** 0.5 + 1e-6
 
 
-def test_the_systems_generator_gives_binomial_counts():
+@pytest.mark.parametrize("source", [random_bytes, os.urandom])
+def test_the_systems_generator_gives_binomial_counts(source):
     # Fresh randomness: 12 statistics, each at ALPHA / 12, so the test fails wrongly less than once in 1 / ALPHA runs.
     for bits in (1, 4):
-        codes = sample(bits, 0.5, os.urandom)
+        codes = sample(bits, 0.5, source)
         assert code_excess(codes, 2**bits - 1, numerators_of(0.5), ALPHA / 12).max() < 1.0
-    assert not np.array_equal(sample(4, 0.5, os.urandom, 100), sample(4, 0.5, os.urandom, 100))  # equal: < 2^-1000
+    assert not np.array_equal(sample(4, 0.5, source, 100), sample(4, 0.5, source, 100))  # equal: < 2^-1000
 
 
-def _biased(source: Callable[[int], bytes], share: int) -> Callable[[int], bytes]:
-    """Sets the top bit of share/256 of the bytes, which makes it one with probability (1 + share/256) / 2."""
+def test_the_default_source_is_the_keyed_stream_cipher():
+    assert inspect.signature(Mechanism.sample).parameters["random_source"].default is random_bytes
+
+
+def test_threads_draw_independently():
+    mechanism, levels = Mechanism(4, len(LEVELS), 0.5), np.broadcast_to(LEVELS, (20_000, len(LEVELS)))
+    with ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(lambda _: mechanism.sample(levels), range(16)))
+    # 16 x 6 + 120 statistics of fresh randomness share ALPHA.
+    q, alpha = numerators_of(0.5), ALPHA / 216
+    assert max(code_excess(part, 15, q, alpha).max() for part in parts) < 1.0
+    for a, b in itertools.combinations(parts, 2):
+        assert independence_excess(a[:, 5], b[:, 5], 15, (int(q[5]), int(q[5])), alpha) < 1.0
+
+
+def _biased(source: Callable[[int], bytes], halvings: int) -> Callable[[int], bytes]:
+    """Every bit is one with probability (1 + 2^-halvings) / 2."""
 
     def biased(count: int) -> bytes:
-        data = np.frombuffer(source(count), dtype=np.uint8)
-        return np.where(np.frombuffer(source(count), dtype=np.uint8) < share, data | 128, data).tobytes()
+        extra = np.bitwise_and.reduce(np.frombuffer(source(halvings * count), np.uint8).reshape(halvings, -1))
+        return (np.frombuffer(source(count), np.uint8) | extra).tobytes()
 
     return biased
 
@@ -179,7 +274,7 @@ def test_planted_faults_are_caught_by_the_same_statistic(bits):
     trials, q, source = 2**bits - 1, numerators_of(0.5), ReproducibleBytes(30 + bits)
     louder = sample(bits, Mechanism.nearest_ratio(0.505), source)  # ratio 1 % too large
     assert code_excess(louder, trials, q)[:2].min() > 1.0
-    biased = sample(bits, 0.5, _biased(source, 5))  # P(bit = 1) = 0.51
+    biased = sample(bits, 0.5, _biased(source, 6))  # P(bit = 1) = 0.508
     assert code_excess(biased, trials, q).max() > 1.0
     generator = np.random.default_rng(30 + bits)
     fewer = generator.binomial(trials - 1, q / 2**32, (draws_for(bits), len(q))).astype(np.uint8)
@@ -191,7 +286,7 @@ def test_reused_random_bytes_are_caught_by_the_independence_statistic():
 
     def reusing(count: int) -> bytes:
         half = np.frombuffer(source((count + 1) // 2), dtype=np.uint8)
-        return np.repeat(half, 2)[:count].tobytes()  # coordinates 2i and 2i + 1 of a trial share their byte
+        return np.repeat(half, 2)[:count].tobytes()  # coordinates 2i and 2i + 1 share their bytes
 
     codes, q = sample(4, 0.5, reusing), numerators_of(0.5)
     assert code_excess(codes, 15, q).max() < 1.0  # each count alone looks right
@@ -199,7 +294,7 @@ def test_reused_random_bytes_are_caught_by_the_independence_statistic():
 
 
 def test_memory_is_bounded_by_blocks():
-    # 2000 x 128 coordinates of 255 trials are 65 MB of random bytes; a block holds 256 KiB of them.
+    # 2000 x 128 coordinates of 255 trials are 66 MB of random bytes; a block holds 1 MiB of them.
     mechanism, levels = Mechanism(8, 128, 0.5), np.zeros((2000, 128), dtype=np.int16)
     tracemalloc.start()
     try:
