@@ -19,8 +19,10 @@ import os
 
 try:
     import ssl
-except ImportError:  # pragma: no cover - a Python without OpenSSL; tests/core/test_randomness.py runs it in one
-    ssl = None  # type: ignore[assignment]
+except ImportError:
+    _OPENSSL = False
+else:
+    _OPENSSL = True
 
 __all__ = ["random_bytes"]
 
@@ -33,7 +35,7 @@ def random_bytes(count: int) -> bytes:
     Safe to call from several threads and on both sides of a fork. Blocks only where ``os.urandom`` does: early in the
     boot of a machine whose generator has not been seeded yet.
     """
-    if ssl is None:
+    if not _OPENSSL:
         return os.urandom(count)
     try:
         ssl.RAND_add(os.urandom(_SEED_BYTES), 0.0)
