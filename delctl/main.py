@@ -45,6 +45,9 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
         ),
         "serve": LazyCommand("delctl.commands.serve:serve", "Serve a model and its bundle on this machine.", "serve"),
         "ask": LazyCommand("delctl.commands.ask:ask", "Send a private prompt to a server and print what it writes."),
+        "proxy": LazyCommand(
+            "delctl.commands.proxy:proxy", "Answer OpenAI's API on this machine, with private prompts.", "proxy"
+        ),
         "inspect": LazyCommand(
             "delctl.commands.inspect:inspect", "Verify a bundle and show its variants, guarantees and audits."
         ),
@@ -63,6 +66,7 @@ EXTRA_MODULES: Mapping[str, frozenset[str]] = MappingProxyType(
             {"ray", "vllm", "starlette", "uvicorn", "pydantic", "yaml", "torch", "transformers", "psutil"}
         ),
         "train": frozenset({"torch", "transformers", "peft", "tqdm", "accelerate"}),
+        "proxy": frozenset({"starlette", "uvicorn"}),
     }
 )
 

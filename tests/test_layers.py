@@ -28,6 +28,7 @@ LIGHT = {
     "delctl.commands.ask": {"delctl", "del_core"},
     "delctl.commands.demo": {"delctl", "del_core"},
     "delctl.commands.inspect": {"delctl", "del_core"},
+    "delctl.commands.proxy": {"delctl", "del_core"},
     "delctl.commands.serve": {"delctl", "del_core"},
 }
 

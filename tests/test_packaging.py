@@ -41,7 +41,7 @@ def test_the_base_install_is_the_client() -> None:
     assert {canonicalize_name(requirement.name) for requirement in _requirements()} == CLIENT
 
 
-@pytest.mark.parametrize(("lock", "extras"), [("cpu.lock", ("train", "serve")), ("dev.lock", ("dev",))])
+@pytest.mark.parametrize(("lock", "extras"), [("cpu.lock", ("proxy", "serve", "train")), ("dev.lock", ("dev",))])
 def test_the_locks_fulfil_the_extras(lock: str, extras: tuple[str, ...]) -> None:
     locked = _locked(lock) if lock == "cpu.lock" else {**_locked("cpu.lock"), **_locked(lock)}
     for requirement in _requirements(*extras):

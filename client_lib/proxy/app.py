@@ -1,0 +1,194 @@
+"""The proxy's routes, as an ASGI application.
+
+    /v1/chat/completions, /v1/completions      POST, streaming or not
+    /v1/models, /v1/models/{id}                GET, the variants offered
+    /healthz                                   GET, open
+
+The client decides how prompts are sent: which server, which policy, which ledger. The application holds no connection
+of its own; whoever made the client closes it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from client_lib.async_client import AsyncClient, AsyncStream
+from client_lib.errors import DELClientError
+from client_lib.proxy._http import EventStream, Guard, as_api_error, not_routed, read_body, until_disconnect
+from client_lib.proxy.answers import DONE, Answer, ChatAnswer, CompletionAnswer, event
+from client_lib.proxy.errors import ApiError, invalid
+from client_lib.proxy.fields import name_of
+from client_lib.proxy.prompts import Prompts, Submission
+from client_lib.proxy.requests import ChatRequest, CompletionRequest, parse_chat, parse_completion, parse_json
+from client_lib.proxy.settings import ProxySettings
+from client_lib.spans import CLEAR
+
+__all__ = ["SUBJECT_HEADER", "create_app"]
+
+SUBJECT_HEADER = "x-del-subject"
+NOISE_HEADER = "x-del-noise"
+
+
+def create_app(client: AsyncClient, settings: ProxySettings | None = None) -> Starlette:
+    """The application; ``client`` is the one that it sends with, and is left open."""
+    settings = settings or ProxySettings()
+    proxy = _Proxy(client, settings)
+    guard = Guard(settings)
+    routes = [
+        Route(path, guard(path, handler, is_open=path == "/healthz"), methods=[method])
+        for path, method, handler in (
+            ("/v1/chat/completions", "POST", proxy.chat),
+            ("/v1/completions", "POST", proxy.completions),
+            ("/v1/models", "GET", proxy.models),
+            ("/v1/models/{id:path}", "GET", proxy.model),
+            ("/healthz", "GET", proxy.health),
+        )
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: not_routed})
+
+
+class _Proxy:
+    """The handlers."""
+
+    def __init__(self, client: AsyncClient, settings: ProxySettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._prompts = Prompts(client, settings)
+        self._started = int(time.time())
+
+    async def completions(self, request: Request) -> Response:
+        """``POST /v1/completions``."""
+        asked = parse_completion(parse_json(await read_body(request, self._settings.max_body_bytes)))
+        return await self._answer(request, asked, CompletionAnswer)
+
+    async def chat(self, request: Request) -> Response:
+        """``POST /v1/chat/completions``."""
+        asked = parse_chat(parse_json(await read_body(request, self._settings.max_body_bytes)))
+        return await self._answer(request, asked, ChatAnswer)
+
+    async def models(self, _: Request) -> Response:
+        """``GET /v1/models``."""
+        names = [*await self._offered(), *self._settings.aliases]
+        return JSONResponse({"object": "list", "data": [await self._model(name) for name in names]})
+
+    async def model(self, request: Request) -> Response:
+        """``GET /v1/models/{id}``."""
+        name = request.path_params["id"]
+        await self._variant(name)
+        return JSONResponse(await self._model(name))
+
+    async def health(self, _: Request) -> Response:
+        """``GET /healthz``: the proxy runs; it says nothing about the server."""
+        return JSONResponse({"status": "ok"})
+
+    # --- models -------------------------------------------------------------------------------------------------------
+
+    async def _offered(self) -> tuple[str, ...]:
+        known = (*await self._client.variants(), CLEAR)
+        if self._settings.variants is None:
+            return known[:-1]
+        return tuple(name for name in self._settings.variants if name in known)
+
+    async def _variant(self, model: str) -> str:
+        """The variant that a model's name stands for."""
+        offered = await self._offered()
+        name = self._settings.aliases.get(model, model)
+        if name not in offered:
+            names = ", ".join((*offered, *self._settings.aliases))
+            raise invalid("model", f"{name_of(model)!r}; allowed: {names}", code="model_not_found", status=404)
+        return name
+
+    async def _model(self, name: str) -> dict[str, Any]:
+        variant = self._settings.aliases.get(name, name)
+        delta = 1e-6
+        epsilon = None if variant == CLEAR else await self._client.epsilon(variant, delta=delta)
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "del-serve",
+            "variant": variant,
+            "private": variant != CLEAR,
+            # Computed here from the bundle's integers, for one private token; null: nothing is guaranteed.
+            "epsilon": epsilon,
+            "delta": delta,
+        }
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    async def _answer(
+        self, request: Request, asked: CompletionRequest | ChatRequest, kind: type[CompletionAnswer | ChatAnswer]
+    ) -> Response:
+        fields = {"max_tokens": asked.max_tokens_field}
+        try:
+            variant = await self._variant(asked.model)
+            submission = Submission(
+                asked,
+                variant,
+                subject=_header(request, SUBJECT_HEADER) or asked.subject or self._settings.subject,
+                fresh=_fresh_noise(request),
+            )
+            answer = kind(variant, (await self._client.bundle()).fingerprint, asked.include_usage)
+            if not asked.stream:
+                completion = await until_disconnect(request, self._prompts.complete(submission))
+                response: Response = JSONResponse(answer.whole(completion))
+                if completion.request_id:
+                    response.headers["x-del-server-request-id"] = completion.request_id
+                return response
+            stream = await until_disconnect(request, self._prompts.stream(submission))
+            # What fails before the first piece is answered with a status, what fails later with an event.
+            return await self._stream(request, stream, answer, fields)
+        except DELClientError as error:
+            raise as_api_error(error, fields) from None
+
+    async def _stream(self, request: Request, stream: AsyncStream, answer: Answer, fields: dict[str, str]) -> Response:
+        try:
+            first = await until_disconnect(request, anext(stream))
+        except BaseException:
+            await stream.close()
+            raise
+
+        async def events() -> AsyncGenerator[bytes, None]:
+            try:
+                for data in answer.opening():
+                    yield event(data)
+                yield event(answer.chunk(first))
+                async for chunk in stream:
+                    yield event(answer.chunk(chunk))
+                assert stream.completion is not None  # all chunks have been taken
+                for data in answer.closing(stream.completion):
+                    yield event(data)
+            except Exception as error:
+                yield event(as_api_error(error, fields).body)
+                return
+            yield DONE
+
+        return EventStream(events(), stream.close)
+
+
+def _header(request: Request, name: str) -> str | None:
+    """A header that may be left out, but not be empty."""
+    value = request.headers.get(name)
+    if value is not None and not value.strip():
+        raise invalid(name, "is empty; allowed: a value, or leaving the header out")
+    return value
+
+
+def _fresh_noise(request: Request) -> bool:
+    value = _header(request, NOISE_HEADER)
+    if value not in (None, "fresh"):
+        raise ApiError(
+            400,
+            f"{NOISE_HEADER}: is unknown; allowed: fresh, or leaving it out",
+            code="invalid_value",
+            param=NOISE_HEADER,
+        )
+    return value == "fresh"

@@ -1,0 +1,135 @@
+"""``delctl proxy`` as a user runs it: a process of its own, in front of a scripted server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from delctl import main
+from tests.client.bundles import make_bundle
+from tests.client.server import Received, ScriptedServer, expected_text, expected_tokens, stream_events
+
+DELCTL = [sys.executable, "-m", "delctl.main"]
+MESSAGES = [{"role": "user", "content": "heliotrope"}]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptedServer]:
+    with ScriptedServer(make_bundle(tmp_path_factory.mktemp("bundle") / "bundle")).running() as running:
+        yield running
+
+
+@contextlib.contextmanager
+def running_proxy(server: ScriptedServer, cache: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command, and the URL that it announces; terminated at the end if a test has not done so."""
+    command = [*DELCTL, "proxy", "--server", server.url, "--port", "0", *options]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "DEL_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"},
+        # A shell that starts this suite in the background has it ignore SIGINT, and children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stdout is not None
+        try:
+            url = process.stdout.readline().strip()
+            assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url), process.communicate(timeout=30)
+            yield process, url
+        finally:
+            process.terminate()
+
+
+def test_a_chat_until_ctrl_c(server: ScriptedServer, tmp_path: Path) -> None:
+    with running_proxy(server, tmp_path, "--alias", "gpt-4o=strict") as (process, url):
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as api:
+            answer = api.chat.completions.create(model="gpt-4o", messages=MESSAGES, max_tokens=4)
+            assert answer.choices[0].message.content == expected_text(expected_tokens(4))
+            assert answer.model == "strict"
+        process.send_signal(signal.SIGINT)
+        announced, said = process.communicate(timeout=30)
+    assert process.returncode == 0, said
+    assert re.search(r"models +strict +epsilon \d", announced)
+    assert "gpt-4o       stands for strict" in announced
+    (line,) = said.splitlines()
+    assert re.search(r"POST /v1/chat/completions 200 \d+\.\d+ s req_[0-9a-f]{32}$", line)
+
+
+def test_sigterm_lets_answers_end_and_takes_no_more(server: ScriptedServer, tmp_path: Path) -> None:
+    go_on = threading.Event()
+
+    async def in_two_parts(server: ScriptedServer, received: Received, writer: asyncio.StreamWriter) -> None:
+        events = stream_events(server.decode(received.body), "open")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        writer.write(b"".join(events[:2]))
+        await writer.drain()
+        await asyncio.to_thread(go_on.wait, 30)
+        writer.write(b"".join(events[2:]))
+        await writer.drain()
+        writer.close()
+
+    server.script.append(in_two_parts)
+    with running_proxy(server, tmp_path, "--quiet") as (process, url):
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as api:
+            stream = api.chat.completions.create(model="open", messages=MESSAGES, max_tokens=8, stream=True)
+            texts = [next(stream).choices[0].delta.content or "" for _ in range(2)]
+            process.send_signal(signal.SIGTERM)
+            _wait_until_refused(url)
+            go_on.set()
+            texts += [chunk.choices[0].delta.content or "" for chunk in stream]
+        _, said = process.communicate(timeout=30)
+    assert "".join(texts) == expected_text(expected_tokens(8))
+    assert (process.returncode, said) == (0, "")
+
+
+def _wait_until_refused(url: str) -> None:
+    """Until no new connection is accepted; bounded by the test's own limit."""
+    while True:
+        try:
+            httpx.get(f"{url}/healthz", trust_env=False, timeout=5)
+        except httpx.TransportError:
+            return
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "0.0.0.0"], "--client-key"),
+        (["--variant", "gone"], "Invalid value for --variant: 'gone'; allowed: strict, open, clear"),
+        (["--alias", "gpt-4o"], "'gpt-4o'; allowed: NAME=VARIANT"),
+        (["--alias", "gpt-4o=gone"], "Invalid value for --alias: 'gone'"),
+        (["--variant", "open", "--alias", "gpt-4o=strict"], "'strict' is not offered; allowed: open"),
+        (["--host", "192.0.2.1", "--client-key", "k"], "port: 0 at 192.0.2.1"),
+        (["--host", "nowhere.invalid", "--client-key", "k"], "host: 'nowhere.invalid'"),
+    ],
+)
+def test_options_are_checked(
+    server: ScriptedServer,
+    tmp_path: Path,
+    options: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DEL_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("DEL_PROXY_KEY", raising=False)
+    assert main.run(["proxy", "--server", server.url, "--port", "0", *options]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_server_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["proxy", "--server", "http://127.0.0.1:9", "--port", "0", "--quiet"]) == 1
+    assert "delctl: http://127.0.0.1:9/v1/bundle: " in capsys.readouterr().err
