@@ -143,7 +143,7 @@ class Core:
             return math.inf
 
         def compute() -> float:
-            from del_core import accounting  # scipy loads only for those who ask
+            from del_core import accounting  # loads only for those who ask
 
             try:
                 return accounting.epsilon(encoder.bundle.mechanism(variant), delta, tokens)

@@ -22,8 +22,8 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft, optimize, special
 
+from del_core._numerics import expit, find_root
 from del_core._tails import PROBABILITY_ONE
 
 __all__ = ["Cumulant", "Group", "LossLattice"]
@@ -131,10 +131,10 @@ class LossLattice:
         slope = self._success_loss - self._failure_loss
         # Bernoulli(p) tilted by s: odds p / (1-p) exp(s (l1 - l0)).
         self._log_odds = np.log(self._total_cumulant.p / self._total_cumulant.p_failure) + tilt * slope
-        self._tilt, self._tilted = tilt, special.expit(self._log_odds)
+        self._tilt, self._tilted = tilt, expit(self._log_odds)
         self._cumulant = float(self._total_cumulant(tilt))
         mean = float(np.sum(n * (self._tilted * slope + self._failure_loss)))
-        self._deviation = math.sqrt(float(np.sum(n * slope**2 * self._tilted * special.expit(-self._log_odds))))
+        self._deviation = math.sqrt(float(np.sum(n * slope**2 * self._tilted * expit(-self._log_odds))))
         smallest, largest = float(np.sum(n * self._failure_loss)), float(np.sum(n * self._success_loss))
         half, outside = self._half_width(mean, self._deviation, smallest, largest)
         low, high = max(mean - half, smallest), min(mean + half, largest)
@@ -183,7 +183,7 @@ class LossLattice:
             value = function(epsilon)
             return math.log(value) - target if value > 0.0 else -745.0 - target
 
-        root = float(optimize.brentq(excess, low, high, xtol=max(room, 1e-300), rtol=1e-14))
+        root = find_root(excess, low, high, xtol=max(room, 1e-300), rtol=1e-14)
         for _ in range(60):
             left, right = max(low, root - room), min(high, root + room)
             if (left == low or function(left) > delta) and (right == high or function(right) <= delta):
@@ -257,8 +257,8 @@ class LossLattice:
             for row, (index, mass) in zip(dense, batch, strict=True):
                 np.add.at(row, (index - shift) % points, mass)
                 shift = 0  # the window's origin is taken off once
-            product *= np.prod(fft.rfft(dense, axis=1), axis=0)
-        return np.asarray(fft.irfft(product, points), np.float64)
+            product *= np.prod(np.fft.rfft(dense, axis=1), axis=0)
+        return np.asarray(np.fft.irfft(product, points), np.float64)
 
     def _half_width(self, mean: float, deviation: float, smallest: float, largest: float) -> tuple[float, float]:
         """Half width of a window around ``mean`` and a bound of the tilted mass outside it (Chernoff)."""

@@ -12,7 +12,7 @@ clips attain it (proof: ``docs/privacy.md``). The privacy loss at k successes is
 
 which is P's tail less exp(epsilon) times Q's, written so that no two large numbers are subtracted. Valid for N up to
 ``MAX_TRIALS``; relative error of delta about 1e-12 (1e-11 at N = 10^9), down to the smallest float. Time grows with
-sqrt(N): about 3 ms for a delta at N = 10^9, 0.1 s for an epsilon. Needs numpy and scipy.
+sqrt(N): about 3 ms for a delta at N = 10^9, 0.1 s for an epsilon. Needs numpy only.
 
 Epsilon is in nats. The tokens of one prompt, of a conversation, or of several prompts under one mechanism add up in
 ``tokens``. Mechanisms that differ compose by their Renyi curves, and a bound for the actual vocabulary instead of the
@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special
 
 from del_core._checks import check_integer, check_number
+from del_core._numerics import erfcx, find_root, log_ndtr, ndtr
 from del_core._tails import PROBABILITY_ONE, log_weighted_tail
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def gdp_epsilon(mu: float, delta: float) -> float:
         return 0.0
     # At epsilon/mu - mu/2 = a > 0 delta is below exp(-a^2/2)/2, so this end is past the root.
     high = mu * (0.5 * mu + math.sqrt(-2.0 * target) + 1.0)
-    return float(optimize.brentq(lambda e: _log_gdp_delta(mu, e) - target, 0.0, high, xtol=1e-14 * high, rtol=1e-14))
+    return find_root(lambda e: _log_gdp_delta(mu, e) - target, 0.0, high, xtol=1e-14 * high, rtol=1e-14)
 
 
 @dataclass(frozen=True)
@@ -247,10 +247,10 @@ class _Pair:
 def _log_gdp_delta(mu: float, epsilon: float) -> float:
     a, b = epsilon / mu - 0.5 * mu, epsilon / mu + 0.5 * mu
     if a <= 0.0:  # delta is of the order of 1 here
-        return math.log(special.ndtr(-a) - math.exp(epsilon + special.log_ndtr(-b)))
+        return math.log(ndtr(-a) - math.exp(epsilon + log_ndtr(-b)))
     # Phi(-x) = exp(-x^2/2) erfcx(x/sqrt 2)/2 and b^2 - a^2 = 2 epsilon: the factor exp(-a^2/2) comes out.
     root = math.sqrt(0.5)
-    return -0.5 * a * a + math.log(0.5 * (special.erfcx(a * root) - special.erfcx(b * root)))
+    return -0.5 * a * a + math.log(0.5 * (erfcx(a * root) - erfcx(b * root)))
 
 
 def _exp(log_value: float) -> float:

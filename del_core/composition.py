@@ -4,7 +4,7 @@ Contract: tokens under equal noise add their trials, exactly (one binomial pair 
 of bits and coordinates). Different noise levels add their Renyi curves, a proven upper bound, or are convolved on a
 lattice of losses, which brackets the exact figure. All of it is worst case over the cube of inputs; a
 :class:`RenyiCurve` may also be the vocabulary's, from ``del_core.vocabulary_accounting``. Light enough for a ledger on
-a device: a composition is a few integers, an epsilon takes milliseconds. Needs numpy and scipy. Proofs:
+a device: a composition is a few integers, an epsilon takes milliseconds. Needs numpy only. Proofs:
 ``docs/privacy-vocabulary.md``.
 """
 

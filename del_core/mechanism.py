@@ -122,13 +122,13 @@ class Mechanism:
     ) -> Mechanism:
         """The least noisy mechanism that is (epsilon, delta)-DP for one token by the exact accounting.
 
-        ``accounting.epsilon(result, delta) <= epsilon`` holds for the returned mechanism. Needs scipy.
+        ``accounting.epsilon(result, delta) <= epsilon`` holds for the returned mechanism.
 
         Raises:
             ValueError: ``epsilon`` is not positive and finite, ``delta`` is not in [0, 1), or even the smallest
                 ratio, 2^-31, does not reach them.
         """
-        from del_core import accounting  # scipy loads only for those who calibrate
+        from del_core import accounting  # loads only for those who calibrate
 
         check_number("epsilon", epsilon, 0.0, math.inf, open_low=True, open_high=True)
         check_number("delta", delta, 0.0, 1.0, open_low=False, open_high=True)

@@ -3,7 +3,7 @@
 Contract: success probabilities are the integers over 2^32 that the sampler compares with, so nothing is rounded before
 the analysis starts. With one distinct (p, q) the results are exact (two binomial tails); otherwise they are brackets:
 the upper side is proven never to understate, the lower side is attained by an explicit test. How the brackets are made,
-and why they hold: ``docs/privacy-vocabulary.md``. Needs numpy and scipy.
+and why they hold: ``docs/privacy-vocabulary.md``. Needs numpy only.
 """
 
 from __future__ import annotations

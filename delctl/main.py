@@ -65,8 +65,8 @@ EXTRA_MODULES: Mapping[str, frozenset[str]] = MappingProxyType(
         "serve": frozenset(
             {"ray", "vllm", "starlette", "uvicorn", "pydantic", "yaml", "torch", "transformers", "psutil"}
         ),
-        "train": frozenset({"torch", "transformers", "peft", "tqdm", "accelerate"}),
         "proxy": frozenset({"starlette", "uvicorn"}),
+        "train": frozenset({"torch", "transformers", "peft", "scipy", "tqdm", "accelerate"}),
     }
 )
 

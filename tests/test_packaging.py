@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCKS = ("cpu.lock", "dev.lock")
-CLIENT = {"anyio", "click", "httpx", "numpy", "rich", "safetensors", "scipy", "tokenizers"}
+CLIENT = {"anyio", "click", "httpx", "numpy", "rich", "safetensors", "tokenizers"}
 
 
 def _locked(name: str) -> dict[str, str]:
