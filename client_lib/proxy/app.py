@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from client_lib.async_client import AsyncClient, AsyncStream
-from client_lib.errors import DELClientError
+from client_lib.errors import BundleOutdated, DELClientError
 from client_lib.proxy._http import EventStream, Guard, as_api_error, not_routed, read_body, until_disconnect
 from client_lib.proxy.answers import DONE, Answer, ChatAnswer, CompletionAnswer, event
 from client_lib.proxy.errors import ApiError, invalid
@@ -128,6 +128,7 @@ class _Proxy:
         self, request: Request, asked: CompletionRequest | ChatRequest, kind: type[CompletionAnswer | ChatAnswer]
     ) -> Response:
         fields = {"max_tokens": asked.max_tokens_field}
+        submission: Submission | None = None
         try:
             variant = await self._variant(asked.model)
             submission = Submission(
@@ -147,6 +148,9 @@ class _Proxy:
             # What fails before the first piece is answered with a status, what fails later with an event.
             return await self._stream(request, stream, answer, fields)
         except DELClientError as error:
+            if isinstance(error, BundleOutdated) and submission is not None:
+                # Asking again is how the application agrees to fresh noise.
+                self._prompts.forget(submission)
             raise as_api_error(error, fields) from None
 
     async def _stream(self, request: Request, stream: AsyncStream, answer: Answer, fields: dict[str, str]) -> Response:

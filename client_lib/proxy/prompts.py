@@ -1,15 +1,21 @@
-"""From a request to what the client sends: spans, and what was sent before for the same text."""
+"""From a request to what the client sends: spans, and for spans that were sent before the counts of then."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from weakref import WeakValueDictionary
+
+import anyio
 
 from client_lib._core import SamplingOptions
 from client_lib.async_client import AsyncClient, AsyncStream
+from client_lib.encoder import EncodedPrompt
+from client_lib.errors import BundleOutdated, InvalidRequest
 from client_lib.proxy._template import render
+from client_lib.proxy.memory import CountMemory
 from client_lib.proxy.requests import ChatRequest, CompletionRequest
 from client_lib.proxy.settings import ProxySettings
-from client_lib.spans import CLEAR, Prompt
+from client_lib.spans import CLEAR, Span, private, public
 from client_lib.types import Completion
 
 __all__ = ["Prompts", "Submission"]
@@ -17,7 +23,7 @@ __all__ = ["Prompts", "Submission"]
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request with everything that the proxy has decided about it."""
+    """A request with everything that the proxy has decided about it; ``fresh`` wants new noise for all of it."""
 
     asked: CompletionRequest | ChatRequest
     variant: str
@@ -26,21 +32,28 @@ class Submission:
 
 
 class Prompts:
-    """Sends submissions."""
+    """Encodes and sends submissions; what was sent before for the same subject is sent again as it was."""
 
     def __init__(self, client: AsyncClient, settings: ProxySettings) -> None:
         self._client = client
         self._settings = settings
+        self._memory = CountMemory(settings.remember_bytes)
+        # Of two equal prompts at the same time the second waits for the first one's counts.
+        self._locks: WeakValueDictionary[bytes, anyio.Lock] = WeakValueDictionary()
 
     async def complete(self, submission: Submission) -> Completion:
         """The completion in one piece."""
-        prompt, sampling = self._prompt(submission), self._sampling(submission.asked)
-        return await self._client.complete(prompt, variant=submission.variant, **sampling)
+        encoded = await self._encode(submission)
+        return await self._client.complete(encoded, variant=submission.variant, **self._sampling(submission.asked))
 
     async def stream(self, submission: Submission) -> AsyncStream:
         """The completion in pieces; nothing has been sent before the first is asked for."""
-        prompt, sampling = self._prompt(submission), self._sampling(submission.asked)
-        return self._client.stream(prompt, variant=submission.variant, **sampling)
+        encoded = await self._encode(submission)
+        return self._client.stream(encoded, variant=submission.variant, **self._sampling(submission.asked))
+
+    def forget(self, submission: Submission) -> None:
+        """Drop what is kept for a prompt, since its counts mean nothing to the server any more."""
+        self._memory.forget(self._memory.names(submission.subject, submission.variant, self._spans(submission)))
 
     def _sampling(self, asked: CompletionRequest | ChatRequest) -> SamplingOptions:
         sampling = asked.sampling.copy()
@@ -50,8 +63,48 @@ class Prompts:
             sampling["max_tokens"] = self._settings.chat_max_tokens
         return sampling
 
-    def _prompt(self, submission: Submission) -> Prompt:
-        asked = submission.asked
+    def _spans(self, submission: Submission) -> list[Span]:
+        asked, is_clear = submission.asked, submission.variant == CLEAR
         if isinstance(asked, CompletionRequest):
-            return asked.prompt
-        return render(asked.messages, is_clear=submission.variant == CLEAR, public_system=self._settings.public_system)
+            return [public(asked.prompt) if is_clear else private(asked.prompt)]
+        spans = render(asked.messages, is_clear=is_clear, public_system=self._settings.public_system)
+        return [span for span in spans if span.text]
+
+    async def _encode(self, submission: Submission) -> EncodedPrompt:
+        spans, variant = self._spans(submission), submission.variant
+        names = self._memory.names(submission.subject, variant, spans)
+        lock = self._locks.setdefault(names[0], anyio.Lock())
+        async with lock:
+            known = [] if submission.fresh else self._memory.recall(names)
+            missing = spans[len(known) :]
+            parts = [*known, *(await self._encode_missing(missing, variant, is_start=not known))] if missing else known
+            if len({part.origin for part in parts}) > 1:
+                self._memory.forget(names)
+                raise BundleOutdated(
+                    "prompt: its beginning was encoded for another bundle and its counts mean something else under the "
+                    "one in use; allowed: asking again, which spends fresh noise on the whole prompt"
+                )
+            for name, part in zip(names[1:], parts, strict=True):
+                self._memory.remember(name, part)
+        return replace(parts[-1], segments=tuple(segment for part in parts for segment in part.segments))
+
+    async def _encode_missing(self, spans: list[Span], variant: str, *, is_start: bool) -> list[EncodedPrompt]:
+        """What each span becomes; the beginning-of-text token, if there is one, belongs to the first."""
+        encoded = await self._client.encode(spans, variant=variant)
+        has_start_token = (await self._client.bundle()).manifest.bos_token_id is not None
+        start, segments = encoded.segments[:has_start_token], list(encoded.segments[has_start_token:])
+        parts: list[EncodedPrompt] = []
+        for span in spans:
+            # A tokenizer may make nothing of a span; then there are fewer segments than spans.
+            has_tokens = len(segments) == len(spans) - len(parts) or await self._has_tokens(span, variant)
+            parts.append(replace(encoded, segments=(segments.pop(0),) if has_tokens else ()))
+        if is_start:
+            parts[0] = replace(parts[0], segments=(*start, *parts[0].segments))
+        return parts
+
+    async def _has_tokens(self, span: Span, variant: str) -> bool:
+        try:
+            await self._client.encode([public(span.text)], variant=variant)
+        except InvalidRequest:
+            return False
+        return True

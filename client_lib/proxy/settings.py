@@ -20,9 +20,9 @@ class ProxySettings:
     an application has built in, and the variant each of them stands for. ``client_key``: what callers must send as
     their API key; None asks for none. ``subject``: who a prompt is about where the request does not say.
     ``public_system``: send system and developer messages as public text. ``chat_max_tokens``: the length of an answer
-    where a chat request names none, in tokens. ``max_body_bytes``: the largest body of a request. ``loopback_hosts``:
-    accept only requests whose Host header names this machine, so that no web page can reach the proxy through a name
-    of its own.
+    where a chat request names none, in tokens. ``max_body_bytes``: the largest body of a request. ``remember_bytes``:
+    how much memory the counts of past prompts may take, for reuse. ``loopback_hosts``: accept only requests whose Host
+    header names this machine, so that no web page can reach the proxy through a name of its own.
     """
 
     variants: tuple[str, ...] | None = None
@@ -32,11 +32,13 @@ class ProxySettings:
     public_system: bool = False
     chat_max_tokens: int = 128
     max_body_bytes: int = 1 << 20
+    remember_bytes: int = 64 << 20
     loopback_hosts: bool = False
 
     def __post_init__(self) -> None:
         check_integer("chat_max_tokens", self.chat_max_tokens, 1, 131_072)
         check_integer("max_body_bytes", self.max_body_bytes, 1, 1 << 30)
+        check_integer("remember_bytes", self.remember_bytes, 0, 1 << 40)
         if self.client_key is not None and not (
             self.client_key and self.client_key.isascii() and self.client_key.isprintable()
         ):

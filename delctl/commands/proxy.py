@@ -72,6 +72,13 @@ def _alias(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
 )
 @click.option("--max-body-bytes", type=click.IntRange(1), default=1 << 20, show_default=True)
 @click.option(
+    "--remember-bytes",
+    type=click.IntRange(0),
+    default=64 << 20,
+    show_default=True,
+    help="Memory for the counts of past prompts, which are sent again as they were.",
+)
+@click.option(
     "--grace",
     type=click.FloatRange(0),
     default=30.0,
@@ -93,6 +100,7 @@ def proxy(
     public_system: bool,
     chat_max_tokens: int,
     max_body_bytes: int,
+    remember_bytes: int,
     grace: float,
     quiet: bool,
 ) -> None:
@@ -117,6 +125,7 @@ def proxy(
         public_system=public_system,
         chat_max_tokens=chat_max_tokens,
         max_body_bytes=max_body_bytes,
+        remember_bytes=remember_bytes,
         loopback_hosts=is_loopback(host) and client_key is None,
     )
     if not quiet:
