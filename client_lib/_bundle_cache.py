@@ -2,9 +2,11 @@
 
     <cache>/bundles/<fingerprint>/      manifest.json, table.safetensors, tokenizer.json
     <cache>/servers/<hash of base URL>  the fingerprint that this server handed out last
+    <cache>/verified/<fingerprint>      what the files looked like when they were verified
 
-Entries are content-addressed and verified every time they are opened, so a damaged or altered one is found, removed
-and fetched again. Writing goes to a temporary name on the same file system first and is then renamed; several
+Entries are content-addressed. They are verified when they are stored and whenever their files have changed since, so
+a damaged or altered one is found, removed and fetched again, while a start on an unchanged one only maps the table.
+Writing goes to a temporary name on the same file system first and is then renamed; several
 processes may do so at once, and whoever comes second finds the same content in place. Nothing in the cache is secret,
 and all of it may be deleted at any time: open tables stay mapped.
 """
@@ -21,8 +23,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from client_lib._verified import VerifiedNotes
 from client_lib.errors import BundleInvalid, CacheUnavailable
-from del_core.bundle import ClientBundle, load_client, unpack_client
+from del_core.bundle import CLIENT_FILES, ClientBundle, load_client, unpack_client
 from del_core.errors import BundleError
 
 __all__ = ["BundleCache", "default_cache_dir", "load_local"]
@@ -60,17 +63,22 @@ class BundleCache:
     def __init__(self, directory: Path) -> None:
         self._bundles = directory / "bundles"
         self._servers = directory / "servers"
+        self._verified = VerifiedNotes(directory / "verified", CLIENT_FILES)
 
     def load(self, fingerprint: str) -> ClientBundle | None:
         """The cached bundle with this fingerprint, or None. A damaged entry is removed."""
         entry = self._bundles / fingerprint
         if not entry.is_dir():
             return None
+        state = self._verified.state(entry)
+        known = self._verified.holds(fingerprint, state)
         try:
-            bundle = load_client(entry)
+            bundle = load_client(entry, verify=not known)
         except (BundleError, OSError):
             bundle = None
         if bundle is not None and bundle.fingerprint == fingerprint:
+            if not known:
+                self._verified.write(fingerprint, state)
             return bundle
         with _typed_failures(self._bundles):
             self._discard(entry)
