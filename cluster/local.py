@@ -134,10 +134,12 @@ def start_local(
     ``port`` 0 takes a free one. ``proxy`` "auto" is HAProxy where it can run, else Serve's own.
 
     Raises:
+        SettingsError: other machines could reach it, and the settings do not say who may call.
         BundleError, BaseModelError: the bundle is damaged, or made for another model; nothing was started.
         LocalServerError: it did not start; nothing is left running.
     """
     began = time.monotonic()
+    settings.keys.check(loopback=host in ("localhost", "::1") or host.startswith("127."))
     bundle = load_bundle(settings.bundle_path)
     verify_checksum(settings.base_model_path, bundle.manifest.base_model)
     binary = haproxy_binary() if proxy != "serve" else None
@@ -154,7 +156,12 @@ def start_local(
         environment |= haproxy_environment(directory / "h", binary)
     scaling = settings.scaling
     # The supervisor works in a directory of its own, so relative paths would mean something else there.
-    places = {"bundle": str(settings.bundle_path.resolve()), "base_model": str(settings.base_model_path.resolve())}
+    places: dict[str, Any] = {
+        "bundle": str(settings.bundle_path.resolve()),
+        "base_model": str(settings.base_model_path.resolve()),
+    }
+    if settings.keys.file is not None:
+        places["keys"] = {"file": str(Path(settings.keys.file).resolve())}
     options = _Options(
         settings={**settings.model_dump(mode="json"), **places},
         host=host,

@@ -32,6 +32,9 @@ PAYLOAD_LENGTH_MISMATCH: Final = "payload_length_mismatch"
 INVALID_PADDING: Final = "invalid_padding"
 
 # Codes of the HTTP layer alone.
+INVALID_API_KEY: Final = "invalid_api_key"
+RATE_LIMIT_EXCEEDED: Final = "rate_limit_exceeded"
+DEADLINE_EXCEEDED: Final = "deadline_exceeded"
 UNSUPPORTED_MEDIA_TYPE: Final = "unsupported_media_type"
 NOT_FOUND: Final = "not_found"
 METHOD_NOT_ALLOWED: Final = "method_not_allowed"
@@ -57,6 +60,9 @@ ERROR_STATUS: Final[Mapping[str, int]] = MappingProxyType(
         CONTEXT_LENGTH_EXCEEDED: 400,
         PAYLOAD_LENGTH_MISMATCH: 400,
         INVALID_PADDING: 400,
+        INVALID_API_KEY: 401,
+        RATE_LIMIT_EXCEEDED: 429,
+        DEADLINE_EXCEEDED: 408,
         UNSUPPORTED_MEDIA_TYPE: 415,
         NOT_FOUND: 404,
         METHOD_NOT_ALLOWED: 405,

@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
         ),
         "serve": LazyCommand("delctl.commands.serve:serve", "Serve a model and its bundle on this machine.", "serve"),
         "ask": LazyCommand("delctl.commands.ask:ask", "Send a private prompt to a server and print what it writes."),
+        "keys": LazyCommand("delctl.commands.keys:keys", "Make API keys for a server.", "serve"),
         "proxy": LazyCommand(
             "delctl.commands.proxy:proxy", "Answer OpenAI's API on this machine, with private prompts.", "proxy"
         ),

@@ -19,7 +19,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
-from deployments.settings import Settings, SettingsError, load_settings, parse_settings
+from deployments.settings import Settings, SettingsError, load_settings, parse_keys, parse_settings
 
 __all__ = ["DEPLOYMENT", "PrivateLM", "build", "build_from"]
 
@@ -36,12 +36,20 @@ _SPARE_REQUESTS = 64
 class PrivateLM:
     """One replica: a private-LM service with its engine, as an ASGI application."""
 
-    async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]
+    async def __init__(self, settings: Mapping[str, Any], named_keys: bool) -> None:  # type: ignore[misc]
+        """With ``named_keys``, nobody may call before :meth:`reconfigure` has said who may."""
         self._settings = parse_settings(settings)
         # Imported here, on the replica, so that whoever builds the application needs neither numpy nor an engine.
+        from deployments.keys import Keys
         from deployments.replica import start_service
 
+        file = self._settings.keys.file
+        self._keys = Keys({} if named_keys else None, file=None if file is None else Path(file))
         self._service = await start_service(self._settings)
+
+    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Called by Serve, also while requests run, when the keys in the settings have changed and nothing else."""
+        self._keys.replace(parse_keys(user_config["keys"]))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application that Serve runs in this replica."""
@@ -50,7 +58,9 @@ class PrivateLM:
         streaming = self._settings.streaming
         coalescing = Coalescing(max_tokens=streaming.max_tokens, max_delay=streaming.max_delay_s)
         timeout = self._settings.http.body_timeout_s
-        return create_app(self._service, coalescing=coalescing, body_timeout=timeout, add_request_id=False)
+        return create_app(
+            self._service, coalescing=coalescing, body_timeout=timeout, add_request_id=False, keys=self._keys
+        )
 
     async def check_health(self) -> None:
         """Called by Serve; raises when the engine is dead, upon which the replica is replaced."""
@@ -72,8 +82,12 @@ def build(args: dict[str, Any]) -> Application:
         if len(args) != 1:
             others = ", ".join(sorted(set(args) - {"config"}))
             raise SettingsError(f"args: has config and {others}; either config alone or the settings are allowed")
-        return build_from(load_settings(Path(args["config"])))
-    return build_from(parse_settings(args))
+        settings = load_settings(Path(args["config"]))
+    else:
+        settings = parse_settings(args)
+    # Who can reach a cluster's ports is not known here, so it is closed unless somebody has decided.
+    settings.keys.check(loopback=False)
+    return build_from(settings)
 
 
 def build_from(settings: Settings, *, start_attempts: int = 3) -> Application:
@@ -103,8 +117,12 @@ def build_from(settings: Settings, *, start_attempts: int = 3) -> Application:
         graceful_shutdown_timeout_s=scaling.graceful_shutdown_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
         max_constructor_retry_count=start_attempts,
+        # Apart from the other settings: Serve replaces replicas for a change of those, and tells running ones of this.
+        user_config={"keys": settings.model_dump(mode="json")["keys"]["names"]},
         ray_actor_options={"num_cpus": scaling.num_cpus, "num_gpus": scaling.num_gpus},
         # The access log would hold paths and ids that callers choose; metrics count the same.
         logging_config=LoggingConfig(enable_access_log=False),
     )
-    return deployment.bind(settings.model_dump(mode="json"))
+    values = settings.model_dump(mode="json")
+    values["keys"]["names"] = {}
+    return deployment.bind(values, named_keys=bool(settings.keys.names))

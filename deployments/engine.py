@@ -51,10 +51,12 @@ class Delta:
     """Tokens that are new since the last one; the last one says why generation ended.
 
     ``finish_reason`` "stop": the last token id is one of ``stop_token_ids``; "length": ``max_tokens`` were generated.
+    ``cached_rows``: how many of the prompt's rows were not computed, as the cache had them; None if not known.
     """
 
     token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: FinishReason | None = None
+    cached_rows: int | None = None
 
 
 class Engine(Protocol):
@@ -74,11 +76,13 @@ class Engine(Protocol):
         sampling: EngineSampling,
         *,
         cache_salt: str | None = None,
+        shared_rows: int = 0,
     ) -> AsyncGenerator[Delta, None]:
         """Generate after ``embeddings`` (tokens, hidden size), float32 and finite, at least one row.
 
         ``request_id`` is unique among the requests in flight. Prompts share cached prefixes only with prompts of the
-        same ``cache_salt``. Closing the iterator before its end frees what the request holds.
+        same ``cache_salt``, except for the first ``shared_rows`` rows, which all may share. Closing the
+        iterator before its end frees what the request holds.
 
         Raises:
             EngineDeadError: the engine has stopped, before or during this request.

@@ -37,6 +37,7 @@ from del_core.errors import (
     ERROR_STATUS,
     FRAME_TOO_LARGE,
     INTERNAL_ERROR,
+    INVALID_API_KEY,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
     OVERLOADED,
@@ -47,6 +48,7 @@ from del_core.errors import (
 )
 from del_core.wire import MEDIA_TYPE, Request
 from deployments.engine import EngineDeadError
+from deployments.keys import Caller, InvalidKeyError, Keys
 from deployments.service import OverloadedError, Piece, PrivateLMService
 
 __all__ = ["Coalescing", "RequestIds", "create_app", "error_body", "is_request_id"]
@@ -90,13 +92,15 @@ def create_app(
     coalescing: Coalescing | None = None,
     body_timeout: float = 30.0,
     add_request_id: bool = True,
+    keys: Keys | None = None,
 ) -> ASGIApp:
     """The ASGI application of a service.
 
+    ``keys`` say who may call; without them everyone may.
     A request's body has to arrive within ``body_timeout`` seconds.
     ``add_request_id=False`` leaves the ``X-Request-Id`` of responses to what stands in front: Serve adds its own.
     """
-    surface = _Surface(service, coalescing or Coalescing(), body_timeout)
+    surface = _Surface(service, coalescing or Coalescing(), body_timeout, keys or Keys())
     app = Starlette(
         routes=[
             Route("/v1/private/completions", surface.completions, methods=["POST"]),
@@ -166,13 +170,18 @@ class _Guard:
 class _Surface:
     """The handlers of the routes."""
 
-    def __init__(self, service: PrivateLMService, coalescing: Coalescing, body_timeout: float) -> None:
+    def __init__(self, service: PrivateLMService, coalescing: Coalescing, body_timeout: float, keys: Keys) -> None:
         self._service = service
+        self._keys = keys
         self._coalescing = coalescing
         self._body_timeout = body_timeout
 
     async def completions(self, http: HTTPRequest) -> Response:
         """POST /v1/private/completions."""
+        try:
+            caller = self._keys.caller(http.headers.get("authorization"))
+        except InvalidKeyError as error:
+            return _invalid_key(error)
         media_type = http.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != MEDIA_TYPE or "content-encoding" in http.headers:
             return _error(
@@ -185,7 +194,7 @@ class _Surface:
             self._service.check_room()
             frame = await self._read(http)
             slots.enter_context(self._service.slot())
-            response = await self._answer(http, frame, slots)
+            response = await self._answer(http, frame, slots, caller)
         except FrameError as error:
             response = _frame_error(error)
         except OverloadedError as error:
@@ -201,14 +210,14 @@ class _Surface:
             slots.close()  # an event stream closes them when it ends
         return response
 
-    async def _answer(self, http: HTTPRequest, frame: bytes, slots: contextlib.ExitStack) -> Response:
+    async def _answer(self, http: HTTPRequest, frame: bytes, slots: contextlib.ExitStack, caller: Caller) -> Response:
         request = await self._service.parse(frame)
         envelope = _Envelope(request)
         if not request.sampling.stream:
-            completion = await _unless_disconnected(http, self._service.complete(request))
+            completion = await _unless_disconnected(http, self._service.complete(request, cache_salt=caller.cache_salt))
             body = envelope.completion(completion.text, completion.token_ids, completion.finish_reason)
             return Response(body, media_type="application/json")
-        pieces = self._service.stream(request)
+        pieces = self._service.stream(request, cache_salt=caller.cache_salt)
         # A failure before the first piece still gets its own status, since nothing has been sent.
         first = await _unless_disconnected(http, anext(pieces))
         return _EventStream(envelope, first, pieces, self._coalescing, slots)
@@ -239,11 +248,19 @@ class _Surface:
 
     async def models(self, http: HTTPRequest) -> Response:
         """GET /v1/models."""
+        try:
+            self._keys.caller(http.headers.get("authorization"))
+        except InvalidKeyError as error:
+            return _invalid_key(error)
         listed = {"object": "list", "data": self._service.models(), "fingerprint": self._service.fingerprint}
         return Response(json.dumps(listed, separators=(",", ":")), media_type="application/json")
 
     async def bundle(self, http: HTTPRequest) -> Response:
         """GET /v1/bundle."""
+        try:
+            self._keys.caller(http.headers.get("authorization"))
+        except InvalidKeyError as error:
+            return _invalid_key(error)
         tag = f'"{self._service.fingerprint}"'
         headers = {"etag": tag, "cache-control": "no-cache"}
         asked = [item.strip().removeprefix("W/") for item in http.headers.get("if-none-match", "").split(",")]
@@ -444,6 +461,10 @@ def _error(code: str, message: str, param: str | None = None, headers: Mapping[s
 def _frame_error(error: FrameError) -> Response:
     param = error.field.removeprefix("header.") if error.field.startswith("header.") else None
     return _error(error.code, str(error), param)
+
+
+def _invalid_key(error: InvalidKeyError) -> Response:
+    return _error(INVALID_API_KEY, str(error), headers={"www-authenticate": "Bearer"})
 
 
 def _engine_unavailable() -> Response:

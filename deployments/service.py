@@ -177,21 +177,25 @@ class PrivateLMService:
             )
         return request
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, *, cache_salt: str | None = None) -> Completion:
         """The whole completion of a request. Raises EngineDeadError."""
         text: list[str] = []
         token_ids: list[int] = []
         finish_reason: FinishReason = "length"
-        async with contextlib.aclosing(self.stream(request, incremental=bool(request.sampling.stop))) as pieces:
+        pieces = self.stream(request, incremental=bool(request.sampling.stop), cache_salt=cache_salt)
+        async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 text.append(piece.text)
                 token_ids += piece.token_ids
                 finish_reason = piece.finish_reason or finish_reason
         return Completion("".join(text), tuple(token_ids), finish_reason)
 
-    async def stream(self, request: Request, *, incremental: bool = True) -> AsyncGenerator[Piece, None]:
+    async def stream(
+        self, request: Request, *, incremental: bool = True, cache_salt: str | None = None
+    ) -> AsyncGenerator[Piece, None]:
         """The completion of a request, piece by piece; the last piece, and no other, has a finish reason.
 
+        Beyond the soft prompt, cached prompts are shared only with requests of the same ``cache_salt``.
         Closing the iterator early stops the engine's work for the request. Raises EngineDeadError.
         """
         text = TextStream(self._tokenizer, request.sampling.stop)
@@ -210,7 +214,10 @@ class PrivateLMService:
             incremental=incremental,
         )
         embeddings = await self._embed(request)
-        deltas = self._engine.generate(secrets.token_hex(12), embeddings, sampling)
+        shared = len(self._variants[request.variant].soft_prompt)
+        deltas = self._engine.generate(
+            secrets.token_hex(12), embeddings, sampling, cache_salt=cache_salt, shared_rows=shared
+        )
         async with contextlib.aclosing(deltas):
             async for delta in deltas:
                 new: list[str] = []

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from del_core.errors import DelError
 
@@ -19,11 +19,14 @@ __all__ = [
     "DEMO",
     "EngineSettings",
     "HTTPSettings",
+    "KeySettings",
+    "KeysSettings",
     "ScalingSettings",
     "Settings",
     "SettingsError",
     "StreamingSettings",
     "load_settings",
+    "parse_keys",
     "parse_settings",
 ]
 
@@ -77,6 +80,51 @@ class HTTPSettings(_Section):
     """Largest request body accepted."""
     body_timeout_s: float = Field(default=30, gt=0, le=3600)
     """How long a request's body may take to arrive."""
+
+
+class KeySettings(_Section):
+    """What is known of one name's API keys."""
+
+    hashes: tuple[Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")], ...] = Field(min_length=1, max_length=16)
+    """SHA-256 of each key that is valid (``delctl keys new`` prints it); several while keys are exchanged."""
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """Requests in a minute, all replicas together; no limit if null."""
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Prompt tokens and ``max_tokens`` in a minute, all replicas together; no limit if null."""
+
+
+KeyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+class KeysSettings(_Section):
+    """Who may call."""
+
+    file: str | None = None
+    """YAML file of names and their hashes and limits; looked at again every second."""
+    names: dict[KeyName, KeySettings] = Field(default_factory=dict)
+    """The same in place. Serve exchanges them in running replicas when nothing else has changed."""
+    open: bool | None = None
+    """Without keys: whether everyone who can reach the server may call. If null, only a server on loopback is open."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> KeysSettings:
+        given = [self.file is not None, bool(self.names), self.open is True]
+        if sum(given) > 1:
+            raise ValueError("file, names and open: true exclude each other")
+        return self
+
+    @property
+    def given(self) -> bool:
+        """Whether a request needs a key."""
+        return self.file is not None or bool(self.names)
+
+    def check(self, *, loopback: bool) -> None:
+        """Raise SettingsError if nobody has decided who may call and others than this machine could."""
+        if not (self.given or self.open or (loopback and self.open is None)):
+            raise SettingsError(
+                "keys: no API keys are given; keys.file or keys.names, or keys.open: true to let everyone call who can "
+                "reach the server, is required unless it listens on loopback only"
+            )
 
 
 class StreamingSettings(_Section):
@@ -139,6 +187,7 @@ class Settings(_Section):
     """Directory of the base model in Hugging Face layout, or "demo"; null means the demo model for the demo bundle."""
     engine: EngineSettings = EngineSettings()
     http: HTTPSettings = HTTPSettings()
+    keys: KeysSettings = KeysSettings()
     streaming: StreamingSettings = StreamingSettings()
     scaling: ScalingSettings = ScalingSettings()
 
@@ -167,6 +216,14 @@ class Settings(_Section):
         return Path(self.base_model)
 
 
+def parse_keys(values: Mapping[str, Any]) -> dict[str, KeySettings]:
+    """The keys of these names. Raises pydantic's ValidationError."""
+    return _KEYS.validate_python(dict(values))
+
+
+_KEYS = TypeAdapter(dict[KeyName, KeySettings])
+
+
 def parse_settings(values: Mapping[str, Any]) -> Settings:
     """The settings that these values describe. Raises SettingsError."""
     try:
@@ -175,7 +232,9 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
         problems = []
         for problem in error.errors():
             where = ".".join(str(part) for part in problem["loc"]) or "settings"
-            given = f"is {problem['input']!r}; " if isinstance(problem["input"], str | int | float | bool) else ""
+            # A key put in place of its hash is not repeated.
+            shown = "hashes" not in problem["loc"] and isinstance(problem["input"], str | int | float | bool)
+            given = f"is {problem['input']!r}; " if shown else ""
             problems.append(f"{where}: {given}{problem['msg']}")
         raise SettingsError("; ".join(problems)) from None
 
@@ -199,6 +258,9 @@ def load_settings(path: str | Path) -> Settings:
         value = values.get(name)
         if isinstance(value, str) and value != DEMO:
             values[name] = str((path.parent / value).resolve())
+    keys = values.get("keys")
+    if isinstance(keys, dict) and isinstance(keys.get("file"), str):
+        values["keys"] = {**keys, "file": str((path.parent / keys["file"]).resolve())}
     try:
         return parse_settings(values)
     except SettingsError as error:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments import _quick_start
+from deployments.cache_isolation import salt_for
 from deployments.engine import Delta, EngineDeadError, EngineSampling
 from deployments.settings import EngineSettings
 
@@ -119,7 +120,7 @@ class VllmEngine:
             gpu_memory_utilization=settings.gpu_memory_utilization,
             tensor_parallel_size=settings.tensor_parallel_size,
             enable_prefix_caching=settings.prefix_caching,
-            worker_extension_cls="deployments.parent_guard.ParentGuard",
+            worker_extension_cls="deployments.cache_isolation.EngineExtension",
             logits_processors=["deployments.seeded_sampling:SeededSampling"],
             disable_log_stats=True,
             enable_log_requests=False,
@@ -138,6 +139,7 @@ class VllmEngine:
         sampling: EngineSampling,
         *,
         cache_salt: str | None = None,
+        shared_rows: int = 0,
     ) -> AsyncGenerator[Delta, None]:
         """See ``Engine``."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -156,7 +158,7 @@ class VllmEngine:
         )
         prompt: dict[str, Any] = {"type": "embeds", "prompt_embeds": self._tensor(embeddings)}
         if cache_salt is not None:
-            prompt["cache_salt"] = cache_salt
+            prompt["cache_salt"] = salt_for(shared_rows, cache_salt)
         outputs = llm.generate(prompt, parameters, request_id)
         try:
             async with contextlib.aclosing(outputs):
@@ -166,7 +168,7 @@ class VllmEngine:
                     if reason not in (None, "stop", "length"):
                         # The engine gave the request up ("abort", "error"), which it does only when it goes down.
                         raise EngineDeadError(f"the engine ended a request with {reason}")
-                    yield Delta(tuple(completion.token_ids), reason)
+                    yield Delta(tuple(completion.token_ids), reason, output.num_cached_tokens)
         except (VllmEngineDeadError, EngineGenerateError) as error:
             if llm.errored:
                 self._dead = True

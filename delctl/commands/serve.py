@@ -113,9 +113,8 @@ def _announce(server: LocalServer, settings: Settings, host: str) -> None:
         out.print(f"  {'' if index else 'variants':12} {name:12} epsilon {epsilon:.2f} a token at delta {delta:g}")
     out.print(f"  {'':12} {'clear':12} no protection: takes public text only")
     if host not in _LOOPBACK:
-        out.print(
-            f"Attention: {host} can be reached from other machines, without encryption or keys.", style="bold red"
-        )
+        keys = "" if settings.keys.given else " or keys"
+        out.print(f"Attention: {host} can be reached from other machines, without encryption{keys}.", style="bold red")
     first = next(iter(bundle.variants))
     url = "" if server.url.endswith(":8000") and host in _LOOPBACK else f" --url {server.url}"
     out.print(f'Try: delctl ask "My fellow citizens" --variant {first}{url}', soft_wrap=True)

@@ -23,6 +23,7 @@ class Call:
     embeddings: NDArray[np.float32]
     sampling: EngineSampling
     cache_salt: str | None
+    shared_rows: int = 0
     finished: bool = False
     closed: bool = False
 
@@ -55,8 +56,9 @@ class ScriptedEngine:
         sampling: EngineSampling,
         *,
         cache_salt: str | None = None,
+        shared_rows: int = 0,
     ) -> AsyncGenerator[Delta, None]:
-        call = Call(request_id, embeddings, sampling, cache_salt)
+        call = Call(request_id, embeddings, sampling, cache_salt, shared_rows)
         self.calls.append(call)
         try:
             await self.check_health()

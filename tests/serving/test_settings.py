@@ -83,7 +83,10 @@ def test_application_from_settings_and_from_a_file(tmp_path: Path) -> None:
     from deployments.app import DEPLOYMENT, build
 
     path = tmp_path / "serve.yaml"
-    path.write_text("scaling: {min_replicas: 2, max_replicas: 5, max_ongoing_requests: 7, health_check_period_s: 3}\n")
+    path.write_text(
+        "scaling: {min_replicas: 2, max_replicas: 5, max_ongoing_requests: 7, health_check_period_s: 3}\n"
+        "keys: {open: true}\n"
+    )
     for arguments in ({"config": str(path)}, yaml.safe_load(path.read_text())):
         deployment = build(arguments)._bound_deployment
         assert deployment.name == DEPLOYMENT
