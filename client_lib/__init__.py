@@ -12,8 +12,9 @@ Needs numpy, tokenizers, safetensors and httpx; no model, no GPU.
 
 from client_lib.async_client import AsyncClient, AsyncStream
 from client_lib.client import Client, Stream
-from client_lib.encoder import EncodedPrompt, Encoder
+from client_lib.encoder import Draw, EncodedPrompt, Encoder
 from client_lib.errors import (
+    BudgetExceeded,
     BundleInvalid,
     BundleOutdated,
     CacheUnavailable,
@@ -21,8 +22,11 @@ from client_lib.errors import (
     ConnectionFailed,
     DELClientError,
     InvalidRequest,
+    LedgerUnavailable,
+    MemoryInvalid,
     Overloaded,
     PermissionDenied,
+    PolicyViolation,
     ProtocolError,
     RedirectRefused,
     ServerError,
@@ -35,6 +39,7 @@ from client_lib.types import Chunk, Completion, Model, Timeout, Usage
 __all__ = [
     "AsyncClient",
     "AsyncStream",
+    "BudgetExceeded",
     "BundleInvalid",
     "BundleOutdated",
     "CacheUnavailable",
@@ -44,12 +49,16 @@ __all__ = [
     "Completion",
     "ConnectionFailed",
     "DELClientError",
+    "Draw",
     "EncodedPrompt",
     "Encoder",
     "InvalidRequest",
+    "LedgerUnavailable",
+    "MemoryInvalid",
     "Model",
     "Overloaded",
     "PermissionDenied",
+    "PolicyViolation",
     "Prompt",
     "ProtocolError",
     "RedirectRefused",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Generic, TypeVar
 
@@ -21,15 +22,33 @@ __all__ = ["AsyncDriver", "AsyncRun"]
 T = TypeVar("T")
 
 
+class _Shared:
+    """A connection pool and the bundle in use; shared by a client and all that ``with_options`` made of it."""
+
+    def __init__(self, base_url: str, transport: httpx.AsyncBaseTransport | None) -> None:
+        self.http = httpx.AsyncClient(transport=transport, **http_options(base_url))
+        self.encoder: Encoder | None = None
+        self.lock = anyio.Lock()  # one task loads the bundle, the others wait for it
+
+
 class AsyncDriver:
-    """A connection pool and the bundle in use; shared by all tasks of one event loop that use a client."""
+    """One client's settings over a shared connection pool; used by all tasks of one event loop."""
 
     def __init__(self, core: Core, timeout: Timeout, transport: httpx.AsyncBaseTransport | None) -> None:
         self.core = core
         self.timeout = timeout
-        self.http = httpx.AsyncClient(transport=transport, **http_options(core.base_url))
-        self._encoder: Encoder | None = None
-        self._lock = anyio.Lock()  # one task loads the bundle, the others wait for it
+        self._shared = _Shared(core.base_url, transport)
+
+    @property
+    def http(self) -> httpx.AsyncClient:
+        """The connection pool."""
+        return self._shared.http
+
+    def with_core(self, core: Core, timeout: Timeout) -> AsyncDriver:
+        """A driver with other settings on the same connections and bundle."""
+        driver = copy.copy(self)
+        driver.core, driver.timeout = core, timeout
+        return driver
 
     async def run(self, flow: Flow[T]) -> T:
         """The result of a flow that emits nothing."""
@@ -40,16 +59,17 @@ class AsyncDriver:
 
     async def use_bundle(self, stale: str | None, deadline: Deadline) -> Encoder:
         """The encoder in use; a new one if there is none, or if the one in use has the fingerprint ``stale``."""
-        encoder = self._encoder
+        shared = self._shared
+        encoder = shared.encoder
         if encoder is not None and encoder.fingerprint != stale:
             return encoder
-        async with self._lock:
-            if self._encoder is None or self._encoder.fingerprint == stale:
+        async with shared.lock:
+            if shared.encoder is None or shared.encoder.fingerprint == stale:
                 run = AsyncRun(self, self.core.load_encoder(), deadline)
                 async for _ in run.chunks():
                     pass
-                self._encoder = run.result()
-            return self._encoder
+                shared.encoder = run.result()
+            return shared.encoder
 
     async def close(self) -> None:
         """Close all connections."""

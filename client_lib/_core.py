@@ -22,6 +22,7 @@ from typing import TypedDict, TypeVar, cast
 from client_lib._bundle_cache import BundleCache, load_local
 from client_lib._checks import check_integer, invalid
 from client_lib._effects import Emit, Flow, Head, Read, Send, Sleep, call, read_all, use_bundle
+from client_lib._hooks import LedgerHook, PolicyHook
 from client_lib._protocol import StreamReader, parse_completion, parse_models, read_failure
 from client_lib._retry import RetryPolicy, is_temporary
 from client_lib._sse import EventParser
@@ -30,6 +31,7 @@ from client_lib.errors import (
     BundleOutdated,
     DELClientError,
     InvalidRequest,
+    LedgerUnavailable,
     ProtocolError,
     StreamBroken,
     TimeoutExceeded,
@@ -89,11 +91,18 @@ class Core:
     bundle_path: Path | None = None
     pinned: str | None = None
     api_key: str | None = field(default=None, repr=False)
+    policy: PolicyHook | None = None
+    ledger: LedgerHook | None = field(default=None, repr=False)
+    subject: str | None = field(default=None, repr=False)
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         check_integer("max_resumes", self.max_resumes, 0, 100)
         if self.pinned is not None and not re.fullmatch(r"[0-9a-f]{64}", self.pinned):
             raise invalid("fingerprint", repr(self.pinned), "64 hexadecimal digits in lower case")
+        subject: object = self.subject
+        if subject is not None and not (isinstance(subject, str) and subject):
+            raise invalid("subject", "empty or no string", "a non-empty string, or None")
 
     # --- the bundle ---------------------------------------------------------------------------------------------------
 
@@ -157,7 +166,15 @@ class Core:
     def encode(self, prompt: Prompt, variant: str) -> Flow[EncodedPrompt]:
         """Encode a prompt without sending it."""
         encoder = yield from use_bundle()
-        return (yield from call(lambda: encoder.encode(prompt, variant)))
+        return (yield from call(lambda: self._encode(encoder, prompt, variant)))
+
+    def choose_variant(self, variant: str | None) -> str:
+        """The variant of a call: its own, or the client's."""
+        if variant is not None:
+            return variant
+        if self.variant is None:
+            raise invalid("variant", "missing", "the name of a variant, here or with the client")
+        return self.variant
 
     def complete(self, prompt: Prompt | EncodedPrompt, variant: str, options: SamplingOptions) -> Flow[Completion]:
         """One completion in one answer."""
@@ -234,10 +251,12 @@ class Core:
     ) -> Flow[_Order]:
         """Check everything and draw the noise; nothing has been sent when this fails."""
         sampling = _sampling(options, stream=stream)
+        if self.ledger is not None and self.subject is None:
+            raise invalid("subject", "missing", "the name of whom the prompt is about: the ledger keeps spending by it")
         if not isinstance(prompt, EncodedPrompt):
             text, spans = prompt, spans_of(prompt, variant)
             encoder = yield from use_bundle()
-            encoded = yield from call(lambda: encoder.encode(text, variant))
+            encoded = yield from call(lambda: self._encode(encoder, text, variant))
             is_public = not any(span.is_private for span in spans)
             order = _Order(encoder, encoded, sampling, text if is_public else None)
         else:
@@ -250,9 +269,40 @@ class Core:
                     f"prompt: encoded for the bundle {prompt.fingerprint}, whose counts mean something else under the "
                     f"bundle in use, {encoder.fingerprint}; allowed: a prompt encoded for the latter"
                 )
+            yield from call(lambda: self._check_policy(encoder, adopted))
             order = _Order(encoder, adopted, sampling, None)
         yield from call(order.build)
+        yield from call(lambda: self._spend(order))
         return order
+
+    def _encode(self, encoder: Encoder, prompt: Prompt, variant: str) -> EncodedPrompt:
+        """Ask the policy, then draw the noise: what is refused has no noise that could get out."""
+        encoder.check_variant(variant)
+        if self.policy is not None:
+            self.policy.check_variant(encoder.bundle, variant)
+        tokenised = encoder.tokenise(prompt, variant)
+        if self.policy is not None:
+            private_tokens = sum(len(part.ids) for part in tokenised if part.span.is_private)
+            self.policy.check_prompt(encoder.bundle, variant, private_tokens)
+        return encoder.draw(tokenised, variant)
+
+    def _check_policy(self, encoder: Encoder, encoded: EncodedPrompt) -> None:
+        if self.policy is not None:
+            self.policy.check_variant(encoder.bundle, encoded.variant)
+            self.policy.check_prompt(encoder.bundle, encoded.variant, encoded.private_tokens)
+
+    def _spend(self, order: _Order) -> None:
+        """Record the spending; only then may anything be sent."""
+        draws = order.encoded.draws
+        if self.ledger is None or self.subject is None or not draws:
+            return
+        mechanism = order.encoder.bundle.mechanism(order.encoded.variant)
+        try:
+            self.ledger.spend(self.subject, mechanism, draws)
+        except DELClientError:
+            raise
+        except Exception as error:  # a store that somebody else wrote may raise anything
+            raise LedgerUnavailable(f"ledger: {type(error).__name__} while spending; nothing has been sent") from error
 
     def _submit(self, order: _Order, resume: tuple[int, ...], receive: Callable[[Head], Flow[T]]) -> Flow[T]:
         """Send a prompt, with one change of the bundle if the server has another one."""
@@ -283,7 +333,7 @@ class Core:
         encoded = encoder.adopt(order.encoded)
         if encoded is None and may_encode and order.public_prompt is not None:
             prompt = order.public_prompt
-            encoded = yield from call(lambda: encoder.encode(prompt, order.encoded.variant))
+            encoded = yield from call(lambda: self._encode(encoder, prompt, order.encoded.variant))
         if encoded is None:
             raise BundleOutdated(
                 f"fingerprint: the prompt was sent for the bundle {stale}, the server has {encoder.fingerprint} and "
@@ -293,6 +343,9 @@ class Core:
                 code=mismatch.code,
                 request_id=mismatch.request_id,
             ) from mismatch
+        # The other bundle may state less, or be older, than the policy demands.
+        moved = encoded
+        yield from call(lambda: self._check_policy(encoder, moved))
         order.encoder, order.encoded = encoder, encoded
         order.build()
 

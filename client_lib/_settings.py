@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict, cast
 
 from client_lib._bundle_cache import BundleCache, default_cache_dir
 from client_lib._checks import invalid
 from client_lib._core import Core
+from client_lib._hooks import LedgerHook, PolicyHook
 from client_lib._retry import RetryPolicy
 from client_lib.types import Timeout
 
-__all__ = ["core_from", "timeout_from"]
+__all__ = ["ClientOptions", "core_from", "core_with", "timeout_from"]
+
+
+class ClientOptions(TypedDict, total=False):
+    """What ``with_options`` may change; the connections and the bundle stay those of the client."""
+
+    subject: str | None
+    variant: str | None
+    policy: PolicyHook | None
+    timeout: Timeout | float | None
+    max_retries: int
+    max_resumes: int
 
 
 def core_from(
@@ -23,6 +37,10 @@ def core_from(
     fingerprint: str | None,
     max_retries: int,
     max_resumes: int,
+    policy: PolicyHook | None,
+    ledger: LedgerHook | None,
+    subject: str | None,
+    variant: str | None,
 ) -> Core:
     """The core of a client. Raises :class:`InvalidRequest` that names the argument."""
     # Headers are ASCII; the key itself never appears in a message.
@@ -36,7 +54,23 @@ def core_from(
         bundle_path=None if bundle is None else Path(bundle),
         pinned=fingerprint,
         api_key=api_key,
+        policy=policy,
+        ledger=ledger,
+        subject=subject,
+        variant=variant,
     )
+
+
+def core_with(core: Core, options: ClientOptions) -> Core:
+    """The core with other options. Raises :class:`InvalidRequest` that names an unknown or unacceptable one."""
+    changes: dict[str, object] = dict(options)
+    unknown = sorted(set(changes) - set(ClientOptions.__annotations__))
+    if unknown:
+        raise invalid(unknown[0], "no option", ", ".join(ClientOptions.__annotations__))
+    changes.pop("timeout", None)
+    if "max_retries" in changes:
+        changes["retry"] = replace(core.retry, max_retries=cast(int, changes.pop("max_retries")))
+    return replace(core, **changes)  # type: ignore[arg-type]
 
 
 def timeout_from(timeout: Timeout | float | None) -> Timeout:

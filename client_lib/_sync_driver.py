@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -21,15 +22,33 @@ __all__ = ["SyncDriver", "SyncRun"]
 T = TypeVar("T")
 
 
+class _Shared:
+    """A connection pool and the bundle in use; shared by a client and all that ``with_options`` made of it."""
+
+    def __init__(self, base_url: str, transport: httpx.BaseTransport | None) -> None:
+        self.http = httpx.Client(transport=transport, **http_options(base_url))
+        self.encoder: Encoder | None = None
+        self.lock = threading.Lock()  # one thread loads the bundle, the others wait for it
+
+
 class SyncDriver:
-    """A connection pool and the bundle in use; shared by all threads that use a client."""
+    """One client's settings over a shared connection pool; used by all threads that use the client."""
 
     def __init__(self, core: Core, timeout: Timeout, transport: httpx.BaseTransport | None) -> None:
         self.core = core
         self.timeout = timeout
-        self.http = httpx.Client(transport=transport, **http_options(core.base_url))
-        self._encoder: Encoder | None = None
-        self._lock = threading.Lock()  # one thread loads the bundle, the others wait for it
+        self._shared = _Shared(core.base_url, transport)
+
+    @property
+    def http(self) -> httpx.Client:
+        """The connection pool."""
+        return self._shared.http
+
+    def with_core(self, core: Core, timeout: Timeout) -> SyncDriver:
+        """A driver with other settings on the same connections and bundle."""
+        driver = copy.copy(self)
+        driver.core, driver.timeout = core, timeout
+        return driver
 
     def run(self, flow: Flow[T]) -> T:
         """The result of a flow that emits nothing."""
@@ -40,21 +59,22 @@ class SyncDriver:
 
     def use_bundle(self, stale: str | None, deadline: Deadline) -> Encoder:
         """The encoder in use; a new one if there is none, or if the one in use has the fingerprint ``stale``."""
-        encoder = self._encoder
+        shared = self._shared
+        encoder = shared.encoder
         if encoder is not None and encoder.fingerprint != stale:
             return encoder
         left = deadline.remaining()
-        if not self._lock.acquire(timeout=-1 if left is None else left):
+        if not shared.lock.acquire(timeout=-1 if left is None else left):
             raise deadline.exceeded()
         try:
-            if self._encoder is None or self._encoder.fingerprint == stale:
+            if shared.encoder is None or shared.encoder.fingerprint == stale:
                 run = SyncRun(self, self.core.load_encoder(), deadline)
                 for _ in run.chunks():
                     pass
-                self._encoder = run.result()
-            return self._encoder
+                shared.encoder = run.result()
+            return shared.encoder
         finally:
-            self._lock.release()
+            shared.lock.release()
 
     def close(self) -> None:
         """Close all connections."""

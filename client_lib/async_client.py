@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
 from client_lib._core import SamplingOptions
-from client_lib._settings import core_from, timeout_from
+from client_lib._hooks import LedgerHook, PolicyHook
+from client_lib._settings import ClientOptions, core_from, core_with, timeout_from
 from client_lib.encoder import EncodedPrompt
 from client_lib.spans import Prompt
 from client_lib.types import Chunk, Completion, Model, Timeout
@@ -40,6 +42,10 @@ class AsyncClient:
         timeout: Timeout | float | None = Timeout(),  # noqa: B008 - frozen
         max_retries: int = 2,
         max_resumes: int = 3,
+        policy: PolicyHook | None = None,
+        ledger: LedgerHook | None = None,
+        subject: str | None = None,
+        variant: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         # httpx takes a while to import, so that happens here and not with `import client_lib`.
@@ -55,17 +61,33 @@ class AsyncClient:
             fingerprint=fingerprint,
             max_retries=max_retries,
             max_resumes=max_resumes,
+            policy=policy,
+            ledger=ledger,
+            subject=subject,
+            variant=variant,
         )
         self._driver = AsyncDriver(core, timeout_from(timeout), transport)
 
+    def with_options(self, **options: Unpack[ClientOptions]) -> AsyncClient:
+        """The same client with another subject, variant, policy, timeout, max_retries or max_resumes.
+
+        It shares the connections and the bundle, so it costs nothing, and closing either closes both.
+        """
+        other = copy.copy(self)
+        timeout = timeout_from(options["timeout"]) if "timeout" in options else self._driver.timeout
+        other._driver = self._driver.with_core(core_with(self._driver.core, options), timeout)
+        return other
+
     async def complete(
-        self, prompt: Prompt | EncodedPrompt, *, variant: str, **sampling: Unpack[SamplingOptions]
+        self, prompt: Prompt | EncodedPrompt, *, variant: str | None = None, **sampling: Unpack[SamplingOptions]
     ) -> Completion:
         """The completion of a prompt under a variant; see :meth:`client_lib.Client.complete`."""
-        return await self._driver.run(self._driver.core.complete(prompt, variant, sampling))
+        return await self._driver.run(
+            self._driver.core.complete(prompt, self._driver.core.choose_variant(variant), sampling)
+        )
 
     def stream(
-        self, prompt: Prompt | EncodedPrompt, *, variant: str, **sampling: Unpack[SamplingOptions]
+        self, prompt: Prompt | EncodedPrompt, *, variant: str | None = None, **sampling: Unpack[SamplingOptions]
     ) -> AsyncStream:
         """The completion of a prompt in chunks, as they are generated; nothing is sent before the first is asked for.
 
@@ -73,11 +95,15 @@ class AsyncClient:
         """
         from client_lib._async_driver import AsyncRun
 
-        return AsyncStream(AsyncRun(self._driver, self._driver.core.stream(prompt, variant, sampling)))
+        return AsyncStream(
+            AsyncRun(
+                self._driver, self._driver.core.stream(prompt, self._driver.core.choose_variant(variant), sampling)
+            )
+        )
 
-    async def encode(self, prompt: Prompt, *, variant: str) -> EncodedPrompt:
+    async def encode(self, prompt: Prompt, *, variant: str | None = None) -> EncodedPrompt:
         """Draw the noise of a prompt now, to send it any number of times; see :meth:`client_lib.Client.encode`."""
-        return await self._driver.run(self._driver.core.encode(prompt, variant))
+        return await self._driver.run(self._driver.core.encode(prompt, self._driver.core.choose_variant(variant)))
 
     async def models(self) -> tuple[Model, ...]:
         """The variants that the server lists, with the guarantees that it states."""

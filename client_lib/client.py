@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
 from client_lib._core import SamplingOptions
-from client_lib._settings import core_from, timeout_from
+from client_lib._hooks import LedgerHook, PolicyHook
+from client_lib._settings import ClientOptions, core_from, core_with, timeout_from
 from client_lib.encoder import EncodedPrompt
 from client_lib.spans import Prompt
 from client_lib.types import Chunk, Completion, Model, Timeout
@@ -37,6 +39,10 @@ class Client:
         max_retries: further tries of a request that could not be made or that the server has no room for. Every try
             sends the identical bytes.
         max_resumes: how often a broken stream is taken up again where it broke.
+        policy: what privacy the caller accepts; a call that breaks it fails before its noise is drawn.
+        ledger: where spending is recorded before anything is sent; every call then needs a ``subject``.
+        subject: whom prompts are about, for the ledger; usually set for each user by :meth:`with_options`.
+        variant: the variant of calls that name none.
         transport: an ``httpx`` transport, for proxies, client certificates or tests.
 
     Creating a client sends nothing. The bundle is fetched when it is first needed.
@@ -53,6 +59,10 @@ class Client:
         timeout: Timeout | float | None = Timeout(),  # noqa: B008 - frozen
         max_retries: int = 2,
         max_resumes: int = 3,
+        policy: PolicyHook | None = None,
+        ledger: LedgerHook | None = None,
+        subject: str | None = None,
+        variant: str | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         # httpx takes a while to import, so that happens here and not with `import client_lib`.
@@ -68,11 +78,25 @@ class Client:
             fingerprint=fingerprint,
             max_retries=max_retries,
             max_resumes=max_resumes,
+            policy=policy,
+            ledger=ledger,
+            subject=subject,
+            variant=variant,
         )
         self._driver = SyncDriver(core, timeout_from(timeout), transport)
 
+    def with_options(self, **options: Unpack[ClientOptions]) -> Client:
+        """The same client with another subject, variant, policy, timeout, max_retries or max_resumes.
+
+        It shares the connections and the bundle, so it costs nothing, and closing either closes both.
+        """
+        other = copy.copy(self)
+        timeout = timeout_from(options["timeout"]) if "timeout" in options else self._driver.timeout
+        other._driver = self._driver.with_core(core_with(self._driver.core, options), timeout)
+        return other
+
     def complete(
-        self, prompt: Prompt | EncodedPrompt, *, variant: str, **sampling: Unpack[SamplingOptions]
+        self, prompt: Prompt | EncodedPrompt, *, variant: str | None = None, **sampling: Unpack[SamplingOptions]
     ) -> Completion:
         """The completion of a prompt under a variant.
 
@@ -82,24 +106,28 @@ class Client:
         Raises a subclass of :class:`client_lib.errors.DELClientError`; :class:`client_lib.errors.InvalidRequest`
         before anything of the prompt is sent.
         """
-        return self._driver.run(self._driver.core.complete(prompt, variant, sampling))
+        return self._driver.run(self._driver.core.complete(prompt, self._driver.core.choose_variant(variant), sampling))
 
-    def stream(self, prompt: Prompt | EncodedPrompt, *, variant: str, **sampling: Unpack[SamplingOptions]) -> Stream:
+    def stream(
+        self, prompt: Prompt | EncodedPrompt, *, variant: str | None = None, **sampling: Unpack[SamplingOptions]
+    ) -> Stream:
         """The completion of a prompt in chunks, as they are generated; nothing is sent before the first is asked for.
 
         Iterate over the result, best inside a ``with`` block, which closes the connection when it is left early.
         """
         from client_lib._sync_driver import SyncRun
 
-        return Stream(SyncRun(self._driver, self._driver.core.stream(prompt, variant, sampling)))
+        return Stream(
+            SyncRun(self._driver, self._driver.core.stream(prompt, self._driver.core.choose_variant(variant), sampling))
+        )
 
-    def encode(self, prompt: Prompt, *, variant: str) -> EncodedPrompt:
+    def encode(self, prompt: Prompt, *, variant: str | None = None) -> EncodedPrompt:
         """Draw the noise of a prompt now; ``complete`` and ``stream`` take the result in place of the prompt.
 
         Sending the same :class:`client_lib.encoder.EncodedPrompt` again reveals nothing more. Passing the same text
         again draws fresh noise, and the privacy losses add up.
         """
-        return self._driver.run(self._driver.core.encode(prompt, variant))
+        return self._driver.run(self._driver.core.encode(prompt, self._driver.core.choose_variant(variant)))
 
     def models(self) -> tuple[Model, ...]:
         """The variants that the server lists, with the guarantees that it states."""

@@ -13,14 +13,14 @@ would tell the server more than one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from client_lib.errors import BundleInvalid, InvalidRequest
-from client_lib.spans import CLEAR, Prompt, spans_of
+from client_lib.spans import CLEAR, Prompt, Span, spans_of
 from del_core.bundle import ClientBundle
 from del_core.errors import FrameError
 from del_core.randomness import random_bytes
@@ -29,7 +29,41 @@ from del_core.wire import PrivateSegment, PublicSegment, Request, Sampling, Segm
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["EncodedPrompt", "Encoder"]
+__all__ = ["Draw", "DrawnSegment", "EncodedPrompt", "Encoder", "Tokenised"]
+
+_DRAW_ID_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One drawing of noise: the counts of one private segment.
+
+    ``id`` is 16 random bytes, made when the counts were drawn; it says nothing about them. Whatever sends the same
+    counts again carries the same id, so that a ledger charges them once. ``tokens`` is how many tokens they stand for.
+    """
+
+    id: bytes = field(repr=False)
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DrawnSegment(PrivateSegment):
+    """The counts of a private span with the identity of their draw, which is never sent."""
+
+    draw_id: bytes = field(repr=False)
+
+    @property
+    def draw(self) -> Draw:
+        """The draw that these counts came from."""
+        return Draw(self.draw_id, self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenised:
+    """A span as token ids; nothing is drawn yet."""
+
+    span: Span
+    ids: tuple[int, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -50,6 +84,11 @@ class EncodedPrompt:
     def private_tokens(self) -> int:
         """How many tokens are sent as counts; the privacy loss of the prompt composes over these."""
         return sum(segment.tokens for segment in self.segments if isinstance(segment, PrivateSegment))
+
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """The draws of the private segments, in their order; sending them again costs no privacy."""
+        return tuple(segment.draw for segment in self.segments if isinstance(segment, DrawnSegment))
 
     @property
     def tokens(self) -> int:
@@ -87,8 +126,12 @@ class Encoder:
         Raises :class:`InvalidRequest` for an unknown variant, what :func:`client_lib.spans.spans_of` refuses, and a
         prompt without a single token; :class:`BundleInvalid` if the tokenizer knows tokens that the table does not.
         """
+        return self.draw(self.tokenise(prompt, variant), variant)
+
+    def tokenise(self, prompt: Prompt, variant: str) -> tuple[Tokenised, ...]:
+        """The first half of :meth:`encode`: all that can fail, and no noise yet. Spans without tokens are left out."""
         self.check_variant(variant)
-        segments: list[Segment] = []
+        tokenised: list[Tokenised] = []
         for span in spans_of(prompt, variant):
             ids = self._tokenizer.encode(span.text, add_special_tokens=False).ids
             if not ids:
@@ -98,18 +141,25 @@ class Encoder:
                     "tokenizer.json: it has token ids beyond the table; "
                     f"allowed: 0 to {self.bundle.table.shape[0] - 1}, one for every row of table.safetensors"
                 )
-            if span.is_private:
-                levels = self.bundle.table[np.asarray(ids, dtype=np.intp)]
-                codes = self.bundle.mechanism(variant).sample(levels, self._random_source)
-                segments.append(PrivateSegment(codes))
-            else:
-                segments.append(PublicSegment(tuple(ids)))
-        if not segments:
+            tokenised.append(Tokenised(span, tuple(ids)))
+        if not tokenised:
             raise InvalidRequest("prompt: no token remains after tokenisation; allowed: at least one", field="prompt")
+        return tuple(tokenised)
+
+    def draw(self, tokenised: Sequence[Tokenised], variant: str) -> EncodedPrompt:
+        """The second half of :meth:`encode`: draw the noise."""
+        segments: list[Segment] = []
         bos_token_id = self.bundle.manifest.bos_token_id
         if bos_token_id is not None:
-            segments.insert(0, PublicSegment((bos_token_id,)))
+            segments.append(PublicSegment((bos_token_id,)))
+        for part in tokenised:
+            segments.append(self._quantise(part.ids, variant) if part.span.is_private else PublicSegment(part.ids))
         return EncodedPrompt(self.fingerprint, variant, tuple(segments), self._origin(variant))
+
+    def _quantise(self, ids: tuple[int, ...], variant: str) -> DrawnSegment:
+        levels = self.bundle.table[np.asarray(ids, dtype=np.intp)]
+        codes = self.bundle.mechanism(variant).sample(levels, self._random_source)
+        return DrawnSegment(codes, random_bytes(_DRAW_ID_BYTES))
 
     def adopt(self, encoded: EncodedPrompt) -> EncodedPrompt | None:
         """The same segments for this bundle, or None if they would mean something else under it.

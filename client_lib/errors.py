@@ -12,10 +12,12 @@ name so that this module does not import httpx) and ``STATUS_FAILURES`` with ``C
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 
 from del_core.errors import DelError
 
 __all__ = [
+    "BudgetExceeded",
     "BundleInvalid",
     "BundleOutdated",
     "CacheUnavailable",
@@ -23,8 +25,11 @@ __all__ = [
     "ConnectionFailed",
     "DELClientError",
     "InvalidRequest",
+    "LedgerUnavailable",
+    "MemoryInvalid",
     "Overloaded",
     "PermissionDenied",
+    "PolicyViolation",
     "ProtocolError",
     "RedirectRefused",
     "ServerError",
@@ -127,6 +132,43 @@ class CacheUnavailable(DELClientError):
 
 class ClientClosed(DELClientError):
     """The client was used after it had been closed."""
+
+
+class PolicyViolation(DELClientError):
+    """The caller's privacy policy forbids the call; nothing has been sent."""
+
+
+class BudgetExceeded(DELClientError):
+    """The subject's privacy budget does not allow the call; nothing has been sent.
+
+    ``epsilon_spent`` is what the subject has spent, ``epsilon_requested`` what this call would bring that to and
+    ``epsilon_budget`` what is allowed; ``retry_at`` is when enough of it will have left the window, or None if never.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        subject: str = "",
+        epsilon_spent: float = 0.0,
+        epsilon_requested: float = 0.0,
+        epsilon_budget: float = 0.0,
+        retry_at: datetime | None = None,
+    ) -> None:
+        super().__init__(message, field="subject")
+        self.subject = subject
+        self.epsilon_spent = epsilon_spent
+        self.epsilon_requested = epsilon_requested
+        self.epsilon_budget = epsilon_budget
+        self.retry_at = retry_at
+
+
+class LedgerUnavailable(DELClientError):
+    """The ledger cannot be read or written, so nothing has been sent."""
+
+
+class MemoryInvalid(DELClientError):
+    """A saved conversation cannot be opened: another key, altered bytes, or what is no saved conversation."""
 
 
 # --- failures of the transport ---------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ class Calls(Protocol):
         self, prompt: Prompt | EncodedPrompt, *, take: int | None = None, **options: Any
     ) -> tuple[list[Chunk], Completion | None]: ...
     def call(self, method: str, *arguments: Any, **options: Any) -> Any: ...
+    def with_options(self, **options: Any) -> Calls: ...
     def close(self) -> None: ...
 
 
@@ -79,6 +80,9 @@ class SyncCalls:
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         return getattr(self.client, method)(*arguments, **options)
+
+    def with_options(self, **options: Any) -> Calls:
+        return SyncCalls(self.client.with_options(**options))
 
     def close(self) -> None:
         self.client.close()
@@ -112,6 +116,9 @@ class AsyncCalls:
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         return self._runner.run(getattr(self.client, method)(*arguments, **options))
+
+    def with_options(self, **options: Any) -> Calls:
+        return AsyncCalls(self.client.with_options(**options), self._runner)
 
     def close(self) -> None:
         self._runner.run(self.client.close())
