@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from openai import OpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.serving.tiny import VARIANTS, make_tiny
 
@@ -63,12 +65,34 @@ def test_serve_and_ask_until_ctrl_c(environment: dict[str, str], tmp_path: Path)
                 answer = json.loads(done.stdout)
                 assert 1 <= len(answer["token_ids"]) <= 5
                 assert answer["variant"] == name
+            _chat_through_the_proxy(url, environment)
             server.send_signal(signal.SIGINT)
             announced, _ = server.communicate(timeout=60)
         finally:
             server.terminate()
     assert server.returncode == 0
     assert all(name in announced for name in (*VARIANTS, "clear", "Stop with Ctrl-C."))
+
+
+def _chat_through_the_proxy(url: str, environment: dict[str, str]) -> None:
+    """Two turns of a chat with OpenAI's package, in a stream and whole, through ``delctl proxy``."""
+    command = [*DELCTL, "proxy", "--server", url, "--port", "0", "--quiet"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as proxy:
+        assert proxy.stdout is not None
+        try:
+            with OpenAI(base_url=f"{proxy.stdout.readline().strip()}/v1", api_key="unused") as api:
+                messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "The quick brown fox"}]
+                with api.chat.completions.create(model="open", messages=messages, max_tokens=5, stream=True) as stream:
+                    text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+                messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "jumps"}]
+                answer = api.chat.completions.create(model="open", messages=messages, max_tokens=5)
+        finally:
+            proxy.send_signal(signal.SIGTERM)
+        assert proxy.wait(30) == 0
+    assert answer.choices[0].finish_reason in ("stop", "length")
+    assert answer.usage is not None
+    assert 1 <= answer.usage.completion_tokens <= 5
+    assert answer.usage.prompt_tokens > 10
 
 
 def test_the_demo_that_ships(environment: dict[str, str]) -> None:

@@ -1,0 +1,104 @@
+"""A background job: a private completion for every line of a file, a few at once, going on where it stopped.
+
+    python examples/batch/run.py --server http://127.0.0.1:8000 --input letters.jsonl --output summaries.jsonl
+
+A line of the input is {"id": "...", "text": "..."}, a line of the output {"id": "...", "completion": "..."}, written as
+soon as it is there. Run it again after a crash or a Ctrl-C: what the output holds is not sent again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from client_lib import AsyncClient, DELClientError, InvalidRequest, private, public
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line of the input."""
+
+    id: str
+    text: str
+
+
+def read_items(path: Path) -> Iterator[Item]:
+    """The lines of the input."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.strip():
+                fields = json.loads(line)
+                yield Item(fields["id"], fields["text"])
+
+
+def finished_ids(path: Path) -> set[str]:
+    """The ids that the output holds; what a crash left of a last line is cut off."""
+    if not path.exists():
+        return set()
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with path.open("r+b") as output:
+            output.truncate(len(whole))
+    return {json.loads(line)["id"] for line in whole.splitlines()}
+
+
+async def run(client: AsyncClient, items: list[Item], output: TextIO, *, variant: str, at_once: int) -> bool:
+    """Complete all items; returns whether all of them could be."""
+    waiting = iter(items)
+    refused, failures = 0, []
+
+    async def work() -> None:
+        nonlocal refused
+        for item in waiting:  # shared by all workers: each takes the next that is left
+            prompt = [public("Letter:"), private(f" {item.text}"), public("\nSummary:")]
+            try:
+                completion = await client.complete(prompt, variant=variant, max_tokens=48, temperature=0)
+            except InvalidRequest as error:  # this one will never go through; the others may
+                print(f"{item.id}: {error}", file=sys.stderr)
+                refused += 1
+            except DELClientError as error:
+                failures.append(error)
+            else:
+                output.write(json.dumps({"id": item.id, "completion": completion.text}) + "\n")
+                output.flush()
+            # What is in flight elsewhere may end: its noise has been spent.
+            if failures:
+                return
+
+    async with asyncio.TaskGroup() as workers:
+        for _ in range(at_once):
+            workers.create_task(work())
+    if failures:
+        print(f"stopped: {failures[0]}; run it again to go on", file=sys.stderr)
+    return not failures and not refused
+
+
+async def main() -> int:
+    """The job; 0 if every line of the input has its line in the output."""
+    parser = argparse.ArgumentParser(description="Private completions for the lines of a file.")
+    parser.add_argument("--server", default="http://127.0.0.1:8000")
+    parser.add_argument("--input", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--variant", default="balanced")
+    parser.add_argument("--at-once", type=int, default=4, help="requests in flight")
+    options = parser.parse_args()
+
+    done = finished_ids(options.output)
+    items = [item for item in read_items(options.input) if item.id not in done]
+    print(f"{len(done)} done before, {len(items)} to do", file=sys.stderr)
+    # Patient with a busy server: nobody is waiting.
+    async with AsyncClient(options.server, max_retries=8) as client:
+        with options.output.open("a", encoding="utf-8") as output:
+            complete = await run(client, items, output, variant=options.variant, at_once=options.at_once)
+    return 0 if complete else 1
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
