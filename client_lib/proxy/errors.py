@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -103,6 +104,7 @@ _ANSWERS: Mapping[str, _Answer] = MappingProxyType(
         "BundleOutdated": _Answer(409, "bundle_outdated"),
         "BundleInvalid": _Answer(502, "bundle_invalid"),
         "CacheUnavailable": _Answer(500, "cache_unavailable"),
+        "MemoryInvalid": _Answer(500, "memory_invalid"),
         "ClientClosed": _Answer(503, "shutting_down", may_retry=True),
     }
 )
@@ -128,6 +130,10 @@ def api_error(error: errors.DELClientError, *, fields: Mapping[str, str] = Mappi
         if code == "unknown_variant":
             status, code = 404, "model_not_found"
     retry_after = error.retry_after
+    if isinstance(error, errors.BudgetExceeded):
+        param = _FIELDS["subject"]
+        if error.retry_at is not None:
+            retry_after = (error.retry_at - datetime.now(UTC)).total_seconds()
     if isinstance(error, errors.Overloaded):
         # The server's own quota keeps its status; everything else is a lack of room.
         status = 429 if error.status == 429 else 503

@@ -44,12 +44,14 @@ class Prompts:
     async def complete(self, submission: Submission) -> Completion:
         """The completion in one piece."""
         encoded = await self._encode(submission)
-        return await self._client.complete(encoded, variant=submission.variant, **self._sampling(submission.asked))
+        client = self._client.with_options(subject=submission.subject)
+        return await client.complete(encoded, variant=submission.variant, **self._sampling(submission.asked))
 
     async def stream(self, submission: Submission) -> AsyncStream:
         """The completion in pieces; nothing has been sent before the first is asked for."""
         encoded = await self._encode(submission)
-        return self._client.stream(encoded, variant=submission.variant, **self._sampling(submission.asked))
+        client = self._client.with_options(subject=submission.subject)
+        return client.stream(encoded, variant=submission.variant, **self._sampling(submission.asked))
 
     def forget(self, submission: Submission) -> None:
         """Drop what is kept for a prompt, since its counts mean nothing to the server any more."""
