@@ -17,6 +17,7 @@ import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
+from tests.examples import typescript
 from tests.serving.tiny import VARIANTS, make_tiny
 
 DELCTL = [sys.executable, "-m", "delctl.main"]
@@ -44,6 +45,7 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 
 def test_serve_and_ask_until_ctrl_c(environment: dict[str, str], tmp_path: Path) -> None:
     tiny = make_tiny(tmp_path / "tiny")
+    reference_client = typescript.build(tmp_path / "typescript")
     command = [*DELCTL, "serve", "--bundle", str(tiny.bundle), "--model", str(tiny.model), "--port", "0"]
     # A shell that starts this suite in the background has it ignore SIGINT, and children would inherit that.
     with subprocess.Popen(
@@ -65,6 +67,14 @@ def test_serve_and_ask_until_ctrl_c(environment: dict[str, str], tmp_path: Path)
                 answer = json.loads(done.stdout)
                 assert 1 <= len(answer["token_ids"]) <= 5
                 assert answer["variant"] == name
+                # The same from the reference client in TypeScript, in one answer and as a stream.
+                for options in ((), ("--stream",)):
+                    other = typescript.ask(
+                        reference_client, url, "The quick brown fox", "--variant", name, "--max-tokens", "5", *options
+                    )
+                    assert 1 <= len(other["token_ids"]) <= 5
+                    assert other["usage"]["prompt_tokens"] == answer["usage"]["prompt_tokens"]
+                    assert other["fingerprint"] == answer["fingerprint"]
             _chat_through_the_proxy(url, environment)
             server.send_signal(signal.SIGINT)
             announced, _ = server.communicate(timeout=60)

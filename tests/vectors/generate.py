@@ -32,6 +32,7 @@ from del_core.bundle import (  # noqa: E402
     write_bundle,
 )
 from del_core.mechanism import Mechanism  # noqa: E402
+from tests.vectors.generate_text import streams, tokenizer  # noqa: E402
 
 FINGERPRINT = "0123456789abcdef" * 4
 SHAPES: dict[str, dict[str, int] | None] = {
@@ -445,6 +446,8 @@ def build() -> dict[str, str]:
         "malformed.json": lines({**about, "cases": malformed()}),
         "levels.json": lines({"cases": levels()}),
         "bundle.json": lines(bundle()),
+        "tokenizer.json": lines({"cases": tokenizer()}),
+        "streams.json": lines({"max_tokens": 8, "cases": streams()}),
     }
 
 

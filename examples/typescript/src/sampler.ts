@@ -1,0 +1,57 @@
+// From a level to a count: docs/bundle-format.md, "From a level to a count". Integers only; no float decides a bit.
+
+const ONE = 2n ** 31n;
+
+/** What a count is drawn with: bits of a count, the noise as ratio_numerator / 2^31, the level that stands for the clip. */
+export interface Mechanism {
+  readonly bits: number;
+  readonly ratioNumerator: bigint;
+  readonly maxLevel: bigint;
+}
+
+/** q 2^32 = 2^31 + round(level ratio_numerator / max_level), halves away from zero. */
+export function numerator(mechanism: Mechanism, level: number): number {
+  const size = BigInt(Math.abs(level));
+  if (!Number.isInteger(level) || size > mechanism.maxLevel) throw new RangeError("level: beyond max_level");
+  const doubled = 2n * size * mechanism.ratioNumerator + mechanism.maxLevel;
+  const rounded = doubled / (2n * mechanism.maxLevel); // of bigints, which rounds down
+  return Number(level < 0 ? ONE - rounded : ONE + rounded); // below 2^32, which a number holds exactly
+}
+
+/** Random bytes of the Web Crypto API, fetched as many at a time as it gives. */
+export class CryptoBytes {
+  private readonly pool = new Uint8Array(65536);
+  private used = this.pool.length;
+
+  next(): number {
+    if (this.used === this.pool.length) {
+      crypto.getRandomValues(this.pool);
+      this.used = 0;
+    }
+    const byte = this.pool[this.used]!;
+    this.pool[this.used++] = 0; // never twice
+    return byte;
+  }
+}
+
+/** Draws the counts of one token: K_j is the number of trials i with R_i < q_j 2^32, R_i uniform in 0..2^32 - 1. */
+export function sample(
+  mechanism: Mechanism,
+  levels: Int16Array,
+  random: { next(): number } = new CryptoBytes(),
+): Uint8Array {
+  const trials = (1 << mechanism.bits) - 1;
+  return Uint8Array.from(levels, (level) => {
+    const q = numerator(mechanism, level);
+    const top = q >>> 24;
+    const rest = q & 0xffffff;
+    let count = 0;
+    for (let i = 0; i < trials; i++) {
+      // The most significant byte decides 255 of 256 trials; where it ties, the other three do.
+      const first = random.next();
+      if (first !== top) count += first < top ? 1 : 0;
+      else count += ((random.next() << 16) | (random.next() << 8) | random.next()) < rest ? 1 : 0;
+    }
+    return count;
+  });
+}
