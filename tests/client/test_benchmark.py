@@ -25,7 +25,7 @@ def check_form(report: dict[str, object]) -> None:
         assert list(figures) == ["n=1", "n=2", "n=4", "n=8"]
         assert all(figure > 0 for figure in figures.values())
     assert report["bytes_per_token"] == {"n=1": 16, "n=2": 32, "n=4": 64, "n=8": 128}
-    assert 0 < report["tokenize_share"] < 1  # type: ignore[operator]
+    assert report["tokenize_share"] > 0  # type: ignore[operator]  # a quotient of two times: see check_promises
     assert 8.2 < report["bundle_mb"] < 9  # type: ignore[operator]  # 32,000 x 128 x 2 bytes and the tokenizer
 
 
@@ -45,6 +45,7 @@ def test_the_committed_results_have_the_same_form_and_hold_the_promises() -> Non
 
 def check_promises(report: dict[str, object]) -> None:
     check_form(report)
+    assert report["tokenize_share"] < 1  # type: ignore[operator]
     speed = report["tokens_per_second_per_core"]
     assert isinstance(speed, dict)
     assert speed["n=4"] >= 100_000
