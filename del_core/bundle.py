@@ -394,14 +394,30 @@ def unpack_client(
     return load_client(target, verify=False)
 
 
-def replace_audit(path: str | os.PathLike[str], audits: Mapping[str, Mapping[str, Any]]) -> Manifest:
-    """Gives variants of a bundle new audits, and the bundle the new fingerprint that follows. Raises BundleError."""
+def replace_audit(
+    path: str | os.PathLike[str],
+    audits: Mapping[str, Mapping[str, Any]],
+    epsilon_vocabulary: Mapping[str, float] | None = None,
+) -> Manifest:
+    """Gives variants of a bundle new audits, and the bundle the new fingerprint that follows. Raises BundleError.
+
+    ``epsilon_vocabulary``: for variants whose vocabulary-tight guarantee was computed with the audit.
+    """
+    tight = epsilon_vocabulary or {}
     directory = Path(path)
     bundle = load_bundle(directory)
-    for name in audits:
+    for name in (*audits, *tight):
         bundle.client.variant(name)
     variants = tuple(
-        replace(variant, audit=dict(audits.get(variant.name, variant.audit))) for variant in bundle.manifest.variants
+        replace(
+            variant,
+            audit=dict(audits.get(variant.name, variant.audit)),
+            guarantees=replace(
+                variant.guarantees,
+                epsilon_vocabulary=tight.get(variant.name, variant.guarantees.epsilon_vocabulary),
+            ),
+        )
+        for variant in bundle.manifest.variants
     )
     manifest = _sealed(replace(bundle.manifest, variants=variants))
 

@@ -30,7 +30,7 @@ class Scope:
     Attributes:
         tokens: 1 for a token, T for a prompt of T private tokens, the sum over prompts for a conversation.
         epsilon: exact, over all inputs within the clip.
-        epsilon_vocabulary: over the rows of the table, at most ``epsilon``; None without a table.
+        epsilon_vocabulary: over the rows of the table, at most ``epsilon``; None where not computed.
         mu: the paper's noise figure, growing with the root of ``tokens``.
         gaussian_epsilon: what the paper's formula says at this mu; no bound, for comparison.
     """
@@ -86,6 +86,7 @@ def state_guarantee(
     table: npt.NDArray[np.integer[Any]] | None = None,
     tokens: Sequence[int] = (1, 32, 256, 4096),
     points: int = 101,
+    compose_vocabulary: bool = True,
     progress: Callable[[float], None] | None = None,
 ) -> Guarantee:
     """All proven figures of a variant.
@@ -95,6 +96,7 @@ def state_guarantee(
         table: levels (V, dim) of the vocabulary; without it only the figures for arbitrary inputs.
         tokens: numbers of replaced tokens to report.
         points: of the trade-off curve.
+        compose_vocabulary: whether the table's figure is computed for more than one token too, which takes longest.
         progress: called with the share of the scan of the vocabulary done.
 
     Raises:
@@ -103,14 +105,17 @@ def state_guarantee(
     vocabulary = curve = None
     if table is not None:
         vocabulary = vocabulary_epsilon(mechanism, table, delta, progress=progress)
-        if any(count > 1 for count in tokens):
+        if compose_vocabulary and any(count > 1 for count in tokens):
             curve = vocabulary_curve(mechanism, table)
     scopes = []
     for count in tokens:
         epsilon = accounting.epsilon(mechanism, delta, count)
         tight = None
         if vocabulary is not None:
-            tight = vocabulary.epsilon if count == 1 or curve is None else min(epsilon, (curve * count).epsilon(delta))
+            if count == 1:
+                tight = vocabulary.epsilon
+            elif curve is not None:
+                tight = min(epsilon, (curve * count).epsilon(delta))
         mu = accounting.mu(mechanism, count)
         scopes.append(Scope(count, epsilon, tight, mu, accounting.gdp_epsilon(mu, delta)))
     return Guarantee(delta, tuple(scopes), trade_off_curve(mechanism, points=points), vocabulary)

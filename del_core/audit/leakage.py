@@ -25,6 +25,7 @@ from del_core.audit.intervals import wilson
 from del_core.mechanism import Mechanism
 
 __all__ = [
+    "Band",
     "Ceilings",
     "Estimate",
     "Leakage",
@@ -56,6 +57,27 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Band:
+    """Tokens whose rank by frequency is in ``first``..``last``, 1 being the most frequent.
+
+    Attributes:
+        share: probability that a token of the text is one of them.
+        samples: how many of the tokens drawn were; of none there is no estimate.
+        leakage_bits: mean of log2 posterior over prior of the true token. Weighted by ``share`` the bands' true means
+            add up to the mutual information. A frequent token has few bits to leak and a rare one many; one that is
+            mistaken for another has a negative figure.
+        success: share that the optimal guess got right, Wilson interval.
+    """
+
+    first: int
+    last: int
+    share: float
+    samples: int
+    leakage_bits: Estimate | None
+    success: Estimate | None
+
+
+@dataclass(frozen=True)
 class Leakage:
     """Measured on ``samples`` tokens drawn from the prior.
 
@@ -69,6 +91,7 @@ class Leakage:
             since it averages over what the token could have been.
         prior_success: success without the counts: the probability of the most frequent token.
         samples: tokens drawn.
+        by_frequency: the same by rank of the token, the most frequent first.
     """
 
     entropy_bits: float
@@ -77,6 +100,7 @@ class Leakage:
     expected_success: Estimate
     prior_success: float
     samples: int
+    by_frequency: tuple[Band, ...]
 
 
 @dataclass(frozen=True)
@@ -141,7 +165,8 @@ def measure_leakage(
     log_odds, constant = _affine(mechanism, table)
     with np.errstate(divide="ignore"):
         constant = constant + np.log(prior)
-    entropies, largest, right = np.empty(samples), np.empty(samples), 0
+    entropies, largest, gained = np.empty(samples), np.empty(samples), np.empty(samples)
+    hits = np.zeros(samples, np.bool_)
     rows = max(1, _BLOCK_SCORES // len(prior))
     for start in range(0, samples, rows):
         here = slice(start, start + rows)
@@ -154,21 +179,45 @@ def measure_leakage(
         # -sum p log p = log(total) - sum p score
         entropies[here] = np.log(total[:, 0]) - np.einsum("ij,ij->i", posterior, scores)
         largest[here] = posterior.max(axis=1)
-        right += int(np.sum(np.argmax(scores, axis=1) == tokens[here]))
+        hits[here] = np.argmax(scores, axis=1) == tokens[here]
+        true = scores[np.arange(len(scores)), tokens[here]]
+        gained[here] = true - np.log(total[:, 0]) - np.log(prior[tokens[here]])
         if progress is not None:
             progress(min(1.0, (start + rows) / samples))
     entropy = entropy_bits(log_prior)
     mean, low, high = _mean_interval(entropies * _BITS)
-    success_low, success_high = wilson(right, samples)
     expected = _mean_interval(largest)
     return Leakage(
         entropy_bits=entropy,
         leakage_bits=Estimate(max(0.0, entropy - mean), max(0.0, entropy - high), min(entropy, entropy - low)),
-        success=Estimate(right / samples, success_low, success_high),
+        success=_rate(hits),
         expected_success=Estimate(expected[0], max(0.0, expected[1]), min(1.0, expected[2])),
         prior_success=float(prior.max()),
         samples=samples,
+        by_frequency=_bands(prior, tokens, gained * _BITS, hits),
     )
+
+
+def _rate(hits: npt.NDArray[np.bool_]) -> Estimate:
+    low, high = wilson(int(hits.sum()), len(hits))
+    return Estimate(float(hits.mean()), low, high)
+
+
+def _bands(
+    prior: FloatArray, tokens: npt.NDArray[np.int64], gained: FloatArray, hits: npt.NDArray[np.bool_]
+) -> tuple[Band, ...]:
+    rank = np.empty(len(prior), np.int64)
+    rank[np.argsort(-prior, kind="stable")] = np.arange(1, len(prior) + 1)
+    drawn, result, first = rank[tokens], [], 1
+    while first <= len(prior):
+        last = min(10 * first if first == 1 else 10 * (first - 1), len(prior))
+        here = (drawn >= first) & (drawn <= last)
+        count = int(here.sum())
+        leaked = Estimate(*_mean_interval(gained[here])) if count > 1 else None
+        share = float(prior[(rank >= first) & (rank <= last)].sum())
+        result.append(Band(first, last, share, count, leaked, _rate(hits[here]) if count else None))
+        first = last + 1
+    return tuple(result)
 
 
 def proven_ceilings(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[np.floating[Any]]) -> Ceilings:

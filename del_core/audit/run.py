@@ -11,7 +11,8 @@ import datetime
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
-from del_core import accounting
 from del_core.audit.averaging import averaging_tokens
 from del_core.audit.corpus import KINDS, Corpus, make_corpus, rouge_l
 from del_core.audit.intervals import wilson
@@ -28,19 +28,19 @@ from del_core.audit.inverter import InverterConfig, TrainedInverter, train_inver
 from del_core.audit.map import map_tokens
 from del_core.audit.nearest import nearest_tokens, reproducible_bytes
 from del_core.audit.posterior import TokenLikelihood
+from del_core.audit.proven import ProvenConfig, measured_leakage, proven_figures
 from del_core.audit.sequence import SequenceConfig, fit_sequence, sequence_tokens
+from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle, BundleError
 from del_core.mechanism import Mechanism
 from del_core.training.lm import BaseLM
 from del_core.training.text import TextError
-from del_core.vocabulary_accounting import vocabulary_epsilon
 
 __all__ = ["FULL", "QUICK", "AuditConfig", "audit_bundle", "manifest_audit"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ATTACKS = ("nearest", "map", "sequence", "inverter")
 RELEASES = (1, 4, 16)
-PROMPT_TOKENS = 32  # the length whose composed epsilon is reported
 
 Ids = npt.NDArray[np.int64]
 
@@ -55,6 +55,7 @@ class AuditConfig:
     beams: int
     inverters: tuple[InverterConfig, ...]
     leakage_samples: int
+    proven: ProvenConfig = field(default_factory=ProvenConfig)
     seed: int = 0
 
 
@@ -65,6 +66,7 @@ QUICK = AuditConfig(
     beams=4,
     inverters=(InverterConfig(width=96, layers=1, steps=45, evaluate_every=15, batch=12),),
     leakage_samples=1000,
+    proven=ProvenConfig(compose_vocabulary=False, tokens=256),
 )
 FULL = AuditConfig(
     prompts=192,
@@ -85,6 +87,7 @@ def audit_bundle(
     load: Callable[[str, str], dict[str, Any] | None] = lambda name, key: None,
     store: Callable[[str, str, dict[str, Any]], None] = lambda name, key, result: None,
     report: Callable[[str], None] = lambda line: None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
     """Audits every variant of ``bundle`` on ``text``, which neither the bundle nor the model was trained on.
 
@@ -93,6 +96,7 @@ def audit_bundle(
         load, store: a place for results of variants that are done, so that an interrupted audit is resumed; called with
             the variant's name and a key of everything that the result depends on.
         report: told in a line what is being done.
+        progress: told the share of that which is done, where it takes long.
 
     Raises:
         BundleError: if ``lm`` is not the bundle's base model.
@@ -113,13 +117,17 @@ def audit_bundle(
     if any(variant.audit.get("text_sha256") == corpus.sha256 for variant in bundle.manifest.variants):
         raise TextError("text: is the one that the bundle was trained on; text that training did not see is needed")
     started = time.perf_counter()
-    key = f"{bundle.fingerprint}-{corpus.sha256}-{FORMAT_VERSION}-{config}"
+    similarity = SentenceSimilarity.installed()
+    embedder = None if similarity is None else {"name": similarity.name, "sha256": similarity.sha256}
+    key = f"{embedder}-{bundle.fingerprint}-{corpus.sha256}-{FORMAT_VERSION}-{config}"
     variants: dict[str, Any] = {}
     for name in bundle.variants:
         found = load(name, key)
         if found is None:
             report(f"{name}: attacking")
-            found = _Audit(bundle, lm, tokenizer, corpus, config, name).run(report)
+            began = time.perf_counter()
+            found = _Audit(bundle, lm, tokenizer, corpus, config, name, similarity, report, progress).run()
+            found["seconds"] = round(time.perf_counter() - began, 1)
             store(name, key, found)
         variants[name] = found
     return {
@@ -130,6 +138,9 @@ def audit_bundle(
             "base_model": bundle.manifest.base_model.name,
             "vocabulary_size": bundle.manifest.base_model.vocabulary_size,
             "dim": bundle.manifest.dim,
+            "base_model_sha256": bundle.manifest.base_model.sha256,
+            "table_sha256": bundle.manifest.files["table.safetensors"].sha256,
+            "tokenizer_sha256": bundle.manifest.files["tokenizer.json"].sha256,
         },
         "text": {
             "sha256": corpus.sha256,
@@ -140,9 +151,12 @@ def audit_bundle(
             "kinds": {kind: int(np.sum(corpus.kinds == index)) for index, kind in enumerate(KINDS)},
         },
         "settings": asdict(config),
+        "similarity_model": embedder,
         "versions": {
+            "del-serve": _version("del-serve"),
             "python": platform.python_version(),
             "numpy": np.__version__,
+            "scipy": _version("scipy"),
             "torch": torch.__version__,
             "transformers": str(transformers.__version__),
         },
@@ -151,12 +165,19 @@ def audit_bundle(
     }
 
 
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:  # run from a checkout
+        return "not installed"
+
+
 def manifest_audit(audit: dict[str, Any], name: str, earlier: dict[str, Any]) -> dict[str, Any]:
-    """What of a variant's audit goes into the bundle's manifest; the training text's checksum in ``earlier`` stays."""
+    """What of a variant's audit goes into the bundle's manifest; what training wrote into ``earlier`` stays."""
     variant = audit["variants"][name]
-    kept = {key: earlier[key] for key in ("text_sha256",) if key in earlier}
+    kept: dict[str, Any] = {key: earlier[key] for key in ("text_sha256", "perplexity") if key in earlier}
     rates = {attack: {key: variant["attacks"][attack][key] for key in _RATE_KEYS} for attack in ATTACKS}
-    figures = {key: variant[key] for key in ("leakage_bits", "entropy_bits", "epsilon_vocabulary")}
+    figures = {key: variant[key] for key in ("leakage_bits", "entropy_bits", "epsilon_vocabulary", "ceiling")}
     return {**kept, **rates, **figures, "data": f"held-out text {audit['text']['sha256'][:12]}", "date": audit["date"]}
 
 
@@ -179,6 +200,9 @@ class _Audit:
     corpus: Corpus
     config: AuditConfig
     name: str
+    similarity: SentenceSimilarity | None
+    report: Callable[[str], None]
+    progress: Callable[[float], None]
 
     def __post_init__(self) -> None:
         self.mechanism: Mechanism = self.bundle.mechanism(self.name)
@@ -188,29 +212,31 @@ class _Audit:
         self.likelihood = TokenLikelihood.of(self.mechanism, self.table)
         self.bos = self.bundle.manifest.bos_token_id
 
-    def run(self, report: Callable[[str], None]) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         """All figures of the variant."""
         delta = self.bundle.variants[self.name].guarantees.delta
-        leakage, entropy, leakage_interval = self._leakage()
+        self._step("what is proven")
+        proven = proven_figures(
+            self.mechanism, self.table, self.log_prior, delta, self.config.proven, self._token, self.progress
+        )
+        self._step("leakage")
+        leakage = measured_leakage(
+            self.mechanism,
+            self.table,
+            self.log_prior,
+            self.config.leakage_samples,
+            self.config.seed + 7,
+            self.progress,
+        )
+        self._step("nearest and map")
         codes = self._release(self.corpus.prompts, 0)
-        guesses, attacks = self._attack(codes, report)
-        report(f"{self.name}: resubmissions")
-        mu = accounting.mu(self.mechanism)
+        guesses, attacks = self._attack(codes)
+        self._step("resubmissions")
         return {
             "bits": self.mechanism.bits,
             "ratio": self.mechanism.ratio,
-            "delta": delta,
-            "epsilon": accounting.epsilon(self.mechanism, delta),
-            "epsilon_prompt": accounting.epsilon(self.mechanism, delta, PROMPT_TOKENS),
-            "prompt_tokens": PROMPT_TOKENS,
-            "epsilon_vocabulary": vocabulary_epsilon(self.mechanism, self.table, delta).epsilon,
-            "mu": mu,
-            "gdp_epsilon": accounting.gdp_epsilon(mu, delta),
-            "trade_off": self._trade_off(mu),
-            "ceiling": self._ceiling(),
-            "leakage_bits": leakage,
-            "leakage_interval": leakage_interval,
-            "entropy_bits": entropy,
+            **proven,
+            **leakage,
             "guessing": _rate(self.corpus.prompts == int(np.argmax(self.log_prior))),
             "attacks": attacks,
             "context_adds": self._difference(guesses["sequence"], guesses["map"]),
@@ -218,14 +244,15 @@ class _Audit:
             "examples": self._examples(guesses),
         }
 
+    def _step(self, what: str) -> None:
+        self.report(f"{self.name}: {what}")
+
     def _release(self, ids: Ids, stream: int) -> npt.NDArray[np.uint8]:
         """Counts (..., dim) of token ids (...); ``stream`` names independent noise of one seed."""
         source = reproducible_bytes(1000 * self.config.seed + stream)
         return self.mechanism.sample(self.table[ids.reshape(-1)], source).reshape(*ids.shape, self.mechanism.dim)
 
-    def _attack(
-        self, codes: npt.NDArray[np.uint8], report: Callable[[str], None]
-    ) -> tuple[dict[str, Ids], dict[str, dict[str, Any]]]:
+    def _attack(self, codes: npt.NDArray[np.uint8]) -> tuple[dict[str, Ids], dict[str, dict[str, Any]]]:
         flat, shape = codes.reshape(-1, codes.shape[-1]), codes.shape[:2]
         decoder = self.bundle.decoder(self.name)
         guesses: dict[str, Ids] = {}
@@ -242,7 +269,7 @@ class _Audit:
         decoded = self.mechanism.dequantize(flat) @ decoder["weight"].T + decoder["bias"]
         done("nearest", nearest_tokens(decoded, self.embeddings), parameters=0)
         done("map", map_tokens(self.mechanism, self.table, self.log_prior, flat), parameters=0)
-        report(f"{self.name}: sequence attack")
+        self._step("sequence")
         settings = self._fit_sequence()
         found = sequence_tokens(self.lm.model, self.likelihood, self.log_prior, codes, settings, bos_token_id=self.bos)
         done(
@@ -254,7 +281,7 @@ class _Audit:
             context_weight=settings.context_weight,
             reading="voted" if settings.voted else "filtered",
         )
-        report(f"{self.name}: training the inverter")
+        self._step("inverter")
         trained = self._train_inverters()
         best = min(trained, key=lambda inverter: inverter.loss)
         done("inverter", best.tokens(codes), parameters=best.parameters, sizes=[_inverter_cost(one) for one in trained])
@@ -271,6 +298,7 @@ class _Audit:
             windows[picks],
             SequenceConfig(beams=self.config.beams),
             bos_token_id=self.bos,
+            progress=self.progress,
         )
 
     def _train_inverters(self) -> list[TrainedInverter]:
@@ -278,7 +306,14 @@ class _Audit:
         validation = validation[:: max(1, len(validation) // 32)]
         return [
             train_inverter(
-                self.mechanism, self.table, self.log_prior, self.embeddings, self.corpus.train, validation, size
+                self.mechanism,
+                self.table,
+                self.log_prior,
+                self.embeddings,
+                self.corpus.train,
+                validation,
+                size,
+                progress=self.progress,
             )
             for size in self.config.inverters
         ]
@@ -290,11 +325,16 @@ class _Audit:
             for index, kind in enumerate(KINDS)
             if np.any(self.corpus.kinds == index)
         }
-        similarity = [
-            rouge_l(self._text(truth), self._text(guess))
-            for truth, guess in zip(self.corpus.prompts, guesses, strict=True)
-        ]
-        return {**_rate(right), "by_kind": by_kind, "rouge_l": round(float(np.mean(similarity)), 4), "cost": cost}
+        originals, found = ([self._text(ids) for ids in prompts] for prompts in (self.corpus.prompts, guesses))
+        overlap = [rouge_l(truth, guess) for truth, guess in zip(originals, found, strict=True)]
+        cosine = None if self.similarity is None else round(float(self.similarity.cosines(originals, found).mean()), 4)
+        return {
+            **_rate(right),
+            "by_kind": by_kind,
+            "rouge_l": round(float(np.mean(overlap)), 4),
+            "cosine": cosine,
+            "cost": cost,
+        }
 
     def _difference(self, one: Ids, other: Ids) -> dict[str, float]:
         """Success of ``one`` less that of ``other``, with a 95 % interval over prompts, which are independent."""
@@ -309,50 +349,8 @@ class _Audit:
         found = averaging_tokens(self.mechanism, self.table, self.log_prior, ids, RELEASES, source)
         return {str(number): _rate(guesses == ids) for number, guesses in found.items()}
 
-    def _trade_off(self, mu: float) -> dict[str, list[float]]:
-        from scipy.special import ndtr, ndtri
-
-        alphas = np.concatenate([np.geomspace(1e-12, 0.01, 21)[:-1], np.linspace(0.01, 0.99, 50), [1.0]])
-        exact = accounting.trade_off(self.mechanism, alphas)
-        return {
-            "type_one": alphas.tolist(),
-            "exact": exact.tolist(),
-            "gaussian": ndtr(-ndtri(alphas) - mu).tolist(),
-        }
-
-    def _ceiling(self) -> float:
-        """Most that any attack on one position may recover, by the worst-case guarantee alone.
-
-        Against the release of any fixed token the sets on which an attack answers v are disjoint, and f is convex, so
-        the success is at most 1 - f(largest prior probability).
-        """
-        largest = float(np.exp(self.log_prior.astype(np.float64).max()))
-        return 1.0 - float(accounting.trade_off(self.mechanism, np.array([largest]))[0])
-
-    def _leakage(self) -> tuple[float, float, list[float]]:
-        """I(token; counts) and H(token) in bits under the unigram prior, and a 95 % interval of the first.
-
-        I = H(prior) - E H(posterior), with tokens drawn from the prior.
-        """
-        log_prior = self.log_prior.astype(np.float64)
-        prior = np.exp(log_prior)
-        prior /= prior.sum()
-        entropy = float(-(prior * np.log2(np.maximum(prior, 1e-300))).sum())
-        random = np.random.Generator(np.random.PCG64(self.config.seed + 7))
-        ids = random.choice(len(prior), size=self.config.leakage_samples, p=prior)
-        codes = self._release(ids, 3)
-        remaining = []
-        for start in range(0, len(codes), 256):
-            scores = self.likelihood(codes[start : start + 256]).astype(np.float64) + log_prior
-            scores -= scores.max(axis=1, keepdims=True)
-            weights = np.exp(scores)
-            totals = weights.sum(axis=1)
-            # H = log sum exp(s) - E[s], for posterior weights exp(s)
-            remaining.append((np.log(totals) - (weights * scores).sum(axis=1) / totals) / np.log(2.0))
-        left = np.concatenate(remaining)
-        leaked = entropy - float(left.mean())
-        margin = 1.96 * float(left.std(ddof=1)) / len(left) ** 0.5
-        return round(leaked, 4), round(entropy, 4), [round(leaked - margin, 4), round(leaked + margin, 4)]
+    def _token(self, token: int) -> str:
+        return self._text(np.array([token]))
 
     def _text(self, ids: Ids) -> str:
         return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False))

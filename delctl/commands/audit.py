@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from delctl._places import bundle_place, model_place
 from delctl._terminal import console, plain_table, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["audit"]
 
@@ -28,7 +34,7 @@ __all__ = ["audit"]
     "--out",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Directory of the report: index.html and audit.json. An interrupted audit is resumed.",
+    help="Directory of the report: index.html, audit.json, tokens.csv. An interrupted audit is resumed.",
 )
 @click.option("--quick", is_flag=True, help="Smaller samples: about a minute, wider intervals.")
 @click.option("--update", is_flag=True, help="Write the summary into the bundle's manifest. Its fingerprint changes.")
@@ -50,7 +56,8 @@ def audit(
         model = model_place("demo")
     loaded = load_bundle(bundle)
 
-    from del_core.audit.report import PartialResults, verdict, write_report
+    from del_core.audit.page import verdict
+    from del_core.audit.report import PartialResults, write_report
     from del_core.audit.run import FULL, QUICK, audit_bundle, manifest_audit
     from del_core.training.lm import load_base_lm
     from del_core.training.text import read_texts
@@ -58,20 +65,25 @@ def audit(
     content = read_texts([text])[0]
     notes = console(stderr=True, quiet=quiet)
     kept = PartialResults(out)
-    result = audit_bundle(
-        loaded,
-        load_base_lm(model),
-        content,
-        replace(QUICK if quick else FULL, seed=seed),
-        load=kept.load,
-        store=kept.store,
-        report=lambda line: notes.print(printable(line), soft_wrap=True),
-    )
+    with _watched(notes) as (report, progress):
+        result = audit_bundle(
+            loaded,
+            load_base_lm(model),
+            content,
+            replace(QUICK if quick else FULL, seed=seed),
+            load=kept.load,
+            store=kept.store,
+            report=report,
+            progress=progress,
+        )
     write_report(out, result)
     kept.clear()
     if update:
         audits = {name: manifest_audit(result, name, dict(loaded.variants[name].audit)) for name in loaded.variants}
-        manifest = replace_audit(bundle, audits)
+        tight = {name: found["epsilon_vocabulary"] for name, found in result["variants"].items()}
+        manifest = replace_audit(bundle, audits, tight)
+        result["bundle"]["updated_fingerprint"] = manifest.fingerprint
+        write_report(out, result)
         notes.print(f"bundle updated; its fingerprint is now {manifest.fingerprint}", soft_wrap=True)
     shown = console(quiet=quiet)
     numbers = ("nearest", "map", "sequence", "inverter", "leakage, bits")
@@ -82,3 +94,20 @@ def audit(
         table.add_row(printable(name), *rates, leaked, verdict(found)[0])
     shown.print(table)
     shown.print(f"report: {printable(str(out / 'index.html'))}", soft_wrap=True)
+
+
+@contextmanager
+def _watched(notes: Console) -> Iterator[tuple[Callable[[str], None], Callable[[float], None]]]:
+    """What is being done and the share of it: a progress bar on a terminal, a line for every step elsewhere."""
+    if not notes.is_terminal or notes.quiet:
+        yield lambda line: notes.print(printable(line), soft_wrap=True), lambda share: None
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=notes, transient=True) as bar:
+        task = bar.add_task("reading", total=1.0)
+        yield (
+            lambda line: bar.update(task, description=printable(line), completed=0.0),
+            lambda share: bar.update(task, completed=share),
+        )

@@ -31,6 +31,9 @@ echo "== bundle"
 "$delctl" bundle --name del-demo-llama --model "$work/base" --projection "$work/projection" \
     --variant "$work/strict" --variant "$work/balanced" --variant "$work/open" --out "$work/bundle"
 
+echo "== audit"
+"$delctl" audit "$work/bundle" --model "$work/base" --text "$here/held_out.txt" --out "$work/audit" --update --quiet
+
 # What ships: the model without its checkpoints, and the bundle.
 mkdir -p "$work/model"
 for file in config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json; do

@@ -29,8 +29,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes that take seconds; the figures mean nothing here."""
+    quick = audit_run.QUICK.proven
     inverter = InverterConfig(width=32, layers=1, steps=4, batch=4, evaluate_every=2)
-    size = AuditConfig(prompts=16, length=16, tuning=4, beams=2, inverters=(inverter,), leakage_samples=200)
+    size = AuditConfig(
+        prompts=16, length=16, tuning=4, beams=2, inverters=(inverter,), leakage_samples=200, proven=quick
+    )
     monkeypatch.setattr(audit_run, "QUICK", size)
 
 
@@ -54,7 +57,7 @@ def test_report_and_update(tiny: Tiny, text: Path, tmp_path: Path, capsys: pytes
     out = tmp_path / "deep" / "report"
     replace_audit(tiny.bundle, {"open": {"text_sha256": "0" * 64, "stale": 1}})
     assert _audit(tiny, text, out, "--quick", "--update") == 0
-    assert sorted(path.name for path in out.iterdir()) == ["audit.json", "index.html"]
+    assert sorted(path.name for path in out.iterdir()) == ["audit.json", "index.html", "tokens.csv"]
     assert [path.name for path in out.parent.iterdir()] == ["report"], "nothing is left of the partial results"
     audit = json.loads((out / "audit.json").read_text(encoding="utf-8"))
     bundle = load_bundle(tiny.bundle)
@@ -91,7 +94,7 @@ def test_the_page_loads_nothing_and_escapes_what_it_shows(tiny: Tiny, text: Path
     assert not re.search(r"(?:src|href)=|url\(|@import", page)
     for name in ("open", "strict"):
         assert f"<h2>{name}</h2>" in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 2 * 4
 
 
 def test_an_interrupted_audit_leaves_no_report_and_is_resumed(
@@ -100,12 +103,12 @@ def test_an_interrupted_audit_leaves_no_report_and_is_resumed(
     audited: list[str] = []
     whole = audit_run._Audit.run
 
-    def interrupted(self, report):
+    def interrupted(self):
         if len(audited) == 1:
             audited.append("stopped")
             raise KeyboardInterrupt
         audited.append(self.name)
-        return whole(self, report)
+        return whole(self)
 
     monkeypatch.setattr(audit_run._Audit, "run", interrupted)
     out = tmp_path / "report"

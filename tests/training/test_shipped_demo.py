@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from del_core.decoding import build_decoder
 from del_core.demo import bundle_path, model_path
 from del_core.evaluation.perplexity import continuation_nll
 from del_core.training.lm import load_base_lm
+from del_core.vocabulary_accounting import vocabulary_epsilon
 
 _ROOT = Path(__file__).resolve().parents[2]
 _VARIANTS = ("strict", "balanced", "open")
@@ -112,3 +114,25 @@ def test_the_readme_quotes_the_manifest(bundle):
             f"{perplexity['ppl_soft_prompt']:.1f}",
         ]
     assert f"clear prompt:\nperplexity {perplexity['ppl_clean']:.1f}" in readme
+
+
+@pytest.mark.parametrize("name", _VARIANTS)
+def test_the_audit_that_ships_holds_together(bundle, name):
+    found = json.loads((_ROOT / "docs/audit-demo/audit.json").read_text(encoding="utf-8"))
+    variant, shipped = found["variants"][name], bundle.variants[name]
+    assert found["bundle"]["updated_fingerprint"] == bundle.fingerprint
+    assert variant["epsilon_vocabulary"] == shipped.guarantees.epsilon_vocabulary < shipped.guarantees.epsilon
+    for attack in ("nearest", "map", "sequence", "inverter"):
+        rate = variant["attacks"][attack]
+        assert {key: rate[key] for key in ("success", "low", "high", "tokens")} == shipped.audit[attack]
+        assert 0 <= rate["low"] <= rate["success"] <= rate["high"] <= 1
+        assert -1 <= rate["cosine"] <= 1
+    # All saw the same counts: MAP is optimal for one position, and context does no harm, up to chance.
+    assert variant["attacks"]["map"]["high"] >= variant["attacks"]["nearest"]["low"]
+    assert variant["attacks"]["sequence"]["high"] >= variant["attacks"]["map"]["low"]
+    assert variant["context_adds"]["high"] >= 0
+    assert variant["attacks"]["map"]["low"] <= variant["ceiling"] <= 1
+    # The exact figure of the table, computed anew.
+    tight = vocabulary_epsilon(bundle.mechanism(name), np.asarray(bundle.client.table), variant["delta"])
+    assert tight.epsilon == pytest.approx(variant["epsilon_vocabulary"], rel=1e-5)
+    assert tight.epsilon_lower < tight.cube_epsilon

