@@ -30,7 +30,7 @@ class RetryPolicy:
     for instead; a longer one ends the call, with the wish in the error's ``retry_after``.
     """
 
-    max_retries: int = 2
+    max_retries: int = 4
     first_pause: float = 0.5
     longest_pause: float = 8.0
     longest_wait: float = 60.0

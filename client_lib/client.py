@@ -57,7 +57,7 @@ class Client:
         bundle: str | os.PathLike[str] | None = None,
         fingerprint: str | None = None,
         timeout: Timeout | float | None = Timeout(),  # noqa: B008 - frozen
-        max_retries: int = 2,
+        max_retries: int = 4,
         max_resumes: int = 3,
         policy: PolicyHook | None = None,
         ledger: LedgerHook | None = None,

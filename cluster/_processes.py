@@ -17,9 +17,10 @@ from collections.abc import Iterator
 
 import psutil
 
-__all__ = ["MARKER", "adopt_orphans", "collect_dead", "end_all", "members"]
+__all__ = ["MARKER", "WORKER_NODE", "adopt_orphans", "collect_dead", "end_all", "is_worker_node", "members"]
 
 MARKER = "DEL_SERVE_LOCAL_CLUSTER"
+WORKER_NODE = "cluster._worker_node"
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -53,6 +54,14 @@ def end_all(token: str, session: int, *, timeout_s: float = 10.0) -> int:
         if not found or time.monotonic() > began + timeout_s:
             return len(found)
         psutil.wait_procs(found, timeout=0.5)
+
+
+def is_worker_node(process: psutil.Process) -> bool:
+    """Whether the process is the one under which a Ray node beside the head runs."""
+    try:
+        return WORKER_NODE in process.cmdline()
+    except psutil.Error:
+        return False
 
 
 def adopt_orphans() -> None:

@@ -1,9 +1,10 @@
 """Which HTTP proxy a local Serve uses, and how HAProxy is kept on loopback.
 
 Ray's HAProxy configuration binds its statistics and metrics pages to every interface and has no setting for that. Ray
-does let one name the HAProxy binary. So the binary named is a four-line script that rewrites those addresses in the
+does let one name the HAProxy binary. So the binary named is a short script that rewrites those addresses in the
 configuration that Ray has just written, and then becomes the real HAProxy. The same script replaces the plain-text page
-that HAProxy answers when no replica can be reached by a 503 error object.
+that HAProxy answers when no replica can be reached by a 503 error object, and so its 404 for a path that it knows no
+application for: the application here takes every path, so that is a HAProxy that has just started and knows none yet.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ for argument in "$@"; do
   previous=$argument
 done
 sed -i -e 's|^\\( *bind \\)\\*\\{{0,1\\}}:\\([0-9]\\)|\\1127.0.0.1:\\2|' \\
-  -e 's|^\\( *errorfile 50[234] \\).*|\\1{page}|' "$configuration" || exit 1
+  -e 's|^\\( *errorfile 50[234] \\).*|\\1{page}|' \\
+  -e 's|^\\( *http-request return status \\)404 .*|\\1{unknown}|' \\
+  "$configuration" || exit 1
 exec '{binary}' "$@"
 """
 
@@ -88,8 +91,10 @@ def haproxy_environment(directory: Path, binary: str) -> dict[str, str]:
     )
     page = directory / "503.http"
     page.write_bytes(head.encode() + body)
+    (directory / "503.json").write_bytes(body)
+    unknown = f"503 content-type application/json hdr Retry-After 1 file {directory / '503.json'}"
     script = directory / "haproxy"
-    script.write_text(_SCRIPT.format(page=page, binary=binary), encoding="utf-8")
+    script.write_text(_SCRIPT.format(page=page, unknown=unknown, binary=binary), encoding="utf-8")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     metrics, stats, fallback, fallback_grpc, *replicas = _block_of_ports()
     return {

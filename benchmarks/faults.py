@@ -1,0 +1,350 @@
+"""Kills parts of a running service under load and counts what its clients see: python -m benchmarks.faults [--json]
+
+A local cluster of two Ray nodes serves the demo with one replica each. Clients with the library's default settings ask
+for the same completions over and over (greedy and seeded, whole and streamed; the noise of each prompt is drawn once),
+and every answer is compared with the one given before the first kill. Meanwhile SIGKILL hits, one at a time and at
+random moments: an engine's process, a replica, HAProxy, Serve's controller, a whole node. The next one comes after the
+service is whole again; two at once would leave no replica at all, and a client's retries then end with a typed error.
+
+    succeeded   the text and the token ids are the undisturbed ones        wrong   any other text
+    failed      a typed error of the client library, by its code           hung    no end within the limit
+    resumed     requests that were sent again with the tokens received so far
+    leaked      processes alive after the end that should not be; engines without a replica
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import count
+
+import click
+import httpx
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from client_lib import AsyncClient, DELClientError, EncodedPrompt
+from cluster.local import LocalServer, start_local
+from deployments.settings import parse_settings
+
+__all__ = ["KINDS", "Report", "run"]
+
+PROMPTS = (
+    "Dear sister, the doctor says that my fever will not go down before the end of the week",
+    "The captain asked me in secret whether the ship could be sold before the winter",
+    "Nobody but you may know that I have left the house and gone to the city alone",
+)
+VARIANTS = ("strict", "open")
+HUNG_S = 120.0
+WHOLE_WITHIN_S = 120.0
+STEADY_S = 3.0
+OUTPUT_TOKENS = 96
+
+#: What is killed: kind -> how the processes' command lines begin. A node is found otherwise.
+KINDS = {
+    "engine": "VLLM::EngineCore",
+    "replica": "ray::ServeReplica",
+    "haproxy": "",
+    "controller": "ray::ServeController",
+    "node": "",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One completion that is asked for again and again."""
+
+    prompt: EncodedPrompt
+    seed: int | None
+    stream: bool
+
+
+@dataclass
+class Report:
+    """What came of a run; see the module's text."""
+
+    requests: int = 0
+    succeeded: int = 0
+    wrong: int = 0
+    hung: int = 0
+    resumed: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    kills: dict[str, int] = field(default_factory=dict)
+    whole_again_s: dict[str, list[float]] = field(default_factory=dict)
+    leaked: int = 0
+    memory_mb: list[int] = field(default_factory=list)
+    slowest_s: float = 0.0
+    seconds: float = 0.0
+
+
+class CountingTransport(httpx.AsyncBaseTransport):
+    """Counts the frames that resume a completion, by looking into their headers."""
+
+    def __init__(self) -> None:
+        self._inner = httpx.AsyncHTTPTransport()
+        self.resumed = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """See httpx."""
+        if request.method == "POST":
+            body = await request.aread()
+            (length,) = struct.unpack_from("<I", body, 5)
+            self.resumed += bool(json.loads(body[9 : 9 + length]).get("resume"))
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """See httpx."""
+        await self._inner.aclose()
+
+
+async def ask(client: AsyncClient, item: Item) -> tuple[str, tuple[int, ...]]:
+    """Text and token ids of one completion, whichever way it comes."""
+    options = {"max_tokens": OUTPUT_TOKENS, "ignore_eos": True, "seed": item.seed}
+    options["temperature"] = 0.0 if item.seed is None else 1.0
+    if not item.stream:
+        completion = await client.complete(item.prompt, variant=item.prompt.variant, **options)
+        return completion.text, completion.token_ids
+    text, token_ids = "", []
+    async with client.stream(item.prompt, variant=item.prompt.variant, **options) as stream:
+        async for chunk in stream:
+            text += chunk.text
+            token_ids += chunk.token_ids
+    return text, tuple(token_ids)
+
+
+async def make_items(client: AsyncClient) -> list[Item]:
+    """Every prompt under every variant, greedy and seeded, whole and streamed."""
+    from client_lib import private
+
+    seeds = count(1)
+    items = []
+    for text in PROMPTS:
+        for variant in VARIANTS:
+            prompt = await client.encode([private(text)], variant=variant)
+            items += [Item(prompt, seed, stream) for seed in (None, next(seeds)) for stream in (True, False)]
+    return items
+
+
+# --- killing ----------------------------------------------------------------------------------------------------------
+
+
+def command_line(process: psutil.Process) -> str:
+    """The command line, or the title that the process gave itself; empty once it is gone."""
+    try:
+        return " ".join(process.cmdline()).strip()
+    except psutil.Error:
+        return ""
+
+
+def victims(server: LocalServer, kind: str) -> list[psutil.Process]:
+    """The processes one of which is killed for a fault of this kind."""
+    if kind == "node":
+        return server.worker_nodes()
+    found = server.processes()
+    if kind == "haproxy":
+        return [process for process in found if "/bin/haproxy " in command_line(process) + " "]
+    return [process for process in found if command_line(process).startswith(KINDS[kind])]
+
+
+def kill(server: LocalServer, kind: str, chooser: random.Random) -> set[int]:
+    """SIGKILL one process, or everything of one node; their ids, none if there is no such process at the moment."""
+    found = victims(server, kind)
+    if not found:
+        return set()
+    victim = chooser.choice(sorted(found, key=lambda process: process.pid))
+    # The node's own processes first: nothing of it gets the time to notice that the rest is gone.
+    doomed = [*victim.children(recursive=True), victim] if kind == "node" else [victim]
+    for process in doomed:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    return {process.pid for process in doomed}
+
+
+def complete_without(server: LocalServer, replicas: int, not_these: set[int]) -> bool:
+    """Whether every process that there should be is there, and none of ``not_these``."""
+    wanted = {"engine": replicas, "replica": replicas, "haproxy": 1, "controller": 1, "node": 1}
+    for kind, number in wanted.items():
+        found = {process.pid for process in victims(server, kind)}
+        if len(found) < number or found & not_these:
+            return False
+    return True
+
+
+async def whole(server: LocalServer, replicas: int, not_these: set[int]) -> float:
+    """Wait until all processes are there, without ``not_these``, and answer; seconds until they began to do so."""
+    began = time.monotonic()
+    steady_since = None
+    async with httpx.AsyncClient(base_url=server.url, timeout=5.0) as client:
+        while time.monotonic() - began < WHOLE_WITHIN_S:
+            if not await asyncio.to_thread(complete_without, server, replicas, not_these):
+                steady_since = None
+            else:
+                try:
+                    answers = [await client.get("/readyz") for _ in range(2 * replicas)]
+                except httpx.HTTPError:
+                    answers = []
+                if not answers or any(answer.status_code != 200 for answer in answers):
+                    steady_since = None
+                elif steady_since is None:
+                    steady_since = time.monotonic()
+                elif time.monotonic() - steady_since > STEADY_S:
+                    return steady_since - began
+            await asyncio.sleep(0.25)
+    alive = Counter(command_line(process)[:30] for process in server.processes())
+    raise RuntimeError(f"the service was not whole again within {WHOLE_WITHIN_S:.0f} s; alive: {dict(alive)}")
+
+
+async def kill_at_random(
+    server: LocalServer, report: Report, kinds: Iterator[str], chooser: random.Random, replicas: int, pause_s: float
+) -> None:
+    """One fault after another, until cancelled or ``kinds`` ends."""
+    for kind in kinds:
+        await asyncio.sleep(chooser.uniform(0.2, 1.0) * pause_s)
+        killed = await asyncio.to_thread(kill, server, kind, chooser)
+        if not killed:
+            continue
+        report.kills[kind] = report.kills.get(kind, 0) + 1
+        click.echo(f"killed: {kind}; so far {report.requests} requests, {report.succeeded} right", err=True)
+        report.whole_again_s.setdefault(kind, []).append(round(await whole(server, replicas, killed), 1))
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+async def load(
+    client: AsyncClient, expected: Sequence[tuple[Item, tuple[str, tuple[int, ...]]]], report: Report, seed: int
+) -> None:
+    """One client's loop, until cancelled."""
+    chooser = random.Random(seed)
+    while True:
+        item, wanted = chooser.choice(expected)
+        report.requests += 1
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(HUNG_S):
+                answer = await ask(client, item)
+        except TimeoutError:
+            report.hung += 1
+        except DELClientError as error:
+            code = " ".join(str(part) for part in (type(error).__name__, error.status, error.code) if part)
+            report.failed[code] = report.failed.get(code, 0) + 1
+        except asyncio.CancelledError:
+            report.requests -= 1  # cut off by the end of the run
+            raise
+        else:
+            report.succeeded += answer == wanted
+            report.wrong += answer != wanted
+        report.slowest_s = max(report.slowest_s, round(time.monotonic() - began, 2))
+
+
+def memory_mb(server: LocalServer) -> int:
+    """Memory that the service's processes do not share with others, in MiB."""
+    total = 0
+    for process in server.processes():
+        try:
+            total += process.memory_full_info().uss
+        except psutil.Error:
+            continue
+    return total // 2**20
+
+
+async def _run(server: LocalServer, report: Report, kinds: Iterator[str], seconds: float, options: _Options) -> None:
+    transport = CountingTransport()
+    async with AsyncClient(server.url, transport=transport) as client:
+        items = await make_items(client)
+        expected = [(item, await ask(client, item)) for item in items]
+        report.memory_mb.append(await asyncio.to_thread(memory_mb, server))
+        chooser = random.Random(options.seed)
+        clients = [asyncio.create_task(load(client, expected, report, n)) for n in range(options.concurrency)]
+        killer = asyncio.create_task(kill_at_random(server, report, kinds, chooser, options.replicas, options.pause_s))
+        began = time.monotonic()
+        try:
+            done, _ = await asyncio.wait((killer, *clients), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # a defect here is no result of the run
+        finally:
+            report.seconds = round(time.monotonic() - began, 1)
+            for task in (killer, *clients):
+                task.cancel()
+            await asyncio.gather(killer, *clients, return_exceptions=True)
+        await whole(server, options.replicas, set())
+        report.memory_mb.append(await asyncio.to_thread(memory_mb, server))
+        report.resumed = transport.resumed
+
+
+@dataclass(frozen=True)
+class _Options:
+    seed: int
+    concurrency: int
+    replicas: int
+    pause_s: float
+
+
+def run(
+    *,
+    seconds: float = 600.0,
+    kinds: Iterator[str] | None = None,
+    concurrency: int = 6,
+    replicas: int = 2,
+    pause_s: float = 20.0,
+    seed: int = 1,
+) -> Report:
+    """Run for ``seconds``, or until ``kinds`` has ended; the default is every kind in random order, for ever."""
+    report = Report()
+    settings = parse_settings({"scaling": {"min_replicas": replicas, "max_replicas": replicas}})
+    with start_local(settings, worker_nodes=1) as server:
+        asyncio.run(
+            _run(
+                server,
+                report,
+                kinds or _shuffled(seed, tuple(KINDS)),
+                seconds,
+                _Options(seed, concurrency, replicas, pause_s),
+            )
+        )
+        engines = Counter(command_line(process).split(" ")[0] for process in server.processes())
+        report.leaked = abs(engines["VLLM::EngineCore"] - replicas)
+    report.leaked += len(server.processes())
+    return report
+
+
+def _shuffled(seed: int, kinds: tuple[str, ...]) -> Iterator[str]:
+    chooser = random.Random(seed)
+    while True:
+        yield from chooser.sample(kinds, len(kinds))
+
+
+@click.command()
+@click.option("--seconds", default=600.0, show_default=True, help="How long faults go on.")
+@click.option("--quick", is_flag=True, help="One fault of each kind instead.")
+@click.option("--kind", "chosen", type=click.Choice(list(KINDS)), multiple=True, help="Only these kinds.")
+@click.option("--concurrency", default=6, show_default=True, help="Clients that ask at the same time.")
+@click.option("--seed", default=1, show_default=True, help="Chooses victims and moments.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+def main(seconds: float, quick: bool, chosen: tuple[str, ...], concurrency: int, seed: int, as_json: bool) -> None:
+    """SIGKILL of engine, replica, HAProxy, controller and node under load; every answer is compared."""
+    if quick:
+        report = run(seconds=240.0, kinds=iter(chosen or KINDS), concurrency=concurrency, pause_s=3.0, seed=seed)
+    else:
+        report = run(seconds=seconds, kinds=_shuffled(seed, chosen or tuple(KINDS)), concurrency=concurrency, seed=seed)
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+        return
+    table = Table(title="Faults under load")
+    table.add_column("what")
+    table.add_column("count", justify="right")
+    for name, value in asdict(report).items():
+        table.add_row(name, json.dumps(value))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""A short run of the fault benchmark: a whole node is lost under load, and every client gets what it should."""
+
+from __future__ import annotations
+
+from benchmarks.faults import run
+
+
+def test_the_loss_of_a_node_under_load() -> None:
+    report = run(seconds=150.0, kinds=iter(["node"]), concurrency=4, pause_s=2.0)
+    assert report.kills == {"node": 1}
+    assert report.requests > 0
+    assert (report.succeeded, report.wrong, report.hung, report.failed) == (report.requests, 0, 0, {})
+    assert report.leaked == 0
