@@ -154,7 +154,11 @@ class AsyncRun(Generic[T]):
         url = self._driver.core.base_url + effect.path
         try:
             request = self._driver.http.build_request(
-                effect.method, url, headers=effect.headers, content=effect.content, timeout=deadline.for_httpx()
+                effect.method,
+                url,
+                headers=deadline.headers(effect),
+                content=effect.content,
+                timeout=deadline.for_httpx(),
             )
             self._response = await self._driver.http.send(request, stream=True)
         except FAILURES as failure:

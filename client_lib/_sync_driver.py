@@ -155,7 +155,7 @@ class SyncRun(Generic[T]):
         limits = deadline.for_httpx()
         try:
             request = self._driver.http.build_request(
-                effect.method, url, headers=effect.headers, content=effect.content, timeout=limits
+                effect.method, url, headers=deadline.headers(effect), content=effect.content, timeout=limits
             )
             self._response = self._driver.http.send(request, stream=True)
         except FAILURES as failure:

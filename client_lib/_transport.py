@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ssl
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
-from client_lib._effects import Head
+from client_lib._effects import Head, Send
 from client_lib.errors import DELClientError, InvalidRequest, TimeoutExceeded, error_from_transport
 from client_lib.types import Timeout
 
@@ -16,6 +17,8 @@ __all__ = ["FAILURES", "Deadline", "check_base_url", "head_of", "http_options", 
 
 #: What httpx raises when a request cannot be made or answered.
 FAILURES = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL)
+
+_LONGEST_DEADLINE_S = 24 * 60 * 60  # the wire format's bound
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -58,6 +61,13 @@ class Deadline:
     def allows(self, seconds: float) -> bool:
         """Whether a pause of this length ends before the limit."""
         return self._end is None or time.monotonic() + seconds < self._end
+
+    def headers(self, request: Send) -> Mapping[str, str]:
+        """A request's headers; one with a body says how long its answer is waited for, so that no work is wasted."""
+        left = self.remaining()
+        if left is None or request.content is None or left > _LONGEST_DEADLINE_S:
+            return request.headers
+        return {**request.headers, "x-request-deadline-ms": str(max(1, int(left * 1000)))}
 
     def exceeded(self) -> TimeoutExceeded:
         """The error to raise when the limit has passed."""

@@ -54,12 +54,20 @@ class PrivateLM:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application that Serve runs in this replica."""
         from deployments.http import Coalescing, create_app
+        from deployments.quota_actor import RayLeases
+        from deployments.quotas import Quotas
 
-        streaming = self._settings.streaming
-        coalescing = Coalescing(max_tokens=streaming.max_tokens, max_delay=streaming.max_delay_s)
-        timeout = self._settings.http.body_timeout_s
+        settings = self._settings
+        streaming = settings.streaming
         return create_app(
-            self._service, coalescing=coalescing, body_timeout=timeout, add_request_id=False, keys=self._keys
+            self._service,
+            coalescing=Coalescing(max_tokens=streaming.max_tokens, max_delay=streaming.max_delay_s),
+            body_timeout=settings.http.body_timeout_s,
+            write_timeout=settings.http.write_timeout_s,
+            add_request_id=False,
+            keys=self._keys,
+            quotas=Quotas(RayLeases()),
+            quotas_fail_open=settings.quotas.fail_open,
         )
 
     async def check_health(self) -> None:

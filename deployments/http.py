@@ -33,6 +33,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from del_core.errors import (
+    DEADLINE_EXCEEDED,
     ENGINE_UNAVAILABLE,
     ERROR_STATUS,
     FRAME_TOO_LARGE,
@@ -41,14 +42,18 @@ from del_core.errors import (
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
     OVERLOADED,
+    RATE_LIMIT_EXCEEDED,
     TRUNCATED_FRAME,
     UNSUPPORTED_MEDIA_TYPE,
     FrameError,
     error_type,
 )
 from del_core.wire import MEDIA_TYPE, Request
+from deployments import deadlines
+from deployments.deadlines import Deadline
 from deployments.engine import EngineDeadError
 from deployments.keys import Caller, InvalidKeyError, Keys
+from deployments.quotas import Charge, QuotaExceededError, Quotas, QuotaUnavailableError
 from deployments.service import OverloadedError, Piece, PrivateLMService
 
 __all__ = ["Coalescing", "RequestIds", "create_app", "error_body", "is_request_id"]
@@ -93,14 +98,22 @@ def create_app(
     body_timeout: float = 30.0,
     add_request_id: bool = True,
     keys: Keys | None = None,
+    quotas: Quotas | None = None,
+    quotas_fail_open: bool = False,
+    write_timeout: float = 30.0,
 ) -> ASGIApp:
     """The ASGI application of a service.
 
-    ``keys`` say who may call; without them everyone may.
+    ``keys`` say who may call; without them everyone may. ``quotas`` charge callers that have limits; with
+    ``quotas_fail_open`` they are let through where it cannot be told what they have left. A client that takes longer
+    than ``write_timeout`` seconds to read an event is given up.
+
     A request's body has to arrive within ``body_timeout`` seconds.
     ``add_request_id=False`` leaves the ``X-Request-Id`` of responses to what stands in front: Serve adds its own.
     """
-    surface = _Surface(service, coalescing or Coalescing(), body_timeout, keys or Keys())
+    surface = _Surface(
+        service, coalescing or Coalescing(), body_timeout, write_timeout, keys or Keys(), quotas, quotas_fail_open
+    )
     app = Starlette(
         routes=[
             Route("/v1/private/completions", surface.completions, methods=["POST"]),
@@ -170,9 +183,21 @@ class _Guard:
 class _Surface:
     """The handlers of the routes."""
 
-    def __init__(self, service: PrivateLMService, coalescing: Coalescing, body_timeout: float, keys: Keys) -> None:
+    def __init__(
+        self,
+        service: PrivateLMService,
+        coalescing: Coalescing,
+        body_timeout: float,
+        write_timeout: float,
+        keys: Keys,
+        quotas: Quotas | None,
+        quotas_fail_open: bool,
+    ) -> None:
         self._service = service
         self._keys = keys
+        self._quotas = quotas
+        self._quotas_fail_open = quotas_fail_open
+        self._write_timeout = write_timeout
         self._coalescing = coalescing
         self._body_timeout = body_timeout
 
@@ -192,13 +217,29 @@ class _Surface:
         try:
             # Refused before the body is read if need be; but a slot is held only once it has been read.
             self._service.check_room()
-            frame = await self._read(http)
-            slots.enter_context(self._service.slot())
-            response = await self._answer(http, frame, slots, caller)
+            deadline = Deadline(http.headers.get(deadlines.HEADER))
+            async with asyncio.timeout(deadline.remaining()) as limit:
+                frame = await self._read(http)
+                slots.enter_context(self._service.slot())
+                response = await self._answer(http, frame, slots, caller, deadline)
+        except TimeoutError:
+            if not limit.expired():
+                slots.close()
+                raise
+            response = _frame_error(Deadline.exceeded())
         except FrameError as error:
             response = _frame_error(error)
         except OverloadedError as error:
             response = _error(OVERLOADED, f"{error}; try again after the seconds in Retry-After")
+        except QuotaExceededError as error:
+            retry_after = {"retry-after": str(error.retry_after)}
+            response = _error(
+                RATE_LIMIT_EXCEEDED, f"{error}; try again after the seconds in Retry-After", headers=retry_after
+            )
+        except QuotaUnavailableError:
+            response = _error(
+                OVERLOADED, "what is left of the key's quota is not known; try again after the seconds in Retry-After"
+            )
         except EngineDeadError:
             response = _engine_unavailable()
         except _Disconnected:
@@ -210,9 +251,14 @@ class _Surface:
             slots.close()  # an event stream closes them when it ends
         return response
 
-    async def _answer(self, http: HTTPRequest, frame: bytes, slots: contextlib.ExitStack, caller: Caller) -> Response:
+    async def _answer(
+        self, http: HTTPRequest, frame: bytes, slots: contextlib.ExitStack, caller: Caller, deadline: Deadline
+    ) -> Response:
         request = await self._service.parse(frame)
+        charge = await self._charge(caller, request)
         envelope = _Envelope(request)
+        if charge is not None:
+            slots.callback(lambda: charge.settle(request.prompt_tokens + envelope.completion_tokens))
         if not request.sampling.stream:
             completion = await _unless_disconnected(http, self._service.complete(request, cache_salt=caller.cache_salt))
             body = envelope.completion(completion.text, completion.token_ids, completion.finish_reason)
@@ -220,7 +266,17 @@ class _Surface:
         pieces = self._service.stream(request, cache_salt=caller.cache_salt)
         # A failure before the first piece still gets its own status, since nothing has been sent.
         first = await _unless_disconnected(http, anext(pieces))
-        return _EventStream(envelope, first, pieces, self._coalescing, slots)
+        return _EventStream(envelope, first, pieces, self._coalescing, slots, deadline, self._write_timeout)
+
+    async def _charge(self, caller: Caller, request: Request) -> Charge | None:
+        if self._quotas is None:
+            return None
+        try:
+            return await self._quotas.charge(caller, request.prompt_tokens + request.remaining_tokens)
+        except QuotaUnavailableError:
+            if self._quotas_fail_open:
+                return None
+            raise
 
     async def _read(self, http: HTTPRequest) -> bytes:
         """The body, read no further and no longer than allowed."""
@@ -358,6 +414,8 @@ class _EventStream(Response):
         pieces: AsyncGenerator[Piece, None],
         coalescing: Coalescing,
         slots: contextlib.ExitStack,
+        deadline: Deadline,
+        write_timeout: float,
     ) -> None:
         # `no-transform` and the other one keep proxies from compressing or holding back what is small and urgent.
         super().__init__(headers={"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"})
@@ -367,6 +425,9 @@ class _EventStream(Response):
         self._pieces = pieces
         self._coalescing = coalescing
         self._slots = slots
+        self._deadline = deadline
+        self._write_timeout = write_timeout
+        self._expired = False
         self._more = asyncio.Event()
         self._ended: BaseException | bool = False
 
@@ -376,9 +437,16 @@ class _EventStream(Response):
         write = asyncio.ensure_future(self._write(send, Headers(scope=scope).get("x-request-id")))
         gone = asyncio.ensure_future(_disconnect(receive))
         try:
-            await asyncio.wait((write, gone), return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                (write, gone), timeout=self._deadline.remaining(), return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                # Nobody waits any more: the engine stops first, and whoever still listens is told.
+                self._expired = True
+                pump.cancel()
+                await asyncio.wait((write, gone), timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
             if write.done():
-                with contextlib.suppress(OSError):  # the client went while something was sent
+                with contextlib.suppress(OSError):  # the client went, or stopped reading, while something was sent
                     write.result()
         finally:
             for task in (pump, write, gone):
@@ -412,7 +480,8 @@ class _EventStream(Response):
                 body = self._envelope.event(text, token_ids, pieces[-1].finish_reason)
                 if done:
                     body += b"data: [DONE]\n\n"
-                await send({"type": "http.response.body", "body": body, "more_body": not done})
+                async with asyncio.timeout(self._write_timeout):
+                    await send({"type": "http.response.body", "body": body, "more_body": not done})
             if not done and not await self._gather():
                 body = self._failure(request_id)
                 await send({"type": "http.response.body", "body": body, "more_body": False})
@@ -438,7 +507,9 @@ class _EventStream(Response):
 
     def _failure(self, request_id: str | None) -> bytes:
         """The event for an engine that failed after the stream had begun."""
-        if isinstance(self._ended, EngineDeadError):
+        if self._expired:
+            body = error_body(DEADLINE_EXCEEDED, str(Deadline.exceeded()))
+        elif isinstance(self._ended, EngineDeadError):
             body = error_body(ENGINE_UNAVAILABLE, _ENGINE_UNAVAILABLE)
         else:
             if isinstance(self._ended, Exception):

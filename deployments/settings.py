@@ -21,6 +21,7 @@ __all__ = [
     "HTTPSettings",
     "KeySettings",
     "KeysSettings",
+    "QuotaSettings",
     "ScalingSettings",
     "Settings",
     "SettingsError",
@@ -80,6 +81,8 @@ class HTTPSettings(_Section):
     """Largest request body accepted."""
     body_timeout_s: float = Field(default=30, gt=0, le=3600)
     """How long a request's body may take to arrive."""
+    write_timeout_s: float = Field(default=30, gt=0, le=3600)
+    """How long a client may take to read one event of a stream before it is given up."""
 
 
 class KeySettings(_Section):
@@ -125,6 +128,14 @@ class KeysSettings(_Section):
                 "keys: no API keys are given; keys.file or keys.names, or keys.open: true to let everyone call who can "
                 "reach the server, is required unless it listens on loopback only"
             )
+
+
+class QuotaSettings(_Section):
+    """The quotas of API keys."""
+
+    fail_open: bool = False
+    """What becomes of requests of keys with limits while the book of quotas does not answer: true lets them through,
+    false answers 503."""
 
 
 class StreamingSettings(_Section):
@@ -188,6 +199,7 @@ class Settings(_Section):
     engine: EngineSettings = EngineSettings()
     http: HTTPSettings = HTTPSettings()
     keys: KeysSettings = KeysSettings()
+    quotas: QuotaSettings = QuotaSettings()
     streaming: StreamingSettings = StreamingSettings()
     scaling: ScalingSettings = ScalingSettings()
 

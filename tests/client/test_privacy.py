@@ -92,7 +92,10 @@ def test_requests_carry_nothing_but_the_frame(connect: Connect, server: Scripted
         "content-length",
         "content-type",
         "user-agent",
+        "x-request-deadline-ms",
     }
+    # What is left of the total time limit.
+    assert 0 < int(received.headers["x-request-deadline-ms"]) <= 600_000
     assert received.headers["user-agent"] == "del-serve-client"
     assert b"Zebra" not in received.body
 
