@@ -1,4 +1,4 @@
-"""Quotas: over many replicas exactly what the name has, in leases; what is refused, and what happens without the book."""
+"""Quotas: over many replicas exactly what a name has, in leases; refusals; what happens without the book."""
 
 from __future__ import annotations
 
