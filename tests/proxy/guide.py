@@ -83,7 +83,7 @@ class Shell:
     def serving(self, block: Block, ready: str, within_s: float = 180.0) -> Iterator[None]:
         """A server that answers at ``ready`` (port of the page, path), stopped by SIGTERM at the end."""
         process = subprocess.Popen(
-            ["sh", "-c", "exec " + self.moved(block.text)],
+            ["sh", "-c", "exec env " + self.moved(block.text)],
             cwd=self._directory,
             env=self._environment,
             stdout=subprocess.PIPE,
