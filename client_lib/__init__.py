@@ -11,7 +11,9 @@ Needs numpy, tokenizers, safetensors and httpx; no model, no GPU.
 """
 
 from client_lib.async_client import AsyncClient, AsyncStream
+from client_lib.chat import ChatTemplate, Message
 from client_lib.client import Client, Stream
+from client_lib.conversation import AsyncConversation, Conversation
 from client_lib.encoder import Draw, EncodedPrompt, Encoder
 from client_lib.errors import (
     BudgetExceeded,
@@ -33,21 +35,25 @@ from client_lib.errors import (
     StreamBroken,
     TimeoutExceeded,
 )
-from client_lib.spans import Prompt, Span, private, public
+from client_lib.padding import Padding
+from client_lib.spans import Prompt, Span, mark, private, public
 from client_lib.types import Chunk, Completion, Model, Timeout, Usage
 
 __all__ = [
     "AsyncClient",
+    "AsyncConversation",
     "AsyncStream",
     "BudgetExceeded",
     "BundleInvalid",
     "BundleOutdated",
     "CacheUnavailable",
+    "ChatTemplate",
     "Chunk",
     "Client",
     "ClientClosed",
     "Completion",
     "ConnectionFailed",
+    "Conversation",
     "DELClientError",
     "Draw",
     "EncodedPrompt",
@@ -55,8 +61,10 @@ __all__ = [
     "InvalidRequest",
     "LedgerUnavailable",
     "MemoryInvalid",
+    "Message",
     "Model",
     "Overloaded",
+    "Padding",
     "PermissionDenied",
     "PolicyViolation",
     "Prompt",
@@ -69,6 +77,7 @@ __all__ = [
     "Timeout",
     "TimeoutExceeded",
     "Usage",
+    "mark",
     "private",
     "public",
 ]

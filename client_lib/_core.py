@@ -36,6 +36,8 @@ from client_lib.errors import (
     StreamBroken,
     TimeoutExceeded,
 )
+from client_lib.memory import Recall
+from client_lib.padding import Padding
 from client_lib.spans import CLEAR, Prompt, spans_of
 from client_lib.types import Completion, Model, Usage
 from del_core.bundle import ClientBundle
@@ -95,6 +97,7 @@ class Core:
     ledger: LedgerHook | None = field(default=None, repr=False)
     subject: str | None = field(default=None, repr=False)
     variant: str | None = None
+    padding: Padding | None = None
 
     def __post_init__(self) -> None:
         check_integer("max_resumes", self.max_resumes, 0, 100)
@@ -163,10 +166,10 @@ class Core:
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def encode(self, prompt: Prompt, variant: str) -> Flow[EncodedPrompt]:
+    def encode(self, prompt: Prompt, variant: str, recall: Recall | None = None) -> Flow[EncodedPrompt]:
         """Encode a prompt without sending it."""
         encoder = yield from use_bundle()
-        return (yield from call(lambda: self._encode(encoder, prompt, variant)))
+        return (yield from call(lambda: self._encode(encoder, prompt, variant, recall)))
 
     def choose_variant(self, variant: str | None) -> str:
         """The variant of a call: its own, or the client's."""
@@ -176,9 +179,15 @@ class Core:
             raise invalid("variant", "missing", "the name of a variant, here or with the client")
         return self.variant
 
-    def complete(self, prompt: Prompt | EncodedPrompt, variant: str, options: SamplingOptions) -> Flow[Completion]:
+    def complete(
+        self,
+        prompt: Prompt | EncodedPrompt,
+        variant: str,
+        options: SamplingOptions,
+        recall: Recall | None = None,
+    ) -> Flow[Completion]:
         """One completion in one answer."""
-        order = yield from self._prepare(prompt, variant, options, stream=False)
+        order = yield from self._prepare(prompt, variant, options, recall, stream=False)
         max_tokens = order.sampling.max_tokens
 
         def receive(head: Head) -> Flow[Completion]:
@@ -198,9 +207,15 @@ class Core:
 
         return (yield from self._submit(order, (), receive))
 
-    def stream(self, prompt: Prompt | EncodedPrompt, variant: str, options: SamplingOptions) -> Flow[Completion]:
+    def stream(
+        self,
+        prompt: Prompt | EncodedPrompt,
+        variant: str,
+        options: SamplingOptions,
+        recall: Recall | None = None,
+    ) -> Flow[Completion]:
         """One completion in chunks, resumed if the connection breaks; the result is the whole of it."""
-        order = yield from self._prepare(prompt, variant, options, stream=True)
+        order = yield from self._prepare(prompt, variant, options, recall, stream=True)
         bytes_sent = len(order.frame)
         received = StreamReader(order.sampling.max_tokens)
         request_id: str | None = None
@@ -247,7 +262,13 @@ class Core:
     # --- parts of requests --------------------------------------------------------------------------------------------
 
     def _prepare(
-        self, prompt: Prompt | EncodedPrompt, variant: str, options: SamplingOptions, *, stream: bool
+        self,
+        prompt: Prompt | EncodedPrompt,
+        variant: str,
+        options: SamplingOptions,
+        recall: Recall | None,
+        *,
+        stream: bool,
     ) -> Flow[_Order]:
         """Check everything and draw the noise; nothing has been sent when this fails."""
         sampling = _sampling(options, stream=stream)
@@ -256,7 +277,7 @@ class Core:
         if not isinstance(prompt, EncodedPrompt):
             text, spans = prompt, spans_of(prompt, variant)
             encoder = yield from use_bundle()
-            encoded = yield from call(lambda: self._encode(encoder, text, variant))
+            encoded = yield from call(lambda: self._encode(encoder, text, variant, recall))
             is_public = not any(span.is_private for span in spans)
             order = _Order(encoder, encoded, sampling, text if is_public else None)
         else:
@@ -275,16 +296,16 @@ class Core:
         yield from call(lambda: self._spend(order))
         return order
 
-    def _encode(self, encoder: Encoder, prompt: Prompt, variant: str) -> EncodedPrompt:
+    def _encode(self, encoder: Encoder, prompt: Prompt, variant: str, recall: Recall | None = None) -> EncodedPrompt:
         """Ask the policy, then draw the noise: what is refused has no noise that could get out."""
         encoder.check_variant(variant)
         if self.policy is not None:
             self.policy.check_variant(encoder.bundle, variant)
-        tokenised = encoder.tokenise(prompt, variant)
+        tokenised = encoder.tokenise(prompt, variant, self.padding)
         if self.policy is not None:
             private_tokens = sum(len(part.ids) for part in tokenised if part.span.is_private)
             self.policy.check_prompt(encoder.bundle, variant, private_tokens)
-        return encoder.draw(tokenised, variant)
+        return encoder.draw(tokenised, variant, recall)
 
     def _check_policy(self, encoder: Encoder, encoded: EncodedPrompt) -> None:
         if self.policy is not None:

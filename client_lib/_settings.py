@@ -12,6 +12,7 @@ from client_lib._checks import invalid
 from client_lib._core import Core
 from client_lib._hooks import LedgerHook, PolicyHook
 from client_lib._retry import RetryPolicy
+from client_lib.padding import Padding
 from client_lib.types import Timeout
 
 __all__ = ["ClientOptions", "core_from", "core_with", "timeout_from"]
@@ -22,6 +23,7 @@ class ClientOptions(TypedDict, total=False):
 
     subject: str | None
     variant: str | None
+    padding: Padding | None
     policy: PolicyHook | None
     timeout: Timeout | float | None
     max_retries: int
@@ -41,6 +43,7 @@ def core_from(
     ledger: LedgerHook | None,
     subject: str | None,
     variant: str | None,
+    padding: Padding | None,
 ) -> Core:
     """The core of a client. Raises :class:`InvalidRequest` that names the argument."""
     # Headers are ASCII; the key itself never appears in a message.
@@ -58,6 +61,7 @@ def core_from(
         ledger=ledger,
         subject=subject,
         variant=variant,
+        padding=padding,
     )
 
 

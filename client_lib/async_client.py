@@ -12,6 +12,7 @@ from client_lib._core import SamplingOptions
 from client_lib._hooks import LedgerHook, PolicyHook
 from client_lib._settings import ClientOptions, core_from, core_with, timeout_from
 from client_lib.encoder import EncodedPrompt
+from client_lib.padding import Padding
 from client_lib.spans import Prompt
 from client_lib.types import Chunk, Completion, Model, Timeout
 from del_core.bundle import ClientBundle, Variant
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import httpx
 
     from client_lib._async_driver import AsyncRun
+    from client_lib.chat import ChatTemplate
+    from client_lib.conversation import AsyncConversation
 
 __all__ = ["AsyncClient", "AsyncStream"]
 
@@ -46,6 +49,7 @@ class AsyncClient:
         ledger: LedgerHook | None = None,
         subject: str | None = None,
         variant: str | None = None,
+        padding: Padding | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         # httpx takes a while to import, so that happens here and not with `import client_lib`.
@@ -65,11 +69,12 @@ class AsyncClient:
             ledger=ledger,
             subject=subject,
             variant=variant,
+            padding=padding,
         )
         self._driver = AsyncDriver(core, timeout_from(timeout), transport)
 
     def with_options(self, **options: Unpack[ClientOptions]) -> AsyncClient:
-        """The same client with another subject, variant, policy, timeout, max_retries or max_resumes.
+        """The same client with another subject, variant, policy, padding, timeout, max_retries or max_resumes.
 
         It shares the connections and the bundle, so it costs nothing, and closing either closes both.
         """
@@ -104,6 +109,23 @@ class AsyncClient:
     async def encode(self, prompt: Prompt, *, variant: str | None = None) -> EncodedPrompt:
         """Draw the noise of a prompt now, to send it any number of times; see :meth:`client_lib.Client.encode`."""
         return await self._driver.run(self._driver.core.encode(prompt, self._driver.core.choose_variant(variant)))
+
+    def conversation(
+        self,
+        *,
+        variant: str | None = None,
+        template: ChatTemplate | None = None,
+        memory: bytes | None = None,
+        key: bytes | None = None,
+    ) -> AsyncConversation:
+        """A :class:`client_lib.conversation.AsyncConversation`, in which every private span is quantised once.
+
+        ``template`` turns chat messages into a prompt. ``memory`` is what ``save`` of an earlier conversation returned,
+        and ``key`` the 32 bytes it was given.
+        """
+        from client_lib.conversation import AsyncConversation
+
+        return AsyncConversation(self._driver, self._driver.core.choose_variant(variant), template, memory, key)
 
     async def models(self) -> tuple[Model, ...]:
         """The variants that the server lists, with the guarantees that it states."""

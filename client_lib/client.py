@@ -12,6 +12,7 @@ from client_lib._core import SamplingOptions
 from client_lib._hooks import LedgerHook, PolicyHook
 from client_lib._settings import ClientOptions, core_from, core_with, timeout_from
 from client_lib.encoder import EncodedPrompt
+from client_lib.padding import Padding
 from client_lib.spans import Prompt
 from client_lib.types import Chunk, Completion, Model, Timeout
 from del_core.bundle import ClientBundle, Variant
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import httpx
 
     from client_lib._sync_driver import SyncRun
+    from client_lib.chat import ChatTemplate
+    from client_lib.conversation import Conversation
 
 __all__ = ["Client", "Stream"]
 
@@ -43,6 +46,7 @@ class Client:
         ledger: where spending is recorded before anything is sent; every call then needs a ``subject``.
         subject: whom prompts are about, for the ledger; usually set for each user by :meth:`with_options`.
         variant: the variant of calls that name none.
+        padding: fill private spans up to a bucket, see :class:`client_lib.padding.Padding`; by default they are not.
         transport: an ``httpx`` transport, for proxies, client certificates or tests.
 
     Creating a client sends nothing. The bundle is fetched when it is first needed.
@@ -63,6 +67,7 @@ class Client:
         ledger: LedgerHook | None = None,
         subject: str | None = None,
         variant: str | None = None,
+        padding: Padding | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         # httpx takes a while to import, so that happens here and not with `import client_lib`.
@@ -82,11 +87,12 @@ class Client:
             ledger=ledger,
             subject=subject,
             variant=variant,
+            padding=padding,
         )
         self._driver = SyncDriver(core, timeout_from(timeout), transport)
 
     def with_options(self, **options: Unpack[ClientOptions]) -> Client:
-        """The same client with another subject, variant, policy, timeout, max_retries or max_resumes.
+        """The same client with another subject, variant, policy, padding, timeout, max_retries or max_resumes.
 
         It shares the connections and the bundle, so it costs nothing, and closing either closes both.
         """
@@ -128,6 +134,23 @@ class Client:
         again draws fresh noise, and the privacy losses add up.
         """
         return self._driver.run(self._driver.core.encode(prompt, self._driver.core.choose_variant(variant)))
+
+    def conversation(
+        self,
+        *,
+        variant: str | None = None,
+        template: ChatTemplate | None = None,
+        memory: bytes | None = None,
+        key: bytes | None = None,
+    ) -> Conversation:
+        """A :class:`client_lib.conversation.Conversation`, in which every private span is quantised once.
+
+        ``template`` turns chat messages into a prompt. ``memory`` is what ``save`` of an earlier conversation returned,
+        and ``key`` the 32 bytes it was given.
+        """
+        from client_lib.conversation import Conversation
+
+        return Conversation(self._driver, self._driver.core.choose_variant(variant), template, memory, key)
 
     def models(self) -> tuple[Model, ...]:
         """The variants that the server lists, with the guarantees that it states."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client_lib.errors import BundleInvalid, InvalidRequest
+from client_lib.padding import Padding
 from client_lib.spans import CLEAR, Prompt, Span, spans_of
 from del_core.bundle import ClientBundle
 from del_core.errors import FrameError
@@ -28,6 +29,8 @@ from del_core.wire import PrivateSegment, PublicSegment, Request, Sampling, Segm
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from client_lib.memory import Recall
 
 __all__ = ["Draw", "DrawnSegment", "EncodedPrompt", "Encoder", "Tokenised"]
 
@@ -60,10 +63,11 @@ class DrawnSegment(PrivateSegment):
 
 @dataclass(frozen=True, slots=True)
 class Tokenised:
-    """A span as token ids; nothing is drawn yet."""
+    """A span as token ids, padded if asked for; nothing is drawn yet. ``padding`` names what was asked for."""
 
     span: Span
     ids: tuple[int, ...] = field(repr=False)
+    padding: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -128,38 +132,57 @@ class Encoder:
         """
         return self.draw(self.tokenise(prompt, variant), variant)
 
-    def tokenise(self, prompt: Prompt, variant: str) -> tuple[Tokenised, ...]:
+    def tokenise(self, prompt: Prompt, variant: str, padding: Padding | None = None) -> tuple[Tokenised, ...]:
         """The first half of :meth:`encode`: all that can fail, and no noise yet. Spans without tokens are left out."""
         self.check_variant(variant)
         tokenised: list[Tokenised] = []
         for span in spans_of(prompt, variant):
-            ids = self._tokenizer.encode(span.text, add_special_tokens=False).ids
+            ids = self._ids(span.text)
             if not ids:
                 continue
-            if max(ids) >= self.bundle.table.shape[0]:
-                raise BundleInvalid(
-                    "tokenizer.json: it has token ids beyond the table; "
-                    f"allowed: 0 to {self.bundle.table.shape[0] - 1}, one for every row of table.safetensors"
-                )
-            tokenised.append(Tokenised(span, tuple(ids)))
+            if padding is None or not span.is_private:
+                tokenised.append(Tokenised(span, ids))
+            else:
+                padded = padding.apply(ids, self._ids(padding.text))
+                tokenised.append(Tokenised(span, padded, f"{padding.bucket} {padding.text}"))
         if not tokenised:
             raise InvalidRequest("prompt: no token remains after tokenisation; allowed: at least one", field="prompt")
         return tuple(tokenised)
 
-    def draw(self, tokenised: Sequence[Tokenised], variant: str) -> EncodedPrompt:
-        """The second half of :meth:`encode`: draw the noise."""
-        segments: list[Segment] = []
+    def draw(self, tokenised: Sequence[Tokenised], variant: str, recall: Recall | None = None) -> EncodedPrompt:
+        """The second half of :meth:`encode`: draw the noise, or recall it for what a conversation has sent before.
+
+        Raises :class:`client_lib.errors.BundleOutdated` as :meth:`client_lib.memory.SpanMemory.counts` does.
+        """
+        hidden = [part for part in tokenised if part.span.is_private]
+        origin = self._origin(variant)
+
+        def quantise(ids: tuple[int, ...]) -> DrawnSegment:
+            levels = self.bundle.table[np.asarray(ids, dtype=np.intp)]
+            codes = self.bundle.mechanism(variant).sample(levels, self._random_source)
+            return DrawnSegment(codes, random_bytes(_DRAW_ID_BYTES))
+
+        if recall is None:
+            drawn = [quantise(part.ids) for part in hidden]
+        else:
+            drawn = recall.memory.counts(hidden, variant, origin, quantise, fresh=recall.fresh)
+        counts = iter(drawn)
+        segments: list[Segment] = [
+            next(counts) if part.span.is_private else PublicSegment(part.ids) for part in tokenised
+        ]
         bos_token_id = self.bundle.manifest.bos_token_id
         if bos_token_id is not None:
-            segments.append(PublicSegment((bos_token_id,)))
-        for part in tokenised:
-            segments.append(self._quantise(part.ids, variant) if part.span.is_private else PublicSegment(part.ids))
-        return EncodedPrompt(self.fingerprint, variant, tuple(segments), self._origin(variant))
+            segments.insert(0, PublicSegment((bos_token_id,)))
+        return EncodedPrompt(self.fingerprint, variant, tuple(segments), origin)
 
-    def _quantise(self, ids: tuple[int, ...], variant: str) -> DrawnSegment:
-        levels = self.bundle.table[np.asarray(ids, dtype=np.intp)]
-        codes = self.bundle.mechanism(variant).sample(levels, self._random_source)
-        return DrawnSegment(codes, random_bytes(_DRAW_ID_BYTES))
+    def _ids(self, text: str) -> tuple[int, ...]:
+        ids = tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        if ids and max(ids) >= self.bundle.table.shape[0]:
+            raise BundleInvalid(
+                "tokenizer.json: it has token ids beyond the table; "
+                f"allowed: 0 to {self.bundle.table.shape[0] - 1}, one for every row of table.safetensors"
+            )
+        return ids
 
     def adopt(self, encoded: EncodedPrompt) -> EncodedPrompt | None:
         """The same segments for this bundle, or None if they would mean something else under it.

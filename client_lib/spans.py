@@ -7,13 +7,13 @@ the variant ``clear``, which adds no noise and therefore takes public spans only
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from client_lib._checks import invalid
 
-__all__ = ["CLEAR", "Prompt", "Span", "private", "public", "spans_of"]
+__all__ = ["CLEAR", "Detector", "Prompt", "Span", "mark", "private", "public", "spans_of"]
 
 #: The built-in variant without noise.
 CLEAR = "clear"
@@ -31,6 +31,8 @@ class Span:
 
 
 Prompt: TypeAlias = str | Sequence[Span]
+#: Finds what is private in a text: ranges of characters, from the first to behind the last.
+Detector: TypeAlias = Callable[[str], Iterable[tuple[int, int]]]
 
 
 def private(text: str) -> Span:
@@ -41,6 +43,40 @@ def private(text: str) -> Span:
 def public(text: str) -> Span:
     """A span that is sent in the clear, as token ids. Use it for what is no secret: instructions, templates."""
     return Span(text, is_private=False)
+
+
+def mark(text: str, detector: Detector) -> tuple[Span, ...]:
+    """The text in spans, private where the detector says so and public elsewhere; together they are the text exactly.
+
+    The detector is the caller's: it is given the text and yields ranges ``(start, end)`` of characters, in any order.
+    Whatever it misses is sent in the clear. Raises :class:`InvalidRequest` for ranges that are empty, overlap or lie
+    outside the text.
+    """
+    given: object = text
+    if not isinstance(given, str):
+        raise invalid("text", f"a {type(given).__name__}", "str")
+    spans: list[Span] = []
+    done = 0
+    for start, end in sorted(_check_range(found, len(text)) for found in detector(text)):
+        if start < done:
+            raise invalid("detector", f"the range ({start}, {end}) begins before {done}", "ranges that do not overlap")
+        spans += [public(text[done:start])] if start > done else []
+        spans.append(private(text[start:end]))
+        done = end
+    spans += [public(text[done:])] if done < len(text) else []
+    return tuple(spans)
+
+
+def _check_range(found: object, length: int) -> tuple[int, int]:
+    allowed = f"pairs (start, end) of integers with 0 <= start < end <= {length}"
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise invalid("detector", f"a {type(found).__name__} that is no pair", allowed)
+    start, end = found
+    if any(isinstance(place, bool) or not isinstance(place, int) for place in (start, end)):
+        raise invalid("detector", "a range whose ends are no integers", allowed)
+    if not 0 <= start < end <= length:
+        raise invalid("detector", f"the range ({start}, {end})", allowed)
+    return start, end
 
 
 def spans_of(prompt: Prompt, variant: str) -> tuple[Span, ...]:
