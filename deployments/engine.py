@@ -34,7 +34,8 @@ class EngineSampling:
     prompt holds already (it is being resumed); with a seed, what is drawn for a token depends on its position in the
     whole completion. ``stop_token_ids``: ids that end the completion, the model's end of text included where it
     applies. ``incremental``: yield tokens as they come; without it the engine may yield all of them at the end, which
-    is cheaper.
+    is cheaper. ``gather_tokens``, ``gather_s``: an engine may gather tokens after the first ones until that many wait
+    or one has waited that long (seconds).
     """
 
     max_tokens: int
@@ -44,6 +45,8 @@ class EngineSampling:
     position: int = 0
     stop_token_ids: tuple[int, ...] = field(default=(), repr=False)
     incremental: bool = True
+    gather_tokens: int = 1
+    gather_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +55,13 @@ class Delta:
 
     ``finish_reason`` "stop": the last token id is one of ``stop_token_ids``; "length": ``max_tokens`` were generated.
     ``cached_rows``: how many of the prompt's rows were not computed, as the cache had them; None if not known.
+    ``gathered``: they have waited for others as long as they should, and are to be passed on at once.
     """
 
     token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: FinishReason | None = None
     cached_rows: int | None = None
+    gathered: bool = False
 
 
 class Engine(Protocol):

@@ -263,7 +263,12 @@ class _Surface:
             completion = await _unless_disconnected(http, self._service.complete(request, cache_salt=caller.cache_salt))
             body = envelope.completion(completion.text, completion.token_ids, completion.finish_reason)
             return Response(body, media_type="application/json")
-        pieces = self._service.stream(request, cache_salt=caller.cache_salt)
+        pieces = self._service.stream(
+            request,
+            gather_tokens=self._coalescing.max_tokens,
+            gather_s=self._coalescing.max_delay,
+            cache_salt=caller.cache_salt,
+        )
         # A failure before the first piece still gets its own status, since nothing has been sent.
         first = await _unless_disconnected(http, anext(pieces))
         return _EventStream(envelope, first, pieces, self._coalescing, slots, deadline, self._write_timeout)
@@ -494,7 +499,9 @@ class _EventStream(Response):
         while True:
             self._more.clear()
             if self._waiting:
-                if self._ended or sum(len(piece.token_ids) for piece in self._waiting) >= self._coalescing.max_tokens:
+                if self._ended or self._waiting[-1].gathered:
+                    return True
+                if sum(len(piece.token_ids) for piece in self._waiting) >= self._coalescing.max_tokens:
                     return True
                 deadline = deadline or loop.time() + self._coalescing.max_delay
             elif self._ended:

@@ -60,6 +60,8 @@ class Piece:
     text: str = field(repr=False)
     token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: FinishReason | None = None
+    gathered: bool = False
+    """It has waited for more long enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +193,19 @@ class PrivateLMService:
         return Completion("".join(text), tuple(token_ids), finish_reason)
 
     async def stream(
-        self, request: Request, *, incremental: bool = True, cache_salt: str | None = None
+        self,
+        request: Request,
+        *,
+        incremental: bool = True,
+        gather_tokens: int = 1,
+        gather_s: float | None = None,
+        cache_salt: str | None = None,
     ) -> AsyncGenerator[Piece, None]:
         """The completion of a request, piece by piece; the last piece, and no other, has a finish reason.
 
         Beyond the soft prompt, cached prompts are shared only with requests of the same ``cache_salt``.
+        ``gather_tokens`` and ``gather_s``: see ``EngineSampling``; with stop strings every token is looked at as it
+        comes, so that nothing is generated after one.
         Closing the iterator early stops the engine's work for the request. Raises EngineDeadError.
         """
         text = TextStream(self._tokenizer, request.sampling.stop)
@@ -212,6 +222,8 @@ class PrivateLMService:
             position=len(request.resume),
             stop_token_ids=stop_ids,
             incremental=incremental,
+            gather_tokens=1 if request.sampling.stop else gather_tokens,
+            gather_s=gather_s,
         )
         embeddings = await self._embed(request)
         shared = len(self._variants[request.variant].soft_prompt)
@@ -220,21 +232,18 @@ class PrivateLMService:
         )
         async with contextlib.aclosing(deltas):
             async for delta in deltas:
-                new: list[str] = []
-                for taken, token_id in enumerate(delta.token_ids, start=1):
-                    # The token that ends a completion is part of its ids but not of its text.
-                    if delta.finish_reason == "stop" and taken == len(delta.token_ids):
-                        break
-                    new.append(text.push(token_id))
-                    if text.stopped:
-                        yield Piece("".join(new), delta.token_ids[:taken], "stop")
-                        return
-                if delta.finish_reason:
-                    new.append(text.finish())
-                    reason: FinishReason = "stop" if text.stopped else delta.finish_reason
-                    yield Piece("".join(new), delta.token_ids, reason)
+                # The token that ends a completion is part of its ids but not of its text.
+                shown = delta.token_ids[:-1] if delta.finish_reason == "stop" else delta.token_ids
+                new, taken = text.extend(shown)
+                if text.stopped:
+                    yield Piece(new, delta.token_ids[:taken], "stop")
                     return
-                yield Piece("".join(new), delta.token_ids)
+                if delta.finish_reason:
+                    new += text.finish()
+                    reason: FinishReason = "stop" if text.stopped else delta.finish_reason
+                    yield Piece(new, delta.token_ids, reason)
+                    return
+                yield Piece(new, delta.token_ids, gathered=delta.gathered)
 
     def _stop_ids(self, sampling: Sampling) -> tuple[int, ...]:
         end = () if sampling.ignore_eos else self._end_of_text

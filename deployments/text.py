@@ -59,6 +59,29 @@ class TextStream:
         self._window_text = self._decode(self._ids[self._window_start :])
         return self._release(new) if new else ""
 
+    def extend(self, token_ids: Sequence[int]) -> tuple[str, int]:
+        """Take several tokens; the text that they release, and how many were taken: fewer than all after a stop string.
+
+        The same as one :meth:`push` after the other, but where nothing waits before or after them, the whole is decoded
+        at once.
+        """
+        clean = not self._stop and self._decoded == len(self._ids) and 1 < len(token_ids) < _LONGEST_WAIT
+        if clean:
+            window = self._decode([*self._ids[self._window_start :], *token_ids])
+            if len(window) > len(self._window_text) and not window.endswith(_REPLACEMENT):
+                new = window[len(self._window_text) :]
+                self._window_start = self._decoded
+                self._ids += token_ids
+                self._decoded = len(self._ids)
+                self._window_text = self._decode(self._ids[self._window_start :])
+                return new, len(token_ids)
+        text = []
+        for taken, token_id in enumerate(token_ids, start=1):
+            text.append(self.push(token_id))
+            if self.stopped:
+                return "".join(text), taken
+        return "".join(text), len(token_ids)
+
     def finish(self) -> str:
         """The text that is still held back; call once, after the last token."""
         if self.stopped:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments import _engine_logging, _quick_start
+from deployments import _quick_start
+from deployments._vllm_frontend import Frontend
 from deployments.cache_isolation import salt_for
 from deployments.engine import Delta, EngineDeadError, EngineSampling
 from deployments.settings import EngineSettings
@@ -47,7 +48,6 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": settings.log_level,
-        **_engine_logging.ENVIRONMENT,
         # No plug-ins that happen to be installed.
         "VLLM_PLUGINS": "",
         "HF_HUB_OFFLINE": "1",
@@ -82,7 +82,7 @@ class VllmEngine:
         self._model = model
         self._settings = settings
         self._llm: AsyncLLM | None = None
-        self._dead = False
+        self._frontend: Frontend | None = None
         self._tensor: Callable[[NDArray[np.float32]], Any] = lambda embeddings: embeddings
         self._context_length = 0
 
@@ -94,13 +94,14 @@ class VllmEngine:
     async def start(self) -> None:
         """See ``Engine``. The loading runs in a thread, so that the event loop goes on answering."""
         os.environ.update(engine_environment(self._settings))
-        await asyncio.to_thread(self._load)
+        self._llm = await asyncio.to_thread(self._load)
+        self._frontend = Frontend(self._llm)
+        await self._frontend.start()
 
-    def _load(self) -> None:
+    def _load(self) -> AsyncLLM:
         quick = self._settings.quick_start and self._settings.threads == 1 and _is_cpu_build()
         if quick:
             _quick_start.begin()
-        _engine_logging.configure()
         import torch
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -129,10 +130,11 @@ class VllmEngine:
             **{name: value for name, value in optional.items() if value is not None},
         )
         with _quick_start.used() if quick else contextlib.nullcontext():
-            self._llm = AsyncLLM.from_engine_args(arguments)
-        dtype = self._llm.model_config.dtype
+            llm = AsyncLLM.from_engine_args(arguments)
+        dtype = llm.model_config.dtype
         self._tensor = lambda embeddings: torch.from_numpy(embeddings).to(dtype)
-        self._context_length = int(self._llm.model_config.max_model_len)
+        self._context_length = int(llm.model_config.max_model_len)
+        return llm
 
     async def generate(
         self,
@@ -145,10 +147,7 @@ class VllmEngine:
     ) -> AsyncGenerator[Delta, None]:
         """See ``Engine``."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
-        from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
-        from vllm.v1.engine.exceptions import EngineGenerateError
 
-        llm = self._started()
         parameters = SamplingParams(
             max_tokens=sampling.max_tokens,
             **_draw(sampling),
@@ -156,45 +155,38 @@ class VllmEngine:
             # The end-of-text ids are among the stop ids where they apply.
             ignore_eos=True,
             detokenize=False,
-            output_kind=RequestOutputKind.DELTA if sampling.incremental else RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.DELTA,
+            # They are this request's own.
+            skip_clone=True,
         )
         prompt: dict[str, Any] = {"type": "embeds", "prompt_embeds": self._tensor(embeddings)}
         if cache_salt is not None:
             prompt["cache_salt"] = salt_for(shared_rows, cache_salt)
-        outputs = llm.generate(prompt, parameters, request_id)
-        try:
-            async with contextlib.aclosing(outputs):
-                async for output in outputs:
-                    completion = output.outputs[0]
-                    reason = completion.finish_reason
-                    if reason not in (None, "stop", "length"):
-                        # The engine gave the request up ("abort", "error"), which it does only when it goes down.
-                        raise EngineDeadError(f"the engine ended a request with {reason}")
-                    yield Delta(tuple(completion.token_ids), reason, output.num_cached_tokens)
-        except (VllmEngineDeadError, EngineGenerateError) as error:
-            if llm.errored:
-                self._dead = True
-                raise EngineDeadError("the engine has stopped") from None
-            raise error from None
+        deltas = self._started().generate(request_id, prompt, parameters, sampling)
+        async with contextlib.aclosing(deltas):
+            async for delta in deltas:
+                yield delta
 
     async def abort(self, request_id: str) -> None:
         """See ``Engine``."""
-        if self._llm is not None and not self._llm.errored:
-            await self._llm.abort(request_id)
+        if self._frontend is not None:
+            await self._frontend.abort(request_id)
 
     async def check_health(self) -> None:
         """See ``Engine``."""
-        if self._started().errored:
-            self._dead = True
+        if self._started().dead:
             raise EngineDeadError("the engine has stopped")
 
     async def shutdown(self) -> None:
         """See ``Engine``."""
+        frontend, self._frontend = self._frontend, None
         llm, self._llm = self._llm, None
+        if frontend is not None:
+            await frontend.stop()
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
 
-    def _started(self) -> AsyncLLM:
-        if self._llm is None or self._dead:
+    def _started(self) -> Frontend:
+        if self._frontend is None:
             raise EngineDeadError("the engine has not been started, or has stopped")
-        return self._llm
+        return self._frontend

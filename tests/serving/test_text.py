@@ -121,3 +121,29 @@ def test_random_token_sequences(tokenizer: Tokenizer) -> None:
     for _ in range(200):
         ids = [chooser.randrange(size) for _ in range(30)]
         assert stream(tokenizer, ids)[0] == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("stop", [(), ("an",)])
+def test_groups_release_what_their_tokens_release_one_by_one(tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+    """After every group: characters cut by groups, bytes that are no text, special tokens; and a stream goes on from
+    one that took the same tokens singly, as a resumed completion does."""
+    generator = random.Random(7)
+    text_ids = tokenizer.encode(TEXT).ids
+    for _ in range(100):
+        start = generator.randrange(len(text_ids))
+        noise = [generator.randrange(tokenizer.get_vocab_size()) for _ in range(generator.randrange(50))]
+        ids = [*text_ids[start:], *noise, *text_ids[: generator.randrange(20)]]
+        grouped, single = TextStream(tokenizer, stop), TextStream(tokenizer, stop)
+        while ids and not single.stopped:
+            size = generator.choice([1, 2, 5, 16, 40])
+            group, ids = ids[:size], ids[size:]
+            expected = ""
+            taken = 0
+            for token_id in group:
+                expected += single.push(token_id)
+                taken += 1
+                if single.stopped:
+                    break
+            assert grouped.extend(group) == (expected, taken)
+            assert grouped.stopped == single.stopped
+        assert grouped.finish() == single.finish()
