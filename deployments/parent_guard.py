@@ -1,8 +1,8 @@
 """Ends an engine's process when the process that started it is gone.
 
 vLLM runs its engine in a process of its own, and one whose parent was killed lives on, with its memory, for ever. The
-engine is told to mix :class:`ParentGuard` into its worker class; importing this module, which it does before it loads
-the model, is all that is wanted; it sets up that process's logging as well. Imports nothing heavy.
+engine is told to mix a class over :class:`ParentGuard` into its worker class; importing this module, which it does
+before it loads the model, is all that is wanted; it sets up that process's logging as well. Imports nothing heavy.
 """
 
 from __future__ import annotations

@@ -97,6 +97,8 @@ class VllmEngine:
         self._llm = await asyncio.to_thread(self._load)
         self._frontend = Frontend(self._llm)
         await self._frontend.start()
+        if self._settings.enforce_eager:
+            await self._llm.collective_rpc("give_ids_after_prompts")
 
     def _load(self) -> AsyncLLM:
         quick = self._settings.quick_start and self._settings.threads == 1 and _is_cpu_build()
@@ -123,7 +125,7 @@ class VllmEngine:
             gpu_memory_utilization=settings.gpu_memory_utilization,
             tensor_parallel_size=settings.tensor_parallel_size,
             enable_prefix_caching=settings.prefix_caching,
-            worker_extension_cls="deployments.cache_isolation.EngineExtension",
+            worker_extension_cls="deployments.engine_worker.EngineWorker",
             logits_processors=["deployments.seeded_sampling:SeededSampling"],
             disable_log_stats=True,
             enable_log_requests=False,
