@@ -25,19 +25,6 @@ __all__ = ["Frontend"]
 class _Output:
     """What one request has generated and nobody has read yet."""
 
-    __slots__ = (
-        "_begun",
-        "_due",
-        "_error",
-        "_gather_s",
-        "_gather_tokens",
-        "_loop",
-        "_reader",
-        "_reason",
-        "_timer",
-        "_tokens",
-    )
-
     def __init__(self, sampling: EngineSampling) -> None:
         self._loop = asyncio.get_running_loop()
         self._gather_tokens = sampling.gather_tokens

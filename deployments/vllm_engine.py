@@ -83,6 +83,8 @@ class VllmEngine:
         self._settings = settings
         self._llm: AsyncLLM | None = None
         self._frontend: Frontend | None = None
+        self.gives_ids = False
+        """Whether steps after the prompts take token ids (:mod:`deployments.engine_worker`)."""
         self._tensor: Callable[[NDArray[np.float32]], Any] = lambda embeddings: embeddings
         self._context_length = 0
 
@@ -94,11 +96,11 @@ class VllmEngine:
     async def start(self) -> None:
         """See ``Engine``. The loading runs in a thread, so that the event loop goes on answering."""
         os.environ.update(engine_environment(self._settings))
-        self._llm = await asyncio.to_thread(self._load)
-        self._frontend = Frontend(self._llm)
+        self._llm = llm = await asyncio.to_thread(self._load)
+        self._frontend = Frontend(llm)
         await self._frontend.start()
         if self._settings.enforce_eager:
-            await self._llm.collective_rpc("give_ids_after_prompts")
+            self.gives_ids = all(await llm.collective_rpc("give_ids_after_prompts"))
 
     def _load(self) -> AsyncLLM:
         quick = self._settings.quick_start and self._settings.threads == 1 and _is_cpu_build()
