@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments import _quick_start
+from deployments import _engine_logging, _quick_start
 from deployments._vllm_frontend import Frontend
 from deployments.cache_isolation import salt_for
 from deployments.engine import Delta, EngineDeadError, EngineSampling
@@ -48,6 +48,7 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": settings.log_level,
+        **_engine_logging.ENVIRONMENT,
         # No plug-ins that happen to be installed.
         "VLLM_PLUGINS": "",
         "HF_HUB_OFFLINE": "1",
@@ -106,6 +107,7 @@ class VllmEngine:
         quick = self._settings.quick_start and self._settings.threads == 1 and _is_cpu_build()
         if quick:
             _quick_start.begin()
+        _engine_logging.configure()
         import torch
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
