@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import IO, Any, Final
@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from . import _strict_json as strict
 from .errors import BundleError
 
-MAX_HEADER_BYTES: Final = 64 * 1024  # our files hold at most two tensors
+MAX_HEADER_BYTES: Final = 64 * 1024  # our files hold at most 14 tensors
 _LENGTH: Final = struct.Struct("<Q")
 _DTYPES: Final = {"I8": "int8", "I16": "<i2", "F16": "<f2", "F32": "<f4"}
 
@@ -36,15 +36,21 @@ class TensorSpec:
     shape: tuple[int, ...]
 
 
+Specs = Mapping[str, TensorSpec]
+SpecsOf = Callable[[Mapping[str, tuple[int, ...]]], Specs]
+"""From the shapes that a header claims to what the file has to hold. Raises ValueError for sizes out of range."""
+
+
 def dump(tensors: Mapping[str, NDArray[Any]]) -> bytes:
     """The safetensors file of these arrays; the same arrays give the same bytes."""
     return save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
 
 
-def map_tensors(file: IO[bytes], name: str, specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[Any]]:
+def map_tensors(file: IO[bytes], name: str, specs: Specs | SpecsOf) -> dict[str, NDArray[Any]]:
     """Read-only arrays over an open file, which must hold exactly the tensors of ``specs``.
 
-    ``name`` is how errors call the file. Raises BundleError.
+    Where sizes are the file's own to say, ``specs`` is a function of the shapes in its header. ``name`` is how
+    errors call the file. Raises BundleError.
     """
     size = os.fstat(file.fileno()).st_size
     if size < _LENGTH.size:
@@ -57,10 +63,14 @@ def map_tensors(file: IO[bytes], name: str, specs: Mapping[str, TensorSpec]) -> 
     start = _LENGTH.size + length
     try:
         header = strict.parse(file.read(length), name="header", max_depth=4)
+        if callable(specs):
+            specs = specs(_claimed_shapes(header))
         entries = strict.members(header, "header", required=tuple(specs))
         found = {key: _tensor(entries[key], key, spec) for key, spec in specs.items()}
     except strict.JsonError as error:
         raise BundleError(name, f"{error.field} {error.message}") from None
+    except ValueError as error:
+        raise BundleError(name, str(error)) from None
     end = 0
     for begin, stop, _, key in sorted((begin, stop, dtype, key) for key, (dtype, begin, stop) in found.items()):
         if begin != end:
@@ -76,6 +86,16 @@ def map_tensors(file: IO[bytes], name: str, specs: Mapping[str, TensorSpec]) -> 
         else:
             arrays[key] = np.memmap(file, dtype=dtype, mode="r", offset=start + begin, shape=shape)
     return arrays
+
+
+def _claimed_shapes(header: object) -> dict[str, tuple[int, ...]]:
+    """The shapes in a header as far as they are well formed; what is not is refused when it is compared."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key, entry in header.items() if isinstance(header, dict) else ():
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if isinstance(shape, list) and all(type(extent) is int for extent in shape):
+            shapes[key] = tuple(shape)
+    return shapes
 
 
 def _tensor(entry: object, key: str, spec: TensorSpec) -> tuple[str, int, int]:

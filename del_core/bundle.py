@@ -18,6 +18,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from . import _bundle_files as files
 from . import _strict_json as strict
 from . import _tar
+from ._decoder_tensors import DECODER_KINDS, DecoderSizes
 from ._manifest import (
     CLIENT_LIMITS,
     FORMAT_VERSION,
@@ -45,7 +47,7 @@ from ._manifest import (
     parse_manifest,
     server_file_names,
 )
-from ._tensor_files import TensorSpec, dump, map_tensors
+from ._tensor_files import Specs, SpecsOf, TensorSpec, dump, map_tensors
 from .errors import BundleError
 from .mechanism import Mechanism
 
@@ -86,13 +88,17 @@ _BLOCK_ROWS: Final = 4096
 
 @dataclass(frozen=True, eq=False)
 class VariantContent:
-    """A variant with its server side: weight (b, dim) and bias (b,) of the linear decoder, R, soft prompt (m, b)."""
+    """A variant with its server side: weight (b, dim) and bias (b,) of the linear decoder, R, soft prompt (m, b).
+
+    ``tensors``: what a decoder of another kind has beside weight and bias.
+    """
 
     variant: Variant
     weight: FloatArray = field(repr=False)
     bias: FloatArray = field(repr=False)
     norm_limit: float
     soft_prompt: FloatArray | None = field(default=None, repr=False)
+    tensors: Mapping[str, FloatArray] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +164,7 @@ class Bundle:
         return self.client.mechanism(name)
 
     def decoder(self, name: str) -> dict[str, NDArray[np.float32]]:
-        """ "weight" (b, dim) and "bias" (b,) of a variant's linear decoder, float32."""
+        """A variant's decoder, float32: "weight" (b, dim) and "bias" (b,) of the linear one, and what its kind adds."""
         tensors = self._tensors[f"decoder-{self.client.variant(name).name}.safetensors"]
         return {key: np.array(value, dtype=np.float32) for key, value in tensors.items()}
 
@@ -218,8 +224,11 @@ def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
         raise BundleError("client/manifest.json", "differs from manifest.json; the same client manifest is required")
     files.check_listing(directory / "server", "server", manifest.server.files)
     for variant in manifest.variants:
-        if variant.decoder != "linear":
-            raise BundleError(MANIFEST, f"variant {variant.name} has the decoder {variant.decoder}; linear is allowed")
+        if variant.decoder not in DECODER_KINDS:
+            raise BundleError(
+                MANIFEST,
+                f"variant {variant.name} has the decoder {variant.decoder}; {', '.join(DECODER_KINDS)} are allowed",
+            )
     tensors: dict[str, dict[str, NDArray[Any]]] = {}
     for short, specs in _server_specs(manifest):
         name = f"server/{short}"
@@ -232,16 +241,21 @@ def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
     return Bundle(directory, client, manifest, tensors)
 
 
-def _server_specs(manifest: Manifest) -> Iterator[tuple[str, dict[str, TensorSpec]]]:
+def _server_specs(manifest: Manifest) -> Iterator[tuple[str, Specs | SpecsOf]]:
     """Every file of server/ and what it has to hold."""
     hidden = manifest.base_model.hidden_size
     for variant in manifest.variants:
-        decoder = {"weight": TensorSpec(_FLOATS, (hidden, manifest.dim)), "bias": TensorSpec(_FLOATS, (hidden,))}
-        yield f"decoder-{variant.name}.safetensors", decoder
+        yield f"decoder-{variant.name}.safetensors", partial(_decoder_specs, manifest, variant.decoder)
         if variant.soft_prompt_length:
             shape = (variant.soft_prompt_length, hidden)
             yield f"soft-prompt-{variant.name}.safetensors", {"soft_prompt": TensorSpec(_FLOATS, shape)}
     yield PRIOR, {"log_prior": TensorSpec(("F32",), (manifest.base_model.vocabulary_size,))}
+
+
+def _decoder_specs(manifest: Manifest, kind: str, claimed: Mapping[str, tuple[int, ...]]) -> Specs:
+    model = manifest.base_model
+    shapes = DecoderSizes.of_shapes(kind, claimed).shapes(kind, model.hidden_size, manifest.dim, model.vocabulary_size)
+    return {key: TensorSpec(_FLOATS, shape) for key, shape in shapes.items()}
 
 
 def _check_levels(table: NDArray[Any], max_level: int, name: str) -> None:
@@ -289,7 +303,10 @@ def write_bundle(
     for content in variants:
         name = content.variant.name
         server[f"decoder-{name}.safetensors"] = dump(
-            {"weight": _as_float(content.weight), "bias": _as_float(content.bias)}
+            {
+                key: _as_float(array)
+                for key, array in {**content.tensors, "weight": content.weight, "bias": content.bias}.items()
+            }
         )
         if content.variant.soft_prompt_length or (content.soft_prompt is not None and len(content.soft_prompt)):
             file = f"soft-prompt-{name}.safetensors"

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from del_core.bundle import RESERVED_VARIANT, Bundle, pack_client
-from del_core.decoding import Decoder, build_decoder
+from del_core.decoding import Decoder, build_decoder, products_per_token
 from del_core.errors import CONTEXT_LENGTH_EXCEEDED, DelError, FrameError
 from del_core.wire import Limits, PrivateSegment, Request, Sampling, Shape, decode_frame
 from deployments.base_model import EmbeddingTable
@@ -112,7 +112,7 @@ class PrivateLMService:
         self._archive: asyncio.Future[bytes] | None = None
         hidden = bundle.manifest.base_model.hidden_size
         self._variants: dict[str, _Variant] = {
-            name: _Variant(build_decoder(bundle, name), bundle.soft_prompt(name), bundle.manifest.dim * hidden)
+            name: _Variant(build_decoder(bundle, name), bundle.soft_prompt(name), products_per_token(bundle, name))
             for name in bundle.variants
         }
         self._variants[CLEAR] = _Variant(None, np.zeros((0, hidden), dtype=np.float32), 0)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors.numpy import load_file as load_decoder
 from safetensors.torch import load_file
 
 from del_core.bundle import BaseModel, Guarantees, Manifest, Variant, VariantContent, write_bundle
@@ -54,6 +55,7 @@ def assemble_bundle(
                     bits=summary["bits"],
                     ratio_numerator=summary["ratio_numerator"],
                     soft_prompt_length=summary["rows"],
+                    decoder=summary["decoder"],
                     guarantees=Guarantees(**summary["guarantees"]),
                     audit={**summary["audit"], "perplexity": perplexities},
                 ),
@@ -61,6 +63,7 @@ def assemble_bundle(
                 bias=projection.decoder.bias.detach().cpu().half().numpy(),
                 norm_limit=summary["norm_limit"],
                 soft_prompt=load_file(directory / "soft_prompt.safetensors")["soft_prompt"].half().numpy(),
+                tensors=load_decoder(directory / "decoder.safetensors"),
             )
         )
     vocabulary_size, hidden_size = lm.embeddings.shape

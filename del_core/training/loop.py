@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ def fit(
     patience: int | None = None,
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
+    rates: Mapping[str, float] | None = None,
     progress: bool = True,
 ) -> float:
     """Minimises ``loss`` by AdamW and leaves the best parameters in place (the last ones without ``evaluate``).
@@ -90,6 +91,7 @@ def fit(
         name: names the progress bar, ``<name>.checkpoint`` and ``<name>.jsonl`` (the log) in ``directory``.
         run: what identifies the run (data checksum, seed, sizes); a checkpoint of another run is refused.
         evaluate: held-out loss (lower is better), called every ``evaluate_every`` steps and at the end.
+        rates: learning rates of single parameters, by name, as multiples of the schedule's.
         patience: evaluations without improvement after which training stops; None never stops early.
 
     Returns:
@@ -100,10 +102,14 @@ def fit(
         FloatingPointError: if the loss is not finite.
     """
     named = dict(parameters)
-    decayed = [p for p in named.values() if p.dim() >= 2]
-    rest = [p for p in named.values() if p.dim() < 2]
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
+    for key, parameter in named.items():
+        groups.setdefault(((rates or {}).get(key, 1.0), parameter.dim() >= 2), []).append(parameter)
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        [
+            {"params": members, "weight_decay": weight_decay if matrix else 0.0, "rate": rate}
+            for (rate, matrix), members in groups.items()
+        ],
         lr=schedule.learning_rate,
         betas=(0.9, 0.95),
     )
@@ -146,7 +152,7 @@ def fit(
             if patience is not None and stale > patience:
                 break
             for group in optimizer.param_groups:
-                group["lr"] = schedule.learning_rate * schedule.factor(step)
+                group["lr"] = group["rate"] * schedule.learning_rate * schedule.factor(step)
             value = loss(step)
             last = float(value.detach())
             if not math.isfinite(last):

@@ -1,4 +1,4 @@
-"""Stage 2: one soft prompt for one variant, trained for exactly that variant's noise (DESIGN section 6).
+"""Stage 2: one variant's soft prompt and decoder, trained for exactly that variant's noise (DESIGN section 6).
 
 Projection and LM are frozen; peft's prompt tuning (Lester et al., 2021, arXiv 2104.08691) holds the trained rows.
 """
@@ -13,15 +13,18 @@ from pathlib import Path
 
 import torch
 from peft import PromptTuningConfig, TaskType, get_peft_model
+from safetensors.numpy import save_file as save_decoder
 from safetensors.torch import save_file
 
+from del_core._decoder_tensors import LINEAR, DecoderSizes
 from del_core.accounting import mu
 from del_core.evaluation.perplexity import evaluate_perplexity
 from del_core.mechanism import Mechanism
 from del_core.projection import Projection
+from del_core.training.decoder import NoisyDecoder, choose_sizes
 from del_core.training.lm import FrozenLM
 from del_core.training.loop import Schedule, fit, identity, step_generator
-from del_core.training.noise import NoisyTable, limit_norm
+from del_core.training.noise import NoisyTable
 from del_core.training.text import TokenWindows
 
 __all__ = ["SoftPromptConfig", "calibrate_norm_limit", "train_soft_prompt"]
@@ -29,7 +32,10 @@ __all__ = ["SoftPromptConfig", "calibrate_norm_limit", "train_soft_prompt"]
 
 @dataclass(frozen=True)
 class SoftPromptConfig:
-    """Sizes and schedule of stage 2. ``rows``: the soft prompt's length, a multiple of 32 so that its KV is cached."""
+    """Sizes and schedule of stage 2. ``rows``: the soft prompt's length, a multiple of 32 so that its KV is cached.
+
+    ``decoder``: its kind; ``width`` and ``layers`` are those of its network, where it has one.
+    """
 
     rows: int = 32
     min_prompt_tokens: int = 16
@@ -38,6 +44,10 @@ class SoftPromptConfig:
     batch: int = 16
     steps: int = 400
     learning_rate: float = 1e-2
+    decoder: str = "linear"
+    width: int | None = None
+    layers: int = 2
+    decoder_learning_rate: float = 1e-3
     patience: int = 4
     evaluation_windows: int = 128
     test_windows: int = 256
@@ -53,11 +63,11 @@ class SoftPromptConfig:
 class _NoisyPrompt:
     """What the LM reads in place of private tokens: noise drawn afresh for every call's generator."""
 
-    def __init__(self, noisy: NoisyTable, projection: Projection, norm_limit: float) -> None:
-        self.noisy, self.projection, self.norm_limit = noisy, projection, norm_limit
+    def __init__(self, noisy: NoisyTable, decoder: NoisyDecoder) -> None:
+        self.noisy, self.decoder = noisy, decoder
 
     def __call__(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return self.projection.decoder(limit_norm(self.noisy.sample(tokens, generator), self.norm_limit))
+        return self.decoder(self.noisy.sample(tokens, generator))
 
     def fixed(self, seed: int) -> _FixedNoise:
         """The same noise at every pass over the same windows, for comparisons that are paired."""
@@ -83,11 +93,39 @@ def calibrate_norm_limit(
     longest = float((noisy.levels.float() / noisy.mechanism.max_level).norm(dim=1).max())
     best, best_limit = math.inf, longest
     for factor in (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0):
-        prompt = _NoisyPrompt(noisy, projection, factor * longest)
+        prompt = _NoisyPrompt(noisy, _linear(lm, projection, noisy, factor * longest))
         value = evaluate_perplexity(lm.model, windows, prompt_tokens, prompt.fixed(seed))
         if value < best:
             best, best_limit = value, factor * longest
     return best_limit
+
+
+def _linear(lm: FrozenLM, projection: Projection, noisy: NoisyTable, norm_limit: float) -> NoisyDecoder:
+    weight, bias = projection.decoder.weight, projection.decoder.bias
+    return NoisyDecoder(LINEAR, DecoderSizes(), weight, bias, noisy, norm_limit, lm.embeddings, lm.unigram())
+
+
+def _start_decoder(
+    lm: FrozenLM,
+    projection: Projection,
+    noisy: NoisyTable,
+    norm_limit: float,
+    windows: torch.Tensor,
+    config: SoftPromptConfig,
+) -> NoisyDecoder:
+    """The decoder before training: of the mixtures of linear and posterior, the one of least perplexity."""
+    weight, bias = projection.decoder.weight, projection.decoder.bias
+    sizes = choose_sizes(config.decoder, len(weight), weight.shape[1], config.width, config.layers)
+    decoder = NoisyDecoder(config.decoder, sizes, weight, bias, noisy, norm_limit, lm.embeddings, lm.unigram())
+    if config.decoder != LINEAR:
+        prompt = _NoisyPrompt(noisy, decoder)
+        tried = {}
+        for mix in (0.0, 0.25, 0.5, 0.75, 1.0):
+            decoder.set_mix(mix)
+            noise = prompt.fixed(config.seed + 1)
+            tried[mix] = evaluate_perplexity(lm.model, windows, config.prompt_tokens, noise)
+        decoder.set_mix(min(tried, key=tried.__getitem__))
+    return decoder
 
 
 def train_soft_prompt(
@@ -100,11 +138,12 @@ def train_soft_prompt(
     *,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Trains the soft prompt of variant ``name`` into ``output``: ``soft_prompt.safetensors``, ``variant.json``.
+    """Trains variant ``name`` into ``output``: ``soft_prompt``, ``decoder`` (safetensors) and ``variant.json``.
 
     Returns:
         Perplexities on the test part, all over the same windows and the same noise: ``ppl_clean``, ``ppl_projected``,
-        ``ppl_noisy`` and ``ppl_soft_prompt``.
+        ``ppl_noisy`` (linear decoder alone), ``ppl_decoder`` (the trained decoder, its soft prompt left out) and
+        ``ppl_soft_prompt`` (both).
     """
     config = config or SoftPromptConfig()
     torch.manual_seed(config.seed)
@@ -116,7 +155,9 @@ def train_soft_prompt(
     validation = lm.windows(lm.validation, length, config.evaluation_windows)
     test = lm.windows(lm.test, length, config.test_windows)
     norm_limit = calibrate_norm_limit(lm, projection, noisy, validation, config.prompt_tokens, config.seed + 1)
-    prompt = _NoisyPrompt(noisy, projection, norm_limit)
+    decoder = _start_decoder(lm, projection, noisy, norm_limit, validation, config)
+    prompt = _NoisyPrompt(noisy, decoder)
+    linear = _NoisyPrompt(noisy, _linear(lm, projection, noisy, norm_limit))
 
     tuned = get_peft_model(
         lm.model, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=config.rows, inference_mode=False)
@@ -139,12 +180,15 @@ def train_soft_prompt(
         logits = tuned(inputs_embeds=inputs, use_cache=False).logits[:, -continuation.shape[1] :]
         return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), continuation.flatten())
 
-    def perplexity(windows: torch.Tensor, seed: int, soft_prompt: torch.Tensor | None) -> float:
-        return evaluate_perplexity(lm.model, windows, config.prompt_tokens, prompt.fixed(seed), soft_prompt)
+    def perplexity(
+        windows: torch.Tensor, seed: int, soft_prompt: torch.Tensor | None, decoded: _NoisyPrompt = prompt
+    ) -> float:
+        return evaluate_perplexity(lm.model, windows, config.prompt_tokens, decoded.fixed(seed), soft_prompt)
 
     output.mkdir(parents=True, exist_ok=True)
-    fit(
-        [("soft_prompt", rows)],
+    trained = [("soft_prompt", rows), *decoder.trained()]
+    best = fit(
+        trained,
         loss,
         Schedule(config.steps, config.learning_rate),
         name=name,
@@ -159,6 +203,7 @@ def train_soft_prompt(
         evaluate=lambda: math.log(perplexity(validation, config.seed + 1, rows.detach())),
         evaluate_every=50,
         patience=config.patience,
+        rates={key: config.decoder_learning_rate / config.learning_rate for key, _ in decoder.trained()},
         progress=progress,
     )
     soft_prompt = rows.detach().clone()
@@ -170,10 +215,12 @@ def train_soft_prompt(
             config.prompt_tokens,
             lambda tokens: projection.decoder(table[tokens].float() / mechanism.max_level),
         ),
-        "ppl_noisy": perplexity(test, config.seed + 2, None),
+        "ppl_noisy": perplexity(test, config.seed + 2, None, linear),
+        "ppl_decoder": perplexity(test, config.seed + 2, None),
         "ppl_soft_prompt": perplexity(test, config.seed + 2, soft_prompt),
     }
     save_file({"soft_prompt": soft_prompt.cpu().contiguous()}, output / "soft_prompt.safetensors")
+    save_decoder(decoder.tensors(), output / "decoder.safetensors")
     summary = {
         "name": name,
         "bits": mechanism.bits,
@@ -181,6 +228,7 @@ def train_soft_prompt(
         "ratio_numerator": mechanism.ratio_numerator,
         "mu": mu(mechanism),
         "norm_limit": norm_limit,
+        "held_out_loss": best,
         "model_sha256": lm.checksum,
         "text_sha256": lm.text_sha256,
         **asdict(config),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from del_core._decoder_tensors import DECODER_KINDS
 from del_core.accounting import epsilon as exact_epsilon
 from del_core.audit.nearest import calibrate_ratio
 from del_core.audit.recovery import measure_recovery
@@ -19,7 +21,10 @@ from del_core.projection import Projection
 from del_core.training.lm import FrozenLM
 from del_core.training.soft_prompt import SoftPromptConfig, train_soft_prompt
 
-__all__ = ["MAX_LEVEL", "Noise", "train_variant"]
+__all__ = ["BEST", "MAX_LEVEL", "Noise", "train_variant"]
+
+BEST = "best"
+"""As a decoder's kind: train all, keep the one of least validation loss."""
 
 MAX_LEVEL = 32767  # int16 tables
 _GUARANTEE_DELTA = 1e-6
@@ -71,6 +76,29 @@ class _AttackSurface:
         )
 
 
+def _train_best(
+    lm: FrozenLM,
+    projection: Projection,
+    mechanism: Mechanism,
+    name: str,
+    output: Path,
+    config: SoftPromptConfig,
+    *,
+    progress: bool,
+) -> None:
+    """Trains every kind of decoder under ``output/candidates`` and copies the one of least validation loss."""
+    losses: dict[str, float] = {}
+    for kind in DECODER_KINDS:
+        directory = output / "candidates" / kind
+        train_soft_prompt(lm, projection, mechanism, name, directory, replace(config, decoder=kind), progress=progress)
+        losses[kind] = json.loads((directory / "variant.json").read_text(encoding="utf-8"))["held_out_loss"]
+    chosen = output / "candidates" / min(losses, key=losses.__getitem__)
+    for file in ("soft_prompt.safetensors", "decoder.safetensors"):
+        shutil.copyfile(chosen / file, output / file)
+    summary = json.loads((chosen / "variant.json").read_text(encoding="utf-8"))
+    (output / "variant.json").write_text(json.dumps({**summary, "candidates": losses}, indent=2) + "\n", "utf-8")
+
+
 def train_variant(
     lm: FrozenLM,
     projection: Projection,
@@ -89,7 +117,11 @@ def train_variant(
     surface = _AttackSurface.of(lm, projection)
     calibration = lm.validation[:: max(1, len(lm.validation) // _CALIBRATION_TOKENS)]
     mechanism = surface.mechanism(noise, calibration.cpu().numpy())
-    train_soft_prompt(lm, projection, mechanism, name, output, config, progress=progress)
+    config = config or SoftPromptConfig()
+    if config.decoder == BEST:
+        _train_best(lm, projection, mechanism, name, output, config, progress=progress)
+    else:
+        train_soft_prompt(lm, projection, mechanism, name, output, config, progress=progress)
     path = output / "variant.json"
     summary = json.loads(path.read_text(encoding="utf-8"))
     summary["task"] = task

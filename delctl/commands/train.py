@@ -121,6 +121,13 @@ def projection(model: Path, texts: tuple[Path, ...], out: Path, device: str, qui
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Delta of --epsilon.",
 )
+@click.option(
+    "--decoder",
+    default="linear",
+    show_default=True,
+    type=click.Choice(["linear", "posterior", "trained", "contextual", "best"]),
+    help="How counts become embeddings; best trains all four and keeps the one of least validation loss.",
+)
 @click.option("--rows", default=32, show_default=True, help="Length of the soft prompt, a multiple of 32.")
 @click.option("--prompt-tokens", default=96, show_default=True, type=click.IntRange(16))
 @click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2))

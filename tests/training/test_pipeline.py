@@ -81,6 +81,32 @@ def test_the_bundle_holds_what_was_trained(trained):
     assert np.isfinite(decoded).all()
 
 
+def test_the_best_decoder_is_chosen_on_validation_text_and_bundled(trained, tmp_path):
+    work, _ = trained
+    common = ("--model", work / "model", "--projection", work / "projection")
+    _run(
+        train, "soft-prompt", *common, "--text", _TEXT, "--out", tmp_path / "v", "--name", "fine", "--bits", 2,
+        "--mu", 8, "--decoder", "best", "--steps", 25, *_SHORT,
+    )  # fmt: skip
+    summary = json.loads((tmp_path / "v/variant.json").read_text())
+    assert set(summary["candidates"]) == {"linear", "posterior", "trained", "contextual"}
+    assert summary["candidates"][summary["decoder"]] == min(summary["candidates"].values())
+    for kind, loss in summary["candidates"].items():
+        candidate = tmp_path / "v/candidates" / kind
+        assert json.loads((candidate / "variant.json").read_text())["held_out_loss"] == loss
+        # Every kind survives the way into a bundle and serves.
+        (candidate / "variant.json").write_text(
+            json.dumps(summary | json.loads((candidate / "variant.json").read_text()) | {"name": kind})
+        )
+    variants = [("--variant", tmp_path / "v/candidates" / kind) for kind in summary["candidates"]]
+    _run(bundle_command, *common, *(part for pair in variants for part in pair), "--out", tmp_path / "b")
+    bundle = load_bundle(tmp_path / "b")
+    for kind, variant in bundle.variants.items():
+        codes = bundle.mechanism(kind).sample(np.asarray(bundle.client.table[:40]))
+        assert variant.decoder == kind
+        assert np.isfinite(build_decoder(bundle, kind).decode(codes)).all()
+
+
 def test_averaged_noise_decodes_to_what_the_projection_gives(trained):
     """Unbiasedness through the whole path: with the norm limit out of the way, the mean embedding is D x + a'."""
     bundle = load_bundle(trained[0] / "bundle")
