@@ -36,6 +36,7 @@ from client_lib.errors import (
     TimeoutExceeded,
 )
 from client_lib.padding import Padding
+from client_lib.policy import PrivacyPolicy
 from client_lib.spans import Prompt, Span, mark, private, public
 from client_lib.types import Chunk, Completion, Model, Timeout, Usage
 
@@ -67,6 +68,7 @@ __all__ = [
     "Padding",
     "PermissionDenied",
     "PolicyViolation",
+    "PrivacyPolicy",
     "Prompt",
     "ProtocolError",
     "RedirectRefused",
