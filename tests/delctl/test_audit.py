@@ -7,7 +7,9 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save
 
 from del_core import accounting
 from del_core.audit import run as audit_run
@@ -15,6 +17,7 @@ from del_core.audit.inverter import InverterConfig
 from del_core.audit.run import AuditConfig
 from del_core.bundle import load_bundle, replace_audit
 from delctl.main import run
+from tests.core.bundles import SERVER_FILES, reseal, unchanged
 from tests.serving.tiny import Tiny, make_tiny
 
 _TEXT = Path(__file__).resolve().parents[1] / "data" / "alice.txt"
@@ -157,6 +160,22 @@ def test_another_format_or_model_is_refused(
     assert _audit(tiny, text, out, "--quick") == 2
     assert "99" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_bundle_with_nan_is_refused(
+    tiny: Tiny, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in SERVER_FILES:
+        path = tiny.bundle / "server" / name
+        kept = path.read_bytes()
+        tensors = {key: array.copy() for key, array in load_file(path).items()}
+        next(iter(tensors.values())).flat[0] = np.nan
+        path.write_bytes(save(tensors))
+        reseal(tiny.bundle, unchanged)
+        assert _audit(tiny, text, tmp_path / "report", "--quick") == 2
+        assert "NaN" in capsys.readouterr().err
+        assert not (tmp_path / "report").exists()
+        path.write_bytes(kept)
 
 
 def test_a_model_is_needed_for_other_bundles(tiny: Tiny, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
