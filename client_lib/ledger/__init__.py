@@ -1,0 +1,8 @@
+"""Privacy spent per subject over time, and budgets that are kept before anything is sent; see ``docs/budgets.md``."""
+
+from client_lib.ledger.budget import Budget, Spending
+from client_lib.ledger.ledger import Ledger
+from client_lib.ledger.sqlite import SQLiteStore
+from client_lib.ledger.store import Account, Entry, LedgerStore, MemoryStore
+
+__all__ = ["Account", "Budget", "Entry", "Ledger", "LedgerStore", "MemoryStore", "SQLiteStore", "Spending"]

@@ -1,0 +1,160 @@
+"""The ledger: spending is decided and recorded before a byte leaves.
+
+ledger = Ledger(SQLiteStore("ledger.db"), budget=Budget(epsilon=500.0))
+client = Client(url, ledger=ledger)
+client.with_options(subject="user-4711").complete(...)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from client_lib._checks import invalid
+from client_lib.encoder import Draw
+from client_lib.errors import BudgetExceeded
+from client_lib.ledger._filter import Filter
+from client_lib.ledger.budget import Budget, Spending
+from client_lib.ledger.store import Account, Entry, LedgerStore
+from del_core.mechanism import Mechanism
+
+__all__ = ["Ledger"]
+
+_LONGEST_SUBJECT = 256
+
+
+class Ledger:
+    """Keeps every subject of a store within a budget. Safe to use from several threads, as its store is.
+
+    Guarantees are worst case over every table (``docs/privacy.md``); how spending adds up, and why the sum is valid
+    for a caller who reacts to answers, is in :mod:`client_lib.ledger._filter`.
+    """
+
+    def __init__(self, store: LedgerStore, *, budget: Budget) -> None:
+        self.store = store
+        self.budget = budget
+        self._filter = Filter(budget.epsilon, budget.delta, budget.mixed)
+
+    def spend(self, subject: str, mechanism: Mechanism, draws: Sequence[Draw]) -> Spending:
+        """Charge the draws that are not charged yet, durably before this returns.
+
+        Raises:
+            InvalidRequest: the subject is not 1 to 256 characters.
+            BudgetExceeded: they do not fit the budget; nothing was recorded.
+            LedgerUnavailable: the store failed; nothing was recorded.
+        """
+        check_subject(subject)
+        with self.store.account(subject) as account:
+            self._expire(account)
+            before = account.entries()
+            known = account.known([draw.id for draw in draws])
+            new = {draw.id: draw.tokens for draw in draws if draw.id not in known}
+            entry = Entry(
+                self._bucket_end(account.now),
+                mechanism.ratio_numerator,
+                mechanism.trials * mechanism.dim * sum(new.values()),
+            )
+            if new:
+                if not self._filter.admits(_trials([*before, entry])):
+                    raise self._exceeded(subject, before, entry, account.now)
+                account.add(entry, list(new))
+            after = _trials([*before, entry] if new else before)
+        return self._spending(subject, after)
+
+    def spent(self, subject: str) -> Spending:
+        """What a subject has spent within the window."""
+        check_subject(subject)
+        with self.store.account(subject) as account:
+            self._expire(account)
+            trials = _trials(account.entries())
+        return self._spending(subject, trials)
+
+    def export(self, subject: str) -> dict[str, Any]:
+        """All that is kept of a subject, as JSON-able values: for access requests and reports."""
+        check_subject(subject)
+        with self.store.account(subject) as account:
+            self._expire(account)
+            entries = sorted(account.entries(), key=lambda entry: (entry.end, entry.ratio_numerator))
+            now = account.now
+        spending = self._spending(subject, _trials(entries))
+        return {
+            "subject": subject,
+            "epsilon": spending.epsilon if math.isfinite(spending.epsilon) else None,
+            "delta": self.budget.delta,
+            "budget": self.budget.epsilon,
+            "entries": [
+                {
+                    "expires": self._expiry(entry.end, now),
+                    "ratio": entry.ratio_numerator / 2**31,
+                    "trials": entry.trials,
+                }
+                for entry in entries
+            ],
+        }
+
+    def erase(self, subject: str) -> bool:
+        """Delete all that is kept of a subject, who then has the whole budget again; whether there was anything."""
+        check_subject(subject)
+        return self.store.erase(subject)
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+    def _spending(self, subject: str, trials: dict[int, int]) -> Spending:
+        return Spending(subject, self._filter.spent(trials), self.budget.delta, self.budget.epsilon)
+
+    def _bucket_end(self, now: float) -> float:
+        size = self.budget.bucket_s
+        return math.inf if size == math.inf else (math.floor(now / size) + 1) * size
+
+    def _expire(self, account: Account) -> None:
+        if self.budget.window is not None:
+            # The last of a bucket's spending may be as late as its end.
+            account.forget_before(account.now - self.budget.window.total_seconds())
+
+    def _expiry(self, end: float, now: float) -> str | None:
+        """When a bucket leaves the window, in this machine's time of day."""
+        if self.budget.window is None:
+            return None
+        left = timedelta(seconds=end - now) + self.budget.window
+        return (datetime.now(UTC) + left).isoformat(timespec="seconds")
+
+    def _exceeded(self, subject: str, before: Sequence[Entry], entry: Entry, now: float) -> BudgetExceeded:
+        spent = self._filter.spent(_trials(before))
+        requested = self._filter.spent(_trials([*before, entry]))
+        retry_at = None
+        for end in sorted({kept.end for kept in before}) if self.budget.window is not None else ():
+            left = [kept for kept in before if kept.end > end]
+            if self._filter.admits(_trials([*left, entry])):
+                retry_at = datetime.fromisoformat(str(self._expiry(end, now)))
+                break
+        when = "never: the request alone is too much" if retry_at is None else f"from {retry_at.isoformat()} on"
+        return BudgetExceeded(
+            f"subject: has spent epsilon {spent:.6g}, with this request {requested:.6g}, at delta "
+            f"{self.budget.delta:g}; allowed: {self.budget.epsilon:g}; it fits {when}",
+            subject=subject,
+            epsilon_spent=spent,
+            epsilon_requested=requested,
+            epsilon_budget=self.budget.epsilon,
+            retry_at=retry_at,
+        )
+
+
+def check_subject(subject: object) -> None:
+    """Raise ``InvalidRequest`` unless it is text that a store can hold."""
+    if not isinstance(subject, str):
+        raise invalid("subject", f"a {type(subject).__name__}", "a string")
+    if not 1 <= len(subject) <= _LONGEST_SUBJECT or any("\ud800" <= c <= "\udfff" or c == "\0" for c in subject):
+        raise invalid("subject", f"of {len(subject)} characters", f"1 to {_LONGEST_SUBJECT} valid ones without NUL")
+
+
+def _trials(entries: Sequence[Entry]) -> dict[int, int]:
+    """Number of trials at every noise level."""
+    trials: dict[int, int] = {}
+    for entry in entries:
+        if entry.trials:
+            trials[entry.ratio_numerator] = trials.get(entry.ratio_numerator, 0) + entry.trials
+    return trials

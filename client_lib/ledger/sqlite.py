@@ -1,0 +1,225 @@
+"""A store in one SQLite file, for any number of threads and processes of one machine.
+
+Write-ahead log, ``synchronous=FULL``: what was committed survives a crash of the process and of the system. Every
+decision is one ``BEGIN IMMEDIATE`` transaction, so two processes cannot both spend the last of a budget.
+
+The clock: spending expires by time, so a clock that is set forward must not free a budget. Within one boot of the
+machine time advances by the boot clock, which nobody sets; across boots it is the larger of what was seen last and the
+time of day. (A time of day that is wrong after a boot cannot be told from a machine that was off.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from client_lib.errors import LedgerUnavailable
+from client_lib.ledger.store import Account, Entry
+
+__all__ = ["SQLiteStore"]
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE clock (boot TEXT NOT NULL, boot_s REAL NOT NULL, now_s REAL NOT NULL);
+CREATE TABLE spending (
+    subject TEXT NOT NULL, end_s REAL NOT NULL, ratio INTEGER NOT NULL, trials INTEGER NOT NULL,
+    PRIMARY KEY (subject, end_s, ratio)
+) WITHOUT ROWID;
+CREATE TABLE draws (
+    subject TEXT NOT NULL, id BLOB NOT NULL, end_s REAL NOT NULL, PRIMARY KEY (subject, id)
+) WITHOUT ROWID;
+"""
+
+
+class SQLiteStore:
+    """A ledger's store in the file ``path``, made if it is not there. ``busy_timeout`` is in seconds.
+
+    Raises:
+        LedgerUnavailable: the file cannot be opened, is no ledger, or is one of a newer version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 10.0) -> None:
+        self.path = Path(path)
+        self._busy_timeout = busy_timeout
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._pid = 0
+        self._inherited: list[sqlite3.Connection | None] = []
+        self._closed = False
+        with self._held(), self._failures():
+            self._open()
+
+    @contextlib.contextmanager
+    def account(self, subject: str) -> Iterator[Account]:
+        """See ``LedgerStore``."""
+        with self._held():
+            with self._failures():
+                connection = self._open()
+                connection.execute("BEGIN IMMEDIATE")
+            try:
+                with self._failures():
+                    now = _now(connection)
+                yield _SQLiteAccount(connection, subject, now)
+                with self._failures():
+                    connection.execute("COMMIT")
+            except BaseException as error:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise self._failure(error) from error
+                raise
+
+    def subjects(self) -> Sequence[str]:
+        """See ``LedgerStore``."""
+        with self._held(), self._failures():
+            rows = self._open().execute("SELECT subject FROM spending UNION SELECT subject FROM draws ORDER BY 1")
+            return [row[0] for row in rows]
+
+    def erase(self, subject: str) -> bool:
+        """See ``LedgerStore``. What was deleted is overwritten in the file, and the log emptied."""
+        with self._held(), self._failures():
+            connection = self._open()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                found = sum(
+                    connection.execute(f"DELETE FROM {table} WHERE subject = ?", (subject,)).rowcount
+                    for table in ("spending", "draws")
+                )
+                connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return found > 0
+
+    def close(self) -> None:
+        """See ``LedgerStore``."""
+        with self._held():
+            connection, self._connection = self._connection, None
+            self._closed = True
+            if connection is not None:
+                connection.close()
+
+    def _held(self) -> threading.Lock:
+        """The lock of this process: after a fork, another thread of the parent may hold the inherited one for ever."""
+        if self._pid not in (0, os.getpid()):
+            # Never used and never closed here: SQLite's locks and log belong to the parent.
+            self._inherited.append(self._connection)
+            self._lock, self._connection, self._pid = threading.Lock(), None, 0
+        return self._lock
+
+    def _open(self) -> sqlite3.Connection:
+        """This process's connection."""
+        if self._closed:
+            raise LedgerUnavailable(f"ledger: {self.path} has been closed")
+        if self._connection is None:
+            connection = sqlite3.connect(
+                self.path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
+            )
+            try:
+                _prepare(connection, self.path)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection, self._pid = connection, os.getpid()
+        return self._connection
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> LedgerUnavailable:
+        return LedgerUnavailable(f"ledger: {self.path}: {error}; nothing has been sent")
+
+    def __repr__(self) -> str:
+        return f"SQLiteStore({str(self.path)!r})"
+
+
+class _SQLiteAccount:
+    """One subject's rows, inside a transaction."""
+
+    def __init__(self, connection: sqlite3.Connection, subject: str, now: float) -> None:
+        self._connection = connection
+        self._subject = subject
+        self.now = now
+
+    def entries(self) -> Sequence[Entry]:
+        rows = self._connection.execute("SELECT end_s, ratio, trials FROM spending WHERE subject = ?", (self._subject,))
+        return [Entry(*row) for row in rows]
+
+    def known(self, draws: Collection[bytes]) -> set[bytes]:
+        find = "SELECT 1 FROM draws WHERE subject = ? AND id = ?"
+        return {draw for draw in draws if self._connection.execute(find, (self._subject, draw)).fetchone()}
+
+    def add(self, entry: Entry, draws: Collection[bytes]) -> None:
+        self._connection.execute(
+            "INSERT INTO spending VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (subject, end_s, ratio) DO UPDATE SET trials = trials + excluded.trials",
+            (self._subject, entry.end, entry.ratio_numerator, entry.trials),
+        )
+        self._connection.executemany(
+            "INSERT INTO draws VALUES (?, ?, ?)", [(self._subject, draw, entry.end) for draw in draws]
+        )
+
+    def forget_before(self, end: float) -> None:
+        for table in ("spending", "draws"):
+            self._connection.execute(
+                f"DELETE FROM {table} WHERE subject = ? AND end_s <= ?",
+                (self._subject, end),
+            )
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA secure_delete=ON")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > _VERSION:
+            raise LedgerUnavailable(f"ledger: {path} has version {version}; allowed: up to {_VERSION}")
+        if version == 0:
+            if connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+                raise LedgerUnavailable(f"ledger: {path} is a database of something else; allowed: a ledger's")
+            for statement in filter(str.strip, _SCHEMA.split(";")):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version={_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _boot() -> tuple[str, float]:
+    """An id of this boot of the machine, and the seconds since, which go on while it sleeps."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return boot, time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (OSError, AttributeError):
+        return "", math.nan
+
+
+def _now(connection: sqlite3.Connection) -> float:
+    """Seconds of the ledger's clock, noted: it never goes back, and within a boot nobody can set it."""
+    boot, boot_s = _boot()
+    row = connection.execute("SELECT boot, boot_s, now_s FROM clock").fetchone()
+    if row is None:
+        now = time.time()
+    elif row[0] == boot and boot:
+        now = row[2] + max(0.0, boot_s - row[1])
+    else:
+        now = max(row[2], time.time())
+    connection.execute("DELETE FROM clock")
+    connection.execute("INSERT INTO clock VALUES (?, ?, ?)", (boot, 0.0 if math.isnan(boot_s) else boot_s, now))
+    return now

@@ -1,0 +1,117 @@
+"""Where a ledger keeps what was spent: the protocol of a store, and one in memory.
+
+A store holds, for every subject, entries (bucket of time, noise level, trials) and the ids of the draws that were
+charged. All of one decision happens inside :meth:`LedgerStore.account`: whoever is inside it sees a state that nobody
+else changes, and what was added is durable once it has been left without an exception, or not there at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+__all__ = ["Account", "Entry", "LedgerStore", "MemoryStore"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Trials of one noise level (``ratio_numerator`` = r 2^31) spent in the bucket that ends at ``end``.
+
+    ``end`` is in seconds of the store's clock, infinite where spending never expires.
+    """
+
+    end: float
+    ratio_numerator: int
+    trials: int
+
+
+class Account(Protocol):
+    """One subject's state, while it is held."""
+
+    now: float
+    """Seconds of the store's clock, which never goes back and does not jump."""
+
+    def entries(self) -> Sequence[Entry]:
+        """All that is kept."""
+
+    def known(self, draws: Collection[bytes]) -> set[bytes]:
+        """Those of the draws that were charged before."""
+
+    def add(self, entry: Entry, draws: Collection[bytes]) -> None:
+        """Add to what was spent, and note the draws as charged."""
+
+    def forget_before(self, end: float) -> None:
+        """Drop entries, and draws noted with them, whose bucket ended at ``end`` or before."""
+
+
+class LedgerStore(Protocol):
+    """See the module. Every method may raise ``LedgerUnavailable``."""
+
+    def account(self, subject: str) -> AbstractContextManager[Account]:
+        """Hold a subject's state: atomic, and durable when left."""
+
+    def subjects(self) -> Sequence[str]:
+        """Everybody of whom something is kept."""
+
+    def erase(self, subject: str) -> bool:
+        """Delete all that is kept of a subject; whether there was anything."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+
+
+@dataclass(slots=True)
+class _MemoryAccount:
+    now: float = 0.0
+    _entries: dict[tuple[float, int], int] = field(default_factory=dict)
+    _draws: dict[bytes, float] = field(default_factory=dict)
+
+    def entries(self) -> Sequence[Entry]:
+        return [Entry(end, ratio, trials) for (end, ratio), trials in self._entries.items()]
+
+    def known(self, draws: Collection[bytes]) -> set[bytes]:
+        return {draw for draw in draws if draw in self._draws}
+
+    def add(self, entry: Entry, draws: Collection[bytes]) -> None:
+        key = (entry.end, entry.ratio_numerator)
+        self._entries[key] = self._entries.get(key, 0) + entry.trials
+        self._draws.update(dict.fromkeys(draws, entry.end))
+
+    def forget_before(self, end: float) -> None:
+        self._entries = {key: trials for key, trials in self._entries.items() if key[0] > end}
+        self._draws = {draw: kept for draw, kept in self._draws.items() if kept > end}
+
+
+class MemoryStore:
+    """A store for one process, gone with it: for tests, and where spending need not outlive the process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._accounts: dict[str, _MemoryAccount] = {}
+
+    @contextlib.contextmanager
+    def account(self, subject: str) -> Iterator[Account]:
+        """See ``LedgerStore``."""
+        with self._lock:
+            # Changes are made by single statements that do not fail, so nothing is ever half done.
+            account = self._accounts.setdefault(subject, _MemoryAccount())
+            account.now = time.monotonic()
+            yield account
+
+    def subjects(self) -> Sequence[str]:
+        """See ``LedgerStore``."""
+        with self._lock:
+            return sorted(self._accounts)
+
+    def erase(self, subject: str) -> bool:
+        """See ``LedgerStore``."""
+        with self._lock:
+            return self._accounts.pop(subject, None) is not None
+
+    def close(self) -> None:
+        """See ``LedgerStore``."""
