@@ -82,17 +82,18 @@ def haproxy_environment(directory: Path, binary: str) -> dict[str, str]:
     """Writes the script into ``directory`` and returns the environment that makes Serve use HAProxy through it."""
     directory.mkdir()
     body = error_body(ENGINE_UNAVAILABLE, "no replica can be reached; try again after the seconds in Retry-After")
+    wait = RETRY_AFTER[ENGINE_UNAVAILABLE]
     head = (
         "HTTP/1.1 503 Service Unavailable\r\n"
         "Content-Type: application/json\r\n"
-        f"Retry-After: {RETRY_AFTER[ENGINE_UNAVAILABLE]}\r\n"
+        f"Retry-After: {wait}\r\n"
         f"Content-Length: {len(body)}\r\n"
         "Connection: close\r\n\r\n"
     )
     page = directory / "503.http"
     page.write_bytes(head.encode() + body)
     (directory / "503.json").write_bytes(body)
-    unknown = f"503 content-type application/json hdr Retry-After 1 file {directory / '503.json'}"
+    unknown = f"503 content-type application/json hdr Retry-After {wait} file {directory / '503.json'}"
     script = directory / "haproxy"
     script.write_text(_SCRIPT.format(page=page, unknown=unknown, binary=binary), encoding="utf-8")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)

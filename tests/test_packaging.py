@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -51,7 +52,9 @@ def test_the_locks_fulfil_the_extras(lock: str, extras: tuple[str, ...]) -> None
 
 
 def test_the_locks_are_what_is_installed() -> None:
-    installed = {canonicalize_name(one.metadata["Name"]): one.version for one in importlib.metadata.distributions()}
+    # Not all of sys.path: setuptools, once imported, has its own copies of some packages there.
+    found = importlib.metadata.distributions(path=[sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    installed = {canonicalize_name(one.metadata["Name"]): one.version for one in found}
     for lock in LOCKS:
         for name, version in _locked(lock).items():
             assert installed.get(name) == version, f"{name} of {lock}; run make venv"

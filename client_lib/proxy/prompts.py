@@ -69,8 +69,8 @@ class Prompts:
         asked, is_clear = submission.asked, submission.variant == CLEAR
         if isinstance(asked, CompletionRequest):
             return [public(asked.prompt) if is_clear else private(asked.prompt)]
-        spans = render(asked.messages, is_clear=is_clear, public_system=self._settings.public_system)
-        return [span for span in spans if span.text]
+        settings = self._settings
+        return list(render(asked.messages, settings.template, is_clear=is_clear, public_system=settings.public_system))
 
     async def _encode(self, submission: Submission) -> EncodedPrompt:
         spans, variant = self._spans(submission), submission.variant

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from client_lib._checks import check_integer, invalid
+from client_lib.chat import ChatTemplate
 
 __all__ = ["ProxySettings"]
 
@@ -19,6 +20,7 @@ class ProxySettings:
     sends prompts unprotected and has to be named to be offered. ``aliases``: further names of models, such as one that
     an application has built in, and the variant each of them stands for. ``client_key``: what callers must send as
     their API key; None asks for none. ``subject``: who a prompt is about where the request does not say.
+    ``template``: the model's chat template; None writes the names of the roles before the messages.
     ``public_system``: send system and developer messages as public text. ``chat_max_tokens``: the length of an answer
     where a chat request names none, in tokens. ``max_body_bytes``: the largest body of a request. ``remember_bytes``:
     how much memory the counts of past prompts may take, for reuse. ``loopback_hosts``: accept only requests whose Host
@@ -29,6 +31,7 @@ class ProxySettings:
     aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     client_key: str | None = field(default=None, repr=False)
     subject: str | None = field(default=None, repr=False)
+    template: ChatTemplate | None = None
     public_system: bool = False
     chat_max_tokens: int = 128
     max_body_bytes: int = 1 << 20

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +20,16 @@ if TYPE_CHECKING:
     import socket
 
     from client_lib import AsyncClient
+    from client_lib.ledger import Ledger
+    from client_lib.policy import PrivacyPolicy
     from client_lib.proxy import ProxySettings
 
 __all__ = ["proxy"]
 
 DELTA = 1e-6
 """The delta at which epsilon is shown."""
+POSITIVE = click.FloatRange(0, min_open=True)
+SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 def _alias(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -61,7 +68,37 @@ def _alias(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     metavar="NAME=VARIANT",
     help="Offer a variant under a further model name; may be given several times.",
 )
+@click.option("--max-epsilon-per-token", type=POSITIVE, metavar="EPSILON", help="Policy: refuse variants above it.")
+@click.option("--max-epsilon-per-prompt", type=POSITIVE, metavar="EPSILON", help="Policy: refuse prompts above it.")
+@click.option("--policy-delta", type=SHARE, default=DELTA, show_default=True, help="The delta of the policy's epsilon.")
+@click.option(
+    "--min-audit-date",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="Policy: refuse variants whose audit is older.",
+)
+@click.option(
+    "--ledger",
+    "ledger_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="SQLite file that keeps what every subject has spent; needs --budget-epsilon.",
+)
+@click.option("--budget-epsilon", type=POSITIVE, metavar="EPSILON", help="What a subject may spend in the window.")
+@click.option("--budget-delta", type=SHARE, default=DELTA, show_default=True, help="The delta of the budget.")
+@click.option(
+    "--budget-days",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    metavar="DAYS",
+    help="The window of the budget; 0 is for ever.",
+)
 @click.option("--subject", help="Who a prompt is about where a request does not say (user, X-Del-Subject).")
+@click.option(
+    "--chat-template",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The model's tokenizer_config.json, for its chat template.  [default: the roles' names before the messages]",
+)
 @click.option("--public-system", is_flag=True, help="Send system and developer messages as public text.")
 @click.option(
     "--chat-max-tokens",
@@ -96,7 +133,16 @@ def proxy(
     bundle: Path | None,
     variants: tuple[str, ...],
     aliases: dict[str, str],
+    max_epsilon_per_token: float | None,
+    max_epsilon_per_prompt: float | None,
+    policy_delta: float,
+    min_audit_date: datetime | None,
+    ledger_path: Path | None,
+    budget_epsilon: float | None,
+    budget_delta: float,
+    budget_days: float,
     subject: str | None,
+    chat_template: Path | None,
     public_system: bool,
     chat_max_tokens: int,
     max_body_bytes: int,
@@ -109,6 +155,8 @@ def proxy(
     Point an application's OpenAI client at it: base_url="http://127.0.0.1:8081/v1", and a privacy level as the model.
     """
     from client_lib import AsyncClient
+    from client_lib.chat import ChatTemplate
+    from client_lib.policy import PrivacyPolicy
     from client_lib.proxy import ProxySettings
     from client_lib.proxy.server import bind, is_loopback
 
@@ -122,6 +170,7 @@ def proxy(
         aliases=aliases,
         client_key=client_key,
         subject=subject,
+        template=None if chat_template is None else ChatTemplate.from_tokenizer_config(chat_template),
         public_system=public_system,
         chat_max_tokens=chat_max_tokens,
         max_body_bytes=max_body_bytes,
@@ -134,11 +183,37 @@ def proxy(
     if bundle is not None and (bundle / "client").is_dir():
         bundle = bundle / "client"
 
-    async def run() -> None:
-        async with AsyncClient(server, api_key=api_key, bundle=bundle) as client:
-            await _Proxy(client, settings, bind(host, port), grace).run()
+    policy = PrivacyPolicy(
+        max_epsilon_per_token=max_epsilon_per_token,
+        max_epsilon_per_prompt=max_epsilon_per_prompt,
+        delta=policy_delta,
+        min_audit_date=None if min_audit_date is None else min_audit_date.date(),
+    )
+    with _open_ledger(ledger_path, budget_epsilon, budget_delta, budget_days) as ledger:
 
-    asyncio.run(run())
+        async def run() -> None:
+            async with AsyncClient(server, api_key=api_key, bundle=bundle, policy=policy, ledger=ledger) as client:
+                await _Proxy(client, settings, policy, bind(host, port), grace).run()
+
+        asyncio.run(run())
+
+
+@contextlib.contextmanager
+def _open_ledger(path: Path | None, epsilon: float | None, delta: float, days: float) -> Iterator[Ledger | None]:
+    """The ledger that the options describe, closed at the end; None without any."""
+    from client_lib.ledger import Budget, Ledger, SQLiteStore
+
+    if (path is None) != (epsilon is None):
+        raise click.UsageError("--ledger and --budget-epsilon need each other")
+    if path is None or epsilon is None:
+        yield None
+        return
+    window = timedelta(days=days) if days else None
+    ledger = Ledger(SQLiteStore(path), budget=Budget(epsilon, delta=delta, window=window))
+    try:
+        yield ledger
+    finally:
+        ledger.close()
 
 
 @dataclass(frozen=True)
@@ -147,6 +222,7 @@ class _Proxy:
 
     client: AsyncClient
     settings: ProxySettings
+    policy: PrivacyPolicy
     bound: socket.socket
     grace: float
 
@@ -163,13 +239,16 @@ class _Proxy:
         from client_lib.proxy.server import is_loopback, url_of
 
         offered = await self._offered()
+        refused = await self._refused(offered)
         url = url_of(self.bound)
         out = console()
         out.print(url, style="bold")
         out.print(f"  {'server':12} {printable(self.client.base_url)}", soft_wrap=True)
         for index, name in enumerate(offered):
             words = "no protection"
-            if name != "clear":
+            if refused[name] is not None:
+                words = f"refused: {refused[name]}"
+            elif name != "clear":
                 words = f"epsilon {await self.client.epsilon(name, delta=DELTA):.2f} a token at delta {DELTA:g}"
             out.print(f"  {'' if index else 'models':12} {name:12} {words}")
         for name, variant in self.settings.aliases.items():
@@ -195,3 +274,22 @@ class _Proxy:
                     f"{name!r} is not offered; allowed: {', '.join(offered)}", param_hint="--alias"
                 )
         return offered
+
+    async def _refused(self, offered: tuple[str, ...]) -> dict[str, str | None]:
+        """What the policy says against each variant. Raises UsageError if it leaves none."""
+        from client_lib import PolicyViolation
+
+        bundle = await self.client.bundle()
+        refused: dict[str, str | None] = {}
+        last: PolicyViolation | None = None
+        for name in offered:
+            try:
+                self.policy.check_variant(bundle, name)
+            except PolicyViolation as violation:
+                refused[name] = str(violation)
+                last = violation
+            else:
+                refused[name] = None
+        if last is not None and None not in refused.values():
+            raise click.UsageError(str(last)) from last
+        return refused

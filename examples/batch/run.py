@@ -1,9 +1,12 @@
 """A background job: a private completion for every line of a file, a few at once, going on where it stopped.
 
-    python examples/batch/run.py --server http://127.0.0.1:8000 --input letters.jsonl --output summaries.jsonl
+    python examples/batch/run.py --server http://127.0.0.1:8000 --input letters.jsonl --output answers.jsonl \\
+        --ledger users.db --budget-epsilon 20000
 
-A line of the input is {"id": "...", "text": "..."}, a line of the output {"id": "...", "completion": "..."}, written as
-soon as it is there. Run it again after a crash or a Ctrl-C: what the output holds is not sent again.
+A line of the input is {"id": "...", "subject": "...", "text": "..."}, a line of the output {"id": "...", "completion":
+"..."}, written as soon as it is there. The ledger keeps what was spent on each subject; a text whose subject has no
+budget left is passed over, and taken up by a later run. Run it again after a crash or a Ctrl-C: what the output holds
+is not sent again. What was in flight when it was killed is, with fresh noise that is paid for: --at-once texts at most.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
-from client_lib import AsyncClient, DELClientError, InvalidRequest, private, public
+from client_lib import AsyncClient, BudgetExceeded, DELClientError, InvalidRequest, private, public
+from client_lib.ledger import Budget, Ledger, SQLiteStore
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Item:
     """A line of the input."""
 
     id: str
+    subject: str
     text: str
 
 
@@ -34,7 +40,7 @@ def read_items(path: Path) -> Iterator[Item]:
         for line in lines:
             if line.strip():
                 fields = json.loads(line)
-                yield Item(fields["id"], fields["text"])
+                yield Item(fields["id"], fields["subject"], fields["text"])
 
 
 def finished_ids(path: Path) -> set[str]:
@@ -52,17 +58,18 @@ def finished_ids(path: Path) -> set[str]:
 async def run(client: AsyncClient, items: list[Item], output: TextIO, *, variant: str, at_once: int) -> bool:
     """Complete all items; returns whether all of them could be."""
     waiting = iter(items)
-    refused, failures = 0, []
+    left, failures = 0, []
 
     async def work() -> None:
-        nonlocal refused
+        nonlocal left
         for item in waiting:  # shared by all workers: each takes the next that is left
             prompt = [public("Letter:"), private(f" {item.text}"), public("\nSummary:")]
             try:
-                completion = await client.complete(prompt, variant=variant, max_tokens=48, temperature=0)
-            except InvalidRequest as error:  # this one will never go through; the others may
+                subject = client.with_options(subject=item.subject)
+                completion = await subject.complete(prompt, variant=variant, max_tokens=48, temperature=0)
+            except (InvalidRequest, BudgetExceeded) as error:  # this one cannot go through now; the others may
                 print(f"{item.id}: {error}", file=sys.stderr)
-                refused += 1
+                left += 1
             except DELClientError as error:
                 failures.append(error)
             else:
@@ -77,7 +84,7 @@ async def run(client: AsyncClient, items: list[Item], output: TextIO, *, variant
             workers.create_task(work())
     if failures:
         print(f"stopped: {failures[0]}; run it again to go on", file=sys.stderr)
-    return not failures and not refused
+    return not failures and not left
 
 
 async def main() -> int:
@@ -88,15 +95,19 @@ async def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--variant", default="balanced")
     parser.add_argument("--at-once", type=int, default=4, help="requests in flight")
+    parser.add_argument("--ledger", type=Path, required=True, help="what was spent on whom")
+    parser.add_argument("--budget-epsilon", type=float, required=True, help="for every subject, in 30 days")
     options = parser.parse_args()
 
     done = finished_ids(options.output)
     items = [item for item in read_items(options.input) if item.id not in done]
     print(f"{len(done)} done before, {len(items)} to do", file=sys.stderr)
+    ledger = Ledger(SQLiteStore(options.ledger), budget=Budget(options.budget_epsilon, window=timedelta(days=30)))
     # Patient with a busy server: nobody is waiting.
-    async with AsyncClient(options.server, max_retries=8) as client:
+    async with AsyncClient(options.server, ledger=ledger, max_retries=8) as client:
         with options.output.open("a", encoding="utf-8") as output:
             complete = await run(client, items, output, variant=options.variant, at_once=options.at_once)
+    ledger.close()
     return 0 if complete else 1
 
 

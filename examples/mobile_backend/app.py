@@ -1,38 +1,74 @@
-"""A backend for a mobile app: a chat endpoint whose answers arrive as a stream.
+"""A backend for a mobile app: a chat endpoint, a privacy budget for every user, answers as a stream.
 
     DEL_URL=http://127.0.0.1:8000 uvicorn --factory examples.mobile_backend.app:create_app --port 9000
 
-    curl -N http://127.0.0.1:9000/chat -H 'authorization: Bearer alice-token' \\
+    curl -N http://127.0.0.1:9000/chats/1/messages -H 'authorization: Bearer alice-token' \\
          -H 'content-type: application/json' -d '{"text": "The doctor says that my fever will not go down."}'
 
 The app gets server-sent events: {"text": "..."} for every piece, {"finish_reason": "..."} at the end, and
-{"error": "..."} where an answer breaks off. What fails before the first piece has a status of its own.
+{"error": "..."} where an answer breaks off. What fails before the first piece has a status of its own: 429 with
+Retry-After for a user whose budget is spent, of whose message nothing has left the backend then.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
-from client_lib import AsyncClient, AsyncStream, Chunk, DELClientError, InvalidRequest, Overloaded, private, public
+from client_lib import AsyncClient, AsyncStream, BudgetExceeded, Chunk, DELClientError, InvalidRequest, Overloaded
+from client_lib.chat import ChatTemplate, Message
+from client_lib.conversation import AsyncConversation
+from client_lib.ledger import Budget, Ledger, SQLiteStore
 
 VARIANT = os.environ.get("VARIANT", "balanced")
+BUDGET = Budget(epsilon=float(os.environ.get("BUDGET_EPSILON", "20000")), window=timedelta(days=30))
+TEMPLATE = ChatTemplate.simple({"user": "User:", "assistant": "Assistant:"}, answer="Assistant:")
+MAX_CHATS = 1000
 
-# In a real backend: your sessions.
+# In a real backend: your sessions. A user's name is the subject that the ledger keeps the spending of.
 USERS = {"alice-token": "alice", "bob-token": "bob"}
 
 
-class Message(BaseModel):
+class Post(BaseModel):
     """What the app sends."""
 
     text: str = Field(min_length=1, max_length=4000)
+
+
+@dataclass
+class Chat:
+    """A user's chat. Its conversation sends earlier messages as they were, so they are paid for once."""
+
+    conversation: AsyncConversation
+    messages: list[Message] = field(default_factory=list, repr=False)
+
+
+class Chats:
+    """The chats of all users, in memory; the longest unused are forgotten."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._chats: OrderedDict[tuple[str, str], Chat] = OrderedDict()
+
+    def get(self, user: str, name: str) -> Chat:
+        """A user's chat, begun if there is none."""
+        if (user, name) not in self._chats:
+            client = self._client.with_options(subject=user)
+            self._chats[user, name] = Chat(client.conversation(variant=VARIANT, template=TEMPLATE))
+        self._chats.move_to_end((user, name))
+        if len(self._chats) > MAX_CHATS:
+            self._chats.popitem(last=False)
+        return self._chats[user, name]
 
 
 def current_user(authorization: Annotated[str, Header()] = "") -> str:
@@ -48,31 +84,29 @@ def create_app() -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncClient(os.environ["DEL_URL"], api_key=os.environ.get("DEL_API_KEY")) as client:
-            app.state.client = client
+        ledger = Ledger(SQLiteStore(os.environ.get("LEDGER", "privacy.db")), budget=BUDGET)
+        async with AsyncClient(os.environ["DEL_URL"], api_key=os.environ.get("DEL_API_KEY"), ledger=ledger) as client:
+            app.state.chats = Chats(client)
             yield
+        ledger.close()
 
     app = FastAPI(lifespan=lifespan)
     app.add_exception_handler(DELClientError, refuse)
 
-    @app.post("/chat")
-    async def chat(
-        message: Message, request: Request, user: Annotated[str, Depends(current_user)]
+    @app.post("/chats/{name}/messages")
+    async def say(
+        name: str, post: Post, request: Request, user: Annotated[str, Depends(current_user)]
     ) -> StreamingResponse:
-        client: AsyncClient = request.app.state.client
-        prompt = [public("Question:"), private(f" {message.text}"), public("\nAnswer:")]
-        stream = client.stream(prompt, variant=VARIANT, max_tokens=64)
-        try:
-            first = await anext(stream)  # whatever is refused is refused here, before the answer has a status
-        except BaseException:
-            await stream.close()
-            raise
-        return StreamingResponse(events(first, stream), media_type="text/event-stream")
+        chat: Chat = request.app.state.chats.get(user, name)
+        messages = [*chat.messages, Message("user", f" {post.text}")]
+        stream = chat.conversation.stream(messages, max_tokens=64)
+        first = await anext(stream)  # whatever is refused is refused here, while the answer has no status yet
+        return StreamingResponse(events(chat, messages, first, stream), media_type="text/event-stream")
 
     return app
 
 
-async def events(first: Chunk, stream: AsyncStream) -> AsyncIterator[str]:
+async def events(chat: Chat, messages: list[Message], first: Chunk, stream: AsyncStream) -> AsyncIterator[str]:
     """The answer for the app; generation stops when the app closes the connection."""
     async with stream:
         try:
@@ -80,6 +114,7 @@ async def events(first: Chunk, stream: AsyncStream) -> AsyncIterator[str]:
             async for chunk in stream:
                 yield event(text=chunk.text)
             assert stream.completion is not None
+            chat.messages = [*messages, Message("assistant", stream.completion.text)]
             yield event(finish_reason=stream.completion.finish_reason)
         except DELClientError as error:
             yield event(error=type(error).__name__)
@@ -92,6 +127,10 @@ def event(**data: str) -> str:
 
 async def refuse(_: Request, error: Exception) -> JSONResponse:
     """The answer for an error of the client; its message holds nothing of a prompt."""
+    if isinstance(error, BudgetExceeded):
+        seconds = (error.retry_at - datetime.now(UTC)).total_seconds() if error.retry_at else None
+        headers = {"retry-after": str(max(1, round(seconds)))} if seconds else {}
+        return JSONResponse({"error": "no privacy budget left"}, 429, headers)
     if isinstance(error, InvalidRequest):
         return JSONResponse({"error": str(error)}, 400)
     if isinstance(error, Overloaded):

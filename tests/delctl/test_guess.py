@@ -35,7 +35,7 @@ def test_the_marks_survive_without_colour(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_guesses_from_the_bytes_that_are_sent(tmp_path: Path) -> None:
-    client = make_bundle(tmp_path / "bundle", ratio_numerator=2**31 - 1)
+    client = make_bundle(tmp_path / "bundle", ratio_numerator=2**30)
     bundle = load_bundle(tmp_path / "bundle")
     # Seeded, so that the figures below are the same in every run.
     encoder = Encoder(client, random_source=np.random.Generator(np.random.PCG64(7)).bytes)

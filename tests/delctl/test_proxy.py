@@ -17,6 +17,7 @@ import httpx
 import openai
 import pytest
 
+from del_core import accounting
 from delctl import main
 from tests.client.bundles import make_bundle
 from tests.client.server import Received, ScriptedServer, expected_text, expected_tokens, stream_events
@@ -95,6 +96,37 @@ def test_sigterm_lets_answers_end_and_takes_no_more(server: ScriptedServer, tmp_
     assert (process.returncode, said) == (0, "")
 
 
+def test_policy_and_budget(server: ScriptedServer, tmp_path: Path) -> None:
+    per_token = {name: accounting.epsilon(server.bundle.mechanism(name), 1e-6) for name in ("strict", "open")}
+    limit = (per_token["strict"] + per_token["open"]) / 2
+    budget = accounting.epsilon(server.bundle.mechanism("strict"), 1e-6, 30)
+    options = ["--max-epsilon-per-token", str(limit), "--ledger", str(tmp_path / "privacy.db")]
+    options += ["--budget-epsilon", str(budget), "--quiet"]
+    before = len(server.frames)
+    with running_proxy(server, tmp_path, *options) as (process, url):
+        refused = _complete(url, "open", "alice")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "policy_violation")
+        answers = [_complete(url, "strict", "alice", 0)]
+        while answers[-1].status_code == 200 and len(answers) < 40:
+            answers.append(_complete(url, "strict", "alice", len(answers)))
+        process.send_signal(signal.SIGTERM)
+        announced, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (0, "")
+    assert "refused: variant open: a token costs epsilon" in announced
+    assert answers[0].status_code == 200
+    assert (answers[-1].status_code, answers[-1].json()["error"]["code"]) == (429, "budget_exceeded")
+    assert 0 < int(answers[-1].headers["retry-after"]) <= (30 * 24 + 1) * 3600  # to the end of its hour
+    assert len(server.frames) - before == len(answers) - 1
+    with running_proxy(server, tmp_path, *options) as (_, url):  # what was spent is still spent
+        assert _complete(url, "strict", "alice").status_code == 429
+        assert _complete(url, "strict", "bob").status_code == 200
+
+
+def _complete(url: str, model: str, user: str, number: int = 0) -> httpx.Response:
+    body = {"model": model, "prompt": f"the quick brown fox, number {number}", "user": user}
+    return httpx.post(f"{url}/v1/completions", json=body, trust_env=False, timeout=30)
+
+
 def _wait_until_refused(url: str) -> None:
     """Until no new connection is accepted; bounded by the test's own limit."""
     while True:
@@ -112,6 +144,9 @@ def _wait_until_refused(url: str) -> None:
         (["--alias", "gpt-4o"], "'gpt-4o'; allowed: NAME=VARIANT"),
         (["--alias", "gpt-4o=gone"], "Invalid value for --alias: 'gone'"),
         (["--variant", "open", "--alias", "gpt-4o=strict"], "'strict' is not offered; allowed: open"),
+        (["--ledger", "x.db"], "--ledger and --budget-epsilon need each other"),
+        (["--budget-epsilon", "3"], "--ledger and --budget-epsilon need each other"),
+        (["--max-epsilon-per-token", "0.001"], "variant open: a token costs epsilon"),
         (["--host", "192.0.2.1", "--client-key", "k"], "port: 0 at 192.0.2.1"),
         (["--host", "nowhere.invalid", "--client-key", "k"], "host: 'nowhere.invalid'"),
     ],

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from del_core import accounting
 from del_core.wire import PrivateSegment
 from tests.client.bundles import make_bundle
 from tests.client.server import Received, ScriptedServer, answer, cut, error, expected_text, expected_tokens
 from tests.proxy.guide import ROOT, Block, Shell
-
-ALICE = {"authorization": "Bearer alice-token"}
 
 
 @pytest.fixture
@@ -44,52 +44,93 @@ class Backend:
     """The mobile backend, running."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self.url = url
 
-    def post(self, body: Any, headers: dict[str, str] = ALICE) -> httpx.Response:
-        return httpx.post(f"{self._url}/chat", json=body, headers=headers, timeout=30, trust_env=False)
+    def say(self, text: str, *, chat: str = "1", token: str = "alice-token") -> httpx.Response:
+        return httpx.post(
+            f"{self.url}/chats/{chat}/messages",
+            json={"text": text},
+            headers={"authorization": f"Bearer {token}"},
+            timeout=30,
+            trust_env=False,
+        )
 
 
 @pytest.fixture
-def backend(shell: Shell) -> Iterator[Backend]:
-    block = Block(".venv/bin/uvicorn --factory examples.mobile_backend.app:create_app --port 9000", is_server=True)
-    with shell.serving(block, "9000/openapi.json"):
-        yield Backend(shell.moved("http://127.0.0.1:9000"))
+def start_backend(server: ScriptedServer, shell: Shell) -> Iterator[Callable[[float], Backend]]:
+    """Starts the backend with a budget for every user."""
+    with contextlib.ExitStack() as stack:
+
+        def start(budget: float) -> Backend:
+            command = ".venv/bin/uvicorn --factory examples.mobile_backend.app:create_app --port 9000"
+            block = Block(f"env BUDGET_EPSILON={budget} {command}", is_server=True)
+            stack.enter_context(shell.serving(block, "9000/openapi.json"))
+            return Backend(shell.moved("http://127.0.0.1:9000"))
+
+        yield start
 
 
-def test_the_mobile_backend(backend: Backend, server: ScriptedServer) -> None:
-    whole = backend.post({"text": "heliotrope"})
-    assert whole.status_code == 200
-    assert whole.headers["content-type"].startswith("text/event-stream")
-    *pieces, last = _events(whole)
+def _counts(server: ScriptedServer, index: int) -> list[PrivateSegment]:
+    return [one for one in server.decode(server.frames[index]).segments if isinstance(one, PrivateSegment)]
+
+
+def test_a_chat_with_the_mobile_backend(start_backend: Callable[[float], Backend], server: ScriptedServer) -> None:
+    backend = start_backend(1e5)
+    first = backend.say("my doctor told me that the test was positive")
+    assert first.status_code == 200
+    assert first.headers["content-type"].startswith("text/event-stream")
+    *pieces, last = _events(first)
     assert "".join(piece["text"] for piece in pieces) == expected_text(expected_tokens(64))
     assert len(pieces) > 4
     assert last == {"finish_reason": "length"}
-    assert backend.post({"text": "a"}, headers={"authorization": "Bearer nobody"}).status_code == 401
-    assert backend.post({"text": ""}).status_code == 422
-    assert len(server.frames) == 1
+    assert backend.say("thanks").status_code == 200
+    assert backend.say("thanks", chat="2").status_code == 200
+    assert [len(_counts(server, index)) for index in range(3)] == [1, 3, 1]
+    assert _counts(server, 0) == _counts(server, 1)[:1]  # the history as it was, not with fresh noise
+    assert backend.say("a", token="nobody").status_code == 401
+    assert backend.say("").status_code == 422
 
     server.script.append(error(503, "overloaded", {"retry-after": "61"}))
-    busy = backend.post({"text": "a"})
+    busy = backend.say("a")
     assert (busy.status_code, busy.headers["retry-after"]) == (503, "61")
     server.script.append(error(500, "internal_error"))
-    assert backend.post({"text": "a"}).status_code == 502
-
-    server.script.extend([cut(600), error(400, "invalid_value")])
-    broken = _events(backend.post({"text": "a"}))
+    assert backend.say("a").status_code == 502
+    server.script.extend([cut(900), error(400, "invalid_value")])
+    broken = _events(backend.say("a"))
     assert broken[-1] == {"error": "InvalidRequest"}
     assert len(broken) > 1
 
 
+def test_a_user_without_budget(start_backend: Callable[[float], Backend], server: ScriptedServer) -> None:
+    backend = start_backend(_epsilon(server, tokens=30))
+    statuses = []
+    while 429 not in statuses:
+        answer = backend.say("the quick brown fox", chat=str(len(statuses)))
+        statuses.append(answer.status_code)
+        assert len(statuses) < 30
+    assert statuses[0] == 200
+    assert len(server.frames) == len(statuses) - 1  # nothing was sent for the last
+    assert 0 < int(answer.headers["retry-after"]) <= (30 * 24 + 1) * 3600  # to the end of its hour
+    assert backend.say("hello", token="bob-token").status_code == 200
+
+
+def _epsilon(server: ScriptedServer, tokens: int) -> float:
+    return accounting.epsilon(server.bundle.mechanism("balanced"), 1e-6, tokens)
+
+
 # --- the batch --------------------------------------------------------------------------------------------------------
 
-LETTERS = [{"id": f"letter-{index}", "text": f"text number {index} of many"} for index in range(12)]
+LETTERS = [
+    {"id": f"letter-{index}", "subject": f"subject-{index % 3}", "text": f"text number {index} of many"}
+    for index in range(12)
+]
 
 
 def _batch(server: ScriptedServer, directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    files = ["--input", str(directory / "in.jsonl"), "--output", str(directory / "out.jsonl")]
+    files = ["--input", directory / "in.jsonl", "--output", directory / "out.jsonl", "--ledger", directory / "users.db"]
+    budget = [] if "--budget-epsilon" in options else ["--budget-epsilon", "1e6"]
     return subprocess.run(
-        [sys.executable, ROOT / "examples/batch/run.py", "--server", server.url, *files, *options],
+        [sys.executable, ROOT / "examples/batch/run.py", "--server", server.url, *files, *budget, *options],
         env={**os.environ, "PYTHONPATH": str(ROOT), "DEL_CACHE_DIR": str(directory / "cache")},
         capture_output=True,
         text=True,
@@ -144,6 +185,19 @@ def test_the_batch_sends_no_more_at_once_than_it_may(server: ScriptedServer, tmp
     done = _batch(server, tmp_path, "--at-once", "3")
     assert done.returncode == 0, done.stderr
     assert (most, len(_output(tmp_path))) == (3, 12)
+
+
+def test_the_batch_passes_over_whom_it_has_no_budget_for(server: ScriptedServer, tmp_path: Path) -> None:
+    letters = [{"id": "long", "subject": "alice", "text": "many words " * 40}, *LETTERS[:2]]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(letter) + "\n" for letter in letters))
+    done = _batch(server, tmp_path, "--budget-epsilon", str(_epsilon(server, tokens=60)))
+    assert done.returncode == 1
+    assert "long: " in done.stderr
+    assert "many words" not in done.stderr
+    assert {line["id"] for line in _output(tmp_path)} == {"letter-0", "letter-1"}
+    assert len(server.frames) == 2
+    assert _batch(server, tmp_path).returncode == 0  # with a larger budget
+    assert len(_output(tmp_path)) == 3
 
 
 # --- the chat with OpenAI's package -----------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ def test_the_guide_against_a_scripted_server(tmp_path: Path) -> None:
         _check(printed, expected_text(expected_tokens(16)))
         answers = (tmp_path / "clone" / "answers.jsonl").read_text().splitlines()
         assert len(answers) == 2
+        assert (tmp_path / "clone" / "privacy.db").exists()
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_a_growing_conversation_sends_its_history_as_it_was(proxy: RunningProxy,
     assert same(second, third) == [True, True, True]
     # Every segment is what it would be alone: the beginning-of-text token once, the template around the messages.
     segments = server.decode(server.frames[1]).segments
-    assert [isinstance(segment, PrivateSegment) for segment in segments[-3:]] == [True, False, False]
+    assert [isinstance(segment, PrivateSegment) for segment in segments[-2:]] == [True, False]
 
 
 def test_a_branch_shares_what_is_equal(proxy: RunningProxy, server: ScriptedServer) -> None:
