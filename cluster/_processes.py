@@ -27,6 +27,8 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 def members(token: str, session: int) -> Iterator[psutil.Process]:
     """The living processes of the cluster with this token and session, without the calling process."""
+    # What was kept from the last look may be of a process whose number another one has by now.
+    psutil.process_iter.cache_clear()
     for process in psutil.process_iter():
         try:
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:

@@ -77,7 +77,8 @@ def test_serve_and_ask_until_ctrl_c(environment: dict[str, str], tmp_path: Path)
                     assert other["fingerprint"] == answer["fingerprint"]
             _chat_through_the_proxy(url, environment)
             server.send_signal(signal.SIGINT)
-            announced, _ = server.communicate(timeout=60)
+            announced = server.stdout.read()  # not communicate(): it loses what readline() has buffered
+            server.wait(60)
         finally:
             server.terminate()
     assert server.returncode == 0
