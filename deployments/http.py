@@ -214,6 +214,7 @@ class _Surface:
                 f"Content-Type: only {MEDIA_TYPE}, without a Content-Encoding, is allowed",
             )
         slots = contextlib.ExitStack()
+        limit: asyncio.Timeout | None = None
         try:
             # Refused before the body is read if need be; but a slot is held only once it has been read.
             self._service.check_room()
@@ -223,7 +224,7 @@ class _Surface:
                 slots.enter_context(self._service.slot())
                 response = await self._answer(http, frame, slots, caller, deadline)
         except TimeoutError:
-            if not limit.expired():
+            if limit is None or not limit.expired():
                 slots.close()
                 raise
             response = _frame_error(Deadline.exceeded())

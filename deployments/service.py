@@ -82,6 +82,11 @@ class _Variant:
     products_per_token: int
 
 
+def _reason(text: TextStream, given: FinishReason) -> FinishReason:
+    """Why a completion ended: what was held back until the end may have completed a stop string."""
+    return "stop" if text.stopped else given
+
+
 class PrivateLMService:
     """Completions of one base model under one bundle's variants.
 
@@ -240,8 +245,7 @@ class PrivateLMService:
                     return
                 if delta.finish_reason:
                     new += text.finish()
-                    reason: FinishReason = "stop" if text.stopped else delta.finish_reason
-                    yield Piece(new, delta.token_ids, reason)
+                    yield Piece(new, delta.token_ids, _reason(text, delta.finish_reason))
                     return
                 yield Piece(new, delta.token_ids, gathered=delta.gathered)
 

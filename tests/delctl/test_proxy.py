@@ -54,6 +54,15 @@ def running_proxy(server: ScriptedServer, cache: Path, *options: str) -> Iterato
             process.terminate()
 
 
+def rest_of(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What is left of both outputs of a process that ends; communicate() loses what readline() has buffered."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    rest = process.stdout.read(), process.stderr.read()
+    process.wait(30)
+    return rest
+
+
 def test_a_chat_until_ctrl_c(server: ScriptedServer, tmp_path: Path) -> None:
     with running_proxy(server, tmp_path, "--alias", "gpt-4o=strict") as (process, url):
         with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as api:
@@ -61,7 +70,7 @@ def test_a_chat_until_ctrl_c(server: ScriptedServer, tmp_path: Path) -> None:
             assert answer.choices[0].message.content == expected_text(expected_tokens(4))
             assert answer.model == "strict"
         process.send_signal(signal.SIGINT)
-        announced, said = process.communicate(timeout=30)
+        announced, said = rest_of(process)
     assert process.returncode == 0, said
     assert re.search(r"models +strict +epsilon \d", announced)
     assert "gpt-4o       stands for strict" in announced
@@ -91,7 +100,7 @@ def test_sigterm_lets_answers_end_and_takes_no_more(server: ScriptedServer, tmp_
             _wait_until_refused(url)
             go_on.set()
             texts += [chunk.choices[0].delta.content or "" for chunk in stream]
-        _, said = process.communicate(timeout=30)
+        _, said = rest_of(process)
     assert "".join(texts) == expected_text(expected_tokens(8))
     assert (process.returncode, said) == (0, "")
 
@@ -110,7 +119,7 @@ def test_policy_and_budget(server: ScriptedServer, tmp_path: Path) -> None:
         while answers[-1].status_code == 200 and len(answers) < 40:
             answers.append(_complete(url, "strict", "alice", len(answers)))
         process.send_signal(signal.SIGTERM)
-        announced, said = process.communicate(timeout=30)
+        announced, said = rest_of(process)
     assert (process.returncode, said) == (0, "")
     assert "refused: variant open: a token costs epsilon" in announced
     assert answers[0].status_code == 200
