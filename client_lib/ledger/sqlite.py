@@ -61,19 +61,8 @@ class SQLiteStore:
         with self._held():
             with self._failures():
                 connection = self._open()
-                connection.execute("BEGIN IMMEDIATE")
-            try:
-                with self._failures():
-                    now = _now(connection)
-                yield _SQLiteAccount(connection, subject, now)
-                with self._failures():
-                    connection.execute("COMMIT")
-            except BaseException as error:
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                if isinstance(error, sqlite3.Error):
-                    raise self._failure(error) from error
-                raise
+            with self._failures(), _transaction(connection):
+                yield _SQLiteAccount(connection, subject, _now(connection))
 
     def subjects(self) -> Sequence[str]:
         """See ``LedgerStore``."""
@@ -85,17 +74,11 @@ class SQLiteStore:
         """See ``LedgerStore``. What was deleted is overwritten in the file, and the log emptied."""
         with self._held(), self._failures():
             connection = self._open()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            with _transaction(connection):
                 found = sum(
                     connection.execute(f"DELETE FROM {table} WHERE subject = ?", (subject,)).rowcount
                     for table in ("spending", "draws")
                 )
-                connection.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                raise
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             return found > 0
 
@@ -136,10 +119,7 @@ class SQLiteStore:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise self._failure(error) from error
-
-    def _failure(self, error: Exception) -> LedgerUnavailable:
-        return LedgerUnavailable(f"ledger: {self.path}: {error}; nothing has been sent")
+            raise LedgerUnavailable(f"ledger: {self.path}: {error}; nothing has been sent") from error
 
     def __repr__(self) -> str:
         return f"SQLiteStore({str(self.path)!r})"
@@ -183,8 +163,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA secure_delete=ON")
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with _transaction(connection):
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > _VERSION:
             raise LedgerUnavailable(f"ledger: {path} has version {version}; allowed: up to {_VERSION}")
@@ -194,6 +173,14 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version={_VERSION}")
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All of it durable, or none of it there."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
         connection.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):

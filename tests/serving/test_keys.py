@@ -63,7 +63,7 @@ def test_telling_a_caller_costs_microseconds_with_ten_thousand_keys() -> None:
     one = KeyRing(parse_keys({**many, **ring(OLD)}))
     header = f"Bearer {OLD}"
     best = min(_seconds(lambda: one.caller(header)) for _ in range(5))
-    # 4 us measured; the bound allows for a slow and busy machine.
+    # 1.2 us measured on an idle machine; the bound allows for a slow and busy machine.
     assert best < 100e-6
 
 
