@@ -61,6 +61,7 @@ def train() -> None:
 @click.option("--steps", default=2000, show_default=True)
 @click.option("--learning-rate", default=1.5e-3, show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: faster, needs a C++ compiler.")
+@click.option("--bf16", is_flag=True, help="Matrix products in bfloat16: faster where the processor has them.")
 @_shared
 def base(texts: tuple[Path, ...], out: Path, compiled: bool, quiet: bool, **sizes: Any) -> None:
     """Train a small Llama and its tokenizer from text."""
