@@ -6,6 +6,7 @@ A stage gives a loss as a function of the step. Whatever is random inside it mus
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -51,7 +52,9 @@ class Schedule:
 
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Generator for one step of training noise. Statistical, fit for training only: never for a released count."""
-    return torch.Generator(device=device).manual_seed((seed << 32) ^ (step * 0x9E3779B1 & 0xFFFFFFFF))
+    # Hashed, because PyTorch's generator on CPUs takes the low 32 bits of its seed and drops the others.
+    digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=4).digest()
+    return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "little"))
 
 
 def identity(config: Any, ignore: tuple[str, ...] = ("steps",)) -> dict[str, object]:

@@ -58,6 +58,14 @@ def test_too_little_text_is_refused():
         TokenWindows(torch.arange(19), 10, seed=0)
 
 
+def test_every_seed_and_every_step_has_noise_of_its_own():
+    drawn = {
+        tuple(torch.rand(4, generator=step_generator(seed, step)).tolist()) for seed in range(20) for step in range(20)
+    }
+    assert len(drawn) == 400
+    assert torch.equal(torch.rand(4, generator=step_generator(3, 7)), torch.rand(4, generator=step_generator(3, 7)))
+
+
 class _InterruptedError(Exception):
     pass
 
