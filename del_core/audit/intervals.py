@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-__all__ = ["wilson"]
+__all__ = ["Rate", "wilson"]
 
 
 def wilson(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -20,3 +21,26 @@ def wilson(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[f
     centre = (rate + z * z / (2 * trials)) / denominator
     margin = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials)) / denominator
     return max(0.0, centre - margin), min(1.0, centre + margin)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """So many of ``trials`` succeeded; ``low`` and ``high`` are the ends of the 95 % Wilson interval."""
+
+    successes: int
+    trials: int
+
+    @property
+    def success(self) -> float:
+        """The share, in [0, 1]."""
+        return self.successes / self.trials
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval."""
+        return wilson(self.successes, self.trials)[0]
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return wilson(self.successes, self.trials)[1]

@@ -1,0 +1,122 @@
+"""Passages under a view: the likelihood of the true continuation, and what the LM writes instead.
+
+The prompt is what the view makes of it; the continuation's tokens are clean, as they are when the server itself has
+generated them. Where the view has an LM of its own on the client, that one reads and writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from del_core.audit.corpus import rouge_l
+from del_core.audit.similarity import SentenceSimilarity
+from del_core.evaluation.perplexity import continuation_nll
+from del_core.evaluation.view import PromptView
+from del_core.training.loop import step_generator
+
+__all__ = ["TextScores", "decode_texts", "greedy_continuations", "greedy_texts", "passage_nll", "score_texts"]
+
+_BATCH = 32
+
+
+@torch.no_grad()
+def passage_nll(
+    model: PreTrainedModel,
+    view: PromptView,
+    windows: torch.Tensor,
+    prompt_tokens: int,
+    seed: int,
+    *,
+    bf16: bool = False,
+) -> npt.NDArray[np.float64]:
+    """Mean negative log-likelihood in nats per continuation token of every passage, (passages,).
+
+    Args:
+        model: the server's LM.
+        windows: token ids (passages, prompt tokens + continuation tokens).
+        seed: of the noise, which is a function of it and of the passage's place alone.
+        bf16: matrix products in bfloat16, for processors that have them.
+    """
+    reader, parts = view.local_model or model, []
+    for index, part in enumerate(windows.split(_BATCH)):
+        prompt = view.embed(part[:, :prompt_tokens], step_generator(seed, index))
+        with torch.autocast(prompt.device.type, torch.bfloat16, enabled=bf16):
+            parts.append(continuation_nll(reader, prompt, part[:, prompt_tokens:]))
+    return torch.cat(parts).double().cpu().numpy()
+
+
+@torch.no_grad()
+def greedy_continuations(model: PreTrainedModel, embedded: torch.Tensor, tokens: int) -> torch.Tensor:
+    """The likeliest next token after each prompt, ``tokens`` times over, with a KV cache: ids (N, tokens).
+
+    Args:
+        embedded: what the model reads, (N, T, b), without padding.
+    """
+    table, written = model.get_input_embeddings().weight, []
+    cache, inputs = None, embedded.to(model.dtype)
+    for _ in range(tokens):
+        result = model(inputs_embeds=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache, best = result.past_key_values, result.logits[:, -1].argmax(-1)
+        written.append(best)
+        inputs = table[best][:, None]
+    return torch.stack(written, dim=1)
+
+
+def decode_texts(tokenizer: Tokenizer, ids: torch.Tensor, end: int | None = None) -> list[str]:
+    """The text of every row of ``ids`` (N, tokens), up to the first ``end`` where there is one."""
+    rows = ids.tolist()
+    if end is not None:
+        rows = [row[: row.index(end)] if end in row else row for row in rows]
+    return list(tokenizer.decode_batch(rows))
+
+
+def greedy_texts(
+    model: PreTrainedModel,
+    view: PromptView,
+    tokenizer: Tokenizer,
+    prompts: torch.Tensor,
+    tokens: int,
+    seed: int,
+    end: int | None = None,
+) -> list[str]:
+    """What is written, greedily, after each of ``prompts`` (passages, T): at most ``tokens`` tokens, as text."""
+    reader, texts = view.local_model or model, []
+    for index, part in enumerate(prompts.split(_BATCH)):
+        embedded = view.embed(part, step_generator(seed, index))
+        texts += decode_texts(tokenizer, greedy_continuations(reader, embedded, tokens), end)
+    return texts
+
+
+@dataclass(frozen=True, eq=False)
+class TextScores:
+    """Of written texts, one value for each passage.
+
+    Attributes:
+        coh: cosine of sentence embeddings of the written and the true continuation (COH), in -1..1; None if no sentence
+            encoder is installed.
+        rouge_l: ROUGE-L F1 over lower-case words against what the same LM writes from the clear prompt. Coherence alone
+            rewards fluent text about something else.
+    """
+
+    coh: npt.NDArray[np.float64] | None
+    rouge_l: npt.NDArray[np.float64]
+
+
+def score_texts(
+    written: Sequence[str], true: Sequence[str], from_clear: Sequence[str], similarity: SentenceSimilarity | None
+) -> TextScores:
+    """Scores ``written`` against the true continuations and the same LM's from the clear prompts.
+
+    ``similarity`` keeps the embeddings of texts that it has seen, so give every method the same one.
+    """
+    return TextScores(
+        coh=None if similarity is None else similarity.cosines(written, true),
+        rouge_l=np.array([rouge_l(clear, text) for clear, text in zip(from_clear, written, strict=True)]),
+    )

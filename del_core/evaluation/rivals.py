@@ -1,0 +1,269 @@
+"""What else one could do with a prompt that must not be read: noise on embeddings, and replaced tokens.
+
+Each is implemented as its users would run it and meets its own optimal per-token guesser:
+
+- ``GaussianNoise``: e + sigma z, z standard normal, on the LM's own embeddings.
+- ``MetricNoise``: metric differential privacy (d-chi privacy) as in Split-and-Denoise (arXiv 2310.09130): e + z with
+  density proportional to exp(-eta |z|), that is, a uniform direction times a Gamma(b, 1/eta) length. That work
+  denoises, on the client, the embeddings which a server gives back; a server that writes text gives none back, so
+  there is nothing to denoise here.
+- ``TokenReplacement``: the exponential mechanism over the vocabulary, P(v | w) proportional to exp(-eps d(w, v) / 2),
+  d being the distance of embeddings in units of its mean. InferDPT's RANTEXT (arXiv 2310.12214) and CusText
+  (arXiv 2207.04394) draw so from a list of near tokens, random or fixed. Here the list is the whole vocabulary: with
+  lists, a token outside of one's list is excluded with certainty, so that two prompts are told apart for sure.
+
+A noisy embedding is far longer than a clean one and drowns the LM. What the sender or the server makes of it before the
+LM reads it (``Finish``) costs no privacy and is chosen on text that nothing is reported on: scaled down to norm at most
+R, or replaced by the nearest token, as text sanitisers do (arXiv 1910.08902).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from del_core.accounting import gdp_epsilon
+from del_core.audit.intervals import Rate
+from del_core.evaluation.view import DELTA, ClientCost, FloatArray, PromptView, ServerReads, TokenIds, timed
+from del_core.training.noise import limit_norm
+
+__all__ = [
+    "METRICS",
+    "Finish",
+    "GaussianNoise",
+    "MetricNoise",
+    "TokenReplacement",
+    "best_of",
+    "calibrate_view",
+    "finishes",
+    "token_distances",
+]
+
+METRICS = ("euclidean", "cosine")
+
+_BLOCK = 1024  # tokens whose scores over the vocabulary are held at once
+_View = TypeVar("_View", bound=PromptView)
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What is made of noisy embeddings before the LM reads them: the nearest token's, or norm at most ``limit``."""
+
+    limit: float = math.inf
+    nearest: bool = False
+
+
+def finishes(embeddings: torch.Tensor) -> list[Finish]:
+    """Those to choose among: the nearest token, and limits around the median norm of ``embeddings`` (V, b)."""
+    typical = float(embeddings.norm(dim=1).median())
+    return [Finish(nearest=True), *(Finish(factor * typical) for factor in (0.25, 0.5, 1.0, 1.5, 2.0, 4.0))]
+
+
+class _NoisyEmbeddings(ServerReads):
+    """Noise around the LM's own embeddings. ``strength`` is larger for less noise."""
+
+    def __init__(self, embeddings: torch.Tensor, strength: float, finish: Finish) -> None:
+        self.embeddings, self.strength, self.finish = embeddings.detach().float(), strength, finish
+        self.bits_per_token = 16.0 * embeddings.shape[1]  # sent as fp16
+
+    def _noise(self, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _log_likelihood(self, squares: torch.Tensor) -> torch.Tensor:
+        """Up to a constant, by squared distance between what was sent and a token's embedding."""
+        raise NotImplementedError
+
+    def _release(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        clean = self.embeddings[tokens]
+        return clean + self._noise(clean.shape, generator)
+
+    def _squares(self, sent: torch.Tensor) -> torch.Tensor:
+        """Squared distances (count, V) of ``sent`` (count, b) from every token, less |sent|^2."""
+        return self.embeddings.square().sum(1) - 2.0 * sent @ self.embeddings.T
+
+    @torch.no_grad()
+    def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """One noisy release, finished."""
+        sent = self._release(tokens, generator)
+        if not self.finish.nearest:
+            return limit_norm(sent, self.finish.limit) if math.isfinite(self.finish.limit) else sent
+        nearest = [self._squares(block).argmin(1) for block in sent.flatten(0, 1).split(_BLOCK)]
+        return self.embeddings[torch.cat(nearest).view_as(tokens)]
+
+    @torch.no_grad()
+    def map_success(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Rate:
+        """Of the maximum of prior and the noise's density over the vocabulary; the attacker ignores the finish."""
+        generator, right = torch.Generator().manual_seed(seed), 0
+        prior = torch.as_tensor(log_prior).double()
+        for block in torch.from_numpy(tokens).split(_BLOCK):
+            sent = self._release(block, generator)
+            squares = (self._squares(sent) + sent.square().sum(1, keepdim=True)).clamp_min(0.0).double()
+            right += int(((self._log_likelihood(squares) + prior).argmax(1) == block).sum())
+        return Rate(right, len(tokens))
+
+    def _diameter(self) -> float:
+        """The largest distance between two tokens' embeddings."""
+        return max(float(torch.cdist(block, self.embeddings).max()) for block in self.embeddings.split(_BLOCK))
+
+    def client_cost(self, tokens: TokenIds) -> ClientCost:
+        """The noise, and the embedding table as fp16."""
+        generator, ids = torch.Generator(), torch.from_numpy(tokens)
+        seconds = timed(lambda: self._release(ids, generator))
+        return ClientCost(seconds, 2 * self.embeddings.numel() / 1e6)
+
+
+class GaussianNoise(_NoisyEmbeddings):
+    """e + sigma z with sigma = 1 / ``strength``."""
+
+    name = "Gaussian noise"
+
+    def _noise(self, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) / self.strength
+
+    def _log_likelihood(self, squares: torch.Tensor) -> torch.Tensor:
+        return -0.5 * self.strength**2 * squares
+
+    def epsilon(self) -> float | None:
+        """Exact for the two tokens that are farthest apart: they are diameter / sigma GDP."""
+        return gdp_epsilon(self._diameter() * self.strength, DELTA)
+
+
+class MetricNoise(_NoisyEmbeddings):
+    """e + z with density proportional to exp(-eta |z|), eta = ``strength``."""
+
+    name = "metric-DP noise"
+
+    def _noise(self, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+        direction = torch.randn(shape, generator=generator)
+        # Half the square of 2 b standard normals' norm is Gamma(b, 1), and torch's gamma takes no generator.
+        length = torch.randn(*shape[:-1], 2 * shape[-1], generator=generator).square().sum(-1, keepdim=True) / 2
+        return direction / direction.norm(dim=-1, keepdim=True) * length / self.strength
+
+    def _log_likelihood(self, squares: torch.Tensor) -> torch.Tensor:
+        return -self.strength * squares.sqrt()
+
+    def epsilon(self) -> float | None:
+        """eta times the distance of the two tokens that are farthest apart; pure, so at any delta."""
+        return self.strength * self._diameter()
+
+
+def token_distances(embeddings: torch.Tensor, metric: str) -> torch.Tensor:
+    """Distances (V, V) between tokens in units of their mean; of directions (1 - cosine) for ``cosine``.
+
+    Raises:
+        ValueError: another metric than those of ``METRICS``.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"metric: {metric} is not one of {', '.join(METRICS)}")
+    table = embeddings.detach().float()
+    if metric == "cosine":
+        unit = table / table.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        distance = (1.0 - unit @ unit.T).clamp_min(0.0).fill_diagonal_(0.0)
+    else:
+        distance = torch.cdist(table, table).fill_diagonal_(0.0)
+    return distance / distance.mean()
+
+
+class TokenReplacement(ServerReads):
+    """Every token becomes a random one of the vocabulary by the exponential mechanism with eps = ``strength``.
+
+    Holds two (V, V) arrays, 12 bytes a pair, so that it is for vocabularies of some thousand tokens.
+
+    Args:
+        distances: of ``token_distances``.
+    """
+
+    name = "token replacement"
+
+    def __init__(self, embeddings: torch.Tensor, distances: torch.Tensor, strength: float) -> None:
+        self.embeddings, self.strength = embeddings.detach().float(), strength
+        self.bits_per_token = float((len(embeddings) - 1).bit_length())
+        self.log_channel = torch.log_softmax(-0.5 * strength * distances, dim=1)  # (w, v)
+        # Every row's distribution function, one after the other: w + P(at most v | w) rises along the whole array.
+        steps = self.log_channel.double().exp().cumsum(1)
+        steps += torch.arange(len(steps), dtype=torch.float64)[:, None]
+        self._steps = steps.flatten()
+
+    def replace(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Replaced token ids, of the shape of ``tokens``."""
+        count = len(self.embeddings)
+        drawn = torch.rand(tokens.shape, generator=generator, dtype=torch.float64) + tokens
+        # Rounding may leave a row's last step a little below its end.
+        return torch.minimum(
+            torch.searchsorted(self._steps, drawn, right=True) - tokens * count, torch.tensor(count - 1)
+        )
+
+    @torch.no_grad()
+    def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The embeddings of the replaced tokens."""
+        return self.embeddings[self.replace(tokens, generator)]
+
+    @torch.no_grad()
+    def map_success(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Rate:
+        """Of the best answer to each token that may be seen."""
+        answers = (self.log_channel + torch.as_tensor(log_prior).float()[:, None]).argmax(0)
+        original = torch.from_numpy(tokens)
+        seen = self.replace(original, torch.Generator().manual_seed(seed))
+        return Rate(int((answers[seen] == original).sum()), len(tokens))
+
+    def epsilon(self) -> float | None:
+        """Exact and pure: the largest log ratio of two tokens' probabilities of the same replacement."""
+        return float((self.log_channel.amax(0) - self.log_channel.amin(0)).max())
+
+    def client_cost(self, tokens: TokenIds) -> ClientCost:
+        """Distances to the whole vocabulary and the draw, token by token; and the embedding table as fp16."""
+        generator, ids = torch.Generator(), torch.from_numpy(tokens)
+
+        def work() -> torch.Tensor:
+            distance = torch.cdist(self.embeddings[ids], self.embeddings)
+            return torch.multinomial(torch.softmax(-0.5 * self.strength * distance, dim=1), 1, generator=generator)
+
+        return ClientCost(timed(work), 2 * self.embeddings.numel() / 1e6)
+
+
+def calibrate_view(
+    family: Callable[[float], _View],
+    target: float,
+    tokens: TokenIds,
+    log_prior: FloatArray,
+    *,
+    low: float = 1e-3,
+    high: float = 1e4,
+    iterations: int = 16,
+    seed: int = 0,
+) -> _View:
+    """The view of ``family`` whose MAP attack recovers the share ``target`` of ``tokens``: bisection on log strength.
+
+    Args:
+        family: from strength, larger for less noise, to the view.
+        tokens: text that no result is reported on.
+        low, high: strengths between which the target is looked for.
+
+    Raises:
+        ValueError: if the target is out of reach.
+    """
+
+    def rate(strength: float) -> float:
+        return family(strength).map_success(tokens, log_prior, seed).success
+
+    lowest, highest = rate(low), rate(high)
+    if not lowest <= target <= highest:
+        raise ValueError(
+            f"target: success rate {target} cannot be reached; rates between {lowest:.4f} and {highest:.4f} can"
+        )
+    for _ in range(iterations):
+        middle = math.sqrt(low * high)
+        if rate(middle) < target:
+            low = middle
+        else:
+            high = middle
+    return family(low)
+
+
+def best_of(candidates: Sequence[_View], loss: Callable[[_View], float]) -> _View:
+    """The candidate of least ``loss``, such as its mean NLL on validation text; the first where several are equal."""
+    return min(candidates, key=loss)

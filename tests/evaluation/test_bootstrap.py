@@ -1,0 +1,93 @@
+"""Intervals: where the truth is known, they hold it as often as they say."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from del_core.evaluation.bootstrap import (
+    closed_share_interval,
+    difference_interval,
+    mean_interval,
+    paired_interval,
+    perplexity_interval,
+    ratio_interval,
+    seed_spread,
+)
+
+
+def _passages(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """NLLs of a method, a baseline and the clear prompt: passages differ much, methods on one passage little."""
+    rng = np.random.default_rng(seed)
+    hard = rng.normal(4.5, 0.6, count)
+    return (
+        hard + 0.10 + rng.normal(0, 0.02, count),
+        hard + 0.20 + rng.normal(0, 0.02, count),
+        hard + rng.normal(0, 0.02, count),
+    )
+
+
+def test_values_are_the_plain_figures():
+    own, base, clear = _passages(200, 0)
+    ppl = [math.exp(column.mean()) for column in (own, base, clear)]
+    assert perplexity_interval(own).value == pytest.approx(ppl[0])
+    assert ratio_interval(own, base).value == pytest.approx(ppl[0] / ppl[1])
+    assert difference_interval(own, base).value == pytest.approx(ppl[0] - ppl[1])
+    assert closed_share_interval(own, base, clear).value == pytest.approx((ppl[1] - ppl[0]) / (ppl[1] - ppl[2]))
+    assert mean_interval(own).value == pytest.approx(own.mean())
+
+
+def test_what_is_hard_about_a_passage_cancels_in_a_comparison():
+    own, base, clear = _passages(200, 1)
+    alone, paired = perplexity_interval(own), ratio_interval(own, base)
+    assert (alone.high - alone.low) / alone.value > 10 * (paired.high - paired.low)
+    assert paired.high < 1.0
+    share = closed_share_interval(own, base, clear)
+    assert 0.4 < share.low < share.value < share.high < 0.6
+
+
+def test_intervals_cover_the_truth():
+    """400 samples of a known mean. If 94 % of intervals hold it, which is what 100 passages of so skewed a law allow,
+    24 miss it on average, and more than 50 or less than 2 less than once in 100,000 runs (binomial tails); seeded."""
+    misses = 0
+    for seed in range(400):
+        sample = np.random.default_rng(seed).exponential(1.0, 100)
+        interval = paired_interval(lambda mean: mean, sample, resamples=500, seed=seed)
+        misses += not interval.low <= 1.0 <= interval.high
+    assert 2 <= misses <= 50
+
+
+def test_a_normal_means_interval_has_the_textbook_width():
+    sample = np.random.default_rng(3).normal(0.0, 1.0, 400)
+    interval = mean_interval(sample)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * sample.std() / 20, rel=0.1)
+
+
+def test_seeds_are_averaged_passage_by_passage():
+    own, base, _ = _passages(50, 4)
+    noise = np.random.default_rng(5).normal(0, 0.1, (3, 50))
+    assert ratio_interval(own + noise, base) == ratio_interval((own + noise).mean(axis=0), base)
+    low, high = seed_spread(own + noise)
+    each = np.exp((own + noise).mean(axis=1))
+    assert (low, high) == (pytest.approx(each.min()), pytest.approx(each.max()))
+    assert seed_spread(own) == (pytest.approx(math.exp(own.mean())),) * 2
+
+
+@settings(max_examples=50, deadline=None)
+@given(shift=st.floats(-2, 2), count=st.integers(2, 60), seed=st.integers(0, 1000))
+def test_a_constant_advantage_has_no_uncertainty(shift, count, seed):
+    nll = np.random.default_rng(seed).normal(4.0, 1.0, count)
+    interval = ratio_interval(nll + shift, nll)
+    assert interval.low == pytest.approx(math.exp(shift))
+    assert interval.high == pytest.approx(math.exp(shift))
+
+
+def test_unequal_or_single_passages_are_refused():
+    with pytest.raises(ValueError, match=r"columns: \[3, 4\] passages; the same number"):
+        ratio_interval(np.zeros(3), np.zeros(4))
+    with pytest.raises(ValueError, match=r"columns: \[1\] passages"):
+        perplexity_interval(np.zeros(1))

@@ -1,0 +1,112 @@
+"""Likelihood, greedy writing and scores of passages, on the demo's model and text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from del_core.audit.similarity import SentenceSimilarity
+from del_core.demo import model_path
+from del_core.evaluation.generation import decode_texts, greedy_continuations, greedy_texts, passage_nll, score_texts
+from del_core.evaluation.local_model import LocalModel
+from del_core.evaluation.perplexity import evaluate_perplexity
+from del_core.evaluation.rivals import Finish, GaussianNoise
+from del_core.evaluation.view import ClearPrompt, NoPrompt
+from del_core.training.lm import load_base_lm
+from del_core.training.text import TokenWindows, tokenize
+
+_PROMPT, _CONTINUATION = 48, 16
+
+
+@pytest.fixture(scope="module")
+def lm():
+    """The shipped model."""
+    return load_base_lm(model_path())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(lm):
+    """Its tokenizer."""
+    return Tokenizer.from_str(lm.tokenizer_json.decode())
+
+
+@pytest.fixture(scope="module")
+def windows(tokenizer):
+    """Forty passages that the model was not trained on."""
+    text = (Path(__file__).parents[2] / "examples/demo_model/held_out.txt").read_text(encoding="utf-8")
+    return TokenWindows(tokenize(tokenizer, [text]), _PROMPT + _CONTINUATION, 0).first(40)
+
+
+def test_likelihood_is_the_models_own(lm, windows):
+    nll = passage_nll(lm.model, ClearPrompt(lm.embeddings), windows, _PROMPT, seed=0)
+    with torch.no_grad():
+        log_probabilities = lm.model(windows).logits.log_softmax(-1)[:, _PROMPT - 1 : -1]
+    expected = -log_probabilities.gather(2, windows[:, _PROMPT:, None])[..., 0].mean(1)
+    np.testing.assert_allclose(nll, expected.numpy(), atol=2e-5)
+    assert np.exp(nll.mean()) == pytest.approx(
+        evaluate_perplexity(lm.model, windows, _PROMPT, lambda tokens: lm.embeddings[tokens]), rel=1e-5
+    )
+
+
+def test_prompts_help_and_noise_hurts(lm, windows):
+    def mean(view) -> float:
+        return float(passage_nll(lm.model, view, windows, _PROMPT, seed=0).mean())
+
+    typical = float(lm.embeddings.norm(dim=1).median())
+    noisy = [
+        GaussianNoise(lm.embeddings, strength / typical * 16, Finish(2 * typical)) for strength in (4.0, 1.0, 0.25)
+    ]
+    losses = [mean(ClearPrompt(lm.embeddings)), *map(mean, noisy)]
+    assert losses == sorted(losses)
+    assert losses[0] < mean(NoPrompt(lm.embeddings, 0))
+    # A local model reads instead of the server's: with the same one and the clear prompt, the same figure.
+    assert mean(LocalModel(lm.model)) == pytest.approx(losses[0], abs=1e-6)
+
+
+def test_noise_is_of_the_seed_and_rough_arithmetic_is_close(lm, windows):
+    view = GaussianNoise(lm.embeddings, 20.0, Finish())
+    first, again, other = (passage_nll(lm.model, view, windows, _PROMPT, seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    rough = passage_nll(lm.model, view, windows, _PROMPT, seed=1, bf16=True)
+    assert rough.mean() == pytest.approx(first.mean(), abs=0.05)
+
+
+def test_greedy_writing_is_that_of_transformers(lm, windows):
+    embedded = lm.embeddings[windows[:6, :_PROMPT]]
+    written = greedy_continuations(lm.model, embedded, 12)
+    expected = lm.model.generate(
+        inputs_embeds=embedded,
+        attention_mask=torch.ones(embedded.shape[:2], dtype=torch.int64),
+        max_new_tokens=12,
+        min_new_tokens=12,
+        do_sample=False,
+    )
+    assert torch.equal(written, expected)
+
+
+def test_texts_end_where_the_model_ends_them(tokenizer, lm, windows):
+    ids = torch.tensor([[40, 41, 0, 42], [0, 40, 41, 42], [40, 41, 42, 43]])
+    whole, cut = decode_texts(tokenizer, ids), decode_texts(tokenizer, ids, end=0)
+    assert cut == [tokenizer.decode([40, 41]), "", whole[2]]
+    texts = greedy_texts(lm.model, ClearPrompt(lm.embeddings), tokenizer, windows[:3, :_PROMPT], 12, seed=0)
+    assert texts == decode_texts(tokenizer, greedy_continuations(lm.model, lm.embeddings[windows[:3, :_PROMPT]], 12))
+
+
+def test_scores_rank_the_clear_prompt_over_none(lm, tokenizer, windows):
+    prompts = windows[:, :_PROMPT]
+    true = decode_texts(tokenizer, windows[:, _PROMPT:])
+    clear = greedy_texts(lm.model, ClearPrompt(lm.embeddings), tokenizer, prompts, _CONTINUATION, seed=0)
+    blind = greedy_texts(lm.model, NoPrompt(lm.embeddings, 0), tokenizer, prompts, _CONTINUATION, seed=0)
+    similarity = SentenceSimilarity.installed()
+    assert similarity is not None, "the extra `audit` is part of the test environment"
+    of_clear, of_blind = (score_texts(texts, true, clear, similarity) for texts in (clear, blind))
+    assert of_clear.coh.shape == of_clear.rouge_l.shape == (40,)
+    assert np.all(of_clear.rouge_l[[bool(text.strip()) for text in clear]] == 1.0)
+    assert of_blind.rouge_l.mean() < 0.5
+    assert of_blind.coh.mean() < of_clear.coh.mean() < score_texts(true, true, clear, similarity).coh.mean()
+    assert score_texts(clear, true, clear, None).coh is None
