@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Generic, TypeVar
 
@@ -12,6 +13,7 @@ import httpx
 
 from client_lib._core import Core
 from client_lib._effects import Call, Effect, Emit, Flow, Read, Send, Sleep, UseBundle
+from client_lib._fork import renewed_after_fork
 from client_lib._transport import FAILURES, Deadline, head_of, http_options
 from client_lib.encoder import Encoder
 from client_lib.errors import ClientClosed, DELClientError
@@ -25,19 +27,31 @@ T = TypeVar("T")
 class _Shared:
     """A connection pool and the bundle in use; shared by a client and all that ``with_options`` made of it."""
 
-    def __init__(self, base_url: str, transport: httpx.AsyncBaseTransport | None) -> None:
-        self.http = httpx.AsyncClient(transport=transport, **http_options(base_url))
+    def __init__(self, options: dict[str, Any], transport: httpx.AsyncBaseTransport | None) -> None:
+        self._make_http = functools.partial(httpx.AsyncClient, transport=transport, **options)
+        self._inherited: list[httpx.AsyncClient] = []
+        self.http = self._make_http()
         self.encoder: Encoder | None = None
         self.lock = anyio.Lock()  # one task loads the bundle, the others wait for it
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Connections and locks of this process's own; those of the parent are kept, unused, and never closed here."""
+        self.lock = anyio.Lock()
+        if not self.http.is_closed:
+            self._inherited.append(self.http)
+            self.http = self._make_http()
 
 
 class AsyncDriver:
     """One client's settings over a shared connection pool; used by all tasks of one event loop."""
 
-    def __init__(self, core: Core, timeout: Timeout, transport: httpx.AsyncBaseTransport | None) -> None:
+    def __init__(
+        self, core: Core, timeout: Timeout, transport: httpx.AsyncBaseTransport | None, *, http2: bool
+    ) -> None:
         self.core = core
         self.timeout = timeout
-        self._shared = _Shared(core.base_url, transport)
+        self._shared = _Shared(http_options(core.base_url, http2=http2), transport)
 
     @property
     def http(self) -> httpx.AsyncClient:
@@ -77,12 +91,15 @@ class AsyncDriver:
 
 
 class AsyncRun(Generic[T]):
-    """One flow on its way, with at most one open response."""
+    """One flow on its way, with at most one open response. ``streams``: the first token's time is limited."""
 
-    def __init__(self, driver: AsyncDriver, flow: Flow[T], deadline: Deadline | None = None) -> None:
+    def __init__(
+        self, driver: AsyncDriver, flow: Flow[T], deadline: Deadline | None = None, *, streams: bool = False
+    ) -> None:
         self._driver = driver
         self._flow = flow
         self._deadline = deadline
+        self._streams = streams
         self._response: httpx.Response | None = None
         self._body: AsyncIterator[bytes] | None = None
         self._result: list[T] = []
@@ -96,6 +113,8 @@ class AsyncRun(Generic[T]):
             effect = next(self._flow)
             while True:
                 if isinstance(effect, Emit):
+                    if self._deadline is not None:
+                        self._deadline.first_token_came()
                     yield effect.chunk
                     effect = self._flow.send(None)
                     continue
@@ -124,7 +143,7 @@ class AsyncRun(Generic[T]):
 
     async def _perform(self, effect: Effect) -> Any:
         # The clock starts with the first effect: a stream that nobody reads yet loses no time.
-        deadline = self._deadline = self._deadline or Deadline(self._driver.timeout)
+        deadline = self._deadline = self._deadline or Deadline(self._driver.timeout, streams=self._streams)
         try:
             with anyio.fail_after(deadline.remaining()):
                 return await self._act(effect, deadline)
@@ -137,7 +156,7 @@ class AsyncRun(Generic[T]):
                 return await self._send(effect, deadline)
             case Read():
                 return await self._read(deadline)
-            case Sleep(seconds):
+            case Sleep(seconds, _):
                 if not deadline.allows(seconds):
                     return False
                 await anyio.sleep(seconds)
@@ -158,7 +177,7 @@ class AsyncRun(Generic[T]):
                 url,
                 headers=deadline.headers(effect),
                 content=effect.content,
-                timeout=deadline.for_httpx(),
+                timeout=deadline.for_httpx(whole_body=True),  # shorter limits are kept by fail_after
             )
             self._response = await self._driver.http.send(request, stream=True)
         except FAILURES as failure:

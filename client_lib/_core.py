@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from client_lib._bundle_cache import BundleCache, load_local
 from client_lib._checks import check_integer, invalid
 from client_lib._effects import Emit, Flow, Head, Read, Send, Sleep, call, read_all, use_bundle
 from client_lib._hooks import LedgerHook, PolicyHook
+from client_lib._observe import TelemetryHook, observed
 from client_lib._protocol import StreamReader, parse_completion, parse_models, read_failure
 from client_lib._retry import RetryPolicy, is_temporary
 from client_lib._sse import EventParser
@@ -50,6 +52,7 @@ T = TypeVar("T")
 _MAX_BUNDLE_BYTES = 1 << 30
 _MAX_ANSWER_BYTES = 16 << 20
 _MAX_ERROR_BYTES = 64 << 10
+_KEY = re.compile(r"[!-~]{1,200}")
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -69,12 +72,14 @@ class _Order:
     """A prompt on its way: the encoder that made it can be exchanged, its counts cannot.
 
     ``public_prompt`` is kept only if nothing in it is private, so that it can be encoded again at no cost.
+    ``key`` names the order: it is the same for all tries of the same bytes.
     """
 
     encoder: Encoder
     encoded: EncodedPrompt
     sampling: Sampling
     public_prompt: Prompt | None
+    key: str
     frame: bytes = b""
 
     def build(self) -> None:
@@ -98,6 +103,7 @@ class Core:
     subject: str | None = field(default=None, repr=False)
     variant: str | None = None
     padding: Padding | None = None
+    telemetry: tuple[TelemetryHook, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         check_integer("max_resumes", self.max_resumes, 0, 100)
@@ -107,10 +113,18 @@ class Core:
         if subject is not None and not (isinstance(subject, str) and subject):
             raise invalid("subject", "empty or no string", "a non-empty string, or None")
 
+    @property
+    def server(self) -> str:
+        """Host and port of the server, as they stand in the base URL."""
+        return self.base_url.partition("://")[2].partition("/")[0]
+
     # --- the bundle ---------------------------------------------------------------------------------------------------
 
     def load_encoder(self) -> Flow[Encoder]:
         """Load the bundle: from the given directory, from the cache, or from the server."""
+        return observed(self.telemetry, "bundle", {"server": self.server}, self._load_encoder())
+
+    def _load_encoder(self) -> Flow[Encoder]:
         if self.bundle_path is not None:
             return (yield from call(self._load_local))
         if self.pinned is not None:
@@ -185,9 +199,21 @@ class Core:
         variant: str,
         options: SamplingOptions,
         recall: Recall | None = None,
+        idempotency_key: str | None = None,
     ) -> Flow[Completion]:
         """One completion in one answer."""
-        order = yield from self._prepare(prompt, variant, options, recall, stream=False)
+        flow = self._complete(prompt, variant, options, recall, idempotency_key)
+        return observed(self.telemetry, "complete", {"variant": variant, "server": self.server}, flow)
+
+    def _complete(
+        self,
+        prompt: Prompt | EncodedPrompt,
+        variant: str,
+        options: SamplingOptions,
+        recall: Recall | None,
+        idempotency_key: str | None,
+    ) -> Flow[Completion]:
+        order = yield from self._prepare(prompt, variant, options, recall, idempotency_key, stream=False)
         max_tokens = order.sampling.max_tokens
 
         def receive(head: Head) -> Flow[Completion]:
@@ -213,16 +239,28 @@ class Core:
         variant: str,
         options: SamplingOptions,
         recall: Recall | None = None,
+        idempotency_key: str | None = None,
     ) -> Flow[Completion]:
         """One completion in chunks, resumed if the connection breaks; the result is the whole of it."""
-        order = yield from self._prepare(prompt, variant, options, recall, stream=True)
+        flow = self._stream(prompt, variant, options, recall, idempotency_key)
+        return observed(self.telemetry, "stream", {"variant": variant, "server": self.server}, flow)
+
+    def _stream(
+        self,
+        prompt: Prompt | EncodedPrompt,
+        variant: str,
+        options: SamplingOptions,
+        recall: Recall | None,
+        idempotency_key: str | None,
+    ) -> Flow[Completion]:
+        order = yield from self._prepare(prompt, variant, options, recall, idempotency_key, stream=True)
         bytes_sent = len(order.frame)
         received = StreamReader(order.sampling.max_tokens)
         request_id: str | None = None
         last_failure: DELClientError | None = None
         for resumes in range(self.max_resumes + 1):
             if resumes:
-                yield Sleep(self.retry.backoff(resumes - 1))
+                yield Sleep(self.retry.backoff(resumes - 1), "resume")
             try:
                 head = yield from self._submit(order, received.token_ids, _keep_open)
             except DELClientError as failure:
@@ -257,7 +295,8 @@ class Core:
             return parse_models(body)
 
         request = Send("GET", "/v1/models", self._headers({"accept": "application/json"}))
-        return (yield from self._retrying(request, receive))
+        flow = self._retrying(request, receive)
+        return observed(self.telemetry, "models", {"server": self.server}, flow)
 
     # --- parts of requests --------------------------------------------------------------------------------------------
 
@@ -267,11 +306,13 @@ class Core:
         variant: str,
         options: SamplingOptions,
         recall: Recall | None,
+        idempotency_key: str | None,
         *,
         stream: bool,
     ) -> Flow[_Order]:
         """Check everything and draw the noise; nothing has been sent when this fails."""
         sampling = _sampling(options, stream=stream)
+        key = _checked_key(idempotency_key)
         if self.ledger is not None and self.subject is None:
             raise invalid("subject", "missing", "the name of whom the prompt is about: the ledger keeps spending by it")
         if not isinstance(prompt, EncodedPrompt):
@@ -279,7 +320,7 @@ class Core:
             encoder = yield from use_bundle()
             encoded = yield from call(lambda: self._encode(encoder, text, variant, recall))
             is_public = not any(span.is_private for span in spans)
-            order = _Order(encoder, encoded, sampling, text if is_public else None)
+            order = _Order(encoder, encoded, sampling, text if is_public else None, key)
         else:
             if variant != prompt.variant:
                 raise invalid("variant", repr(variant), f"{prompt.variant!r}, which the prompt was encoded for")
@@ -291,7 +332,7 @@ class Core:
                     f"bundle in use, {encoder.fingerprint}; allowed: a prompt encoded for the latter"
                 )
             yield from call(lambda: self._check_policy(encoder, adopted))
-            order = _Order(encoder, adopted, sampling, None)
+            order = _Order(encoder, adopted, sampling, None, key)
         yield from call(order.build)
         yield from call(lambda: self._spend(order))
         return order
@@ -336,7 +377,9 @@ class Core:
     def _request(self, order: _Order, resume: tuple[int, ...]) -> Send:
         frame = order.encoder.frame(order.encoded, order.sampling, resume) if resume else order.frame
         accept = "text/event-stream" if order.sampling.stream else "application/json"
-        headers = self._headers({"content-type": MEDIA_TYPE, "accept": accept})
+        # Other bytes are another request: one key must not stand for both.
+        key = f"{order.key}.{len(resume)}" if resume else order.key
+        headers = self._headers({"content-type": MEDIA_TYPE, "accept": accept, "idempotency-key": key})
         return Send("POST", "/v1/private/completions", headers, frame)
 
     def _renew(self, order: _Order, mismatch: BundleOutdated, *, may_encode: bool) -> Flow[None]:
@@ -368,6 +411,7 @@ class Core:
         moved = encoded
         yield from call(lambda: self._check_policy(encoder, moved))
         order.encoder, order.encoded = encoder, encoded
+        order.key += "-renewed"
         order.build()
 
     def _receive_stream(self, received: StreamReader) -> Flow[DELClientError | None]:
@@ -404,7 +448,7 @@ class Core:
             except DELClientError as error:
                 failure = error
             pause = self.retry.pause(failure, retries)
-            if pause is None or not (yield Sleep(pause)):
+            if pause is None or not (yield Sleep(pause, type(failure).__name__)):
                 raise failure
             retries += 1
 
@@ -450,6 +494,16 @@ def _sampling(options: SamplingOptions, *, stream: bool) -> Sampling:
             raise InvalidRequest(f"{name}: a {type(value).__name__}; allowed: a list", field=name)
         fields[name] = tuple(value)
     return Sampling(**fields, stream=stream)  # type: ignore[arg-type]
+
+
+def _checked_key(key: str | None) -> str:
+    """A caller's idempotency key, or a random one. It says nothing about the prompt."""
+    given: object = key
+    if given is None:
+        return secrets.token_hex(16)
+    if not (isinstance(given, str) and _KEY.fullmatch(given)):
+        raise invalid("idempotency_key", "no such key", "1 to 200 printable ASCII characters without spaces, or None")
+    return given
 
 
 def _count(order: _Order, token_ids: tuple[int, ...]) -> Usage:

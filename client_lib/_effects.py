@@ -47,9 +47,13 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Wait; the result is True, or False at once if the total time limit would pass before."""
+    """Wait; the result is True, or False at once if the total time limit would pass before.
+
+    ``why`` is ``resume``, or the name of the error after which a request is tried again.
+    """
 
     seconds: float
+    why: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from client_lib.errors import BundleOutdated, ConnectionFailed, DELClientError, 
 
 __all__ = ["RetryPolicy", "parse_retry_after"]
 
-#: Statuses that say "not now" rather than "never". 409 is retried unless it is about the fingerprint.
-RETRIED_STATUSES = frozenset({408, 409, 429, 502, 503, 504})
+#: Statuses below 500 that say "not now" rather than "never". 409 is retried unless it is about the fingerprint.
+RETRIED_STATUSES = frozenset({408, 409, 429})
 
 _random = secrets.SystemRandom()
 
@@ -53,9 +53,11 @@ class RetryPolicy:
 
 
 def is_temporary(failure: DELClientError) -> bool:
-    """Whether the same bytes may succeed later: the connection failed, or the server said "not now"."""
+    """Whether the same bytes may succeed later: the connection or the server failed, or it said "not now"."""
+    if isinstance(failure, BundleOutdated):
+        return False
     if failure.status is not None:
-        return failure.status in RETRIED_STATUSES and not isinstance(failure, BundleOutdated)
+        return failure.status in RETRIED_STATUSES or failure.status >= 500
     if isinstance(failure, TimeoutExceeded):
         # After a read timeout the server may be computing still; asking again would double its load.
         return failure.phase == "connect"

@@ -11,6 +11,7 @@ from client_lib._bundle_cache import BundleCache, default_cache_dir
 from client_lib._checks import invalid
 from client_lib._core import Core
 from client_lib._hooks import LedgerHook, PolicyHook
+from client_lib._observe import TelemetryHook
 from client_lib._retry import RetryPolicy
 from client_lib.padding import Padding
 from client_lib.types import Timeout
@@ -28,6 +29,7 @@ class ClientOptions(TypedDict, total=False):
     timeout: Timeout | float | None
     max_retries: int
     max_resumes: int
+    telemetry: TelemetryHook | None
 
 
 def core_from(
@@ -44,6 +46,7 @@ def core_from(
     subject: str | None,
     variant: str | None,
     padding: Padding | None,
+    telemetry: TelemetryHook | None,
 ) -> Core:
     """The core of a client. Raises :class:`InvalidRequest` that names the argument."""
     # Headers are ASCII; the key itself never appears in a message.
@@ -62,6 +65,7 @@ def core_from(
         subject=subject,
         variant=variant,
         padding=padding,
+        telemetry=_hooks(telemetry),
     )
 
 
@@ -74,7 +78,16 @@ def core_with(core: Core, options: ClientOptions) -> Core:
     changes.pop("timeout", None)
     if "max_retries" in changes:
         changes["retry"] = replace(core.retry, max_retries=cast(int, changes.pop("max_retries")))
+    if "telemetry" in changes:
+        changes["telemetry"] = _hooks(cast("TelemetryHook | None", changes["telemetry"]))
     return replace(core, **changes)  # type: ignore[arg-type]
+
+
+def _hooks(telemetry: TelemetryHook | None) -> tuple[TelemetryHook, ...]:
+    """The caller's hook behind the log, which every client has."""
+    from client_lib._log import CallLog  # the module logging is loaded for the first client, not with the package
+
+    return (CallLog(),) if telemetry is None else (CallLog(), telemetry)
 
 
 def timeout_from(timeout: Timeout | float | None) -> Timeout:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+import os
+import socket
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -12,6 +16,7 @@ import httpx
 
 from client_lib._core import Core
 from client_lib._effects import Call, Effect, Emit, Flow, Read, Send, Sleep, UseBundle
+from client_lib._fork import renewed_after_fork
 from client_lib._transport import FAILURES, Deadline, head_of, http_options
 from client_lib.encoder import Encoder
 from client_lib.errors import ClientClosed, DELClientError
@@ -25,19 +30,29 @@ T = TypeVar("T")
 class _Shared:
     """A connection pool and the bundle in use; shared by a client and all that ``with_options`` made of it."""
 
-    def __init__(self, base_url: str, transport: httpx.BaseTransport | None) -> None:
-        self.http = httpx.Client(transport=transport, **http_options(base_url))
+    def __init__(self, options: dict[str, Any], transport: httpx.BaseTransport | None) -> None:
+        self._make_http = functools.partial(httpx.Client, transport=transport, **options)
+        self._inherited: list[httpx.Client] = []
+        self.http = self._make_http()
         self.encoder: Encoder | None = None
         self.lock = threading.Lock()  # one thread loads the bundle, the others wait for it
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Connections and locks of this process's own; those of the parent are kept, unused, and never closed here."""
+        self.lock = threading.Lock()
+        if not self.http.is_closed:
+            self._inherited.append(self.http)
+            self.http = self._make_http()
 
 
 class SyncDriver:
     """One client's settings over a shared connection pool; used by all threads that use the client."""
 
-    def __init__(self, core: Core, timeout: Timeout, transport: httpx.BaseTransport | None) -> None:
+    def __init__(self, core: Core, timeout: Timeout, transport: httpx.BaseTransport | None, *, http2: bool) -> None:
         self.core = core
         self.timeout = timeout
-        self._shared = _Shared(core.base_url, transport)
+        self._shared = _Shared(http_options(core.base_url, http2=http2), transport)
 
     @property
     def http(self) -> httpx.Client:
@@ -82,13 +97,18 @@ class SyncDriver:
 
 
 class SyncRun(Generic[T]):
-    """One flow on its way, with at most one open response."""
+    """One flow on its way, with at most one open response. ``streams``: the first token's time is limited."""
 
-    def __init__(self, driver: SyncDriver, flow: Flow[T], deadline: Deadline | None = None) -> None:
+    def __init__(
+        self, driver: SyncDriver, flow: Flow[T], deadline: Deadline | None = None, *, streams: bool = False
+    ) -> None:
         self._driver = driver
         self._flow = flow
         self._deadline = deadline
+        self._streams = streams
+        self._process = os.getpid()
         self._response: httpx.Response | None = None
+        self._watchdog: threading.Timer | None = None
         self._body: Iterator[bytes] = iter(())
         self._result: list[T] = []
 
@@ -101,9 +121,12 @@ class SyncRun(Generic[T]):
             effect = next(self._flow)
             while True:
                 if isinstance(effect, Emit):
+                    self._first_token_came()
                     yield effect.chunk
                     effect = self._flow.send(None)
                     continue
+                if self._process != os.getpid():
+                    raise ClientClosed("stream: begun in another process; allowed: streams of this process")
                 try:
                     value = self._perform(effect)
                 except DELClientError as error:
@@ -127,17 +150,20 @@ class SyncRun(Generic[T]):
 
     def _perform(self, effect: Effect) -> Any:
         # The clock starts with the first effect: a stream that nobody reads yet loses no time.
-        deadline = self._deadline = self._deadline or Deadline(self._driver.timeout)
+        deadline = self._deadline = self._deadline or Deadline(self._driver.timeout, streams=self._streams)
         match effect:
             case Send():
                 return self._send(effect, deadline)
             case Read():
                 deadline.remaining()
+                if self._response is not None and self._response.http_version == "HTTP/2":
+                    # Unlike HTTP/1.1's, its reads look the limit up every time.
+                    self._response.request.extensions["timeout"].update(deadline.for_httpx().as_dict())
                 try:
                     return next((piece for piece in self._body if piece), b"")
                 except FAILURES as failure:
                     raise deadline.typed(failure, self._driver.core.base_url) from failure
-            case Sleep(seconds):
+            case Sleep(seconds, _):
                 if not deadline.allows(seconds):
                     return False
                 time.sleep(seconds)
@@ -161,11 +187,43 @@ class SyncRun(Generic[T]):
         except FAILURES as failure:
             raise deadline.typed(failure, url) from failure
         # The body is read under what is left of the total now; httpx looks the limit up when reading begins.
-        request.extensions["timeout"].update(deadline.for_httpx().as_dict())
+        request.extensions["timeout"].update(deadline.for_httpx(whole_body=True).as_dict())
         self._body = self._response.iter_bytes()
+        self._watch(self._response, deadline)
         return head_of(self._response)
 
+    def _watch(self, response: httpx.Response, deadline: Deadline) -> None:
+        """Shut the connection down if no token comes in time: a read that has begun keeps the limit it began with."""
+        left = deadline.until_first_token()
+        stream = response.extensions.get("network_stream")  # a transport of the caller's may have none
+        if left is None or stream is None or response.http_version == "HTTP/2":
+            return
+        connection = stream.get_extra_info("socket")
+        if connection is not None:
+            self._watchdog = threading.Timer(left, _shut_down, (connection,))
+            self._watchdog.daemon = True
+            self._watchdog.start()
+
+    def _first_token_came(self) -> None:
+        if self._deadline is not None:
+            self._deadline.first_token_came()
+        self._call_off()
+
+    def _call_off(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+
     def _close_response(self) -> None:
+        self._call_off()
+        if self._process != os.getpid():
+            self._response = None  # the parent's
         if self._response is not None:
             self._response.close()
             self._response = None
+
+
+def _shut_down(connection: socket.socket) -> None:
+    """End what waits for the connection's bytes; whoever reads it closes it."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

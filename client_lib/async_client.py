@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from client_lib._core import SamplingOptions
 from client_lib._hooks import LedgerHook, PolicyHook
+from client_lib._observe import TelemetryHook
 from client_lib._settings import ClientOptions, core_from, core_with, timeout_from
 from client_lib.encoder import EncodedPrompt
 from client_lib.padding import Padding
@@ -50,6 +51,8 @@ class AsyncClient:
         subject: str | None = None,
         variant: str | None = None,
         padding: Padding | None = None,
+        telemetry: TelemetryHook | None = None,
+        http2: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         # httpx takes a while to import, so that happens here and not with `import client_lib`.
@@ -70,11 +73,12 @@ class AsyncClient:
             subject=subject,
             variant=variant,
             padding=padding,
+            telemetry=telemetry,
         )
-        self._driver = AsyncDriver(core, timeout_from(timeout), transport)
+        self._driver = AsyncDriver(core, timeout_from(timeout), transport, http2=http2)
 
     def with_options(self, **options: Unpack[ClientOptions]) -> AsyncClient:
-        """The same client with another subject, variant, policy, padding, timeout, max_retries or max_resumes.
+        """The same client with other options: subject, variant, policy, padding, timeout, max_retries, ...
 
         It shares the connections and the bundle, so it costs nothing, and closing either closes both.
         """
@@ -84,15 +88,26 @@ class AsyncClient:
         return other
 
     async def complete(
-        self, prompt: Prompt | EncodedPrompt, *, variant: str | None = None, **sampling: Unpack[SamplingOptions]
+        self,
+        prompt: Prompt | EncodedPrompt,
+        *,
+        variant: str | None = None,
+        idempotency_key: str | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Completion:
         """The completion of a prompt under a variant; see :meth:`client_lib.Client.complete`."""
+        core = self._driver.core
         return await self._driver.run(
-            self._driver.core.complete(prompt, self._driver.core.choose_variant(variant), sampling)
+            core.complete(prompt, core.choose_variant(variant), sampling, idempotency_key=idempotency_key)
         )
 
     def stream(
-        self, prompt: Prompt | EncodedPrompt, *, variant: str | None = None, **sampling: Unpack[SamplingOptions]
+        self,
+        prompt: Prompt | EncodedPrompt,
+        *,
+        variant: str | None = None,
+        idempotency_key: str | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> AsyncStream:
         """The completion of a prompt in chunks, as they are generated; nothing is sent before the first is asked for.
 
@@ -100,11 +115,9 @@ class AsyncClient:
         """
         from client_lib._async_driver import AsyncRun
 
-        return AsyncStream(
-            AsyncRun(
-                self._driver, self._driver.core.stream(prompt, self._driver.core.choose_variant(variant), sampling)
-            )
-        )
+        core = self._driver.core
+        flow = core.stream(prompt, core.choose_variant(variant), sampling, idempotency_key=idempotency_key)
+        return AsyncStream(AsyncRun(self._driver, flow, streams=True))
 
     async def encode(self, prompt: Prompt, *, variant: str | None = None) -> EncodedPrompt:
         """Draw the noise of a prompt now, to send it any number of times; see :meth:`client_lib.Client.encode`."""

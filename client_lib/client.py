@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from client_lib._core import SamplingOptions
 from client_lib._hooks import LedgerHook, PolicyHook
+from client_lib._observe import TelemetryHook
 from client_lib._settings import ClientOptions, core_from, core_with, timeout_from
 from client_lib.encoder import EncodedPrompt
 from client_lib.padding import Padding
@@ -47,6 +48,9 @@ class Client:
         subject: whom prompts are about, for the ledger; usually set for each user by :meth:`with_options`.
         variant: the variant of calls that name none.
         padding: fill private spans up to a bucket, see :class:`client_lib.padding.Padding`; by default they are not.
+        telemetry: is told about every call, see :class:`client_lib.telemetry.OpenTelemetry`.
+        http2: speak HTTP/2 with servers that do, over TLS; needs the extra ``http2``. Not for a ``transport`` of your
+            own, which knows its protocols itself.
         transport: an ``httpx`` transport, for proxies, client certificates or tests.
 
     Creating a client sends nothing. The bundle is fetched when it is first needed.
@@ -68,6 +72,8 @@ class Client:
         subject: str | None = None,
         variant: str | None = None,
         padding: Padding | None = None,
+        telemetry: TelemetryHook | None = None,
+        http2: bool = False,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         # httpx takes a while to import, so that happens here and not with `import client_lib`.
@@ -88,11 +94,12 @@ class Client:
             subject=subject,
             variant=variant,
             padding=padding,
+            telemetry=telemetry,
         )
-        self._driver = SyncDriver(core, timeout_from(timeout), transport)
+        self._driver = SyncDriver(core, timeout_from(timeout), transport, http2=http2)
 
     def with_options(self, **options: Unpack[ClientOptions]) -> Client:
-        """The same client with another subject, variant, policy, padding, timeout, max_retries or max_resumes.
+        """The same client with other options: subject, variant, policy, padding, timeout, max_retries, ...
 
         It shares the connections and the bundle, so it costs nothing, and closing either closes both.
         """
@@ -102,20 +109,34 @@ class Client:
         return other
 
     def complete(
-        self, prompt: Prompt | EncodedPrompt, *, variant: str | None = None, **sampling: Unpack[SamplingOptions]
+        self,
+        prompt: Prompt | EncodedPrompt,
+        *,
+        variant: str | None = None,
+        idempotency_key: str | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Completion:
         """The completion of a prompt under a variant.
 
         A plain string is private as a whole (public under ``clear``); see :mod:`client_lib.spans` for prompts of
-        private and public parts, and :meth:`encode` for prompts that may be sent more than once.
+        private and public parts, and :meth:`encode` for prompts that may be sent more than once. All tries carry one
+        ``idempotency_key``, drawn at random unless you name it.
 
         Raises a subclass of :class:`client_lib.errors.DELClientError`; :class:`client_lib.errors.InvalidRequest`
         before anything of the prompt is sent.
         """
-        return self._driver.run(self._driver.core.complete(prompt, self._driver.core.choose_variant(variant), sampling))
+        core = self._driver.core
+        return self._driver.run(
+            core.complete(prompt, core.choose_variant(variant), sampling, idempotency_key=idempotency_key)
+        )
 
     def stream(
-        self, prompt: Prompt | EncodedPrompt, *, variant: str | None = None, **sampling: Unpack[SamplingOptions]
+        self,
+        prompt: Prompt | EncodedPrompt,
+        *,
+        variant: str | None = None,
+        idempotency_key: str | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """The completion of a prompt in chunks, as they are generated; nothing is sent before the first is asked for.
 
@@ -123,9 +144,9 @@ class Client:
         """
         from client_lib._sync_driver import SyncRun
 
-        return Stream(
-            SyncRun(self._driver, self._driver.core.stream(prompt, self._driver.core.choose_variant(variant), sampling))
-        )
+        core = self._driver.core
+        flow = core.stream(prompt, core.choose_variant(variant), sampling, idempotency_key=idempotency_key)
+        return Stream(SyncRun(self._driver, flow, streams=True))
 
     def encode(self, prompt: Prompt, *, variant: str | None = None) -> EncodedPrompt:
         """Draw the noise of a prompt now; ``complete`` and ``stream`` take the result in place of the prompt.

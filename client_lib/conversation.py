@@ -95,7 +95,7 @@ class Conversation(_Base):
         from client_lib.client import Stream
 
         flow = self._driver.core.stream(self._prompt(prompt), self.variant, sampling, Recall(self._memory, fresh))
-        return Stream(SyncRun(self._driver, flow))
+        return Stream(SyncRun(self._driver, flow, streams=True))
 
 
 class AsyncConversation(_Base):
@@ -123,4 +123,4 @@ class AsyncConversation(_Base):
         from client_lib.async_client import AsyncStream
 
         flow = self._driver.core.stream(self._prompt(prompt), self.variant, sampling, Recall(self._memory, fresh))
-        return AsyncStream(AsyncRun(self._driver, flow))
+        return AsyncStream(AsyncRun(self._driver, flow, streams=True))

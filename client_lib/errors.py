@@ -89,7 +89,7 @@ class ConnectionFailed(DELClientError):
 
 
 class TimeoutExceeded(DELClientError):
-    """A time limit passed; ``phase`` says which: connect, read, write, pool, total or server."""
+    """A time limit passed; ``phase`` says which: connect, read, write, pool, first_token, total or server."""
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from client_lib._fork import renewed_after_fork
 from client_lib._seal import open_sealed, seal
 from client_lib.encoder import DrawnSegment, Tokenised
 from client_lib.errors import BundleOutdated, MemoryInvalid
@@ -47,6 +48,11 @@ class SpanMemory:
         self._key = secrets.token_bytes(_DIGEST_BYTES)
         self._kept: dict[bytes, _Kept] = {}
         # Of two equal spans at the same time the second waits for the first one's counts.
+        self._lock = threading.Lock()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Another thread of the parent may have held the lock; what is kept is whole all the same."""
         self._lock = threading.Lock()
 
     def __len__(self) -> int:

@@ -70,15 +70,17 @@ class Timeout:
 
     ``connect`` covers making a connection, ``read`` the longest silence while an answer is awaited or read (and the
     longest pause while a request is written), ``total`` a whole call with all its retries and pauses; for a stream
-    also the time that the caller spends between chunks. None means no limit. The asynchronous client keeps ``total``
-    exactly; the synchronous one checks it whenever bytes arrive, so inside a silent stream it can end up to
-    ``read`` seconds late.
+    also the time that the caller spends between chunks. ``first_token`` is how long a stream may take from its
+    beginning until it has brought something, tries and pauses included. None means no limit. The asynchronous client
+    keeps ``total`` exactly; the synchronous one checks it whenever bytes arrive, so inside a silent stream it can end
+    up to ``read`` seconds late. Both keep ``first_token``.
     """
 
     connect: float | None = 5.0
     read: float | None = 60.0
     total: float | None = 600.0
+    first_token: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("connect", "read", "total"):
+        for name in ("connect", "read", "total", "first_token"):
             check_seconds(f"timeout.{name}", getattr(self, name))

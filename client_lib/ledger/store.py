@@ -15,6 +15,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from client_lib._fork import renewed_after_fork
+from client_lib.errors import LedgerUnavailable
+
 __all__ = ["Account", "Entry", "LedgerStore", "MemoryStore"]
 
 
@@ -88,16 +91,25 @@ class _MemoryAccount:
 
 
 class MemoryStore:
-    """A store for one process, gone with it: for tests, and where spending need not outlive the process."""
+    """A store for one process, gone with it: for tests, and where spending need not outlive the process.
+
+    In a forked process it is refused: what is spent there would be missing here, and a budget could be spent twice.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._accounts: dict[str, _MemoryAccount] = {}
+        self._is_copy = False
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Refuse from now on."""
+        self._lock, self._is_copy = threading.Lock(), True
 
     @contextlib.contextmanager
     def account(self, subject: str) -> Iterator[Account]:
         """See ``LedgerStore``."""
-        with self._lock:
+        with self._held():
             # Changes are made by single statements that do not fail, so nothing is ever half done.
             account = self._accounts.setdefault(subject, _MemoryAccount())
             account.now = time.monotonic()
@@ -105,13 +117,20 @@ class MemoryStore:
 
     def subjects(self) -> Sequence[str]:
         """See ``LedgerStore``."""
-        with self._lock:
+        with self._held():
             return sorted(self._accounts)
 
     def erase(self, subject: str) -> bool:
         """See ``LedgerStore``."""
-        with self._lock:
+        with self._held():
             return self._accounts.pop(subject, None) is not None
 
     def close(self) -> None:
         """See ``LedgerStore``."""
+
+    def _held(self) -> threading.Lock:
+        if self._is_copy:
+            raise LedgerUnavailable(
+                "ledger: in the memory of another process; allowed: the process that made it, or a SQLiteStore"
+            )
+        return self._lock

@@ -22,11 +22,13 @@ __all__ = [
     "Behaviour",
     "ScriptedServer",
     "answer",
+    "chatter",
     "cut",
     "error",
     "expected_text",
     "expected_tokens",
     "hang",
+    "late",
     "raw",
     "reset",
     "status",
@@ -176,6 +178,33 @@ def hang(head: bytes = b"") -> Behaviour:
         writer.write(head)
         await writer.drain()
         await server.stopping.wait()
+
+    return behave
+
+
+def chatter(piece: bytes, every: float = 0.05) -> Behaviour:
+    """Begin an event stream and send the same bytes again and again until the server stops or the client goes."""
+
+    async def behave(server: ScriptedServer, _: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+        while not server.stopping.is_set() and not writer.is_closing():
+            writer.write(piece)
+            await writer.drain()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(server.stopping.wait(), every)
+
+    return behave
+
+
+def late(head: bytes, seconds: float) -> Behaviour:
+    """Send some bytes, and drop the connection that much later."""
+
+    async def behave(server: ScriptedServer, _: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+        await writer.drain()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(server.stopping.wait(), seconds)
+        writer.close()
 
     return behave
 

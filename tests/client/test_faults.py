@@ -37,11 +37,13 @@ from tests.client.server import (
     Behaviour,
     ScriptedServer,
     answer,
+    chatter,
     cut,
     error,
     expected_text,
     expected_tokens,
     hang,
+    late,
     raw,
     reset,
     status,
@@ -61,10 +63,15 @@ NOW = {"retry-after": "0"}
         status(408, NOW),
         error(409, "busy", NOW),
         error(429, "rate_limited", NOW),
+        error(500, "internal_error"),
+        status(500, {}, b'{"error": 3}'),
+        status(500, {}, b"[" * 60_000),
+        status(500, {}, b"x" * 200_000),
         status(502, {}, b"<html>bad gateway</html>"),
         error(503, "overloaded", NOW),
         error(503, "engine_unavailable"),
         status(504),
+        status(529),
         reset,
     ],
 )
@@ -90,11 +97,10 @@ def test_temporary_failures_are_retried_with_identical_bytes(
         (error(415, "unsupported_media_type"), ProtocolError, "unsupported_media_type"),
         (error(401, "invalid_api_key"), PermissionDenied, "invalid_api_key"),
         (error(403, "forbidden"), PermissionDenied, "forbidden"),
-        (error(500, "internal_error"), ServerError, "internal_error"),
         (status(418), ServerError, None),
-        (status(500, {}, b'{"error": 3}'), ServerError, None),
-        (status(500, {}, b"[" * 60_000), ServerError, None),
-        (status(500, {}, b"x" * 200_000), ServerError, None),
+        (status(418, {}, b'{"error": 3}'), ServerError, None),
+        (status(418, {}, b"[" * 60_000), ServerError, None),
+        (status(418, {}, b"x" * 200_000), ServerError, None),
     ],
 )
 def test_lasting_failures_are_typed_and_not_retried(
@@ -295,18 +301,19 @@ def test_a_server_that_stays_away_breaks_the_stream(connect: Connect, server: Sc
     assert isinstance(caught.value.__cause__, Overloaded)
 
 
-def test_an_error_event_of_a_dying_engine_is_recovered_from(connect: Connect, server: ScriptedServer) -> None:
-    event = b'data: {"error": {"message": "the engine died", "code": "engine_unavailable"}}\n\n'
-    server.script.append(raw(event))
+@pytest.mark.parametrize("code", ["engine_unavailable", "internal_error", "something_new", None, 3])
+def test_an_error_event_of_a_failing_server_is_recovered_from(
+    connect: Connect, server: ScriptedServer, code: Any
+) -> None:
+    server.script.append(raw(b"data: " + json.dumps({"error": {"message": "no", "code": code}}).encode() + b"\n\n"))
     _, completion = connect().stream(SECRET, variant="open", max_tokens=5)
     assert completion is not None
     assert completion.token_ids == expected_tokens(5)
 
 
-@pytest.mark.parametrize("code", ["internal_error", "invalid_value", "something_new", None, 3])
-def test_other_error_events_end_the_stream(connect: Connect, server: ScriptedServer, code: Any) -> None:
-    server.script.append(raw(b"data: " + json.dumps({"error": {"message": "no", "code": code}}).encode() + b"\n\n"))
-    with pytest.raises(InvalidRequest if code == "invalid_value" else ServerError, match="no"):
+def test_other_error_events_end_the_stream(connect: Connect, server: ScriptedServer) -> None:
+    server.script.append(raw(b'data: {"error": {"message": "no", "code": "invalid_value"}}\n\n'))
+    with pytest.raises(InvalidRequest, match="no"):
         connect().stream(SECRET, variant="open")
     assert len(server.frames) == 1
 
@@ -391,6 +398,52 @@ def test_silence_after_tokens_is_a_broken_stream(connect: Connect, server: Scrip
     assert completion is not None
     assert completion.token_ids == expected_tokens(6)
     assert server.decode(server.frames[1]).resume == (3,)
+
+
+@pytest.mark.parametrize("head", [b"", STREAM_HEAD, STREAM_HEAD + b": waiting\n\n"])
+def test_the_first_token_has_to_come_in_time(connect: Connect, server: ScriptedServer, head: bytes) -> None:
+    """Long before the limits of silence and of the whole call; nothing is asked again by itself."""
+    server.script.append(hang(head))
+    calls = connect(timeout=Timeout(read=30, first_token=0.4))
+    calls.call("bundle")
+    started = time.monotonic()
+    with pytest.raises(TimeoutExceeded, match="first_token") as caught:
+        calls.stream(SECRET, variant="open")
+    assert caught.value.phase == "first_token"
+    assert 0.4 <= time.monotonic() - started < 10
+    assert len(server.frames) == 1
+    assert calls.complete(SECRET, variant="open").token_ids
+
+
+def test_a_server_that_only_says_that_it_is_there_is_left_too(connect: Connect, server: ScriptedServer) -> None:
+    server.script.append(chatter(b": still waiting\n\n"))
+    with pytest.raises(TimeoutExceeded) as caught:
+        connect(timeout=Timeout(read=30, first_token=0.4)).stream(SECRET, variant="open")
+    assert caught.value.phase == "first_token"
+
+
+def test_tries_and_pauses_count_until_the_first_token(connect: Connect, server: ScriptedServer) -> None:
+    server.script.extend([error(503, "overloaded", {"retry-after": "30"})] * 9)
+    calls = connect(timeout=Timeout(first_token=5))
+    calls.call("bundle")
+    with pytest.raises(Overloaded):  # the pause would pass the limit, so it is not begun
+        calls.stream(SECRET, variant="open")
+    assert len(server.frames) == 1
+
+
+def test_after_the_first_token_its_limit_has_no_part(connect: Connect, server: ScriptedServer) -> None:
+    """The rest of the stream comes after the limit, in one answer and in a resumed one."""
+    calls = connect(timeout=Timeout(first_token=0.5))
+    calls.call("bundle")
+    server.script.append(late(STREAM_HEAD + ONE_TOKEN, 0.8))
+    _, completion = calls.stream(SECRET, variant="open", max_tokens=6)
+    assert completion is not None
+    assert completion.token_ids == (3, *expected_tokens(6)[1:])
+
+
+def test_an_answer_in_one_piece_has_no_first_token(connect: Connect, server: ScriptedServer) -> None:
+    calls = connect(timeout=Timeout(first_token=0.001))
+    assert calls.complete(SECRET, variant="open").token_ids
 
 
 def test_no_connection_in_time(connect: Connect, bundle: ClientBundle) -> None:

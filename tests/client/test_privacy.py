@@ -87,6 +87,7 @@ def test_requests_carry_nothing_but_the_frame(connect: Connect, server: Scripted
     assert set(received.headers) == {
         "host",
         "accept",
+        "idempotency-key",
         "accept-encoding",
         "authorization",
         "connection",

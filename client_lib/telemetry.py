@@ -1,0 +1,109 @@
+"""OpenTelemetry: a span for every call, its requests and retries as events. Needs the extra ``otel``.
+
+    client = Client(url, telemetry=OpenTelemetry())
+
+Spans have the names and attributes of OpenTelemetry's conventions for generative AI where there are some
+(``gen_ai.operation.name``, ``gen_ai.request.model`` for the variant, ``gen_ai.usage.input_tokens``, ``error.type``)
+and ``del.*`` for the rest. They hold sizes, times, statuses and names of errors: no text, no token ids, no counts, no
+subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from client_lib._checks import invalid
+from client_lib._observe import Attributes, CallObserver, TelemetryHook
+from client_lib.errors import DELClientError
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, TracerProvider
+
+__all__ = ["Attributes", "CallObserver", "OpenTelemetry", "TelemetryHook"]
+
+_NAMES = {
+    "variant": "gen_ai.request.model",
+    "finish_reason": "gen_ai.response.finish_reasons",
+    "prompt_tokens": "gen_ai.usage.input_tokens",
+    "completion_tokens": "gen_ai.usage.output_tokens",
+    "request_id": "gen_ai.response.id",
+    "server": "server.address",
+    "status": "http.response.status_code",
+    "method": "http.request.method",
+    "path": "url.path",
+}
+
+
+class OpenTelemetry:
+    """A tracer for ``Client(telemetry=...)``.
+
+    Args:
+        tracer_provider: where spans go; by default OpenTelemetry's global provider.
+        propagate: send the header ``traceparent``, so that the server's spans join the caller's trace. Off by default:
+            its ids tell the server which requests belong to one trace. ``tracestate`` and baggage, in which
+            applications put what they like, are never sent.
+
+    Raises:
+        InvalidRequest: OpenTelemetry is not installed.
+    """
+
+    def __init__(self, tracer_provider: TracerProvider | None = None, *, propagate: bool = False) -> None:
+        try:
+            from opentelemetry import trace
+        except ImportError:
+            raise invalid("telemetry", "needs OpenTelemetry", "pip install 'del-serve[otel]'") from None
+        self._tracer = trace.get_tracer("client_lib", tracer_provider=tracer_provider)
+        self._propagate = propagate
+
+    def begin(self, operation: str, attributes: Attributes) -> _CallSpan:
+        """Start the span of a call, as a child of the span that is current where the call is made."""
+        from opentelemetry.trace import SpanKind
+
+        model = attributes.get("variant")
+        span = self._tracer.start_span(
+            f"del {operation}" + (f" {model}" if model else ""),
+            kind=SpanKind.CLIENT,
+            attributes={"gen_ai.operation.name": _operation(operation), **_renamed(attributes)},
+        )
+        return _CallSpan(span, self._propagate)
+
+
+class _CallSpan:
+    """The span of one call."""
+
+    def __init__(self, span: Span, propagate: bool) -> None:
+        self._span = span
+        self._propagate = propagate
+
+    def headers(self) -> Mapping[str, str]:
+        context = self._span.get_span_context()
+        if not self._propagate or not context.is_valid:
+            return {}
+        # https://www.w3.org/TR/trace-context/: version, trace id, parent id, flags
+        return {"traceparent": f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags & 0xFF:02x}"}
+
+    def event(self, name: str, attributes: Attributes) -> None:
+        self._span.add_event(f"del.{name}", _renamed(attributes))
+
+    def end(self, attributes: Attributes, error: DELClientError | None) -> None:
+        from opentelemetry.trace import StatusCode
+
+        self._span.set_attributes(_renamed(attributes))
+        if error is not None:
+            # Not record_exception: what a chain of exceptions holds is not for a tracing backend.
+            self._span.set_attribute("error.type", error.code or type(error).__name__)
+            if error.status is not None:
+                self._span.set_attribute(_NAMES["status"], error.status)
+            if error.request_id is not None:
+                self._span.set_attribute("del.request_id", error.request_id)
+            self._span.set_status(StatusCode.ERROR, type(error).__name__)
+        self._span.end()
+
+
+def _operation(operation: str) -> str:
+    return "text_completion" if operation in ("complete", "stream") else operation
+
+
+def _renamed(attributes: Attributes) -> dict[str, str | int | float | bool]:
+    return {_NAMES.get(name, f"del.{name}"): value for name, value in attributes.items()}
