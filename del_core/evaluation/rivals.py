@@ -46,6 +46,7 @@ __all__ = [
 METRICS = ("euclidean", "cosine")
 
 _BLOCK = 1024  # tokens whose scores over the vocabulary are held at once
+_FEW_TOKENS = 2000  # for the first, rough part of a calibration
 _View = TypeVar("_View", bound=PromptView)
 
 
@@ -60,7 +61,7 @@ class Finish:
 def finishes(embeddings: torch.Tensor) -> list[Finish]:
     """Those to choose among: the nearest token, and limits around the median norm of ``embeddings`` (V, b)."""
     typical = float(embeddings.norm(dim=1).median())
-    return [Finish(nearest=True), *(Finish(factor * typical) for factor in (0.25, 0.5, 1.0, 1.5, 2.0, 4.0))]
+    return [Finish(nearest=True), *(Finish(factor * typical) for factor in (0.125, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0))]
 
 
 class _NoisyEmbeddings(ServerReads):
@@ -74,7 +75,7 @@ class _NoisyEmbeddings(ServerReads):
         raise NotImplementedError
 
     def _log_likelihood(self, squares: torch.Tensor) -> torch.Tensor:
-        """Up to a constant, by squared distance between what was sent and a token's embedding."""
+        """Up to a constant, by squared distance between what was sent and a token's embedding; may be done in place."""
         raise NotImplementedError
 
     def _release(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -83,7 +84,7 @@ class _NoisyEmbeddings(ServerReads):
 
     def _squares(self, sent: torch.Tensor) -> torch.Tensor:
         """Squared distances (count, V) of ``sent`` (count, b) from every token, less |sent|^2."""
-        return self.embeddings.square().sum(1) - 2.0 * sent @ self.embeddings.T
+        return torch.addmm(self.embeddings.square().sum(1), sent, self.embeddings.T, alpha=-2.0)
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -98,11 +99,11 @@ class _NoisyEmbeddings(ServerReads):
     def map_success(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Rate:
         """Of the maximum of prior and the noise's density over the vocabulary; the attacker ignores the finish."""
         generator, right = torch.Generator().manual_seed(seed), 0
-        prior = torch.as_tensor(log_prior).double()
+        prior = torch.as_tensor(log_prior).float()
         for block in torch.from_numpy(tokens).split(_BLOCK):
             sent = self._release(block, generator)
-            squares = (self._squares(sent) + sent.square().sum(1, keepdim=True)).clamp_min(0.0).double()
-            right += int(((self._log_likelihood(squares) + prior).argmax(1) == block).sum())
+            squares = self._squares(sent).add_(sent.square().sum(1, keepdim=True)).clamp_min_(0.0)
+            right += int((self._log_likelihood(squares).add_(prior).argmax(1) == block).sum())
         return Rate(right, len(tokens))
 
     def _diameter(self) -> float:
@@ -125,7 +126,7 @@ class GaussianNoise(_NoisyEmbeddings):
         return torch.randn(shape, generator=generator) / self.strength
 
     def _log_likelihood(self, squares: torch.Tensor) -> torch.Tensor:
-        return -0.5 * self.strength**2 * squares
+        return squares.mul_(-0.5 * self.strength**2)
 
     def epsilon(self) -> float | None:
         """Exact for the two tokens that are farthest apart: they are diameter / sigma GDP."""
@@ -144,7 +145,7 @@ class MetricNoise(_NoisyEmbeddings):
         return direction / direction.norm(dim=-1, keepdim=True) * length / self.strength
 
     def _log_likelihood(self, squares: torch.Tensor) -> torch.Tensor:
-        return -self.strength * squares.sqrt()
+        return squares.sqrt_().mul_(-self.strength)
 
     def epsilon(self) -> float | None:
         """eta times the distance of the two tokens that are farthest apart; pure, so at any delta."""
@@ -233,10 +234,12 @@ def calibrate_view(
     *,
     low: float = 1e-3,
     high: float = 1e4,
-    iterations: int = 16,
     seed: int = 0,
 ) -> _View:
-    """The view of ``family`` whose MAP attack recovers the share ``target`` of ``tokens``: bisection on log strength.
+    """The view of ``family`` whose MAP attack recovers the share ``target`` of ``tokens``, to within 0.1 points.
+
+    Bisection on the logarithm of the strength, with the same noise throughout: first on a part of the tokens, then
+    on all of them, since every step costs an attack.
 
     Args:
         family: from strength, larger for less noise, to the view.
@@ -246,22 +249,37 @@ def calibrate_view(
     Raises:
         ValueError: if the target is out of reach.
     """
+    sample = tokens[:: max(1, len(tokens) // _FEW_TOKENS)]
 
-    def rate(strength: float) -> float:
-        return family(strength).map_success(tokens, log_prior, seed).success
+    def excess(log_strength: float, of: TokenIds) -> float:
+        return family(math.exp(log_strength)).map_success(of, log_prior, seed).success - target
 
-    lowest, highest = rate(low), rate(high)
-    if not lowest <= target <= highest:
+    ends = math.log(low), math.log(high)
+    lowest, highest = (excess(end, sample) for end in ends)
+    if (lowest > 0 and (lowest := excess(ends[0], tokens)) > 0) or highest < 0:
         raise ValueError(
-            f"target: success rate {target} cannot be reached; rates between {lowest:.4f} and {highest:.4f} can"
+            f"target: success rate {target} cannot be reached; "
+            f"rates between {lowest + target:.4f} and {highest + target:.4f} can"
         )
-    for _ in range(iterations):
-        middle = math.sqrt(low * high)
-        if rate(middle) < target:
-            low = middle
-        else:
-            high = middle
-    return family(low)
+    near, step = _bisect(lambda x: excess(x, sample), *ends, gap=0.02), 0.1
+    below = above = near
+    while excess(below, tokens) > 0 and below > ends[0]:
+        below, step = max(ends[0], below - step), 2 * step
+    while excess(above, tokens) < 0 and above < ends[1]:
+        above, step = min(ends[1], above + step), 2 * step
+    return family(math.exp(_bisect(lambda x: excess(x, tokens), below, above, gap=1e-3, close=1e-3)))
+
+
+def _bisect(f: Callable[[float], float], low: float, high: float, gap: float, close: float = 0.0) -> float:
+    """Where ``f``, negative at ``low`` and not at ``high``, passes zero: within ``gap``, or |f| at most ``close``."""
+    middle = low
+    while high - low > gap:
+        middle = 0.5 * (low + high)
+        value = f(middle)
+        if abs(value) <= close:
+            return middle
+        low, high = (middle, high) if value < 0 else (low, middle)
+    return 0.5 * (low + high)
 
 
 def best_of(candidates: Sequence[_View], loss: Callable[[_View], float]) -> _View:
