@@ -1,8 +1,21 @@
 """Privacy spent per subject over time, and budgets that are kept before anything is sent; see ``docs/budgets.md``."""
 
+from client_lib.ledger._places import open_store
 from client_lib.ledger.budget import Budget, Spending
 from client_lib.ledger.ledger import Ledger
+from client_lib.ledger.redis import RedisStore
 from client_lib.ledger.sqlite import SQLiteStore
 from client_lib.ledger.store import Account, Entry, LedgerStore, MemoryStore
 
-__all__ = ["Account", "Budget", "Entry", "Ledger", "LedgerStore", "MemoryStore", "SQLiteStore", "Spending"]
+__all__ = [
+    "Account",
+    "Budget",
+    "Entry",
+    "Ledger",
+    "LedgerStore",
+    "MemoryStore",
+    "RedisStore",
+    "SQLiteStore",
+    "Spending",
+    "open_store",
+]

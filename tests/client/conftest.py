@@ -16,6 +16,7 @@ from client_lib import _settings as settings
 from client_lib._retry import RetryPolicy
 from del_core.bundle import ClientBundle
 from tests.client.bundles import make_bundle
+from tests.client.redis_server import RedisServer
 from tests.client.server import ScriptedServer
 
 
@@ -31,6 +32,13 @@ def _no_waiting_for_disks() -> Iterator[None]:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> ClientBundle:
     """The bundle that servers hand out unless a test says otherwise."""
     return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[RedisServer]:
+    """A Redis server that keeps what it acknowledges."""
+    with RedisServer.running() as running:
+        yield running
 
 
 @pytest.fixture

@@ -21,12 +21,13 @@ import pytest
 
 from client_lib.encoder import Draw
 from client_lib.errors import BudgetExceeded, InvalidRequest, LedgerUnavailable
-from client_lib.ledger import Budget, Ledger, LedgerStore, MemoryStore, SQLiteStore
+from client_lib.ledger import Budget, Ledger, LedgerStore, MemoryStore, RedisStore, SQLiteStore
 from client_lib.ledger import sqlite as sqlite_store
 from client_lib.ledger import store as memory_store
 from del_core import accounting
 from del_core.composition import Composition
 from del_core.mechanism import Mechanism
+from tests.client.redis_server import RedisServer
 
 WEAK = Mechanism.from_mu(4.0, bits=4, dim=32)
 STRONG = Mechanism.from_mu(1.0, bits=4, dim=32)
@@ -53,7 +54,8 @@ def capacity(mechanism: Mechanism, epsilon: float, delta: float) -> int:
 class Clock:
     """The stores' clocks, moved by the test."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, store: LedgerStore | None = None) -> None:
+        self._redis = store if isinstance(store, RedisStore) else None
         self.since_boot, self.boot, self.wall = 1000.0, "boot-1", 1.8e9
         monkeypatch.setattr(sqlite_store, "_boot", lambda: (self.boot, self.since_boot))
         monkeypatch.setattr(sqlite_store.time, "time", lambda: self.wall)
@@ -62,11 +64,23 @@ class Clock:
     def advance(self, time_passed: timedelta) -> None:
         self.since_boot += time_passed.total_seconds()
         self.wall += time_passed.total_seconds()
+        if self._redis is not None:
+            # A server's own clock cannot be set; a subject's time never goes back, so this is the same to it.
+            for key in self._redis._redis.scan_iter(f"{self._redis._prefix}*:spending"):
+                (seen,) = self._redis._redis.hmget(key, "now")
+                self._redis._redis.hset(key, "now", int(seen) + round(1e6 * time_passed.total_seconds()))
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "redis"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LedgerStore]:
-    made: LedgerStore = MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "ledger.db")
+    made: LedgerStore
+    if request.param == "memory":
+        made = MemoryStore()
+    elif request.param == "sqlite":
+        made = SQLiteStore(tmp_path / "ledger.db")
+    else:
+        redis: RedisServer = request.getfixturevalue("redis")
+        made = RedisStore(redis.url, prefix=f"test:{secrets.token_hex(8)}:")
     yield made
     made.close()
 
@@ -165,7 +179,7 @@ def test_budgets_are_checked(field: str, value: object) -> None:
 
 
 def test_spending_leaves_the_window_and_not_before(store: LedgerStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
+    clock = Clock(monkeypatch, store)
     window = timedelta(days=30)
     ledger = Ledger(store, budget=Budget(100.0, DELTA, window))
     fits = capacity(WEAK, 100.0, DELTA / 2)
@@ -188,7 +202,7 @@ def test_spending_leaves_the_window_and_not_before(store: LedgerStore, monkeypat
 
 
 def test_without_a_window_spending_stays(store: LedgerStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
+    clock = Clock(monkeypatch, store)
     ledger = Ledger(store, budget=Budget(100.0, DELTA, None))
     ledger.spend("ann", WEAK, [draw()])
     clock.advance(timedelta(days=10_000))

@@ -1,0 +1,26 @@
+"""Where a ledger is kept, in one string, as command lines name it."""
+
+from __future__ import annotations
+
+import os
+
+from client_lib.ledger.redis import RedisStore
+from client_lib.ledger.sqlite import SQLiteStore
+from client_lib.ledger.store import LedgerStore
+
+__all__ = ["is_url", "open_store"]
+
+
+def is_url(place: str) -> bool:
+    """Whether a place is a Redis server rather than a file."""
+    return place.startswith(("redis://", "rediss://", "unix://"))
+
+
+def open_store(place: str | os.PathLike[str]) -> LedgerStore:
+    """The store at a place: a Redis server's URL (``redis://``, ``rediss://``, ``unix://``), or a SQLite file's path.
+
+    Raises as :class:`RedisStore` and :class:`SQLiteStore` do.
+    """
+    if isinstance(place, str) and is_url(place):
+        return RedisStore(place)
+    return SQLiteStore(place)
