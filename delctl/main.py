@@ -49,6 +49,9 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
         "proxy": LazyCommand(
             "delctl.commands.proxy:proxy", "Answer OpenAI's API on this machine, with private prompts.", "proxy"
         ),
+        "ledger": LazyCommand(
+            "delctl.commands.ledger:ledger", "Show, export and erase what is kept of people's privacy budgets."
+        ),
         "inspect": LazyCommand(
             "delctl.commands.inspect:inspect", "Verify a bundle and show its variants, guarantees and audits."
         ),

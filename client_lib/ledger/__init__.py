@@ -1,6 +1,6 @@
 """Privacy spent per subject over time, and budgets that are kept before anything is sent; see ``docs/budgets.md``."""
 
-from client_lib.ledger._places import open_store
+from client_lib.ledger._places import is_url, open_store
 from client_lib.ledger.budget import Budget, Spending
 from client_lib.ledger.ledger import Ledger
 from client_lib.ledger.redis import RedisStore
@@ -17,5 +17,6 @@ __all__ = [
     "RedisStore",
     "SQLiteStore",
     "Spending",
+    "is_url",
     "open_store",
 ]

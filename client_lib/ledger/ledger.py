@@ -17,7 +17,7 @@ from client_lib.encoder import Draw
 from client_lib.errors import BudgetExceeded
 from client_lib.ledger._filter import Filter
 from client_lib.ledger.budget import Budget, Spending
-from client_lib.ledger.store import Account, Entry, LedgerStore
+from client_lib.ledger.store import Entry, LedgerStore
 from del_core.mechanism import Mechanism
 
 __all__ = ["Ledger"]
@@ -47,7 +47,8 @@ class Ledger:
         """
         check_subject(subject)
         with self.store.account(subject) as account:
-            self._expire(account)
+            if self.budget.window is not None:
+                account.forget_before(self._window_start(account.now))
             before = account.entries()
             known = account.known([draw.id for draw in draws])
             new = {draw.id: draw.tokens for draw in draws if draw.id not in known}
@@ -64,21 +65,22 @@ class Ledger:
         return self._spending(subject, after)
 
     def spent(self, subject: str) -> Spending:
-        """What a subject has spent within the window."""
+        """What a subject has spent within the window. Changes nothing, also if the budget's window is another."""
         check_subject(subject)
         with self.store.account(subject) as account:
-            self._expire(account)
-            trials = _trials(account.entries())
+            trials = _trials(self._counted(account.entries(), account.now))
         return self._spending(subject, trials)
 
     def export(self, subject: str) -> dict[str, Any]:
-        """All that is kept of a subject, as JSON-able values: for access requests and reports."""
+        """All that is kept of a subject, as JSON-able values: for access requests and reports.
+
+        What has left the window is in it until the subject spends again; it has no part in ``epsilon``.
+        """
         check_subject(subject)
         with self.store.account(subject) as account:
-            self._expire(account)
             entries = sorted(account.entries(), key=lambda entry: (entry.end, entry.ratio_numerator))
             now = account.now
-        spending = self._spending(subject, _trials(entries))
+        spending = self._spending(subject, _trials(self._counted(entries, now)))
         return {
             "subject": subject,
             "epsilon": spending.epsilon if math.isfinite(spending.epsilon) else None,
@@ -110,10 +112,13 @@ class Ledger:
         size = self.budget.bucket_s
         return math.inf if size == math.inf else (math.floor(now / size) + 1) * size
 
-    def _expire(self, account: Account) -> None:
-        if self.budget.window is not None:
-            # The last of a bucket's spending may be as late as its end.
-            account.forget_before(account.now - self.budget.window.total_seconds())
+    def _window_start(self, now: float) -> float:
+        """Buckets that ended here or before have left: the last of a bucket's spending may be as late as its end."""
+        return -math.inf if self.budget.window is None else now - self.budget.window.total_seconds()
+
+    def _counted(self, entries: Sequence[Entry], now: float) -> Sequence[Entry]:
+        start = self._window_start(now)
+        return [entry for entry in entries if entry.end > start]
 
     def _expiry(self, end: float, now: float) -> str | None:
         """When a bucket leaves the window, in this machine's time of day."""

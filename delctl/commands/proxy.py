@@ -78,9 +78,9 @@ def _alias(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
 )
 @click.option(
     "--ledger",
-    "ledger_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="SQLite file that keeps what every subject has spent; needs --budget-epsilon.",
+    "ledger_place",
+    metavar="PLACE",
+    help="SQLite file, or redis:// URL, that keeps what every subject has spent; needs --budget-epsilon.",
 )
 @click.option("--budget-epsilon", type=POSITIVE, metavar="EPSILON", help="What a subject may spend in the window.")
 @click.option("--budget-delta", type=SHARE, default=DELTA, show_default=True, help="The delta of the budget.")
@@ -137,7 +137,7 @@ def proxy(
     max_epsilon_per_prompt: float | None,
     policy_delta: float,
     min_audit_date: datetime | None,
-    ledger_path: Path | None,
+    ledger_place: str | None,
     budget_epsilon: float | None,
     budget_delta: float,
     budget_days: float,
@@ -189,7 +189,7 @@ def proxy(
         delta=policy_delta,
         min_audit_date=None if min_audit_date is None else min_audit_date.date(),
     )
-    with _open_ledger(ledger_path, budget_epsilon, budget_delta, budget_days) as ledger:
+    with _open_ledger(ledger_place, budget_epsilon, budget_delta, budget_days) as ledger:
 
         async def run() -> None:
             async with AsyncClient(server, api_key=api_key, bundle=bundle, policy=policy, ledger=ledger) as client:
@@ -199,17 +199,17 @@ def proxy(
 
 
 @contextlib.contextmanager
-def _open_ledger(path: Path | None, epsilon: float | None, delta: float, days: float) -> Iterator[Ledger | None]:
+def _open_ledger(place: str | None, epsilon: float | None, delta: float, days: float) -> Iterator[Ledger | None]:
     """The ledger that the options describe, closed at the end; None without any."""
-    from client_lib.ledger import Budget, Ledger, SQLiteStore
+    from client_lib.ledger import Budget, Ledger, open_store
 
-    if (path is None) != (epsilon is None):
+    if (place is None) != (epsilon is None):
         raise click.UsageError("--ledger and --budget-epsilon need each other")
-    if path is None or epsilon is None:
+    if place is None or epsilon is None:
         yield None
         return
     window = timedelta(days=days) if days else None
-    ledger = Ledger(SQLiteStore(path), budget=Budget(epsilon, delta=delta, window=window))
+    ledger = Ledger(open_store(place), budget=Budget(epsilon, delta=delta, window=window))
     try:
         yield ledger
     finally:

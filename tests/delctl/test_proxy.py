@@ -20,6 +20,7 @@ import pytest
 from del_core import accounting
 from delctl import main
 from tests.client.bundles import make_bundle
+from tests.client.redis_server import RedisServer
 from tests.client.server import Received, ScriptedServer, expected_text, expected_tokens, stream_events
 
 DELCTL = [sys.executable, "-m", "delctl.main"]
@@ -105,11 +106,20 @@ def test_sigterm_lets_answers_end_and_takes_no_more(server: ScriptedServer, tmp_
     assert (process.returncode, said) == (0, "")
 
 
-def test_policy_and_budget(server: ScriptedServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept_in", ["a file", "redis"])
+def test_policy_and_budget(server: ScriptedServer, tmp_path: Path, kept_in: str) -> None:
+    with contextlib.ExitStack() as stack:
+        place = str(tmp_path / "privacy.db")
+        if kept_in == "redis":
+            place = stack.enter_context(RedisServer.running()).url
+        check_policy_and_budget(server, tmp_path, place)
+
+
+def check_policy_and_budget(server: ScriptedServer, tmp_path: Path, place: str) -> None:
     per_token = {name: accounting.epsilon(server.bundle.mechanism(name), 1e-6) for name in ("strict", "open")}
     limit = (per_token["strict"] + per_token["open"]) / 2
     budget = accounting.epsilon(server.bundle.mechanism("strict"), 1e-6, 30)
-    options = ["--max-epsilon-per-token", str(limit), "--ledger", str(tmp_path / "privacy.db")]
+    options = ["--max-epsilon-per-token", str(limit), "--ledger", place]
     options += ["--budget-epsilon", str(budget), "--quiet"]
     before = len(server.frames)
     with running_proxy(server, tmp_path, *options) as (process, url):
