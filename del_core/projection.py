@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 __all__ = ["Projection", "default_dim"]
 
@@ -18,19 +19,33 @@ def default_dim(hidden_size: int) -> int:
 
 
 class Projection(nn.Module):
-    """Affine encoder with clipping, and affine decoder.
+    """Encoder with clipping, and affine decoder.
 
-    ``encoder`` maps (..., b) to (..., d), ``decoder`` maps (..., d) to (..., b).
+    ``encoder`` maps (..., b) to (..., d), ``decoder`` maps (..., d) to (..., b). The paper's encoder is affine. With
+    ``width`` it is x = clip(E e + a + F silu(G e / rms(e)), -1, 1): the client's table can hold any function of the
+    token, so a bent one costs it nothing. F starts at zero.
     """
 
-    def __init__(self, hidden_size: int, dim: int) -> None:
+    def __init__(self, hidden_size: int, dim: int, width: int = 0) -> None:
         super().__init__()
         self.encoder = nn.Linear(hidden_size, dim)
         self.decoder = nn.Linear(dim, hidden_size)
+        self.width = width
+        if width:
+            self.inner = nn.Linear(hidden_size, width)
+            self.outer = nn.Linear(width, dim, bias=False)
+            nn.init.zeros_(self.outer.weight)
 
     def encode(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Clipped coordinates in [-1, 1], (..., d)."""
-        return self.encoder(embeddings).clamp(-1.0, 1.0)
+        x = self.encoder(embeddings)
+        if self.width:
+            x = x + self.outer(functional.silu(self.inner(functional.rms_norm(embeddings, embeddings.shape[-1:]))))
+        return x.clamp(-1.0, 1.0)
+
+    def encoder_parameters(self) -> dict[str, nn.Parameter]:
+        """What the encoder trains, by name."""
+        return {name: p for name, p in self.named_parameters() if not name.startswith("decoder.")}
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Embeddings after encoding and decoding without noise, (..., b)."""

@@ -59,6 +59,9 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
             "delctl.commands.audit:audit", "Attack a bundle's variants on held-out text and write a report.", "train"
         ),
         "train": LazyCommand("delctl.commands.train:train", "Train a base LM, a projection, a soft prompt.", "train"),
+        "calibrate": LazyCommand(
+            "delctl.commands.calibrate:calibrate", "Find the noise for an attack success or an epsilon.", "train"
+        ),
         "bundle": LazyCommand("delctl.commands.bundle:bundle", "Put trained variants together into a bundle.", "train"),
     }
 )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from del_core.mechanism import Mechanism
 
-__all__ = ["calibrate_ratio", "nearest_success", "nearest_tokens", "reproducible_bytes"]
+__all__ = ["nearest_success", "nearest_tokens", "reproducible_bytes"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -48,46 +48,3 @@ def nearest_success(
     """
     y = mechanism.dequantize(mechanism.sample(table[token_ids], random_source))
     return int(np.sum(nearest_tokens(y @ weight.T + bias, embeddings) == token_ids))
-
-
-def calibrate_ratio(
-    target: float,
-    bits: int,
-    table: npt.NDArray[np.integer],
-    max_level: int,
-    weight: FloatArray,
-    bias: FloatArray,
-    embeddings: FloatArray,
-    token_ids: npt.NDArray[np.int64],
-    *,
-    seed: int = 0,
-    iterations: int = 14,
-) -> Mechanism:
-    """The mechanism at which the attack recovers the share ``target`` of ``token_ids``, by bisection on log r.
-
-    ``token_ids`` should be text that no result is reported on. The same random bytes in every iteration make
-    the measured rate nearly monotone in r.
-
-    Raises:
-        ValueError: if even r close to 1 recovers less than ``target``, or r = 1e-5 more.
-    """
-
-    def rate(ratio: float) -> tuple[float, Mechanism]:
-        mechanism = Mechanism(bits, table.shape[1], Mechanism.nearest_ratio(ratio), max_level=max_level)
-        hits = nearest_success(mechanism, table, weight, bias, embeddings, token_ids, reproducible_bytes(seed))
-        return hits / len(token_ids), mechanism
-
-    low, high = 1e-5, 1.0 - 2.0**-20
-    lowest, highest = rate(low)[0], rate(high)[0]
-    if not lowest <= target <= highest:
-        raise ValueError(
-            f"target: success rate {target} cannot be reached with {bits} bits and dimension {table.shape[1]}; "
-            f"rates between {lowest:.4f} and {highest:.4f} can"
-        )
-    for _ in range(iterations):
-        middle = (low * high) ** 0.5
-        if rate(middle)[0] < target:
-            low = middle
-        else:
-            high = middle
-    return rate(low)[1]

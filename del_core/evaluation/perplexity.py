@@ -8,16 +8,16 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-__all__ = ["continuation_nll", "evaluate_perplexity"]
+__all__ = ["continuation_logits", "continuation_nll", "evaluate_perplexity"]
 
 
-def continuation_nll(
+def continuation_logits(
     model: PreTrainedModel, prompt: torch.Tensor, continuation: torch.Tensor, soft_prompt: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean negative log-likelihood in nats per continuation token, one value for each row, (batch,).
+    """float32 logits (batch, continuation tokens, V) that predict each token of the continuation.
 
     The model reads [soft prompt; prompt; continuation]; the continuation's tokens are clean, as they are when the
-    server has generated them, and only they are scored.
+    server has generated them.
 
     Args:
         prompt: embeddings (batch, prompt tokens, hidden size).
@@ -28,9 +28,20 @@ def continuation_nll(
     parts = [prompt.to(clean.dtype), clean]
     if soft_prompt is not None and len(soft_prompt):
         parts.insert(0, soft_prompt.to(clean.dtype).expand(len(prompt), -1, -1))
-    logits = model(inputs_embeds=torch.cat(parts, dim=1), use_cache=False, logits_to_keep=continuation.shape[1]).logits
-    nll = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), continuation, reduction="none")
-    return nll.mean(dim=1)
+    inputs = torch.cat(parts, dim=1)
+    logits: torch.Tensor = model(inputs_embeds=inputs, use_cache=False, logits_to_keep=continuation.shape[1]).logits
+    return logits.float()
+
+
+def continuation_nll(
+    model: PreTrainedModel, prompt: torch.Tensor, continuation: torch.Tensor, soft_prompt: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean negative log-likelihood in nats per continuation token, one value for each row, (batch,).
+
+    Arguments as in ``continuation_logits``; only the continuation is scored.
+    """
+    logits = continuation_logits(model, prompt, continuation, soft_prompt)
+    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), continuation, reduction="none").mean(dim=1)
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from del_core._decoder_tensors import CONTEXTUAL, DECODER_KINDS, HEAD, LINEAR, T
 from del_core.audit.posterior import TokenLikelihood
 from del_core.training.noise import NoisyTable, limit_norm
 
-__all__ = ["NoisyDecoder", "choose_sizes", "principal_values"]
+__all__ = ["DecoderStart", "NoisyDecoder", "choose_sizes", "principal_values"]
 
 
 def choose_sizes(kind: str, hidden: int, dim: int, width: int | None = None, layers: int = 2) -> DecoderSizes:
@@ -44,6 +45,14 @@ def principal_values(
     values = centred @ components
     scale = (weights @ values.square()).mean().sqrt()
     return (values / scale).float(), (components * scale).float(), mean.float()
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderStart:
+    """Parameters of a decoder that was trained together with an encoder, and the norm limit they were trained for."""
+
+    tensors: Mapping[str, torch.Tensor]
+    norm_limit: float
 
 
 class NoisyDecoder(nn.Module):
@@ -102,11 +111,12 @@ class NoisyDecoder(nn.Module):
         self.skip.copy_(torch.cat([mix * self.weight, (1 - mix) * self.lift], dim=1))
         self.skip_bias.copy_(mix * self.bias + (1 - mix) * self.mean)
 
-    def forward(self, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, y: torch.Tensor, mean: torch.Tensor | None = None) -> torch.Tensor:
+        """Embeddings of ``y``; ``mean`` (..., rank) stands in for the posterior mean while an encoder is trained."""
         limited = limit_norm(y, self.norm_limit)
         if self.kind == LINEAR:
             return limited @ self.weight.T + self.bias
-        features = torch.cat([limited, self.posterior_mean(y)], dim=-1)
+        features = torch.cat([limited, self.posterior_mean(y) if mean is None else mean], dim=-1)
         decoded = functional.linear(features, self.skip, self.skip_bias)
         return decoded + self._network(features) if self.sizes.width else decoded
 
@@ -124,6 +134,17 @@ class NoisyDecoder(nn.Module):
             normal = _normalise(h, self.norms[layer, 1])
             h = h + functional.silu(normal @ self.mlp_in[layer].T) @ self.mlp_out[layer].T
         return h @ self.out_weight.T
+
+    @torch.no_grad()
+    def start_from(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Takes over what ``tensors`` has of this decoder; attention that it has not starts by adding nothing."""
+        own = dict(self.named_parameters())
+        for name, parameter in own.items():
+            if name in tensors:
+                parameter.copy_(tensors[name])
+        if "attention_in" in own and "attention_in" not in tensors:
+            self.attention_out.zero_()
+            self.mlp_out.zero_()
 
     def trained(self) -> Sequence[tuple[str, nn.Parameter]]:
         """The (name, parameter) pairs that training changes: none for ``linear`` and ``posterior``."""

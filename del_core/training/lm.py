@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from del_core.bundle import checksum_model
 from del_core.errors import DelError
-from del_core.training.text import TextError, TokenWindows, split_text, tokenize
+from del_core.training.text import HELD_OUT, TextError, TokenWindows, split_text, tokenize
 
 __all__ = ["BaseLM", "FrozenLM", "ModelError", "load_base_lm", "load_frozen_lm"]
 
@@ -76,15 +76,17 @@ def load_base_lm(directory: Path, device: str = "cpu") -> BaseLM:
     return BaseLM(model, tokenizer_json, checksum, bos if adds_bos else None)
 
 
-def load_frozen_lm(directory: Path, texts: Sequence[str], device: str = "cpu") -> FrozenLM:
-    """Loads an LM as ``load_base_lm`` does, and tokenizes ``texts`` for it.
+def load_frozen_lm(
+    directory: Path, texts: Sequence[str], device: str = "cpu", *, held_out: float = HELD_OUT
+) -> FrozenLM:
+    """Loads an LM as ``load_base_lm`` does, and tokenizes ``texts`` for it, split as ``split_text`` does.
 
     Raises:
         TextError: if a text is too short to be split.
     """
     lm = load_base_lm(directory, device)
     tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
-    splits = split_text(texts)
+    splits = split_text(texts, held_out)
     if not (splits.train and splits.validation and splits.test):
         raise TextError("text: too short to be split into training, validation and test parts")
     return FrozenLM(

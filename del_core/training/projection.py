@@ -15,6 +15,7 @@ from del_core.evaluation.perplexity import continuation_nll, evaluate_perplexity
 from del_core.projection import Projection, default_dim
 from del_core.training.lm import BaseLM, FrozenLM, ModelError
 from del_core.training.loop import Schedule, fit, identity
+from del_core.training.precision import products
 from del_core.training.text import TokenWindows
 
 __all__ = ["ProjectionConfig", "load_log_prior", "load_projection", "train_projection"]
@@ -31,6 +32,7 @@ class ProjectionConfig:
     steps: int = 300
     learning_rate: float = 1e-3
     evaluation_windows: int = 128
+    bf16: bool = False
     seed: int = 0
 
 
@@ -60,7 +62,8 @@ def train_projection(
     def loss(step: int) -> torch.Tensor:
         tokens = train.batch(step, config.batch)
         prompt, continuation = tokens[:, : config.prompt_tokens], tokens[:, config.prompt_tokens :]
-        return continuation_nll(lm.model, project(prompt), continuation).mean()
+        with products(prompt.device, config.bf16):
+            return continuation_nll(lm.model, project(prompt), continuation).mean()
 
     def perplexity(windows: torch.Tensor, embed: Callable[[torch.Tensor], torch.Tensor] = project) -> float:
         return evaluate_perplexity(lm.model, windows, config.prompt_tokens, embed)
@@ -109,6 +112,6 @@ def load_projection(directory: Path, lm: BaseLM) -> Projection:
         raise ModelError(
             f"{summary_path}: model_sha256 {summary['model_sha256']} is not that of the given model, {lm.checksum}"
         )
-    projection = Projection(lm.embeddings.shape[1], summary["dim"])
+    projection = Projection(lm.embeddings.shape[1], summary["dim"], summary.get("width", 0))
     projection.load_state_dict(load_file(directory / "projection.safetensors"))
     return projection.to(lm.embeddings.device).requires_grad_(False)

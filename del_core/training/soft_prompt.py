@@ -14,20 +14,21 @@ from pathlib import Path
 import torch
 from peft import PromptTuningConfig, TaskType, get_peft_model
 from safetensors.numpy import save_file as save_decoder
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from del_core._decoder_tensors import LINEAR, DecoderSizes
+from del_core._decoder_tensors import CONTEXTUAL, LINEAR, TRAINED, DecoderSizes
 from del_core.accounting import mu
-from del_core.evaluation.perplexity import evaluate_perplexity
-from del_core.mechanism import Mechanism
+from del_core.evaluation.perplexity import continuation_nll, evaluate_perplexity
+from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.projection import Projection
-from del_core.training.decoder import NoisyDecoder, choose_sizes
-from del_core.training.lm import FrozenLM
+from del_core.training.decoder import DecoderStart, NoisyDecoder, choose_sizes
+from del_core.training.lm import FrozenLM, ModelError
 from del_core.training.loop import Schedule, fit, identity, step_generator
 from del_core.training.noise import NoisyTable
+from del_core.training.precision import products
 from del_core.training.text import TokenWindows
 
-__all__ = ["SoftPromptConfig", "calibrate_norm_limit", "train_soft_prompt"]
+__all__ = ["SoftPromptConfig", "calibrate_norm_limit", "load_variant", "start_decoder", "train_soft_prompt"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class SoftPromptConfig:
     patience: int = 4
     evaluation_windows: int = 128
     test_windows: int = 256
+    bf16: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -105,18 +107,20 @@ def _linear(lm: FrozenLM, projection: Projection, noisy: NoisyTable, norm_limit:
     return NoisyDecoder(LINEAR, DecoderSizes(), weight, bias, noisy, norm_limit, lm.embeddings, lm.unigram())
 
 
-def _start_decoder(
-    lm: FrozenLM,
-    projection: Projection,
-    noisy: NoisyTable,
-    norm_limit: float,
-    windows: torch.Tensor,
-    config: SoftPromptConfig,
+def _new_decoder(
+    lm: FrozenLM, projection: Projection, noisy: NoisyTable, norm_limit: float, config: SoftPromptConfig
 ) -> NoisyDecoder:
-    """The decoder before training: of the mixtures of linear and posterior, the one of least perplexity."""
     weight, bias = projection.decoder.weight, projection.decoder.bias
     sizes = choose_sizes(config.decoder, len(weight), weight.shape[1], config.width, config.layers)
-    decoder = NoisyDecoder(config.decoder, sizes, weight, bias, noisy, norm_limit, lm.embeddings, lm.unigram())
+    return NoisyDecoder(config.decoder, sizes, weight, bias, noisy, norm_limit, lm.embeddings, lm.unigram())
+
+
+def start_decoder(
+    lm: FrozenLM, projection: Projection, noisy: NoisyTable, windows: torch.Tensor, config: SoftPromptConfig
+) -> NoisyDecoder:
+    """The decoder before training: of norm limits and mixtures of linear and posterior, those of least perplexity."""
+    norm_limit = calibrate_norm_limit(lm, projection, noisy, windows, config.prompt_tokens, config.seed + 1)
+    decoder = _new_decoder(lm, projection, noisy, norm_limit, config)
     if config.decoder != LINEAR:
         prompt = _NoisyPrompt(noisy, decoder)
         tried = {}
@@ -128,6 +132,26 @@ def _start_decoder(
     return decoder
 
 
+def load_variant(
+    lm: FrozenLM, projection: Projection, directory: Path
+) -> tuple[NoisyTable, NoisyDecoder, torch.Tensor]:
+    """What ``train_soft_prompt`` wrote, for measurements: noise, decoder (no gradients), soft prompt (rows, b).
+
+    Raises:
+        ModelError: if the stage has not been run to its end.
+    """
+    path = directory / "variant.json"
+    if not path.is_file():
+        raise ModelError(f"{path}: not found; run `delctl train soft-prompt` to its end first")
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    mechanism = Mechanism(summary["bits"], summary["dim"], summary["ratio_numerator"] / 2.0**31, max_level=MAX_LEVEL)
+    noisy = NoisyTable(projection.table(lm.embeddings, MAX_LEVEL).to(lm.embeddings.device), mechanism)
+    config = SoftPromptConfig(**{key: summary[key] for key in ("decoder", "width", "layers")})
+    decoder = _new_decoder(lm, projection, noisy, summary["norm_limit"], config).requires_grad_(False)
+    decoder.start_from(load_file(directory / "decoder.safetensors"))
+    return noisy, decoder, load_file(directory / "soft_prompt.safetensors")["soft_prompt"].to(lm.embeddings.device)
+
+
 def train_soft_prompt(
     lm: FrozenLM,
     projection: Projection,
@@ -136,9 +160,12 @@ def train_soft_prompt(
     output: Path,
     config: SoftPromptConfig | None = None,
     *,
+    start: DecoderStart | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
     """Trains variant ``name`` into ``output``: ``soft_prompt``, ``decoder`` (safetensors) and ``variant.json``.
+
+    ``start``: the decoder that an encoder was trained with, from which a decoder with a network goes on.
 
     Returns:
         Perplexities on the test part, all over the same windows and the same noise: ``ppl_clean``, ``ppl_projected``,
@@ -154,8 +181,12 @@ def train_soft_prompt(
     train = TokenWindows(lm.train, length, config.seed)
     validation = lm.windows(lm.validation, length, config.evaluation_windows)
     test = lm.windows(lm.test, length, config.test_windows)
-    norm_limit = calibrate_norm_limit(lm, projection, noisy, validation, config.prompt_tokens, config.seed + 1)
-    decoder = _start_decoder(lm, projection, noisy, norm_limit, validation, config)
+    if start is not None and config.decoder in (TRAINED, CONTEXTUAL):
+        decoder = _new_decoder(lm, projection, noisy, start.norm_limit, config)
+        decoder.start_from(start.tensors)
+    else:
+        decoder = start_decoder(lm, projection, noisy, validation, config)
+    norm_limit = decoder.norm_limit
     prompt = _NoisyPrompt(noisy, decoder)
     linear = _NoisyPrompt(noisy, _linear(lm, projection, noisy, norm_limit))
 
@@ -174,11 +205,9 @@ def train_soft_prompt(
         # Prompts of every length up to the longest, so that short ones are served as well.
         start = int(torch.randint(0, config.prompt_tokens - config.min_prompt_tokens + 1, (), generator=generator))
         private, continuation = tokens[:, start : config.prompt_tokens], tokens[:, config.prompt_tokens :]
-        noise = step_generator(config.seed, step, device)
-        clean = lm.embeddings[continuation[:, :-1]]
-        inputs = torch.cat([prompt(private, noise), clean], dim=1)
-        logits = tuned(inputs_embeds=inputs, use_cache=False).logits[:, -continuation.shape[1] :]
-        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), continuation.flatten())
+        embedded = prompt(private, step_generator(config.seed, step, device))
+        with products(device, config.bf16):
+            return continuation_nll(tuned, embedded, continuation).mean()
 
     def perplexity(
         windows: torch.Tensor, seed: int, soft_prompt: torch.Tensor | None, decoded: _NoisyPrompt = prompt

@@ -15,7 +15,11 @@ from tokenizers import Tokenizer
 
 from del_core.errors import DelError
 
-__all__ = ["TextError", "TextSplits", "TokenWindows", "read_texts", "split_text", "tokenize"]
+__all__ = ["HELD_OUT", "TextError", "TextSplits", "TokenWindows", "read_texts", "split_text", "tokenize"]
+
+
+HELD_OUT = 0.06
+"""Share of a text that is held out, half of it for validation, half for tests."""
 
 
 class TextError(DelError, ValueError):
@@ -53,7 +57,7 @@ class TextSplits:
     test: list[str]
 
 
-def split_text(texts: Sequence[str], held_out: float = 0.06) -> TextSplits:
+def split_text(texts: Sequence[str], held_out: float = HELD_OUT) -> TextSplits:
     """Cuts the last ``held_out`` share off every text, and halves it into validation and test.
 
     Cuts fall on line ends, so that no line is in two parts. Contiguous parts, not shuffled lines, keep

@@ -14,66 +14,54 @@ import numpy as np
 
 from del_core._decoder_tensors import DECODER_KINDS
 from del_core.accounting import epsilon as exact_epsilon
-from del_core.audit.nearest import calibrate_ratio
+from del_core.audit.calibration import MAP, NEAREST, AttackSurface, Calibration, calibrate
 from del_core.audit.recovery import measure_recovery
-from del_core.mechanism import Mechanism
+from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.projection import Projection
+from del_core.training.decoder import DecoderStart
+from del_core.training.encoder import attack_surface, calibration_tokens
 from del_core.training.lm import FrozenLM
 from del_core.training.soft_prompt import SoftPromptConfig, train_soft_prompt
 
-__all__ = ["BEST", "MAX_LEVEL", "Noise", "train_variant"]
+__all__ = ["BEST", "Noise", "calibration_tokens", "train_variant"]
 
 BEST = "best"
 """As a decoder's kind: train all, keep the one of least validation loss."""
 
-MAX_LEVEL = 32767  # int16 tables
 _GUARANTEE_DELTA = 1e-6
-_CALIBRATION_TOKENS = 20_000  # a rate of 2 % then has a standard error of 0.1 points
 
 
 @dataclass(frozen=True)
 class Noise:
-    """How a variant's noise is chosen: exactly one of the three targets is set."""
+    """How a variant's noise is chosen: exactly one of the four targets is set.
+
+    ``map_asr`` and ``nearest_asr`` by bisection on text that nothing is reported on; ``epsilon`` at ``delta`` exactly;
+    ``mu`` by the paper's formula.
+    """
 
     bits: int
+    map_asr: float | None = None
     nearest_asr: float | None = None
     mu: float | None = None
     epsilon: float | None = None
     delta: float = _GUARANTEE_DELTA
 
     def __post_init__(self) -> None:
-        if sum(target is not None for target in (self.nearest_asr, self.mu, self.epsilon)) != 1:
-            raise ValueError("noise: exactly one of nearest_asr, mu and epsilon is needed")
+        if sum(target is not None for target in (self.map_asr, self.nearest_asr, self.mu, self.epsilon)) != 1:
+            raise ValueError("noise: exactly one of map_asr, nearest_asr, mu and epsilon is needed")
 
-
-@dataclass(frozen=True)
-class _AttackSurface:
-    """What the attacks read, as numpy arrays."""
-
-    table: np.ndarray
-    weight: np.ndarray
-    bias: np.ndarray
-    embeddings: np.ndarray
-
-    @classmethod
-    def of(cls, lm: FrozenLM, projection: Projection) -> _AttackSurface:
-        return cls(
-            table=projection.table(lm.embeddings, MAX_LEVEL).cpu().numpy(),
-            weight=projection.decoder.weight.detach().cpu().numpy(),
-            bias=projection.decoder.bias.detach().cpu().numpy(),
-            embeddings=lm.embeddings.detach().cpu().numpy(),
-        )
-
-    def mechanism(self, noise: Noise, token_ids: np.ndarray) -> Mechanism:
-        dim = self.table.shape[1]
-        if noise.mu is not None:
-            return Mechanism.from_mu(noise.mu, bits=noise.bits, dim=dim, max_level=MAX_LEVEL)
-        if noise.epsilon is not None:
-            return Mechanism.from_epsilon(noise.epsilon, noise.delta, bits=noise.bits, dim=dim, max_level=MAX_LEVEL)
-        assert noise.nearest_asr is not None
-        return calibrate_ratio(
-            noise.nearest_asr, noise.bits, self.table, MAX_LEVEL, self.weight, self.bias, self.embeddings, token_ids
-        )
+    def mechanism(self, surface: AttackSurface, token_ids: np.ndarray) -> tuple[Mechanism, Calibration | None]:
+        """The mechanism, and where an attack chose it, what that attack recovers of ``token_ids``."""
+        dim = surface.table.shape[1]
+        if self.mu is not None:
+            return Mechanism.from_mu(self.mu, bits=self.bits, dim=dim, max_level=MAX_LEVEL), None
+        if self.epsilon is not None:
+            exact = Mechanism.from_epsilon(self.epsilon, self.delta, bits=self.bits, dim=dim, max_level=MAX_LEVEL)
+            return exact, None
+        attack, target = (MAP, self.map_asr) if self.map_asr is not None else (NEAREST, self.nearest_asr)
+        assert target is not None
+        found = calibrate(attack, target, self.bits, surface, token_ids, max_level=MAX_LEVEL)
+        return found.mechanism, found
 
 
 def _train_best(
@@ -83,6 +71,7 @@ def _train_best(
     name: str,
     output: Path,
     config: SoftPromptConfig,
+    start: DecoderStart | None,
     *,
     progress: bool,
 ) -> None:
@@ -90,7 +79,9 @@ def _train_best(
     losses: dict[str, float] = {}
     for kind in DECODER_KINDS:
         directory = output / "candidates" / kind
-        train_soft_prompt(lm, projection, mechanism, name, directory, replace(config, decoder=kind), progress=progress)
+        train_soft_prompt(
+            lm, projection, mechanism, name, directory, replace(config, decoder=kind), start=start, progress=progress
+        )
         losses[kind] = json.loads((directory / "variant.json").read_text(encoding="utf-8"))["held_out_loss"]
     chosen = output / "candidates" / min(losses, key=losses.__getitem__)
     for file in ("soft_prompt.safetensors", "decoder.safetensors"):
@@ -108,23 +99,26 @@ def train_variant(
     output: Path,
     config: SoftPromptConfig | None = None,
     *,
+    start: DecoderStart | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Trains one variant into ``output`` and returns its summary, as ``variant.json`` there holds it.
 
-    The noise is calibrated on the validation part and the attacks are measured on the test part of the text.
+    ``start`` is the decoder that ``train_encoder`` left, if it trained ``projection``. The noise is calibrated on the
+    validation part and the attacks are measured on the test part of the text.
     """
-    surface = _AttackSurface.of(lm, projection)
-    calibration = lm.validation[:: max(1, len(lm.validation) // _CALIBRATION_TOKENS)]
-    mechanism = surface.mechanism(noise, calibration.cpu().numpy())
+    surface = attack_surface(lm, projection)
+    mechanism, calibration = noise.mechanism(surface, calibration_tokens(lm))
     config = config or SoftPromptConfig()
     if config.decoder == BEST:
-        _train_best(lm, projection, mechanism, name, output, config, progress=progress)
+        _train_best(lm, projection, mechanism, name, output, config, start, progress=progress)
     else:
-        train_soft_prompt(lm, projection, mechanism, name, output, config, progress=progress)
+        train_soft_prompt(lm, projection, mechanism, name, output, config, start=start, progress=progress)
     path = output / "variant.json"
     summary = json.loads(path.read_text(encoding="utf-8"))
     summary["task"] = task
+    if calibration is not None:
+        summary["calibration"] = calibration.summary()
     summary["guarantees"] = {
         "delta": _GUARANTEE_DELTA,
         "epsilon": exact_epsilon(mechanism, _GUARANTEE_DELTA),
@@ -138,7 +132,7 @@ def train_variant(
             surface.weight,
             surface.bias,
             surface.embeddings,
-            lm.unigram().log().float().cpu().numpy(),
+            surface.log_prior,
             lm.test.cpu().numpy(),
         ),
         "text_sha256": lm.text_sha256,

@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
-_MODEL = click.option(
+MODEL = click.option(
     "--model",
     required=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Hugging Face causal-LM directory: config.json, tokenizer.json, safetensors.",
 )
-_TEXT = click.option(
+TEXT = click.option(
     "--text",
     "texts",
     required=True,
@@ -23,6 +23,14 @@ _TEXT = click.option(
     type=click.Path(path_type=Path),
     help="UTF-8 text file; repeat for several. The last 6 % of each are held out.",
 )
+PROJECTION = click.option(
+    "--projection",
+    "projection_directory",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Output directory of `delctl train projection` or `delctl train encoder`.",
+)
+_BF16 = click.option("--bf16", is_flag=True, help="Matrix products in bfloat16: faster where the processor has them.")
 
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,7 +58,7 @@ def train() -> None:
 
 
 @train.command()
-@_TEXT
+@TEXT
 @click.option("--vocabulary", default=4096, show_default=True, help="Tokens of the byte-level BPE vocabulary.")
 @click.option("--hidden", default=256, show_default=True, help="Hidden size b.")
 @click.option("--layers", default=8, show_default=True)
@@ -61,7 +69,7 @@ def train() -> None:
 @click.option("--steps", default=2000, show_default=True)
 @click.option("--learning-rate", default=1.5e-3, show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: faster, needs a C++ compiler.")
-@click.option("--bf16", is_flag=True, help="Matrix products in bfloat16: faster where the processor has them.")
+@_BF16
 @_shared
 def base(texts: tuple[Path, ...], out: Path, compiled: bool, quiet: bool, **sizes: Any) -> None:
     """Train a small Llama and its tokenizer from text."""
@@ -75,18 +83,19 @@ def base(texts: tuple[Path, ...], out: Path, compiled: bool, quiet: bool, **size
 
 
 @train.command()
-@_MODEL
-@_TEXT
+@MODEL
+@TEXT
 @click.option("--dim", type=click.IntRange(1), help="Projected dimension d.  [default: hidden size / 32, at least 32]")
 @click.option("--prompt-tokens", default=96, show_default=True, type=click.IntRange(1))
 @click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2))
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(1))
 @click.option("--steps", default=300, show_default=True, type=click.IntRange(1))
 @click.option("--learning-rate", default=1e-3, show_default=True)
+@_BF16
 @click.option("--device", default="cpu", show_default=True, help="torch device, such as cuda.")
 @_shared
 def projection(model: Path, texts: tuple[Path, ...], out: Path, device: str, quiet: bool, **sizes: Any) -> None:
-    """Stage 1: train encoder and decoder through the frozen LM."""
+    """Stage 1: train encoder and decoder through the frozen LM, without noise (the published method)."""
     from del_core.training.lm import load_frozen_lm
     from del_core.training.projection import ProjectionConfig, train_projection
     from del_core.training.text import read_texts
@@ -95,19 +104,63 @@ def projection(model: Path, texts: tuple[Path, ...], out: Path, device: str, qui
     _perplexities(train_projection(lm, out, ProjectionConfig(**sizes), progress=not quiet))
 
 
-@train.command("soft-prompt")
-@_MODEL
+@train.command()
+@MODEL
+@PROJECTION
+@TEXT
 @click.option(
-    "--projection",
-    "projection_directory",
+    "--map-asr",
     required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Output directory of `delctl train projection`.",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of tokens that the optimal per-token attack may recover: the level that the encoder is trained for.",
 )
-@_TEXT
+@click.option("--bits", default=4, show_default=True, type=click.IntRange(1, 8), help="Bits n of a count.")
+@click.option("--width", default=256, show_default=True, type=click.IntRange(0), help="Hidden width; 0 is affine.")
+@click.option("--prompt-tokens", default=96, show_default=True, type=click.IntRange(16))
+@click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2))
+@click.option("--batch", default=16, show_default=True, type=click.IntRange(1))
+@click.option("--steps", default=400, show_default=True, type=click.IntRange(1))
+@click.option("--learning-rate", default=3e-3, show_default=True)
+@_BF16
+@click.option("--device", default="cpu", show_default=True, help="torch device, such as cuda.")
+@_shared
+def encoder(
+    model: Path, projection_directory: Path, texts: tuple[Path, ...], out: Path, device: str, quiet: bool, **sizes: Any
+) -> None:
+    """Stage 1 with the noise in the loop: best text at one attack success.
+
+    Starts from the output of `delctl train projection` and takes its place in the stages that follow.
+    """
+    from del_core.training.encoder import EncoderConfig, train_encoder
+    from del_core.training.lm import load_frozen_lm
+    from del_core.training.projection import load_projection
+    from del_core.training.text import read_texts
+
+    lm = load_frozen_lm(model, read_texts(texts), device)
+    start = load_projection(projection_directory, lm)
+    if start.width:
+        raise click.BadParameter(
+            f"{projection_directory} was trained with noise already; the output of `delctl train projection` is needed",
+            param_hint="--projection",
+        )
+    figures = train_encoder(lm, start, out, EncoderConfig(**sizes), progress=not quiet)
+    success = figures.pop("map_asr")
+    _perplexities(figures)
+    click.echo(f"{'map ASR':16} {success:9.2%}  (on the validation part, where both perplexities are)")
+
+
+@train.command("soft-prompt")
+@MODEL
+@PROJECTION
+@TEXT
 @click.option("--name", required=True, help="The variant's name, such as balanced.")
 @click.option("--task", default="general", show_default=True, help="What the soft prompt is trained for.")
 @click.option("--bits", default=4, show_default=True, type=click.IntRange(1, 8), help="Bits n of a count.")
+@click.option(
+    "--map-asr",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Choose the noise such that the optimal per-token attack recovers this share of held-out tokens.",
+)
 @click.option(
     "--nearest-asr",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -135,6 +188,7 @@ def projection(model: Path, texts: tuple[Path, ...], out: Path, device: str, qui
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(1))
 @click.option("--steps", default=400, show_default=True, type=click.IntRange(1))
 @click.option("--learning-rate", default=1e-2, show_default=True)
+@_BF16
 @click.option("--device", default="cpu", show_default=True, help="torch device, such as cuda.")
 @_shared
 def soft_prompt(
@@ -144,6 +198,7 @@ def soft_prompt(
     name: str,
     task: str,
     bits: int,
+    map_asr: float | None,
     nearest_asr: float | None,
     mu: float | None,
     epsilon: float | None,
@@ -154,9 +209,10 @@ def soft_prompt(
     **sizes: Any,
 ) -> None:
     """Stage 2: calibrate one variant's noise and train its soft prompt."""
-    chosen = [option for option in (nearest_asr, mu, epsilon) if option is not None]
+    chosen = [option for option in (map_asr, nearest_asr, mu, epsilon) if option is not None]
     if len(chosen) != 1:
-        raise click.UsageError("give exactly one of --nearest-asr, --mu and --epsilon")
+        raise click.UsageError("give exactly one of --map-asr, --nearest-asr, --mu and --epsilon")
+    from del_core.training.encoder import load_decoder_start
     from del_core.training.lm import load_frozen_lm
     from del_core.training.projection import load_projection
     from del_core.training.soft_prompt import SoftPromptConfig
@@ -168,11 +224,12 @@ def soft_prompt(
     summary = train_variant(
         lm,
         load_projection(projection_directory, lm),
-        Noise(bits=bits, nearest_asr=nearest_asr, mu=mu, epsilon=epsilon, delta=delta),
+        Noise(bits=bits, map_asr=map_asr, nearest_asr=nearest_asr, mu=mu, epsilon=epsilon, delta=delta),
         name,
         task,
         out,
         config,
+        start=load_decoder_start(projection_directory),
         progress=not quiet,
     )
     _perplexities({key: value for key, value in summary.items() if key.startswith("ppl_")})

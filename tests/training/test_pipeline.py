@@ -107,6 +107,34 @@ def test_the_best_decoder_is_chosen_on_validation_text_and_bundled(trained, tmp_
         assert np.isfinite(build_decoder(bundle, kind).decode(codes)).all()
 
 
+def test_an_encoder_trained_with_noise_goes_the_same_way_into_a_bundle(trained, tmp_path):
+    work, _ = trained
+    model, text = ("--model", work / "model"), ("--text", _TEXT)
+    output = _run(
+        train, "encoder", *model, "--projection", work / "projection", *text, "--out", tmp_path / "encoder",
+        "--map-asr", 0.25, "--width", 16, "--steps", 30, *_SHORT,
+    )  # fmt: skip
+    assert "ppl_trained" in output
+    common = (*model, "--projection", tmp_path / "encoder")
+    _run(
+        train, "soft-prompt", *common, *text, "--out", tmp_path / "v", "--name", "level", "--map-asr", 0.25,
+        "--decoder", "trained", "--steps", 10, *_SHORT,
+    )  # fmt: skip
+    summary = json.loads((tmp_path / "v/variant.json").read_text())
+    assert summary["calibration"]["attack"] == "map"
+    assert summary["calibration"]["low"] <= 0.26
+    assert summary["calibration"]["high"] >= 0.24
+    _run(bundle_command, *common, "--variant", tmp_path / "v", "--out", tmp_path / "b")
+    bundle = load_bundle(tmp_path / "b")
+    codes = bundle.mechanism("level").sample(np.asarray(bundle.client.table[:40]))
+    assert np.isfinite(build_decoder(bundle, "level").decode(codes)).all()
+    refused = _run(
+        train, "encoder", *model, "--projection", tmp_path / "encoder", *text, "--out", tmp_path / "again",
+        "--map-asr", 0.25, *_SHORT, code=2,
+    )  # fmt: skip
+    assert "was trained with noise already" in " ".join(refused.split())
+
+
 def test_averaged_noise_decodes_to_what_the_projection_gives(trained):
     """Unbiasedness through the whole path: with the norm limit out of the way, the mean embedding is D x + a'."""
     bundle = load_bundle(trained[0] / "bundle")
@@ -148,8 +176,8 @@ def test_parts_of_different_models_are_refused(trained, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "exactly one of --nearest-asr, --mu and --epsilon"),
-        (("--mu", 10, "--epsilon", 3), "exactly one of --nearest-asr, --mu and --epsilon"),
+        ((), "exactly one of --map-asr, --nearest-asr, --mu and --epsilon"),
+        (("--mu", 10, "--epsilon", 3), "exactly one of --map-asr, --nearest-asr, --mu and --epsilon"),
         (("--nearest-asr", 1.5), "1.5 is not in the range 0<x<1"),
         (("--mu", 10, "--bits", 9), "9 is not in the range 1<=x<=8"),
     ],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from del_core.audit.calibration import ATTACKS, MAP, NEAREST, AttackSurface, calibrate
 from del_core.audit.intervals import wilson
-from del_core.audit.nearest import calibrate_ratio, nearest_tokens, reproducible_bytes
+from del_core.audit.nearest import nearest_tokens, reproducible_bytes
 from del_core.mechanism import Mechanism
 from del_core.projection import Projection, default_dim
 from del_core.training.noise import NoisyTable, limit_norm
@@ -85,25 +88,51 @@ def test_nearest_tokens_agrees_with_brute_force():
     assert np.array_equal(nearest_tokens(decoded, embeddings, block=100), distances.argmin(1))
 
 
-def test_calibration_meets_its_target_on_fresh_noise():
+@pytest.fixture(scope="module")
+def surface():
+    """A table of 64 tokens that are told apart by noise alone, and a prior that is far from even."""
     rng = np.random.default_rng(1)
     table = rng.integers(-32767, 32768, size=(64, 8)).astype(np.int16)
     embeddings = (table / 32767).astype(np.float32)
-    identity, zero = np.eye(8, dtype=np.float32), np.zeros(8, np.float32)
-    tokens = rng.integers(0, 64, 4000)
-    mechanism = calibrate_ratio(0.3, 4, table, 32767, identity, zero, embeddings, tokens)
-    y = mechanism.dequantize(mechanism.sample(table[tokens], reproducible_bytes(99)))
-    rate = np.mean(nearest_tokens(y, embeddings) == tokens)
-    assert abs(rate - 0.3) < _Z * (2 * 0.3 * 0.7 / 4000) ** 0.5
+    prior = rng.dirichlet(np.ones(64))
+    return AttackSurface(
+        table, np.eye(8, dtype=np.float32), np.zeros(8, np.float32), embeddings, np.log(prior).astype(np.float32)
+    )
 
 
-def test_an_unreachable_target_is_refused():
-    table = np.zeros((4, 2), np.int16)
-    embeddings = np.zeros((4, 2), np.float32)
+def _text(surface, seed):
+    """Tokens of the prior."""
+    prior = np.exp(surface.log_prior.astype(np.float64))
+    return np.random.default_rng(seed).choice(64, size=4000, p=prior / prior.sum())
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_calibration_meets_its_target_on_fresh_noise(surface, attack):
+    tokens = _text(surface, 2)
+    found = calibrate(attack, 0.3, 4, surface, tokens, max_level=32767)
+    assert found.low < found.success < found.high
+    # The rate that is reported, and one of yet other noise, are each a binomial share around the target.
+    margin = _Z * (2 * 0.3 * 0.7 / 4000) ** 0.5
+    assert abs(found.success - 0.3) < margin
+    assert abs(surface.hits(attack, found.mechanism, tokens, seed=99) / 4000 - 0.3) < margin
+
+
+def test_the_map_attack_recovers_more_than_the_nearest_neighbour(surface):
+    tokens = _text(surface, 4)
+    at_nearest = calibrate(NEAREST, 0.3, 4, surface, tokens, max_level=32767).mechanism
+    rates = {attack: surface.hits(attack, at_nearest, _text(surface, 3), seed=5) / 4000 for attack in ATTACKS}
+    assert rates[MAP] > rates[NEAREST], "the optimal guess is at least as good on text of its prior"
+
+
+def test_an_unreachable_target_is_refused(surface):
+    nothing = dataclasses.replace(surface, table=np.zeros_like(surface.table))
     with pytest.raises(ValueError, match=r"target: success rate 0\.9 cannot be reached"):
-        calibrate_ratio(
-            0.9, 2, table, 32767, np.eye(2, dtype=np.float32), np.zeros(2, np.float32), embeddings, np.arange(4)
-        )
+        calibrate(NEAREST, 0.9, 2, nothing, np.arange(64), max_level=32767)
+
+
+def test_an_unknown_attack_is_refused(surface):
+    with pytest.raises(ValueError, match="attack: guess is not one of map, nearest"):
+        calibrate("guess", 0.3, 4, surface, np.arange(64), max_level=32767)
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (10, 10), (200, 10_000)])

@@ -1,0 +1,362 @@
+"""The pieces of benchmarks.privacy_utility: what is trained and measured, each once, into the work directory.
+
+A piece whose file is there is not computed again, so a run goes on where it stopped. Scores of every passage are kept
+in ``scores/*.npz``: all intervals are drawn from them afterwards.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from del_core.accounting import epsilon
+from del_core.audit.leakage import measure_leakage
+from del_core.audit.similarity import SentenceSimilarity
+from del_core.evaluation.generation import decode_texts, greedy_texts, passage_nll, score_texts
+from del_core.evaluation.local_model import LocalModel, LocalRewriter
+from del_core.evaluation.rivals import (
+    METRICS,
+    Finish,
+    GaussianNoise,
+    MetricNoise,
+    TokenReplacement,
+    best_of,
+    calibrate_view,
+    finishes,
+    token_distances,
+)
+from del_core.evaluation.view import DELTA, ClearPrompt, DelView, NoPrompt, PromptView
+from del_core.projection import Projection
+from del_core.training.base import BaseConfig, train_base
+from del_core.training.encoder import EncoderConfig, attack_surface, load_decoder_start, train_encoder
+from del_core.training.lm import FrozenLM, load_frozen_lm
+from del_core.training.noise import NoisyTable
+from del_core.training.projection import ProjectionConfig, load_projection, train_projection
+from del_core.training.soft_prompt import SoftPromptConfig, load_variant, start_decoder
+from del_core.training.variant import Noise, train_variant
+
+__all__ = ["BEST", "PUBLISHED", "Bench", "Plan"]
+
+PUBLISHED, BEST = "DEL as published", "this project"
+WITHOUT = ", soft prompt left out"
+CLEAR, NONE = "clear prompt", "no prompt"
+GAUSSIAN, METRIC = "Gaussian noise", "metric-DP noise"
+REPLACEMENT, REWRITING = "token replacement", LocalRewriter.name
+
+PROMPT, CONTINUATION = 96, 32
+_NOISE_SEED = 7_001  # the noise of every measured passage; no stage trains or calibrates with it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is done."""
+
+    levels: tuple[float, ...] = (0.2, 0.4, 0.1, 0.05)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    projection_steps: int = 100
+    encoder_steps: int = 150
+    decoder_steps: int = 100
+    soft_prompt_steps: int = 200
+    validation_windows: int = 64
+    passages: int = 256
+    written: int = 64  # passages of each corpus that are also continued greedily
+    calibration_tokens: int = 8000
+    decoder: str = "contextual"
+    rewriting: bool = True
+    sweep: tuple[tuple[int, int], ...] = tuple((d, n) for d in (8, 16, 32, 64) for n in (1, 2, 4, 8))
+    bf16: bool = True
+    local: BaseConfig = field(
+        default_factory=lambda: BaseConfig(
+            hidden=128, layers=3, heads=2, feed_forward=352, batch=8, steps=2000, learning_rate=2e-3, bf16=True
+        )
+    )
+
+
+class Bench:
+    """One run: a work directory, the LM, the corpora and the plan."""
+
+    def __init__(
+        self,
+        lm: FrozenLM,
+        corpora: Mapping[str, torch.Tensor],
+        work: Path,
+        plan: Plan,
+        *,
+        texts: list[str],
+        say: Callable[[str], None],
+    ) -> None:
+        self.lm, self.work, self.plan, self.texts, self.say = lm, work, plan, texts, say
+        self.corpora = dict(corpora)
+        self.tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
+        self.log_prior = lm.unigram().log().float().numpy()
+        step = max(1, len(lm.validation) // plan.calibration_tokens)
+        self.calibration = lm.validation.numpy()[::step]
+        self.validation = lm.windows(lm.validation, PROMPT + CONTINUATION, plan.validation_windows)
+        for directory in ("scores", "sweep"):
+            (work / directory).mkdir(parents=True, exist_ok=True)
+
+    # ------------------------------------------------------------------------------------------------ measuring
+
+    @cached_property
+    def similarity(self) -> SentenceSimilarity:
+        model = SentenceSimilarity.installed()
+        if model is None:
+            raise RuntimeError('coherence needs the sentence model of the extra: pip install "del-serve[audit]"')
+        return model
+
+    def _written(self, view: PromptView, windows: torch.Tensor) -> list[str]:
+        prompts = windows[: self.plan.written, :PROMPT]
+        return greedy_texts(self.lm.model, view, self.tokenizer, prompts, CONTINUATION, _NOISE_SEED)
+
+    @cached_property
+    def reference(self) -> dict[str, list[str]]:
+        """What the LM writes from the clear prompt, for every corpus."""
+        path = self.work / "scores" / "reference.text"
+        if not path.exists():
+            view = ClearPrompt(self.lm.embeddings)
+            _save_json(path, {name: self._written(view, windows) for name, windows in self.corpora.items()})
+        found: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def measure(self, key: str, about: dict[str, Any], build: Callable[[], PromptView]) -> None:
+        """Likelihoods, written text and attack of one view on every corpus, as ``scores/<key>.npz`` and ``.json``."""
+        path = self.work / "scores" / f"{key}.json"
+        if path.exists():
+            return
+        began, view = time.monotonic(), build()
+        arrays: dict[str, np.ndarray] = {}
+        attacks = {}
+        for name, windows in self.corpora.items():
+            arrays[f"nll {name}"] = passage_nll(self.lm.model, view, windows, PROMPT, _NOISE_SEED)
+            true = decode_texts(self.tokenizer, windows[: self.plan.written, PROMPT:])
+            scores = score_texts(self._written(view, windows), true, self.reference[name], self.similarity)
+            assert scores.coh is not None
+            arrays |= {f"coh {name}": scores.coh, f"rouge {name}": scores.rouge_l}
+            tokens = windows[:, :PROMPT].flatten().numpy()
+            rate = view.map_success(tokens, self.log_prior, _NOISE_SEED)
+            attacks[name] = {"hits": rate.successes, "tokens": rate.trials}
+        cost = view.client_cost(self.validation[0, :PROMPT].numpy())
+        about = {
+            **about,
+            "bits_per_token": view.bits_per_token,
+            "epsilon_vocabulary": view.epsilon(),
+            "client_seconds": cost.seconds,
+            "client_mb": cost.megabytes,
+            "attacks": attacks,
+        }
+        _save_arrays(path.with_suffix(".npz"), arrays)
+        _save_json(path, about)
+        self.say(f"{key}: measured in {time.monotonic() - began:.0f} s")
+
+    # ------------------------------------------------------------------------------------------------- training
+
+    def _timed(self, what: str, path: Path, run: Callable[[], Any]) -> None:
+        if not path.exists():
+            began = time.monotonic()
+            run()
+            self.say(f"{what}: {time.monotonic() - began:.0f} s")
+
+    def projection(self, seed: int) -> Path:
+        """Stage 1 without noise, as published."""
+        out = self.work / f"projection-{seed}"
+        config = ProjectionConfig(
+            steps=self.plan.projection_steps,
+            evaluation_windows=self.plan.validation_windows,
+            bf16=self.plan.bf16,
+            seed=seed,
+        )
+        self._timed(out.name, out / "projection.json", lambda: train_projection(self.lm, out, config, progress=False))
+        return out
+
+    def encoder(self, level: float, seed: int) -> Path:
+        """Stage 1 with the noise in the loop."""
+        out = self.work / f"encoder-{level}-{seed}"
+        config = EncoderConfig(
+            map_asr=level,
+            steps=self.plan.encoder_steps,
+            evaluation_windows=self.plan.validation_windows,
+            bf16=self.plan.bf16,
+            seed=seed,
+        )
+        start = load_projection(self.projection(seed), self.lm)
+        self._timed(
+            out.name, out / "projection.json", lambda: train_encoder(self.lm, start, out, config, progress=False)
+        )
+        return out
+
+    def variant(self, name: str, level: float, seed: int, projection: Path, config: SoftPromptConfig) -> Path:
+        """Stage 2 at the level's noise."""
+        out = self.work / f"{name}-{level}-{seed}"
+        self._timed(
+            out.name,
+            out / "variant.json",
+            lambda: train_variant(
+                self.lm, load_projection(projection, self.lm), Noise(bits=4, map_asr=level), name, "general", out,
+                config, start=load_decoder_start(projection), progress=False,
+            ),
+        )  # fmt: skip
+        return out
+
+    def del_view(self, projection: Path, variant: Path, *, soft_prompt: bool) -> DelView:
+        noisy, decoder, rows = load_variant(self.lm, load_projection(projection, self.lm), variant)
+        return DelView(variant.name, noisy, decoder, rows if soft_prompt else None)
+
+    def trained(self, method: str, level: float, seed: int) -> tuple[Path, Path]:
+        """Directories of projection and variant of DEL as published or of this project's best."""
+        shared = {
+            "evaluation_windows": self.plan.validation_windows,
+            "test_windows": 32,  # the variant's own figures; what is reported is measured here
+            "bf16": self.plan.bf16,
+            "seed": seed,
+        }
+        if method == PUBLISHED:
+            projection = self.projection(seed)
+            config = SoftPromptConfig(decoder="linear", steps=self.plan.soft_prompt_steps, **shared)
+            return projection, self.variant("published", level, seed, projection, config)
+        projection = self.encoder(level, seed)
+        config = SoftPromptConfig(
+            decoder=self.plan.decoder, steps=self.plan.decoder_steps, learning_rate=5e-3, **shared
+        )
+        return projection, self.variant("best", level, seed, projection, config)
+
+    # --------------------------------------------------------------------------------------------------- pieces
+
+    def ends(self) -> None:
+        """The clear prompt and no prompt at all."""
+        embeddings = self.lm.embeddings
+        end = int(self.lm.model.config.eos_token_id)
+        self.measure("clear", {"method": CLEAR, "level": None, "seed": 0}, lambda: ClearPrompt(embeddings))
+        self.measure("none", {"method": NONE, "level": None, "seed": 0}, lambda: NoPrompt(embeddings, end))
+
+    def ours_and_published(self, level: float, seed: int) -> None:
+        for short, method in (("published", PUBLISHED), ("best", BEST)):
+            key = f"{short}-{level}-{seed}"
+            if (self.work / "scores" / f"{key}-without.json").exists():
+                continue
+            projection, variant = self.trained(method, level, seed)
+            about = {"method": method, "level": level, "seed": seed, **self._promises(projection, variant)}
+            self.measure(key, about, lambda p=projection, v=variant: self.del_view(p, v, soft_prompt=True))
+            self.measure(
+                f"{key}-without",
+                {**about, "method": method + WITHOUT},
+                lambda p=projection, v=variant: self.del_view(p, v, soft_prompt=False),
+            )
+
+    def _promises(self, projection: Path, variant: Path) -> dict[str, Any]:
+        """What noise and table promise and give away, beside the attack that all methods are compared at."""
+        mechanism = self.del_view(projection, variant, soft_prompt=False).noisy.mechanism
+        surface = attack_surface(self.lm, load_projection(projection, self.lm))
+        nearest = surface.hits("nearest", mechanism, self.calibration, _NOISE_SEED)
+        leakage = measure_leakage(mechanism, surface.table, surface.log_prior, samples=4000, seed=_NOISE_SEED)
+        return {
+            "epsilon": epsilon(mechanism, DELTA),
+            "leakage_bits": leakage.leakage_bits.value,
+            "nearest_success": nearest / len(self.calibration),
+        }
+
+    def _best(self, candidates: list[Any]) -> Any:
+        """Of views at equal attack success, the one of least validation perplexity."""
+        return best_of(
+            candidates, lambda view: float(passage_nll(self.lm.model, view, self.validation, PROMPT, seed=1).mean())
+        )
+
+    def _calibrated(self, family: Callable[[float], Any], level: float) -> Any:
+        return calibrate_view(family, level, self.calibration, self.log_prior)
+
+    def rivals(self, level: float) -> None:
+        """What users run in place of this project, each at the level's noise and with the finish that suits it best."""
+        embeddings = self.lm.embeddings
+        for short, method, kind in (("gaussian", GAUSSIAN, GaussianNoise), ("metric", METRIC, MetricNoise)):
+
+            def build(kind: Any = kind) -> Any:
+                strength = self._calibrated(lambda s: kind(embeddings, s, Finish()), level).strength
+                return self._best([kind(embeddings, strength, finish) for finish in finishes(embeddings)])
+
+            self.measure(f"{short}-{level}-0", {"method": method, "level": level, "seed": 0}, build)
+
+        @functools.cache
+        def replaced() -> Any:
+            distances = [token_distances(embeddings, metric) for metric in METRICS]
+            return self._best(
+                [self._calibrated(lambda s, d=d: TokenReplacement(embeddings, d, s), level) for d in distances]
+            )
+
+        self.measure(f"replacement-{level}-0", {"method": REPLACEMENT, "level": level, "seed": 0}, replaced)
+        if self.plan.rewriting:
+            end = int(self.lm.model.config.eos_token_id)
+            self.measure(
+                f"rewriting-{level}-0",
+                {"method": REWRITING, "level": level, "seed": 0},
+                lambda: LocalRewriter(self.local_model().model, replaced(), self.lm.model, end),
+            )
+
+    def local_model(self) -> FrozenLM:
+        """The small LM of the client that rewrites: of the same text, so its tokenizer is the LM's own."""
+        out = self.work / "local"
+        self._timed("local", out / "config.json", lambda: train_base(self.texts, out, self.plan.local, progress=False))
+        local = load_frozen_lm(out, self.texts)
+        if local.tokenizer_json != self.lm.tokenizer_json:
+            raise RuntimeError(f"{out}: its tokenizer is not that of the LM; a local model must share it")
+        return local
+
+    def local_alone(self) -> None:
+        """What the rewriter's model does without a server."""
+        if self.plan.rewriting:
+            about = {"method": LocalModel.name, "level": None, "seed": 0}
+            self.measure("local", about, lambda: LocalModel(self.local_model().model))
+
+    def sweep(self, dim: int, bits: int, level: float) -> None:
+        """One (d, n) at equal attack success: principal components and the blend of linear and posterior, untrained."""
+        path = self.work / "sweep" / f"{dim}-{bits}.json"
+        if path.exists():
+            return
+        _save_json(path, sweep_point(self, dim, bits, level))
+        self.say(f"sweep d = {dim}, n = {bits}")
+
+
+def sweep_point(bench: Bench, dim: int, bits: int, level: float) -> dict[str, Any]:
+    """One point of the sweep; ``ppl`` is None where even the least noise gives away less than the level."""
+    lm = bench.lm
+    projection = Projection.from_pca(lm.embeddings, lm.unigram(), dim)
+    surface = attack_surface(lm, projection)
+    try:
+        mechanism, found = Noise(bits=bits, map_asr=level).mechanism(surface, bench.calibration)
+    except ValueError as error:
+        return {"dim": dim, "bits": bits, "level": level, "ppl": None, "reason": str(error)}
+    assert found is not None
+    noisy = NoisyTable(projection.table(lm.embeddings, mechanism.max_level), mechanism)
+    config = SoftPromptConfig(decoder="posterior", evaluation_windows=bench.plan.validation_windows)
+    view = DelView("sweep", noisy, start_decoder(lm, projection, noisy, bench.validation, config))
+    nll = passage_nll(lm.model, view, next(iter(bench.corpora.values())), PROMPT, _NOISE_SEED)
+    return {
+        "dim": dim,
+        "bits": bits,
+        "level": level,
+        "attack_success": found.success,
+        "ppl": float(np.exp(nll.mean())),
+        "bits_per_token": view.bits_per_token,
+        "epsilon": epsilon(mechanism, DELTA),
+    }
+
+
+def _save_json(path: Path, value: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    partial = path.with_name(f"{path.stem}.partial.npz")
+    np.savez(partial, **arrays)
+    os.replace(partial, path)

@@ -1,0 +1,341 @@
+"""From the scores of benchmarks.privacy_utility to rows with intervals, a Markdown page and plots."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._privacy_utility_pieces import (
+    BEST,
+    CLEAR,
+    GAUSSIAN,
+    METRIC,
+    NONE,
+    PUBLISHED,
+    REPLACEMENT,
+    REWRITING,
+    WITHOUT,
+)
+from del_core.audit.intervals import wilson
+from del_core.evaluation.bootstrap import (
+    Interval,
+    closed_share_interval,
+    mean_interval,
+    paired_interval,
+    perplexity_interval,
+    ratio_interval,
+)
+
+__all__ = ["draw", "markdown", "results"]
+
+_CARRIED = (
+    "bits_per_token",
+    "epsilon",
+    "epsilon_vocabulary",
+    "leakage_bits",
+    "nearest_success",
+    "client_seconds",
+    "client_mb",
+)
+_ORDER = (
+    CLEAR, BEST, BEST + WITHOUT, PUBLISHED, PUBLISHED + WITHOUT, REWRITING, REPLACEMENT, METRIC, GAUSSIAN, NONE,
+)  # fmt: skip
+
+
+class _Scores:
+    """All scores of one method at one level: one array (seeds, passages) for each measure and corpus."""
+
+    def __init__(self, method: str, level: float | None) -> None:
+        self.method, self.level = method, level
+        self.about: list[dict[str, Any]] = []
+        self.arrays: dict[str, list[np.ndarray]] = defaultdict(list)
+
+    def add(self, about: dict[str, Any], arrays: Any) -> None:
+        self.about.append(about)
+        for name in arrays.files:
+            self.arrays[name].append(arrays[name])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.stack(self.arrays[name])
+
+    @property
+    def corpora(self) -> list[str]:
+        return [name.removeprefix("nll ") for name in self.arrays if name.startswith("nll ")]
+
+
+def _load(work: Path) -> dict[tuple[str, float | None], _Scores]:
+    found: dict[tuple[str, float | None], _Scores] = {}
+    for path in sorted((work / "scores").glob("*.json")):
+        about = json.loads(path.read_text(encoding="utf-8"))
+        key = (about["method"], about["level"])
+        with np.load(path.with_suffix(".npz")) as arrays:
+            found.setdefault(key, _Scores(*key)).add(about, arrays)
+    return found
+
+
+def _figures(name: str, interval: Interval, digits: int) -> dict[str, float]:
+    return {
+        name: round(interval.value, digits),
+        f"{name}_low": round(interval.low, digits),
+        f"{name}_high": round(interval.high, digits),
+    }
+
+
+def _row(scores: _Scores, corpus: str) -> dict[str, Any]:
+    hits = [about["attacks"][corpus] for about in scores.about]
+    right, tokens = sum(one["hits"] for one in hits), sum(one["tokens"] for one in hits)
+    low, high = wilson(right, tokens)
+    seeds = [float(np.exp(one.mean())) for one in scores[f"nll {corpus}"]]
+    carried = {}
+    for name in _CARRIED:
+        values = [about[name] for about in scores.about if about.get(name) is not None]
+        carried[name] = round(float(np.mean(values)), 6) if values else None
+    return {
+        "method": scores.method,
+        "level": scores.level,
+        "corpus": corpus,
+        "seeds": len(seeds),
+        "attack_success": round(right / tokens, 5),
+        "attack_low": round(low, 5),
+        "attack_high": round(high, 5),
+        **_figures("ppl", perplexity_interval(scores[f"nll {corpus}"]), 3),
+        "ppl_by_seed": [round(value, 3) for value in seeds],
+        **_figures("coh", mean_interval(scores[f"coh {corpus}"]), 4),
+        **_figures("rouge_l", mean_interval(scores[f"rouge {corpus}"]), 4),
+        **carried,
+    }
+
+
+def _comparisons(found: dict[tuple[str, float | None], _Scores]) -> list[dict[str, Any]]:
+    """Paired, for every level and corpus: this project against each rival, its share of the gap, the soft prompts."""
+    rows = []
+    clear = found.get((CLEAR, None))
+    levels = sorted({level for method, level in found if method == BEST and level is not None})
+    for level in levels:
+        best = found[BEST, level]
+        for corpus in best.corpora:
+            nll, coh = f"nll {corpus}", f"coh {corpus}"
+            here: dict[str, Any] = {"level": level, "corpus": corpus}
+            for method in (PUBLISHED, PUBLISHED + WITHOUT, REWRITING, REPLACEMENT, METRIC, GAUSSIAN):
+                other = found.get((method, level))
+                if other is not None:
+                    here[f"ppl ratio to {method}"] = _as_list(ratio_interval(best[nll], other[nll]))
+                    difference = paired_interval(lambda a, b: a - b, best[coh], other[coh])
+                    here[f"coh minus {method}"] = _as_list(difference)
+            published = found.get((PUBLISHED, level))
+            if published is not None and clear is not None:
+                share = closed_share_interval(best[nll], published[nll], clear[nll])
+                here["share of the gap closed"] = _as_list(share)
+            for method in (BEST, PUBLISHED):
+                pair = found.get((method, level)), found.get((method + WITHOUT, level))
+                if pair[0] is not None and pair[1] is not None:
+                    ratio = ratio_interval(pair[0][nll], pair[1][nll])
+                    here[f"soft prompt of {method}, ppl ratio"] = _as_list(ratio)
+            rows.append(here)
+    return rows
+
+
+def _as_list(interval: Interval) -> list[float]:
+    return [round(interval.value, 4), round(interval.low, 4), round(interval.high, 4)]
+
+
+def _curves(work: Path) -> dict[str, list[dict[str, float]]]:
+    return {
+        path.parent.parent.name: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for path in sorted(work.glob("*/checkpoints/*.jsonl"))
+    }
+
+
+def results(work: Path) -> dict[str, Any]:
+    """Everything that the report is drawn from."""
+    found = _load(work)
+
+    def place(key: tuple[str, float | None]) -> tuple[float, int, str]:
+        method, level = key
+        return (level or 0.0, _ORDER.index(method) if method in _ORDER else len(_ORDER), method)
+
+    rows = [_row(found[key], corpus) for key in sorted(found, key=place) for corpus in found[key].corpora]
+    sweep = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / "sweep").glob("*.json"))]
+    return {
+        "rows": rows,
+        "comparisons": _comparisons(found),
+        "sweep": sweep,
+        "curves": _curves(work),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- the page
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    names = list(header)
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def _interval(values: list[float], digits: int = 3) -> str:
+    value, low, high = (f"{number:.{digits}f}" for number in values)
+    return f"{value} ({low} to {high})"
+
+
+def _sweep_row(one: dict[str, Any]) -> tuple[str, ...]:
+    place = (str(one["dim"]), str(one["bits"]))
+    if one["ppl"] is None:
+        return (*place, "out of reach", "", "")
+    return (*place, f"{one['ppl']:.2f}", f"{one['bits_per_token']:.0f}", f"{one['epsilon']:.1f}")
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The results as a page."""
+    about = found["about"]
+    passages = ", ".join(f"{count} of {name}" for name, count in about["passages"].items())
+    lines = [
+        "# Privacy against utility",
+        "",
+        f"`{about['command']}` on {about['machine']}. LM: {about['parameters'] / 1e6:.1f} million parameters, "
+        f"V = {about['vocabulary']}, b = {about['hidden_size']}, {about['training_tokens'] / 1e6:.1f} million training "
+        f"tokens. Passages: {passages}; text is written for {about['written_passages']} of each.",
+        "",
+        "MAP: share of tokens that the optimal guesser of single tokens recovers, with a unigram prior. PPL: of the "
+        "true 32 tokens after 96 private ones. COH: cosine of sentence embeddings of written and true continuation. "
+        "ROUGE-L: against what the LM writes from the clear prompt. Intervals: 95 %, paired bootstrap over passages, "
+        "seeds averaged.",
+        "",
+    ]
+    for corpus in about["passages"]:
+        lines += [f"## {corpus}", ""]
+        lines += _table(
+            (
+                "level",
+                "method",
+                "MAP",
+                "PPL",
+                "COH",
+                "ROUGE-L",
+                "bits a token",
+                "epsilon of the table",
+                "leakage, bits",
+                "seeds",
+            ),
+            (
+                (
+                    "" if row["level"] is None else f"{row['level']:.0%}",
+                    row["method"],
+                    f"{row['attack_success']:.1%}",
+                    _interval([row["ppl"], row["ppl_low"], row["ppl_high"]], 1),
+                    _interval([row["coh"], row["coh_low"], row["coh_high"]]),
+                    f"{row['rouge_l']:.3f}",
+                    f"{row['bits_per_token']:.0f}",
+                    "" if row["epsilon_vocabulary"] is None else f"{row['epsilon_vocabulary']:.1f}",
+                    "" if row["leakage_bits"] is None else f"{row['leakage_bits']:.2f}",
+                    str(row["seeds"]),
+                )
+                for row in found["rows"]
+                if row["corpus"] == corpus
+            ),
+        )
+    lines += ["## Paired comparisons", "", "Ratios of perplexities below 1: this project is better.", ""]
+    for one in found["comparisons"]:
+        lines += [f"- {one['corpus']}, level {one['level']:.0%}"]
+        lines += [f"  - {name}: {_interval(values)}" for name, values in one.items() if isinstance(values, list)]
+    lines += [""]
+    first = next(iter(about["passages"]))
+    costs = [row for row in found["rows"] if row["client_mb"] is not None and row["corpus"] == first]
+    if costs:
+        lines += ["## What the client needs", ""]
+        lines += _table(
+            ("level", "method", "model or table, MB", "seconds a request"),
+            (
+                (
+                    "" if row["level"] is None else f"{row['level']:.0%}",
+                    row["method"],
+                    f"{row['client_mb']:.2f}",
+                    "" if row["client_seconds"] is None else f"{row['client_seconds']:.4f}",
+                )
+                for row in costs
+            ),
+        )
+    if found["sweep"]:
+        lines += ["## d and n at equal attack success", "", "Untrained: principal components, posterior blended.", ""]
+        lines += _table(
+            ("d", "n", "PPL", "bits a token", "epsilon"),
+            (_sweep_row(one) for one in sorted(found["sweep"], key=lambda one: (one["dim"], one["bits"]))),
+        )
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------------------- plots
+
+
+def draw(found: dict[str, Any], out: Path) -> None:
+    """privacy_utility.png, training.png and sweep.png, each where there is something to draw."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    corpora = list(found["about"]["passages"])
+    figure, axes = plt.subplots(1, len(corpora), figsize=(5.2 * len(corpora), 4.4), squeeze=False)
+    for axis, corpus in zip(axes[0], corpora, strict=True):
+        _privacy_utility(axis, [row for row in found["rows"] if row["corpus"] == corpus], corpus)
+    axes[0][0].legend(fontsize=7)
+    _save(figure, out / "privacy_utility.png")
+    titles = {"encoder": "stage 1, noise in the loop", "best": "stage 2, this project", "published": "stage 2, linear"}
+    if any(name.startswith("encoder-") for name in found["curves"]):
+        figure, axes = plt.subplots(1, 3, figsize=(15, 4.2))
+        for axis, (kind, title) in zip(axes, titles.items(), strict=True):
+            for name, curve in found["curves"].items():
+                if name.startswith(f"{kind}-"):
+                    steps = [one["step"] for one in curve]
+                    losses = [one["held_out_loss"] for one in curve]
+                    axis.plot(steps, losses, label=name.removeprefix(f"{kind}-"), linewidth=1)
+            axis.set(title=title, xlabel="step", ylabel="held-out loss, nats a token")
+            axis.legend(fontsize=6, title="level-seed", title_fontsize=6)
+        _save(figure, out / "training.png")
+    points = [one for one in found["sweep"] if one["ppl"] is not None]
+    if points:
+        figure, axis = plt.subplots(figsize=(5.5, 4))
+        for bits in sorted({one["bits"] for one in points}):
+            line = sorted((one["dim"], one["ppl"]) for one in points if one["bits"] == bits)
+            axis.plot(*zip(*line, strict=True), marker="o", label=f"n = {bits}")
+        axis.set(xscale="log", xlabel="d", ylabel="perplexity", title=f"MAP success {points[0]['level']:.0%}")
+        axis.set_xticks(
+            sorted({one["dim"] for one in points}), [str(d) for d in sorted({one["dim"] for one in points})]
+        )
+        axis.legend()
+        _save(figure, out / "sweep.png")
+
+
+def _privacy_utility(axis: Any, rows: list[dict[str, Any]], title: str) -> None:
+    for row in rows:
+        if row["method"] in (CLEAR, NONE):
+            axis.axhline(row["ppl"], color="gray", linestyle="--" if row["method"] == NONE else "-", linewidth=0.8)
+            axis.annotate(row["method"], (0.99, row["ppl"]), xycoords=("axes fraction", "data"), fontsize=7,
+                          ha="right", va="bottom")  # fmt: skip
+    for method in _ORDER:
+        line = sorted(
+            (row["attack_success"], row["ppl"], row["ppl_low"], row["ppl_high"])
+            for row in rows
+            if row["method"] == method and row["level"] is not None
+        )
+        if line:
+            x, y, low, high = (list(column) for column in zip(*line, strict=True))
+            axis.plot(x, y, marker="o", markersize=3, linewidth=1.2, label=method)
+            axis.fill_between(x, low, high, alpha=0.12)
+    axis.set(
+        title=title, xlabel="tokens recovered by the MAP attack", ylabel="perplexity (lower is better)", yscale="log"
+    )
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
+def _save(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,168 @@
+"""Privacy against utility, this project against its rivals: python -m benchmarks.privacy_utility --quick | --data DIR
+
+The full run needs text that is not shipped (``--data``: the folders lm, eval and nlu, as described in
+docs/evaluation.md), trains an LM on it and takes hours on 2 cores; it goes on where it stopped, from ``--work``.
+``--quick`` takes the shipped demo model and minutes. Both print the same rows (``--json``) and write results.json,
+results.md and plots into ``--out``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tokenizers import Tokenizer
+
+from benchmarks._privacy_utility_pieces import Bench, Plan
+from benchmarks._privacy_utility_report import draw, markdown, results
+from del_core.demo import model_path
+from del_core.training.base import BaseConfig, train_base
+from del_core.training.lm import FrozenLM, load_frozen_lm
+from del_core.training.text import TokenWindows, read_texts, tokenize
+
+__all__ = ["QUICK", "about", "main", "run"]
+
+_ROOT = Path(__file__).resolve().parents[1]
+_WINDOW = 128
+_OTHER_PASSAGES = 128
+BASE = BaseConfig(layers=6, batch=8, steps=3000, compile=True, bf16=True)
+"""The LM of the full run: 5.9 million parameters, of which 1 million embed."""
+SWEEP_LEVEL = 0.2
+QUICK = Plan(
+    levels=(0.2,),
+    seeds=(0,),
+    projection_steps=30,
+    encoder_steps=90,
+    decoder_steps=40,
+    soft_prompt_steps=60,
+    validation_windows=32,
+    passages=80,
+    written=32,
+    calibration_tokens=4000,
+    decoder="trained",
+    rewriting=False,
+    sweep=(),
+)
+
+
+def _windows(lm: FrozenLM, path: Path, count: int) -> torch.Tensor:
+    tokens = tokenize(Tokenizer.from_str(lm.tokenizer_json.decode()), read_texts([path]))
+    return TokenWindows(tokens, _WINDOW, seed=0).first(count)
+
+
+def _full(data: Path, work: Path, plan: Plan, say: Any) -> Bench:
+    paths = [*sorted((data / "lm").glob("*.txt")), data / "eval" / "wikitext2.valid.txt"]
+    texts = read_texts(paths)
+    if not (work / "base" / "config.json").exists():
+        say("base: training the LM")
+        train_base(texts, work / "base", BASE, progress=False)
+    lm = load_frozen_lm(work / "base", texts)
+    corpora = {
+        "in-domain": lm.windows(lm.test, _WINDOW, plan.passages),
+        "wikitext-2": _windows(lm, data / "eval" / "wikitext2.test.txt", _OTHER_PASSAGES),
+        "ptb": _windows(lm, data / "eval" / "ptb.valid.txt", _OTHER_PASSAGES),
+    }
+    return Bench(lm, corpora, work, plan, texts=texts, say=say)
+
+
+def _quick(work: Path, plan: Plan, say: Any) -> Bench:
+    texts = read_texts([_ROOT / "examples" / "demo_model" / "held_out.txt"])
+    lm = load_frozen_lm(model_path(), texts, held_out=0.4)
+    # The demo model has read this book: good enough to train what goes around it, not to report on.
+    more = tokenize(
+        Tokenizer.from_str(lm.tokenizer_json.decode()), read_texts([_ROOT / "tests" / "data" / "alice.txt"])
+    )
+    lm = dataclasses.replace(lm, train=torch.cat([lm.train, more]))
+    corpora = {"held-out": lm.windows(lm.test, _WINDOW, plan.passages)}
+    return Bench(lm, corpora, work, plan, texts=texts, say=say)
+
+
+def run(bench: Bench) -> None:
+    """Every piece, what is most wanted first: one seed of everything, then the other seeds."""
+    plan = bench.plan
+    bench.ends()
+    for seed in plan.seeds:
+        for level in plan.levels:
+            bench.ours_and_published(level, seed)
+            if seed == plan.seeds[0]:
+                bench.rivals(level)
+        if seed == plan.seeds[0]:
+            bench.local_alone()
+            for dim, bits in plan.sweep:
+                bench.sweep(dim, bits, SWEEP_LEVEL)
+
+
+def about(bench: Bench, command: str) -> dict[str, Any]:
+    """What was run, on what."""
+    return {
+        "command": command,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), PyTorch {torch.__version__}",
+        "parameters": sum(p.numel() for p in bench.lm.model.parameters()),
+        "vocabulary": len(bench.lm.embeddings),
+        "hidden_size": bench.lm.embeddings.shape[1],
+        "training_tokens": len(bench.lm.train),
+        "passages": {name: len(windows) for name, windows in bench.corpora.items()},
+        "written_passages": bench.plan.written,
+    }
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A cut of it with the demo model, in minutes.")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Text of the full run: lm/*.txt, eval/*.txt, nlu/*.tsv.",
+)
+@click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="What is trained and measured; a run goes on from there.",
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="results.json, results.md, plots.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Seeds of the full run.")
+@click.option("--report-only", is_flag=True, help="Of the full run: draw what there is, compute nothing more.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def main(
+    quick: bool, data: Path | None, work: Path | None, out: Path | None, seeds: int, report_only: bool, as_json: bool
+) -> None:
+    """Measure privacy against utility."""
+    if quick == (data is not None):
+        raise click.UsageError("give either --quick or --data DIR")
+    if not quick and work is None:
+        raise click.UsageError("--data needs --work DIR: a full run takes hours and goes on from there")
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"[{time.monotonic() - began:6.0f} s] {line}", file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        work = work or Path(temporary)
+        if quick:
+            bench = _quick(work, QUICK, say)
+        else:
+            assert data is not None
+            bench = _full(data, work, Plan(seeds=tuple(range(seeds))), say)
+        if not report_only:
+            run(bench)
+        found = results(work)
+        command = "python -m benchmarks.privacy_utility " + ("--quick" if quick else "--data DIR --work DIR")
+        found["about"] = about(bench, command) | {"seconds_of_this_call": round(time.monotonic() - began)}
+    text = markdown(found)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (out / "results.md").write_text(text, encoding="utf-8")
+        draw(found, out)
+    print(json.dumps(found["rows"], indent=1) if as_json else text)
+
+
+if __name__ == "__main__":
+    main()

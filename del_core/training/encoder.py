@@ -1,0 +1,263 @@
+"""Stage 1 with the noise in the loop: an encoder trained for one attack success, through the frozen LM.
+
+The published method fits the encoder to clean embeddings and lets the noise fall on whatever that keeps. Here encoder,
+noise scale and decoder are trained together under a constraint on what the optimal attacker recovers:
+
+    minimise   E[ NLL(continuation | decode(K_1 .. K_T)) ],   K_j ~ Binomial(u, (1 + r x_j) / 2)
+    subject to E[ max_v P(v | K) ] = s
+
+E max_v P(v | K) is exactly the success rate of the best guess of a token from its own counts and a unigram prior (the
+MAP attack of ``del_core.audit.map``), so privacy and utility are traded in the currency in which they are reported.
+The constraint is kept by a Lagrange multiplier on log(success / s), raised by gradient ascent while descent goes on
+(Arrow, Hurwicz and Uzawa, 1958). Tokens that the LM treats alike may then look alike. Gradients pass
+the binomial straight through its mean (Bengio et al., 2013, arXiv 1308.3432) and reach the table also through the
+posterior over the vocabulary, which the decoder uses.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from del_core._decoder_tensors import TRAINED
+from del_core.audit.calibration import MAP, AttackSurface, Calibration, calibrate
+from del_core.evaluation.perplexity import continuation_nll
+from del_core.mechanism import MAX_LEVEL, Mechanism
+from del_core.projection import Projection
+from del_core.training.decoder import DecoderStart, NoisyDecoder, choose_sizes
+from del_core.training.lm import FrozenLM
+from del_core.training.loop import Schedule, fit, identity, step_generator
+from del_core.training.noise import NoisyTable
+from del_core.training.precision import products
+from del_core.training.text import TokenWindows
+
+__all__ = ["EncoderConfig", "attack_surface", "calibration_tokens", "load_decoder_start", "train_encoder"]
+
+_CALIBRATION_TOKENS = 20_000  # a rate of 2 % then has a standard error of 0.1 points
+_QUICK_TOKENS = 4_000  # at every evaluation
+_START = "decoder_start.safetensors"
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Target and schedule: ``map_asr`` s is the attack success aimed at, ``bits`` n, ``width`` the encoder's."""
+
+    map_asr: float
+    bits: int = 4
+    width: int = 256
+    decoder: str = TRAINED
+    min_prompt_tokens: int = 16
+    prompt_tokens: int = 96
+    continuation_tokens: int = 32
+    batch: int = 16
+    steps: int = 400
+    learning_rate: float = 3e-3
+    encoder_rate: float = 1.0
+    multiplier: float = 0.1
+    multiplier_rate: float = 10.0
+    evaluation_windows: int = 128
+    bf16: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.map_asr < 1.0:
+            raise ValueError(f"map_asr: {self.map_asr} is outside (0, 1)")
+
+
+def attack_surface(lm: FrozenLM, projection: Projection) -> AttackSurface:
+    """What the attacks on ``projection``'s table read."""
+    return AttackSurface(
+        table=projection.table(lm.embeddings, MAX_LEVEL).cpu().numpy(),
+        weight=projection.decoder.weight.detach().cpu().numpy(),
+        bias=projection.decoder.bias.detach().cpu().numpy(),
+        embeddings=lm.embeddings.detach().cpu().numpy(),
+        log_prior=lm.unigram().log().float().cpu().numpy(),
+    )
+
+
+def calibration_tokens(lm: FrozenLM) -> np.ndarray:
+    """Evenly spaced tokens of the validation part, which no result is reported on."""
+    tokens: np.ndarray = lm.validation.cpu().numpy()
+    return tokens[:: max(1, len(tokens) // _CALIBRATION_TOKENS)]
+
+
+class _NoisyEncoder(nn.Module):
+    """Encoder and noise scale with gradients: from tokens to y, posterior mean and the attacker's expected success."""
+
+    def __init__(self, lm: FrozenLM, projection: Projection, mechanism: Mechanism, values: torch.Tensor) -> None:
+        super().__init__()
+        self.projection, self.trials, self.values = projection, mechanism.trials, values
+        self.embeddings, self.log_prior = lm.embeddings.float(), lm.unigram().log().float().to(values.device)
+        self.log_odds_of_ratio = nn.Parameter(torch.logit(torch.tensor(mechanism.ratio, device=values.device)))
+
+    def forward(
+        self, tokens: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """y (..., d), the posterior mean of the values (..., rank), and E max_v P(v | K), a scalar."""
+        ratio = torch.sigmoid(self.log_odds_of_ratio).clamp(max=1 - 2.0**-16)
+        q = 0.5 + 0.5 * ratio * self.projection.encode(self.embeddings)
+        log_success, log_failure = q.log(), torch.log1p(-q)
+        constant = self.log_prior + 0.5 * self.trials * (log_success + log_failure + math.log(4.0)).sum(dim=1)
+        mine = q[tokens]
+        drawn = torch.binomial(torch.full_like(mine, float(self.trials)), mine.detach(), generator=generator)
+        counts = drawn + self.trials * (mine - mine.detach())  # straight through the mean
+        centred = counts - 0.5 * self.trials
+        posterior = torch.softmax(centred @ (log_success - log_failure).T + constant, dim=-1)
+        y = (2.0 * counts / self.trials - 1.0) / ratio
+        return y, posterior @ self.values, posterior.amax(dim=-1).mean()
+
+
+def _refit_linear_decoder(lm: FrozenLM, projection: Projection) -> None:
+    """The paper's D and a' for the trained table: least squares of the embeddings, every token by its frequency."""
+    weights = lm.unigram().to(lm.embeddings.device).sqrt()[:, None]
+    with torch.no_grad():
+        x = projection.encode(lm.embeddings.float()).double()
+        design = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        ridge = 1e-6 * torch.eye(design.shape[1], dtype=torch.float64, device=x.device)
+        left = design * weights
+        solution = torch.linalg.solve(left.T @ left + ridge, left.T @ (lm.embeddings.double() * weights))
+        projection.decoder.weight.copy_(solution[:-1].T)
+        projection.decoder.bias.copy_(solution[-1])
+
+
+def _fill_the_clip(lm: FrozenLM, projection: Projection) -> float:
+    """Scales the encoder such that its largest coordinate is at the clip, and returns by how much.
+
+    What an unused part of the clip costs is worst-case epsilon: the same counts come from a smaller ratio.
+    """
+    with torch.no_grad():
+        scale = 1.0 / float(projection.encode(lm.embeddings.float()).abs().max().clamp_min(1e-6))
+        if scale > 1.0:
+            for name, parameter in projection.encoder_parameters().items():
+                if not name.startswith("inner."):
+                    parameter.mul_(scale)
+    return max(1.0, scale)
+
+
+def _rescaled(tensors: Mapping[str, torch.Tensor], dim: int, scale: float) -> dict[str, torch.Tensor]:
+    """A decoder's parameters for coordinates that have become ``scale`` times as long."""
+    out = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    for name in ("skip", "in_weight"):
+        out[name][:, :dim] /= scale
+    return out
+
+
+def train_encoder(
+    lm: FrozenLM, start: Projection, output: Path, config: EncoderConfig, *, progress: bool = True
+) -> dict[str, float]:
+    """Trains ``start``, a projection of stage 1 without noise, for ``config.map_asr`` and writes it like that stage.
+
+    ``output`` gets ``projection.safetensors``, ``projection.json`` (with the calibrated ratio and the attack's
+    success), ``prior.safetensors`` and ``decoder_start.safetensors``, where stage 2 begins.
+
+    Returns:
+        Perplexities on the validation part at equal attack success: ``ppl_start`` and ``ppl_trained``; and ``map_asr``.
+    """
+    from del_core.training.soft_prompt import calibrate_norm_limit
+
+    torch.manual_seed(config.seed)
+    device, dim = lm.embeddings.device, start.encoder.out_features
+    projection = Projection(lm.embeddings.shape[1], dim, config.width).to(device)
+    projection.load_state_dict(start.state_dict(), strict=False)
+    length = config.prompt_tokens + config.continuation_tokens
+    train = TokenWindows(lm.train, length, config.seed)
+    validation = lm.windows(lm.validation, length, config.evaluation_windows)
+    tokens = calibration_tokens(lm)
+    quick = tokens[:: max(1, len(tokens) // _QUICK_TOKENS)]
+
+    def calibrated(sample: np.ndarray, iterations: int) -> Calibration:
+        surface = attack_surface(lm, projection)
+        return calibrate(MAP, config.map_asr, config.bits, surface, sample, max_level=MAX_LEVEL, iterations=iterations)
+
+    mechanism = calibrated(tokens, 12).mechanism
+    noisy = NoisyTable(projection.table(lm.embeddings, MAX_LEVEL), mechanism)
+    norm_limit = calibrate_norm_limit(lm, start, noisy, validation, config.prompt_tokens, config.seed + 1)
+    sizes = choose_sizes(config.decoder, lm.embeddings.shape[1], dim)
+    decoder = NoisyDecoder(
+        config.decoder, sizes, start.decoder.weight, start.decoder.bias, noisy, norm_limit, lm.embeddings,
+        lm.unigram(), mix=0.5,
+    )  # fmt: skip
+    encoder = _NoisyEncoder(lm, projection, mechanism, decoder.values)
+    log_multiplier = nn.Parameter(torch.tensor(math.log(config.multiplier), device=device))
+
+    def loss(step: int) -> torch.Tensor:
+        generator = step_generator(config.seed, step)
+        windows = train.batch(step, config.batch)
+        first = int(torch.randint(0, config.prompt_tokens - config.min_prompt_tokens + 1, (), generator=generator))
+        private, continuation = windows[:, first : config.prompt_tokens], windows[:, config.prompt_tokens :]
+        y, mean, success = encoder(private, step_generator(config.seed, step, device))
+        with products(device, config.bf16):
+            utility = continuation_nll(lm.model, decoder(y, mean), continuation).mean()
+        excess = torch.log(success / config.map_asr)
+        # Descent in everything but the multiplier, ascent in that: its term enters with the other sign.
+        return utility + log_multiplier.detach().exp() * excess - log_multiplier.exp() * excess.detach()
+
+    @torch.no_grad()
+    def held_out() -> float:
+        """Validation loss with the noise set to the target, whatever the multiplier has reached."""
+        found = calibrated(quick, 9).mechanism.ratio
+        kept = encoder.log_odds_of_ratio.clone()
+        encoder.log_odds_of_ratio.copy_(torch.logit(torch.tensor(found)))
+        losses = []
+        for index, part in enumerate(validation.split(16)):
+            y, mean, _ = encoder(part[:, : config.prompt_tokens], step_generator(config.seed + 1, index, device))
+            losses.append(continuation_nll(lm.model, decoder(y, mean), part[:, config.prompt_tokens :]))
+        encoder.log_odds_of_ratio.copy_(kept)
+        return float(torch.cat(losses).mean())
+
+    first_loss = held_out()
+    own = {f"encoder.{name}": p for name, p in projection.encoder_parameters().items()}
+    own["log_odds_of_ratio"] = encoder.log_odds_of_ratio
+    best = fit(
+        [*own.items(), *decoder.trained(), ("log_multiplier", log_multiplier)],
+        loss,
+        Schedule(config.steps, config.learning_rate),
+        name="encoder",
+        directory=output / "checkpoints",
+        run={**identity(config), "model": lm.checksum, "text": lm.text_sha256},
+        evaluate=held_out,
+        evaluate_every=50,
+        rates={**dict.fromkeys(own, config.encoder_rate), "log_multiplier": config.multiplier_rate},
+        progress=progress,
+    )
+    scale = _fill_the_clip(lm, projection)
+    _refit_linear_decoder(lm, projection)
+    found = calibrated(tokens, 14)
+    save_file(
+        {name: p.detach().cpu().contiguous() for name, p in projection.named_parameters()},
+        output / "projection.safetensors",
+    )
+    save_file({"log_prior": lm.unigram().log().float().cpu()}, output / "prior.safetensors")
+    start_tensors = _rescaled(dict(decoder.trained()), dim, scale)
+    save_file({name: t.cpu().contiguous() for name, t in start_tensors.items()}, output / _START)
+    figures = {"ppl_start": math.exp(first_loss), "ppl_trained": math.exp(best), "map_asr": found.success}
+    summary = {
+        **asdict(config),
+        "dim": dim,
+        "norm_limit": norm_limit * scale,
+        "model_sha256": lm.checksum,
+        "text_sha256": lm.text_sha256,
+        "calibration": {**found.summary(), "ratio_numerator": found.mechanism.ratio_numerator},
+        **figures,
+    }  # fmt: skip
+    partial = output / "projection.json.partial"
+    partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, output / "projection.json")
+    return figures
+
+
+def load_decoder_start(directory: Path) -> DecoderStart | None:
+    """Where stage 2 begins after ``train_encoder``; None for a projection that was trained without noise."""
+    if not (directory / _START).is_file():
+        return None
+    summary = json.loads((directory / "projection.json").read_text(encoding="utf-8"))
+    return DecoderStart(load_file(directory / _START), float(summary["norm_limit"]))

@@ -1,0 +1,12 @@
+"""Mixed precision: matrix products in bfloat16, parameters, optimizer and losses in float32."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["products"]
+
+
+def products(device: torch.device | str, bf16: bool) -> torch.autocast:
+    """Context in which the LM's matrix products are taken in bfloat16, if ``bf16``; else as they are."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16)
