@@ -59,7 +59,7 @@ class AsyncClient:
         from client_lib._async_driver import AsyncDriver
         from client_lib._transport import check_base_url
 
-        self.base_url = check_base_url(base_url)
+        self.base_url: str = check_base_url(base_url)
         core = core_from(
             self.base_url,
             api_key=api_key,

@@ -77,6 +77,7 @@ class _CallSpan:
         self._propagate = propagate
 
     def headers(self) -> Mapping[str, str]:
+        """``traceparent``, if it is to be sent."""
         context = self._span.get_span_context()
         if not self._propagate or not context.is_valid:
             return {}
@@ -84,9 +85,11 @@ class _CallSpan:
         return {"traceparent": f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags & 0xFF:02x}"}
 
     def event(self, name: str, attributes: Attributes) -> None:
+        """Something has happened within the call."""
         self._span.add_event(f"del.{name}", _renamed(attributes))
 
     def end(self, attributes: Attributes, error: DELClientError | None) -> None:
+        """The call is over."""
         from opentelemetry.trace import StatusCode
 
         self._span.set_attributes(_renamed(attributes))

@@ -48,10 +48,10 @@ class ApiError(Exception):
         self.message = message
         self.code = code
         self.param = param
-        self.kind = kind or (INVALID if status < 500 else SERVER)
+        self.kind: str = kind or (INVALID if status < 500 else SERVER)
         self.retry_after = retry_after
         self.may_retry = may_retry
-        self.extra_headers = dict(headers or {})
+        self.extra_headers: dict[str, str] = dict(headers or {})
 
     @property
     def body(self) -> dict[str, Any]:
