@@ -1,0 +1,137 @@
+"""A TCP relay in front of a server that breaks connections at chosen bytes, and can be killed and brought back."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+
+__all__ = ["Relay"]
+
+# Closing sends a reset, as the kernel does for a process that was killed with data unread.
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Relay:
+    """Passes bytes on to a server of this machine. While ``cutting`` is above 0, that share of the connections breaks
+    after a random number of bytes in one direction, head of the request and of the answer included."""
+
+    def __init__(self, port: int, chooser: random.Random) -> None:
+        self.cutting = 0.0
+        self.cuts = self.kills = 0
+        self._target = ("127.0.0.1", port)
+        self._chooser = chooser
+        self._lock = threading.Lock()
+        self._pairs: set[tuple[socket.socket, socket.socket]] = set()
+        self._threads: list[threading.Thread] = []
+        self._is_up, self._stopped = threading.Event(), False
+        self._listener = _listener()
+
+    @property
+    def url(self) -> str:
+        """The base URL."""
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Relay]:
+        """Relay for the length of a with block."""
+        self._is_up.set()
+        accepting = threading.Thread(target=self._accept, daemon=True)
+        accepting.start()
+        try:
+            yield self
+        finally:
+            self._stopped = True
+            self.kill()
+            self._is_up.set()
+            accepting.join(10)
+            self._listener.close()
+            for thread in self._threads:
+                thread.join(10)
+            assert not any(thread.is_alive() for thread in [accepting, *self._threads]), "the relay did not stop"
+
+    def kill(self) -> None:
+        """Reset all connections and refuse new ones, as a machine does whose server was killed; the port is kept."""
+        self.kills += 1
+        self._is_up.clear()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            pairs = list(self._pairs)
+        for pair in pairs:
+            _break(*pair)
+
+    def revive(self) -> None:
+        """Accept connections again."""
+        self._listener.listen(128)
+        self._is_up.set()
+
+    def _accept(self) -> None:
+        while not self._stopped:
+            self._is_up.wait()
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                continue
+            try:
+                far = socket.create_connection(self._target, 10)
+            except OSError:
+                near.close()
+                continue
+            with self._lock:
+                self._pairs.add((near, far))
+                limits: list[int | None] = [None, None]
+                if self._chooser.random() < self.cutting:
+                    # Somewhere in the first request or answer, or in a later one.
+                    at = self._chooser.choice([0, 1, 200, 2000]) + self._chooser.randrange(600)
+                    limits[self._chooser.randrange(2)] = at
+            both = [(near, far, limits[0]), (far, near, limits[1])]
+            for source, sink, limit in both:
+                thread = threading.Thread(target=self._pump, args=(source, sink, limit, (near, far)), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _pump(
+        self, source: socket.socket, sink: socket.socket, limit: int | None, pair: tuple[socket.socket, socket.socket]
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(1 << 16):
+                if limit is not None and len(piece) >= limit:
+                    sink.sendall(piece[:limit])
+                    self.cuts += 1
+                    break
+                limit = None if limit is None else limit - len(piece)
+                sink.sendall(piece)
+        _break(*pair)
+        with self._lock:
+            self._pairs.discard(pair)
+
+
+def _break(*connections: socket.socket) -> None:
+    for connection in connections:
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+        connection.close()
+
+
+def _listener() -> socket.socket:
+    """A listening socket that keeps its port while it does not listen: only a port that was asked for is kept so."""
+    for _ in range(100):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = probe.getsockname()
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError:  # somebody else was faster
+            listener.close()
+            continue
+        listener.listen(128)
+        return listener
+    raise AssertionError("no free port")
