@@ -37,6 +37,7 @@ from del_core.training.decoder import DecoderStart, NoisyDecoder, choose_sizes
 from del_core.training.lm import FrozenLM
 from del_core.training.loop import Schedule, fit, identity, step_generator
 from del_core.training.noise import NoisyTable
+from del_core.training.parallel import Shard, current_shard
 from del_core.training.precision import products
 from del_core.training.text import TokenWindows
 
@@ -45,6 +46,7 @@ __all__ = ["EncoderConfig", "attack_surface", "calibration_tokens", "load_decode
 _CALIBRATION_TOKENS = 20_000  # a rate of 2 % then has a standard error of 0.1 points
 _QUICK_TOKENS = 4_000  # at every evaluation
 _START = "decoder_start.safetensors"
+_ALONE = Shard()
 
 
 @dataclass(frozen=True)
@@ -100,15 +102,20 @@ class _NoisyEncoder(nn.Module):
         self.log_odds_of_ratio = nn.Parameter(torch.logit(torch.tensor(mechanism.ratio, device=values.device)))
 
     def forward(
-        self, tokens: torch.Tensor, generator: torch.Generator
+        self, tokens: torch.Tensor, generator: torch.Generator, shard: Shard = _ALONE
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """y (..., d), the posterior mean of the values (..., rank), and E max_v P(v | K), a scalar."""
+        """y (rows, ..., d), the posterior mean of the values (rows, ..., rank), and E max_v P(v | K), a scalar.
+
+        Of ``shard``'s rows of ``tokens``; noise is drawn for all of them, so that each row's is the same for any shard.
+        """
         ratio = torch.sigmoid(self.log_odds_of_ratio).clamp(max=1 - 2.0**-16)
         q = 0.5 + 0.5 * ratio * self.projection.encode(self.embeddings)
         log_success, log_failure = q.log(), torch.log1p(-q)
         constant = self.log_prior + 0.5 * self.trials * (log_success + log_failure + math.log(4.0)).sum(dim=1)
-        mine = q[tokens]
-        drawn = torch.binomial(torch.full_like(mine, float(self.trials)), mine.detach(), generator=generator)
+        with torch.no_grad():
+            everyone = q[tokens]
+            drawn = torch.binomial(torch.full_like(everyone, float(self.trials)), everyone, generator=generator)
+        drawn, mine = shard.of(drawn), q[shard.of(tokens)]
         counts = drawn + self.trials * (mine - mine.detach())  # straight through the mean
         centred = counts - 0.5 * self.trials
         posterior = torch.softmax(centred @ (log_success - log_failure).T + constant, dim=-1)
@@ -165,6 +172,7 @@ def train_encoder(
     from del_core.training.soft_prompt import calibrate_norm_limit
 
     torch.manual_seed(config.seed)
+    shard = current_shard()
     device, dim = lm.embeddings.device, start.encoder.out_features
     projection = Projection(lm.embeddings.shape[1], dim, config.width).to(device)
     projection.load_state_dict(start.state_dict(), strict=False)
@@ -194,10 +202,12 @@ def train_encoder(
         windows = train.batch(step, config.batch)
         first = int(torch.randint(0, config.prompt_tokens - config.min_prompt_tokens + 1, (), generator=generator))
         private, continuation = windows[:, first : config.prompt_tokens], windows[:, config.prompt_tokens :]
-        y, mean, success = encoder(private, step_generator(config.seed, step, device))
+        y, mean, success = encoder(private, step_generator(config.seed, step, device), shard)
         with products(device, config.bf16):
-            utility = continuation_nll(lm.model, decoder(y, mean), continuation).mean()
-        excess = torch.log(success / config.map_asr)
+            utility = continuation_nll(lm.model, decoder(y, mean), shard.of(continuation)).mean()
+        # The logarithm is of all workers' success; its gradient is each worker's own share of that.
+        everyones = shard.mean(success)
+        excess = torch.log(everyones / config.map_asr) + (success - success.detach()) / everyones
         # Descent in everything but the multiplier, ascent in that: its term enters with the other sign.
         return utility + log_multiplier.detach().exp() * excess - log_multiplier.exp() * excess.detach()
 
@@ -232,6 +242,10 @@ def train_encoder(
     scale = _fill_the_clip(lm, projection)
     _refit_linear_decoder(lm, projection)
     found = calibrated(tokens, 14)
+    figures = {"ppl_start": math.exp(first_loss), "ppl_trained": math.exp(best), "map_asr": found.success}
+    if not shard.first:
+        shard.wait()
+        return figures
     save_file(
         {name: p.detach().cpu().contiguous() for name, p in projection.named_parameters()},
         output / "projection.safetensors",
@@ -239,7 +253,6 @@ def train_encoder(
     save_file({"log_prior": lm.unigram().log().float().cpu()}, output / "prior.safetensors")
     start_tensors = _rescaled(dict(decoder.trained()), dim, scale)
     save_file({name: t.cpu().contiguous() for name, t in start_tensors.items()}, output / _START)
-    figures = {"ppl_start": math.exp(first_loss), "ppl_trained": math.exp(best), "map_asr": found.success}
     summary = {
         **asdict(config),
         "dim": dim,
@@ -252,6 +265,7 @@ def train_encoder(
     partial = output / "projection.json.partial"
     partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, output / "projection.json")
+    shard.wait()  # what follows reads these files
     return figures
 
 

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from del_core.errors import DelError
+from del_core.training.parallel import current_shard, differentiable
 
 __all__ = ["CheckpointError", "Schedule", "fit", "identity", "step_generator"]
 
@@ -88,6 +89,9 @@ def fit(
 ) -> float:
     """Minimises ``loss`` by AdamW and leaves the best parameters in place (the last ones without ``evaluate``).
 
+    Under a process group every worker calls this with the same arguments; ``loss`` is then the mean of the worker's own
+    rows (``Shard.of``), and what is returned, logged and decided is the same for all.
+
     Args:
         parameters: (name, parameter) pairs to train; everything else stays frozen.
         loss: differentiable scalar of the step number.
@@ -116,6 +120,7 @@ def fit(
         lr=schedule.learning_rate,
         betas=(0.9, 0.95),
     )
+    shard = current_shard()
     directory.mkdir(parents=True, exist_ok=True)
     path, log_path = directory / f"{name}.checkpoint", directory / f"{name}.jsonl"
     start, best, stale = 0, math.inf, 0
@@ -134,7 +139,11 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         start, best, stale, best_parameters = state["step"], state["best"], state["stale"], state["best_parameters"]
 
+    step_loss = differentiable(named.values(), loss)
+
     def save(step: int) -> None:
+        if not shard.first:
+            return
         _save_atomically(
             {
                 "run": run_id,
@@ -149,15 +158,16 @@ def fit(
         )
 
     began, last, averaged = time.monotonic(), math.nan, math.nan
-    bar = tqdm(total=schedule.steps, initial=start, desc=name, unit="step", disable=not progress)
+    bar = tqdm(total=schedule.steps, initial=start, desc=name, unit="step", disable=not (progress and shard.first))
+    shard.wait()  # all have read the checkpoint before the first worker writes another
     with bar, log_path.open("a", encoding="utf-8") as log:
         for step in range(start, schedule.steps):
             if patience is not None and stale > patience:
                 break
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * schedule.learning_rate * schedule.factor(step)
-            value = loss(step)
-            last = float(value.detach())
+            value = step_loss(step)
+            last = float(shard.mean(value))
             if not math.isfinite(last):
                 raise FloatingPointError(f"{name}: loss is {last} at step {step}; lower the learning rate")
             optimizer.zero_grad(set_to_none=True)
@@ -169,24 +179,16 @@ def fit(
             bar.set_postfix(loss=f"{averaged:.3f}", held_out=f"{best:.3f}")
             done = step + 1
             if evaluate is not None and (done % evaluate_every == 0 or done == schedule.steps):
-                held_out = evaluate()
+                held_out = shard.agree(evaluate())
                 improved = held_out < best
                 stale = 0 if improved else stale + 1
                 if improved:
                     best = held_out
                     best_parameters = {key: p.detach().clone() for key, p in named.items()}
-                log.write(
-                    json.dumps(
-                        {
-                            "step": done,
-                            "loss": round(averaged, 4),
-                            "held_out_loss": round(held_out, 4),
-                            "seconds": round(time.monotonic() - began, 1),
-                        }
-                    )
-                    + "\n"
-                )
-                log.flush()
+                if shard.first:
+                    figures = {"step": done, "loss": round(averaged, 4), "held_out_loss": round(held_out, 4)}
+                    log.write(json.dumps({**figures, "seconds": round(time.monotonic() - began, 1)}) + "\n")
+                    log.flush()
             if done % checkpoint_every == 0 or done == schedule.steps:
                 save(done)
     if evaluate is None:

@@ -15,6 +15,7 @@ from del_core.evaluation.perplexity import continuation_nll, evaluate_perplexity
 from del_core.projection import Projection, default_dim
 from del_core.training.lm import BaseLM, FrozenLM, ModelError
 from del_core.training.loop import Schedule, fit, identity
+from del_core.training.parallel import current_shard
 from del_core.training.precision import products
 from del_core.training.text import TokenWindows
 
@@ -51,6 +52,7 @@ def train_projection(
     dim = config.dim or default_dim(lm.embeddings.shape[1])
     torch.manual_seed(config.seed)
     projection = Projection.from_pca(lm.embeddings, lm.unigram().to(lm.embeddings.device), dim).to(lm.embeddings.device)
+    shard = current_shard()
     length = config.prompt_tokens + config.continuation_tokens
     train = TokenWindows(lm.train, length, config.seed)
     validation = lm.windows(lm.validation, length, config.evaluation_windows)
@@ -60,7 +62,7 @@ def train_projection(
         return projection(lm.embeddings[tokens])
 
     def loss(step: int) -> torch.Tensor:
-        tokens = train.batch(step, config.batch)
+        tokens = shard.of(train.batch(step, config.batch))
         prompt, continuation = tokens[:, : config.prompt_tokens], tokens[:, config.prompt_tokens :]
         with products(prompt.device, config.bf16):
             return continuation_nll(lm.model, project(prompt), continuation).mean()
@@ -81,6 +83,9 @@ def train_projection(
         progress=progress,
     )
     figures["ppl_projected"] = perplexity(test)
+    if not shard.first:
+        shard.wait()
+        return figures
     save_file(
         {name: p.detach().cpu().contiguous() for name, p in projection.named_parameters()},
         output / "projection.safetensors",
@@ -90,6 +95,7 @@ def train_projection(
     partial = output / "projection.json.partial"
     partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, output / "projection.json")
+    shard.wait()  # what follows reads these files
     return figures
 
 

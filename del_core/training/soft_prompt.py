@@ -25,6 +25,7 @@ from del_core.training.decoder import DecoderStart, NoisyDecoder, choose_sizes
 from del_core.training.lm import FrozenLM, ModelError
 from del_core.training.loop import Schedule, fit, identity, step_generator
 from del_core.training.noise import NoisyTable
+from del_core.training.parallel import current_shard
 from del_core.training.precision import products
 from del_core.training.text import TokenWindows
 
@@ -174,6 +175,7 @@ def train_soft_prompt(
     """
     config = config or SoftPromptConfig()
     torch.manual_seed(config.seed)
+    shard = current_shard()
     device = lm.embeddings.device
     table = projection.table(lm.embeddings, mechanism.max_level).to(device)
     noisy = NoisyTable(table, mechanism)
@@ -205,9 +207,9 @@ def train_soft_prompt(
         # Prompts of every length up to the longest, so that short ones are served as well.
         start = int(torch.randint(0, config.prompt_tokens - config.min_prompt_tokens + 1, (), generator=generator))
         private, continuation = tokens[:, start : config.prompt_tokens], tokens[:, config.prompt_tokens :]
-        embedded = prompt(private, step_generator(config.seed, step, device))
+        y = shard.of(noisy.sample(private, step_generator(config.seed, step, device)))
         with products(device, config.bf16):
-            return continuation_nll(tuned, embedded, continuation).mean()
+            return continuation_nll(tuned, decoder(y), shard.of(continuation)).mean()
 
     def perplexity(
         windows: torch.Tensor, seed: int, soft_prompt: torch.Tensor | None, decoded: _NoisyPrompt = prompt
@@ -248,6 +250,9 @@ def train_soft_prompt(
         "ppl_decoder": perplexity(test, config.seed + 2, None),
         "ppl_soft_prompt": perplexity(test, config.seed + 2, soft_prompt),
     }
+    if not shard.first:
+        shard.wait()
+        return figures
     save_file({"soft_prompt": soft_prompt.cpu().contiguous()}, output / "soft_prompt.safetensors")
     save_decoder(decoder.tensors(), output / "decoder.safetensors")
     summary = {
@@ -266,4 +271,5 @@ def train_soft_prompt(
     partial = output / "variant.json.partial"
     partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, output / "variant.json")
+    shard.wait()  # what follows reads these files
     return figures

@@ -21,6 +21,7 @@ from del_core.projection import Projection
 from del_core.training.decoder import DecoderStart
 from del_core.training.encoder import attack_surface, calibration_tokens
 from del_core.training.lm import FrozenLM
+from del_core.training.parallel import current_shard
 from del_core.training.soft_prompt import SoftPromptConfig, train_soft_prompt
 
 __all__ = ["BEST", "Noise", "calibration_tokens", "train_variant"]
@@ -83,6 +84,8 @@ def _train_best(
             lm, projection, mechanism, name, directory, replace(config, decoder=kind), start=start, progress=progress
         )
         losses[kind] = json.loads((directory / "variant.json").read_text(encoding="utf-8"))["held_out_loss"]
+    if not current_shard().first:
+        return
     chosen = output / "candidates" / min(losses, key=losses.__getitem__)
     for file in ("soft_prompt.safetensors", "decoder.safetensors"):
         shutil.copyfile(chosen / file, output / file)
@@ -115,6 +118,11 @@ def train_variant(
     else:
         train_soft_prompt(lm, projection, mechanism, name, output, config, start=start, progress=progress)
     path = output / "variant.json"
+    shard = current_shard()
+    if not shard.first:
+        shard.wait()
+        finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return finished
     summary = json.loads(path.read_text(encoding="utf-8"))
     summary["task"] = task
     if calibration is not None:
@@ -141,4 +149,5 @@ def train_variant(
     partial = path.with_suffix(".json.partial")
     partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
+    shard.wait()
     return summary

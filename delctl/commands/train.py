@@ -32,6 +32,15 @@ PROJECTION = click.option(
 )
 _BF16 = click.option("--bf16", is_flag=True, help="Matrix products in bfloat16: faster where the processor has them.")
 
+_DEVICE = click.option("--device", default="cpu", show_default=True, help="torch device, such as cuda.")
+_WORKERS = click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Processes that share each batch, through Ray Train: on the cluster of RAY_ADDRESS, else on this machine.",
+)
+
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
@@ -45,6 +54,17 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def _on_workers(stage: Callable[[], Any], workers: int, batch: int, device: str) -> Any:
+    """What ``stage`` returns, run here or by Ray Train on several workers that share each batch."""
+    if workers == 1:
+        return stage()
+    if batch % workers:
+        raise click.BadParameter(f"{workers} workers cannot share --batch {batch} evenly", param_hint="--workers")
+    from cluster.training import train_on_workers
+
+    return train_on_workers(stage, workers, gpu=device.startswith("cuda"))
 
 
 def _perplexities(figures: dict[str, float]) -> None:
@@ -92,16 +112,24 @@ def base(texts: tuple[Path, ...], out: Path, compiled: bool, quiet: bool, **size
 @click.option("--steps", default=300, show_default=True, type=click.IntRange(1))
 @click.option("--learning-rate", default=1e-3, show_default=True)
 @_BF16
-@click.option("--device", default="cpu", show_default=True, help="torch device, such as cuda.")
+@_DEVICE
+@_WORKERS
 @_shared
-def projection(model: Path, texts: tuple[Path, ...], out: Path, device: str, quiet: bool, **sizes: Any) -> None:
+def projection(
+    model: Path, texts: tuple[Path, ...], out: Path, device: str, workers: int, quiet: bool, **sizes: Any
+) -> None:
     """Stage 1: train encoder and decoder through the frozen LM, without noise (the published method)."""
     from del_core.training.lm import load_frozen_lm
     from del_core.training.projection import ProjectionConfig, train_projection
     from del_core.training.text import read_texts
 
-    lm = load_frozen_lm(model, read_texts(texts), device)
-    _perplexities(train_projection(lm, out, ProjectionConfig(**sizes), progress=not quiet))
+    model, out, texts = model.resolve(), out.resolve(), tuple(text.resolve() for text in texts)
+    config = ProjectionConfig(**sizes)
+
+    def stage() -> dict[str, float]:
+        return train_projection(load_frozen_lm(model, read_texts(texts), device), out, config, progress=not quiet)
+
+    _perplexities(_on_workers(stage, workers, config.batch, device))
 
 
 @train.command()
@@ -122,28 +150,41 @@ def projection(model: Path, texts: tuple[Path, ...], out: Path, device: str, qui
 @click.option("--steps", default=400, show_default=True, type=click.IntRange(1))
 @click.option("--learning-rate", default=3e-3, show_default=True)
 @_BF16
-@click.option("--device", default="cpu", show_default=True, help="torch device, such as cuda.")
+@_DEVICE
+@_WORKERS
 @_shared
 def encoder(
-    model: Path, projection_directory: Path, texts: tuple[Path, ...], out: Path, device: str, quiet: bool, **sizes: Any
+    model: Path,
+    projection_directory: Path,
+    texts: tuple[Path, ...],
+    out: Path,
+    device: str,
+    workers: int,
+    quiet: bool,
+    **sizes: Any,
 ) -> None:
     """Stage 1 with the noise in the loop: best text at one attack success.
 
     Starts from the output of `delctl train projection` and takes its place in the stages that follow.
     """
-    from del_core.training.encoder import EncoderConfig, train_encoder
+    from del_core.training.encoder import EncoderConfig, load_decoder_start, train_encoder
     from del_core.training.lm import load_frozen_lm
     from del_core.training.projection import load_projection
     from del_core.training.text import read_texts
 
-    lm = load_frozen_lm(model, read_texts(texts), device)
-    start = load_projection(projection_directory, lm)
-    if start.width:
+    if load_decoder_start(projection_directory) is not None:
         raise click.BadParameter(
             f"{projection_directory} was trained with noise already; the output of `delctl train projection` is needed",
             param_hint="--projection",
         )
-    figures = train_encoder(lm, start, out, EncoderConfig(**sizes), progress=not quiet)
+    model, out, texts = model.resolve(), out.resolve(), tuple(text.resolve() for text in texts)
+    projection_directory, config = projection_directory.resolve(), EncoderConfig(**sizes)
+
+    def stage() -> dict[str, float]:
+        lm = load_frozen_lm(model, read_texts(texts), device)
+        return train_encoder(lm, load_projection(projection_directory, lm), out, config, progress=not quiet)
+
+    figures = _on_workers(stage, workers, config.batch, device)
     success = figures.pop("map_asr")
     _perplexities(figures)
     click.echo(f"{'map ASR':16} {success:9.2%}  (on the validation part, where both perplexities are)")
@@ -189,7 +230,8 @@ def encoder(
 @click.option("--steps", default=400, show_default=True, type=click.IntRange(1))
 @click.option("--learning-rate", default=1e-2, show_default=True)
 @_BF16
-@click.option("--device", default="cpu", show_default=True, help="torch device, such as cuda.")
+@_DEVICE
+@_WORKERS
 @_shared
 def soft_prompt(
     model: Path,
@@ -205,6 +247,7 @@ def soft_prompt(
     delta: float,
     out: Path,
     device: str,
+    workers: int,
     quiet: bool,
     **sizes: Any,
 ) -> None:
@@ -219,19 +262,16 @@ def soft_prompt(
     from del_core.training.text import read_texts
     from del_core.training.variant import Noise, train_variant
 
-    config = SoftPromptConfig(**sizes)
-    lm = load_frozen_lm(model, read_texts(texts), device)
-    summary = train_variant(
-        lm,
-        load_projection(projection_directory, lm),
-        Noise(bits=bits, map_asr=map_asr, nearest_asr=nearest_asr, mu=mu, epsilon=epsilon, delta=delta),
-        name,
-        task,
-        out,
-        config,
-        start=load_decoder_start(projection_directory),
-        progress=not quiet,
-    )
+    model, out, texts = model.resolve(), out.resolve(), tuple(text.resolve() for text in texts)
+    projection_directory, config = projection_directory.resolve(), SoftPromptConfig(**sizes)
+    noise = Noise(bits=bits, map_asr=map_asr, nearest_asr=nearest_asr, mu=mu, epsilon=epsilon, delta=delta)
+
+    def stage() -> dict[str, Any]:
+        lm = load_frozen_lm(model, read_texts(texts), device)
+        loaded, start = load_projection(projection_directory, lm), load_decoder_start(projection_directory)
+        return train_variant(lm, loaded, noise, name, task, out, config, start=start, progress=not quiet)
+
+    summary = _on_workers(stage, workers, config.batch, device)
     _perplexities({key: value for key, value in summary.items() if key.startswith("ppl_")})
     for attack in ("nearest", "map"):
         rate = summary["audit"][attack]
