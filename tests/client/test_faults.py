@@ -124,6 +124,18 @@ def test_retries_are_bounded_and_the_last_failure_is_told(connect: Connect, serv
     assert len(server.frames) == 4
 
 
+@pytest.mark.parametrize("code", [408, 409, 429, 500, 502, 503])
+@pytest.mark.parametrize("method", ["complete", "stream"])
+def test_retry_after_is_waited_for(connect: Connect, server: ScriptedServer, code: int, method: str) -> None:
+    calls = connect()
+    calls.call("bundle")
+    server.script.append(error(code, "busy", {"retry-after": "0.3"}))
+    started = time.monotonic()
+    getattr(calls, method)(SECRET, variant="open", max_tokens=4)
+    assert time.monotonic() - started >= 0.3  # the client's own pause would be a millisecond
+    assert len(server.frames) == 2
+
+
 def test_a_long_retry_after_is_left_to_the_caller(connect: Connect, server: ScriptedServer) -> None:
     server.script.append(error(429, "rate_limited", {"retry-after": "3600"}))
     with pytest.raises(Overloaded) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client_lib import InvalidRequest, PolicyViolation, PrivacyPolicy, RedirectRefused, private, public
-from del_core import accounting
-from del_core.bundle import ClientBundle, load_client, replace_audit
-from tests.client.bundles import make_bundle
+from client_lib import BundleInvalid, InvalidRequest, PolicyViolation, PrivacyPolicy, RedirectRefused, private, public
+from del_core import _tar, accounting
+from del_core.bundle import CLIENT_FILES, ClientBundle, load_client, replace_audit
+from tests.client.bundles import make_bundle, make_tokenizer
 from tests.client.conftest import Calls
-from tests.client.server import ScriptedServer, cut, status
+from tests.client.server import ScriptedServer, cut, error, status
 
 Connect = Callable[..., Calls]
 SECRET = "my test was positive"
@@ -77,6 +78,50 @@ def test_a_weak_variant_under_a_strict_name_is_refused(
     connect(policy=policy, cache_dir=tmp_path / "honest").complete(SECRET, variant="strict")
     server.bundle = make_bundle(tmp_path / "renamed", names=("open", "strict"))
     _refused(connect(policy=policy), server, variant="strict")
+
+
+def _manipulated(name: str, bundle: ClientBundle, path: Path) -> bytes:
+    """What a server would hand out that has changed a bundle by hand, as an archive."""
+    shutil.copytree(bundle.path, path / "client")
+    manifest = path / "client" / "manifest.json"
+    if name == "less noise":
+        text = manifest.read_text()
+        assert str(1 << 29) in text
+        manifest.write_text(text.replace(str(1 << 29), str(QUIET)))
+    elif name == "lowered version":
+        text = manifest.read_text()
+        assert '"format_version":1' in text
+        manifest.write_text(text.replace('"format_version":1', '"format_version":0'))
+    elif name == "claims":
+        manifest.write_text(manifest.read_text().replace('"epsilon":2.5', '"epsilon":0.1'))
+    else:
+        other = make_bundle(path / "other", table_seed=7)
+        file = {"swapped table": "table.safetensors", "swapped tokenizer": "tokenizer.json"}[name]
+        data = make_tokenizer(("some more text for other merges",)) if name == "swapped tokenizer" else None
+        (path / "client" / file).write_bytes(data or (other.path / file).read_bytes())
+    return _tar.pack([(file, (path / "client" / file).read_bytes()) for file in CLIENT_FILES])
+
+
+@pytest.mark.parametrize("name", ["less noise", "lowered version", "claims", "swapped table", "swapped tokenizer"])
+@pytest.mark.parametrize("in_session", [False, True])
+def test_a_bundle_that_was_changed_by_hand_is_refused(
+    connect: Connect, server: ScriptedServer, tmp_path: Path, name: str, in_session: bool
+) -> None:
+    """At the start, and when a server that was honest at first says that it has another bundle now."""
+    calls = connect(policy=PrivacyPolicy(max_epsilon_per_token=1e6))
+    if in_session:
+        calls.complete(SECRET, variant="open")
+        server.script.append(error(409, "fingerprint_mismatch"))
+    sent = len(server.frames)
+    server.bundle_script.append(status(200, {}, _manipulated(name, server.bundle, tmp_path / "evil")))
+    with pytest.raises(BundleInvalid):
+        calls.complete(SECRET, variant="open")
+    # The frame that was answered by 409, encoded for the honest bundle, is all that was sent.
+    assert {_fingerprint(frame) for frame in server.frames[sent:]} == (
+        {server.bundle.fingerprint} if in_session else set()
+    )
+    assert len(server.frames) == sent + in_session
+    assert not any((tmp_path / "cache" / "bundles").glob("[.]*"))  # and nothing of it is kept
 
 
 @pytest.mark.parametrize("corner", [1, -1])
