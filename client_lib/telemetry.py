@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from client_lib._checks import invalid
 from client_lib._observe import Attributes, CallObserver, TelemetryHook
@@ -24,11 +25,9 @@ __all__ = ["Attributes", "CallObserver", "OpenTelemetry", "TelemetryHook"]
 
 _NAMES = {
     "variant": "gen_ai.request.model",
-    "finish_reason": "gen_ai.response.finish_reasons",
     "prompt_tokens": "gen_ai.usage.input_tokens",
     "completion_tokens": "gen_ai.usage.output_tokens",
     "request_id": "gen_ai.response.id",
-    "server": "server.address",
     "status": "http.response.status_code",
     "method": "http.request.method",
     "path": "url.path",
@@ -64,7 +63,11 @@ class OpenTelemetry:
         span = self._tracer.start_span(
             f"del {operation}" + (f" {model}" if model else ""),
             kind=SpanKind.CLIENT,
-            attributes={"gen_ai.operation.name": _operation(operation), **_renamed(attributes)},
+            attributes={
+                "gen_ai.operation.name": "text_completion" if operation in ("complete", "stream") else operation,
+                "gen_ai.provider.name": "del",
+                **_renamed(attributes),
+            },
         )
         return _CallSpan(span, self._propagate)
 
@@ -104,9 +107,16 @@ class _CallSpan:
         self._span.end()
 
 
-def _operation(operation: str) -> str:
-    return "text_completion" if operation in ("complete", "stream") else operation
-
-
-def _renamed(attributes: Attributes) -> dict[str, str | int | float | bool]:
-    return {_NAMES.get(name, f"del.{name}"): value for name, value in attributes.items()}
+def _renamed(attributes: Attributes) -> dict[str, str | int | float | bool | list[str]]:
+    renamed: dict[str, str | int | float | bool | list[str]] = {}
+    for name, value in attributes.items():
+        if name == "server":
+            url = urlsplit(f"//{value}")
+            renamed["server.address"] = url.hostname or ""
+            if url.port is not None:
+                renamed["server.port"] = url.port
+        elif name == "finish_reason":
+            renamed["gen_ai.response.finish_reasons"] = [str(value)]
+        else:
+            renamed[_NAMES.get(name, f"del.{name}")] = value
+    return renamed
