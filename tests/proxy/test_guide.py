@@ -41,14 +41,15 @@ def _walk(shell: Shell, *, skip: tuple[str, ...]) -> list[str]:
 
 
 def _check(printed: list[str], text: str | None) -> None:
-    """What the reader sees: a completion, the proxy's answer, a chat, the backend's stream, the batch."""
-    asked, proxied, chatted, streamed, batch = printed
+    """What the reader sees: a completion, the proxy's answer, a chat, what it cost, the backend's stream, the batch."""
+    asked, proxied, chatted, spent, streamed, batch = printed
     answer = json.loads(proxied)
     assert answer["object"] == "chat.completion"
     assert answer["usage"]["completion_tokens"] >= 1
     events = [json.loads(line.removeprefix("data: ")) for line in streamed.split("\n\n") if line]
     assert "finish_reason" in events[-1]
     assert batch == ""
+    assert re.search(r"^alice +\d+\.\d\d +\d+\.\d%$", spent, re.MULTILINE), spent
     if text is not None:
         assert answer["choices"][0]["message"]["content"] == text
         assert chatted.startswith(text)
