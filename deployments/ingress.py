@@ -32,6 +32,11 @@ _MESSAGES = {
     INTERNAL_ERROR: "the server could not complete the request",
 }
 
+# Headers that Serve itself reads as text, and fails on if they are not. A malformed one is as good as none.
+_READ_BY_SERVE = frozenset(
+    {b"x-request-id", b"x-session-id", b"serve-multiplexed-model-id", b"serve_multiplexed_model_id", b"traceparent"}
+)
+
 
 def middlewares() -> list[Middleware]:
     """Called by Serve's HTTP servers as they start."""
@@ -39,7 +44,7 @@ def middlewares() -> list[Middleware]:
 
 
 class ErrorObjects:
-    """ASGI middleware: plain-text failures become error objects; malformed request ids are replaced."""
+    """ASGI middleware: plain-text failures become error objects; malformed ids do not reach Serve."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -49,9 +54,9 @@ class ErrorObjects:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in _READ_BY_SERVE or _is_safe(pair[1])]
         headers = MutableHeaders(scope=scope)
-        if not is_request_id(headers.get("x-request-id")):
-            headers["x-request-id"] = uuid.uuid4().hex
+        headers["x-request-id"] = headers.get("x-request-id") or uuid.uuid4().hex  # one, however many there were
         replacement: bytes | None = None
 
         async def send_typed(message: Message) -> None:
@@ -75,3 +80,8 @@ class ErrorObjects:
             await send(message)
 
         await self._app(scope, receive, send_typed)
+
+
+def _is_safe(value: bytes) -> bool:
+    """Whether this value of a header may be read as text, logged and used as an id."""
+    return value.isascii() and is_request_id(value.decode("ascii"))

@@ -13,13 +13,13 @@ import httpx
 import psutil
 import pytest
 
+from benchmarks._mutations import mutated
+from benchmarks._raw_http import connection, post_all
 from client_lib import Client, private
 from cluster.local import LocalServer
 from del_core.bundle import Bundle
 from del_core.errors import ERROR_STATUS
 from tests.serving.frames import HEADERS, PATH, make_frame
-from tests.serving.mutations import mutated
-from tests.serving.rawhttp import connection, post_all
 
 FRAMES = 10_000
 FRAMES_TIMEOUT_S = 60.0

@@ -72,6 +72,24 @@ async def test_malformed_request_ids_do_not_reach_serve() -> None:
     assert all(id_ and " " not in id_ and len(id_) <= 128 for id_ in seen)
 
 
+async def test_headers_that_serve_reads_are_text_or_absent() -> None:
+    """Serve decodes these without a look; bytes that are no text made it answer 500."""
+    seen: list[list[tuple[bytes, bytes]]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["headers"])
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    names = ("x-session-id", "serve_multiplexed_model_id", "serve-multiplexed-model-id", "traceparent")
+    async with client_of(app) as client:
+        await client.get("/", headers=[(name, b"\xff") for name in names] + [("x-request-id", b"\xff")] * 2)
+        await client.get("/", headers={"x-session-id": "one-1", "x-other": b"\xff"})
+    first, second = (dict(headers) for headers in seen)
+    assert not {name.encode() for name in names} & set(first)
+    assert sum(name == b"x-request-id" for name, _ in seen[0]) == 1
+    assert (second[b"x-session-id"], second[b"x-other"]) == (b"one-1", b"\xff")
+
+
 def test_serve_finds_the_middleware() -> None:
     module, name = CALLBACK.split(":")
     (made,) = getattr(importlib.import_module(module), name)()

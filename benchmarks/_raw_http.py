@@ -7,7 +7,11 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tests.serving.frames import HEADERS, PATH
+from del_core.wire import MEDIA_TYPE
+
+__all__ = ["Answer", "Connection", "connection", "post_all"]
+
+PATH = "/v1/private/completions"
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Connection:
             self._streams = await asyncio.open_connection(*self._address)
         reader, writer = self._streams
         head = [f"POST {PATH} HTTP/1.1", f"host: {self._address[0]}", f"content-length: {len(body)}"]
-        head += [f"{name}: {value}" for name, value in HEADERS.items()]
+        head += [f"content-type: {MEDIA_TYPE}"]
         writer.write("\r\n".join([*head, "", ""]).encode() + body)
         await writer.drain()
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")

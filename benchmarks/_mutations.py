@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from del_core.wire import MAGIC, VERSION
 
+__all__ = ["mutate", "mutated"]
+
 _PREFIX = struct.Struct("<4sBI")
 _VALUES: tuple[object, ...] = (
     None, True, False, 0, -1, 1, 3, 2**31, 2**63, -(2**63), 10**40, 0.5, -0.0, 1e308, "", "open", "clear", "x" * 300,
@@ -25,10 +27,14 @@ def mutated(frames: Sequence[bytes], count: int, seed: int) -> Iterator[bytes]:
     """``count`` mutations of these frames."""
     chooser = random.Random(seed)
     for _ in range(count):
-        frame = chooser.choice(frames)
-        for _ in range(chooser.choice((1, 1, 1, 2, 4))):
-            frame = chooser.choice(_MUTATIONS)(frame, chooser)
-        yield frame
+        yield mutate(chooser.choice(frames), chooser)
+
+
+def mutate(frame: bytes, chooser: random.Random) -> bytes:
+    """This frame after one to four mutations."""
+    for _ in range(chooser.choice((1, 1, 1, 2, 4))):
+        frame = chooser.choice(_MUTATIONS)(frame, chooser)
+    return frame
 
 
 def _flip_bits(frame: bytes, chooser: random.Random) -> bytes:
