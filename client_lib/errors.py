@@ -215,7 +215,7 @@ def error_from_transport(failure: BaseException, *, url: str, limit: str = "") -
 # --- answers of the server -------------------------------------------------------------------------------------------
 
 CODE_FAILURES: Mapping[str, type[DELClientError]] = {
-    "fingerprint_mismatch": BundleOutdated,
+    "bundle_outdated": BundleOutdated,
     "unknown_variant": InvalidRequest,
     "not_found": ProtocolError,
     "method_not_allowed": ProtocolError,

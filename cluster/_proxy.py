@@ -27,12 +27,25 @@ Proxy = Literal["haproxy", "serve"]
 
 _FIRST_PORT, _LAST_PORT, _BLOCK = 10_000, 29_900, 50
 
+# Requests of one conversation go to the replica that its id names on a ring, unless that one has more than its share of
+# the requests: half as many again as all have on average. Requests without a conversation get an id at random, so for
+# them this is a choice among the replicas that are not busier than that.
+_SHARE = 150
+_BALANCE = (
+    f"balance hash req.hdr(x-session-id)\\n\\1hash-type consistent djb2 avalanche\\n\\1hash-balance-factor {_SHARE}"
+)
+_SESSION = (
+    "http-request set-header x-session-id %[uuid()] unless { req.hdr(x-session-id) -m reg ^[A-Za-z0-9._-]{1,128}$ }"
+)
+
 _SCRIPT = """#!/bin/sh
 for argument in "$@"; do
   [ "$previous" = -f ] && configuration=$argument
   previous=$argument
 done
-sed -i -e 's|^\\( *bind \\)\\*\\{{0,1\\}}:\\([0-9]\\)|\\1127.0.0.1:\\2|' \\
+sed -i -e 's|^\\( *\\)balance leastconn|\\1{balance}|' \\
+  -e 's|^\\( *\\)acl routes path|\\1{session}\\n&|' \\
+  -e 's|^\\( *bind \\)\\*\\{{0,1\\}}:\\([0-9]\\)|\\1127.0.0.1:\\2|' \\
   -e 's|^\\( *errorfile 50[234] \\).*|\\1{page}|' \\
   -e 's|^\\( *http-request return status \\)404 .*|\\1{unknown}|' \\
   "$configuration" || exit 1
@@ -95,7 +108,8 @@ def haproxy_environment(directory: Path, binary: str) -> dict[str, str]:
     (directory / "503.json").write_bytes(body)
     unknown = f"503 content-type application/json hdr Retry-After {wait} file {directory / '503.json'}"
     script = directory / "haproxy"
-    script.write_text(_SCRIPT.format(page=page, unknown=unknown, binary=binary), encoding="utf-8")
+    filled = _SCRIPT.format(page=page, unknown=unknown, binary=binary, balance=_BALANCE, session=_SESSION)
+    script.write_text(filled, encoding="utf-8")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     metrics, stats, fallback, fallback_grpc, *replicas = _block_of_ports()
     return {

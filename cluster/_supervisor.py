@@ -41,8 +41,8 @@ def main() -> None:
     threading.Thread(target=_end_with_input, args=(end,), daemon=True).start()
     try:
         # In the main thread, which stays: the kernel ends Ray's processes with the thread that started them.
-        nodes = _start(options)
-        _report({"ready": True})
+        nodes, metrics = _start(options)
+        _report({"ready": True, "metrics": metrics})
         _wait_while_ray_lives(nodes)
         logger.error("Ray has ended")
     except Exception as error:
@@ -103,7 +103,8 @@ def _end(directory: str, parent: int) -> NoReturn:
     os._exit(0)
 
 
-def _start(options: dict[str, Any]) -> _WorkerNodes:
+def _start(options: dict[str, Any]) -> tuple[_WorkerNodes, list[str]]:
+    """Start everything; the worker nodes, and where each of the nodes that are there has its metrics."""
     import ray
     from ray import serve
 
@@ -135,7 +136,8 @@ def _start(options: dict[str, Any]) -> _WorkerNodes:
         status = serve.status().applications[_APPLICATION]
         messages = [deployment.message for deployment in status.deployments.values() if deployment.message]
         raise RuntimeError("\n".join(messages) or str(error)) from error
-    return nodes
+    metrics = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
+    return nodes, metrics
 
 
 def _report(report: dict[str, Any]) -> None:

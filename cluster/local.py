@@ -75,7 +75,14 @@ class LocalServer:
     """A running local server. Use it as a context manager, or call :meth:`stop`."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], token: str, directory: Path, url: str, proxy: Proxy, startup_s: float
+        self,
+        process: subprocess.Popen[bytes],
+        token: str,
+        directory: Path,
+        url: str,
+        proxy: Proxy,
+        startup_s: float,
+        metrics: tuple[str, ...] = (),
     ) -> None:
         self._process = process
         self._token = token
@@ -88,6 +95,8 @@ class LocalServer:
         """Which HTTP proxy is in front."""
         self.startup_s = startup_s
         """Seconds from the call to the first answer."""
+        self.metrics = metrics
+        """host:port of each node's Prometheus metrics, at /metrics."""
 
     def worker_nodes(self) -> list[psutil.Process]:
         """The living processes under which Ray nodes beside the head run; everything of a node is its descendant."""
@@ -167,6 +176,7 @@ def start_local(
     places: dict[str, Any] = {
         "bundle": str(settings.bundle_path.resolve()),
         "base_model": str(settings.base_model_path.resolve()),
+        "also": [str(path.resolve()) for path in settings.also_paths],
     }
     if settings.keys.file is not None:
         places["keys"] = {"file": str(Path(settings.keys.file).resolve())}
@@ -209,7 +219,7 @@ def start_local(
     url = f"http://{LOOPBACK if host == '0.0.0.0' else host}:{port}"
     startup_s = time.monotonic() - began
     logger.info("serving on %s behind %s after %.1f s", url, used, startup_s)
-    return LocalServer(process, token, directory, url, used, startup_s)
+    return LocalServer(process, token, directory, url, used, startup_s, tuple(report["metrics"]))
 
 
 @contextlib.contextmanager
@@ -266,6 +276,8 @@ def _environment(token: str, directory: Path) -> dict[str, str]:
         # The node's address is loopback (Ray does this by itself on macOS and Windows only).
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # How often Ray's processes pass their metrics on to where Prometheus reads them.
+        "RAY_metrics_report_interval_ms": os.environ.get("DEL_METRICS_INTERVAL_MS", "5000"),
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK,
         # The application is asynchronous throughout: no thread between it and the socket.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",

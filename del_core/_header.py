@@ -13,7 +13,7 @@ import numpy as np
 
 from . import _strict_json as strict
 from ._request import Limits, PrivateSegment, PublicSegment, Request, Sampling
-from .errors import CONTEXT_LENGTH_EXCEEDED, FINGERPRINT_MISMATCH, UNSUPPORTED_PARAMETER
+from .errors import BUNDLE_OUTDATED, CONTEXT_LENGTH_EXCEEDED, UNSUPPORTED_PARAMETER
 
 MAX_DEPTH: Final = 8  # the format needs 4; a little room, so that a wrong type is named and not just "too deep"
 FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
@@ -101,7 +101,7 @@ def read(header: object, limits: Limits, *, fingerprint: str | None = None) -> H
     found = strict.text(values["fingerprint"], "header.fingerprint", FINGERPRINT)
     if fingerprint is not None and found != fingerprint:
         raise strict.JsonError(
-            FINGERPRINT_MISMATCH,
+            BUNDLE_OUTDATED,
             "header.fingerprint",
             f"is {found}; this server holds {fingerprint}; fetch the bundle again and encode the prompt with it",
         )

@@ -24,7 +24,7 @@ MISSING_FIELD: Final = "missing_field"
 UNKNOWN_FIELD: Final = "unknown_field"
 INVALID_VALUE: Final = "invalid_value"
 UNSUPPORTED_PARAMETER: Final = "unsupported_parameter"
-FINGERPRINT_MISMATCH: Final = "fingerprint_mismatch"
+BUNDLE_OUTDATED: Final = "bundle_outdated"
 UNKNOWN_VARIANT: Final = "unknown_variant"
 PRIVATE_NOT_ACCEPTED: Final = "private_not_accepted"
 CONTEXT_LENGTH_EXCEEDED: Final = "context_length_exceeded"
@@ -54,7 +54,7 @@ ERROR_STATUS: Final[Mapping[str, int]] = MappingProxyType(
         UNKNOWN_FIELD: 400,
         INVALID_VALUE: 400,
         UNSUPPORTED_PARAMETER: 400,
-        FINGERPRINT_MISMATCH: 409,
+        BUNDLE_OUTDATED: 409,
         UNKNOWN_VARIANT: 404,
         PRIVATE_NOT_ACCEPTED: 400,
         CONTEXT_LENGTH_EXCEEDED: 400,

@@ -109,7 +109,7 @@ def decode_frame(
 
     ``shapes`` maps the name of every variant served to the shape of its counts, or to None for one that takes
     public segments only. With ``fingerprint`` given, a frame made for another bundle is refused with code
-    "fingerprint_mismatch" before its variant and payload are judged by shapes that are not its own. Raises
+    "bundle_outdated" before its variant and payload are judged by shapes that are not its own. Raises
     FrameError only.
     """
     view = memoryview(data).cast("B")

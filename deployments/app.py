@@ -15,10 +15,11 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
+from deployments.scaling import OUTSTANDING_TOKENS
 from deployments.settings import Settings, SettingsError, load_settings, parse_keys, parse_settings
 
 __all__ = ["DEPLOYMENT", "PrivateLM", "build", "build_from"]
@@ -42,10 +43,12 @@ class PrivateLM:
         # Imported here, on the replica, so that whoever builds the application needs neither numpy nor an engine.
         from deployments.keys import Keys
         from deployments.replica import start_service
+        from deployments.telemetry import Telemetry
 
         file = self._settings.keys.file
         self._keys = Keys({} if named_keys else None, file=None if file is None else Path(file))
         self._service = await start_service(self._settings)
+        self._telemetry = Telemetry(self._settings.telemetry)
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Called by Serve, also while requests run, when the keys in the settings have changed and nothing else."""
@@ -68,14 +71,24 @@ class PrivateLM:
             keys=self._keys,
             quotas=Quotas(RayLeases()),
             quotas_fail_open=settings.quotas.fail_open,
+            observer=self._telemetry.observe,
         )
 
     async def check_health(self) -> None:
         """Called by Serve; raises when the engine is dead, upon which the replica is replaced."""
-        await self._service.check_health()
+        service = self._service
+        self._telemetry.flush(in_flight=service.in_flight, outstanding_tokens=service.outstanding_tokens)
+        await service.check_health()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve for the autoscaling policy."""
+        return {OUTSTANDING_TOKENS: float(self._service.outstanding_tokens)}
 
     async def __del__(self) -> None:
         """Called by Serve when the replica has finished its last request: no process of the engine stays behind."""
+        telemetry = getattr(self, "_telemetry", None)
+        if telemetry is not None:
+            telemetry.shutdown()
         service = getattr(self, "_service", None)
         if service is not None:
             await service.shutdown()
@@ -113,6 +126,10 @@ def build_from(settings: Settings, *, start_attempts: int = 3) -> Application:
             downscale_delay_s=scaling.downscale_delay_s,
             look_back_period_s=scaling.look_back_period_s,
             metrics_interval_s=scaling.metrics_interval_s,
+            policy=AutoscalingPolicy(
+                policy_function="deployments.scaling:ByWork",
+                policy_kwargs={"target_outstanding_tokens": scaling.target_outstanding_tokens},
+            ),
         )
     deployment = serve.deployment(
         PrivateLM,
@@ -129,7 +146,9 @@ def build_from(settings: Settings, *, start_attempts: int = 3) -> Application:
         user_config={"keys": settings.model_dump(mode="json")["keys"]["names"]},
         ray_actor_options={"num_cpus": scaling.num_cpus, "num_gpus": scaling.num_gpus},
         # The access log would hold paths and ids that callers choose; metrics count the same.
-        logging_config=LoggingConfig(enable_access_log=False),
+        logging_config=LoggingConfig(
+            enable_access_log=False, encoding="JSON" if settings.telemetry.log_format == "json" else "TEXT"
+        ),
     )
     values = settings.model_dump(mode="json")
     values["keys"]["names"] = {}

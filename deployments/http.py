@@ -53,6 +53,7 @@ from deployments import deadlines
 from deployments.deadlines import Deadline
 from deployments.engine import EngineDeadError
 from deployments.keys import Caller, InvalidKeyError, Keys
+from deployments.observation import CLIENT_GONE, OK, Observation, Observer
 from deployments.quotas import Charge, QuotaExceededError, Quotas, QuotaUnavailableError
 from deployments.service import OverloadedError, Piece, PrivateLMService
 
@@ -101,18 +102,26 @@ def create_app(
     quotas: Quotas | None = None,
     quotas_fail_open: bool = False,
     write_timeout: float = 30.0,
+    observer: Observer | None = None,
 ) -> ASGIApp:
     """The ASGI application of a service.
 
     ``keys`` say who may call; without them everyone may. ``quotas`` charge callers that have limits; with
     ``quotas_fail_open`` they are let through where it cannot be told what they have left. A client that takes longer
-    than ``write_timeout`` seconds to read an event is given up.
+    than ``write_timeout`` seconds to read an event is given up. ``observer`` is told of every completion as it ends.
 
     A request's body has to arrive within ``body_timeout`` seconds.
     ``add_request_id=False`` leaves the ``X-Request-Id`` of responses to what stands in front: Serve adds its own.
     """
     surface = _Surface(
-        service, coalescing or Coalescing(), body_timeout, write_timeout, keys or Keys(), quotas, quotas_fail_open
+        service,
+        coalescing or Coalescing(),
+        body_timeout,
+        write_timeout,
+        keys or Keys(),
+        quotas,
+        quotas_fail_open,
+        observer or (lambda seen: None),
     )
     app = Starlette(
         routes=[
@@ -192,17 +201,34 @@ class _Surface:
         keys: Keys,
         quotas: Quotas | None,
         quotas_fail_open: bool,
+        observer: Observer,
     ) -> None:
         self._service = service
         self._keys = keys
         self._quotas = quotas
         self._quotas_fail_open = quotas_fail_open
+        self._observer = observer
         self._write_timeout = write_timeout
         self._coalescing = coalescing
         self._body_timeout = body_timeout
 
     async def completions(self, http: HTTPRequest) -> Response:
         """POST /v1/private/completions."""
+        seen = Observation(http.headers.get("x-request-id"), http.headers.get("traceparent"))
+        try:
+            response = await self._completion(http, seen)
+        except BaseException as error:
+            seen.end(CLIENT_GONE if isinstance(error, asyncio.CancelledError) else INTERNAL_ERROR)
+            self._observer(seen)
+            raise
+        if isinstance(response, _EventStream):
+            response.observer = self._observer
+        else:
+            seen.end(getattr(response, "code", OK))
+            self._observer(seen)
+        return response
+
+    async def _completion(self, http: HTTPRequest, seen: Observation) -> Response:
         try:
             caller = self._keys.caller(http.headers.get("authorization"))
         except InvalidKeyError as error:
@@ -222,7 +248,7 @@ class _Surface:
             async with asyncio.timeout(deadline.remaining()) as limit:
                 frame = await self._read(http)
                 slots.enter_context(self._service.slot())
-                response = await self._answer(http, frame, slots, caller, deadline)
+                response = await self._answer(http, frame, slots, caller, deadline, seen)
         except TimeoutError:
             if limit is None or not limit.expired():
                 slots.close()
@@ -244,7 +270,7 @@ class _Surface:
         except EngineDeadError:
             response = _engine_unavailable()
         except _Disconnected:
-            response = Response(status_code=499)  # nobody reads it
+            response = _ErrorResponse(CLIENT_GONE, b"", 499)  # nobody reads it
         except BaseException:
             slots.close()
             raise
@@ -253,15 +279,27 @@ class _Surface:
         return response
 
     async def _answer(
-        self, http: HTTPRequest, frame: bytes, slots: contextlib.ExitStack, caller: Caller, deadline: Deadline
+        self,
+        http: HTTPRequest,
+        frame: bytes,
+        slots: contextlib.ExitStack,
+        caller: Caller,
+        deadline: Deadline,
+        seen: Observation,
     ) -> Response:
+        seen.received = time.monotonic()
+        seen.request_bytes = len(frame)
         request = await self._service.parse(frame)
+        seen.variant = request.variant
+        seen.stream = request.sampling.stream
+        seen.prompt_tokens = request.prompt_tokens
         charge = await self._charge(caller, request)
         envelope = _Envelope(request)
         if charge is not None:
             slots.callback(lambda: charge.settle(request.prompt_tokens + envelope.completion_tokens))
         if not request.sampling.stream:
-            completion = await _unless_disconnected(http, self._service.complete(request, cache_salt=caller.cache_salt))
+            completing = self._service.complete(request, cache_salt=caller.cache_salt, seen=seen)
+            completion = await _unless_disconnected(http, completing)
             body = envelope.completion(completion.text, completion.token_ids, completion.finish_reason)
             return Response(body, media_type="application/json")
         pieces = self._service.stream(
@@ -269,10 +307,11 @@ class _Surface:
             gather_tokens=self._coalescing.max_tokens,
             gather_s=self._coalescing.max_delay,
             cache_salt=caller.cache_salt,
+            seen=seen,
         )
         # A failure before the first piece still gets its own status, since nothing has been sent.
         first = await _unless_disconnected(http, anext(pieces))
-        return _EventStream(envelope, first, pieces, self._coalescing, slots, deadline, self._write_timeout)
+        return _EventStream(envelope, first, pieces, self._coalescing, slots, deadline, self._write_timeout, seen)
 
     async def _charge(self, caller: Caller, request: Request) -> Charge | None:
         if self._quotas is None:
@@ -422,6 +461,7 @@ class _EventStream(Response):
         slots: contextlib.ExitStack,
         deadline: Deadline,
         write_timeout: float,
+        seen: Observation,
     ) -> None:
         # `no-transform` and the other one keep proxies from compressing or holding back what is small and urgent.
         super().__init__(headers={"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"})
@@ -433,6 +473,9 @@ class _EventStream(Response):
         self._slots = slots
         self._deadline = deadline
         self._write_timeout = write_timeout
+        self._seen = seen
+        self.observer: Observer | None = None
+        self._code = CLIENT_GONE  # until the last byte is written
         self._expired = False
         self._more = asyncio.Event()
         self._ended: BaseException | bool = False
@@ -460,6 +503,9 @@ class _EventStream(Response):
             await asyncio.wait((pump, write))
             await self._pieces.aclose()
             self._slots.close()
+            self._seen.end(self._code)
+            if self.observer is not None:
+                self.observer(self._seen)
 
     async def _pump(self) -> None:
         """Take pieces from the engine as they come, however slowly they are written."""
@@ -491,7 +537,8 @@ class _EventStream(Response):
             if not done and not await self._gather():
                 body = self._failure(request_id)
                 await send({"type": "http.response.body", "body": body, "more_body": False})
-                done = True
+                return
+        self._code = OK
 
     async def _gather(self) -> bool:
         """Wait until an event is due; false if the pieces ended without a last one."""
@@ -516,25 +563,33 @@ class _EventStream(Response):
     def _failure(self, request_id: str | None) -> bytes:
         """The event for an engine that failed after the stream had begun."""
         if self._expired:
-            body = error_body(DEADLINE_EXCEEDED, str(Deadline.exceeded()))
+            self._code, message = DEADLINE_EXCEEDED, str(Deadline.exceeded())
         elif isinstance(self._ended, EngineDeadError):
-            body = error_body(ENGINE_UNAVAILABLE, _ENGINE_UNAVAILABLE)
+            self._code, message = ENGINE_UNAVAILABLE, _ENGINE_UNAVAILABLE
         else:
             if isinstance(self._ended, Exception):
                 _log_defect(self._ended, request_id)
-            body = error_body(INTERNAL_ERROR, _INTERNAL_ERROR)
-        return b"data: " + body + b"\n\n"
+            self._code, message = INTERNAL_ERROR, _INTERNAL_ERROR
+        return b"data: " + error_body(self._code, message) + b"\n\n"
 
 
 _ENGINE_UNAVAILABLE = "the model is starting or being replaced; try again after the seconds in Retry-After"
 _INTERNAL_ERROR = "the server failed; its log has the failure under the request id"
 
 
+class _ErrorResponse(Response):
+    """A failure, with its code for who observes."""
+
+    def __init__(self, code: str, body: bytes, status: int, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(body, status, headers, "application/json")
+        self.code = code
+
+
 def _error(code: str, message: str, param: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
     extra = dict(headers or {})
     if code in RETRY_AFTER:
         extra["retry-after"] = str(RETRY_AFTER[code])
-    return Response(error_body(code, message, param), ERROR_STATUS[code], extra, "application/json")
+    return _ErrorResponse(code, error_body(code, message, param), ERROR_STATUS[code], extra)
 
 
 def _frame_error(error: FrameError) -> Response:

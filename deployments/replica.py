@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from del_core.bundle import Bundle, load_bundle
+from del_core.errors import BundleError
 from deployments.base_model import EmbeddingTable, end_of_text_ids, verify_checksum
 from deployments.engine import Engine
 from deployments.service import Capacity, PrivateLMService
@@ -27,6 +28,7 @@ async def start_service(settings: Settings) -> PrivateLMService:
     """
     began = time.monotonic()
     bundle, table = await asyncio.to_thread(_verify, settings.bundle_path, settings.base_model_path)
+    also = [await asyncio.to_thread(_load_other, path, bundle) for path in settings.also_paths]
     engine = _engine(settings)
     await engine.start()
     try:
@@ -38,6 +40,7 @@ async def start_service(settings: Settings) -> PrivateLMService:
             engine=engine,
             capacity=Capacity(requests=settings.scaling.max_ongoing_requests),
             max_frame_bytes=settings.http.max_frame_bytes,
+            also=also,
         )
     except BaseException:
         await engine.shutdown()
@@ -52,6 +55,16 @@ def _verify(bundle_path: Path, model_path: Path) -> tuple[Bundle, EmbeddingTable
     base_model = bundle.manifest.base_model
     verify_checksum(model_path, base_model)
     return bundle, EmbeddingTable.open(model_path, base_model)
+
+
+def _load_other(path: Path, bundle: Bundle) -> Bundle:
+    """Another bundle that this replica can serve beside ``bundle``. Raises BundleError."""
+    other = load_bundle(path)
+    if other.manifest.base_model.sha256 != bundle.manifest.base_model.sha256:
+        raise BundleError(f"also: {path}", f"was made for another base model than {bundle.path}; the same is required")
+    if other.client.tokenizer_path.read_bytes() != bundle.client.tokenizer_path.read_bytes():
+        raise BundleError(f"also: {path}", f"has another tokenizer.json than {bundle.path}; the same is required")
+    return other
 
 
 def _engine(settings: Settings) -> Engine:

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 
 from del_core.bundle import RESERVED_VARIANT, Bundle, pack_client
 from del_core.decoding import Decoder, build_decoder, products_per_token
-from del_core.errors import CONTEXT_LENGTH_EXCEEDED, DelError, FrameError
+from del_core.errors import BUNDLE_OUTDATED, CONTEXT_LENGTH_EXCEEDED, DelError, FrameError
 from del_core.wire import Limits, PrivateSegment, Request, Sampling, Shape, decode_frame
 from deployments.base_model import EmbeddingTable
 from deployments.engine import Engine, EngineSampling, FinishReason
+from deployments.observation import Observation
 from deployments.text import TextStream, Tokenizer
 
 __all__ = ["CLEAR", "Capacity", "Completion", "OverloadedError", "Piece", "PrivateLMService"]
@@ -82,16 +83,33 @@ class _Variant:
     products_per_token: int
 
 
+class _Served:
+    """The variants of one bundle, ``clear`` among them, and the shapes of their counts."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        hidden = bundle.manifest.base_model.hidden_size
+        self.variants = {
+            name: _Variant(build_decoder(bundle, name), bundle.soft_prompt(name), products_per_token(bundle, name))
+            for name in bundle.variants
+        }
+        self.variants[CLEAR] = _Variant(None, np.zeros((0, hidden), dtype=np.float32), 0)
+        self.shapes: dict[str, Shape | None] = {
+            name: Shape(variant.bits, bundle.manifest.dim) for name, variant in bundle.variants.items()
+        }
+        self.shapes[CLEAR] = None
+
+
 def _reason(text: TextStream, given: FinishReason) -> FinishReason:
     """Why a completion ended: what was held back until the end may have completed a stop string."""
     return "stop" if text.stopped else given
 
 
 class PrivateLMService:
-    """Completions of one base model under one bundle's variants.
+    """Completions of one base model under the variants of a bundle.
 
-    ``bundle`` is verified; ``table`` holds the base model's embeddings; ``tokenizer`` is the bundle's; ``end_of_text``
-    are the model's end-of-text ids; ``engine`` has started.
+    ``also`` are other bundles whose frames are taken too, for the same base model and tokeniser: the one before or
+    after ``bundle`` while one replaces the other. All are verified; ``table`` holds the base model's embeddings;
+    ``tokenizer`` is the bundle's; ``end_of_text`` are the model's end-of-text ids; ``engine`` has started.
     """
 
     def __init__(
@@ -104,6 +122,7 @@ class PrivateLMService:
         engine: Engine,
         capacity: Capacity | None = None,
         max_frame_bytes: int = 16 * 1024 * 1024,
+        also: Sequence[Bundle] = (),
     ) -> None:
         self._bundle = bundle
         self._table = table
@@ -112,19 +131,11 @@ class PrivateLMService:
         self._engine = engine
         self._capacity = capacity or Capacity()
         self._in_flight = 0
+        self._outstanding_tokens = 0
         self._created = int(time.time())
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode")
         self._archive: asyncio.Future[bytes] | None = None
-        hidden = bundle.manifest.base_model.hidden_size
-        self._variants: dict[str, _Variant] = {
-            name: _Variant(build_decoder(bundle, name), bundle.soft_prompt(name), products_per_token(bundle, name))
-            for name in bundle.variants
-        }
-        self._variants[CLEAR] = _Variant(None, np.zeros((0, hidden), dtype=np.float32), 0)
-        self._shapes: dict[str, Shape | None] = {
-            name: Shape(variant.bits, bundle.manifest.dim) for name, variant in bundle.variants.items()
-        }
-        self._shapes[CLEAR] = None
+        self._served = {one.fingerprint: _Served(one) for one in (*also, bundle)}
         self._limits = Limits(
             max_frame_bytes=max_frame_bytes,
             max_header_bytes=min(max_frame_bytes, Limits().max_header_bytes),
@@ -147,6 +158,11 @@ class PrivateLMService:
     def in_flight(self) -> int:
         """Requests that hold a slot now."""
         return self._in_flight
+
+    @property
+    def outstanding_tokens(self) -> int:
+        """Tokens of the requests in flight that may still be generated: what ``max_tokens`` has promised."""
+        return self._outstanding_tokens
 
     def check_room(self) -> None:
         """Raises OverloadedError if no slot for a request is free."""
@@ -172,8 +188,8 @@ class PrivateLMService:
         return self._parse(frame)
 
     def _parse(self, frame: bytes) -> Request:
-        request = decode_frame(frame, self._shapes, self._limits, fingerprint=self.fingerprint)
-        soft = len(self._variants[request.variant].soft_prompt)
+        request = self._decode(frame)
+        soft = len(self._variant(request).soft_prompt)
         total = soft + request.prompt_tokens + request.sampling.max_tokens
         if total > self._engine.context_length:
             raise FrameError(
@@ -184,12 +200,34 @@ class PrivateLMService:
             )
         return request
 
-    async def complete(self, request: Request, *, cache_salt: str | None = None) -> Completion:
+    def _decode(self, frame: bytes) -> Request:
+        try:
+            return decode_frame(
+                frame, self._served[self.fingerprint].shapes, self._limits, fingerprint=self.fingerprint
+            )
+        except FrameError as error:
+            refusal = error
+        # What another bundle's frame lacks is said by that bundle's measure; that none fits, by the first one's.
+        for fingerprint, other in self._served.items():
+            if refusal.code == BUNDLE_OUTDATED and fingerprint != self.fingerprint:
+                try:
+                    return decode_frame(frame, other.shapes, self._limits, fingerprint=fingerprint)
+                except FrameError as error:
+                    if error.code != BUNDLE_OUTDATED:
+                        raise
+        raise refusal
+
+    def _variant(self, request: Request) -> _Variant:
+        return self._served[request.fingerprint].variants[request.variant]
+
+    async def complete(
+        self, request: Request, *, cache_salt: str | None = None, seen: Observation | None = None
+    ) -> Completion:
         """The whole completion of a request. Raises EngineDeadError."""
         text: list[str] = []
         token_ids: list[int] = []
         finish_reason: FinishReason = "length"
-        pieces = self.stream(request, incremental=bool(request.sampling.stop), cache_salt=cache_salt)
+        pieces = self.stream(request, incremental=bool(request.sampling.stop), cache_salt=cache_salt, seen=seen)
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 text.append(piece.text)
@@ -205,13 +243,15 @@ class PrivateLMService:
         gather_tokens: int = 1,
         gather_s: float | None = None,
         cache_salt: str | None = None,
+        seen: Observation | None = None,
     ) -> AsyncGenerator[Piece, None]:
         """The completion of a request, piece by piece; the last piece, and no other, has a finish reason.
 
         Beyond the soft prompt, cached prompts are shared only with requests of the same ``cache_salt``.
         ``gather_tokens`` and ``gather_s``: see ``EngineSampling``; with stop strings every token is looked at as it
         comes, so that nothing is generated after one.
-        Closing the iterator early stops the engine's work for the request. Raises EngineDeadError.
+        Closing the iterator early stops the engine's work for the request. What is measured is noted in ``seen``.
+        Raises EngineDeadError.
         """
         text = TextStream(self._tokenizer, request.sampling.stop)
         stop_ids = self._stop_ids(request.sampling)
@@ -230,24 +270,37 @@ class PrivateLMService:
             gather_tokens=1 if request.sampling.stop else gather_tokens,
             gather_s=gather_s,
         )
+        seen = seen or Observation()
+        began = time.monotonic()
         embeddings = await self._embed(request)
-        shared = len(self._variants[request.variant].soft_prompt)
+        seen.decoded = time.monotonic()
+        seen.decode_s = seen.decoded - began
+        seen.soft_prompt_rows = shared = len(self._variant(request).soft_prompt)
         deltas = self._engine.generate(
             secrets.token_hex(12), embeddings, sampling, cache_salt=cache_salt, shared_rows=shared
         )
-        async with contextlib.aclosing(deltas):
-            async for delta in deltas:
-                # The token that ends a completion is part of its ids but not of its text.
-                shown = delta.token_ids[:-1] if delta.finish_reason == "stop" else delta.token_ids
-                new, taken = text.extend(shown)
-                if text.stopped:
-                    yield Piece(new, delta.token_ids[:taken], "stop")
-                    return
-                if delta.finish_reason:
-                    new += text.finish()
-                    yield Piece(new, delta.token_ids, _reason(text, delta.finish_reason))
-                    return
-                yield Piece(new, delta.token_ids, gathered=delta.gathered)
+        promised = sampling.max_tokens
+        self._outstanding_tokens += promised
+        try:
+            async with contextlib.aclosing(deltas):
+                async for delta in deltas:
+                    tokens = len(delta.token_ids)
+                    seen.take(tokens, delta.cached_rows)
+                    self._outstanding_tokens -= tokens
+                    promised -= tokens
+                    # The token that ends a completion is part of its ids but not of its text.
+                    shown = delta.token_ids[:-1] if delta.finish_reason == "stop" else delta.token_ids
+                    new, taken = text.extend(shown)
+                    if text.stopped:
+                        yield Piece(new, delta.token_ids[:taken], "stop")
+                        return
+                    if delta.finish_reason:
+                        new += text.finish()
+                        yield Piece(new, delta.token_ids, _reason(text, delta.finish_reason))
+                        return
+                    yield Piece(new, delta.token_ids, gathered=delta.gathered)
+        finally:
+            self._outstanding_tokens -= promised
 
     def _stop_ids(self, sampling: Sampling) -> tuple[int, ...]:
         end = () if sampling.ignore_eos else self._end_of_text
@@ -265,14 +318,14 @@ class PrivateLMService:
         return None
 
     async def _embed(self, request: Request) -> NDArray[np.float32]:
-        variant = self._variants[request.variant]
+        variant = self._variant(request)
         if request.private_tokens * variant.products_per_token > _LARGE_DECODE_PRODUCTS:
             return await asyncio.get_running_loop().run_in_executor(self._pool, self._assemble, request)
         return self._assemble(request)
 
     def _assemble(self, request: Request) -> NDArray[np.float32]:
         """The rows that the engine reads, (soft prompt + prompt + resumed tokens, hidden size)."""
-        variant = self._variants[request.variant]
+        variant = self._variant(request)
         parts = [variant.soft_prompt]
         for segment in request.segments:
             if isinstance(segment, PrivateSegment):

@@ -26,6 +26,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "StreamingSettings",
+    "TelemetrySettings",
     "load_settings",
     "parse_keys",
     "parse_settings",
@@ -147,6 +148,21 @@ class StreamingSettings(_Section):
     """An event is written once a token has waited this long."""
 
 
+class TelemetrySettings(_Section):
+    """What a replica tells of itself; nothing of it derives from a prompt (docs/observability.md)."""
+
+    metrics: bool = True
+    """Prometheus metrics through Ray."""
+    request_log: bool = False
+    """A line in the replica's log for each completion: id, variant, code, sizes, times."""
+    log_format: Literal["json", "text"] = "json"
+    """How the replica's log is written."""
+    traces: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] | None = None
+    """URL to which OpenTelemetry traces are sent (OTLP over HTTP); none are made if null."""
+    trace_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Share of the requests that is traced, unless the caller's own trace decides."""
+
+
 class ScalingSettings(_Section):
     """Replicas, and how their number follows the load (Ray Serve's autoscaler)."""
 
@@ -156,6 +172,9 @@ class ScalingSettings(_Section):
     """Replicas at most."""
     target_ongoing_requests: float = Field(default=8, gt=0)
     """Requests in flight per replica that the autoscaler aims at: about half of ``engine.max_num_seqs``."""
+    target_outstanding_tokens: int | None = Field(default=4096, ge=1)
+    """Tokens that a replica has promised (``max_tokens``) and not yet generated, at which the autoscaler aims too; what
+    asks for more replicas decides. If null, requests alone count."""
     max_ongoing_requests: int = Field(default=64, ge=1)
     """Requests that one replica accepts at once, the engine's queue included; more are answered 503 at once."""
     upscale_delay_s: float = Field(default=2, ge=0)
@@ -194,6 +213,8 @@ class Settings(_Section):
 
     bundle: str = DEMO
     """Directory of the bundle, or "demo" for the one that ships with the package."""
+    also: tuple[str, ...] = Field(default=(), max_length=8)
+    """Directories of other bundles for the same base model whose frames are taken too, while bundles are exchanged."""
     base_model: str | None = None
     """Directory of the base model in Hugging Face layout, or "demo"; null means the demo model for the demo bundle."""
     engine: EngineSettings = EngineSettings()
@@ -202,6 +223,7 @@ class Settings(_Section):
     quotas: QuotaSettings = QuotaSettings()
     streaming: StreamingSettings = StreamingSettings()
     scaling: ScalingSettings = ScalingSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @model_validator(mode="after")
     def _complete(self) -> Settings:
@@ -217,6 +239,11 @@ class Settings(_Section):
 
             return demo.bundle_path()
         return Path(self.bundle)
+
+    @property
+    def also_paths(self) -> tuple[Path, ...]:
+        """Directories of the other bundles."""
+        return tuple(Path(one) for one in self.also)
 
     @property
     def base_model_path(self) -> Path:
@@ -270,6 +297,8 @@ def load_settings(path: str | Path) -> Settings:
         value = values.get(name)
         if isinstance(value, str) and value != DEMO:
             values[name] = str((path.parent / value).resolve())
+    if isinstance(values.get("also"), list):
+        values["also"] = [str((path.parent / one).resolve()) if isinstance(one, str) else one for one in values["also"]]
     keys = values.get("keys")
     if isinstance(keys, dict) and isinstance(keys.get("file"), str):
         values["keys"] = {**keys, "file": str((path.parent / keys["file"]).resolve())}

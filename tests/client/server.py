@@ -119,7 +119,7 @@ async def answer(server: ScriptedServer, received: Received, writer: asyncio.Str
     """Answer correctly, in one object or as an event stream."""
     request = server.decode(received.body)
     if request.fingerprint != server.bundle.fingerprint:
-        await error(409, "fingerprint_mismatch")(server, received, writer)
+        await error(409, "bundle_outdated")(server, received, writer)
     elif request.sampling.stream:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         writer.write(head)

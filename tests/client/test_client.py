@@ -306,7 +306,7 @@ def test_fresh_noise_is_never_sent_unasked(connect: Connect, server: ScriptedSer
     with pytest.raises(BundleOutdated, match="fresh noise") as caught:
         calls.complete(SECRET, variant="open")
     assert server.bundle.fingerprint in str(caught.value)
-    assert caught.value.code == "fingerprint_mismatch"
+    assert caught.value.code == "bundle_outdated"
     assert len(server.frames) == 2
     assert calls.complete(SECRET, variant="open").token_ids  # asked again, under the new bundle
     assert len(server.frames) == 3
@@ -337,7 +337,7 @@ def test_a_pinned_client_does_not_follow(
 
 def test_a_server_that_contradicts_itself_is_asked_once(connect: Connect, server: ScriptedServer) -> None:
     """It hands out one bundle and refuses it: no loop, one question, one frame."""
-    server.script.extend([error(409, "fingerprint_mismatch")] * 3)
+    server.script.extend([error(409, "bundle_outdated")] * 3)
     with pytest.raises(BundleOutdated):
         connect().complete(SECRET, variant="open")
     assert len(server.frames) == 1
@@ -350,7 +350,7 @@ def test_a_bundle_that_changes_all_the_time_is_followed_once(
     calls = connect()
     calls.complete(SECRET, variant="open")
     server.bundle = make_bundle(tmp_path / "new", norm_limit=2.0)
-    server.script.extend([answer, error(409, "fingerprint_mismatch"), answer])
+    server.script.extend([answer, error(409, "bundle_outdated"), answer])
     with pytest.raises(BundleOutdated):
         calls.complete(SECRET, variant="open")
     assert len(server.frames) == 3

@@ -36,7 +36,7 @@ FAULTS: list[Behaviour] = [
     error(400, "invalid_value"),
     error(500, "internal_error"),
     error(503, "overloaded"),
-    error(409, "fingerprint_mismatch"),
+    error(409, "bundle_outdated"),
     raw(b"data: " + ANSWER.encode() + b"\n\n"),
     raw(b"data: \xff" + ANSWER.encode() + b"\n\n"),
     raw(b'data: {"choices": "' + ANSWER.encode() + b'"}\n\n'),

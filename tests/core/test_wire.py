@@ -174,7 +174,7 @@ def test_fingerprint_is_judged_before_the_shapes() -> None:
         data = encode_frame(Request("ab" * 32, variant, (segment,)), bits=5)
         with pytest.raises(FrameError, match="fetch the bundle again") as caught:
             decode_frame(data, SHAPES, fingerprint=FINGERPRINT)
-        assert (caught.value.code, caught.value.status) == ("fingerprint_mismatch", 409)
+        assert (caught.value.code, caught.value.status) == ("bundle_outdated", 409)
 
 
 def test_errors_survive_pickling() -> None:

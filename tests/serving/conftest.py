@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -48,9 +48,19 @@ ServiceMaker = Callable[..., PrivateLMService]
 def make_service(tiny: Tiny, bundle: Bundle, table: EmbeddingTable, tokenizer: Tokenizer) -> ServiceMaker:
     """Makes a service over a scripted engine."""
 
-    def make(engine: ScriptedEngine, *, requests: int = 64, max_frame_bytes: int = 1 << 20) -> PrivateLMService:
+    default = bundle
+
+    def make(
+        engine: ScriptedEngine,
+        *,
+        requests: int = 64,
+        max_frame_bytes: int = 1 << 20,
+        bundle: Bundle = default,
+        also: Sequence[Bundle] = (),
+    ) -> PrivateLMService:
         return PrivateLMService(
             bundle=bundle,
+            also=also,
             table=table,
             tokenizer=tokenizer,
             end_of_text=end_of_text_ids(tiny.model),

@@ -79,7 +79,7 @@ def test_mutated_frames(server: LocalServer, bundle: Bundle) -> None:
     # The mutations reach every part of the parser, and some frames are still good.
     expected = {
         "ok", "invalid_magic", "unsupported_version", "truncated_frame", "header_too_large", "invalid_header",
-        "missing_field", "unknown_field", "invalid_value", "unsupported_parameter", "fingerprint_mismatch",
+        "missing_field", "unknown_field", "invalid_value", "unsupported_parameter", "bundle_outdated",
         "unknown_variant", "private_not_accepted", "payload_length_mismatch", "context_length_exceeded",
     }  # fmt: skip
     assert expected <= set(codes), expected - set(codes)

@@ -141,10 +141,10 @@ async def test_frame_errors_keep_their_code_and_name_the_member(client: httpx.As
     assert "-6" in message
 
 
-async def test_fingerprint_mismatch_says_what_to_do(client: httpx.AsyncClient, bundle: Bundle) -> None:
+async def test_bundle_outdated_says_what_to_do(client: httpx.AsyncClient, bundle: Bundle) -> None:
     other = replace(make_request(bundle), fingerprint="f" * 64)
     response = await client.post(PATH, content=encode(bundle, other), headers=HEADERS)
-    message = check_error(response, "fingerprint_mismatch", "fingerprint")
+    message = check_error(response, "bundle_outdated", "fingerprint")
     assert "fetch the bundle again" in message
     assert bundle.fingerprint in message
 

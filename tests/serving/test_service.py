@@ -187,7 +187,7 @@ async def test_fingerprint_of_another_bundle_is_refused(make_service: ServiceMak
     request = replace(make_request(bundle, "clear"), fingerprint="0" * 64)
     with pytest.raises(FrameError) as caught:
         await service.parse(encode(bundle, request))
-    assert caught.value.code == "fingerprint_mismatch"
+    assert caught.value.code == "bundle_outdated"
     assert "fetch the bundle again" in str(caught.value)
 
 

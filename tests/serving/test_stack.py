@@ -187,7 +187,7 @@ def test_errors_through_the_whole_stack(client: httpx.Client, bundle: Bundle) ->
         (
             client.post(PATH, content=frame.replace(bundle.fingerprint.encode(), b"0" * 64), headers=HEADERS),
             409,
-            "fingerprint_mismatch",
+            "bundle_outdated",
         ),
         (client.post(PATH, content=b"\0" * (16 * 1024 * 1024 + 1), headers=HEADERS), 413, "frame_too_large"),
         (client.post(PATH, content=frame), 415, "unsupported_media_type"),

@@ -280,7 +280,7 @@ def malformed() -> list[dict[str, Any]]:
     member("fingerprint-line-end", "fingerprint", FINGERPRINT + "\n")
     member("fingerprint-number", "fingerprint", 1)
     other = compact({**good, "fingerprint": "f" * 64})
-    header("fingerprint-of-another-bundle", "fingerprint_mismatch", "header.fingerprint", other, status=409)
+    header("fingerprint-of-another-bundle", "bundle_outdated", "header.fingerprint", other, status=409)
     member("variant-empty", "variant", "")
     member("variant-upper-case", "variant", "Open")
     member("variant-path", "variant", "../open")

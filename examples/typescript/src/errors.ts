@@ -3,7 +3,7 @@
 const STATUS: Record<string, number> = {
   frame_too_large: 413,
   header_too_large: 413,
-  fingerprint_mismatch: 409,
+  bundle_outdated: 409,
   unknown_variant: 404,
 };
 

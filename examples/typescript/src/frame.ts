@@ -114,7 +114,7 @@ export function decodeFrame(frame: Uint8Array, shapes: Shapes, limits: Limits, f
   }
   const header = new HeaderReader(value, limits);
   const known = header.fingerprint();
-  if (known !== fingerprint) fail("fingerprint_mismatch", "header.fingerprint", "is another bundle's");
+  if (known !== fingerprint) fail("bundle_outdated", "header.fingerprint", "is another bundle's");
   const variant = header.variant();
   const parts = header.segments();
   header.refuseUnsupported();
