@@ -68,6 +68,10 @@ def _load_other(path: Path, bundle: Bundle) -> Bundle:
 
 
 def _engine(settings: Settings) -> Engine:
+    if settings.engine.stand_in is not None:
+        from deployments.stand_in import TokenClock
+
+        return TokenClock(settings.engine, settings.engine.stand_in)
     from deployments.vllm_engine import VllmEngine
 
     return VllmEngine(settings.base_model_path, settings.engine)

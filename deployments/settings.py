@@ -44,6 +44,20 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+class StandInSettings(_Section):
+    """The pace of a model that is not there. The defaults are derived from data sheets, not measured (docs/scaling.md):
+    a model of 8 billion parameters in 16 bits on one H100."""
+
+    step_ms: float = Field(default=7.0, gt=0, le=10_000)
+    """A step of the engine for one request."""
+    step_ms_per_request: float = Field(default=0.03, ge=0, le=1000)
+    """What each running request adds to a step."""
+    prompt_token_ms: float = Field(default=0.035, ge=0, le=1000)
+    """What each token of a prompt that joins adds to a step."""
+    quantum_ms: float = Field(default=50.0, gt=0, le=1000)
+    """Steps are taken together up to this long; a stream's events wait about as long for tokens."""
+
+
 class EngineSettings(_Section):
     """The language-model engine of one replica (vLLM)."""
 
@@ -71,6 +85,8 @@ class EngineSettings(_Section):
     """Threads of the numerical libraries in each process of a replica (OMP_NUM_THREADS)."""
     quick_start: bool = True
     """On CPUs with one thread: import vLLM once for both of a replica's processes, which halves the start."""
+    stand_in: StandInSettings | None = None
+    """In place of a model, a clock that hands out tokens without meaning at a model's pace: for load tests only."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
     """What vLLM logs. It never logs prompts; DEBUG and INFO are for finding faults at its start."""
 

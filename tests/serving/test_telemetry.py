@@ -168,7 +168,9 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evidence]:
                 for legend, expression in panel.targets:
                     filled = expression.replace("$__rate_interval", "30s").replace('"$application"', '".*"')
                     filled = filled.replace('"$variant"', '".*"')
-                    run.queries[f"{panel.title}: {legend}"] = query(url, filled)
+                    # A rate needs two samples, and Serve's controller passes its figures on when it likes.
+                    result = eventually(lambda: query(url, filled), f"{panel.title}: {filled}")  # noqa: B023
+                    run.queries[f"{panel.title}: {legend}"] = result
             run.queries["codes"] = {
                 sample["metric"]["code"]: float(sample["value"][1])
                 for sample in query(url, "sum by (code) (ray_del_requests_total)")
@@ -203,12 +205,16 @@ def _use(run: Evidence) -> None:
         for variant in VARIANTS:
             encoded = client.encode(prompt, variant=variant)
             for number in range(3):
-                completion = client.complete(encoded, variant=variant, max_tokens=12, stop=[STOP_CANARY])
-                streamed = list(client.stream(encoded, variant=variant, max_tokens=12))
+                completion = client.complete(
+                    encoded, variant=variant, max_tokens=12, stop=[STOP_CANARY], ignore_eos=True
+                )
+                streamed = list(client.stream(encoded, variant=variant, max_tokens=12, ignore_eos=True))
                 run.completions += 2
                 run.secrets[f"ids out, {variant} {number}"] = ids_pattern(completion.token_ids[:6])
-                run.secrets[f"text out, {variant} {number}"] = completion.text[:40]
-                run.secrets[f"text streamed, {variant} {number}"] = "".join(chunk.text for chunk in streamed)[:40]
+                for name, text in (("whole", completion.text), ("streamed", "".join(chunk.text for chunk in streamed))):
+                    longest = max(text.splitlines(), key=len)
+                    if len(longest) >= 10:
+                        run.secrets[f"text {name}, {variant} {number}"] = longest
         with pytest.raises(DELClientError):
             client.complete(prompt, variant="strict", max_tokens=100_000)
         run.secrets |= {"canary": "Xylophonic", "public canary": "Quetzalcoatl", "stop canary": "jabberwocky"}
@@ -247,8 +253,12 @@ def _break(run: Evidence) -> None:
     """SIGKILL of the engine while a stream with the canary is under way: the tracebacks are written now."""
     engines = [p for p in run.server.processes() if " ".join(p.cmdline()).startswith("VLLM::EngineCore")]
     with Client(run.server.url) as client, suppress(DELClientError):
+        received: tuple[int, ...] = ()
         for chunk in client.stream([private(CANARY)], variant="open", max_tokens=300, ignore_eos=True):
-            run.secrets.setdefault("ids of the broken stream", ids_pattern(chunk.token_ids[:6] or (10**9,)))
+            received += chunk.token_ids
+            if len(received) < 6:
+                continue
+            run.secrets["ids of the broken stream"] = ids_pattern(received[:6])
             for engine in engines:
                 with suppress(Exception):
                     engine.kill()
@@ -268,7 +278,7 @@ def test_prometheus_has_every_metric_by_variant(evidence: Evidence) -> None:
 def test_requests_are_counted_by_code(evidence: Evidence) -> None:
     codes = evidence.queries["codes"]
     assert codes["ok"] == evidence.completions
-    assert {"context_length_exceeded", "unknown_field", "unknown_variant", "truncated_frame"} <= set(codes)
+    assert {"unknown_field", "invalid_value", "unsupported_media_type"} <= set(codes), codes
     assert codes["unsupported_media_type"] == 1
 
 
