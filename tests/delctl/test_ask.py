@@ -121,7 +121,7 @@ def test_bad_input_is_refused_with_code_2(server: ScriptedServer, capsys: pytest
 
 
 def test_a_failing_server_is_code_1(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
-    server.script.append(error(500, "internal_error", message="it broke"))
+    server.script.append(error(500, "internal_error", {"retry-after": "61"}, message="it broke"))
     assert run(["ask", PROMPT, "--variant", "open"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("delctl: ")

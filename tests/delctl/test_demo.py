@@ -106,7 +106,7 @@ def test_every_request_has_the_same_sampling(server: ScriptedServer, bundle: Bun
 def test_an_error_ends_it_without_half_an_answer(
     server: ScriptedServer, bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.script.append(error(500, "internal_error", message="it broke"))
+    server.script.append(error(500, "internal_error", {"retry-after": "61"}, message="it broke"))
     assert run(_arguments(bundle, "--json")) == 1
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -94,6 +94,9 @@ def test_a_chat_with_the_mobile_backend(start_backend: Callable[[float], Backend
     busy = backend.say("a")
     assert (busy.status_code, busy.headers["retry-after"]) == (503, "61")
     server.script.append(error(500, "internal_error"))
+    assert backend.say("a").status_code == 200  # asked again with the same bytes
+    assert server.frames[-1] == server.frames[-2]
+    server.script.append(error(500, "internal_error", {"retry-after": "61"}))
     assert backend.say("a").status_code == 502
     server.script.extend([cut(900), error(400, "invalid_value")])
     broken = _events(backend.say("a"))

@@ -21,6 +21,8 @@ from tests.proxy.conftest import MakeProxy
 from tests.proxy.running import RunningProxy
 
 CHAT = {"model": "open", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+# A wish that the client does not wait for, so that the failure is told.
+LATER = {"retry-after": "61"}
 
 
 def test_health_and_unknown_routes(proxy: RunningProxy) -> None:
@@ -33,7 +35,7 @@ def test_health_and_unknown_routes(proxy: RunningProxy) -> None:
 
 
 def test_every_answer_has_a_request_id_of_its_own(proxy: RunningProxy, server: ScriptedServer) -> None:
-    server.script.append(error(500, "internal_error"))
+    server.script.append(error(500, "internal_error", LATER))
     answers = [
         proxy.get("/healthz"),
         proxy.get("/nowhere"),
@@ -160,7 +162,7 @@ def test_nothing_of_a_request_is_logged(
     secret = {**CHAT, "messages": [{"role": "user", "content": CANARIES[0]}], "user": CANARIES[1], "stop": CANARIES[2]}
     path = f"/v1/chat/completions?q={CANARIES[3]}"
     headers = {"x-del-subject": CANARIES[4]}
-    server.script.extend([error(500, "internal_error"), error(400, "invalid_value")])
+    server.script.extend([error(500, "internal_error", LATER), error(400, "invalid_value")])
     sent = [(path, secret)] * 3
     sent += [(path, {**secret, "stream": True}), (path, {**secret, CANARIES[0]: CANARIES[1]})]
     sent += [(f"/{CANARIES[0]}", secret), (path, CANARIES[0])]
