@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import math
 import re
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict, TypeVar, cast
+from typing import TypeVar, cast
 
 from client_lib._bundle_cache import BundleCache, load_local
 from client_lib._checks import check_integer, invalid
 from client_lib._effects import Emit, Flow, Head, Read, Send, Sleep, call, read_all, use_bundle
 from client_lib._hooks import LedgerHook, PolicyHook
 from client_lib._observe import TelemetryHook, observed
+from client_lib._order import Order, SamplingOptions, checked_key, sampling_from
 from client_lib._protocol import StreamReader, parse_completion, parse_models, read_failure
 from client_lib._retry import RetryPolicy, is_temporary
 from client_lib._sse import EventParser
@@ -41,50 +41,17 @@ from client_lib.errors import (
 from client_lib.memory import Recall
 from client_lib.padding import Padding
 from client_lib.spans import CLEAR, Prompt, spans_of
-from client_lib.types import Completion, Model, Usage
+from client_lib.types import Completion, Model
 from del_core.bundle import ClientBundle
-from del_core.wire import MEDIA_TYPE, Sampling
+from del_core.wire import MEDIA_TYPE
 
-__all__ = ["Core", "SamplingOptions"]
+__all__ = ["Core"]
 
 T = TypeVar("T")
 
 _MAX_BUNDLE_BYTES = 1 << 30
 _MAX_ANSWER_BYTES = 16 << 20
 _MAX_ERROR_BYTES = 64 << 10
-_KEY = re.compile(r"[!-~]{1,200}")
-
-
-class SamplingOptions(TypedDict, total=False):
-    """The sampling fields of a request, with the meaning and bounds that OpenAI completions give them."""
-
-    max_tokens: int
-    temperature: float
-    top_p: float
-    seed: int | None
-    stop: str | list[str] | tuple[str, ...] | None
-    stop_token_ids: list[int] | tuple[int, ...]
-    ignore_eos: bool
-
-
-@dataclass(slots=True, repr=False)
-class _Order:
-    """A prompt on its way: the encoder that made it can be exchanged, its counts cannot.
-
-    ``public_prompt`` is kept only if nothing in it is private, so that it can be encoded again at no cost.
-    ``key`` names the order: it is the same for all tries of the same bytes.
-    """
-
-    encoder: Encoder
-    encoded: EncodedPrompt
-    sampling: Sampling
-    public_prompt: Prompt | None
-    key: str
-    frame: bytes = b""
-
-    def build(self) -> None:
-        """Build the frame that every try sends; refuses what the wire format does not allow."""
-        self.frame = self.encoder.frame(self.encoded, self.sampling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +192,7 @@ class Core:
                 text=text,
                 token_ids=token_ids,
                 finish_reason=finish_reason,
-                usage=usage or _count(order, token_ids),
+                usage=usage or order.count(token_ids),
                 request_id=head.headers.get("x-request-id") or name,
                 variant=variant,
                 bytes_sent=len(order.frame),
@@ -276,7 +243,7 @@ class Core:
                     text=received.text,
                     token_ids=received.token_ids,
                     finish_reason=received.finish_reason or "",
-                    usage=_count(order, received.token_ids) if resumes or not received.usage else received.usage,
+                    usage=order.count(received.token_ids) if resumes or not received.usage else received.usage,
                     request_id=request_id,
                     variant=variant,
                     bytes_sent=bytes_sent,
@@ -309,10 +276,10 @@ class Core:
         idempotency_key: str | None,
         *,
         stream: bool,
-    ) -> Flow[_Order]:
+    ) -> Flow[Order]:
         """Check everything and draw the noise; nothing has been sent when this fails."""
-        sampling = _sampling(options, stream=stream)
-        key = _checked_key(idempotency_key)
+        sampling = sampling_from(options, stream=stream)
+        key = checked_key(idempotency_key)
         if self.ledger is not None and self.subject is None:
             raise invalid("subject", "missing", "the name of whom the prompt is about: the ledger keeps spending by it")
         if not isinstance(prompt, EncodedPrompt):
@@ -320,7 +287,7 @@ class Core:
             encoder = yield from use_bundle()
             encoded = yield from call(lambda: self._encode(encoder, text, variant, recall))
             is_public = not any(span.is_private for span in spans)
-            order = _Order(encoder, encoded, sampling, text if is_public else None, key)
+            order = Order(encoder, encoded, sampling, text if is_public else None, key)
         else:
             if variant != prompt.variant:
                 raise invalid("variant", repr(variant), f"{prompt.variant!r}, which the prompt was encoded for")
@@ -332,7 +299,7 @@ class Core:
                     f"bundle in use, {encoder.fingerprint}; allowed: a prompt encoded for the latter"
                 )
             yield from call(lambda: self._check_policy(encoder, adopted))
-            order = _Order(encoder, adopted, sampling, None, key)
+            order = Order(encoder, adopted, sampling, None, key)
         yield from call(order.build)
         yield from call(lambda: self._spend(order))
         return order
@@ -353,7 +320,7 @@ class Core:
             self.policy.check_variant(encoder.bundle, encoded.variant)
             self.policy.check_prompt(encoder.bundle, encoded.variant, encoded.private_tokens)
 
-    def _spend(self, order: _Order) -> None:
+    def _spend(self, order: Order) -> None:
         """Record the spending; only then may anything be sent."""
         draws = order.encoded.draws
         if self.ledger is None or self.subject is None or not draws:
@@ -366,7 +333,7 @@ class Core:
         except Exception as error:  # a store that somebody else wrote may raise anything
             raise LedgerUnavailable(f"ledger: {type(error).__name__} while spending; nothing has been sent") from error
 
-    def _submit(self, order: _Order, resume: tuple[int, ...], receive: Callable[[Head], Flow[T]]) -> Flow[T]:
+    def _submit(self, order: Order, resume: tuple[int, ...], receive: Callable[[Head], Flow[T]]) -> Flow[T]:
         """Send a prompt, with one change of the bundle if the server has another one."""
         try:
             return (yield from self._retrying(self._request(order, resume), receive))
@@ -374,7 +341,7 @@ class Core:
             yield from self._renew(order, mismatch, may_encode=not resume)
         return (yield from self._retrying(self._request(order, resume), receive))
 
-    def _request(self, order: _Order, resume: tuple[int, ...]) -> Send:
+    def _request(self, order: Order, resume: tuple[int, ...]) -> Send:
         frame = order.encoder.frame(order.encoded, order.sampling, resume) if resume else order.frame
         accept = "text/event-stream" if order.sampling.stream else "application/json"
         # Other bytes are another request: one key must not stand for both.
@@ -382,7 +349,7 @@ class Core:
         headers = self._headers({"content-type": MEDIA_TYPE, "accept": accept, "idempotency-key": key})
         return Send("POST", "/v1/private/completions", headers, frame)
 
-    def _renew(self, order: _Order, mismatch: BundleOutdated, *, may_encode: bool) -> Flow[None]:
+    def _renew(self, order: Order, mismatch: BundleOutdated, *, may_encode: bool) -> Flow[None]:
         """Move the order to the server's bundle if that needs no fresh noise, else raise ``BundleOutdated``.
 
         ``may_encode``: a prompt without private spans may be encoded again (not while a stream is being resumed,
@@ -475,40 +442,6 @@ def _keep_open(head: Head) -> Flow[Head]:
         raise ProtocolError("content-type: not an event stream; allowed: text/event-stream")
     yield from ()  # a generator, as the other receivers are
     return head
-
-
-def _sampling(options: SamplingOptions, *, stream: bool) -> Sampling:
-    """The sampling values of the wire format; their bounds are checked when the frame is built."""
-    fields = dict(options)
-    unknown = sorted(set(fields) - set(SamplingOptions.__annotations__))
-    if unknown:
-        raise InvalidRequest(
-            f"{unknown[0]}: not a field of a request; allowed: {', '.join(SamplingOptions.__annotations__)}",
-            field=unknown[0],
-        )
-    stop = fields.get("stop")
-    fields["stop"] = () if stop is None else (stop,) if isinstance(stop, str) else stop
-    for name in ("stop", "stop_token_ids"):
-        value = fields.get(name, ())
-        if not isinstance(value, list | tuple):
-            raise InvalidRequest(f"{name}: a {type(value).__name__}; allowed: a list", field=name)
-        fields[name] = tuple(value)
-    return Sampling(**fields, stream=stream)  # type: ignore[arg-type]
-
-
-def _checked_key(key: str | None) -> str:
-    """A caller's idempotency key, or a random one. It says nothing about the prompt."""
-    given: object = key
-    if given is None:
-        return secrets.token_hex(16)
-    if not (isinstance(given, str) and _KEY.fullmatch(given)):
-        raise invalid("idempotency_key", "no such key", "1 to 200 printable ASCII characters without spaces, or None")
-    return given
-
-
-def _count(order: _Order, token_ids: tuple[int, ...]) -> Usage:
-    """The usage as the client knows it, for a server that does not say or that saw only a part."""
-    return Usage(order.encoded.tokens, len(token_ids), order.encoded.tokens + len(token_ids))
 
 
 def _broken(resumes: int) -> StreamBroken:

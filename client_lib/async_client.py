@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
-from client_lib._core import SamplingOptions
 from client_lib._hooks import LedgerHook, PolicyHook
 from client_lib._observe import TelemetryHook
+from client_lib._order import SamplingOptions
 from client_lib._settings import ClientOptions, core_from, core_with, timeout_from
 from client_lib.encoder import EncodedPrompt
 from client_lib.padding import Padding

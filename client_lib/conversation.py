@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias, Unpack, cast
 
 from client_lib._checks import invalid
-from client_lib._core import SamplingOptions
+from client_lib._order import SamplingOptions
 from client_lib.chat import ChatTemplate, Message
 from client_lib.encoder import EncodedPrompt
 from client_lib.memory import Recall, SpanMemory
@@ -84,17 +84,33 @@ class Conversation(_Base):
         super().__init__(variant, template, memory, key)
         self._driver = driver
 
-    def complete(self, prompt: Turn, *, fresh: bool = False, **sampling: Unpack[SamplingOptions]) -> Completion:
+    def complete(
+        self,
+        prompt: Turn,
+        *,
+        fresh: bool = False,
+        idempotency_key: str | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Completion:
         """As :meth:`client_lib.Client.complete`; ``fresh`` draws new noise for all private spans of the prompt."""
-        flow = self._driver.core.complete(self._prompt(prompt), self.variant, sampling, Recall(self._memory, fresh))
+        recall = Recall(self._memory, fresh)
+        flow = self._driver.core.complete(self._prompt(prompt), self.variant, sampling, recall, idempotency_key)
         return self._driver.run(flow)
 
-    def stream(self, prompt: Turn, *, fresh: bool = False, **sampling: Unpack[SamplingOptions]) -> Stream:
+    def stream(
+        self,
+        prompt: Turn,
+        *,
+        fresh: bool = False,
+        idempotency_key: str | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Stream:
         """As :meth:`client_lib.Client.stream`; ``fresh`` draws new noise for all private spans of the prompt."""
         from client_lib._sync_driver import SyncRun
         from client_lib.client import Stream
 
-        flow = self._driver.core.stream(self._prompt(prompt), self.variant, sampling, Recall(self._memory, fresh))
+        recall = Recall(self._memory, fresh)
+        flow = self._driver.core.stream(self._prompt(prompt), self.variant, sampling, recall, idempotency_key)
         return Stream(SyncRun(self._driver, flow, streams=True))
 
 
@@ -112,15 +128,31 @@ class AsyncConversation(_Base):
         super().__init__(variant, template, memory, key)
         self._driver = driver
 
-    async def complete(self, prompt: Turn, *, fresh: bool = False, **sampling: Unpack[SamplingOptions]) -> Completion:
+    async def complete(
+        self,
+        prompt: Turn,
+        *,
+        fresh: bool = False,
+        idempotency_key: str | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Completion:
         """As :meth:`client_lib.AsyncClient.complete`; ``fresh`` draws new noise for all private spans."""
-        flow = self._driver.core.complete(self._prompt(prompt), self.variant, sampling, Recall(self._memory, fresh))
+        recall = Recall(self._memory, fresh)
+        flow = self._driver.core.complete(self._prompt(prompt), self.variant, sampling, recall, idempotency_key)
         return await self._driver.run(flow)
 
-    def stream(self, prompt: Turn, *, fresh: bool = False, **sampling: Unpack[SamplingOptions]) -> AsyncStream:
+    def stream(
+        self,
+        prompt: Turn,
+        *,
+        fresh: bool = False,
+        idempotency_key: str | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> AsyncStream:
         """As :meth:`client_lib.AsyncClient.stream`; ``fresh`` draws new noise for all private spans."""
         from client_lib._async_driver import AsyncRun
         from client_lib.async_client import AsyncStream
 
-        flow = self._driver.core.stream(self._prompt(prompt), self.variant, sampling, Recall(self._memory, fresh))
+        recall = Recall(self._memory, fresh)
+        flow = self._driver.core.stream(self._prompt(prompt), self.variant, sampling, recall, idempotency_key)
         return AsyncStream(AsyncRun(self._driver, flow, streams=True))

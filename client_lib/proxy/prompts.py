@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 
 import anyio
 
-from client_lib._core import SamplingOptions
+from client_lib._order import SamplingOptions
 from client_lib.async_client import AsyncClient, AsyncStream
 from client_lib.encoder import EncodedPrompt
 from client_lib.errors import BundleOutdated, InvalidRequest

@@ -93,6 +93,12 @@ def test_fresh_noise_is_an_explicit_choice(connect: Connect, server: ScriptedSer
     assert len(ledger.charged) == 3
 
 
+def test_a_turn_has_an_idempotency_key_as_any_call(connect: Connect, server: ScriptedServer) -> None:
+    calls = connect()
+    run(calls, converse(calls, variant="open"), "complete", FIRST, idempotency_key="turn-1")
+    assert server.requests_to("/v1/private/completions")[0].headers["idempotency-key"] == "turn-1"
+
+
 def test_another_variant_or_conversation_shares_nothing(connect: Connect, server: ScriptedServer) -> None:
     calls = connect()
     for variant in ("open", "open", "strict"):
