@@ -107,7 +107,9 @@ def stand_in_settings(replicas_at_least: int, replicas_at_most: int, **pace: flo
                 "max_replicas": replicas_at_most,
                 "target_ongoing_requests": 6,
                 "target_outstanding_tokens": 6 * OUTPUT_TOKENS,
-                "max_ongoing_requests": 24,
+                # A replica holds a whole burst until others have come: what is refused for longer than a client tries
+                # again would be lost.
+                "max_ongoing_requests": 96,
                 "upscale_delay_s": 1,
                 "downscale_delay_s": 6,
                 "graceful_shutdown_timeout_s": 30,
@@ -203,7 +205,7 @@ async def _under(profile: str, server: LocalServer, seconds: float, most: int, i
     report.replicas_at_most = max(seen for _, _, seen in looks)
     report.replicas_at_the_end = looks[-1][2]
     start = next((at for at, target, _ in looks if target > looks[0][1]), None)
-    grown = next((at for at, _, seen in looks if seen > looks[0][2]), None)
+    grown = next((at for at, _, seen in looks if seen > 1), None)
     if start is not None and grown is not None:
         report.first_new_replica_s = round(grown - start, 1)
     report.timeline = list(_windows([_Done(one.at - began, one.first_s, one.whole_s) for one in done], looks))
@@ -381,7 +383,7 @@ def main(
         click.echo(json.dumps(run_limits((1, 4) if quick else (1, 2, 4, 8, 16), 4.0 if quick else 10.0), indent=indent))
         return
     if quick:
-        seconds, clients, replicas = 60.0, 40, 6
+        seconds, clients, replicas = 60.0, 48, 8
     reports = run(seconds=seconds, most=clients, replicas=replicas, profiles=profiles or tuple(PROFILES))
     if plot_path is not None:
         plot(reports, plot_path)
