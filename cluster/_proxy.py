@@ -126,8 +126,6 @@ def haproxy_environment(directory: Path, binary: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-        # A replica that is being taken away may hold a connection without accepting it; after a second another is tried.
-        "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         # Nothing listens there: the log of requests, which has paths and addresses, goes nowhere.
         "RAY_SERVE_HAPROXY_LOG_TARGET": str(directory / "no-log"),
