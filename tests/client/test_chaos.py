@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import sqlite3
 import threading
@@ -68,6 +69,7 @@ class Weather:
         self.clock = 0.0
         self.brought: Counter[str] = Counter()
         self._relay, self._server, self._store, self._chooser = relay, server, store, chooser
+        self.seen_all = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -89,6 +91,8 @@ class Weather:
             fault = self._chooser.choice(faults)
             self.brought[fault.__name__] += 1
             fault()
+            if len(self.brought) == len(faults):
+                self.seen_all.set()
 
     def killed_server(self) -> None:
         self._relay.kill()
@@ -131,10 +135,16 @@ class Weather:
             self._store._open().execute("PRAGMA max_page_count = 1000000")
 
 
-def use_client(client: Client, ledger: Ledger, rounds: int, seed: int, record: Record) -> None:
+def calls(rounds: int, weather: Weather) -> Iterator[int]:
+    """At least so many, and on until every fault has been there: on a fast machine the first ones may see none."""
+    yield from range(rounds)
+    yield from itertools.takewhile(lambda _: not weather.seen_all.is_set(), range(100 * rounds))
+
+
+def use_client(client: Client, weather: Weather, rounds: int, seed: int, record: Record) -> None:
     chooser = random.Random(seed)
     encoded, subject = None, SUBJECTS[0]
-    for _ in range(rounds):
+    for _ in calls(rounds, weather):
         if encoded is None or chooser.random() < 0.7:  # else the caller tries the same prompt once more
             encoded, subject = client.encode(SECRET * chooser.randrange(1, 6), variant="open"), chooser.choice(SUBJECTS)
             record.add(subject, encoded)
@@ -152,10 +162,10 @@ def use_client(client: Client, ledger: Ledger, rounds: int, seed: int, record: R
         record.end(name, time.monotonic() - started, text)
 
 
-async def use_async_client(client: AsyncClient, rounds: int, seed: int, record: Record) -> None:
+async def use_async_client(client: AsyncClient, weather: Weather, rounds: int, seed: int, record: Record) -> None:
     chooser = random.Random(seed)
     encoded, subject = None, SUBJECTS[0]
-    for _ in range(rounds):
+    for _ in calls(rounds, weather):
         if encoded is None or chooser.random() < 0.7:
             encoded = await client.encode(SECRET * chooser.randrange(1, 6), variant="open")
             subject = chooser.choice(SUBJECTS)
@@ -193,7 +203,7 @@ def run(
             with Client(relay.url, **options) as client:
                 client.bundle()
                 threads = [
-                    threading.Thread(target=use_client, args=(client, ledger, rounds, one, record)) for one in seeds
+                    threading.Thread(target=use_client, args=(client, weather, rounds, one, record)) for one in seeds
                 ]
                 with weather.blowing():
                     for thread in threads:
@@ -207,7 +217,7 @@ def run(
                 async with AsyncClient(relay.url, **options) as client:
                     await client.bundle()
                     with weather.blowing():
-                        await asyncio.gather(*(use_async_client(client, rounds, one, record) for one in seeds))
+                        await asyncio.gather(*(use_async_client(client, weather, rounds, one, record) for one in seeds))
 
             asyncio.run(main())
     patch.undo()
@@ -252,8 +262,7 @@ def check_books(path: Path, record: Record, server: ScriptedServer) -> None:
 def test_a_short_storm(kind: str, server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes, brought = run(kind, 1, 40, 3, server, tmp_path, monkeypatch)
     assert outcomes["answered"] >= 20
-    assert len(outcomes) >= 3  # and it did go wrong
-    assert sum(brought.values()) >= 10
+    assert len(brought) == 6
 
 
 @pytest.mark.slow
@@ -264,7 +273,7 @@ def test_a_long_storm(
     kind: str, seed: int, server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcomes, brought = run(kind, 10 + seed, 400, 6, server, tmp_path, monkeypatch)
-    assert sum(outcomes.values()) == 2400
+    assert sum(outcomes.values()) >= 2400
     assert outcomes["answered"] >= 500
     assert outcomes[LedgerUnavailable.__name__] >= 1
     assert len(brought) == 6

@@ -111,7 +111,7 @@ def test_a_bundle_that_was_changed_by_hand_is_refused(
     calls = connect(policy=PrivacyPolicy(max_epsilon_per_token=1e6))
     if in_session:
         calls.complete(SECRET, variant="open")
-        server.script.append(error(409, "fingerprint_mismatch"))
+        server.script.append(error(409, "bundle_outdated"))
     sent = len(server.frames)
     server.bundle_script.append(status(200, {}, _manipulated(name, server.bundle, tmp_path / "evil")))
     with pytest.raises(BundleInvalid):
