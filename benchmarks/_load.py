@@ -30,7 +30,7 @@ from del_core.bundle import Bundle, load_bundle
 from del_core.decoding import build_decoder
 from del_core.wire import MEDIA_TYPE, PrivateSegment, Request, Sampling, encode_frame
 
-__all__ = ["Round", "quantiles"]
+__all__ = ["Prompts", "Round", "quantiles"]
 
 _QUANTILES = (50, 95, 99)
 _TIME_LIMIT_S = 60.0
@@ -65,7 +65,7 @@ def quantiles(values: list[float]) -> dict[str, float]:
     return {f"p{q}_ms": float(np.percentile(values, q)) * 1e3 for q in _QUANTILES}
 
 
-class _Prompts:
+class Prompts:
     """Makes the prompts of a round in the form that a system takes."""
 
     def __init__(self, bundle: Bundle, variant: str) -> None:
@@ -253,7 +253,7 @@ async def _main() -> None:
 
         engine = VllmEngine(Path(first["model"]), EngineSettings.model_validate(first["engine"]))
         await engine.start()
-    prompts = _Prompts(load_bundle(Path(first["bundle"])), first["variant"])
+    prompts = Prompts(load_bundle(Path(first["bundle"])), first["variant"])
     generator = _Generator(engine)
     gc.freeze()
     try:

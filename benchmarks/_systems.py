@@ -24,7 +24,7 @@ from cluster.local import LOOPBACK, LocalServer, start_local
 from deployments.settings import Settings
 from deployments.vllm_engine import engine_environment
 
-__all__ = ["Application", "Engine", "Generator", "System", "VllmServer"]
+__all__ = ["Application", "Engine", "Generator", "System", "VllmServer", "stop_tree"]
 
 _START_LIMIT_S = 240.0
 
@@ -68,7 +68,7 @@ class Generator:
 
     def stop(self) -> None:
         """End the process and what it has started."""
-        _stop_tree(self.process)
+        stop_tree(self.process)
 
     def _write(self, message: Any) -> None:
         assert self.process.stdin is not None
@@ -225,7 +225,7 @@ class VllmServer(System):
 
     def stop(self) -> None:
         """See System."""
-        _stop_tree(self.process)
+        stop_tree(self.process)
 
 
 class Application(System):
@@ -258,7 +258,7 @@ def _free_port() -> int:
     return port
 
 
-def _stop_tree(process: subprocess.Popen[Any]) -> None:
+def stop_tree(process: subprocess.Popen[Any]) -> None:
     """End a process and all its descendants."""
 
     def family() -> Iterator[psutil.Process]:

@@ -202,7 +202,7 @@ def _default_cells() -> list[Cell]:
     return [*closed, Cell(_OPEN_LIMIT, 32, 16, True), Cell(_OPEN_LIMIT, 256, 128, True)]
 
 
-def _settings(model: str, directory: Path) -> tuple[Settings, str]:
+def settings_for(model: str, directory: Path) -> tuple[Settings, str]:
     """Settings and the variant to ask for."""
     # Slots for a client that begins its next request before the last one's slot is free again.
     scaling = {"max_ongoing_requests": 128}
@@ -253,7 +253,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="del-bench-") as temporary, contextlib.ExitStack() as stack:
         measured: Iterator[tuple[tuple[str, str, int], dict[str, Any]]] = iter(())
         if not done:
-            settings, variant = _settings(model, Path(temporary))
+            settings, variant = settings_for(model, Path(temporary))
             running = stack.enter_context(_running(names, settings, variant, Path(temporary)))
             generator = Generator(settings, variant)
             stack.callback(generator.stop)
