@@ -6,11 +6,13 @@ in ``scores/*.npz``: all intervals are drawn from them afterwards.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +25,9 @@ from tokenizers import Tokenizer
 from del_core.accounting import epsilon
 from del_core.audit.leakage import measure_leakage
 from del_core.audit.similarity import SentenceSimilarity
-from del_core.evaluation.generation import decode_texts, greedy_texts, passage_nll, score_texts
+from del_core.evaluation.generation import passage_nll
 from del_core.evaluation.local_model import LocalModel, LocalRewriter
+from del_core.evaluation.measure import Passages, measure
 from del_core.evaluation.rivals import (
     METRICS,
     Finish,
@@ -36,6 +39,8 @@ from del_core.evaluation.rivals import (
     finishes,
     token_distances,
 )
+from del_core.evaluation.tasks import Task
+from del_core.evaluation.understanding import TaskConfig, train_task
 from del_core.evaluation.view import DELTA, ClearPrompt, DelView, NoPrompt, PromptView
 from del_core.projection import Projection
 from del_core.training.base import BaseConfig, train_base
@@ -46,15 +51,17 @@ from del_core.training.projection import ProjectionConfig, load_projection, trai
 from del_core.training.soft_prompt import SoftPromptConfig, load_variant, start_decoder
 from del_core.training.variant import Noise, train_variant
 
-__all__ = ["BEST", "PUBLISHED", "Bench", "Plan"]
+__all__ = ["BEST", "PUBLISHED", "TASK_LEVEL", "Bench", "Plan"]
 
 PUBLISHED, BEST = "DEL as published", "this project"
 WITHOUT = ", soft prompt left out"
+ALONE = ", trained without a soft prompt"
 CLEAR, NONE = "clear prompt", "no prompt"
 GAUSSIAN, METRIC = "Gaussian noise", "metric-DP noise"
 REPLACEMENT, REWRITING = "token replacement", LocalRewriter.name
 
 PROMPT, CONTINUATION = 96, 32
+TASK_LEVEL = 0.2
 _NOISE_SEED = 7_001  # the noise of every measured passage; no stage trains or calibrates with it
 
 
@@ -70,10 +77,12 @@ class Plan:
     soft_prompt_steps: int = 200
     validation_windows: int = 64
     passages: int = 256
-    written: int = 64  # passages of each corpus that are also continued greedily
+    written: int = 128  # passages of each corpus that are also continued greedily
     calibration_tokens: int = 8000
     decoder: str = "contextual"
     rewriting: bool = True
+    alone: bool = True  # also this project's decoder, trained without a soft prompt
+    task: TaskConfig = field(default_factory=lambda: TaskConfig(steps=300, bf16=True))
     sweep: tuple[tuple[int, int], ...] = tuple((d, n) for d in (8, 16, 32, 64) for n in (1, 2, 4, 8))
     bf16: bool = True
     local: BaseConfig = field(
@@ -95,15 +104,17 @@ class Bench:
         *,
         texts: list[str],
         say: Callable[[str], None],
+        tasks: Sequence[Task] = (),
     ) -> None:
         self.lm, self.work, self.plan, self.texts, self.say = lm, work, plan, texts, say
+        self.tasks = tasks
         self.corpora = dict(corpora)
         self.tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
         self.log_prior = lm.unigram().log().float().numpy()
         step = max(1, len(lm.validation) // plan.calibration_tokens)
         self.calibration = lm.validation.numpy()[::step]
         self.validation = lm.windows(lm.validation, PROMPT + CONTINUATION, plan.validation_windows)
-        for directory in ("scores", "sweep"):
+        for directory in ("scores", "sweep", "tasks"):
             (work / directory).mkdir(parents=True, exist_ok=True)
 
     # ------------------------------------------------------------------------------------------------ measuring
@@ -115,19 +126,19 @@ class Bench:
             raise RuntimeError('coherence needs the sentence model of the extra: pip install "del-serve[audit]"')
         return model
 
-    def _written(self, view: PromptView, windows: torch.Tensor) -> list[str]:
-        prompts = windows[: self.plan.written, :PROMPT]
-        return greedy_texts(self.lm.model, view, self.tokenizer, prompts, CONTINUATION, _NOISE_SEED)
-
     @cached_property
-    def reference(self) -> dict[str, list[str]]:
-        """What the LM writes from the clear prompt, for every corpus."""
+    def passages(self) -> dict[str, Passages]:
+        """What is read of every corpus, with what the LM writes from the clear prompt."""
         path = self.work / "scores" / "reference.text"
-        if not path.exists():
-            view = ClearPrompt(self.lm.embeddings)
-            _save_json(path, {name: self._written(view, windows) for name, windows in self.corpora.items()})
-        found: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        with self._claim("reference"):
+            if not path.exists():
+                found = {
+                    name: Passages.of(self.lm.model, self.tokenizer, windows, PROMPT, self.plan.written).from_clear
+                    for name, windows in self.corpora.items()
+                }
+                _save_json(path, found)
+        texts = json.loads(path.read_text(encoding="utf-8"))
+        return {name: Passages(windows, PROMPT, texts[name]) for name, windows in self.corpora.items()}
 
     def measure(self, key: str, about: dict[str, Any], build: Callable[[], PromptView]) -> None:
         """Likelihoods, written text and attack of one view on every corpus, as ``scores/<key>.npz`` and ``.json``."""
@@ -137,15 +148,11 @@ class Bench:
         began, view = time.monotonic(), build()
         arrays: dict[str, np.ndarray] = {}
         attacks = {}
-        for name, windows in self.corpora.items():
-            arrays[f"nll {name}"] = passage_nll(self.lm.model, view, windows, PROMPT, _NOISE_SEED)
-            true = decode_texts(self.tokenizer, windows[: self.plan.written, PROMPT:])
-            scores = score_texts(self._written(view, windows), true, self.reference[name], self.similarity)
-            assert scores.coh is not None
-            arrays |= {f"coh {name}": scores.coh, f"rouge {name}": scores.rouge_l}
-            tokens = windows[:, :PROMPT].flatten().numpy()
-            rate = view.map_success(tokens, self.log_prior, _NOISE_SEED)
-            attacks[name] = {"hits": rate.successes, "tokens": rate.trials}
+        for name, passages in self.passages.items():
+            found = measure(self.lm.model, view, self.tokenizer, passages, self.similarity, self.log_prior, _NOISE_SEED)
+            assert found.coh is not None
+            arrays |= {f"nll {name}": found.nll, f"coh {name}": found.coh, f"rouge {name}": found.rouge_l}
+            attacks[name] = {"hits": found.attack.successes, "tokens": found.attack.trials}
         cost = view.client_cost(self.validation[0, :PROMPT].numpy())
         about = {
             **about,
@@ -159,13 +166,40 @@ class Bench:
         _save_json(path, about)
         self.say(f"{key}: measured in {time.monotonic() - began:.0f} s")
 
+    @contextmanager
+    def _claim(self, what: str, *, wait: bool = True) -> Iterator[bool]:
+        """Keeps other processes of the same run away from ``what``; False, with ``wait`` unset, if one is at it."""
+        path = self.work / "claims" / what
+        path.parent.mkdir(exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+            else:
+                yield True  # the lock goes with the file, even when the process is killed
+
+    def run(self, pieces: Mapping[str, Callable[[], None]]) -> None:
+        """Does every piece, in order; those that another process is at come last, and are waited for."""
+        left = []
+        for name, piece in pieces.items():
+            with self._claim(f"piece-{name}", wait=False) as mine:
+                if mine:
+                    piece()
+                else:
+                    left.append(name)
+        for name in left:
+            with self._claim(f"piece-{name}"):
+                pieces[name]()
+
     # ------------------------------------------------------------------------------------------------- training
 
     def _timed(self, what: str, path: Path, run: Callable[[], Any]) -> None:
-        if not path.exists():
-            began = time.monotonic()
-            run()
-            self.say(f"{what}: {time.monotonic() - began:.0f} s")
+        with self._claim(what):
+            if not path.exists():
+                began = time.monotonic()
+                run()
+                self.say(f"{what}: {time.monotonic() - began:.0f} s")
 
     def projection(self, seed: int) -> Path:
         """Stage 1 without noise, as published."""
@@ -226,9 +260,14 @@ class Bench:
             return projection, self.variant("published", level, seed, projection, config)
         projection = self.encoder(level, seed)
         config = SoftPromptConfig(
-            decoder=self.plan.decoder, steps=self.plan.decoder_steps, learning_rate=5e-3, **shared
+            rows=0 if method == BEST + ALONE else 32,
+            decoder=self.plan.decoder,
+            steps=self.plan.decoder_steps,
+            learning_rate=5e-3,
+            **shared,
         )
-        return projection, self.variant("best", level, seed, projection, config)
+        name = "alone" if method == BEST + ALONE else "best"
+        return projection, self.variant(name, level, seed, projection, config)
 
     # --------------------------------------------------------------------------------------------------- pieces
 
@@ -252,6 +291,33 @@ class Bench:
                 {**about, "method": method + WITHOUT},
                 lambda p=projection, v=variant: self.del_view(p, v, soft_prompt=False),
             )
+
+    def alone(self, level: float, seed: int) -> None:
+        """This project's decoder, trained for as many steps without a soft prompt: what training cannot win back."""
+        key = f"alone-{level}-{seed}"
+        if (self.work / "scores" / f"{key}.json").exists():
+            return
+        projection, variant = self.trained(BEST + ALONE, level, seed)
+        about = {"method": BEST + ALONE, "level": level, "seed": seed}
+        self.measure(key, about, lambda: self.del_view(projection, variant, soft_prompt=False))
+
+    def understanding(self, task: Task) -> None:
+        """Accuracy under the clear prompt, DEL as published and this project, a soft prompt trained for each."""
+        views: dict[str, Callable[[], PromptView]] = {"clear": lambda: ClearPrompt(self.lm.embeddings)}
+        for short, method in (("best", BEST), ("published", PUBLISHED)):
+            views[short] = lambda m=method: self.del_view(*self.trained(m, TASK_LEVEL, 0), soft_prompt=False)
+        names = {"clear": CLEAR, "best": BEST, "published": PUBLISHED}
+        for short, build in views.items():
+            path = self.work / "tasks" / f"{task.name.replace(' ', '-')}-{short}.json"
+            if path.exists():
+                continue
+            began = time.monotonic()
+            out = path.with_suffix("")
+            found = train_task(self.lm, self.tokenizer, build(), task, out, self.plan.task, progress=False)
+            about = {"task": task.name, "method": names[short], "majority": task.majority}
+            _save_arrays(path.with_suffix(".npz"), {"scores": found.scores, "labels": found.labels})
+            _save_json(path, about)
+            self.say(f"{task.name}, {names[short]}: {time.monotonic() - began:.0f} s")
 
     def _promises(self, projection: Path, variant: Path) -> dict[str, Any]:
         """What noise and table promise and give away, beside the attack that all methods are compared at."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._privacy_utility_pieces import (
+    ALONE,
     BEST,
     CLEAR,
     GAUSSIAN,
@@ -19,6 +20,7 @@ from benchmarks._privacy_utility_pieces import (
     PUBLISHED,
     REPLACEMENT,
     REWRITING,
+    TASK_LEVEL,
     WITHOUT,
 )
 from del_core.audit.intervals import wilson
@@ -30,6 +32,7 @@ from del_core.evaluation.bootstrap import (
     perplexity_interval,
     ratio_interval,
 )
+from del_core.evaluation.understanding import auc_interval, correct
 
 __all__ = ["draw", "markdown", "results"]
 
@@ -43,7 +46,8 @@ _CARRIED = (
     "client_mb",
 )
 _ORDER = (
-    CLEAR, BEST, BEST + WITHOUT, PUBLISHED, PUBLISHED + WITHOUT, REWRITING, REPLACEMENT, METRIC, GAUSSIAN, NONE,
+    CLEAR, BEST, BEST + WITHOUT, BEST + ALONE, PUBLISHED, PUBLISHED + WITHOUT, REWRITING, REPLACEMENT, METRIC,
+    GAUSSIAN, NONE,
 )  # fmt: skip
 
 
@@ -136,8 +140,41 @@ def _comparisons(found: dict[tuple[str, float | None], _Scores]) -> list[dict[st
                 if pair[0] is not None and pair[1] is not None:
                     ratio = ratio_interval(pair[0][nll], pair[1][nll])
                     here[f"soft prompt of {method}, ppl ratio"] = _as_list(ratio)
+            alone = found.get((BEST + ALONE, level))
+            if alone is not None:  # of one seed: compared with the same seed
+                same = best[nll][: len(alone[nll])]
+                here[f"soft prompt of {BEST}, ppl ratio to training without"] = _as_list(
+                    ratio_interval(same, alone[nll])
+                )
             rows.append(here)
     return rows
+
+
+def _tasks(work: Path) -> list[dict[str, Any]]:
+    """Accuracy and AUC of every task and method, and the paired difference of accuracy to the clear prompt."""
+    abouts = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / "tasks").glob("*.json"))}
+    found = {}
+    for path, about in abouts.items():
+        with np.load(path.with_suffix(".npz")) as arrays:
+            found[about["task"], about["method"]] = arrays["scores"], arrays["labels"], about["majority"]
+    rows = []
+    for (task, method), (scores, labels, majority) in found.items():
+        right = correct(scores, labels)
+        row = {
+            "task": task,
+            "method": method,
+            "level": None if method == CLEAR else TASK_LEVEL,
+            "examples": len(labels),
+            "majority": round(majority, 4),
+            "accuracy": _as_list(mean_interval(right)),
+            "auc": _as_list(auc_interval(scores, labels)),
+        }
+        clear = found.get((task, CLEAR))
+        if clear is not None and method != CLEAR:
+            difference = paired_interval(lambda a, b: a - b, right, correct(*clear[:2]))
+            row["accuracy minus clear"] = _as_list(difference)
+        rows.append(row)
+    return sorted(rows, key=lambda row: (row["task"], _ORDER.index(row["method"])))
 
 
 def _as_list(interval: Interval) -> list[float]:
@@ -164,6 +201,7 @@ def results(work: Path) -> dict[str, Any]:
     return {
         "rows": rows,
         "comparisons": _comparisons(found),
+        "tasks": _tasks(work),
         "sweep": sweep,
         "curves": _curves(work),
     }
@@ -258,6 +296,30 @@ def markdown(found: dict[str, Any]) -> str:
                     "" if row["client_seconds"] is None else f"{row['client_seconds']:.4f}",
                 )
                 for row in costs
+            ),
+        )
+    if found["tasks"]:
+        lines += ["## Understanding", ""]
+        lines += [
+            f"At MAP success {TASK_LEVEL:.0%}; the label is read from the LM's verbalisers behind a soft prompt that "
+            "was trained for the task through the method. Accuracy of always giving the more frequent label: "
+            + ", ".join(
+                f"{task} {share:.1%}" for task, share in {r["task"]: r["majority"] for r in found["tasks"]}.items()
+            )
+            + ".",
+            "",
+        ]
+        lines += _table(
+            ("task", "method", "accuracy", "AUC", "accuracy minus the clear prompt's"),
+            (
+                (
+                    row["task"],
+                    row["method"],
+                    _interval(row["accuracy"]),
+                    _interval(row["auc"]),
+                    _interval(row["accuracy minus clear"]) if "accuracy minus clear" in row else "",
+                )
+                for row in found["tasks"]
             ),
         )
     if found["sweep"]:

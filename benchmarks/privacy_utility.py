@@ -14,6 +14,8 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from tokenizers import Tokenizer
 from benchmarks._privacy_utility_pieces import Bench, Plan
 from benchmarks._privacy_utility_report import draw, markdown, results
 from del_core.demo import model_path
+from del_core.evaluation.tasks import read_mrpc, read_sentence_polarity
 from del_core.training.base import BaseConfig, train_base
 from del_core.training.lm import FrozenLM, load_frozen_lm
 from del_core.training.text import TokenWindows, read_texts, tokenize
@@ -49,6 +52,7 @@ QUICK = Plan(
     calibration_tokens=4000,
     decoder="trained",
     rewriting=False,
+    alone=False,
     sweep=(),
 )
 
@@ -70,7 +74,12 @@ def _full(data: Path, work: Path, plan: Plan, say: Any) -> Bench:
         "wikitext-2": _windows(lm, data / "eval" / "wikitext2.test.txt", _OTHER_PASSAGES),
         "ptb": _windows(lm, data / "eval" / "ptb.valid.txt", _OTHER_PASSAGES),
     }
-    return Bench(lm, corpora, work, plan, texts=texts, say=say)
+    nlu = data / "nlu"
+    tasks = (
+        read_mrpc(nlu / "mrpc.train.tsv", nlu / "mrpc.test.tsv"),
+        read_sentence_polarity(nlu / "sentence_polarity.train.tsv", nlu / "sentence_polarity.test.tsv"),
+    )
+    return Bench(lm, corpora, work, plan, texts=texts, say=say, tasks=tasks)
 
 
 def _quick(work: Path, plan: Plan, say: Any) -> Bench:
@@ -86,18 +95,25 @@ def _quick(work: Path, plan: Plan, say: Any) -> Bench:
 
 
 def run(bench: Bench) -> None:
-    """Every piece, what is most wanted first: one seed of everything, then the other seeds."""
+    """Every piece, what is most wanted first. Processes with the same work directory share the pieces."""
     plan = bench.plan
-    bench.ends()
-    for seed in plan.seeds:
+    first, *others = plan.seeds
+    pieces: dict[str, Callable[[], None]] = {"ends": bench.ends}
+    for level in plan.levels:
+        pieces[f"{level}-{first}"] = partial(bench.ours_and_published, level, first)
+    for level in plan.levels:
+        pieces[f"rivals-{level}"] = partial(bench.rivals, level)
+    for task in bench.tasks:
+        pieces[task.name] = partial(bench.understanding, task)
+    for seed in others:
         for level in plan.levels:
-            bench.ours_and_published(level, seed)
-        if seed == plan.seeds[0]:
-            for level in plan.levels:
-                bench.rivals(level)
-            bench.local_alone()
-            for dim, bits in plan.sweep:
-                bench.sweep(dim, bits, SWEEP_LEVEL)
+            pieces[f"{level}-{seed}"] = partial(bench.ours_and_published, level, seed)
+    for level in plan.levels if plan.alone else ():
+        pieces[f"alone-{level}"] = partial(bench.alone, level, first)
+    pieces["local"] = bench.local_alone
+    for dim, bits in plan.sweep:
+        pieces[f"sweep-{dim}-{bits}"] = partial(bench.sweep, dim, bits, SWEEP_LEVEL)
+    bench.run(pieces)
 
 
 def about(bench: Bench, command: str) -> dict[str, Any]:

@@ -58,6 +58,11 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
         "audit": LazyCommand(
             "delctl.commands.audit:audit", "Attack a bundle's variants on held-out text and write a report.", "train"
         ),
+        "evaluate": LazyCommand(
+            "delctl.commands.evaluate:evaluate",
+            "Measure the text behind a bundle's variants on your own text.",
+            "train",
+        ),
         "train": LazyCommand("delctl.commands.train:train", "Train a base LM, a projection, a soft prompt.", "train"),
         "calibrate": LazyCommand(
             "delctl.commands.calibrate:calibrate", "Find the noise for an attack success or an epsilon.", "train"

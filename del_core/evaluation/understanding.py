@@ -26,7 +26,7 @@ from del_core.evaluation.view import PromptView, in_front
 from del_core.training.lm import BaseLM
 from del_core.training.loop import Schedule, fit, identity, step_generator
 
-__all__ = ["TaskConfig", "TaskScores", "auc", "auc_interval", "train_task"]
+__all__ = ["TaskConfig", "TaskScores", "auc", "auc_interval", "correct", "train_task"]
 
 FloatArray = npt.NDArray[np.float64]
 _POOL = 8  # batches that are drawn together and divided by length, so that little padding is computed
@@ -70,7 +70,7 @@ class TaskScores:
     @property
     def correct(self) -> FloatArray:
         """1 where the likelier label is the right one; for paired intervals between views."""
-        return ((self.scores > 0) == (self.labels == 1)).astype(np.float64)
+        return correct(self.scores, self.labels)
 
     @property
     def accuracy(self) -> Rate:
@@ -81,6 +81,11 @@ class TaskScores:
     def auc(self) -> Interval:
         """Area under the receiver operating characteristic, with its interval."""
         return auc_interval(self.scores, self.labels)
+
+
+def correct(scores: FloatArray, labels: npt.NDArray[np.int64]) -> FloatArray:
+    """1 for every example whose log odds (examples,) speak for its label, else 0."""
+    return ((scores > 0) == (labels == 1)).astype(np.float64)
 
 
 def auc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:

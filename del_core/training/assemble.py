@@ -46,6 +46,7 @@ def assemble_bundle(
                 raise ModelError(f"{path}: {key} is {summary[key]}; the given model and projection have {expected}")
         if "guarantees" not in summary:
             raise ModelError(f"{path}: the attacks were not measured; run `delctl train soft-prompt` to its end first")
+        rows = load_file(directory / "soft_prompt.safetensors")["soft_prompt"].half().numpy()
         perplexities = {key: round(value, 3) for key, value in summary.items() if key.startswith("ppl_")}
         contents.append(
             VariantContent(
@@ -62,7 +63,7 @@ def assemble_bundle(
                 weight=projection.decoder.weight.detach().cpu().half().numpy(),
                 bias=projection.decoder.bias.detach().cpu().half().numpy(),
                 norm_limit=summary["norm_limit"],
-                soft_prompt=load_file(directory / "soft_prompt.safetensors")["soft_prompt"].half().numpy(),
+                soft_prompt=rows if len(rows) else None,
                 tensors=load_decoder(directory / "decoder.safetensors"),
             )
         )

@@ -49,10 +49,11 @@ def principal_values(
 
 @dataclass(frozen=True, eq=False)
 class DecoderStart:
-    """Parameters of a decoder that was trained together with an encoder, and the norm limit they were trained for."""
+    """What was trained with an encoder: a decoder's parameters, for a norm limit, and a soft prompt (rows, b)."""
 
     tensors: Mapping[str, torch.Tensor]
     norm_limit: float
+    soft_prompt: torch.Tensor
 
 
 class NoisyDecoder(nn.Module):

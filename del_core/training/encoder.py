@@ -51,12 +51,16 @@ _ALONE = Shard()
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Target and schedule: ``map_asr`` s is the attack success aimed at, ``bits`` n, ``width`` the encoder's."""
+    """Target and schedule: ``map_asr`` s is the attack success aimed at, ``bits`` n, ``width`` the encoder's.
+
+    ``rows``: of the soft prompt that is trained along, so that decoder and soft prompt learn to work together.
+    """
 
     map_asr: float
     bits: int = 4
     width: int = 256
     decoder: str = TRAINED
+    rows: int = 32
     min_prompt_tokens: int = 16
     prompt_tokens: int = 96
     continuation_tokens: int = 32
@@ -64,6 +68,7 @@ class EncoderConfig:
     steps: int = 400
     learning_rate: float = 3e-3
     encoder_rate: float = 1.0
+    soft_prompt_rate: float = 3.0
     multiplier: float = 0.1
     multiplier_rate: float = 10.0
     evaluation_windows: int = 128
@@ -195,6 +200,7 @@ def train_encoder(
         lm.unigram(), mix=0.5,
     )  # fmt: skip
     encoder = _NoisyEncoder(lm, projection, mechanism, decoder.values)
+    soft_prompt = nn.Parameter(lm.frequent_rows(config.rows))
     log_multiplier = nn.Parameter(torch.tensor(math.log(config.multiplier), device=device))
 
     def loss(step: int) -> torch.Tensor:
@@ -204,7 +210,7 @@ def train_encoder(
         private, continuation = windows[:, first : config.prompt_tokens], windows[:, config.prompt_tokens :]
         y, mean, success = encoder(private, step_generator(config.seed, step, device), shard)
         with products(device, config.bf16):
-            utility = continuation_nll(lm.model, decoder(y, mean), shard.of(continuation)).mean()
+            utility = continuation_nll(lm.model, decoder(y, mean), shard.of(continuation), soft_prompt).mean()
         # The logarithm is of all workers' success; its gradient is each worker's own share of that.
         everyones = shard.mean(success)
         excess = torch.log(everyones / config.map_asr) + (success - success.detach()) / everyones
@@ -220,7 +226,7 @@ def train_encoder(
         losses = []
         for index, part in enumerate(validation.split(16)):
             y, mean, _ = encoder(part[:, : config.prompt_tokens], step_generator(config.seed + 1, index, device))
-            losses.append(continuation_nll(lm.model, decoder(y, mean), part[:, config.prompt_tokens :]))
+            losses.append(continuation_nll(lm.model, decoder(y, mean), part[:, config.prompt_tokens :], soft_prompt))
         encoder.log_odds_of_ratio.copy_(kept)
         return float(torch.cat(losses).mean())
 
@@ -228,7 +234,7 @@ def train_encoder(
     own = {f"encoder.{name}": p for name, p in projection.encoder_parameters().items()}
     own["log_odds_of_ratio"] = encoder.log_odds_of_ratio
     best = fit(
-        [*own.items(), *decoder.trained(), ("log_multiplier", log_multiplier)],
+        [*own.items(), *decoder.trained(), ("soft_prompt", soft_prompt), ("log_multiplier", log_multiplier)],
         loss,
         Schedule(config.steps, config.learning_rate),
         name="encoder",
@@ -236,7 +242,11 @@ def train_encoder(
         run={**identity(config), "model": lm.checksum, "text": lm.text_sha256},
         evaluate=held_out,
         evaluate_every=50,
-        rates={**dict.fromkeys(own, config.encoder_rate), "log_multiplier": config.multiplier_rate},
+        rates={
+            **dict.fromkeys(own, config.encoder_rate),
+            "soft_prompt": config.soft_prompt_rate,
+            "log_multiplier": config.multiplier_rate,
+        },
         progress=progress,
     )
     scale = _fill_the_clip(lm, projection)
@@ -251,7 +261,7 @@ def train_encoder(
         output / "projection.safetensors",
     )
     save_file({"log_prior": lm.unigram().log().float().cpu()}, output / "prior.safetensors")
-    start_tensors = _rescaled(dict(decoder.trained()), dim, scale)
+    start_tensors = {**_rescaled(dict(decoder.trained()), dim, scale), "soft_prompt": soft_prompt.detach()}
     save_file({name: t.cpu().contiguous() for name, t in start_tensors.items()}, output / _START)
     summary = {
         **asdict(config),
@@ -274,4 +284,5 @@ def load_decoder_start(directory: Path) -> DecoderStart | None:
     if not (directory / _START).is_file():
         return None
     summary = json.loads((directory / "projection.json").read_text(encoding="utf-8"))
-    return DecoderStart(load_file(directory / _START), float(summary["norm_limit"]))
+    tensors = load_file(directory / _START)
+    return DecoderStart(tensors, float(summary["norm_limit"]), tensors.pop("soft_prompt"))

@@ -51,6 +51,10 @@ class FrozenLM(BaseLM):
         counts = torch.bincount(self.train, minlength=len(self.embeddings)).double() + 1.0
         return counts / counts.sum()
 
+    def frequent_rows(self, rows: int) -> torch.Tensor:
+        """Embeddings (rows, b) of the most frequent tokens: where a soft prompt starts (Lester et al., 2021, 3.2)."""
+        return self.embeddings[self.unigram().topk(rows).indices.to(self.embeddings.device)].detach().clone()
+
     def windows(self, part: torch.Tensor, length: int, count: int) -> torch.Tensor:
         """``count`` evenly spaced windows (count, length) of one part, the same ones every time."""
         return TokenWindows(part, length, seed=0).first(count)

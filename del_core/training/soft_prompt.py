@@ -10,13 +10,14 @@ import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PromptTuningConfig, TaskType, get_peft_model
 from safetensors.numpy import save_file as save_decoder
 from safetensors.torch import load_file, save_file
 
-from del_core._decoder_tensors import CONTEXTUAL, LINEAR, TRAINED, DecoderSizes
+from del_core._decoder_tensors import CONTEXTUAL, LINEAR, POSTERIOR, TRAINED, DecoderSizes
 from del_core.accounting import mu
 from del_core.evaluation.perplexity import continuation_nll, evaluate_perplexity
 from del_core.mechanism import MAX_LEVEL, Mechanism
@@ -35,6 +36,8 @@ __all__ = ["SoftPromptConfig", "calibrate_norm_limit", "load_variant", "start_de
 @dataclass(frozen=True)
 class SoftPromptConfig:
     """Sizes and schedule of stage 2. ``rows``: the soft prompt's length, a multiple of 32 so that its KV is cached.
+
+    With 0 rows the decoder is trained alone.
 
     ``decoder``: its kind; ``width`` and ``layers`` are those of its network, where it has one.
     """
@@ -57,8 +60,10 @@ class SoftPromptConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rows < 32 or self.rows % 32:
-            raise ValueError(f"rows: {self.rows} is not a positive multiple of 32")
+        if self.rows < 0 or self.rows % 32:
+            raise ValueError(f"rows: {self.rows} is not a multiple of 32")
+        if not self.rows and self.decoder in (LINEAR, POSTERIOR):
+            raise ValueError(f"rows: 0 with the {self.decoder} decoder leaves nothing to train")
         if not 1 <= self.min_prompt_tokens <= self.prompt_tokens:
             raise ValueError(f"min_prompt_tokens: {self.min_prompt_tokens} is outside 1..{self.prompt_tokens}")
 
@@ -133,6 +138,18 @@ def start_decoder(
     return decoder
 
 
+def _tuned(lm: FrozenLM, first_rows: torch.Tensor) -> tuple[Any, torch.nn.Parameter]:
+    """The LM behind a trainable soft prompt, and that (rows, b); the LM as it is for none."""
+    if not len(first_rows):
+        return lm.model, torch.nn.Parameter(first_rows, requires_grad=False)
+    config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(first_rows), inference_mode=False)
+    tuned = get_peft_model(lm.model, config)
+    rows = tuned.prompt_encoder["default"].embedding.weight
+    with torch.no_grad():
+        rows.copy_(first_rows)
+    return tuned, rows
+
+
 def load_variant(
     lm: FrozenLM, projection: Projection, directory: Path
 ) -> tuple[NoisyTable, NoisyDecoder, torch.Tensor]:
@@ -166,7 +183,7 @@ def train_soft_prompt(
 ) -> dict[str, float]:
     """Trains variant ``name`` into ``output``: ``soft_prompt``, ``decoder`` (safetensors) and ``variant.json``.
 
-    ``start``: the decoder that an encoder was trained with, from which a decoder with a network goes on.
+    ``start``: decoder and soft prompt that an encoder was trained with, from which a decoder with a network goes on.
 
     Returns:
         Perplexities on the test part, all over the same windows and the same noise: ``ppl_clean``, ``ppl_projected``,
@@ -186,20 +203,15 @@ def train_soft_prompt(
     if start is not None and config.decoder in (TRAINED, CONTEXTUAL):
         decoder = _new_decoder(lm, projection, noisy, start.norm_limit, config)
         decoder.start_from(start.tensors)
+        first_rows = start.soft_prompt if len(start.soft_prompt) == config.rows else lm.frequent_rows(config.rows)
     else:
         decoder = start_decoder(lm, projection, noisy, validation, config)
+        first_rows = lm.frequent_rows(config.rows)
     norm_limit = decoder.norm_limit
     prompt = _NoisyPrompt(noisy, decoder)
     linear = _NoisyPrompt(noisy, _linear(lm, projection, noisy, norm_limit))
 
-    tuned = get_peft_model(
-        lm.model, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=config.rows, inference_mode=False)
-    )
-    rows = tuned.prompt_encoder["default"].embedding.weight
-    with torch.no_grad():
-        # Frequent tokens' embeddings are a better start than noise (Lester et al., section 3.2).
-        frequent = lm.unigram().topk(config.rows).indices.to(device)
-        rows.copy_(lm.embeddings[frequent])
+    tuned, rows = _tuned(lm, first_rows)
 
     def loss(step: int) -> torch.Tensor:
         generator = step_generator(config.seed, step)
@@ -217,9 +229,9 @@ def train_soft_prompt(
         return evaluate_perplexity(lm.model, windows, config.prompt_tokens, decoded.fixed(seed), soft_prompt)
 
     output.mkdir(parents=True, exist_ok=True)
-    trained = [("soft_prompt", rows), *decoder.trained()]
+    trained = [("soft_prompt", rows)] if config.rows else []
     best = fit(
-        trained,
+        [*trained, *decoder.trained()],
         loss,
         Schedule(config.steps, config.learning_rate),
         name=name,

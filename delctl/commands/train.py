@@ -144,6 +144,9 @@ def projection(
 )
 @click.option("--bits", default=4, show_default=True, type=click.IntRange(1, 8), help="Bits n of a count.")
 @click.option("--width", default=256, show_default=True, type=click.IntRange(0), help="Hidden width; 0 is affine.")
+@click.option(
+    "--rows", default=32, show_default=True, type=click.IntRange(0), help="Of the soft prompt that is trained along."
+)
 @click.option("--prompt-tokens", default=96, show_default=True, type=click.IntRange(16))
 @click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2))
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(1))
@@ -223,7 +226,7 @@ def encoder(
     type=click.Choice(["linear", "posterior", "trained", "contextual", "best"]),
     help="How counts become embeddings; best trains all four and keeps the one of least validation loss.",
 )
-@click.option("--rows", default=32, show_default=True, help="Length of the soft prompt, a multiple of 32.")
+@click.option("--rows", default=32, show_default=True, help="Length of the soft prompt, a multiple of 32; 0 for none.")
 @click.option("--prompt-tokens", default=96, show_default=True, type=click.IntRange(16))
 @click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2))
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(1))
@@ -263,7 +266,11 @@ def soft_prompt(
     from del_core.training.variant import Noise, train_variant
 
     model, out, texts = model.resolve(), out.resolve(), tuple(text.resolve() for text in texts)
-    projection_directory, config = projection_directory.resolve(), SoftPromptConfig(**sizes)
+    try:
+        config = SoftPromptConfig(**sizes)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    projection_directory = projection_directory.resolve()
     noise = Noise(bits=bits, map_asr=map_asr, nearest_asr=nearest_asr, mu=mu, epsilon=epsilon, delta=delta)
 
     def stage() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from dataclasses import replace
 
@@ -11,8 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import privacy_utility
-from benchmarks._privacy_utility_pieces import BEST, PUBLISHED, WITHOUT, Bench
+from benchmarks._privacy_utility_pieces import ALONE, BEST, CLEAR, PUBLISHED, WITHOUT, Bench
 from benchmarks._privacy_utility_report import draw, markdown, results
+from del_core.evaluation.tasks import Example, Segment, Task
+from del_core.evaluation.understanding import TaskConfig
 from del_core.training.base import BaseConfig, train_base
 from del_core.training.lm import load_frozen_lm
 from del_core.training.text import read_texts
@@ -24,8 +27,15 @@ _SIZES = BaseConfig(
 _PLAN = replace(
     privacy_utility.QUICK, levels=(0.3,), projection_steps=2, encoder_steps=2, decoder_steps=2, soft_prompt_steps=2,
     validation_windows=8, passages=12, written=4, calibration_tokens=600, rewriting=True, bf16=False,
+    alone=True, task=TaskConfig(steps=2, evaluate_every=2, validation_examples=4, most_tokens=16),
     sweep=((8, 2), (16, 4)), local=replace(_SIZES, hidden=32, steps=5),
 )  # fmt: skip
+_EXAMPLES = [
+    Example((Segment(f"the {animal} said", True), Segment(" so", False)), label)
+    for label, animals in enumerate((("rabbit", "mouse", "cat"), ("queen", "king", "hatter")))
+    for animal in animals * 4
+]
+_TASK = Task("animal or not", (" no", " yes"), _EXAMPLES, _EXAMPLES[::3], _EXAMPLES[::2])
 _FIELDS = {
     "method", "level", "corpus", "seeds", "attack_success", "attack_low", "attack_high", "ppl", "ppl_low", "ppl_high",
     "coh", "coh_low", "coh_high", "rouge_l", "bits_per_token", "epsilon", "epsilon_vocabulary", "client_seconds",
@@ -41,7 +51,8 @@ def run(tmp_path_factory):
     train_base(texts, work / "base", _SIZES, progress=False)
     lm = load_frozen_lm(work / "base", texts)
     said: list[str] = []
-    bench = Bench(lm, {"alice": lm.windows(lm.test, 128, _PLAN.passages)}, work, _PLAN, texts=texts, say=said.append)
+    corpora = {"alice": lm.windows(lm.test, 128, _PLAN.passages)}
+    bench = Bench(lm, corpora, work, _PLAN, texts=texts, say=said.append, tasks=[_TASK])
     privacy_utility.run(bench)
     found = results(work)
     found["about"] = privacy_utility.about(bench, "test")
@@ -51,8 +62,9 @@ def run(tmp_path_factory):
 def test_every_method_has_a_whole_row(run):
     rows = run[1]["rows"]
     assert Counter(row["method"] for row in rows).most_common(1)[0][1] == 1
-    assert {BEST, BEST + WITHOUT, PUBLISHED, PUBLISHED + WITHOUT} < {row["method"] for row in rows}
-    assert len(rows) == 11
+    own = {BEST, BEST + WITHOUT, BEST + ALONE, PUBLISHED, PUBLISHED + WITHOUT}
+    assert own < {row["method"] for row in rows}
+    assert len(rows) == 12
     for row in rows:
         assert set(row) >= _FIELDS
         assert row["ppl_low"] <= row["ppl"] <= row["ppl_high"]
@@ -69,7 +81,34 @@ def test_comparisons_are_paired_and_complete(run):
     (one,) = run[1]["comparisons"]
     assert {"level", "corpus", "share of the gap closed"} < set(one)
     assert sum(name.startswith("ppl ratio to ") for name in one) == 6
-    assert sum(name.startswith("soft prompt of ") for name in one) == 2
+    assert sum(name.startswith("soft prompt of ") for name in one) == 3
+
+
+def test_understanding_is_compared_with_the_clear_prompt(run):
+    rows = {row["method"]: row for row in run[1]["tasks"]}
+    assert set(rows) == {CLEAR, BEST, PUBLISHED}
+    for method, row in rows.items():
+        assert row["examples"] == len(_TASK.test)
+        assert 0 <= row["accuracy"][1] <= row["accuracy"][0] <= row["accuracy"][2] <= 1
+        assert ("accuracy minus clear" in row) == (method != CLEAR)
+
+
+def test_two_processes_share_the_pieces(run):
+    bench, done, c_done = run[0], [], threading.Event()
+    other = Bench(bench.lm, bench.corpora, bench.work, _PLAN, texts=bench.texts, say=lambda line: None)
+    # What another process is at comes last, and is looked at again when that one has left it.
+    pieces = {"a": lambda: done.append("a, again"), "c": c_done.set}
+    thread = threading.Thread(target=other.run, args=(pieces,))
+
+    def first():
+        thread.start()
+        assert c_done.wait(30)
+        assert thread.is_alive()
+        done.append("a")
+
+    bench.run({"a": first})
+    thread.join(30)
+    assert done == ["a", "a, again"]
 
 
 def test_a_second_call_computes_nothing(run):

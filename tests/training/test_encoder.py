@@ -133,3 +133,36 @@ def test_a_run_goes_on_only_as_the_same_run(lm, trained):
 def test_targets_outside_of_0_to_1_are_refused():
     with pytest.raises(ValueError, match=r"map_asr: 1\.5 is outside \(0, 1\)"):
         EncoderConfig(1.5)
+
+
+@pytest.mark.parametrize("rows", [32, 64, 0])
+def test_stage_2_goes_on_from_the_soft_prompt_where_it_is_as_long(lm, trained, tmp_path, rows):
+    out, _ = trained
+    start = load_decoder_start(out)
+    config = SoftPromptConfig(
+        rows=rows, decoder="trained", min_prompt_tokens=8, prompt_tokens=24, continuation_tokens=8, batch=8, steps=1,
+        learning_rate=1e-9, evaluation_windows=32, test_windows=32,
+    )  # fmt: skip
+    projection, mechanism = load_projection(out, lm), Mechanism(4, 16, 0.25, max_level=MAX_LEVEL)
+    figures = train_soft_prompt(lm, projection, mechanism, "v", tmp_path, config, start=start, progress=False)
+    kept = load_variant(lm, projection, tmp_path)[2]
+    expected = start.soft_prompt if rows == 32 else lm.frequent_rows(rows)
+    np.testing.assert_allclose(kept, expected, atol=1e-6)
+    if not rows:
+        assert figures["ppl_soft_prompt"] == figures["ppl_decoder"]
+
+
+def test_the_soft_prompt_is_trained_along(lm, trained):
+    assert not torch.equal(load_decoder_start(trained[0]).soft_prompt, lm.frequent_rows(32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": 33}, "rows: 33 is not a multiple of 32"),
+        ({"rows": 0}, "rows: 0 with the linear decoder leaves nothing"),
+    ],
+)
+def test_rows_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SoftPromptConfig(**changes)

@@ -1,0 +1,88 @@
+"""All that is measured of one view on one set of passages, by the same code for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from del_core.audit.intervals import Rate
+from del_core.audit.similarity import SentenceSimilarity
+from del_core.evaluation.generation import decode_texts, greedy_texts, passage_nll, score_texts
+from del_core.evaluation.view import ClearPrompt, PromptView
+
+__all__ = ["Measured", "Passages", "measure"]
+
+
+@dataclass(frozen=True, eq=False)
+class Passages:
+    """What is read, and what the LM writes from it in the clear, which ROUGE-L compares with.
+
+    Attributes:
+        windows: token ids (passages, prompt tokens + continuation tokens).
+        prompt_tokens: private tokens of each.
+        from_clear: the LM's own continuations of the first passages; as many are written under every view.
+    """
+
+    windows: torch.Tensor
+    prompt_tokens: int
+    from_clear: Sequence[str]
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, tokenizer: Tokenizer, windows: torch.Tensor, prompt_tokens: int, written: int
+    ) -> Passages:
+        """Passages of which ``written`` are also continued."""
+        clear = ClearPrompt(model.get_input_embeddings().weight)
+        prompts = windows[:written, :prompt_tokens]
+        length = windows.shape[1] - prompt_tokens
+        return cls(windows, prompt_tokens, greedy_texts(model, clear, tokenizer, prompts, length, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One value for each passage: ``nll`` nats a token; ``coh`` and ``rouge_l`` as ``TextScores`` has them.
+
+    ``attack``: how many of the prompts' tokens the view gives away to the optimal guesser of single tokens.
+    """
+
+    nll: npt.NDArray[np.float64]
+    coh: npt.NDArray[np.float64] | None
+    rouge_l: npt.NDArray[np.float64]
+    attack: Rate
+
+
+def measure(
+    model: PreTrainedModel,
+    view: PromptView,
+    tokenizer: Tokenizer,
+    passages: Passages,
+    similarity: SentenceSimilarity | None,
+    log_prior: npt.NDArray[np.floating],
+    seed: int,
+) -> Measured:
+    """Likelihood, written text and attack of ``view``.
+
+    Args:
+        model: the server's LM.
+        similarity: without one there is no COH.
+        log_prior: of the attacker, (V,).
+        seed: of the noise, which no stage trains or calibrates with.
+    """
+    windows, prompt_tokens, written = passages.windows, passages.prompt_tokens, len(passages.from_clear)
+    prompts = windows[:, :prompt_tokens]
+    length = windows.shape[1] - prompt_tokens
+    texts = greedy_texts(model, view, tokenizer, prompts[:written], length, seed)
+    true = decode_texts(tokenizer, windows[:written, prompt_tokens:])
+    scores = score_texts(texts, true, passages.from_clear, similarity)
+    return Measured(
+        nll=passage_nll(model, view, windows, prompt_tokens, seed),
+        coh=scores.coh,
+        rouge_l=scores.rouge_l,
+        attack=view.map_success(prompts.flatten().cpu().numpy(), log_prior, seed),
+    )

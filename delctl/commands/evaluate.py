@@ -1,0 +1,100 @@
+"""``delctl evaluate``: how good the LM's text is behind every variant of a bundle, on a user's own text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from delctl._places import PLACE, bundle_place, model_place
+from delctl._terminal import console, plain_table, printable
+
+__all__ = ["evaluate"]
+
+
+@click.command()
+@click.argument("bundle", type=bundle_place, metavar="BUNDLE")
+@click.option(
+    "--model",
+    type=model_place,
+    metavar=PLACE,
+    help="The bundle's base model; for the demo bundle the demo model.",
+)
+@click.option(
+    "--text", required=True, type=click.Path(path_type=Path), help="UTF-8 text that neither model nor bundle has seen."
+)
+@click.option("--variant", "variants", multiple=True, help="Of these variants only; repeat for several.")
+@click.option("--passages", default=256, show_default=True, type=click.IntRange(2), help="Passages that are read.")
+@click.option(
+    "--written", default=64, show_default=True, type=click.IntRange(2), help="Of these, how many are continued."
+)
+@click.option("--prompt-tokens", default=96, show_default=True, type=click.IntRange(1), help="Private tokens of each.")
+@click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Seed of the noise.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: one object a row, figures as [value, low, high].")
+@click.option("--quiet", is_flag=True, help="Print nothing but the result.")
+def evaluate(
+    bundle: Path,
+    model: Path | None,
+    text: Path,
+    variants: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    **sizes: int,
+) -> None:
+    """Measure the text behind every variant of BUNDLE: perplexity, coherence, and what an attacker reads.
+
+    BUNDLE is a bundle's directory, or the word demo. The clear prompt and no prompt at all are the two ends that
+    the variants lie between. Nothing leaves this machine.
+    """
+    from del_core import demo
+    from del_core.bundle import load_bundle
+
+    if model is None:
+        if bundle.resolve() != demo.bundle_path().resolve():
+            raise click.UsageError("--model is needed for a bundle that is not the demo's")
+        model = model_place("demo")
+    if sizes["written"] > sizes["passages"]:
+        raise click.BadParameter(
+            f"{sizes['written']} is more than the {sizes['passages']} of --passages", param_hint="--written"
+        )
+    loaded = load_bundle(bundle)
+    for name in variants:
+        if name not in loaded.variants:
+            raise click.BadParameter(
+                f"{name} is not in the bundle, which has {', '.join(loaded.variants)}", param_hint="--variant"
+            )
+
+    from del_core.evaluation.bundle import EvaluationSettings, evaluate_bundle
+    from del_core.training.lm import load_base_lm
+    from del_core.training.text import read_texts
+
+    notes = console(stderr=True, quiet=quiet)
+    rows = evaluate_bundle(
+        loaded,
+        load_base_lm(model),
+        read_texts([text])[0],
+        EvaluationSettings(**sizes),
+        variants=variants,
+        report=lambda line: notes.print(printable(line), soft_wrap=True),
+    )
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    numbers = ("MAP", "PPL", "of clear", "soft prompt", "COH", "ROUGE-L")
+    table = plain_table("method", *numbers, right=numbers)
+    for row in rows:
+        if "without_soft_prompt" in row:
+            continue  # its ratio stands in its variant's row
+        soft, coh = row.get("soft_prompt_ratio"), row["coh"]
+        table.add_row(
+            printable(row["method"]),
+            f"{row['attack_success'][0]:.1%}",
+            f"{row['ppl'][0]:.1f} ({row['ppl'][1]:.1f} to {row['ppl'][2]:.1f})",
+            f"{row['ppl_ratio'][0]:.3f}",
+            "" if soft is None else f"{soft[0]:.3f} ({soft[1]:.3f} to {soft[2]:.3f})",
+            "not installed" if coh is None else f"{coh[0]:.3f}",
+            f"{row['rouge_l'][0]:.3f}",
+        )
+    console().print(table)
