@@ -26,7 +26,7 @@ from client_lib._hooks import LedgerHook, PolicyHook
 from client_lib._observe import TelemetryHook, observed
 from client_lib._order import Order, SamplingOptions, checked_key, sampling_from
 from client_lib._protocol import StreamReader, parse_completion, parse_models, read_failure
-from client_lib._retry import RetryPolicy, is_temporary
+from client_lib._retry import InternalErrors, RetryPolicy, is_temporary
 from client_lib._sse import EventParser
 from client_lib.encoder import EncodedPrompt, Encoder
 from client_lib.errors import (
@@ -231,11 +231,13 @@ class Core:
             try:
                 head = yield from self._submit(order, received.token_ids, _keep_open)
             except DELClientError as failure:
-                if resumes and is_temporary(failure):
+                if resumes and is_temporary(failure) and not order.internal_errors.repeated:
                     raise _broken(resumes - 1) from failure
                 raise
             request_id = head.headers.get("x-request-id") or request_id
             last_failure = yield from self._receive_stream(received)
+            if last_failure is not None and order.internal_errors.ends(last_failure):
+                raise last_failure
             if (chunk := received.finish_if_full()) is not None:
                 yield Emit(chunk)
             if received.finished:
@@ -336,10 +338,10 @@ class Core:
     def _submit(self, order: Order, resume: tuple[int, ...], receive: Callable[[Head], Flow[T]]) -> Flow[T]:
         """Send a prompt, with one change of the bundle if the server has another one."""
         try:
-            return (yield from self._retrying(self._request(order, resume), receive))
+            return (yield from self._retrying(self._request(order, resume), receive, order.internal_errors))
         except BundleOutdated as mismatch:
             yield from self._renew(order, mismatch, may_encode=not resume)
-        return (yield from self._retrying(self._request(order, resume), receive))
+        return (yield from self._retrying(self._request(order, resume), receive, order.internal_errors))
 
     def _request(self, order: Order, resume: tuple[int, ...]) -> Send:
         frame = order.encoder.frame(order.encoded, order.sampling, resume) if resume else order.frame
@@ -347,6 +349,8 @@ class Core:
         # Other bytes are another request: one key must not stand for both.
         key = f"{order.key}.{len(resume)}" if resume else order.key
         headers = self._headers({"content-type": MEDIA_TYPE, "accept": accept, "idempotency-key": key})
+        if order.encoded.session is not None:
+            headers["x-session-id"] = order.encoded.session
         return Send("POST", "/v1/private/completions", headers, frame)
 
     def _renew(self, order: Order, mismatch: BundleOutdated, *, may_encode: bool) -> Flow[None]:
@@ -402,9 +406,12 @@ class Core:
             return failure
         return None
 
-    def _retrying(self, request: Send, receive: Callable[[Head], Flow[T]]) -> Flow[T]:
+    def _retrying(
+        self, request: Send, receive: Callable[[Head], Flow[T]], internal_errors: InternalErrors | None = None
+    ) -> Flow[T]:
         """Send the identical request until it succeeds or the retry policy gives up."""
         retries = 0
+        internal_errors = internal_errors or InternalErrors()
         while True:
             try:
                 head = cast(Head, (yield request))
@@ -415,7 +422,7 @@ class Core:
             except DELClientError as error:
                 failure = error
             pause = self.retry.pause(failure, retries)
-            if pause is None or not (yield Sleep(pause, type(failure).__name__)):
+            if internal_errors.ends(failure) or pause is None or not (yield Sleep(pause, type(failure).__name__)):
                 raise failure
             retries += 1
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 from client_lib._checks import invalid
+from client_lib._retry import InternalErrors
 from client_lib.encoder import EncodedPrompt, Encoder
 from client_lib.errors import InvalidRequest
 from client_lib.spans import Prompt
@@ -45,6 +46,7 @@ class Order:
     public_prompt: Prompt | None
     key: str
     frame: bytes = b""
+    internal_errors: InternalErrors = field(default_factory=InternalErrors)
 
     def build(self) -> None:
         """Build the frame that every try sends; refuses what the wire format does not allow."""

@@ -15,10 +15,13 @@ from email.utils import parsedate_to_datetime
 from client_lib._checks import check_integer
 from client_lib.errors import BundleOutdated, ConnectionFailed, DELClientError, TimeoutExceeded
 
-__all__ = ["RetryPolicy", "parse_retry_after"]
+__all__ = ["DEFAULT_RETRIES", "InternalErrors", "RetryPolicy", "is_temporary", "parse_retry_after"]
+
+DEFAULT_RETRIES = 12
 
 #: Statuses below 500 that say "not now" rather than "never". 409 is retried unless it is about the fingerprint.
 RETRIED_STATUSES = frozenset({408, 409, 429})
+_INTERNAL_ERROR = 500
 
 _random = secrets.SystemRandom()
 
@@ -26,13 +29,16 @@ _random = secrets.SystemRandom()
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """``max_retries`` further tries after the first; the pause before try k+1 is drawn from [1/2, 1] of
-    ``min(longest_pause, first_pause * 2**k)`` seconds. A ``Retry-After`` of up to ``longest_wait`` seconds is waited
-    for instead; a longer one ends the call, with the wish in the error's ``retry_after``.
+    ``min(longest_pause, first_pause * 2**k)`` seconds, and is never shorter than the server's ``Retry-After``. A wish
+    of more than ``longest_wait`` seconds ends the call, with the wish in the error's ``retry_after``.
+
+    With the defaults a call lasts through 43 to 86 s without a server: a replica that died takes 30 to 40 s to come
+    back. The pauses grow beyond a short ``Retry-After`` because a server that is not back yet can only guess.
     """
 
-    max_retries: int = 4
+    max_retries: int = DEFAULT_RETRIES
     first_pause: float = 0.5
-    longest_pause: float = 8.0
+    longest_pause: float = 10.0
     longest_wait: float = 60.0
 
     def __post_init__(self) -> None:
@@ -42,14 +48,30 @@ class RetryPolicy:
         """Seconds to wait before the next try after this failure, or None if it must not be tried again."""
         if retries_done >= self.max_retries or not is_temporary(failure):
             return None
-        if failure.retry_after is not None:
-            return failure.retry_after if failure.retry_after <= self.longest_wait else None
-        return self.backoff(retries_done)
+        wish = failure.retry_after or 0.0
+        return None if wish > self.longest_wait else max(wish, self.backoff(retries_done))
 
     def backoff(self, tries_done: int) -> float:
         """A jittered pause in seconds that doubles with every try."""
         longest: float = min(self.longest_pause, self.first_pause * 2.0 ** min(tries_done, 30))
         return longest * _random.uniform(0.5, 1.0)
+
+
+class InternalErrors:
+    """Counts the internal errors (500) of one call: a first one may be chance, a second one is no passing state."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def ends(self, failure: DELClientError) -> bool:
+        """Account for a failure; True from the second internal error on: then nothing is tried again."""
+        self._seen += failure.status == _INTERNAL_ERROR
+        return self.repeated
+
+    @property
+    def repeated(self) -> bool:
+        """Whether there has been a second one."""
+        return self._seen > 1
 
 
 def is_temporary(failure: DELClientError) -> bool:

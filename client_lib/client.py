@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 from client_lib._hooks import LedgerHook, PolicyHook
 from client_lib._observe import TelemetryHook
 from client_lib._order import SamplingOptions
+from client_lib._retry import DEFAULT_RETRIES
 from client_lib._settings import ClientOptions, core_from, core_with, timeout_from
 from client_lib.encoder import EncodedPrompt
 from client_lib.padding import Padding
@@ -65,7 +66,7 @@ class Client:
         bundle: str | os.PathLike[str] | None = None,
         fingerprint: str | None = None,
         timeout: Timeout | float | None = Timeout(),  # noqa: B008 - frozen
-        max_retries: int = 4,
+        max_retries: int = DEFAULT_RETRIES,
         max_resumes: int = 3,
         policy: PolicyHook | None = None,
         ledger: LedgerHook | None = None,

@@ -76,13 +76,14 @@ class EncodedPrompt:
 
     ``fingerprint`` and ``variant`` say what it was encoded for. ``origin`` identifies everything that the segments
     depend on (tokenizer, table, noise): under a bundle with another fingerprint but the same origin the segments
-    stay valid as they are.
+    stay valid as they are. ``session`` is the random name of the conversation that the prompt is of, if it is of one.
     """
 
     fingerprint: str
     variant: str
     segments: tuple[Segment, ...] = field(repr=False)
     origin: tuple[object, ...] = field(repr=False)
+    session: str | None = field(default=None, repr=False)
 
     @property
     def private_tokens(self) -> int:
@@ -163,9 +164,9 @@ class Encoder:
             return DrawnSegment(codes, random_bytes(_DRAW_ID_BYTES))
 
         if recall is None:
-            drawn = [quantise(part.ids) for part in hidden]
+            drawn, session = [quantise(part.ids) for part in hidden], None
         else:
-            drawn = recall.memory.counts(hidden, variant, origin, quantise, fresh=recall.fresh)
+            drawn, session = recall.memory.counts(hidden, variant, origin, quantise, fresh=recall.fresh)
         counts = iter(drawn)
         segments: list[Segment] = [
             next(counts) if part.span.is_private else PublicSegment(part.ids) for part in tokenised
@@ -173,7 +174,7 @@ class Encoder:
         bos_token_id = self.bundle.manifest.bos_token_id
         if bos_token_id is not None:
             segments.insert(0, PublicSegment((bos_token_id,)))
-        return EncodedPrompt(self.fingerprint, variant, tuple(segments), origin)
+        return EncodedPrompt(self.fingerprint, variant, tuple(segments), origin, session)
 
     def _ids(self, text: str) -> tuple[int, ...]:
         ids = tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)

@@ -7,6 +7,10 @@ The k-th occurrence of a text in a prompt is a span of its own, named
 and has a draw of its own: two places with the same text carry independent noise, so that the server cannot see that
 they are equal. Sending a named span again repeats its counts bit for bit, which tells the server nothing that it does
 not have already. No text is kept: an entry is the digest, the counts and the identity of their draw.
+
+A conversation has a session id, which its requests carry so that a router can send them to the replica that has their
+beginning in its cache. It is random, and goes as far as the server could link requests by their equal counts anyway:
+with fresh noise for what was said before there is a new one, since two draws of one text must not be shown to be such.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import secrets
 import threading
 from collections import Counter
@@ -31,6 +36,7 @@ from client_lib.errors import BundleOutdated, MemoryInvalid
 __all__ = ["Recall", "SpanMemory"]
 
 _DIGEST_BYTES = 32
+_SESSION_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,7 @@ class SpanMemory:
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(_DIGEST_BYTES)
+        self._session = _new_session()
         self._kept: dict[bytes, _Kept] = {}
         # Of two equal spans at the same time the second waits for the first one's counts.
         self._lock = threading.Lock()
@@ -69,11 +76,11 @@ class SpanMemory:
         quantise: Callable[[tuple[int, ...]], DrawnSegment],
         *,
         fresh: bool,
-    ) -> list[DrawnSegment]:
-        """The counts of private spans: those of before, or drawn now and kept.
+    ) -> tuple[list[DrawnSegment], str]:
+        """The counts of private spans: those of before, or drawn now and kept; and the session id.
 
-        ``fresh`` draws all of them anew. Raises :class:`BundleOutdated` if counts of before mean something else under
-        the bundle in use; nothing has been drawn or changed then.
+        ``fresh`` draws all of them anew and begins a session. Raises :class:`BundleOutdated` if counts of before mean
+        something else under the bundle in use; nothing has been drawn or changed then.
         """
         digest = hashlib.sha256(repr(origin).encode()).hexdigest()
         with self._lock:
@@ -84,15 +91,18 @@ class SpanMemory:
                     "prompt: spans of this conversation were encoded for another bundle, and their counts mean "
                     "something else now; allowed: forget() or fresh=True, which spends fresh noise on them"
                 )
+            if fresh:
+                self._session = _new_session()
             for name, part in zip(names, parts, strict=True):
                 if name not in known:
                     known[name] = self._kept[name] = _Kept(quantise(part.ids), digest)
-            return [known[name].segment for name in names]
+            return [known[name].segment for name in names], self._session
 
     def forget(self) -> None:
-        """Drop all counts."""
+        """Drop all counts, and begin a session."""
         with self._lock:
             self._kept.clear()
+            self._session = _new_session()
             self._key = secrets.token_bytes(_DIGEST_BYTES)
 
     def _names(self, parts: Sequence[Tokenised], variant: str) -> list[bytes]:
@@ -114,6 +124,7 @@ class SpanMemory:
         with self._lock:
             content = {
                 "key": _text(self._key),
+                "session": self._session,
                 "spans": [
                     {
                         "name": _text(name),
@@ -135,6 +146,10 @@ class SpanMemory:
         try:
             content = json.loads(text)
             memory._key = _bytes(content["key"])
+            session = content.get("session", memory._session)  # what older versions wrote has none
+            if not _SESSION_ID.fullmatch(session):
+                raise ValueError
+            memory._session = session
             for span in content["spans"]:
                 codes = np.frombuffer(_bytes(span["codes"]), dtype=np.uint8).reshape(span["shape"])
                 memory._kept[_bytes(span["name"])] = _Kept(
@@ -153,6 +168,10 @@ class Recall:
 
     memory: SpanMemory
     fresh: bool = False
+
+
+def _new_session() -> str:
+    return secrets.token_hex(16)
 
 
 def _text(data: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
@@ -78,6 +79,8 @@ class Prompts:
         lock = self._locks.setdefault(names[0], anyio.Lock())
         async with lock:
             known = [] if submission.fresh else self._memory.recall(names)
+            # The session id says no more than equal counts do: what recalls no counts is a conversation of its own.
+            session = next((part.session for part in known if part.draws), None) or secrets.token_hex(16)
             missing = spans[len(known) :]
             parts = [*known, *(await self._encode_missing(missing, variant, is_start=not known))] if missing else known
             if len({part.origin for part in parts}) > 1:
@@ -87,8 +90,9 @@ class Prompts:
                     "one in use; allowed: asking again, which spends fresh noise on the whole prompt"
                 )
             for name, part in zip(names[1:], parts, strict=True):
-                self._memory.remember(name, part)
-        return replace(parts[-1], segments=tuple(segment for part in parts for segment in part.segments))
+                self._memory.remember(name, replace(part, session=part.session or session))
+        segments = tuple(segment for part in parts for segment in part.segments)
+        return replace(parts[-1], segments=segments, session=session)
 
     async def _encode_missing(self, spans: list[Span], variant: str, *, is_start: bool) -> list[EncodedPrompt]:
         """What each span becomes; the beginning-of-text token, if there is one, belongs to the first."""

@@ -65,7 +65,8 @@ def ask(
     if bundle is not None and (bundle / "client").is_dir():
         bundle = bundle / "client"
     options = {**sampling, "stop": list(stop) or None}
-    with Client(url, api_key=api_key, bundle=bundle) as client:
+    # Somebody waits at the terminal, and may have mistyped the URL: seconds, not the minute that programs wait.
+    with Client(url, api_key=api_key, bundle=bundle, max_retries=4) as client:
         encoded = client.encode(text, variant=variant)
         completion: Completion | None
         if stream and not as_json:

@@ -104,7 +104,7 @@ async def main() -> int:
     print(f"{len(done)} done before, {len(items)} to do", file=sys.stderr)
     ledger = Ledger(SQLiteStore(options.ledger), budget=Budget(options.budget_epsilon, window=timedelta(days=30)))
     # Patient with a busy server: nobody is waiting.
-    async with AsyncClient(options.server, ledger=ledger, max_retries=8) as client:
+    async with AsyncClient(options.server, ledger=ledger, max_retries=30) as client:
         with options.output.open("a", encoding="utf-8") as output:
             complete = await run(client, items, output, variant=options.variant, at_once=options.at_once)
     ledger.close()

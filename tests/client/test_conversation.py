@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import secrets
 import sys
 import threading
@@ -21,6 +23,7 @@ from client_lib import (
     private,
     public,
 )
+from client_lib._seal import open_sealed, seal
 from client_lib.encoder import Encoder
 from client_lib.memory import Recall, SpanMemory
 from del_core.wire import PrivateSegment
@@ -46,6 +49,11 @@ def run(calls: Calls, conversation: object, method: str, *arguments: object, **o
     result = getattr(conversation, method)(*arguments, **options)
     if hasattr(result, "__await__"):
         calls._runner.run(result)  # type: ignore[attr-defined]
+
+
+def sessions(server: ScriptedServer) -> list[str | None]:
+    """The session ids of the prompts that arrived."""
+    return [received.headers.get("x-session-id") for received in server.requests_to("/v1/private/completions")]
 
 
 def converse(calls: Calls, **options: object) -> object:
@@ -91,6 +99,69 @@ def test_fresh_noise_is_an_explicit_choice(connect: Connect, server: ScriptedSer
     assert counts(server, 1) == counts(server, 2)
     assert counts(server, 3) not in (counts(server, 0), counts(server, 1))
     assert len(ledger.charged) == 3
+
+
+def test_requests_of_a_conversation_name_it(connect: Connect, server: ScriptedServer) -> None:
+    """One random id as long as the counts stay, retries and resumptions included; none for other calls."""
+    calls = connect(variant="open", api_key="key", subject="ann")
+    one, other = converse(calls), converse(calls)
+    server.script.extend([reset, error(503, "overloaded", {"retry-after": "0"})])
+    run(calls, one, "complete", FIRST)
+    run(calls, one, "complete", [private(FIRST), private(SECOND)])
+    run(calls, one, "complete", [public("nothing private")])
+    run(calls, other, "complete", FIRST)
+    calls.complete(FIRST)
+    *first, second, none = sessions(server)
+    assert len(first) == 5
+    assert len(set(first)) == 1
+    assert first[0] is not None
+    assert second is not None
+    assert first[0] != second
+    assert none is None
+    assert all(re.fullmatch(r"[0-9a-f]{32}", session) for session in (first[0], second))
+
+
+@pytest.mark.parametrize("way", ["fresh", "forget"])
+def test_fresh_noise_is_not_shown_to_be_of_the_same_conversation(
+    connect: Connect, server: ScriptedServer, way: str
+) -> None:
+    calls = connect(variant="open")
+    conversation = converse(calls)
+    run(calls, conversation, "complete", FIRST)
+    if way == "forget":
+        conversation.forget()  # type: ignore[attr-defined]
+    run(calls, conversation, "complete", FIRST, fresh=way == "fresh")
+    run(calls, conversation, "complete", [private(FIRST), private(SECOND)])
+    before, fresh, after = sessions(server)
+    assert before != fresh == after
+    assert counts(server, 0)[0] != counts(server, 1)[0] == counts(server, 2)[0]
+
+
+def test_a_stream_of_a_conversation_names_it(server: ScriptedServer, tmp_path: Path) -> None:
+    server.script.extend([cut(500), reset])
+    with Client(server.url, cache_dir=tmp_path, variant="open") as client:
+        conversation = client.conversation()
+        with conversation.stream(FIRST, max_tokens=12) as stream:
+            list(stream)
+        resumed = Client(server.url, cache_dir=tmp_path, variant="open").conversation(
+            memory=conversation.save(KEY), key=KEY
+        )
+        resumed.complete([private(FIRST), private(SECOND)])
+    assert len(sessions(server)) == 4
+    assert len(set(sessions(server))) == 1
+
+
+def test_a_saved_conversation_without_a_session_id_gets_one() -> None:
+    """What an older version saved; and an id that is none is refused."""
+    memory = SpanMemory()
+    content = json.loads(open_sealed(memory.save(KEY), KEY))
+    session = content.pop("session")
+    loaded = json.loads(open_sealed(SpanMemory.load(seal(json.dumps(content).encode(), KEY), KEY).save(KEY), KEY))
+    assert re.fullmatch(r"[0-9a-f]{32}", loaded["session"])
+    assert loaded["session"] != session
+    for bad in ("", "a b", session + "\r\nx: y", 7, None):
+        with pytest.raises(MemoryInvalid):
+            SpanMemory.load(seal(json.dumps({**content, "session": bad}).encode(), KEY), KEY)
 
 
 def test_a_turn_has_an_idempotency_key_as_any_call(connect: Connect, server: ScriptedServer) -> None:

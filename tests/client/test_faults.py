@@ -52,6 +52,7 @@ from tests.client.server import (
 Connect = Callable[..., Calls]
 SECRET = "my test was positive"
 NOW = {"retry-after": "0"}
+BROKEN = b'data: {"error": {"message": "no", "code": "internal_error"}}\n\n'
 
 
 # --- retries ----------------------------------------------------------------------------------------------------------
@@ -63,10 +64,9 @@ NOW = {"retry-after": "0"}
         status(408, NOW),
         error(409, "busy", NOW),
         error(429, "rate_limited", NOW),
-        error(500, "internal_error"),
-        status(500, {}, b'{"error": 3}'),
-        status(500, {}, b"[" * 60_000),
-        status(500, {}, b"x" * 200_000),
+        status(502, {}, b'{"error": 3}'),
+        status(502, {}, b"[" * 60_000),
+        status(502, {}, b"x" * 200_000),
         status(502, {}, b"<html>bad gateway</html>"),
         error(503, "overloaded", NOW),
         error(503, "engine_unavailable"),
@@ -85,6 +85,38 @@ def test_temporary_failures_are_retried_with_identical_bytes(
     assert completion.token_ids == expected_tokens(4)
     first, second, third = server.frames
     assert first == second == third
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        error(500, "internal_error"),
+        error(500, "internal_error", NOW),
+        status(500, {}, b'{"error": 3}'),
+        status(500, {}, b"[" * 60_000),
+        status(500, {}, b"x" * 200_000),
+    ],
+)
+@pytest.mark.parametrize("method", ["complete", "stream"])
+def test_an_internal_error_is_tried_again_once(
+    connect: Connect, server: ScriptedServer, failure: Behaviour, method: str
+) -> None:
+    server.script.extend([failure, error(503, "overloaded", NOW)])
+    getattr(connect(), method)(SECRET, variant="open", max_tokens=4)
+    assert len(server.frames) == 3
+    server.script.extend([failure, reset, failure, failure])
+    with pytest.raises(ServerError) as caught:
+        getattr(connect(), method)(SECRET, variant="open", max_tokens=4)
+    assert caught.value.status == 500
+    assert len(server.frames) == 6
+    assert len(set(server.frames[3:])) == 1
+
+
+def test_a_server_that_is_away_for_many_tries_is_waited_for(connect: Connect, server: ScriptedServer) -> None:
+    away = [reset, status(502), error(503, "engine_unavailable", NOW), status(504), error(429, "rate_limited", NOW)]
+    server.script.extend([*away, *away, reset, reset])
+    assert connect().complete(SECRET, variant="open", max_tokens=4).token_ids == expected_tokens(4)
+    assert len(server.frames) == 13
 
 
 @pytest.mark.parametrize(
@@ -321,6 +353,16 @@ def test_an_error_event_of_a_failing_server_is_recovered_from(
     _, completion = connect().stream(SECRET, variant="open", max_tokens=5)
     assert completion is not None
     assert completion.token_ids == expected_tokens(5)
+
+
+@pytest.mark.parametrize("second", [raw(BROKEN), error(500, "internal_error")])
+def test_a_second_internal_error_ends_the_stream(connect: Connect, server: ScriptedServer, second: Behaviour) -> None:
+    """Whether it is told in the stream or instead of one."""
+    server.script.extend([raw(BROKEN), second, answer])
+    with pytest.raises(ServerError) as caught:
+        connect().stream(SECRET, variant="open", max_tokens=5)
+    assert caught.value.code == "internal_error"
+    assert len(server.frames) == 2
 
 
 def test_other_error_events_end_the_stream(connect: Connect, server: ScriptedServer) -> None:

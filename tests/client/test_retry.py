@@ -18,7 +18,7 @@ from client_lib import (
     ServerError,
     TimeoutExceeded,
 )
-from client_lib._retry import RetryPolicy, parse_retry_after
+from client_lib._retry import InternalErrors, RetryPolicy, parse_retry_after
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -67,9 +67,33 @@ def test_backoff_doubles_up_to_a_bound_and_is_jittered() -> None:
         assert len(pauses) > 1  # 20 draws of 53 random bits
 
 
-@pytest.mark.parametrize(("wish", "pause"), [(0.0, 0.0), (3.5, 3.5), (60.0, 60.0), (60.5, None), (1e9, None)])
+@pytest.mark.parametrize(("wish", "pause"), [(3.5, 3.5), (60.0, 60.0), (60.5, None), (1e9, None)])
 def test_the_server_is_asked_again_when_it_wishes(wish: float, pause: float | None) -> None:
     assert RetryPolicy().pause(Overloaded("x", status=503, retry_after=wish), 0) == pause
+
+
+def test_pauses_grow_beyond_a_short_wish() -> None:
+    policy = RetryPolicy()
+    impatient = Overloaded("x", status=503, retry_after=0.0)
+    assert all(0.25 * 2**k <= (policy.pause(impatient, k) or 0.0) <= 0.5 * 2**k for k in range(5))
+
+
+@pytest.mark.parametrize("wish", [None, 0.0, 1.0, 5.0])
+def test_by_default_a_replica_has_time_to_come_back(wish: float | None) -> None:
+    """However the jitter falls: 40 s at least, and not so long that a wrong URL is never told."""
+    policy, failure, waited, tries = RetryPolicy(), Overloaded("x", status=503, retry_after=wish), 0.0, 0
+    while (pause := policy.pause(failure, tries)) is not None:
+        waited, tries = waited + pause, tries + 1
+    assert 40 <= waited <= 120
+
+
+def test_one_internal_error_is_chance_and_a_second_ends_the_call() -> None:
+    seen = InternalErrors()
+    others = [Overloaded("x", status=503), ConnectionFailed("x"), ServerError("x", status=502)]
+    assert not any(seen.ends(failure) for failure in [*others, ServerError("x", status=500), *others])
+    assert not seen.repeated
+    assert seen.ends(ServerError("x", status=500))
+    assert seen.repeated
 
 
 @pytest.mark.parametrize(

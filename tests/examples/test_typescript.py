@@ -163,6 +163,24 @@ def test_overload_is_waited_out_with_the_same_bytes(built: Path, server: Scripte
     assert len(set(server.frames)) == 1
 
 
+def test_an_internal_error_is_tried_again_once(built: Path, server: ScriptedServer) -> None:
+    server.script.extend([error(500, "internal_error", message="it broke")] * 3)
+    done = node(built / "main.js", "--url", server.url, text=PROMPT)
+    assert (done.returncode, done.stderr) == (1, "it broke\n")
+    assert len(server.frames) == 2
+    assert len(set(server.frames)) == 1
+
+
+@pytest.mark.parametrize(("wish", "frames"), [("60.5", 1), ("0.3", 2)])
+def test_retry_after_is_waited_for_unless_it_is_long(
+    built: Path, server: ScriptedServer, wish: str, frames: int
+) -> None:
+    server.script.append(error(409, "busy", {"retry-after": wish}, message="busy"))
+    done = node(built / "main.js", "--url", server.url, text=PROMPT)
+    assert (done.returncode == 0) == (frames == 2)
+    assert len(server.frames) == frames
+
+
 def test_a_refusal_is_told_and_not_repeated(built: Path, server: ScriptedServer) -> None:
     server.script.append(error(400, "invalid_value", message="header.temperature: is 3"))
     done = node(built / "main.js", "--url", server.url, text=PROMPT)

@@ -55,6 +55,38 @@ def test_a_growing_conversation_sends_its_history_as_it_was(proxy: RunningProxy,
     assert [isinstance(segment, PrivateSegment) for segment in segments[-2:]] == [True, False]
 
 
+def test_requests_name_a_session_exactly_as_far_as_they_share_counts(
+    proxy: RunningProxy, server: ScriptedServer
+) -> None:
+    ask(proxy, FIRST)
+    ask(proxy, FIRST, SECOND, THIRD)
+    ask(proxy, THIRD)
+    ask(proxy, FIRST, subject="bob")
+    ask(proxy, FIRST, noise="fresh")
+    ask(proxy, FIRST, SECOND)
+    received = server.requests_to("/v1/private/completions")
+    names = [request.headers["x-session-id"] for request in received]
+    assert names[0] == names[1]
+    assert names[4] == names[5]
+    assert len(set(names)) == 4
+    shared = {
+        (one, other)
+        for one in range(6)
+        for other in range(6)
+        if same(counts(server, one)[:1], counts(server, other)[:1])[0]
+    }
+    assert shared == {(one, other) for one in range(6) for other in range(6) if names[one] == names[other]}
+
+
+def test_a_public_beginning_links_nobody(make_proxy: MakeProxy, server: ScriptedServer) -> None:
+    """Everybody's prompts begin with the same instructions."""
+    proxy = make_proxy(public_system=True)
+    for message in (FIRST, THIRD):
+        ask(proxy, {"role": "system", "content": "be brief"}, message)
+    first, second = (request.headers["x-session-id"] for request in server.requests_to("/v1/private/completions"))
+    assert first != second
+
+
 def test_a_branch_shares_what_is_equal(proxy: RunningProxy, server: ScriptedServer) -> None:
     ask(proxy, FIRST, SECOND, THIRD)
     ask(proxy, FIRST, THIRD, THIRD)

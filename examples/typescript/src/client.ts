@@ -21,8 +21,12 @@ export interface Completion extends Chunk {
   readonly requestId: string | null;
 }
 
-const RETRIES = 4;
-const LONGEST_WAIT_S = 30;
+const RESUMES = 3;
+// Through them a call lasts for 43 to 86 s without a server, longer than a replica takes to come back.
+const RETRIES = 12;
+const LONGEST_PAUSE_S = 10;
+const LONGEST_WAIT_S = 60;
+const TEMPORARY = [408, 409, 429, 500, 502, 503, 504];
 const MAX_BUNDLE = 2 ** 32;
 
 export class DelClient {
@@ -87,7 +91,7 @@ export class DelClient {
       }
       if (received.tokenIds.length >= sampling.max_tokens) received.finishReason ??= "length";
       if (received.finishReason !== null) break;
-      if (attempt === RETRIES) throw new ServerError(0, null, "stream: broken again and again");
+      if (attempt === RESUMES) throw new ServerError(0, null, "stream: broken again and again");
       await pause(attempt, null);
     }
     const { text, tokenIds, finishReason, usage } = received;
@@ -109,6 +113,7 @@ export class DelClient {
 
 /** An answer that is a success; overload and lost connections are waited out, sending the same bytes again. */
 async function request(url: string, init: RequestInit): Promise<Response> {
+  let internalErrors = 0;
   for (let attempt = 0; ; attempt++) {
     let failure: unknown;
     try {
@@ -121,10 +126,16 @@ async function request(url: string, init: RequestInit): Promise<Response> {
     } catch (error) {
       failure = error;
     }
-    const temporary = !(failure instanceof ServerError) || [408, 429, 500, 502, 503, 504].includes(failure.status);
-    if (!temporary || attempt === RETRIES) throw failure;
+    if (attempt === RETRIES || !isTemporary(failure)) throw failure;
+    // One may be chance; a second one is no passing state.
+    if (failure instanceof ServerError && failure.status === 500 && ++internalErrors > 1) throw failure;
     await pause(attempt, failure instanceof ServerError ? failure.retryAfter : null);
   }
+}
+
+function isTemporary(failure: unknown): boolean {
+  if (!(failure instanceof ServerError)) return true; // no connection
+  return TEMPORARY.includes(failure.status) && failure.code !== "bundle_outdated" && (failure.retryAfter ?? 0) <= LONGEST_WAIT_S;
 }
 
 async function readBytes(answer: Response, most: number): Promise<Uint8Array> {
@@ -144,7 +155,9 @@ async function readBytes(answer: Response, most: number): Promise<Uint8Array> {
   return whole;
 }
 
+/** Waits longer every time, with jitter, and never shorter than the server wished. */
 async function pause(attempt: number, seconds: number | null): Promise<void> {
-  const wait = Math.min(seconds ?? 0.2 * 2 ** attempt, LONGEST_WAIT_S);
+  const backoff = Math.min(LONGEST_PAUSE_S, 0.5 * 2 ** attempt) * (0.5 + crypto.getRandomValues(new Uint32Array(1))[0]! / 2 ** 33);
+  const wait = Math.max(seconds ?? 0, backoff);
   await new Promise((resolve) => setTimeout(resolve, 1000 * wait));
 }
