@@ -67,11 +67,11 @@ class EngineSettings(_Section):
     """Soft prompt, prompt and generated tokens of one request together; the model's own limit if null."""
     block_size: Literal[16, 32] = 32
     """Tokens in a block of the KV cache. It divides the soft prompts' lengths, so that they are computed once."""
-    kv_cache_memory_bytes: int | None = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
+    kv_cache_memory_bytes: int | None = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
     """Size of the KV cache; if null, what ``gpu_memory_utilization`` leaves."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """Share of the device's memory that the engine may use when ``kv_cache_memory_bytes`` is null."""
-    max_num_seqs: int = Field(default=16, ge=1, le=4096)
+    max_num_seqs: int = Field(default=64, ge=1, le=4096)
     """Requests that one step of the engine computes together; more wait inside the engine."""
     max_num_batched_tokens: int | None = Field(default=None, ge=64)
     """Tokens that one step computes at most; vLLM's own choice if null."""
@@ -186,12 +186,12 @@ class ScalingSettings(_Section):
     """Replicas that are kept without load."""
     max_replicas: int = Field(default=1, ge=1)
     """Replicas at most."""
-    target_ongoing_requests: float = Field(default=8, gt=0)
+    target_ongoing_requests: float = Field(default=32, gt=0)
     """Requests in flight per replica that the autoscaler aims at: about half of ``engine.max_num_seqs``."""
     target_outstanding_tokens: int | None = Field(default=4096, ge=1)
     """Tokens that a replica has promised (``max_tokens``) and not yet generated, at which the autoscaler aims too; what
     asks for more replicas decides. If null, requests alone count."""
-    max_ongoing_requests: int = Field(default=64, ge=1)
+    max_ongoing_requests: int = Field(default=96, ge=1)
     """Requests that one replica accepts at once, the engine's queue included; more are answered 503 at once."""
     upscale_delay_s: float = Field(default=2, ge=0)
     """How long there has to be too much load before replicas are added."""
