@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from del_core.errors import ENGINE_UNAVAILABLE
-from deployments.http import RETRY_AFTER, error_body
+from deployments.http_errors import RETRY_AFTER, error_body
 
 __all__ = ["Proxy", "haproxy_binary", "haproxy_environment"]
 

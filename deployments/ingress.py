@@ -15,7 +15,8 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from del_core.errors import ENGINE_UNAVAILABLE, ERROR_STATUS, INTERNAL_ERROR, METHOD_NOT_ALLOWED, OVERLOADED
-from deployments.http import RETRY_AFTER, error_body, is_request_id
+from deployments.http_errors import RETRY_AFTER, error_body
+from deployments.http_middleware import is_request_id
 
 __all__ = ["CALLBACK", "ErrorObjects", "middlewares"]
 
