@@ -238,6 +238,8 @@ class _Proxy:
     async def _announce(self) -> None:
         from client_lib.proxy.server import is_loopback, url_of
 
+        # Whoever starts it waits at the terminal, and may have mistyped the URL: seconds, not a minute.
+        await self.client.with_options(max_retries=4).bundle()
         offered = await self._offered()
         refused = await self._refused(offered)
         url = url_of(self.bound)

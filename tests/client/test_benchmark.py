@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,21 @@ def test_the_committed_results_have_the_same_form_and_hold_the_promises() -> Non
     kept = json.loads((ROOT / "benchmarks" / "results" / "client.json").read_text("utf-8"))
     assert kept["command"] == "OMP_NUM_THREADS=1 python -m benchmarks.client --json"
     check_promises(kept["results"])
-    assert kept["install"]["install_mb"] < 120
+    check_size(kept["install"])
+
+
+def check_size(report: dict[str, float]) -> None:
+    assert report["install_mb"] < 120
+    assert report["lean_install_mb"] + report["lean_bytecode_mb"] < 120
+
+
+def test_the_lock_of_the_client_is_a_part_of_the_tested_one() -> None:
+    lean, whole = ((ROOT / "requirements" / f"{name}.lock").read_text("utf-8") for name in ("client", "cpu"))
+    lines = [line for line in lean.splitlines() if line and not line.startswith("#")]
+    assert set(lines) <= set(whole.splitlines())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = {re.split(r"[<>=]", requirement)[0] for requirement in project["dependencies"]}
+    assert wanted <= {line.partition("==")[0] for line in lines}
 
 
 def check_promises(report: dict[str, object]) -> None:
@@ -64,7 +80,7 @@ def test_the_promised_figures_hold_here() -> None:
 @pytest.mark.slow
 def test_the_base_install_is_small_and_needs_no_compiler() -> None:
     report = client_size.measure()
-    assert report["install_mb"] < 120  # type: ignore[operator]
+    check_size(report)
     packages = report["packages"]
     assert isinstance(packages, dict)
     assert {"numpy", "tokenizers", "del_core"} <= set(packages)

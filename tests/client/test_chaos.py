@@ -65,8 +65,11 @@ class Record:
 class Weather:
     """Brings a fault every few milliseconds, and clear sky in between, until it is stopped."""
 
-    def __init__(self, relay: Relay, server: ScriptedServer, store: SQLiteStore, chooser: random.Random) -> None:
+    def __init__(
+        self, relay: Relay, server: ScriptedServer, store: SQLiteStore, record: Record, chooser: random.Random
+    ) -> None:
         self.clock = 0.0
+        self._record = record
         self.brought: Counter[str] = Counter()
         self._relay, self._server, self._store, self._chooser = relay, server, store, chooser
         self.seen_all = threading.Event()
@@ -125,12 +128,16 @@ class Weather:
         self.clock += self._chooser.uniform(-1, 1) * 365 * 86_400
 
     def full_disk(self) -> None:
-        """SQLite finds no room for another page."""
+        """SQLite finds no room for another page; until a draw has needed one, the first time."""
         with self._store._held():
             connection = self._store._open()
             (pages,) = connection.execute("PRAGMA page_count").fetchone()
             connection.execute(f"PRAGMA max_page_count = {pages}")
         self._stop.wait(self._chooser.random() * 0.1)
+        end = time.monotonic() + LONGEST_S
+        while not self._record.outcomes[LedgerUnavailable.__name__] and time.monotonic() < end:
+            if self._stop.wait(0.005):
+                break
         with self._store._held():
             self._store._open().execute("PRAGMA max_page_count = 1000000")
 
@@ -193,7 +200,7 @@ def run(
     ledger = Ledger(store, budget=Budget(1e9, 1e-6))
     record = Record()
     relay = Relay(urlsplit(server.url).port or 0, random.Random(seed + 1))
-    weather = Weather(relay, server, store, chooser)
+    weather = Weather(relay, server, store, record, chooser)
     real = time.time
     patch.setattr(time, "time", lambda: real() + weather.clock)
     options: dict[str, Any] = {"cache_dir": path / "cache", "ledger": ledger, "subject": "ann", "timeout": LIMITS}
@@ -262,6 +269,7 @@ def check_books(path: Path, record: Record, server: ScriptedServer) -> None:
 def test_a_short_storm(kind: str, server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes, brought = run(kind, 1, 40, 3, server, tmp_path, monkeypatch)
     assert outcomes["answered"] >= 20
+    assert outcomes[LedgerUnavailable.__name__] >= 1
     assert len(brought) == 6
 
 

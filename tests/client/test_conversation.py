@@ -118,6 +118,8 @@ def test_requests_of_a_conversation_name_it(connect: Connect, server: ScriptedSe
     assert second is not None
     assert first[0] != second
     assert none is None
+    request, other_request = (server.requests_to("/v1/private/completions")[index] for index in (0, -1))
+    assert set(request.headers) - set(other_request.headers) == {"x-session-id"}
     assert all(re.fullmatch(r"[0-9a-f]{32}", session) for session in (first[0], second))
 
 
