@@ -1,7 +1,8 @@
 """The process under which a local cluster runs; started by :mod:`cluster.local`, never by hand.
 
-Its first line of input says what to serve. It answers with one line, ``{"ready": true}`` or ``{"failed": reason}``, and
-then waits for its input to end, which is the sign to stop everything.
+Its first line of input says what to serve. Further ones are orders: ``{"deploy": settings}`` goes over to other
+settings, ``{"drain": seconds}`` finishes the requests under way and takes no more. It answers each with one line,
+``{"ready": true}`` or ``{"failed": reason}``. The end of its input is the sign to stop everything, whatever goes on.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import functools
 import json
 import logging
 import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -38,11 +41,13 @@ def main() -> None:
     parent = os.getppid()
     options = json.loads(sys.stdin.readline())
     end = functools.partial(_end, options["directory"], parent)
-    threading.Thread(target=_end_with_input, args=(end,), daemon=True).start()
+    orders: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(orders, end), daemon=True).start()
     try:
         # In the main thread, which stays: the kernel ends Ray's processes with the thread that started them.
         nodes, metrics = _start(options)
         _report({"ready": True, "metrics": metrics})
+        threading.Thread(target=_obey, args=(orders,), daemon=True).start()
         _wait_while_ray_lives(nodes)
         logger.error("Ray has ended")
     except Exception as error:
@@ -85,13 +90,30 @@ class _WorkerNodes:
                 self._nodes[index] = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
 
 
-def _end_with_input(end: Callable[[], NoReturn]) -> None:
-    sys.stdin.read()
+def _listen(orders: queue.SimpleQueue[str], end: Callable[[], NoReturn]) -> None:
+    for line in sys.stdin:
+        orders.put(line)
     end()
 
 
+def _obey(orders: queue.SimpleQueue[str]) -> None:
+    """Carry out one order after the other."""
+    while True:
+        order = json.loads(orders.get())
+        try:
+            if "deploy" in order:
+                _deploy(order["deploy"])
+            else:
+                _drain(order["drain"])
+        except Exception as error:
+            logger.exception("an order could not be carried out")
+            _report({"failed": _reason(error)})
+        else:
+            _report({"ready": True})
+
+
 def _end(directory: str, parent: int) -> NoReturn:
-    """End the cluster and this process. Requests in flight are lost: a local server is stopped by its only user."""
+    """End the cluster and this process. Requests in flight are lost: whoever wants them finished orders that first."""
     _ENDING.acquire()  # whoever comes second waits here for the end
     _processes.adopt_orphans()
     _processes.end_all(os.environ[_processes.MARKER], os.getpid())
@@ -107,9 +129,6 @@ def _start(options: dict[str, Any]) -> tuple[_WorkerNodes, list[str]]:
     """Start everything; the worker nodes, and where each of the nodes that are there has its metrics."""
     import ray
     from ray import serve
-
-    from deployments.app import build_from
-    from deployments.settings import parse_settings
 
     context = ray.init(
         address="local",
@@ -127,8 +146,20 @@ def _start(options: dict[str, Any]) -> tuple[_WorkerNodes, list[str]]:
         proxy_location="HeadOnly",
         logging_config={"enable_access_log": False},
     )
+    _deploy(options["settings"])
+    metrics = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
+    return nodes, metrics
+
+
+def _deploy(settings: dict[str, Any]) -> None:
+    """Serve with these settings; if something is served already, replica by replica goes over to them."""
+    from ray import serve
+
+    from deployments.app import build_from
+    from deployments.settings import parse_settings
+
     # One attempt: what fails here once, on the machine of the one who waits for it, is to be heard of now.
-    application = build_from(parse_settings(options["settings"]), start_attempts=1)
+    application = build_from(parse_settings(settings), start_attempts=1)
     try:
         serve.run(application, name=_APPLICATION, route_prefix="/")
     except RuntimeError as error:
@@ -136,8 +167,18 @@ def _start(options: dict[str, Any]) -> tuple[_WorkerNodes, list[str]]:
         status = serve.status().applications[_APPLICATION]
         messages = [deployment.message for deployment in status.deployments.values() if deployment.message]
         raise RuntimeError("\n".join(messages) or str(error)) from error
-    metrics = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
-    return nodes, metrics
+
+
+def _drain(timeout_s: float) -> None:
+    """Take the application away; returns when its replicas have finished their requests and are gone."""
+    from ray import serve
+
+    deadline = time.monotonic() + timeout_s
+    serve.delete(_APPLICATION, _blocking=False)
+    while _APPLICATION in serve.status().applications:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"requests are still under way after {timeout_s:.0f} s")
+        time.sleep(0.1)
 
 
 def _report(report: dict[str, Any]) -> None:

@@ -12,12 +12,10 @@ is killed by the cluster's own token (:mod:`cluster._processes`), so other Ray c
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
 import secrets
-import selectors
 import shutil
 import signal
 import socket
@@ -35,6 +33,7 @@ from typing import Any, Literal
 import psutil
 
 from cluster import _processes
+from cluster._channel import Channel
 from cluster._proxy import Proxy, haproxy_binary, haproxy_environment
 from del_core.bundle import load_bundle
 from del_core.errors import DelError
@@ -42,18 +41,24 @@ from deployments.base_model import verify_checksum
 from deployments.ingress import CALLBACK
 from deployments.settings import Settings
 
-__all__ = ["LocalServer", "LocalServerError", "local_server", "start_local"]
+__all__ = ["LocalServer", "LocalServerError", "Terminated", "local_server", "start_local", "terminated_as_exit"]
 
 logger = logging.getLogger("cluster.local")
 
 LOOPBACK = "127.0.0.1"
 _STOP_TIMEOUT_S = 30.0
+# What draining takes beside the completions that it waits for.
+_DRAIN_SPARE_S = 15.0
 # Unix socket paths end at 107 characters, and Ray's are long: the directory has to have a short name.
 _RUN_DIRECTORY = "/tmp" if os.path.isdir("/tmp") else None
 
 
 class LocalServerError(DelError):
     """The local server did not start; the message says why and where its logs are."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM has come, where :func:`terminated_as_exit` is entered."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,6 @@ class _Options:
     worker_nodes: int
     directory: str
 
-    def to_json(self) -> str:
-        return json.dumps(self.__dict__)
-
 
 class LocalServer:
     """A running local server. Use it as a context manager, or call :meth:`stop`."""
@@ -77,17 +79,21 @@ class LocalServer:
     def __init__(
         self,
         process: subprocess.Popen[bytes],
+        channel: Channel,
         token: str,
-        directory: Path,
+        options: _Options,
         url: str,
         proxy: Proxy,
         startup_s: float,
         metrics: tuple[str, ...] = (),
     ) -> None:
         self._process = process
+        self._channel = channel
         self._token = token
+        self._options = options
+        self._grace_s = float(options.settings["scaling"]["graceful_shutdown_timeout_s"])
         self._stopped = False
-        self.directory = directory
+        self.directory = Path(options.directory)
         """Where the cluster keeps its files; removed when it stops."""
         self.url = url
         """Base URL, without a slash at the end."""
@@ -117,8 +123,48 @@ class LocalServer:
             self._process.wait(timeout_s)
         return not self.running
 
+    def deploy(self, settings: Settings, *, timeout_s: float = 300.0) -> None:
+        """Go over to other settings, such as a new bundle, while requests are served; returns when all replicas have.
+
+        Replicas are replaced one after the other: the new one answers before an old one is taken away, and the old one
+        finishes its requests first, for up to ``scaling.graceful_shutdown_timeout_s``. Address and proxy stay. If the
+        new settings do not start, the replicas that there are go on.
+
+        Raises:
+            SettingsError, BundleError, BaseModelError: as :func:`start_local`; nothing has changed.
+            LocalServerError: it did not start, or asks for more replicas than the cluster was started for.
+        """
+        bundle = load_bundle(settings.bundle_path)
+        settings.keys.check(loopback=_is_loopback(self._options.host))
+        verify_checksum(settings.base_model_path, bundle.manifest.base_model)
+        most = _num_cpus(settings, self._options.worker_nodes)
+        if most > self._options.num_cpus:
+            raise LocalServerError(
+                f"scaling.max_replicas: is {settings.scaling.max_replicas} with {settings.scaling.num_cpus} CPUs each, "
+                f"more than this cluster was started for ({self._options.num_cpus} CPUs, 1 of them to spare)"
+            )
+        values = _values(settings, self._options.worker_nodes)
+        self._order({"deploy": values}, timeout_s, "the local server did not go over to the new settings")
+        self._grace_s = settings.scaling.graceful_shutdown_timeout_s
+
+    def drain(self) -> None:
+        """Take no more requests and wait for those under way, up to ``scaling.graceful_shutdown_timeout_s``.
+
+        What comes afterwards is refused. The server has still to be stopped. Raises LocalServerError.
+        """
+        order = {"drain": self._grace_s + _DRAIN_SPARE_S}
+        self._order(order, self._grace_s + 2 * _DRAIN_SPARE_S, "the local server did not finish its requests")
+
+    def _order(self, order: dict[str, Any], timeout_s: float, failure: str) -> None:
+        try:
+            answer = self._channel.ask(order, timeout_s)
+        except (TimeoutError, ChildProcessError) as error:
+            raise LocalServerError(f"{failure}: {error}; its logs are in {self.directory}") from None
+        if answer.get("failed"):
+            raise LocalServerError(f"{failure}: {answer['failed']}; its logs are in {self.directory}")
+
     def stop(self, *, keep_files: bool = False) -> None:
-        """Stop every process of the server and remove its files. Idempotent."""
+        """Stop every process of the server and remove its files. Requests under way are lost. Idempotent."""
         if self._stopped:
             return
         self._stopped = True
@@ -156,7 +202,7 @@ def start_local(
         LocalServerError: it did not start; nothing is left running.
     """
     began = time.monotonic()
-    settings.keys.check(loopback=host in ("localhost", "::1") or host.startswith("127."))
+    settings.keys.check(loopback=_is_loopback(host))
     bundle = load_bundle(settings.bundle_path)
     verify_checksum(settings.base_model_path, bundle.manifest.base_model)
     binary = haproxy_binary() if proxy != "serve" else None
@@ -171,22 +217,11 @@ def start_local(
     environment = _environment(token, directory)
     if binary is not None:
         environment |= haproxy_environment(directory / "h", binary)
-    scaling = settings.scaling
-    # The supervisor works in a directory of its own, so relative paths would mean something else there.
-    places: dict[str, Any] = {
-        "bundle": str(settings.bundle_path.resolve()),
-        "base_model": str(settings.base_model_path.resolve()),
-        "also": [str(path.resolve()) for path in settings.also_paths],
-    }
-    if settings.keys.file is not None:
-        places["keys"] = {"file": str(Path(settings.keys.file).resolve())}
     options = _Options(
-        settings={**settings.model_dump(mode="json"), **places},
+        settings=_values(settings, worker_nodes),
         host=host,
         port=port,
-        # Ray counts CPUs, it does not measure them: enough for every replica, on however few cores.
-        num_cpus=math.ceil(math.ceil(scaling.max_replicas / (1 + worker_nodes)) * scaling.num_cpus)
-        + (0 if worker_nodes else 1),
+        num_cpus=_num_cpus(settings, worker_nodes),
         worker_nodes=worker_nodes,
         directory=str(directory),
     )
@@ -201,11 +236,9 @@ def start_local(
             # Ctrl-C in a terminal reaches this process alone, which then stops the others in order.
             start_new_session=True,
         )
+    channel = Channel(process)
     try:
-        assert process.stdin is not None
-        process.stdin.write(options.to_json().encode() + b"\n")
-        process.stdin.flush()
-        report = _await_report(process, began + startup_timeout_s)
+        report = channel.ask(options.__dict__, began + startup_timeout_s - time.monotonic())
     except BaseException as error:
         _stop(process, token)
         if isinstance(error, Exception):
@@ -219,7 +252,35 @@ def start_local(
     url = f"http://{LOOPBACK if host == '0.0.0.0' else host}:{port}"
     startup_s = time.monotonic() - began
     logger.info("serving on %s behind %s after %.1f s", url, used, startup_s)
-    return LocalServer(process, token, directory, url, used, startup_s, tuple(report["metrics"]))
+    return LocalServer(process, channel, token, options, url, used, startup_s, tuple(report["metrics"]))
+
+
+def _values(settings: Settings, worker_nodes: int) -> dict[str, Any]:
+    """The settings as the supervisor gets them."""
+    # It works in a directory of its own, so relative paths would mean something else there.
+    places: dict[str, Any] = {
+        "bundle": str(settings.bundle_path.resolve()),
+        "base_model": str(settings.base_model_path.resolve()),
+        "also": [str(path.resolve()) for path in settings.also_paths],
+    }
+    if settings.keys.file is not None:
+        places["keys"] = {"file": str(Path(settings.keys.file).resolve())}
+    values = {**settings.model_dump(mode="json"), **places}
+    if worker_nodes:
+        # Each node has room for its share of the replicas and no more: a new one would wait for ever.
+        values["scaling"]["max_surge_percent"] = 0
+    return values
+
+
+def _num_cpus(settings: Settings, worker_nodes: int) -> int:
+    """CPUs of each node. Ray counts them, it does not measure them: enough for every replica, on however few cores."""
+    scaling = settings.scaling
+    share = math.ceil(math.ceil(scaling.max_replicas / (1 + worker_nodes)) * scaling.num_cpus)
+    return share if worker_nodes else share + max(1, math.ceil(scaling.num_cpus))
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 @contextlib.contextmanager
@@ -231,23 +292,31 @@ def local_server(
     proxy: Literal["auto", "haproxy", "serve"] = "auto",
     startup_timeout_s: float = 300.0,
 ) -> Iterator[str]:
-    """The URL of a local server that is stopped at the end, also by an exception, SIGINT or SIGTERM."""
+    """The URL of a local server that is stopped at the end, also by an exception, SIGINT or SIGTERM.
+
+    After SIGTERM, requests under way are finished first; a second one ends that.
+    """
     with (
-        _terminated_as_exit(),
+        terminated_as_exit(),
         start_local(settings, host=host, port=port, proxy=proxy, startup_timeout_s=startup_timeout_s) as server,
     ):
-        yield server.url
+        try:
+            yield server.url
+        except Terminated:
+            with contextlib.suppress(LocalServerError):  # it has ended by itself, or a request never does
+                server.drain()
+            raise
 
 
 @contextlib.contextmanager
-def _terminated_as_exit() -> Iterator[None]:
-    """SIGTERM raises SystemExit inside, so that contexts are left in order (main thread only)."""
+def terminated_as_exit() -> Iterator[None]:
+    """SIGTERM raises :class:`Terminated` inside, so that contexts are left in order (main thread only)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        raise Terminated(128 + number)
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
@@ -310,20 +379,6 @@ def _free_port() -> int:
         one.bind((LOOPBACK, 0))
         port: int = one.getsockname()[1]
     return port
-
-
-def _await_report(process: subprocess.Popen[bytes], deadline: float) -> dict[str, Any]:
-    """The supervisor's one line of output. Raises if it ends or the time is up first."""
-    assert process.stdout is not None
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        if not selector.select(max(0.0, deadline - time.monotonic())):
-            raise TimeoutError("it did not answer in time")
-    line = process.stdout.readline()
-    if not line:
-        raise ChildProcessError(f"its supervisor ended with status {process.wait()}")
-    report: dict[str, Any] = json.loads(line)
-    return report
 
 
 def _stop(process: subprocess.Popen[bytes], token: str) -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import sys
-import threading
 from collections.abc import Iterator
-from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
 from delctl._terminal import console
@@ -27,35 +23,26 @@ def running_server(
 ) -> Iterator[LocalServer]:
     """A server that is up, stopped again when the context is left, also by Ctrl-C and SIGTERM.
 
-    Port 0 takes a free one. Raises what :func:`cluster.local.start_local` raises.
+    SIGTERM finishes the completions under way first, and takes no more; another one, or Ctrl-C, ends that. Port 0 takes
+    a free one. Raises what :func:`cluster.local.start_local` raises.
     """
-    from cluster.local import start_local
+    from cluster.local import LocalServerError, Terminated, start_local, terminated_as_exit
 
     messages = console(stderr=True)
-    with _sigterm_leaves():
+    with terminated_as_exit():
         with messages.status("starting Ray and vLLM, about half a minute"):
             if not messages.is_terminal:
                 messages.print("starting Ray and vLLM, about half a minute")
             server = start_local(settings, host=host, port=port, proxy=proxy)
         try:
             yield server
+        except Terminated:
+            with messages.status("finishing the completions under way"):
+                try:
+                    server.drain()
+                except LocalServerError as error:
+                    messages.print(str(error), markup=False, highlight=False)
+            raise
         finally:
             with messages.status("stopping"):
                 server.stop()
-
-
-@contextlib.contextmanager
-def _sigterm_leaves() -> Iterator[None]:
-    """SIGTERM raises SystemExit inside, so that the server is stopped before the process ends (main thread only)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

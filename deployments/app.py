@@ -141,6 +141,7 @@ def build_from(settings: Settings, *, start_attempts: int = 3) -> Application:
         health_check_timeout_s=scaling.health_check_timeout_s,
         graceful_shutdown_timeout_s=scaling.graceful_shutdown_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
+        max_surge_percent=scaling.max_surge_percent,
         max_constructor_retry_count=start_attempts,
         # Apart from the other settings: Serve replaces replicas for a change of those, and tells running ones of this.
         user_config={"keys": settings.model_dump(mode="json")["keys"]["names"]},

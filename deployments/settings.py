@@ -207,6 +207,9 @@ class ScalingSettings(_Section):
     """How long the answer may take."""
     graceful_shutdown_timeout_s: float = Field(default=60, ge=0)
     """How long requests in flight may go on when a replica is taken away."""
+    max_surge_percent: int = Field(default=20, ge=0, le=100)
+    """Replicas that may run beyond their number while replicas are replaced for new settings, rounded up. With 0, old
+    ones are taken away before new ones come."""
     num_cpus: float = Field(default=1, ge=0)
     """CPUs that Ray sets aside for one replica: scheduling only, nothing is pinned."""
     num_gpus: float = Field(default=0, ge=0)

@@ -57,6 +57,12 @@ def make_tiny(directory: Path, seed: int = 20260) -> Tiny:
     return Tiny(model=model, bundle=bundle, seed=seed)
 
 
+def make_other_bundle(tiny: Tiny, directory: Path, seed: int) -> Path:
+    """Write another bundle for the same base model."""
+    _write_bundle(directory, tiny.model, seed)
+    return directory
+
+
 def _write_tokenizer(model: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
