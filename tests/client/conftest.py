@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from client_lib import AsyncClient, Chunk, Client, Completion, EncodedPrompt, Prompt
 from client_lib import _settings as settings
@@ -18,6 +19,10 @@ from del_core.bundle import ClientBundle
 from tests.client.bundles import make_bundle
 from tests.client.redis_server import RedisServer
 from tests.client.server import ScriptedServer
+
+# A machine that is busy with other things is no failure.
+hypothesis_settings.register_profile("no-deadline", deadline=None)
+hypothesis_settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)

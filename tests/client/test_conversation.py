@@ -145,10 +145,9 @@ def test_a_stream_of_a_conversation_names_it(server: ScriptedServer, tmp_path: P
         conversation = client.conversation()
         with conversation.stream(FIRST, max_tokens=12) as stream:
             list(stream)
-        resumed = Client(server.url, cache_dir=tmp_path, variant="open").conversation(
-            memory=conversation.save(KEY), key=KEY
-        )
-        resumed.complete([private(FIRST), private(SECOND)])
+        saved = conversation.save(KEY)
+    with Client(server.url, cache_dir=tmp_path, variant="open") as client:
+        client.conversation(memory=saved, key=KEY).complete([private(FIRST), private(SECOND)])
     assert len(sessions(server)) == 4
     assert len(set(sessions(server))) == 1
 
