@@ -76,6 +76,11 @@ class Prompts:
         self._soft = bundle.soft_prompt(variant)
         self._decoder = build_decoder(bundle, variant)
 
+    @property
+    def soft_rows(self) -> int:
+        """Rows of the soft prompt."""
+        return len(self._soft)
+
     def make(self, plan: Round) -> list[Any]:
         """Whole HTTP messages, or embeddings (rows, hidden size) for the engine."""
         generator = np.random.default_rng(plan.seed)
@@ -119,14 +124,18 @@ _Send = Callable[[Any, float], Awaitable[Callable[[], Timeline]]]
 class _Generator:
     """Runs rounds."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, soft_rows: int) -> None:
         self._engine = engine
+        self._soft_rows = soft_rows
+        self._soft_prompts = {"hit": 0, "miss": 0}
+        """Requests to the engine by whether its cache had the whole soft prompt."""
         self._number = 0
         self._idle: list[Connection] = []
         self._address: tuple[str, int] | None = None
 
     async def run(self, plan: Round, prompts: list[Any]) -> dict[str, Any]:
         """The figures of a round."""
+        self._soft_prompts = dict.fromkeys(self._soft_prompts, 0)
         send = self._ask_engine(plan) if plan.kind == "engine" else self._ask_server(plan)
         answers: list[Callable[[], Timeline]] = []
         failed = 0
@@ -156,7 +165,8 @@ class _Generator:
             except ValueError:
                 failed += 1
         elapsed = max([began, *(timeline.events[-1] for timeline in timelines)]) - began
-        return {"elapsed_s": elapsed, "generator_cpu_s": cpu, "failed": failed, **_figures(timelines, elapsed)}
+        figures = {"elapsed_s": elapsed, "generator_cpu_s": cpu, "failed": failed, **_figures(timelines, elapsed)}
+        return {**figures, "soft_prompts": self._soft_prompts} if plan.kind == "engine" else figures
 
     def _ask_server(self, plan: Round) -> _Send:
         if self._address != (plan.host, plan.port):
@@ -181,11 +191,14 @@ class _Generator:
         from deployments.engine import EngineSampling
 
         sampling = EngineSampling(max_tokens=plan.output_tokens, temperature=0.0)
+        soft_rows = self._soft_rows
 
         async def send(embeddings: Any, due: float) -> Callable[[], Timeline]:
             self._number += 1
             events, tokens = [], 0
             async for delta in self._engine.generate(f"r{self._number}", embeddings, sampling):
+                if not events and delta.cached_rows is not None:
+                    self._soft_prompts["hit" if delta.cached_rows >= soft_rows else "miss"] += 1
                 events.append(time.perf_counter())
                 tokens += len(delta.token_ids)
             return lambda: Timeline(due, tuple(events), tokens)
@@ -254,7 +267,7 @@ async def _main() -> None:
         engine = VllmEngine(Path(first["model"]), EngineSettings.model_validate(first["engine"]))
         await engine.start()
     prompts = Prompts(load_bundle(Path(first["bundle"])), first["variant"])
-    generator = _Generator(engine)
+    generator = _Generator(engine, prompts.soft_rows)
     gc.freeze()
     try:
         _say({"started": True})

@@ -27,6 +27,7 @@ from deployments.vllm_engine import engine_environment
 __all__ = ["Application", "Engine", "Generator", "System", "VllmServer", "stop_tree"]
 
 _START_LIMIT_S = 240.0
+_METRICS_WITHIN_S = 20.0
 
 _ROLES = {"ServeReplica": "replica", "EngineCore": "engine", "haproxy": "proxy", "ProxyActor": "proxy"}
 """Parts of the command lines that say what a process does."""
@@ -241,6 +242,24 @@ class Application(System):
         assert url.hostname is not None
         assert url.port is not None
         self.host, self.port = url.hostname, url.port
+
+    def soft_prompts(self, requests: int) -> dict[str, int]:
+        """How often the engine's cache had the soft prompt (hit, miss), by the replica's metrics.
+
+        Waits until they count ``requests``, or for as long as metrics take to get there.
+        """
+        deadline = time.monotonic() + _METRICS_WITHIN_S
+        while True:
+            with urllib.request.urlopen(f"http://{self._server.metrics[0]}/metrics") as answer:
+                text = answer.read().decode()
+            found = {"hit": 0, "miss": 0}
+            for line in text.splitlines():
+                if line.startswith("ray_del_soft_prompts_total{"):
+                    kind = "hit" if 'cache="hit"' in line else "miss"
+                    found[kind] += round(float(line.rsplit(" ", 1)[1]))
+            if sum(found.values()) >= requests or time.monotonic() > deadline:
+                return found
+            time.sleep(0.25)
 
     def processes(self) -> list[psutil.Process]:
         """See System."""

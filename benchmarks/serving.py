@@ -12,6 +12,10 @@ each figure is the median over rounds, each ratio the median of the rounds' rati
 with random weights, so that what is measured is the software around the model; ``--model demo`` takes the demo's.
 
 With ``--state FILE`` every round is written down at once; the same command after an interruption goes on from there.
+``--out FILE`` has the rows of the loads that are done, at any time; ``benchmarks.serving_table`` makes a table of them.
+
+``soft_prompt_hit_rate`` says how many requests found the whole soft prompt in the engine's cache: for ``engine`` by
+what the engine reports of each request of the row, for ``application`` by its metrics over the run.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -61,6 +65,9 @@ class Cell:
 Results = dict[tuple[str, str, int], dict[str, Any]]
 """Figures by (cell, system, round)."""
 
+_RUN = "run"
+"""In place of a cell's name: what is known of a whole run alone."""
+
 
 @contextlib.contextmanager
 def _running(names: Sequence[str], settings: Settings, variant: str, directory: Path) -> Iterator[dict[str, System]]:
@@ -89,8 +96,9 @@ def _measure(
     """Every round that ``results`` does not have, in order; they are added to it."""
     for cell in cells:
         rate = _open_rate(cell, results) if cell.open_loop else None
-        # Enough for any machine that this is likely to run on; more would only take longer to make.
-        most = 64 + int(seconds * (1200 if cell.output_tokens <= 16 else 300))
+        # More than small machines need, and made in a second or two. Where they run out, the round is shorter.
+        rate_limit = min(400 * cell.concurrency, 12_800 / cell.output_tokens, 64_000 / cell.prompt_tokens)
+        most = 64 + int(seconds * rate_limit)
         for number in range(-1, rounds):  # the first is a warm-up, and not kept
             order = list(systems)
             if number % 2:
@@ -139,6 +147,8 @@ def _rows(cells: list[Cell], systems: Sequence[str], rounds: int, results: Resul
             "rps": _median(figures["rps"] for figures in mine),
             "output_tokens_per_s": _median(figures["tokens_per_s"] for figures in mine),
         }
+        seen = mine if name == "engine" else [one for key, one in results.items() if key[:2] == (_RUN, name)]
+        row["soft_prompt_hit_rate"] = _hit_rate(one.get("soft_prompts", {}) for one in seen)
         for latency, q in product(_LATENCIES, ("p50_ms", "p95_ms", "p99_ms")):
             row[f"{latency}_{q}"] = _median(figures[latency].get(q) for figures in mine)
         roles = sorted({role for figures in mine for role in figures["cpu_s"]})
@@ -160,6 +170,12 @@ def _rows(cells: list[Cell], systems: Sequence[str], rounds: int, results: Resul
     return rows
 
 
+def _hit_rate(counts: Iterable[dict[str, int]]) -> float | None:
+    found = list(counts)
+    hits, misses = (sum(one.get(kind, 0) for one in found) for kind in ("hit", "miss"))
+    return round(hits / (hits + misses), 6) if hits + misses else None
+
+
 def _median(values: Any) -> float | None:
     found = [value for value in values if value is not None]
     return round(statistics.median(found), 4) if found else None
@@ -177,6 +193,10 @@ def _print(rows: list[dict[str, Any]]) -> None:
         line += "".join(f"{'' if ratio is None else round(ratio, 2):>8}" for ratio in ratios)
         cpu = ", ".join(f"{role} {value:.2f}" for role, value in row["cpu_ms_per_request"].items())
         click.echo(f"{load:22}{row['system']:13}{line}  {cpu}" + (f"  FAILED {row['failed']}" if row["failed"] else ""))
+    for name in dict.fromkeys(row["system"] for row in rows):
+        rates = [row["soft_prompt_hit_rate"] for row in rows if row["system"] == name]
+        if None not in rates:
+            click.echo(f"{name}: {min(rates):.2%} of requests or more found the soft prompt in the engine's cache")
     click.echo(
         "Times in ms: to the first token; a token after the first, of one request; pauses between events. Ratios to "
         "vllm_serve: req/s, and time to the first token (below 1 is faster)."
@@ -197,7 +217,10 @@ def _cells(text: str) -> list[Cell]:
     return cells
 
 
-def _default_cells() -> list[Cell]:
+def _default_cells(quick: bool) -> list[Cell]:
+    if quick:
+        some = [(1, 32, 16), (16, 32, 16), (64, 32, 16), (16, 256, 16), (16, 32, 128), (64, 256, 128)]
+        return [*(Cell(*sizes) for sizes in some), Cell(_OPEN_LIMIT, 32, 16, True)]
     closed = [Cell(*sizes) for sizes in product(CONCURRENCY, PROMPTS, OUTPUTS)]
     return [*closed, Cell(_OPEN_LIMIT, 32, 16, True), Cell(_OPEN_LIMIT, 256, 128, True)]
 
@@ -224,13 +247,14 @@ def _read_state(path: Path | None) -> Results:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print rows as JSON.")
-@click.option("--quick", is_flag=True, help="Shorter rounds; under five minutes.")
+@click.option("--quick", is_flag=True, help="Half of the loads and shorter rounds; under five minutes.")
 @click.option("--rounds", type=click.IntRange(1, 100), help="Rounds of every load.  [default: 5, quick: 2]")
 @click.option("--seconds", type=click.FloatRange(0.1, 60), help="Length of a round.  [default: 2.5, quick: 1]")
 @click.option("--cells", "cells_text", help="Loads instead of all: 16:32:128 (concurrency:prompt:output), open@...")
 @click.option("--systems", default="engine,vllm_serve,application", show_default=True, help="Also: vllm_16.")
 @click.option("--model", type=click.Choice(["tiny", "demo"]), default="tiny", show_default=True)
 @click.option("--state", type=click.Path(dir_okay=False, path_type=Path), help="File to go on from.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File for the rows, as JSON.")
 def main(
     as_json: bool,
     quick: bool,
@@ -240,15 +264,27 @@ def main(
     systems: str,
     model: str,
     state: Path | None,
+    out: Path | None,
 ) -> None:
     """Compare the application with vLLM's own server and the engine alone."""
     names = systems.split(",")
     if not set(names) <= set(SYSTEMS):
         raise click.BadParameter(f"{systems}: {', '.join(SYSTEMS)} are allowed", param_hint="--systems")
-    cells = _cells(cells_text) if cells_text else _default_cells()
+    cells = _cells(cells_text) if cells_text else _default_cells(quick)
     rounds = rounds or (2 if quick else 5)
     seconds = seconds or (1.0 if quick else 2.5)
     results = _read_state(state)
+
+    def note(key: tuple[str, str, int], figures: dict[str, Any]) -> None:
+        if state is not None:
+            with state.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "figures": figures}) + "\n")
+        if out is not None:
+            whole = [
+                cell for cell in cells if all((cell.name, name, n) in results for name in names for n in range(rounds))
+            ]
+            out.write_text(json.dumps(_rows(whole, names, rounds, results), indent=1) + "\n", encoding="utf-8")
+
     done = all((cell.name, name, number) in results for cell in cells for name in names for number in range(rounds))
     with tempfile.TemporaryDirectory(prefix="del-bench-") as temporary, contextlib.ExitStack() as stack:
         measured: Iterator[tuple[tuple[str, str, int], dict[str, Any]]] = iter(())
@@ -259,11 +295,16 @@ def main(
             stack.callback(generator.stop)
             generator.wait_started()
             measured = _measure(running, cells, rounds, seconds, generator, results)
+        answered = 0
         for key, figures in measured:
-            if state is not None:
-                with state.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": key, "figures": figures}) + "\n")
+            note(key, figures)
+            answered += figures["requests"] if key[1] == "application" else 0
             click.echo(f"{key[0]} {key[1]} {figures['rps']:.1f}/s", err=True)
+        application = None if done else running.get("application")
+        if isinstance(application, Application):
+            run = sum(key[0] == _RUN for key in results)
+            results[_RUN, "application", run] = {"soft_prompts": application.soft_prompts(answered)}
+            note((_RUN, "application", run), results[_RUN, "application", run])
     left = psutil.Process().children(recursive=True)
     if left:
         raise click.ClickException(f"{len(left)} processes were left running")

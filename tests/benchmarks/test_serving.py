@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks._sse import read_timeline
+from benchmarks.serving_table import markdown
 
 COLUMNS = {"system", "concurrency", "prompt_tokens", "output_tokens", "rps", "ttft_p50_ms", "ttft_p95_ms"}
-COLUMNS |= {"itl_p50_ms", "ratio_to_vllm_serve", "failed", "cpu_ms_per_request"}
+COLUMNS |= {"itl_p50_ms", "ratio_to_vllm_serve", "failed", "cpu_ms_per_request", "soft_prompt_hit_rate"}
 PROCESSES = {
     "engine": {"engine", "generator"},
     "vllm_serve": {"engine", "server", "generator"},
@@ -22,9 +23,9 @@ PROCESSES = {
 
 def test_every_system_answers_every_request(tmp_path: Path) -> None:
     """Three systems, one closed and one open loop; and the state file makes a second run measure nothing."""
-    state = tmp_path / "state.jsonl"
+    state, out = tmp_path / "state.jsonl", tmp_path / "rows.json"
     command = [sys.executable, "-m", "benchmarks.serving", "--json", "--rounds", "1", "--seconds", "0.3"]
-    command += ["--cells", "16:8:4,open@8:8:4", "--state", str(state)]
+    command += ["--cells", "16:8:4,open@8:8:4", "--state", str(state), "--out", str(out)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
     rows = json.loads(done.stdout)
     assert [(row["system"], row["loop"]) for row in rows] == [
@@ -38,7 +39,14 @@ def test_every_system_answers_every_request(tmp_path: Path) -> None:
         assert row["itl_p50_ms"] > 0
         assert row["ratio_to_vllm_serve"] > 0
         assert PROCESSES[row["system"]] <= row["cpu_ms_per_request"].keys()
-    assert len(state.read_text().splitlines()) == len(rows)
+        # All but the very first requests find the soft prompt in the cache.
+        if row["system"] != "vllm_serve":
+            assert 0.5 < row["soft_prompt_hit_rate"] <= 1
+    assert len(state.read_text().splitlines()) == len(rows) + 1  # and one of the run
+    assert json.loads(out.read_text()) == rows
+    table = markdown(rows)
+    assert len(table.splitlines()) == 2 + len(rows) // 3
+    assert "| closed | 16 | 8 -> 4 |" in table
     again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     assert json.loads(again.stdout) == rows
     assert not again.stderr
