@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -140,8 +140,11 @@ class Bench:
         texts = json.loads(path.read_text(encoding="utf-8"))
         return {name: Passages(windows, PROMPT, texts[name]) for name, windows in self.corpora.items()}
 
-    def measure(self, key: str, about: dict[str, Any], build: Callable[[], PromptView]) -> None:
-        """Likelihoods, written text and attack of one view on every corpus, as ``scores/<key>.npz`` and ``.json``."""
+    def measure(self, key: str, about: dict[str, Any], build: Callable[[], PromptView], *, write: bool = True) -> None:
+        """Likelihoods, written text and attack of one view on every corpus, as ``scores/<key>.npz`` and ``.json``.
+
+        ``write``: unset, no text is written, which takes the longest.
+        """
         path = self.work / "scores" / f"{key}.json"
         if path.exists():
             return
@@ -149,9 +152,13 @@ class Bench:
         arrays: dict[str, np.ndarray] = {}
         attacks = {}
         for name, passages in self.passages.items():
+            if not write:
+                passages = replace(passages, from_clear=())
             found = measure(self.lm.model, view, self.tokenizer, passages, self.similarity, self.log_prior, _NOISE_SEED)
-            assert found.coh is not None
-            arrays |= {f"nll {name}": found.nll, f"coh {name}": found.coh, f"rouge {name}": found.rouge_l}
+            arrays[f"nll {name}"] = found.nll
+            if write:
+                assert found.coh is not None
+                arrays |= {f"coh {name}": found.coh, f"rouge {name}": found.rouge_l}
             attacks[name] = {"hits": found.attack.successes, "tokens": found.attack.trials}
         cost = view.client_cost(self.validation[0, :PROMPT].numpy())
         about = {
@@ -290,6 +297,7 @@ class Bench:
                 f"{key}-without",
                 {**about, "method": method + WITHOUT},
                 lambda p=projection, v=variant: self.del_view(p, v, soft_prompt=False),
+                write=False,
             )
 
     def alone(self, level: float, seed: int) -> None:
@@ -299,7 +307,7 @@ class Bench:
             return
         projection, variant = self.trained(BEST + ALONE, level, seed)
         about = {"method": BEST + ALONE, "level": level, "seed": seed}
-        self.measure(key, about, lambda: self.del_view(projection, variant, soft_prompt=False))
+        self.measure(key, about, lambda: self.del_view(projection, variant, soft_prompt=False), write=False)
 
     def understanding(self, task: Task) -> None:
         """Accuracy under the clear prompt, DEL as published and this project, a soft prompt trained for each."""

@@ -109,10 +109,20 @@ def _row(scores: _Scores, corpus: str) -> dict[str, Any]:
         "attack_high": round(high, 5),
         **_figures("ppl", perplexity_interval(scores[f"nll {corpus}"]), 3),
         "ppl_by_seed": [round(value, 3) for value in seeds],
-        **_figures("coh", mean_interval(scores[f"coh {corpus}"]), 4),
-        **_figures("rouge_l", mean_interval(scores[f"rouge {corpus}"]), 4),
+        **_text_figures(scores, corpus),
         **carried,
     }
+
+
+def _text_figures(scores: _Scores, corpus: str) -> dict[str, float | None]:
+    """Of the written text; None for what was measured by likelihood alone."""
+    figures: dict[str, float | None] = {}
+    for name, column in (("coh", f"coh {corpus}"), ("rouge_l", f"rouge {corpus}")):
+        if column in scores.arrays:
+            figures |= _figures(name, mean_interval(scores[column]), 4)
+        else:
+            figures |= dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    return figures
 
 
 def _comparisons(found: dict[tuple[str, float | None], _Scores]) -> list[dict[str, Any]]:
@@ -129,8 +139,9 @@ def _comparisons(found: dict[tuple[str, float | None], _Scores]) -> list[dict[st
                 other = found.get((method, level))
                 if other is not None:
                     here[f"ppl ratio to {method}"] = _as_list(ratio_interval(best[nll], other[nll]))
-                    difference = paired_interval(lambda a, b: a - b, best[coh], other[coh])
-                    here[f"coh minus {method}"] = _as_list(difference)
+                    if coh in other.arrays:
+                        difference = paired_interval(lambda a, b: a - b, best[coh], other[coh])
+                        here[f"coh minus {method}"] = _as_list(difference)
             published = found.get((PUBLISHED, level))
             if published is not None and clear is not None:
                 share = closed_share_interval(best[nll], published[nll], clear[nll])
@@ -266,8 +277,8 @@ def markdown(found: dict[str, Any]) -> str:
                     row["method"],
                     f"{row['attack_success']:.1%}",
                     _interval([row["ppl"], row["ppl_low"], row["ppl_high"]], 1),
-                    _interval([row["coh"], row["coh_low"], row["coh_high"]]),
-                    f"{row['rouge_l']:.3f}",
+                    "" if row["coh"] is None else _interval([row["coh"], row["coh_low"], row["coh_high"]]),
+                    "" if row["rouge_l"] is None else f"{row['rouge_l']:.3f}",
                     f"{row['bits_per_token']:.0f}",
                     "" if row["epsilon_vocabulary"] is None else f"{row['epsilon_vocabulary']:.1f}",
                     "" if row["leakage_bits"] is None else f"{row['leakage_bits']:.2f}",

@@ -26,7 +26,7 @@ class Passages:
     Attributes:
         windows: token ids (passages, prompt tokens + continuation tokens).
         prompt_tokens: private tokens of each.
-        from_clear: the LM's own continuations of the first passages; as many are written under every view.
+        from_clear: the LM's own continuations of the first passages; as many are written under every view, be it none.
     """
 
     windows: torch.Tensor
@@ -77,7 +77,7 @@ def measure(
     windows, prompt_tokens, written = passages.windows, passages.prompt_tokens, len(passages.from_clear)
     prompts = windows[:, :prompt_tokens]
     length = windows.shape[1] - prompt_tokens
-    texts = greedy_texts(model, view, tokenizer, prompts[:written], length, seed)
+    texts = greedy_texts(model, view, tokenizer, prompts[:written], length, seed) if written else []
     true = decode_texts(tokenizer, windows[:written, prompt_tokens:])
     scores = score_texts(texts, true, passages.from_clear, similarity)
     return Measured(
