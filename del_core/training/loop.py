@@ -82,6 +82,7 @@ def fit(
     evaluate_every: int = 100,
     checkpoint_every: int = 50,
     patience: int | None = None,
+    keep_start: bool = False,
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
     rates: Mapping[str, float] | None = None,
@@ -99,6 +100,7 @@ def fit(
         run: what identifies the run (data checksum, seed, sizes); a checkpoint of another run is refused.
         evaluate: held-out loss (lower is better), called every ``evaluate_every`` steps and at the end.
         rates: learning rates of single parameters, by name, as multiples of the schedule's.
+        keep_start: whether the parameters as given are evaluated too, and stay if training finds no better ones.
         patience: evaluations without improvement after which training stops; None never stops early.
 
     Returns:
@@ -160,6 +162,9 @@ def fit(
     began, last, averaged = time.monotonic(), math.nan, math.nan
     bar = tqdm(total=schedule.steps, initial=start, desc=name, unit="step", disable=not (progress and shard.first))
     shard.wait()  # all have read the checkpoint before the first worker writes another
+    if keep_start and evaluate is not None and not start:
+        best = shard.agree(evaluate())
+        best_parameters = {key: p.detach().clone() for key, p in named.items()}
     with bar, log_path.open("a", encoding="utf-8") as log:
         for step in range(start, schedule.steps):
             if patience is not None and stale > patience:

@@ -246,6 +246,7 @@ def train_soft_prompt(
         evaluate=lambda: math.log(perplexity(validation, config.seed + 1, rows.detach())),
         evaluate_every=50,
         patience=config.patience,
+        keep_start=True,
         rates={key: config.decoder_learning_rate / config.learning_rate for key, _ in decoder.trained()},
         progress=progress,
     )
