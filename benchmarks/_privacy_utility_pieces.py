@@ -7,7 +7,6 @@ in ``scores/*.npz``: all intervals are drawn from them afterwards.
 from __future__ import annotations
 
 import fcntl
-import functools
 import json
 import os
 import time
@@ -370,21 +369,25 @@ class Bench:
 
             self.measure(f"{short}-{level}-0", {"method": method, "level": level, "seed": 0}, build)
 
-        @functools.cache
-        def replaced() -> Any:
-            distances = [token_distances(embeddings, metric) for metric in METRICS]
-            return self._best(
-                [self._calibrated(lambda s, d=d: TokenReplacement(embeddings, d, s), level) for d in distances]
-            )
+        about = {"method": REPLACEMENT, "level": level, "seed": 0}
+        self.measure(f"replacement-{level}-0", about, lambda: self._replacement(level))
 
-        self.measure(f"replacement-{level}-0", {"method": REPLACEMENT, "level": level, "seed": 0}, replaced)
-        if self.plan.rewriting:
-            end = int(self.lm.model.config.eos_token_id)
-            self.measure(
-                f"rewriting-{level}-0",
-                {"method": REWRITING, "level": level, "seed": 0},
-                lambda: LocalRewriter(self.local_model().model, replaced(), self.lm.model, end),
-            )
+    def _replacement(self, level: float) -> TokenReplacement:
+        embeddings = self.lm.embeddings
+        distances = [token_distances(embeddings, metric) for metric in METRICS]
+        found: TokenReplacement = self._best(
+            [self._calibrated(lambda s, d=d: TokenReplacement(embeddings, d, s), level) for d in distances]
+        )
+        return found
+
+    def rewriting(self, level: float) -> None:
+        """Token replacement whose answer a model on the client rewrites."""
+        end = int(self.lm.model.config.eos_token_id)
+        self.measure(
+            f"rewriting-{level}-0",
+            {"method": REWRITING, "level": level, "seed": 0},
+            lambda: LocalRewriter(self.local_model().model, self._replacement(level), self.lm.model, end),
+        )
 
     def local_model(self) -> FrozenLM:
         """The small LM of the client that rewrites: of the same text, so its tokenizer is the LM's own."""
@@ -397,9 +400,8 @@ class Bench:
 
     def local_alone(self) -> None:
         """What the rewriter's model does without a server."""
-        if self.plan.rewriting:
-            about = {"method": LocalModel.name, "level": None, "seed": 0}
-            self.measure("local", about, lambda: LocalModel(self.local_model().model))
+        about = {"method": LocalModel.name, "level": None, "seed": 0}
+        self.measure("local", about, lambda: LocalModel(self.local_model().model))
 
     def sweep(self, dim: int, bits: int, level: float) -> None:
         """One (d, n) at equal attack success: principal components and the blend of linear and posterior, untrained."""

@@ -110,9 +110,12 @@ def run(bench: Bench) -> None:
     for seed in others:
         for level in plan.levels:
             pieces[f"{level}-{seed}"] = partial(bench.ours_and_published, level, seed)
+    if plan.rewriting:
+        for level in plan.levels:
+            pieces[f"rewriting-{level}"] = partial(bench.rewriting, level)
+        pieces["local"] = bench.local_alone
     for level in plan.levels if plan.alone else ():
         pieces[f"alone-{level}"] = partial(bench.alone, level, first)
-    pieces["local"] = bench.local_alone
     for dim, bits in plan.sweep:
         pieces[f"sweep-{dim}-{bits}"] = partial(bench.sweep, dim, bits, SWEEP_LEVEL)
     bench.run(pieces)
