@@ -1,4 +1,4 @@
-"""Several replicas behind HAProxy, over stand-in engines: affinity and its bound, back-pressure, scaling by tokens."""
+"""Several replicas behind HAProxy, over stand-in engines: affinity and its bound, quotas, back-pressure, scaling."""
 
 from __future__ import annotations
 
@@ -15,11 +15,19 @@ from cluster.local import LocalServer, start_local
 from del_core import demo
 from del_core.bundle import Bundle, load_bundle
 from del_core.wire import MEDIA_TYPE, PublicSegment, Request, Sampling, encode_frame
+from deployments.keys import hash_key
 from deployments.settings import parse_settings
 from tests.serving.frames import PATH
 
 WITHIN_S = 60.0
 SLOTS = 8
+QUOTA = 24
+FRAME_TOKENS = 4  # two of the prompt, two to be generated
+KEY = "del-" + "k" * 43
+LIMITED = {
+    "requests": {"requests_per_minute": QUOTA},
+    "tokens": {"tokens_per_minute": QUOTA * FRAME_TOKENS},
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +37,17 @@ def replicas() -> Iterator[LocalServer]:
         {
             "engine": {"stand_in": {"step_ms": 5.0}, "max_num_seqs": SLOTS},
             "telemetry": {"request_log": True},
+            "keys": {
+                "names": {
+                    "unlimited": {"hashes": [hash_key(KEY)]},
+                    # Two of each, since a minute may end while one of them is spent.
+                    **{
+                        f"{kind}-{turn}": {"hashes": [hash_key(f"{KEY}-{kind}-{turn}")], **limit}
+                        for kind, limit in LIMITED.items()
+                        for turn in range(2)
+                    },
+                }
+            },
             "scaling": {
                 "min_replicas": 2,
                 "max_replicas": 3,
@@ -55,11 +74,17 @@ def frame_of(bundle: Bundle, max_tokens: int) -> bytes:
     return encode_frame(Request(bundle.fingerprint, "clear", (PublicSegment((5, 6)),), sampling), bits=1)
 
 
-async def ask(server: LocalServer, frame: bytes, sessions: list[str | None], name: str) -> list[httpx.Response]:
+async def ask(
+    server: LocalServer, frame: bytes, sessions: list[str | None], name: str, key: str = KEY
+) -> list[httpx.Response]:
     """All at once, with ids that begin with ``name``."""
 
     async def one(client: httpx.AsyncClient, index: int, session: str | None) -> httpx.Response:
-        headers = {"content-type": MEDIA_TYPE, "x-request-id": f"{name}-{index}"}
+        headers = {
+            "content-type": MEDIA_TYPE,
+            "x-request-id": f"{name}-{index}",
+            "authorization": f"Bearer {key}",
+        }
         if session is not None:
             headers["x-session-id"] = session
         return await client.post(server.url + PATH, content=frame, headers=headers)
@@ -112,6 +137,27 @@ async def test_without_a_conversation_both_share_the_load(replicas: LocalServer,
     assert min(Counter(served_by(replicas, "none", 12).values()).values()) >= 3
 
 
+@pytest.mark.parametrize("kind", list(LIMITED))
+async def test_a_quota_holds_over_both_replicas(replicas: LocalServer, demo_bundle: Bundle, kind: str) -> None:
+    frame = frame_of(demo_bundle, 2)
+    for turn in range(2):
+        minute, answers = time.time() // 60, []
+        for part in range(6):
+            name = f"{kind}{turn}-{part}"
+            answers += await ask(replicas, frame, [None] * SLOTS, name, f"{KEY}-{kind}-{turn}")
+        if time.time() // 60 == minute:
+            break
+    statuses = Counter(answer.status_code for answer in answers)
+    assert set(statuses) == {200, 429}
+    # Never more than the quota; what a replica holds of it that is too little for a request is left unspent.
+    assert QUOTA - 3 <= statuses[200] <= QUOTA
+    places = Counter(served_by(replicas, f"{kind}{turn}", statuses[200]).values())
+    assert len(places) == 2, places
+    for answer in answers:
+        if answer.status_code == 429:
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+
+
 async def test_what_is_too_much_is_refused_at_once(replicas: LocalServer, demo_bundle: Bundle) -> None:
     """With every place of every replica taken, a request gets its 503 while those that were accepted go on."""
     frame = frame_of(demo_bundle, 300)
@@ -151,13 +197,13 @@ def test_no_replica_at_all_is_an_answer_and_not_a_silence(replicas: LocalServer,
     for process in replicas.processes():
         if " ".join(process.cmdline()).startswith("ray::ServeReplica"):
             process.kill()
-    frame = frame_of(demo_bundle, 2)
+    frame, headers = frame_of(demo_bundle, 2), {"content-type": MEDIA_TYPE, "authorization": f"Bearer {KEY}"}
     deadline = time.monotonic() + WITHIN_S
     statuses: Counter[int] = Counter()
     while statuses[200] == 0:
         assert time.monotonic() < deadline, statuses
         try:
-            answer = httpx.post(replicas.url + PATH, content=frame, headers={"content-type": MEDIA_TYPE}, timeout=30)
+            answer = httpx.post(replicas.url + PATH, content=frame, headers=headers, timeout=30)
         except httpx.RemoteProtocolError:
             continue  # the connection to the killed replica broke under it
         statuses[answer.status_code] += 1
