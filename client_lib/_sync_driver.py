@@ -28,22 +28,52 @@ T = TypeVar("T")
 
 
 class _Shared:
-    """A connection pool and the bundle in use; shared by a client and all that ``with_options`` made of it."""
+    """The connections and the bundle in use; shared by a client and all that ``with_options`` made of it.
+
+    HTTP/1.1: one pool of httpx's for everyone. HTTP/2: a pool of one connection for each open answer, as threads must
+    not share an HTTP/2 connection of httpcore's synchronous kind: it allots stream numbers and writes frames without a
+    lock (httpx2 pull request 1153 describes it). What is free again is used again.
+    """
 
     def __init__(self, options: dict[str, Any], transport: httpx.BaseTransport | None) -> None:
         self._make_http = functools.partial(httpx.Client, transport=transport, **options)
+        self._is_exclusive: bool = options["http2"] and transport is None
         self._inherited: list[httpx.Client] = []
-        self.http = self._make_http()
+        self.is_closed = False
         self.encoder: Encoder | None = None
-        self.lock = threading.Lock()  # one thread loads the bundle, the others wait for it
+        self._start()
         renewed_after_fork(self)
+
+    def _start(self) -> None:
+        self._pools = [self._make_http()]
+        self._free = list(self._pools)
+        self.lock = threading.Lock()  # one thread loads the bundle, the others wait for it
 
     def after_fork(self) -> None:
         """Connections and locks of this process's own; those of the parent are kept, unused, and never closed here."""
-        self.lock = threading.Lock()
-        if not self.http.is_closed:
-            self._inherited.append(self.http)
-            self.http = self._make_http()
+        if not self.is_closed:
+            self._inherited.extend(self._pools)
+            self._start()
+
+    def lend(self) -> httpx.Client:
+        """A pool for one answer; :meth:`give_back` it when that is closed."""
+        if not self._is_exclusive:
+            return self._pools[0]
+        with contextlib.suppress(IndexError):
+            return self._free.pop()
+        self._pools.append(http := self._make_http())
+        return http
+
+    def give_back(self, http: httpx.Client) -> None:
+        """What :meth:`lend` returned."""
+        if self._is_exclusive:
+            self._free.append(http)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.is_closed = True
+        for http in self._pools:
+            http.close()
 
 
 class SyncDriver:
@@ -52,12 +82,7 @@ class SyncDriver:
     def __init__(self, core: Core, timeout: Timeout, transport: httpx.BaseTransport | None, *, http2: bool) -> None:
         self.core = core
         self.timeout = timeout
-        self._shared = _Shared(http_options(core.base_url, http2=http2), transport)
-
-    @property
-    def http(self) -> httpx.Client:
-        """The connection pool."""
-        return self._shared.http
+        self.shared = _Shared(http_options(core.base_url, http2=http2), transport)
 
     def with_core(self, core: Core, timeout: Timeout) -> SyncDriver:
         """A driver with other settings on the same connections and bundle."""
@@ -74,7 +99,7 @@ class SyncDriver:
 
     def use_bundle(self, stale: str | None, deadline: Deadline) -> Encoder:
         """The encoder in use; a new one if there is none, or if the one in use has the fingerprint ``stale``."""
-        shared = self._shared
+        shared = self.shared
         encoder = shared.encoder
         if encoder is not None and encoder.fingerprint != stale:
             return encoder
@@ -93,7 +118,7 @@ class SyncDriver:
 
     def close(self) -> None:
         """Close all connections."""
-        self.http.close()
+        self.shared.close()
 
 
 class SyncRun(Generic[T]):
@@ -107,6 +132,7 @@ class SyncRun(Generic[T]):
         self._deadline = deadline
         self._streams = streams
         self._process = os.getpid()
+        self._http: httpx.Client | None = None  # lent for the open response
         self._response: httpx.Response | None = None
         self._watchdog: threading.Timer | None = None
         self._body: Iterator[bytes] = iter(())
@@ -114,7 +140,7 @@ class SyncRun(Generic[T]):
 
     def chunks(self) -> Generator[Chunk, None, None]:
         """Advance the flow to its end and yield what it emits. Closing this iterator ends the run."""
-        if self._driver.http.is_closed:
+        if self._driver.shared.is_closed:
             self._flow.close()
             raise ClientClosed("client: closed; allowed: calls before close() or the end of its with block")
         try:
@@ -179,11 +205,12 @@ class SyncRun(Generic[T]):
         self._close_response()
         url = self._driver.core.base_url + effect.path
         limits = deadline.for_httpx()
+        self._http = http = self._driver.shared.lend()
         try:
-            request = self._driver.http.build_request(
+            request = http.build_request(
                 effect.method, url, headers=deadline.headers(effect), content=effect.content, timeout=limits
             )
-            self._response = self._driver.http.send(request, stream=True)
+            self._response = http.send(request, stream=True)
         except FAILURES as failure:
             raise deadline.typed(failure, url) from failure
         # The body is read under what is left of the total now; httpx looks the limit up when reading begins.
@@ -217,10 +244,13 @@ class SyncRun(Generic[T]):
     def _close_response(self) -> None:
         self._call_off()
         if self._process != os.getpid():
-            self._response = None  # the parent's
+            self._response = self._http = None  # the parent's
         if self._response is not None:
             self._response.close()
             self._response = None
+        if self._http is not None:
+            self._driver.shared.give_back(self._http)
+            self._http = None
 
 
 def _shut_down(connection: socket.socket) -> None:

@@ -60,7 +60,7 @@ def test_a_lock_that_a_thread_of_the_parent_held_does_not_bind_the_child(
 ) -> None:
     with Client(server.url, cache_dir=tmp_path) as client:
         conversation = client.conversation(variant="open")
-        shared = client._driver._shared
+        shared = client._driver.shared
         with shared.lock, conversation._memory._lock:
             in_child(lambda: (check(client), conversation.complete(SECRET, max_tokens=8)))
 

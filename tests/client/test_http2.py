@@ -1,7 +1,8 @@
-"""HTTP/2, where it is asked for and the server has it: one connection for many streams, faults as everywhere else."""
+"""HTTP/2, where it is asked for and the server has it: many calls at once, faults as everywhere else."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import ssl
 from collections.abc import Callable, Iterator
@@ -44,11 +45,29 @@ def test_calls_over_http2(connect: Connect, server: ScriptedServer, front: HTTP2
     assert len(payloads) == 1  # the same noise in all tries
 
 
-def test_threads_share_one_connection(server: ScriptedServer, front: HTTP2Server, tmp_path: Path) -> None:
-    with Client(front.url, cache_dir=tmp_path, http2=True) as client, ThreadPoolExecutor(6) as pool:
+def test_threads_do_not_disturb_each_other(server: ScriptedServer, front: HTTP2Server, tmp_path: Path) -> None:
+    """Nothing is sent twice and nobody gets another's answer; what a thread has left is used again."""
+    with Client(front.url, cache_dir=tmp_path, http2=True, max_retries=0) as client, ThreadPoolExecutor(6) as pool:
         client.bundle()
-        texts = list(pool.map(lambda _: client.complete(SECRET, variant="open", max_tokens=9).text, range(24)))
-    assert set(texts) == {expected_text(expected_tokens(9))}
+        lengths = [1 + number % 12 for number in range(96)]
+        texts = list(pool.map(lambda n: client.complete(SECRET, variant="open", max_tokens=n).text, lengths))
+    assert texts == [expected_text(expected_tokens(n)) for n in lengths]
+    assert len(server.frames) == len(lengths)
+    assert 1 <= front.connections <= 6
+
+
+async def _tasks_at_once(url: str, cache: Path, lengths: list[int]) -> list[str]:
+    async with AsyncClient(url, cache_dir=cache, http2=True, max_retries=0) as client:
+        await client.bundle()
+        calls = [client.complete(SECRET, variant="open", max_tokens=n) for n in lengths]
+        return [completion.text for completion in await asyncio.gather(*calls)]
+
+
+def test_tasks_share_one_connection(server: ScriptedServer, front: HTTP2Server, tmp_path: Path) -> None:
+    lengths = [1 + number % 12 for number in range(24)]
+    texts = asyncio.run(_tasks_at_once(front.url, tmp_path, lengths))
+    assert texts == [expected_text(expected_tokens(n)) for n in lengths]
+    assert len(server.frames) == len(lengths)
     assert front.connections == 1
 
 
