@@ -126,6 +126,12 @@ def haproxy_environment(directory: Path, binary: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        # After a change of replicas HAProxy is replaced by one that knows the new ones. The old one still answers the
+        # next request of each connection that it has, from a list on which most replicas may be gone. It hears of that
+        # by refused connections alone, before anything was sent: each strikes that replica off its list, and there are
+        # as many further tries as there can be replicas.
+        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+        "RAY_SERVE_HAPROXY_RETRIES": str(_BLOCK),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         # Nothing listens there: the log of requests, which has paths and addresses, goes nowhere.
         "RAY_SERVE_HAPROXY_LOG_TARGET": str(directory / "no-log"),
