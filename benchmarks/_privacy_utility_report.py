@@ -112,7 +112,7 @@ def _row(scores: _Scores, corpus: str, clear: _Scores | None) -> dict[str, Any]:
         "attack_high": round(high, 5),
         **_figures("ppl", perplexity_interval(scores[f"nll {corpus}"]), 3),
         "ppl_by_seed": [round(value, 3) for value in seeds],
-        "ppl_to_clear": clear and _as_list(ratio_interval(scores[f"nll {corpus}"], clear[f"nll {corpus}"])),
+        "ppl_to_clear": clear and ratio_interval(scores[f"nll {corpus}"], clear[f"nll {corpus}"]).rounded(),
         **_text_figures(scores, corpus),
         **carried,
     }
@@ -142,25 +142,24 @@ def _comparisons(found: dict[tuple[str, float | None], _Scores]) -> list[dict[st
             for method in (PUBLISHED, PUBLISHED + WITHOUT, REWRITING, REPLACEMENT, METRIC, GAUSSIAN):
                 other = found.get((method, level))
                 if other is not None:
-                    here[f"ppl ratio to {method}"] = _as_list(ratio_interval(best[nll], other[nll]))
+                    here[f"ppl ratio to {method}"] = ratio_interval(best[nll], other[nll]).rounded()
                     if coh in other.arrays:
                         difference = paired_interval(lambda a, b: a - b, best[coh], other[coh])
-                        here[f"coh minus {method}"] = _as_list(difference)
+                        here[f"coh minus {method}"] = difference.rounded()
             published = found.get((PUBLISHED, level))
             if published is not None and clear is not None:
                 share = closed_share_interval(best[nll], published[nll], clear[nll])
-                here["share of the gap closed"] = _as_list(share)
+                here["share of the gap closed"] = share.rounded()
             for method in (BEST, PUBLISHED):
                 pair = found.get((method, level)), found.get((method + WITHOUT, level))
                 if pair[0] is not None and pair[1] is not None:
                     ratio = ratio_interval(pair[0][nll], pair[1][nll])
-                    here[f"soft prompt of {method}, ppl ratio"] = _as_list(ratio)
+                    here[f"soft prompt of {method}, ppl ratio"] = ratio.rounded()
             alone = found.get((BEST + ALONE, level))
             if alone is not None:  # of one seed: compared with the same seed
                 same = best[nll][: len(alone[nll])]
-                here[f"soft prompt of {BEST}, ppl ratio to training without"] = _as_list(
-                    ratio_interval(same, alone[nll])
-                )
+                ratio = ratio_interval(same, alone[nll])
+                here[f"soft prompt of {BEST}, ppl ratio to training without"] = ratio.rounded()
             rows.append(here)
     return rows
 
@@ -181,19 +180,15 @@ def _tasks(work: Path) -> list[dict[str, Any]]:
             "level": None if method == CLEAR else TASK_LEVEL,
             "examples": len(labels),
             "majority": round(majority, 4),
-            "accuracy": _as_list(mean_interval(right)),
-            "auc": _as_list(auc_interval(scores, labels)),
+            "accuracy": mean_interval(right).rounded(),
+            "auc": auc_interval(scores, labels).rounded(),
         }
         clear = found.get((task, CLEAR))
         if clear is not None and method != CLEAR:
             difference = paired_interval(lambda a, b: a - b, right, correct(*clear[:2]))
-            row["accuracy minus clear"] = _as_list(difference)
+            row["accuracy minus clear"] = difference.rounded()
         rows.append(row)
     return sorted(rows, key=lambda row: (row["task"], _ORDER.index(row["method"])))
-
-
-def _as_list(interval: Interval) -> list[float]:
-    return [round(interval.value, 4), round(interval.low, 4), round(interval.high, 4)]
 
 
 def _curves(work: Path) -> dict[str, list[dict[str, float]]]:

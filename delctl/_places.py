@@ -11,7 +11,7 @@ import click
 
 from del_core import demo
 
-__all__ = ["PLACE", "bundle_place", "model_place"]
+__all__ = ["PLACE", "bundle_place", "model_of", "model_place"]
 
 PLACE = "demo|DIRECTORY"
 
@@ -24,6 +24,15 @@ def bundle_place(value: str) -> Path:
 def model_place(value: str) -> Path:
     """The directory of a language model. Raises BadParameter if there is none."""
     return _place(value, "model", demo.model_path())
+
+
+def model_of(bundle: Path, model: Path | None) -> Path:
+    """The base model of a bundle: ``model``, or the demo's for the demo bundle. Raises UsageError for neither."""
+    if model is not None:
+        return model
+    if bundle.resolve() != demo.bundle_path().resolve():
+        raise click.UsageError("--model is needed for a bundle that is not the demo's")
+    return model_place("demo")
 
 
 def _place(value: str, kind: str, shipped: Path) -> Path:

@@ -35,6 +35,10 @@ class Interval:
     low: float
     high: float
 
+    def rounded(self, digits: int = 4) -> list[float]:
+        """[value, low, high], as result files hold them."""
+        return [round(number, digits) for number in (self.value, self.low, self.high)]
+
 
 def paired_interval(
     statistic: Callable[..., FloatArray], *columns: npt.ArrayLike, resamples: int = 4000, seed: int = 0

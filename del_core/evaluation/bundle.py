@@ -11,44 +11,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 
-from del_core.audit.intervals import Rate
-from del_core.audit.map import map_tokens
-from del_core.audit.nearest import reproducible_bytes
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle, BundleError
 from del_core.decoding import build_decoder
-from del_core.evaluation.bootstrap import Interval, mean_interval, perplexity_interval, ratio_interval
+from del_core.evaluation.bootstrap import mean_interval, perplexity_interval, ratio_interval
 from del_core.evaluation.measure import Measured, Passages, measure
-from del_core.evaluation.view import (
-    DELTA,
-    ClearPrompt,
-    ClientCost,
-    FloatArray,
-    NoPrompt,
-    PromptView,
-    ServerReads,
-    TokenIds,
-    in_front,
-    timed,
-)
+from del_core.evaluation.view import ClearPrompt, CountsView, NoPrompt, PromptView, in_front
 from del_core.training.lm import BaseLM
 from del_core.training.text import TextError, TokenWindows, tokenize
-from del_core.vocabulary_accounting import vocabulary_epsilon
 
 __all__ = ["BundleView", "EvaluationSettings", "evaluate_bundle"]
 
 
-class BundleView(ServerReads):
+class BundleView(CountsView):
     """One variant of a bundle as it is served, with its soft prompt or, for comparison, without."""
 
     def __init__(self, bundle: Bundle, variant: str, *, soft_prompt: bool = True) -> None:
-        self.name, self.mechanism = variant, bundle.mechanism(variant)
-        self.bits_per_token = float(8 * self.mechanism.row_bytes)
-        self._levels: npt.NDArray[np.integer] = bundle.client.table
+        super().__init__(variant, bundle.mechanism(variant), bundle.client.table)
         self._decoder = build_decoder(bundle, variant)
         self._soft_prompt = torch.from_numpy(bundle.soft_prompt(variant)) if soft_prompt else None
 
@@ -56,25 +38,10 @@ class BundleView(ServerReads):
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Decoded rows of one noisy release of every prompt, behind the soft prompt."""
         seed = int(torch.randint(2**31, (), generator=generator))
-        codes = self.mechanism.sample(self._levels[tokens.flatten().numpy()], reproducible_bytes(seed))
+        codes = self.counts(tokens.flatten().numpy(), seed)
         prompts = codes.reshape(*tokens.shape, -1)  # each is decoded alone: a decoder may read a prompt's context
         rows = np.stack([self._decoder.decode(prompt) for prompt in prompts])
         return in_front(self._soft_prompt, torch.from_numpy(rows))
-
-    def map_success(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Rate:
-        """Of ``del_core.audit.map``."""
-        codes = self.mechanism.sample(self._levels[tokens], reproducible_bytes(seed))
-        guesses = map_tokens(self.mechanism, self._levels, np.asarray(log_prior), codes)
-        return Rate(int(np.sum(guesses == tokens)), len(tokens))
-
-    def epsilon(self) -> float | None:
-        """Vocabulary-tight, an upper bound."""
-        return vocabulary_epsilon(self.mechanism, self._levels, DELTA).epsilon
-
-    def client_cost(self, tokens: TokenIds) -> ClientCost:
-        """The lookup and the noise, from the system's CSPRNG; and the table."""
-        seconds = timed(lambda: self.mechanism.sample(self._levels[tokens]))
-        return ClientCost(seconds, self._levels.nbytes / 1e6)
 
 
 @dataclass(frozen=True)
@@ -158,22 +125,18 @@ def evaluate_bundle(
         report(f"{name}, soft prompt left out")
         bare = BundleView(bundle, name, soft_prompt=False)
         without = measured(bare)
-        row["soft_prompt_ratio"] = _figures(ratio_interval(found.nll, without.nll))
+        row["soft_prompt_ratio"] = ratio_interval(found.nll, without.nll).rounded()
         left_out = _row(f"{name}, soft prompt left out", bare, without, clear) | {"without_soft_prompt": True}
         rows += [row, left_out]
     return rows
 
 
-def _figures(interval: Interval) -> list[float]:
-    return [round(value, 4) for value in (interval.value, interval.low, interval.high)]
-
-
 def _row(method: str, view: PromptView, found: Measured, clear: Measured) -> dict[str, Any]:
     figures: Mapping[str, Any] = {
-        "ppl": _figures(perplexity_interval(found.nll)),
-        "ppl_ratio": _figures(ratio_interval(found.nll, clear.nll)),
-        "coh": None if found.coh is None else _figures(mean_interval(found.coh)),
-        "rouge_l": _figures(mean_interval(found.rouge_l)),
+        "ppl": perplexity_interval(found.nll).rounded(),
+        "ppl_ratio": ratio_interval(found.nll, clear.nll).rounded(),
+        "coh": None if found.coh is None else mean_interval(found.coh).rounded(),
+        "rouge_l": mean_interval(found.rouge_l).rounded(),
     }
     rate = found.attack
     return {

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from del_core.audit.intervals import Rate
 from del_core.audit.map import map_tokens
 from del_core.audit.nearest import reproducible_bytes
+from del_core.mechanism import Mechanism
 from del_core.training.noise import NoisyTable
 from del_core.vocabulary_accounting import vocabulary_epsilon
 
@@ -27,6 +28,7 @@ __all__ = [
     "DELTA",
     "ClearPrompt",
     "ClientCost",
+    "CountsView",
     "DelView",
     "NoPrompt",
     "PromptView",
@@ -164,8 +166,38 @@ class NoPrompt(ServerReads):
         return ClientCost(0.0, 0.0)
 
 
-class DelView(ServerReads):
-    """Binomial counts of a table's rows, decoded by the server, behind a soft prompt: DEL and this project.
+class CountsView(ServerReads):
+    """Binomial counts of a table's rows: whoever decodes them, client and attacker do the same.
+
+    Args:
+        levels: table (V, d), the integers that clients ship.
+    """
+
+    def __init__(self, name: str, mechanism: Mechanism, levels: npt.NDArray[np.integer]) -> None:
+        self.name, self.mechanism, self.levels = name, mechanism, levels
+        self.bits_per_token = float(8 * mechanism.row_bytes)
+
+    def counts(self, tokens: TokenIds, seed: int) -> npt.NDArray[np.uint8]:
+        """Of the shipped sampler (count, d), from a reproducible stream in place of the system's CSPRNG."""
+        return self.mechanism.sample(self.levels[tokens], reproducible_bytes(seed))
+
+    def map_success(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Rate:
+        """Of ``del_core.audit.map``."""
+        guesses = map_tokens(self.mechanism, self.levels, np.asarray(log_prior), self.counts(tokens, seed))
+        return Rate(int(np.sum(guesses == tokens)), len(tokens))
+
+    def epsilon(self) -> float | None:
+        """Vocabulary-tight, an upper bound."""
+        return vocabulary_epsilon(self.mechanism, self.levels, DELTA).epsilon
+
+    def client_cost(self, tokens: TokenIds) -> ClientCost:
+        """The lookup and the noise, from the system's CSPRNG, as a client does it; and the table."""
+        seconds = timed(lambda: self.mechanism.sample(self.levels[tokens]))
+        return ClientCost(seconds, self.levels.nbytes / 1e6)
+
+
+class DelView(CountsView):
+    """Counts that a decoder in training reads, behind a soft prompt: DEL and this project.
 
     Args:
         noisy: table (V, d) and mechanism.
@@ -180,26 +212,10 @@ class DelView(ServerReads):
         decode: Callable[[torch.Tensor], torch.Tensor],
         soft_prompt: torch.Tensor | None = None,
     ) -> None:
-        self.name, self.noisy, self.decode, self.soft_prompt = name, noisy, decode, soft_prompt
-        self.bits_per_token = float(8 * noisy.mechanism.row_bytes)
-        self._levels = noisy.levels.cpu().numpy()
+        super().__init__(name, noisy.mechanism, noisy.levels.cpu().numpy())
+        self.noisy, self.decode, self.soft_prompt = noisy, decode, soft_prompt
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Decoded rows of one noisy release, behind the soft prompt."""
         return in_front(self.soft_prompt, self.decode(self.noisy.sample(tokens, generator)))
-
-    def map_success(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Rate:
-        """Of ``del_core.audit.map``, on counts that the shipped sampler drew."""
-        codes = self.noisy.mechanism.sample(self._levels[tokens], reproducible_bytes(seed))
-        guesses = map_tokens(self.noisy.mechanism, self._levels, np.asarray(log_prior), codes)
-        return Rate(int(np.sum(guesses == tokens)), len(tokens))
-
-    def epsilon(self) -> float | None:
-        """Vocabulary-tight, an upper bound."""
-        return vocabulary_epsilon(self.noisy.mechanism, self._levels, DELTA).epsilon
-
-    def client_cost(self, tokens: TokenIds) -> ClientCost:
-        """The lookup and the noise, from the system's CSPRNG, as a client does it; and the table."""
-        seconds = timed(lambda: self.noisy.mechanism.sample(self._levels[tokens]))
-        return ClientCost(seconds, self._levels.nbytes / 1e6)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from delctl._places import bundle_place, model_place
+from delctl._places import bundle_place, model_of, model_place
 from delctl._terminal import console, plain_table, printable
 
 if TYPE_CHECKING:
@@ -47,13 +47,9 @@ def audit(
 
     BUNDLE is a bundle's directory, or the word demo. Nothing leaves this machine.
     """
-    from del_core import demo
     from del_core.bundle import load_bundle, replace_audit
 
-    if model is None:
-        if bundle.resolve() != demo.bundle_path().resolve():
-            raise click.UsageError("--model is needed for a bundle that is not the demo's")
-        model = model_place("demo")
+    model = model_of(bundle, model)
     loaded = load_bundle(bundle)
 
     from del_core.audit.page import verdict

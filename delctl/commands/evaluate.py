@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from delctl._places import PLACE, bundle_place, model_place
+from delctl._places import PLACE, bundle_place, model_of, model_place
 from delctl._terminal import console, plain_table, printable
 
 __all__ = ["evaluate"]
@@ -48,13 +48,9 @@ def evaluate(
     BUNDLE is a bundle's directory, or the word demo. The clear prompt and no prompt at all are the two ends that
     the variants lie between. Nothing leaves this machine.
     """
-    from del_core import demo
     from del_core.bundle import load_bundle
 
-    if model is None:
-        if bundle.resolve() != demo.bundle_path().resolve():
-            raise click.UsageError("--model is needed for a bundle that is not the demo's")
-        model = model_place("demo")
+    model = model_of(bundle, model)
     if sizes["written"] > sizes["passages"]:
         raise click.BadParameter(
             f"{sizes['written']} is more than the {sizes['passages']} of --passages", param_hint="--written"
