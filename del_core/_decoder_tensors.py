@@ -10,7 +10,8 @@ LINEAR: Final = "linear"
 POSTERIOR: Final = "posterior"
 TRAINED: Final = "trained"
 CONTEXTUAL: Final = "contextual"
-DECODER_KINDS: Final = (LINEAR, POSTERIOR, TRAINED, CONTEXTUAL)
+NETWORK_KINDS: Final = (TRAINED, CONTEXTUAL)
+DECODER_KINDS: Final = (LINEAR, POSTERIOR, *NETWORK_KINDS)
 
 HEAD: Final = 32
 """Columns of an attention head."""
@@ -46,7 +47,7 @@ class DecoderSizes:
             return shape[axis]
 
         rank = extent("values", 1, 2, _MAX_WIDTH) if kind != LINEAR else 0
-        width = extent("in_weight", 0, 2, _MAX_WIDTH) if kind in (TRAINED, CONTEXTUAL) else 0
+        width = extent("in_weight", 0, 2, _MAX_WIDTH) if kind in NETWORK_KINDS else 0
         layers = extent("attention_in", 0, 3, _MAX_LAYERS) if kind == CONTEXTUAL else 0
         if layers and width % HEAD:
             raise ValueError(f"tensor in_weight has {width} rows; a multiple of {HEAD} is allowed")

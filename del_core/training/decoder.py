@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from del_core._decoder_tensors import CONTEXTUAL, DECODER_KINDS, HEAD, LINEAR, TRAINED, WINDOW, DecoderSizes
+from del_core._decoder_tensors import CONTEXTUAL, DECODER_KINDS, HEAD, LINEAR, NETWORK_KINDS, WINDOW, DecoderSizes
 from del_core.audit.posterior import TokenLikelihood
 from del_core.training.noise import NoisyTable, limit_norm
 
@@ -30,7 +30,7 @@ def choose_sizes(kind: str, hidden: int, dim: int, width: int | None = None, lay
     width = width or max(256, hidden // 4)
     if kind == CONTEXTUAL and (width % HEAD or layers < 1):
         raise ValueError(f"width: {width} with {layers} layers; a multiple of {HEAD} and at least 1 are allowed")
-    network = kind in (TRAINED, CONTEXTUAL)
+    network = kind in NETWORK_KINDS
     return DecoderSizes(min(hidden, 4 * dim), width if network else 0, layers if kind == CONTEXTUAL else 0)
 
 
@@ -90,7 +90,7 @@ class NoisyDecoder(nn.Module):
         self.skip = nn.Parameter(torch.empty(len(weight), features, device=device))
         self.skip_bias = nn.Parameter(torch.empty(len(weight), device=device))
         self.set_mix(mix)
-        if kind not in (TRAINED, CONTEXTUAL):
+        if kind not in NETWORK_KINDS:
             return
         w, layers = sizes.width, sizes.layers
 

@@ -34,7 +34,7 @@ from del_core.evaluation.perplexity import continuation_nll
 from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.projection import Projection
 from del_core.training.decoder import DecoderStart, NoisyDecoder, choose_sizes
-from del_core.training.lm import FrozenLM
+from del_core.training.lm import FrozenLM, check_rows
 from del_core.training.loop import Schedule, fit, identity, step_generator
 from del_core.training.noise import NoisyTable
 from del_core.training.parallel import Shard, current_shard
@@ -78,6 +78,7 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.map_asr < 1.0:
             raise ValueError(f"map_asr: {self.map_asr} is outside (0, 1)")
+        check_rows(self.rows)
 
 
 def attack_surface(lm: FrozenLM, projection: Projection) -> AttackSurface:
@@ -201,6 +202,7 @@ def train_encoder(
     )  # fmt: skip
     encoder = _NoisyEncoder(lm, projection, mechanism, decoder.values)
     soft_prompt = nn.Parameter(lm.frequent_rows(config.rows))
+    prompted = [("soft_prompt", soft_prompt)] if config.rows else []
     log_multiplier = nn.Parameter(torch.tensor(math.log(config.multiplier), device=device))
 
     def loss(step: int) -> torch.Tensor:
@@ -234,7 +236,7 @@ def train_encoder(
     own = {f"encoder.{name}": p for name, p in projection.encoder_parameters().items()}
     own["log_odds_of_ratio"] = encoder.log_odds_of_ratio
     best = fit(
-        [*own.items(), *decoder.trained(), ("soft_prompt", soft_prompt), ("log_multiplier", log_multiplier)],
+        [*own.items(), *decoder.trained(), *prompted, ("log_multiplier", log_multiplier)],
         loss,
         Schedule(config.steps, config.learning_rate),
         name="encoder",

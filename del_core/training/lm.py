@@ -37,6 +37,12 @@ class BaseLM:
         return self.model.get_input_embeddings().weight
 
 
+def check_rows(rows: int) -> None:
+    """Raises ValueError unless a soft prompt may have this length: whole KV-cache blocks, or none."""
+    if rows < 0 or rows % 32:
+        raise ValueError(f"rows: {rows} is not a multiple of 32")
+
+
 @dataclass(frozen=True)
 class FrozenLM(BaseLM):
     """A frozen LM with the token ids (one dimension, int64) of the training, validation and test parts of a text."""

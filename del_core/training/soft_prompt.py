@@ -17,13 +17,13 @@ from peft import PromptTuningConfig, TaskType, get_peft_model
 from safetensors.numpy import save_file as save_decoder
 from safetensors.torch import load_file, save_file
 
-from del_core._decoder_tensors import CONTEXTUAL, LINEAR, POSTERIOR, TRAINED, DecoderSizes
+from del_core._decoder_tensors import LINEAR, NETWORK_KINDS, POSTERIOR, DecoderSizes
 from del_core.accounting import mu
 from del_core.evaluation.perplexity import continuation_nll, evaluate_perplexity
 from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.projection import Projection
 from del_core.training.decoder import DecoderStart, NoisyDecoder, choose_sizes
-from del_core.training.lm import FrozenLM, ModelError
+from del_core.training.lm import FrozenLM, ModelError, check_rows
 from del_core.training.loop import Schedule, fit, identity, step_generator
 from del_core.training.noise import NoisyTable
 from del_core.training.parallel import current_shard
@@ -60,8 +60,7 @@ class SoftPromptConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rows < 0 or self.rows % 32:
-            raise ValueError(f"rows: {self.rows} is not a multiple of 32")
+        check_rows(self.rows)
         if not self.rows and self.decoder in (LINEAR, POSTERIOR):
             raise ValueError(f"rows: 0 with the {self.decoder} decoder leaves nothing to train")
         if not 1 <= self.min_prompt_tokens <= self.prompt_tokens:
@@ -200,7 +199,7 @@ def train_soft_prompt(
     train = TokenWindows(lm.train, length, config.seed)
     validation = lm.windows(lm.validation, length, config.evaluation_windows)
     test = lm.windows(lm.test, length, config.test_windows)
-    if start is not None and config.decoder in (TRAINED, CONTEXTUAL):
+    if start is not None and config.decoder in NETWORK_KINDS:
         decoder = _new_decoder(lm, projection, noisy, start.norm_limit, config)
         decoder.start_from(start.tensors)
         first_rows = start.soft_prompt if len(start.soft_prompt) == config.rows else lm.frequent_rows(config.rows)

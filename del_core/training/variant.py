@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from del_core._decoder_tensors import DECODER_KINDS
+from del_core._decoder_tensors import DECODER_KINDS, NETWORK_KINDS
 from del_core.accounting import epsilon as exact_epsilon
 from del_core.audit.calibration import MAP, NEAREST, AttackSurface, Calibration, calibrate
 from del_core.audit.recovery import measure_recovery
@@ -76,9 +76,12 @@ def _train_best(
     *,
     progress: bool,
 ) -> None:
-    """Trains every kind of decoder under ``output/candidates`` and copies the one of least validation loss."""
+    """Trains every kind of decoder under ``output/candidates`` and copies the one of least validation loss.
+
+    Without a soft prompt only the kinds that have something to train.
+    """
     losses: dict[str, float] = {}
-    for kind in DECODER_KINDS:
+    for kind in DECODER_KINDS if config.rows else NETWORK_KINDS:
         directory = output / "candidates" / kind
         train_soft_prompt(
             lm, projection, mechanism, name, directory, replace(config, decoder=kind), start=start, progress=progress

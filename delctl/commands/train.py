@@ -145,7 +145,10 @@ def projection(
 @click.option("--bits", default=4, show_default=True, type=click.IntRange(1, 8), help="Bits n of a count.")
 @click.option("--width", default=256, show_default=True, type=click.IntRange(0), help="Hidden width; 0 is affine.")
 @click.option(
-    "--rows", default=32, show_default=True, type=click.IntRange(0), help="Of the soft prompt that is trained along."
+    "--rows",
+    default=32,
+    show_default=True,
+    help="Length of the soft prompt trained along: 0, 32, 64, ...",
 )
 @click.option("--prompt-tokens", default=96, show_default=True, type=click.IntRange(16))
 @click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2))
@@ -181,7 +184,11 @@ def encoder(
             param_hint="--projection",
         )
     model, out, texts = model.resolve(), out.resolve(), tuple(text.resolve() for text in texts)
-    projection_directory, config = projection_directory.resolve(), EncoderConfig(**sizes)
+    projection_directory = projection_directory.resolve()
+    try:
+        config = EncoderConfig(**sizes)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
     def stage() -> dict[str, float]:
         lm = load_frozen_lm(model, read_texts(texts), device)

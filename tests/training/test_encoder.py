@@ -166,3 +166,8 @@ def test_the_soft_prompt_is_trained_along(lm, trained):
 def test_rows_that_cannot_be_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         SoftPromptConfig(**changes)
+
+
+def test_rows_of_the_encoder_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="rows: -32 is not a multiple of 32"):
+        EncoderConfig(0.5, rows=-32)

@@ -107,25 +107,28 @@ def test_the_best_decoder_is_chosen_on_validation_text_and_bundled(trained, tmp_
         assert np.isfinite(build_decoder(bundle, kind).decode(codes)).all()
 
 
-def test_an_encoder_trained_with_noise_goes_the_same_way_into_a_bundle(trained, tmp_path):
+@pytest.mark.parametrize(("rows", "decoder", "kinds"), [(32, "trained", None), (0, "best", {"trained", "contextual"})])
+def test_an_encoder_trained_with_noise_goes_the_same_way_into_a_bundle(trained, tmp_path, rows, decoder, kinds):
     work, _ = trained
     model, text = ("--model", work / "model"), ("--text", _TEXT)
     output = _run(
         train, "encoder", *model, "--projection", work / "projection", *text, "--out", tmp_path / "encoder",
-        "--map-asr", 0.25, "--width", 16, "--steps", 30, *_SHORT,
+        "--map-asr", 0.25, "--width", 16, "--rows", rows, "--steps", 30, *_SHORT,
     )  # fmt: skip
     assert "ppl_trained" in output
     common = (*model, "--projection", tmp_path / "encoder")
     _run(
         train, "soft-prompt", *common, *text, "--out", tmp_path / "v", "--name", "level", "--map-asr", 0.25,
-        "--decoder", "trained", "--steps", 10, *_SHORT,
+        "--decoder", decoder, "--rows", rows, "--steps", 10, *_SHORT,
     )  # fmt: skip
     summary = json.loads((tmp_path / "v/variant.json").read_text())
+    assert kinds is None or set(summary["candidates"]) == kinds
     assert summary["calibration"]["attack"] == "map"
     assert summary["calibration"]["low"] <= 0.26
     assert summary["calibration"]["high"] >= 0.24
     _run(bundle_command, *common, "--variant", tmp_path / "v", "--out", tmp_path / "b")
     bundle = load_bundle(tmp_path / "b")
+    assert bundle.variants["level"].soft_prompt_length == rows
     codes = bundle.mechanism("level").sample(np.asarray(bundle.client.table[:40]))
     assert np.isfinite(build_decoder(bundle, "level").decode(codes)).all()
     refused = _run(
@@ -186,3 +189,10 @@ def test_bad_options_are_named(trained, tmp_path, arguments, message):
     work, _ = trained
     base = ("--model", work / "model", "--projection", work / "projection", "--text", _TEXT, "--out", tmp_path)
     assert message in _run(train, "soft-prompt", *base, "--name", "x", *arguments, code=2)
+
+
+def test_a_soft_prompt_of_the_encoder_has_whole_blocks(trained, tmp_path):
+    work, _ = trained
+    base = ("--model", work / "model", "--projection", work / "projection", "--text", _TEXT, "--out", tmp_path)
+    message = _run(train, "encoder", *base, "--map-asr", 0.25, "--rows", 40, code=2)
+    assert "rows: 40 is not a multiple of 32" in message
