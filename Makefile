@@ -29,8 +29,14 @@ $(STAMP): requirements/cpu.lock requirements/dev.lock pyproject.toml tests/proxy
 demo: $(STAMP)  ## a private prompt under every variant of the demo bundle, end to end on this machine
 	@$(BIN)/delctl demo
 
+# Two at a time, a file each: what neither starts a cluster nor keeps the time.
+SIDE_BY_SIDE := $(wildcard tests/test_*.py) $(addprefix tests/,audit client core evaluation proxy typing)
+
 test: $(STAMP)  ## the tests, without those marked slow
-	$(BIN)/python -m pytest -m "not slow"
+	@status=0; \
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(SIDE_BY_SIDE) || status=1; \
+	$(BIN)/python -m pytest -m "not slow" $(addprefix --ignore=,$(SIDE_BY_SIDE)) || status=1; \
+	exit $$status
 
 test-slow: $(STAMP)  ## the tests marked slow
 	$(BIN)/python -m pytest -m slow --timeout 1200

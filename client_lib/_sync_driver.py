@@ -39,7 +39,7 @@ class _Shared:
         self._make_http = functools.partial(httpx.Client, transport=transport, **options)
         self._is_exclusive: bool = options["http2"] and transport is None
         self._inherited: list[httpx.Client] = []
-        self.is_closed = False
+        self.is_closed: bool = False
         self.encoder: Encoder | None = None
         self._start()
         renewed_after_fork(self)
@@ -47,7 +47,7 @@ class _Shared:
     def _start(self) -> None:
         self._pools = [self._make_http()]
         self._free = list(self._pools)
-        self.lock = threading.Lock()  # one thread loads the bundle, the others wait for it
+        self.lock: threading.Lock = threading.Lock()  # one thread loads the bundle, the others wait for it
 
     def after_fork(self) -> None:
         """Connections and locks of this process's own; those of the parent are kept, unused, and never closed here."""
@@ -82,7 +82,7 @@ class SyncDriver:
     def __init__(self, core: Core, timeout: Timeout, transport: httpx.BaseTransport | None, *, http2: bool) -> None:
         self.core = core
         self.timeout = timeout
-        self.shared = _Shared(http_options(core.base_url, http2=http2), transport)
+        self.shared: _Shared = _Shared(http_options(core.base_url, http2=http2), transport)
 
     def with_core(self, core: Core, timeout: Timeout) -> SyncDriver:
         """A driver with other settings on the same connections and bundle."""

@@ -123,10 +123,14 @@ def test_killed_while_serving(settings: Settings) -> None:
         assert httpx.get(f"{url}/readyz", timeout=30).status_code == 200
         supervisor, token = supervisor_of(process)
         directory = Path(supervisor.cwd())
-        members = list(_processes.members(token, supervisor.pid))
-        names = " ".join(member.name() for member in members)
-        for expected in ("raylet", "gcs_server", "EngineCore", "ServeReplica"):
-            assert expected[:8] in names, names
+        members: list[psutil.Process] = []
+
+        def all_are_there() -> bool:
+            members[:] = _processes.members(token, supervisor.pid)
+            names = " ".join(member.name() for member in members)
+            return all(part in names for part in ("raylet", "gcs_serv", "EngineCo", "ServeRep"))
+
+        eventually(all_are_there, STARTED_WITHIN_S, "raylet, GCS, engine and replica")
         process.kill()
         eventually(lambda: not list(_processes.members(token, supervisor.pid)), GONE_WITHIN_S, "an end")
         for member in members:
