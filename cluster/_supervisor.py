@@ -3,6 +3,7 @@
 Its first line of input says what to serve. Further ones are orders: ``{"deploy": settings}`` goes over to other
 settings, ``{"drain": seconds}`` finishes the requests under way and takes no more. It answers each with one line,
 ``{"ready": true}`` or ``{"failed": reason}``. The end of its input is the sign to stop everything, whatever goes on.
+Whatever else is printed in it goes where its errors go: Ray prints warnings, for one when many replicas start.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import psutil
 
@@ -39,6 +40,7 @@ def main() -> None:
     """Serve until standard input ends."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     parent = os.getppid()
+    report = functools.partial(_report, _reserve_output())
     options = json.loads(sys.stdin.readline())
     end = functools.partial(_end, options["directory"], parent)
     orders: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -46,13 +48,13 @@ def main() -> None:
     try:
         # In the main thread, which stays: the kernel ends Ray's processes with the thread that started them.
         nodes, metrics = _start(options)
-        _report({"ready": True, "metrics": metrics})
-        threading.Thread(target=_obey, args=(orders,), daemon=True).start()
+        report({"ready": True, "metrics": metrics})
+        threading.Thread(target=_obey, args=(orders, report), daemon=True).start()
         _wait_while_ray_lives(nodes)
         logger.error("Ray has ended")
     except Exception as error:
         logger.exception("the local server did not start")
-        _report({"failed": _reason(error)})
+        report({"failed": _reason(error)})
     finally:
         end()
 
@@ -96,7 +98,7 @@ def _listen(orders: queue.SimpleQueue[str], end: Callable[[], NoReturn]) -> None
     end()
 
 
-def _obey(orders: queue.SimpleQueue[str]) -> None:
+def _obey(orders: queue.SimpleQueue[str], report: Callable[[dict[str, Any]], None]) -> None:
     """Carry out one order after the other."""
     while True:
         order = json.loads(orders.get())
@@ -107,9 +109,9 @@ def _obey(orders: queue.SimpleQueue[str]) -> None:
                 _drain(order["drain"])
         except Exception as error:
             logger.exception("an order could not be carried out")
-            _report({"failed": _reason(error)})
+            report({"failed": _reason(error)})
         else:
-            _report({"ready": True})
+            report({"ready": True})
 
 
 def _end(directory: str, parent: int) -> NoReturn:
@@ -181,10 +183,17 @@ def _drain(timeout_s: float) -> None:
         time.sleep(0.1)
 
 
-def _report(report: dict[str, Any]) -> None:
+def _reserve_output() -> TextIO:
+    """Standard output for the reports alone: what is printed from now on, here or by a child, is on standard error."""
+    reports = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return reports
+
+
+def _report(reports: TextIO, report: dict[str, Any]) -> None:
     try:
-        sys.stdout.write(json.dumps(report) + "\n")
-        sys.stdout.flush()
+        reports.write(json.dumps(report) + "\n")
+        reports.flush()
     except OSError:
         pass  # whoever wanted to know is gone, and the end of the input says so as well
 

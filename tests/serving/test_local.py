@@ -41,6 +41,18 @@ with local_server(parse_settings(json.loads(sys.argv[1])), proxy="serve") as url
     sys.stdin.read()
 """
 
+# A supervisor in which something prints, as Ray does with its warnings.
+PRINTING = """
+import subprocess, sys
+from cluster import _supervisor
+def start(options):
+    print("WARNING: 8 PYTHON worker processes have been started", flush=True)
+    subprocess.run([sys.executable, "-c", "print('and a child does too')"], check=True)
+    raise RuntimeError("the reason")
+_supervisor._start = start
+_supervisor.main()
+"""
+
 
 @contextmanager
 def starting(settings: Settings) -> Iterator[subprocess.Popen[str]]:
@@ -236,3 +248,24 @@ def test_proxy_that_is_not_there(settings: Settings, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("cluster.local.haproxy_binary", lambda: None)
     with pytest.raises(LocalServerError, match="haproxy"):
         start_local(settings, proxy="haproxy")
+
+
+def test_what_is_printed_is_not_taken_for_a_report() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PRINTING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), _processes.MARKER: "test-of-printing"},
+        start_new_session=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps({"directory": "/nowhere"}) + "\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline()) == {"failed": "the reason"}
+        rest, errors = process.communicate(timeout=GONE_WITHIN_S)
+    assert rest == ""
+    assert "WARNING: 8 PYTHON" in errors
+    assert "and a child does too" in errors
