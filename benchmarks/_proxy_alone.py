@@ -31,7 +31,7 @@ __all__ = ["ProxyAlone", "completion", "free_port", "proxy_alone", "running", "w
 
 _STARTED_WITHIN_S = 30.0
 _ANSWERED_WITHIN_S = 2.0
-_CONNECTIONS, _IN_A_ROW = 32, 16
+_CONNECTIONS, _IN_A_ROW = 16, 64
 
 # What Ray Serve would write for these replicas. Its settings are read from the environment when it is imported.
 _WRITE = """
@@ -138,7 +138,10 @@ class ProxyAlone:
 
         async def one() -> None:
             nonlocal count
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            connected = socket.create_connection(("127.0.0.1", self.port))
+            # Wake up once for a row of answers and not for each.
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(expected))
+            reader, writer = await asyncio.open_connection(sock=connected)
             while time.monotonic() < end:
                 writer.write(row)
                 if await reader.readexactly(len(expected)) != expected:

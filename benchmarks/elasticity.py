@@ -5,9 +5,7 @@ computed); everything else is real: clients with the client library's default se
 autoscaler under this project's policy, one process a replica. Each client asks, reads its stream to the end and asks
 again. Their number follows a profile; every request's outcome and times are kept, and twice a second the number of
 replicas is looked at.
-
-``--limits`` measures instead what the parts around the engine can do with a fixed number of replicas: requests and
-events a second through HAProxy, CPU a request of proxy, replicas and controller, and how that grows with the replicas.
+What the parts around the engine cost with a fixed number of replicas is measured by ``benchmarks.router``.
 """
 
 from __future__ import annotations
@@ -15,9 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,13 +21,12 @@ from typing import Any
 
 import click
 import httpx
-import psutil
 
 from client_lib import AsyncClient, DELClientError, EncodedPrompt, private
 from cluster.local import LocalServer, start_local
 from deployments.settings import Settings, parse_settings
 
-__all__ = ["PROFILES", "LoadReport", "clients_at", "run", "run_limits"]
+__all__ = ["PROFILES", "LoadReport", "clients_at", "run"]
 
 PROMPT = "Dear sister, the doctor says that my fever will not go down before the end of the week"
 OUTPUT_TOKENS = 64
@@ -241,92 +236,6 @@ def run(
     return reports
 
 
-# --- limits -----------------------------------------------------------------------------------------------------------
-
-
-def _cpu(server: LocalServer) -> dict[str, float]:
-    """CPU seconds so far, by what the processes are."""
-    used: Counter[str] = Counter()
-    kinds = {"haproxy": "proxy", "ray::ServeReplica": "replicas", "ray::ServeController": "controller"}
-    for process in server.processes():
-        with contextlib.suppress(psutil.Error):
-            line = process.name() if process.name() == "haproxy" else " ".join(process.cmdline())
-            times = process.cpu_times()
-            kind = next((kind for start, kind in kinds.items() if line.startswith(start)), "rest of Ray")
-            used[kind] += times.user + times.system
-    return dict(used)
-
-
-async def _saturate(server: LocalServer, seconds: float, clients: int, output_tokens: int) -> tuple[int, float]:
-    """Requests completed and seconds, of clients that stream over and over."""
-    from benchmarks._raw_http import connection
-
-    async with AsyncClient(server.url) as client:
-        prompt = await client.encode([private(PROMPT)], variant="balanced")
-    frame = _frame(server, prompt, output_tokens)
-    host, _, port = server.url.removeprefix("http://").partition(":")
-    count = 0
-    end = time.monotonic() + seconds
-
-    async def one() -> None:
-        nonlocal count
-        async with connection(host, int(port)) as connected:
-            while time.monotonic() < end:
-                answer = await connected.post(frame)
-                if answer.status != 200:
-                    raise RuntimeError(f"answered {answer.status} {answer.body[:200]!r}")
-                count += 1
-
-    began = time.monotonic()
-    await asyncio.gather(*(one() for _ in range(clients)))
-    return count, time.monotonic() - began
-
-
-def _frame(server: LocalServer, prompt: EncodedPrompt, output_tokens: int) -> bytes:
-    from del_core import demo
-    from del_core.bundle import load_bundle
-    from del_core.wire import Request, Sampling, encode_frame
-
-    bundle = load_bundle(demo.bundle_path())
-    sampling = Sampling(max_tokens=output_tokens, ignore_eos=True, stream=True)
-    request = Request(bundle.fingerprint, prompt.variant, tuple(prompt.segments), sampling)
-    return encode_frame(request, bits=bundle.variants[prompt.variant].bits)
-
-
-def run_limits(replica_counts: Sequence[int], seconds: float = 10.0, clients: int = 32) -> list[dict[str, Any]]:
-    """What a request costs and how many go through, by number of replicas; engines that take almost no time."""
-    rows = []
-    for replicas in replica_counts:
-        settings = stand_in_settings(
-            replicas, replicas, step_ms=0.05, step_ms_per_request=0.0, prompt_token_ms=0.0, quantum_ms=1.0
-        )
-        with start_local(settings) as server:
-            idle_before, idle_began = _cpu(server), time.monotonic()
-            time.sleep(seconds)
-            idle_s = time.monotonic() - idle_began
-            idle = {kind: (value - idle_before.get(kind, 0.0)) / idle_s for kind, value in _cpu(server).items()}
-            before = _cpu(server)
-            count, took = asyncio.run(_saturate(server, seconds, clients, OUTPUT_TOKENS))
-            spent = {kind: value - before.get(kind, 0.0) for kind, value in _cpu(server).items()}
-            memory = [
-                p.memory_full_info().uss
-                for p in server.processes()
-                if " ".join(p.cmdline()).startswith("ray::ServeReplica")
-            ]
-            rows.append(
-                {
-                    "replicas": replicas,
-                    "requests_per_s": round(count / took, 1),
-                    "cpu_ms_per_request": {kind: round(1000 * value / count, 3) for kind, value in spent.items()},
-                    "idle_cpu_share": {kind: round(value, 4) for kind, value in idle.items()},
-                    "replica_mb": round(statistics.median(memory) / 2**20),
-                    "start_s": round(server.startup_s, 1),
-                }
-            )
-            click.echo(json.dumps(rows[-1]), err=True)
-    return rows
-
-
 def plot(reports: Sequence[LoadReport], path: Path) -> None:
     """Load, replicas and p95 over time, a column a profile."""
     import matplotlib as mpl
@@ -361,7 +270,6 @@ def plot(reports: Sequence[LoadReport], path: Path) -> None:
 @click.option("--clients", default=96, show_default=True, help="Clients at the most.")
 @click.option("--replicas", default=16, show_default=True, help="Replicas at the most.")
 @click.option("--profile", "profiles", type=click.Choice(list(PROFILES)), multiple=True, help="Only these.")
-@click.option("--limits", is_flag=True, help="Measure what proxy, replicas and controller can do instead.")
 @click.option("--quick", is_flag=True, help="Shorter and smaller: under five minutes.")
 @click.option(
     "--plot", "plot_path", type=click.Path(path_type=Path), help="Draw load, replicas and p95 over time there."
@@ -372,16 +280,12 @@ def main(
     clients: int,
     replicas: int,
     profiles: tuple[str, ...],
-    limits: bool,
     quick: bool,
     plot_path: Path | None,
     as_json: bool,
 ) -> None:
     """Load tests of everything around the engine, with engines that are stand-ins."""
     indent = None if as_json else 2
-    if limits:
-        click.echo(json.dumps(run_limits((1, 4) if quick else (1, 2, 4, 8, 16), 4.0 if quick else 10.0), indent=indent))
-        return
     if quick:
         seconds, clients, replicas = 60.0, 48, 8
     reports = run(seconds=seconds, most=clients, replicas=replicas, profiles=profiles or tuple(PROFILES))
