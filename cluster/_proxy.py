@@ -4,7 +4,7 @@ Ray's HAProxy configuration binds its statistics and metrics pages to every inte
 does let one name the HAProxy binary. So the binary named is a short script that rewrites those addresses in the
 configuration that Ray has just written, and then becomes the real HAProxy. The same script replaces the plain-text page
 that HAProxy answers when no replica can be reached by a 503 error object, and so its 404 for a path that it knows no
-application for: the application here takes every path, so that is a HAProxy that has just started and knows none yet.
+application for. A HAProxy that knows no application at all has just started, so it answers a 503 there instead.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from del_core.errors import ENGINE_UNAVAILABLE
-from deployments.http_errors import RETRY_AFTER, error_body
+from del_core.errors import ENGINE_UNAVAILABLE, ERROR_STATUS, NOT_FOUND
+from deployments.http_errors import NO_SUCH_APPLICATION, RETRY_AFTER, error_body
 
 __all__ = ["Proxy", "haproxy_binary", "haproxy_environment"]
 
@@ -43,11 +43,13 @@ for argument in "$@"; do
   [ "$previous" = -f ] && configuration=$argument
   previous=$argument
 done
+unknown='{starting}'
+grep -q '^backend http-' "$configuration" && unknown='{unknown}'
 sed -i -e 's|^\\( *\\)balance leastconn|\\1{balance}|' \\
   -e 's|^\\( *\\)acl routes path|\\1{session}\\n&|' \\
   -e 's|^\\( *bind \\)\\*\\{{0,1\\}}:\\([0-9]\\)|\\1127.0.0.1:\\2|' \\
   -e 's|^\\( *errorfile 50[234] \\).*|\\1{page}|' \\
-  -e 's|^\\( *http-request return status \\)404 .*|\\1{unknown}|' \\
+  -e 's|^\\( *http-request return status \\)404 .*|\\1'"$unknown"'|' \\
   "$configuration" || exit 1
 exec '{binary}' "$@"
 """
@@ -106,9 +108,13 @@ def haproxy_environment(directory: Path, binary: str) -> dict[str, str]:
     page = directory / "503.http"
     page.write_bytes(head.encode() + body)
     (directory / "503.json").write_bytes(body)
-    unknown = f"503 content-type application/json hdr Retry-After {wait} file {directory / '503.json'}"
+    (directory / "404.json").write_bytes(error_body(NOT_FOUND, NO_SUCH_APPLICATION))
+    starting = f"503 content-type application/json hdr Retry-After {wait} file {directory / '503.json'}"
+    unknown = f"{ERROR_STATUS[NOT_FOUND]} content-type application/json file {directory / '404.json'}"
     script = directory / "haproxy"
-    filled = _SCRIPT.format(page=page, unknown=unknown, binary=binary, balance=_BALANCE, session=_SESSION)
+    filled = _SCRIPT.format(
+        page=page, starting=starting, unknown=unknown, binary=binary, balance=_BALANCE, session=_SESSION
+    )
     script.write_text(filled, encoding="utf-8")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     metrics, stats, fallback, fallback_grpc, *replicas = _block_of_ports()

@@ -1,9 +1,9 @@
 """The process under which a local cluster runs; started by :mod:`cluster.local`, never by hand.
 
-Its first line of input says what to serve. Further ones are orders: ``{"deploy": settings}`` goes over to other
-settings, ``{"drain": seconds}`` finishes the requests under way and takes no more. It answers each with one line,
-``{"ready": true}`` or ``{"failed": reason}``. The end of its input is the sign to stop everything, whatever goes on.
-Whatever else is printed in it goes where its errors go: Ray prints warnings, for one when many replicas start.
+Its first line of input says what to serve. Further ones are orders: ``{"deploy": applications}`` goes over to other
+ones or other settings, ``{"drain": seconds}`` finishes the requests under way and takes no more. It answers each with
+one line, ``{"ready": true}`` or ``{"failed": reason}``. The end of its input is the sign to stop everything, whatever
+goes on. Whatever else is printed in it goes where its errors go: Ray prints warnings, for one when many replicas start.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from cluster import _processes
 logger = logging.getLogger("cluster.supervisor")
 
 LOOPBACK = "127.0.0.1"
-_APPLICATION = "del-serve"
 _LONGEST_REASON = 2000
 # Nothing large is passed through it: the smallest that Ray allows.
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 _ENDING = threading.Lock()
+_SERVED: list[dict[str, Any]] = []
+"""The applications of the last order that went well."""
 
 
 def main() -> None:
@@ -135,7 +136,9 @@ def _start(options: dict[str, Any]) -> tuple[_WorkerNodes, list[str]]:
     context = ray.init(
         address="local",
         num_cpus=options["num_cpus"],
-        include_dashboard=False,
+        include_dashboard=options["dashboard_port"] is not None,
+        dashboard_host=LOOPBACK,
+        dashboard_port=options["dashboard_port"],
         object_store_memory=_OBJECT_STORE_BYTES,
         log_to_driver=False,
         logging_level=logging.WARNING,
@@ -148,36 +151,55 @@ def _start(options: dict[str, Any]) -> tuple[_WorkerNodes, list[str]]:
         proxy_location="HeadOnly",
         logging_config={"enable_access_log": False},
     )
-    _deploy(options["settings"])
+    _deploy(options["applications"])
     metrics = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
     return nodes, metrics
 
 
-def _deploy(settings: dict[str, Any]) -> None:
-    """Serve with these settings; if something is served already, replica by replica goes over to them."""
+def _deploy(applications: list[dict[str, Any]]) -> None:
+    """Serve these; what is served already goes over to its new settings replica by replica, or is taken away.
+
+    Ray Serve would replace the replicas of all. So those that are as before are not named to it, unless nothing at all
+    has changed: then somebody wants them replaced, perhaps for other files under the same names.
+    """
     from ray import serve
 
     from deployments.app import build_from
     from deployments.settings import parse_settings
 
-    # One attempt: what fails here once, on the machine of the one who waits for it, is to be heard of now.
-    application = build_from(parse_settings(settings), start_attempts=1)
+    targets = [
+        # One attempt: what fails here once, on the machine of the one who waits for it, is to be heard of now.
+        serve.RunTarget(
+            build_from(parse_settings(one["settings"]), start_attempts=1),
+            name=one["name"],
+            route_prefix=one["route_prefix"],
+        )
+        for one in applications
+        if one not in _SERVED or applications == _SERVED
+    ]
     try:
-        serve.run(application, name=_APPLICATION, route_prefix="/")
+        if targets:
+            serve.run_many(targets)
     except RuntimeError as error:
-        # It says that the application failed; why, the deployment's own status knows.
-        status = serve.status().applications[_APPLICATION]
-        messages = [deployment.message for deployment in status.deployments.values() if deployment.message]
+        # It says that an application failed; why, the deployment's own status knows.
+        found = serve.status().applications
+        mine = [found[target.name] for target in targets if target.name in found]
+        deployments = [deployment for one in mine for deployment in one.deployments.values()]
+        messages = [one.message for one in deployments if one.message]
         raise RuntimeError("\n".join(messages) or str(error)) from error
+    for name in {one["name"] for one in _SERVED} - {one["name"] for one in applications}:
+        serve.delete(name, _blocking=False)
+    _SERVED[:] = applications
 
 
 def _drain(timeout_s: float) -> None:
-    """Take the application away; returns when its replicas have finished their requests and are gone."""
+    """Take all applications away; returns when their replicas have finished their requests and are gone."""
     from ray import serve
 
     deadline = time.monotonic() + timeout_s
-    serve.delete(_APPLICATION, _blocking=False)
-    while _APPLICATION in serve.status().applications:
+    for name in serve.status().applications:
+        serve.delete(name, _blocking=False)
+    while serve.status().applications:
         if time.monotonic() > deadline:
             raise TimeoutError(f"requests are still under way after {timeout_s:.0f} s")
         time.sleep(0.1)

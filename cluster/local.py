@@ -3,6 +3,8 @@
     with local_server(settings) as url:
         ...                                # requests to url; at the end everything is stopped
 
+Several base models run side by side as applications under paths of their own (:mod:`deployments.applications`).
+
 Everything runs under a supervisor process, which starts a Ray cluster of its own on loopback (token authentication on,
 no dashboard, no usage reports), Serve and the application. The supervisor stops it all when its standard input closes,
 which happens when the context is left and also when this process dies, however it dies. What is still alive after that
@@ -13,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import secrets
 import shutil
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -32,12 +33,11 @@ from typing import Any, Literal
 
 import psutil
 
-from cluster import _processes
+from cluster import _applications, _processes
 from cluster._channel import Channel
 from cluster._proxy import Proxy, haproxy_binary, haproxy_environment
-from del_core.bundle import load_bundle
 from del_core.errors import DelError
-from deployments.base_model import verify_checksum
+from deployments.applications import ServedApplication, as_applications
 from deployments.ingress import CALLBACK
 from deployments.settings import Settings
 
@@ -65,11 +65,12 @@ class Terminated(SystemExit):
 class _Options:
     """What the supervisor is told, as JSON on its first line of input."""
 
-    settings: dict[str, Any]
+    applications: list[dict[str, Any]]
     host: str
     port: int
     num_cpus: int
     worker_nodes: int
+    dashboard_port: int | None
     directory: str
 
 
@@ -82,6 +83,7 @@ class LocalServer:
         channel: Channel,
         token: str,
         options: _Options,
+        applications: tuple[ServedApplication, ...],
         url: str,
         proxy: Proxy,
         startup_s: float,
@@ -91,18 +93,22 @@ class LocalServer:
         self._channel = channel
         self._token = token
         self._options = options
-        self._grace_s = float(options.settings["scaling"]["graceful_shutdown_timeout_s"])
         self._stopped = False
         self.directory = Path(options.directory)
         """Where the cluster keeps its files; removed when it stops."""
         self.url = url
-        """Base URL, without a slash at the end."""
+        """Base URL, without a slash at the end; of several applications each adds its ``path`` to it."""
+        self.applications = applications
+        """What is served."""
         self.proxy = proxy
         """Which HTTP proxy is in front."""
         self.startup_s = startup_s
         """Seconds from the call to the first answer."""
         self.metrics = metrics
         """host:port of each node's Prometheus metrics, at /metrics."""
+        port = options.dashboard_port
+        self.dashboard_url = None if port is None else f"http://{LOOPBACK}:{port}"
+        """Ray's dashboard, which asks for the cluster's token; None where it is off."""
 
     def worker_nodes(self) -> list[psutil.Process]:
         """The living processes under which Ray nodes beside the head run; everything of a node is its descendant."""
@@ -123,37 +129,42 @@ class LocalServer:
             self._process.wait(timeout_s)
         return not self.running
 
-    def deploy(self, settings: Settings, *, timeout_s: float = 300.0) -> None:
+    def deploy(self, served: Settings | Sequence[ServedApplication], *, timeout_s: float = 300.0) -> None:
         """Go over to other settings, such as a new bundle, while requests are served; returns when all replicas have.
 
         Replicas are replaced one after the other: the new one answers before an old one is taken away, and the old one
         finishes its requests first, for up to ``scaling.graceful_shutdown_timeout_s``. Address and proxy stay. If the
-        new settings do not start, the replicas that there are go on.
+        new settings do not start, the replicas that there are go on. Of several applications, those whose settings are
+        as before are left alone (unless all are: then all are replaced); new names are started and names that are no
+        longer there are taken away.
 
         Raises:
             SettingsError, BundleError, BaseModelError: as :func:`start_local`; nothing has changed.
             LocalServerError: it did not start, or asks for more replicas than the cluster was started for.
         """
-        bundle = load_bundle(settings.bundle_path)
-        settings.keys.check(loopback=_is_loopback(self._options.host))
-        verify_checksum(settings.base_model_path, bundle.manifest.base_model)
-        most = _num_cpus(settings, self._options.worker_nodes)
-        if most > self._options.num_cpus:
-            raise LocalServerError(
-                f"scaling.max_replicas: is {settings.scaling.max_replicas} with {settings.scaling.num_cpus} CPUs each, "
-                f"more than this cluster was started for ({self._options.num_cpus} CPUs, 1 of them to spare)"
+        applications = as_applications(served)
+        _applications.check(applications, self._options.host)
+        if _applications.num_cpus(applications, self._options.worker_nodes) > self._options.num_cpus:
+            asked = "; ".join(
+                f"{field}: is {one.settings.scaling.max_replicas} with {one.settings.scaling.num_cpus} CPUs each"
+                for one in applications
+                for field in [f"{one.name}: scaling.max_replicas" if len(applications) > 1 else "scaling.max_replicas"]
             )
-        values = _values(settings, self._options.worker_nodes)
+            raise LocalServerError(
+                f"{asked}, more than this cluster was started for ({self._options.num_cpus} CPUs, some to spare)"
+            )
+        values = _applications.to_json(applications, self._options.worker_nodes)
         self._order({"deploy": values}, timeout_s, "the local server did not go over to the new settings")
-        self._grace_s = settings.scaling.graceful_shutdown_timeout_s
+        self.applications = applications
 
     def drain(self) -> None:
         """Take no more requests and wait for those under way, up to ``scaling.graceful_shutdown_timeout_s``.
 
         What comes afterwards is refused. The server has still to be stopped. Raises LocalServerError.
         """
-        order = {"drain": self._grace_s + _DRAIN_SPARE_S}
-        self._order(order, self._grace_s + 2 * _DRAIN_SPARE_S, "the local server did not finish its requests")
+        grace_s = _applications.grace_s(self.applications)
+        order = {"drain": grace_s + _DRAIN_SPARE_S}
+        self._order(order, grace_s + 2 * _DRAIN_SPARE_S, "the local server did not finish its requests")
 
     def _order(self, order: dict[str, Any], timeout_s: float, failure: str) -> None:
         try:
@@ -182,19 +193,21 @@ class LocalServer:
 
 
 def start_local(
-    settings: Settings,
+    served: Settings | Sequence[ServedApplication],
     *,
     host: str = LOOPBACK,
     port: int = 0,
     proxy: Literal["auto", "haproxy", "serve"] = "auto",
     worker_nodes: int = 0,
+    dashboard: bool = False,
     startup_timeout_s: float = 300.0,
 ) -> LocalServer:
     """Start a local server and wait until it answers.
 
-    ``port`` 0 takes a free one. ``proxy`` "auto" is HAProxy where it can run, else Serve's own. ``worker_nodes`` is for
-    trying out what the loss of a node does: so many Ray nodes are started on this machine beside the head, each with
-    room for its share of the replicas, and one that dies is started again.
+    ``served`` are the settings of one model, which is then at ``/``, or several applications. ``port`` 0 takes a free
+    one. ``proxy`` "auto" is HAProxy where it can run, else Serve's own. ``worker_nodes`` is for trying out what the
+    loss of a node does: so many Ray nodes are started on this machine beside the head, each with room for its share of
+    the replicas, and one that dies is started again. ``dashboard`` starts Ray's dashboard too, on loopback.
 
     Raises:
         SettingsError: other machines could reach it, and the settings do not say who may call.
@@ -202,9 +215,8 @@ def start_local(
         LocalServerError: it did not start; nothing is left running.
     """
     began = time.monotonic()
-    settings.keys.check(loopback=_is_loopback(host))
-    bundle = load_bundle(settings.bundle_path)
-    verify_checksum(settings.base_model_path, bundle.manifest.base_model)
+    applications = as_applications(served)
+    _applications.check(applications, host)
     binary = haproxy_binary() if proxy != "serve" else None
     if proxy == "haproxy" and binary is None:
         raise LocalServerError("proxy: is haproxy, which is not installed here; auto or serve are allowed")
@@ -218,11 +230,12 @@ def start_local(
     if binary is not None:
         environment |= haproxy_environment(directory / "h", binary)
     options = _Options(
-        settings=_values(settings, worker_nodes),
+        applications=_applications.to_json(applications, worker_nodes),
         host=host,
         port=port,
-        num_cpus=_num_cpus(settings, worker_nodes),
+        num_cpus=_applications.num_cpus(applications, worker_nodes),
         worker_nodes=worker_nodes,
+        dashboard_port=_free_port() if dashboard else None,
         directory=str(directory),
     )
     with (directory / "supervisor.log").open("wb") as log:
@@ -252,40 +265,12 @@ def start_local(
     url = f"http://{LOOPBACK if host == '0.0.0.0' else host}:{port}"
     startup_s = time.monotonic() - began
     logger.info("serving on %s behind %s after %.1f s", url, used, startup_s)
-    return LocalServer(process, channel, token, options, url, used, startup_s, tuple(report["metrics"]))
-
-
-def _values(settings: Settings, worker_nodes: int) -> dict[str, Any]:
-    """The settings as the supervisor gets them."""
-    # It works in a directory of its own, so relative paths would mean something else there.
-    places: dict[str, Any] = {
-        "bundle": str(settings.bundle_path.resolve()),
-        "base_model": str(settings.base_model_path.resolve()),
-        "also": [str(path.resolve()) for path in settings.also_paths],
-    }
-    if settings.keys.file is not None:
-        places["keys"] = {"file": str(Path(settings.keys.file).resolve())}
-    values = {**settings.model_dump(mode="json"), **places}
-    if worker_nodes:
-        # Each node has room for its share of the replicas and no more: a new one would wait for ever.
-        values["scaling"]["max_surge_percent"] = 0
-    return values
-
-
-def _num_cpus(settings: Settings, worker_nodes: int) -> int:
-    """CPUs of each node. Ray counts them, it does not measure them: enough for every replica, on however few cores."""
-    scaling = settings.scaling
-    share = math.ceil(math.ceil(scaling.max_replicas / (1 + worker_nodes)) * scaling.num_cpus)
-    return share if worker_nodes else share + max(1, math.ceil(scaling.num_cpus))
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+    return LocalServer(process, channel, token, options, applications, url, used, startup_s, tuple(report["metrics"]))
 
 
 @contextlib.contextmanager
 def local_server(
-    settings: Settings,
+    served: Settings | Sequence[ServedApplication],
     *,
     host: str = LOOPBACK,
     port: int = 0,
@@ -298,7 +283,7 @@ def local_server(
     """
     with (
         terminated_as_exit(),
-        start_local(settings, host=host, port=port, proxy=proxy, startup_timeout_s=startup_timeout_s) as server,
+        start_local(served, host=host, port=port, proxy=proxy, startup_timeout_s=startup_timeout_s) as server,
     ):
         try:
             yield server.url

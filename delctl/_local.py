@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from delctl._terminal import console
 
 if TYPE_CHECKING:
     from cluster.local import LocalServer
+    from deployments.applications import ServedApplication
     from deployments.settings import Settings
 
 __all__ = ["PROXY_WORDS", "running_server"]
@@ -19,7 +20,11 @@ PROXY_WORDS = {"haproxy": "HAProxy", "serve": "Ray Serve's own proxy"}
 
 @contextlib.contextmanager
 def running_server(
-    settings: Settings, *, host: str = "127.0.0.1", port: int = 0, proxy: Literal["auto", "haproxy", "serve"] = "auto"
+    served: Settings | Sequence[ServedApplication],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    proxy: Literal["auto", "haproxy", "serve"] = "auto",
 ) -> Iterator[LocalServer]:
     """A server that is up, stopped again when the context is left, also by Ctrl-C and SIGTERM.
 
@@ -33,7 +38,7 @@ def running_server(
         with messages.status("starting Ray and vLLM, about half a minute"):
             if not messages.is_terminal:
                 messages.print("starting Ray and vLLM, about half a minute")
-            server = start_local(settings, host=host, port=port, proxy=proxy)
+            server = start_local(served, host=host, port=port, proxy=proxy)
         try:
             yield server
         except Terminated:

@@ -69,7 +69,7 @@ class PrivateLM:
             write_timeout=settings.http.write_timeout_s,
             add_request_id=False,
             keys=self._keys,
-            quotas=Quotas(RayLeases()),
+            quotas=Quotas(RayLeases(serve.get_replica_context().app_name)),
             quotas_fail_open=settings.quotas.fail_open,
             observer=self._telemetry.observe,
         )

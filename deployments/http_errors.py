@@ -31,6 +31,7 @@ from deployments.keys import InvalidKeyError
 __all__ = [
     "ENGINE_UNAVAILABLE_MESSAGE",
     "INTERNAL_ERROR_MESSAGE",
+    "NO_SUCH_APPLICATION",
     "RETRY_AFTER",
     "ErrorResponse",
     "defect",
@@ -50,6 +51,9 @@ logger = logging.getLogger("deployments.http")
 RETRY_AFTER: Mapping[str, int] = {OVERLOADED: 1, ENGINE_UNAVAILABLE: 5}
 
 ENGINE_UNAVAILABLE_MESSAGE = "the model is starting or being replaced; try again after the seconds in Retry-After"
+NO_SUCH_APPLICATION = (
+    "path: no model is served under it; where there are several, the base URL ends with the prefix of one of them"
+)
 INTERNAL_ERROR_MESSAGE = "the server failed; its log has the failure under the request id"
 
 

@@ -4,6 +4,9 @@ The actor writes what it has granted into Ray's control store before it answers,
 that was killed, or whose node died, comes back (``max_restarts``) and grants nothing twice. While it is away replicas
 go on spending the leases they hold; after that a request is answered 503 (:class:`QuotaUnavailableError`), or let
 through if ``quotas.fail_open`` says so.
+
+Several applications of a cluster have one book with a page for each: what a name may spend is said by an application's
+settings, and counted for that application alone.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ class QuotaBook:
 class RayLeases:
     """A source of leases for :class:`deployments.quotas.Quotas`: asks the actor, which the first to ask starts."""
 
-    def __init__(self, *, timeout_s: float = 2.0) -> None:
+    def __init__(self, application: str, *, timeout_s: float = 2.0) -> None:
+        self._application = application
         self._timeout_s = timeout_s
         self._actor: Any = None
 
@@ -53,7 +57,8 @@ class RayLeases:
             async with asyncio.timeout(self._timeout_s):
                 if self._actor is None:
                     self._actor = await asyncio.to_thread(_actor)
-                return Lease(*await self._actor.lease.remote(name, requests, tokens, need))
+                page = f"{self._application}/{name}"  # no name has a slash
+                return Lease(*await self._actor.lease.remote(page, requests, tokens, need))
         except (RayError, TimeoutError, ValueError) as error:
             self._actor = None  # perhaps there is another by the next time
             raise QuotaUnavailableError(f"the book of quotas does not answer ({type(error).__name__})") from None

@@ -30,6 +30,8 @@ __all__ = [
     "load_settings",
     "parse_keys",
     "parse_settings",
+    "place_settings",
+    "read_yaml",
 ]
 
 DEMO = "demo"
@@ -300,6 +302,11 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
 def load_settings(path: str | Path) -> Settings:
     """The settings in a YAML file; relative directories in it are relative to the file. Raises SettingsError."""
     path = Path(path)
+    return place_settings(read_yaml(path), path.parent, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The fields in a YAML file. Raises SettingsError."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -312,16 +319,25 @@ def load_settings(path: str | Path) -> Settings:
         values = {}
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: is a {type(values).__name__}; a mapping of fields is allowed")
+    return values
+
+
+def place_settings(values: Mapping[str, Any], directory: Path, source: str) -> Settings:
+    """The settings that these values describe, relative directories taken from ``directory``.
+
+    Raises SettingsError, whose message begins with ``source``.
+    """
+    values = dict(values)
     for name in ("bundle", "base_model"):
         value = values.get(name)
         if isinstance(value, str) and value != DEMO:
-            values[name] = str((path.parent / value).resolve())
+            values[name] = str((directory / value).resolve())
     if isinstance(values.get("also"), list):
-        values["also"] = [str((path.parent / one).resolve()) if isinstance(one, str) else one for one in values["also"]]
+        values["also"] = [str((directory / one).resolve()) if isinstance(one, str) else one for one in values["also"]]
     keys = values.get("keys")
     if isinstance(keys, dict) and isinstance(keys.get("file"), str):
-        values["keys"] = {**keys, "file": str((path.parent / keys["file"]).resolve())}
+        values["keys"] = {**keys, "file": str((directory / keys["file"]).resolve())}
     try:
         return parse_settings(values)
     except SettingsError as error:
-        raise SettingsError(f"{path}: {error}") from None
+        raise SettingsError(f"{source}: {error}") from None

@@ -1,8 +1,9 @@
-"""``delctl serve``: a model and its bundle on this machine, until Ctrl-C."""
+"""``delctl serve``: a model and its bundle, or several, on this machine, until Ctrl-C."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ from delctl._terminal import console, printable
 
 if TYPE_CHECKING:
     from cluster.local import LocalServer
+    from deployments.applications import ServedApplication
     from deployments.settings import Settings
 
 __all__ = ["serve"]
@@ -27,7 +29,8 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="YAML file of settings (docs/configuration.md); the other options override it.",
+    help="YAML file of settings, which the other options override, or of several applications, each with its model "
+    "and route_prefix (docs/configuration.md).",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free port.")
@@ -52,26 +55,35 @@ def serve(
 ) -> None:
     """Serve a model and its bundle on this machine until Ctrl-C.
 
-    Everything runs on a Ray cluster of its own, started for this and stopped with it.
+    A config file may name several, which are then served side by side, each under its own path. Everything runs on a
+    Ray cluster of its own, started for this and stopped with it.
     """
     if replicas is not None and max_replicas is not None:
         raise click.UsageError("--replicas and --max-replicas exclude each other")
-    settings = _settings(bundle, model, config, replicas, max_replicas)
-    with contextlib.suppress(KeyboardInterrupt), running_server(settings, host=host, port=port, proxy=proxy) as server:
-        _announce(server, settings, host)
+    served = _served(bundle, model, config, replicas, max_replicas)
+    with contextlib.suppress(KeyboardInterrupt), running_server(served, host=host, port=port, proxy=proxy) as server:
+        _announce(server, host)
         server.wait()
         server.stop(keep_files=True)
         raise click.ClickException(f"the server has ended by itself; its logs are in {server.directory}")
 
 
-def _settings(
+def _served(
     bundle: Path | None, model: Path | None, config: Path | None, replicas: int | None, max_replicas: int | None
-) -> Settings:
-    """The settings of the file, or the defaults, with what the options say in place of theirs."""
+) -> Settings | Sequence[ServedApplication]:
+    """The settings of the file, or the defaults, with what the options say in place of theirs; or its applications."""
     from del_core import demo
-    from deployments.settings import DEMO, Settings, load_settings, parse_settings
+    from deployments.applications import load_config
+    from deployments.settings import DEMO, Settings, parse_settings
 
-    values: dict[str, Any] = (load_settings(config) if config else Settings()).model_dump()
+    named = load_config(config) if config else Settings()
+    if not isinstance(named, Settings):
+        options = {"--bundle": bundle, "--model": model, "--replicas": replicas, "--max-replicas": max_replicas}
+        for option, value in options.items():
+            if value is not None:
+                raise click.UsageError(f"{option} is for one model, and {config} names applications with their own")
+        return named
+    values: dict[str, Any] = named.model_dump()
     if bundle is not None:
         # A model named in the file belongs to the bundle of the file.
         values |= {"bundle": DEMO if bundle == demo.bundle_path() else str(bundle.resolve()), "base_model": None}
@@ -87,7 +99,30 @@ def _settings(
     return parse_settings(values)
 
 
-def _announce(server: LocalServer, settings: Settings, host: str) -> None:
+def _announce(server: LocalServer, host: str) -> None:
+    from del_core.bundle import load_bundle
+
+    out = console()
+    out.print(server.url, style="bold")
+    out.print(f"  {'proxy':12} {PROXY_WORDS[server.proxy]}, listening on {printable(host)}", soft_wrap=True)
+    for one in server.applications:
+        if one.path:
+            out.print(f"{server.url}{printable(one.path)}", style="bold")
+        _describe(one.settings)
+    if host not in _LOOPBACK:
+        open_ones = [one for one in server.applications if not one.settings.keys.given]
+        keys = " or keys" if open_ones else ""
+        out.print(f"Attention: {host} can be reached from other machines, without encryption{keys}.", style="bold red")
+    first = server.applications[0]
+    url = server.url + first.path
+    place = "" if url.endswith(":8000") and host in _LOOPBACK else f" --url {url}"
+    variant = next(iter(load_bundle(first.settings.bundle_path, verify=False).variants))
+    out.print(f'Try: delctl ask "My fellow citizens" --variant {variant}{place}', soft_wrap=True)
+    out.print("Stop with Ctrl-C.")
+
+
+def _describe(settings: Settings) -> None:
+    """What one model is, under which bundle, with how many replicas."""
     from del_core import accounting
     from del_core.bundle import load_bundle
 
@@ -97,14 +132,12 @@ def _announce(server: LocalServer, settings: Settings, host: str) -> None:
     replicas = (
         str(scaling.min_replicas) if fixed else f"{scaling.min_replicas} to {scaling.max_replicas}, with the load"
     )
-    out = console()
-    out.print(server.url, style="bold")
     lines = {
         "base model": f"{model.name}, {model.vocabulary_size} tokens, hidden size {model.hidden_size}",
         "bundle": f"{settings.bundle}, fingerprint {bundle.fingerprint[:16]}...",
-        "proxy": PROXY_WORDS[server.proxy] + f", listening on {host}",
         "replicas": replicas,
     }
+    out = console()
     for name, value in lines.items():
         out.print(f"  {name:12} {printable(value)}", soft_wrap=True)
     for index, (name, variant) in enumerate(bundle.variants.items()):
@@ -112,10 +145,3 @@ def _announce(server: LocalServer, settings: Settings, host: str) -> None:
         epsilon = accounting.epsilon(bundle.mechanism(name), delta)
         out.print(f"  {'' if index else 'variants':12} {name:12} epsilon {epsilon:.2f} a token at delta {delta:g}")
     out.print(f"  {'':12} {'clear':12} no protection: takes public text only")
-    if host not in _LOOPBACK:
-        keys = "" if settings.keys.given else " or keys"
-        out.print(f"Attention: {host} can be reached from other machines, without encryption{keys}.", style="bold red")
-    first = next(iter(bundle.variants))
-    url = "" if server.url.endswith(":8000") and host in _LOOPBACK else f" --url {server.url}"
-    out.print(f'Try: delctl ask "My fellow citizens" --variant {first}{url}', soft_wrap=True)
-    out.print("Stop with Ctrl-C.")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from delctl.commands.serve import _settings
+from delctl.commands.serve import _announce, _served
 from delctl.main import run
 
 
@@ -20,7 +21,7 @@ def places(tmp_path: Path) -> dict[str, Path]:
 
 def _read(config: Path | None = None, **options: Any) -> Any:
     defaults: dict[str, Any] = {"bundle": None, "model": None, "replicas": None, "max_replicas": None}
-    return _settings(config=config, **{**defaults, **options})
+    return _served(config=config, **{**defaults, **options})
 
 
 def test_without_options_it_is_the_demo() -> None:
@@ -70,3 +71,26 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(
     given = {"config": config, **places}
     assert run(["serve", *(option.format(**given) for option in options)]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_file_may_name_several_applications(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text("applications: [{name: one, route_prefix: /one}, {name: two, route_prefix: /two}]\n")
+    assert [one.path for one in _read(config)] == ["/one", "/two"]
+    for options in (["--bundle", "demo"], ["--model", "demo"], ["--replicas", "2"], ["--max-replicas", "2"]):
+        assert run(["serve", "--config", str(config), *options]) == 2
+        assert f"{options[0]} is for one model" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_is_served_is_announced_with_its_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text("applications: [{name: one, route_prefix: /one}, {name: two, route_prefix: /two}]\n")
+    server: Any = SimpleNamespace(url="http://127.0.0.1:8000", proxy="haproxy", applications=_read(config))
+    _announce(server, "127.0.0.1")
+    out = capsys.readouterr().out
+    for expected in ("http://127.0.0.1:8000/one\n", "http://127.0.0.1:8000/two\n", "--url http://127.0.0.1:8000/one\n"):
+        assert expected in out
+    assert out.count("fingerprint") == 2
+    assert "Attention" not in out
+    _announce(server, "0.0.0.0")
+    assert "without encryption or keys" in capsys.readouterr().out

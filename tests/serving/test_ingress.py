@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from typing import Any
 
 import httpx
 import pytest
-from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.ingress import CALLBACK, ErrorObjects, middlewares
 
@@ -20,7 +22,6 @@ def client_of(app: Any) -> httpx.AsyncClient:
     ("status", "code", "answered"),
     [
         (503, "overloaded", 503),
-        (404, "engine_unavailable", 503),
         (500, "internal_error", 500),
         (408, "internal_error", 408),
     ],
@@ -32,6 +33,27 @@ async def test_plain_text_failures_become_error_objects(status: int, code: str, 
     assert response.headers["content-type"] == "application/json"
     assert response.json()["error"]["code"] == code
     assert int(response.headers["content-length"]) == len(response.content)
+    assert ("retry-after" in response.headers) == (answered == 503)
+
+
+@pytest.mark.parametrize(
+    ("listed", "code", "answered"),
+    [
+        (PlainTextResponse("NO_ROUTES", 503), "engine_unavailable", 503),  # it has just started
+        (JSONResponse({}), "engine_unavailable", 503),  # everything was taken away
+        (JSONResponse({"/small": "small"}), "not_found", 404),
+    ],
+)
+async def test_a_path_of_no_application(listed: Response, code: str, answered: int) -> None:
+    """Whether trying again may help depends on whether Serve's server knows any application at all."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        unknown = PlainTextResponse("Path '/v1/models' not found. Ping http://.../-/routes for available routes.", 404)
+        await (listed if scope["path"] == "/-/routes" else unknown)(scope, receive, send)
+
+    async with client_of(serve) as client:
+        response = await client.get("/v1/models")
+    assert (response.status_code, response.json()["error"]["code"]) == (answered, code)
     assert ("retry-after" in response.headers) == (answered == 503)
 
 
@@ -95,3 +117,38 @@ def test_serve_finds_the_middleware() -> None:
     (made,) = getattr(importlib.import_module(module), name)()
     assert made.cls is ErrorObjects
     assert middlewares()[0].cls is ErrorObjects
+
+
+async def test_a_request_waits_for_the_first_replica_and_is_then_told_to_come_again() -> None:
+    """On the fallback proxy's port, and there only until the answer begins."""
+    cancelled = 0
+
+    async def sleeping(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal cancelled
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled += 1  # as Serve does: it swallows it, and says something of its own
+            await PlainTextResponse("cancelled", 499)(scope, receive, send)
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(0.3)
+        await send({"type": "http.response.body", "body": b"whole", "more_body": False})
+
+    async def late(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.3)
+        await PlainTextResponse("late")(scope, receive, send)
+
+    async def ask(app: ASGIApp, port: int) -> httpx.Response:
+        held = ErrorObjects(app, fallback_port=8500, hold_s=0.1)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(held)) as client:
+            return await client.get(f"http://test:{port}/v1/models")
+
+    response = await ask(sleeping, 8500)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert int(response.headers["retry-after"]) >= 1
+    assert cancelled == 1
+    assert (await ask(slow, 8500)).text == "whole"
+    assert (await ask(late, 8500)).status_code == 503
+    assert (await ask(late, 8501)).text == "late"
