@@ -24,10 +24,12 @@ SLOTS = 8
 QUOTA = 24
 FRAME_TOKENS = 4  # two of the prompt, two to be generated
 KEY = "del-" + "k" * 43
+LARGE_QUOTA = 160  # large enough that replicas hold parts of it ahead of need: up to a sixteenth each
 LIMITED = {
     "requests": {"requests_per_minute": QUOTA},
     "tokens": {"tokens_per_minute": QUOTA * FRAME_TOKENS},
 }
+LARGE = {"requests_per_minute": LARGE_QUOTA, "tokens_per_minute": 2 * LARGE_QUOTA * FRAME_TOKENS}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,7 @@ def replicas() -> Iterator[LocalServer]:
                         for kind, limit in LIMITED.items()
                         for turn in range(2)
                     },
+                    **{f"large-{turn}": {"hashes": [hash_key(f"{KEY}-large-{turn}")], **LARGE} for turn in range(2)},
                 }
             },
             "scaling": {
@@ -61,7 +64,20 @@ def replicas() -> Iterator[LocalServer]:
         }
     )
     with start_local(settings, proxy="haproxy") as server:
+        asyncio.run(_until_both_serve(server))
         yield server
+
+
+async def _until_both_serve(server: LocalServer) -> None:
+    """Wait until HAProxy, too, knows both replicas."""
+    frame, deadline = frame_of(load_bundle(demo.bundle_path()), 2), time.monotonic() + WITHIN_S
+    turn, places = 0, set[str]()
+    while len(places) < 2:
+        assert time.monotonic() < deadline, places
+        answers = await ask(server, frame, [None] * 4, f"first{turn}")
+        assert [answer.status_code for answer in answers] == [200] * 4
+        places |= set(served_by(server, f"first{turn}", 4).values())
+        turn += 1
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +148,10 @@ async def test_a_busy_replica_gives_of_its_conversations(replicas: LocalServer, 
 
 
 async def test_without_a_conversation_both_share_the_load(replicas: LocalServer, demo_bundle: Bundle) -> None:
-    answers = await ask(replicas, frame_of(demo_bundle, 100), [None] * 12, "none")
-    assert [answer.status_code for answer in answers] == [200] * 12
-    assert min(Counter(served_by(replicas, "none", 12).values()).values()) >= 3
+    # Not more: a share and a half of twelve is nine, and a replica has eight places.
+    answers = await ask(replicas, frame_of(demo_bundle, 100), [None] * 10, "none")
+    assert [answer.status_code for answer in answers] == [200] * 10
+    assert min(Counter(served_by(replicas, "none", 10).values()).values()) >= 2
 
 
 @pytest.mark.parametrize("kind", list(LIMITED))
@@ -156,6 +173,48 @@ async def test_a_quota_holds_over_both_replicas(replicas: LocalServer, demo_bund
     for answer in answers:
         if answer.status_code == 429:
             assert 1 <= int(answer.headers["retry-after"]) <= 60
+
+
+async def test_a_quota_survives_a_killed_replica(replicas: LocalServer, demo_bundle: Bundle) -> None:
+    """What the dead replica held of the quota is lost; neither the other one nor the replacement spends it again."""
+    frame = frame_of(demo_bundle, 2)
+    for turn in range(2):  # a minute may end on the way
+        minute, statuses = time.time() // 60, Counter[int]()
+
+        async def spend(name: str, batches: int, until: int = 0) -> None:
+            for batch in range(batches):
+                name_now = f"killed{turn}-{name}-{batch}"  # noqa: B023
+                answers = await ask(replicas, frame, [None] * SLOTS, name_now, f"{KEY}-large-{turn}")  # noqa: B023
+                codes = Counter(answer.status_code for answer in answers)
+                statuses.update(codes)  # noqa: B023
+                if codes[until] == SLOTS:
+                    return
+
+        await spend("before", 6)
+        assert statuses == {200: 6 * SLOTS}
+        there = set(served_by(replicas, f"killed{turn}-before", 6 * SLOTS).values())
+        assert len(there) == 2
+        victim = next(process for process in replicas.processes() if process.name().startswith("ray::ServeRepl"))
+        victim.kill()
+        await spend("alone", 4)
+        deadline, index = time.monotonic() + WITHIN_S, 0
+        came: set[str] = set()
+        while not came:
+            assert time.monotonic() < deadline, "no replacement"
+            answers = await ask(replicas, frame, [None] * 4, f"free{turn}-{index}")
+            served = [answer.status_code for answer in answers].count(200)
+            came = set(served_by(replicas, f"free{turn}-{index}", served).values()) - there
+            index += 1
+        await spend("after", 40, until=429)
+        if time.time() // 60 == minute:
+            break
+    else:
+        pytest.fail("both turns went beyond the end of a minute")
+    assert set(statuses) <= {200, 429, 503}  # 503: it went to the replica that had just died
+    assert statuses[429] >= SLOTS
+    assert LARGE_QUOTA - LARGE_QUOTA // 16 - 3 <= statuses[200] <= LARGE_QUOTA
+    after = served_by(replicas, f"killed{turn}-after", 1)
+    assert came & set(after.values()), after
 
 
 async def test_what_is_too_much_is_refused_at_once(replicas: LocalServer, demo_bundle: Bundle) -> None:
