@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +156,11 @@ def test_everything_listens_on_loopback_alone(server: LocalServer) -> None:
     """But for one port of Serve's replicas, which Ray binds everywhere and guards with the cluster's token."""
     listening: dict[str, list[tuple[str, int]]] = {}
     for process in server.processes():
-        name = process.name()
-        for connection in process.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN:
-                listening.setdefault(connection.laddr.ip, []).append((name, connection.laddr.port))
+        with suppress(psutil.NoSuchProcess):  # it ends just now
+            name = process.name()
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    listening.setdefault(connection.laddr.ip, []).append((name, connection.laddr.port))
     elsewhere = {ip: found for ip, found in listening.items() if ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")}
     assert all(name.startswith("ray::ServeRepl") for found in elsewhere.values() for name, _ in found), elsewhere
     assert sum(len(found) for found in elsewhere.values()) <= 1

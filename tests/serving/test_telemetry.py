@@ -1,5 +1,6 @@
 """A running server observed from outside: a real Prometheus scrapes it, a collector takes its traces, and nothing that
-derives from a prompt is found anywhere afterwards: not in logs, tracebacks, session files, metrics or traces."""
+derives from a prompt is found anywhere afterwards: not in logs, tracebacks, session files, metrics, traces or what
+Ray's dashboard serves."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -47,6 +49,7 @@ class Evidence:
     secrets: dict[str, str | bytes | re.Pattern[bytes]]
     completions: int = 0
     metrics: str = ""
+    dashboard: dict[str, bytes] = field(default_factory=dict)
     queries: dict[str, Any] = field(default_factory=dict)
 
 
@@ -158,9 +161,10 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evidence]:
     with collector() as (endpoint, spans), pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEL_METRICS_INTERVAL_MS", "500")
         settings = parse_settings({"telemetry": {"traces": endpoint, "request_log": True}})
-        with start_local(settings) as server, prometheus(directory, server.metrics) as url:
+        with start_local(settings, dashboard=True) as server, prometheus(directory, server.metrics) as url:
             run = Evidence(server, spans, {})
             _use(run)
+            _past_haproxy(run)
             counted = 'sum(ray_del_requests_total{code="ok"})'
             eventually(lambda: total(url, counted) >= run.completions, "the metrics of every completion")
             eventually(lambda: total(url, "sum(ray_del_requests_in_flight)") == 0, "the gauge")
@@ -181,6 +185,7 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evidence]:
             run.queries["series"] = names
             run.metrics = "".join(httpx.get(f"http://{target}/metrics").text for target in server.metrics)
             _break(run)
+            run.dashboard = _seen_on_the_dashboard(server)
             eventually(lambda: any(_codes(spans)), "traces")
             yield run
 
@@ -247,6 +252,61 @@ def _tokenizer(bundle: Any) -> Any:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(bundle.tokenizer_path))
+
+
+def _secret(server: LocalServer, name: str) -> str:
+    """A variable of the cluster's environment."""
+    for process in server.processes():
+        with suppress(psutil.Error):
+            if value := process.environ().get(name):
+                return value
+    raise AssertionError(f"no process has {name}")
+
+
+def _past_haproxy(run: Evidence) -> None:
+    """A completion by the way that requests take while there is no replica: Serve's own proxy and its handle, which
+    passes them on through Ray."""
+    port = _secret(run.server, "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT")
+    with Client(f"http://127.0.0.1:{port}") as client:
+        client.complete([public(PUBLIC_CANARY), private(CANARY)], variant="open", max_tokens=12, stop=[STOP_CANARY])
+        run.completions += 1
+
+
+def _seen_on_the_dashboard(server: LocalServer) -> dict[str, bytes]:
+    """What Ray's dashboard answers: every listing of its state API with all details, Serve's status, events, and every
+    file that it lists as a log. Profiles and stack traces are not among them: they need py-spy, which is not there."""
+    assert server.dashboard_url is not None
+    assert httpx.get(f"{server.dashboard_url}/api/v0/tasks").status_code in (401, 403)
+    seen: dict[str, bytes] = {}
+    token = {"authorization": f"Bearer {_secret(server, 'RAY_AUTH_TOKEN')}"}
+    with httpx.Client(base_url=server.dashboard_url, headers=token, timeout=SCRAPED_WITHIN_S) as client:
+
+        def look(path: str, **params: Any) -> Any:
+            answer = client.get(path, params=params)
+            assert answer.status_code == 200, (path, params, answer.status_code, answer.text[:500])
+            seen[str(answer.url)] = answer.content
+            return answer
+
+        everything = {"detail": True, "limit": 10_000}
+        # Processes report what they do once a second.
+        eventually(lambda: b"ServeReplica:del-serve" in look("/api/v0/actors", **everything).content, "actors")
+        for kind in ("jobs", "nodes", "objects", "placement_groups", "runtime_envs", "tasks", "workers"):
+            look(f"/api/v0/{kind}", **everything)
+        for kind in ("actors", "objects", "tasks"):
+            look(f"/api/v0/{kind}/summarize")
+        for path in ("/api/v0/cluster_events", "/api/v0/cluster_metadata", "/api/v0/tasks/timeline", "/events"):
+            look(path)
+        for path in ("/api/serve/applications/", "/api/cluster_status", "/api/component_activities", "/api/jobs/"):
+            look(path)
+        look("/logical/actors")
+        look("/nodes", view="summary")
+        for node in look("/api/v0/nodes").json()["data"]["result"]["result"]:
+            look(f"/nodes/{node['node_id']}")
+            for directory in ("", "serve/", "events/", "export_events/"):
+                listed = look("/api/v0/logs", node_id=node["node_id"], glob=f"{directory}*").json()["data"]["result"]
+                for name in {name for names in listed.values() for name in names if not name.endswith("/")}:
+                    look("/api/v0/logs/file", node_id=node["node_id"], filename=name, lines=-1)
+    return seen
 
 
 def _break(run: Evidence) -> None:
@@ -321,6 +381,19 @@ def test_nothing_of_a_prompt_is_left_anywhere(evidence: Evidence) -> None:
     assert "ray_del_requests_total" in evidence.metrics
     for export in evidence.spans:
         leaks += [f"{name} in traces" for name in found_in(evidence.secrets, export.SerializeToString())]
+    assert leaks == []
+
+
+def test_nothing_of_a_prompt_is_on_rays_dashboard(evidence: Evidence) -> None:
+    """Tasks, actors, Serve's status, events and all logs, as whoever has the cluster's token may read them there."""
+    seen = evidence.dashboard
+    everything = b"".join(seen.values())
+    # What the search would be worth nothing without: the replica's actor, Serve's status, and a replica's log. (Serve's
+    # own calls are not among the tasks, as long as nobody sets RAY_SERVE_ENABLE_TASK_EVENTS.)
+    for expected in (b"ServeReplica:del-serve", b'"del-serve"', b"deployments.requests"):
+        assert expected in everything, expected
+    assert sum("/api/v0/logs/file" in url for url in seen) >= 10
+    leaks = [f"{name} in {url}" for url, content in seen.items() for name in found_in(evidence.secrets, content)]
     assert leaks == []
 
 
