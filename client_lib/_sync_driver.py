@@ -64,10 +64,18 @@ class _Shared:
         self._pools.append(http := self._make_http())
         return http
 
-    def give_back(self, http: httpx.Client) -> None:
-        """What :meth:`lend` returned."""
-        if self._is_exclusive:
-            self._free.append(http)
+    def give_back(self, http: httpx.Client, *, finished: bool) -> None:
+        """What :meth:`lend` returned; ``finished``: its answer was read to the end.
+
+        httpcore does not tell the server that an HTTP/2 stream has been left. The end of its connection does.
+        """
+        if not self._is_exclusive:
+            return
+        if not finished:
+            http.close()
+            self._pools.remove(http)
+            self._pools.append(http := self._make_http())
+        self._free.append(http)
 
     def close(self) -> None:
         """Close all connections."""
@@ -245,11 +253,13 @@ class SyncRun(Generic[T]):
         self._call_off()
         if self._process != os.getpid():
             self._response = self._http = None  # the parent's
+        # httpx closes an answer by itself when it has been read to the end.
+        finished = self._response is not None and self._response.is_closed
         if self._response is not None:
             self._response.close()
             self._response = None
         if self._http is not None:
-            self._driver.shared.give_back(self._http)
+            self._driver.shared.give_back(self._http, finished=finished)
             self._http = None
 
 
