@@ -22,7 +22,8 @@ from typing import Any
 
 __all__ = ["begin", "used"]
 
-_ENGINE_MODULES = (
+_PRELOADED = (
+    "deployments._process_title",
     "vllm.v1.engine.core",
     "vllm.v1.executor.uniproc_executor",
     "vllm.v1.worker.cpu_worker",
@@ -31,7 +32,7 @@ _ENGINE_MODULES = (
 
 def begin() -> None:
     """Start importing the engine's modules in the helper process; the environment must be final by now."""
-    multiprocessing.set_forkserver_preload(list(_ENGINE_MODULES))
+    multiprocessing.set_forkserver_preload(list(_PRELOADED))
     multiprocessing.forkserver.ensure_running()
 
 
