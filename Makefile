@@ -29,8 +29,8 @@ $(STAMP): requirements/cpu.lock requirements/dev.lock pyproject.toml tests/proxy
 demo: $(STAMP)  ## a private prompt under every variant of the demo bundle, end to end on this machine
 	@$(BIN)/delctl demo
 
-# Two at a time, a file each: what neither starts a cluster nor keeps the time.
-SIDE_BY_SIDE := $(wildcard tests/test_*.py) $(addprefix tests/,audit client core evaluation proxy typing)
+# Two at a time, a file each; what serves under load or through faults keeps the time and comes after them, alone.
+SIDE_BY_SIDE := $(wildcard tests/test_*.py) $(addprefix tests/,training delctl audit client core evaluation proxy typing)
 
 test: $(STAMP)  ## the tests, without those marked slow
 	@status=0; \

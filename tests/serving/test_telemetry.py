@@ -281,8 +281,12 @@ def _seen_on_the_dashboard(server: LocalServer) -> dict[str, bytes]:
     token = {"authorization": f"Bearer {_secret(server, 'RAY_AUTH_TOKEN')}"}
     with httpx.Client(base_url=server.dashboard_url, headers=token, timeout=SCRAPED_WITHIN_S) as client:
 
-        def look(path: str, **params: Any) -> Any:
+        def answered(path: str, params: dict[str, Any]) -> httpx.Response | None:
             answer = client.get(path, params=params)
+            return None if answer.status_code >= 500 else answer  # the node's agent may be busy for a while
+
+        def look(path: str, **params: Any) -> Any:
+            answer = eventually(lambda: answered(path, params), f"{path} {params}")
             assert answer.status_code == 200, (path, params, answer.status_code, answer.text[:500])
             seen[str(answer.url)] = answer.content
             return answer
@@ -312,6 +316,7 @@ def _seen_on_the_dashboard(server: LocalServer) -> dict[str, bytes]:
 def _break(run: Evidence) -> None:
     """SIGKILL of the engine while a stream with the canary is under way: the tracebacks are written now."""
     engines = [p for p in run.server.processes() if " ".join(p.cmdline()).startswith("VLLM::EngineCore")]
+    assert engines
     with Client(run.server.url) as client, suppress(DELClientError):
         received: tuple[int, ...] = ()
         for chunk in client.stream([private(CANARY)], variant="open", max_tokens=300, ignore_eos=True):
