@@ -112,7 +112,8 @@ def _announce(server: LocalServer, host: str) -> None:
     if host not in _LOOPBACK:
         open_ones = [one for one in server.applications if not one.settings.keys.given]
         keys = " or keys" if open_ones else ""
-        out.print(f"Attention: {host} can be reached from other machines, without encryption{keys}.", style="bold red")
+        warning = f"Attention: {printable(host)} can be reached from other machines, without encryption{keys}."
+        out.print(warning, style="bold red", soft_wrap=True)
     first = server.applications[0]
     url = server.url + first.path
     place = "" if url.endswith(":8000") and host in _LOOPBACK else f" --url {url}"
