@@ -266,5 +266,8 @@ def test_the_end_finishes_all_of_them(both: LocalServer) -> None:
     both.drain()
     assert replica_ids(both) == {}
     for name in NAMES:
-        answer = httpx.get(f"{both.url}/{name}/v1/models", timeout=WITHIN_S)
+        # HAProxy is told of one application after the other: for a moment it may know the other one alone.
+        deadline = time.monotonic() + WITHIN_S
+        while (answer := httpx.get(f"{both.url}/{name}/v1/models", timeout=WITHIN_S)).status_code == 404:
+            assert time.monotonic() < deadline
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
