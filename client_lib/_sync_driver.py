@@ -71,11 +71,11 @@ class _Shared:
         """
         if not self._is_exclusive:
             return
-        if not finished:
+        if finished:
+            self._free.append(http)
+        else:
             http.close()
             self._pools.remove(http)
-            self._pools.append(http := self._make_http())
-        self._free.append(http)
 
     def close(self) -> None:
         """Close all connections."""
