@@ -25,9 +25,10 @@ import psutil
 
 from benchmarks._raw_http import PATH
 from cluster._proxy import haproxy_binary, haproxy_environment
+from cluster.local import free_port
 from del_core.wire import MEDIA_TYPE
 
-__all__ = ["ProxyAlone", "completion", "free_port", "proxy_alone", "running", "write_configuration"]
+__all__ = ["ProxyAlone", "completion", "proxy_alone", "running", "write_configuration"]
 
 _STARTED_WITHIN_S = 30.0
 _ANSWERED_WITHIN_S = 2.0
@@ -71,14 +72,6 @@ def write_configuration(environment: dict[str, str], port: int, replicas: list[i
         timeout=4 * _STARTED_WITHIN_S,
     )
     return Path(configuration)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-    return port
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from benchmarks._load import Round
-from cluster.local import LOOPBACK, LocalServer, start_local
+from cluster.local import LOOPBACK, LocalServer, free_port, start_local
 from deployments.settings import Settings
 from deployments.vllm_engine import engine_environment
 
@@ -168,7 +167,7 @@ class VllmServer(System):
     def __init__(self, settings: Settings, directory: Path, *, name: str, arguments: tuple[str, ...] = ()) -> None:
         self.name = name
         engine = settings.engine
-        self.port = _free_port()
+        self.port = free_port()
         directory.mkdir()
         tokenizer = directory / "tokenizer"
         tokenizer.mkdir()
@@ -268,13 +267,6 @@ class Application(System):
     def stop(self) -> None:
         """See System."""
         self._server.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind((LOOPBACK, 0))
-        port: int = one.getsockname()[1]
-    return port
 
 
 def stop_tree(process: subprocess.Popen[Any]) -> None:

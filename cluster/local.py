@@ -41,7 +41,15 @@ from deployments.applications import ServedApplication, as_applications
 from deployments.ingress import CALLBACK
 from deployments.settings import Settings
 
-__all__ = ["LocalServer", "LocalServerError", "Terminated", "local_server", "start_local", "terminated_as_exit"]
+__all__ = [
+    "LocalServer",
+    "LocalServerError",
+    "Terminated",
+    "free_port",
+    "local_server",
+    "start_local",
+    "terminated_as_exit",
+]
 
 logger = logging.getLogger("cluster.local")
 
@@ -223,7 +231,7 @@ def start_local(
     if port:
         _check_port(host, port)
     else:
-        port = _free_port()
+        port = free_port()
     token = secrets.token_hex(16)
     directory = Path(tempfile.mkdtemp(prefix="del-", dir=_RUN_DIRECTORY))
     environment = _environment(token, directory)
@@ -235,7 +243,7 @@ def start_local(
         port=port,
         num_cpus=_applications.num_cpus(applications, worker_nodes),
         worker_nodes=worker_nodes,
-        dashboard_port=_free_port() if dashboard else None,
+        dashboard_port=free_port() if dashboard else None,
         directory=str(directory),
     )
     with (directory / "supervisor.log").open("wb") as log:
@@ -360,7 +368,7 @@ def _check_port(host: str, port: int) -> None:
             ) from None
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that nobody listens on now."""
     with socket.socket() as one:
         one.bind((LOOPBACK, 0))

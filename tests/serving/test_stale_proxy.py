@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks._proxy_alone import free_port, running, write_configuration
+from benchmarks._proxy_alone import running, write_configuration
 from cluster._proxy import haproxy_binary, haproxy_environment
+from cluster.local import free_port
 
 WITHIN_S = 30.0
 GONE = 12
