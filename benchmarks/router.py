@@ -206,7 +206,13 @@ def run_alone(*, seconds: float = 10.0, connections: int = 6000) -> dict[str, An
 
 
 @click.command()
-@click.option("--replicas", "counts", type=int, multiple=True, help="These numbers of replicas; 1, 4, 16, 32 if none.")
+@click.option(
+    "--replicas",
+    "counts",
+    type=click.IntRange(1),
+    multiple=True,
+    help="These numbers of replicas; 1, 4, 16, 32 if none.",
+)
 @click.option("--seconds", default=10.0, show_default=True, help="Length of each measurement; without load, twice it.")
 @click.option("--quick", is_flag=True, help="1, 4 and 16 replicas, 4 seconds each: under five minutes.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
