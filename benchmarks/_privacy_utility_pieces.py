@@ -50,7 +50,7 @@ from del_core.training.projection import ProjectionConfig, load_projection, trai
 from del_core.training.soft_prompt import SoftPromptConfig, load_variant, start_decoder
 from del_core.training.variant import Noise, train_variant
 
-__all__ = ["BEST", "PUBLISHED", "TASK_LEVEL", "Bench", "Plan"]
+__all__ = ["BEST", "HAS_BF16", "PUBLISHED", "TASK_LEVEL", "Bench", "Plan"]
 
 PUBLISHED, BEST = "DEL as published", "this project"
 WITHOUT = ", soft prompt left out"
@@ -61,6 +61,9 @@ REPLACEMENT, REWRITING = "token replacement", LocalRewriter.name
 
 PROMPT, CONTINUATION = 96, 32
 TASK_LEVEL = 0.2
+_CAPABILITIES = torch.cpu.get_capabilities()
+HAS_BF16 = bool(_CAPABILITIES.get("avx512_bf16") or _CAPABILITIES.get("amx_bf16"))
+"""Whether this processor multiplies in bfloat16; one that only emulates it is slower so."""
 _NOISE_SEED = 7_001  # the noise of every measured passage; no stage trains or calibrates with it
 
 
@@ -71,22 +74,31 @@ class Plan:
     levels: tuple[float, ...] = (0.2, 0.4, 0.1, 0.05)
     seeds: tuple[int, ...] = (0, 1, 2)
     projection_steps: int = 100
-    encoder_steps: int = 150
-    decoder_steps: int = 40  # what follows the encoder: decoder and soft prompt for the noise as it is calibrated
+    encoder_steps: int = 200  # of the first level
+    adaptation_steps: int = 100  # of every other level's encoder, which goes on from the first level's
+    decoder_steps: int = 100  # what follows the encoder: decoder and soft prompt for the noise as it is calibrated
     soft_prompt_steps: int = 200
     validation_windows: int = 64
     passages: int = 256
-    written: int = 128  # passages of each corpus that are also continued greedily
+    written: int = 128  # passages of each corpus that are also continued
+    samples: int = 4  # texts drawn for each of those, beside the greedy one
     calibration_tokens: int = 8000
     decoder: str = "trained"
     rewriting: bool = True
     alone: bool = True  # also this project's decoder, trained without a soft prompt
-    task: TaskConfig = field(default_factory=lambda: TaskConfig(steps=300, bf16=True))
+    task: TaskConfig = field(default_factory=lambda: TaskConfig(steps=300, bf16=HAS_BF16))
     sweep: tuple[tuple[int, int], ...] = tuple((d, n) for d in (8, 16, 32, 64) for n in (1, 2, 4, 8))
-    bf16: bool = True
+    bf16: bool = HAS_BF16
     local: BaseConfig = field(
         default_factory=lambda: BaseConfig(
-            hidden=128, layers=3, heads=2, feed_forward=352, batch=8, steps=2000, learning_rate=2e-3, bf16=True
+            hidden=128,
+            layers=3,
+            heads=2,
+            feed_forward=352,
+            batch=8,
+            steps=2000,
+            learning_rate=2e-3,
+            bf16=HAS_BF16,
         )
     )
 
@@ -162,12 +174,18 @@ class Bench:
                 self.similarity,
                 self.log_prior,
                 _NOISE_SEED,
+                samples=self.plan.samples,
                 bf16=self.plan.bf16,
             )
             arrays[f"nll {name}"] = found.nll
             if write:
                 assert found.coh is not None
-                arrays |= {f"coh {name}": found.coh, f"rouge {name}": found.rouge_l}
+                assert found.coh_sampled is not None
+                arrays |= {
+                    f"coh {name}": found.coh,
+                    f"coh sampled {name}": found.coh_sampled,
+                    f"rouge {name}": found.rouge_l,
+                }
             attacks[name] = {"hits": found.attack.successes, "tokens": found.attack.trials}
         cost = view.client_cost(self.validation[0, :PROMPT].numpy())
         about = {
@@ -230,19 +248,24 @@ class Bench:
         return out
 
     def encoder(self, level: float, seed: int) -> Path:
-        """Stage 1 with the noise in the loop."""
-        out = self.work / f"encoder-{level}-{seed}"
+        """Stage 1 with the noise in the loop; from the first level's encoder for all others."""
+        out, first = self.work / f"encoder-{level}-{seed}", self.plan.levels[0]
         config = EncoderConfig(
             map_asr=level,
-            steps=self.plan.encoder_steps,
+            steps=self.plan.encoder_steps if level == first else self.plan.adaptation_steps,
             evaluation_windows=self.plan.validation_windows,
             bf16=self.plan.bf16,
             seed=seed,
         )
-        start = load_projection(self.projection(seed), self.lm)
+        start = self.projection(seed) if level == first else self.encoder(first, seed)
         self._timed(
-            out.name, out / "projection.json", lambda: train_encoder(self.lm, start, out, config, progress=False)
-        )
+            out.name,
+            out / "projection.json",
+            lambda: train_encoder(
+                self.lm, load_projection(start, self.lm), out, config,
+                start_decoder=load_decoder_start(start), progress=False,
+            ),
+        )  # fmt: skip
         return out
 
     def variant(self, name: str, level: float, seed: int, projection: Path, config: SoftPromptConfig) -> Path:
@@ -279,8 +302,7 @@ class Bench:
             rows=0 if method == BEST + ALONE else 32,
             decoder=self.plan.decoder,
             steps=self.plan.decoder_steps,
-            learning_rate=2e-3,
-            decoder_learning_rate=3e-4,
+            learning_rate=3e-3,
             **shared,
         )
         name = "alone" if method == BEST + ALONE else "best"
@@ -296,13 +318,19 @@ class Bench:
         self.measure("none", {"method": NONE, "level": None, "seed": 0}, lambda: NoPrompt(embeddings, end))
 
     def ours_and_published(self, level: float, seed: int) -> None:
+        """Both with and without their soft prompts. Text, which takes longest, is written for the first seed."""
         for short, method in (("published", PUBLISHED), ("best", BEST)):
             key = f"{short}-{level}-{seed}"
             if (self.work / "scores" / f"{key}-without.json").exists():
                 continue
             projection, variant = self.trained(method, level, seed)
             about = {"method": method, "level": level, "seed": seed, **self._promises(projection, variant)}
-            self.measure(key, about, lambda p=projection, v=variant: self.del_view(p, v, soft_prompt=True))
+            self.measure(
+                key,
+                about,
+                lambda p=projection, v=variant: self.del_view(p, v, soft_prompt=True),
+                write=seed == self.plan.seeds[0],
+            )
             self.measure(
                 f"{key}-without",
                 {**about, "method": method + WITHOUT},

@@ -121,7 +121,8 @@ def _row(scores: _Scores, corpus: str, clear: _Scores | None) -> dict[str, Any]:
 def _text_figures(scores: _Scores, corpus: str) -> dict[str, float | None]:
     """Of the written text; None for what was measured by likelihood alone."""
     figures: dict[str, float | None] = {}
-    for name, column in (("coh", f"coh {corpus}"), ("rouge_l", f"rouge {corpus}")):
+    columns = {"coh": f"coh {corpus}", "coh_sampled": f"coh sampled {corpus}", "rouge_l": f"rouge {corpus}"}
+    for name, column in columns.items():
         if column in scores.arrays:
             figures |= _figures(name, mean_interval(scores[column]), 4)
         else:
@@ -137,15 +138,17 @@ def _comparisons(found: dict[tuple[str, float | None], _Scores]) -> list[dict[st
     for level in levels:
         best = found[BEST, level]
         for corpus in best.corpora:
-            nll, coh = f"nll {corpus}", f"coh {corpus}"
+            nll = f"nll {corpus}"
             here: dict[str, Any] = {"level": level, "corpus": corpus}
             for method in (PUBLISHED, PUBLISHED + WITHOUT, REWRITING, REPLACEMENT, METRIC, GAUSSIAN):
                 other = found.get((method, level))
                 if other is not None:
                     here[f"ppl ratio to {method}"] = ratio_interval(best[nll], other[nll]).rounded()
-                    if coh in other.arrays:
-                        difference = paired_interval(lambda a, b: a - b, best[coh], other[coh])
-                        here[f"coh minus {method}"] = difference.rounded()
+                    for name in ("coh", "coh sampled"):
+                        column = f"{name} {corpus}"
+                        if column in other.arrays:
+                            difference = paired_interval(lambda a, b: a - b, best[column], other[column])
+                            here[f"{name} minus {method}"] = difference.rounded()
             published = found.get((PUBLISHED, level))
             if published is not None and clear is not None:
                 share = closed_share_interval(best[nll], published[nll], clear[nll])
@@ -232,6 +235,10 @@ def _interval(values: list[float], digits: int = 3) -> str:
     return f"{value} ({low} to {high})"
 
 
+def _cell(row: dict[str, Any], name: str) -> str:
+    return "" if row[name] is None else _interval([row[name], row[f"{name}_low"], row[f"{name}_high"]])
+
+
 def _sweep_row(one: dict[str, Any]) -> tuple[str, ...]:
     place = (str(one["dim"]), str(one["bits"]))
     if one["ppl"] is None:
@@ -251,7 +258,8 @@ def markdown(found: dict[str, Any]) -> str:
         f"tokens. Passages: {passages}; text is written for {about['written_passages']} of each.",
         "",
         "MAP: share of tokens that the optimal guesser of single tokens recovers, with a unigram prior. PPL: of the "
-        "true 32 tokens after 96 private ones. COH: cosine of sentence embeddings of written and true continuation. "
+        "true 32 tokens after 96 private ones. COH: cosine of sentence embeddings of written and true continuation, "
+        f"written greedily, or sampled (temperature 1; {about['samples']} texts a passage). "
         "ROUGE-L: against what the LM writes from the clear prompt. Intervals: 95 %, paired bootstrap over passages, "
         "seeds averaged.",
         "",
@@ -264,7 +272,8 @@ def markdown(found: dict[str, Any]) -> str:
                 "method",
                 "MAP",
                 "PPL",
-                "COH",
+                "COH, greedy",
+                "COH, sampled",
                 "ROUGE-L",
                 "bits a token",
                 "epsilon of the table",
@@ -277,7 +286,7 @@ def markdown(found: dict[str, Any]) -> str:
                     row["method"],
                     f"{row['attack_success']:.1%}",
                     _interval([row["ppl"], row["ppl_low"], row["ppl_high"]], 1),
-                    "" if row["coh"] is None else _interval([row["coh"], row["coh_low"], row["coh_high"]]),
+                    *(_cell(row, name) for name in ("coh", "coh_sampled")),
                     "" if row["rouge_l"] is None else f"{row['rouge_l']:.3f}",
                     f"{row['bits_per_token']:.0f}",
                     "" if row["epsilon_vocabulary"] is None else f"{row['epsilon_vocabulary']:.1f}",

@@ -21,7 +21,7 @@ from del_core.evaluation.perplexity import continuation_nll
 from del_core.evaluation.view import PromptView
 from del_core.training.loop import step_generator
 
-__all__ = ["TextScores", "decode_texts", "greedy_continuations", "greedy_texts", "passage_nll", "score_texts"]
+__all__ = ["TextScores", "continuations", "decode_texts", "passage_nll", "score_texts", "written_texts"]
 
 _BATCH = 32
 
@@ -53,20 +53,36 @@ def passage_nll(
 
 
 @torch.no_grad()
-def greedy_continuations(model: PreTrainedModel, embedded: torch.Tensor, tokens: int) -> torch.Tensor:
-    """The likeliest next token after each prompt, ``tokens`` times over, with a KV cache: ids (N, tokens).
+def continuations(
+    model: PreTrainedModel,
+    embedded: torch.Tensor,
+    tokens: int,
+    generator: torch.Generator | None = None,
+    copies: int = 1,
+) -> torch.Tensor:
+    """The next ``tokens`` tokens after each prompt, with a KV cache: ids (N * copies, tokens), a prompt's together.
+
+    The likeliest at every place; with a ``generator`` draws from the LM's own distribution (temperature 1), by the
+    Gumbel-max trick, so that two views with generators of the same seed meet the same chance.
 
     Args:
         embedded: what the model reads, (N, T, b), without padding.
+        copies: draws for each prompt, which is read once.
     """
     table, written = model.get_input_embeddings().weight, []
-    cache, inputs = None, embedded.to(model.dtype)
-    for _ in range(tokens):
-        result = model(inputs_embeds=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache, best = result.past_key_values, result.logits[:, -1].argmax(-1)
-        written.append(best)
-        inputs = table[best][:, None]
-    return torch.stack(written, dim=1)
+    result = model(inputs_embeds=embedded.to(model.dtype), use_cache=True, logits_to_keep=1)
+    cache, logits = result.past_key_values, result.logits[:, -1].repeat_interleave(copies, dim=0)
+    if copies > 1:
+        cache.batch_repeat_interleave(copies)
+    while True:
+        if generator is not None:
+            uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
+            logits = logits.float() - (-uniform.clamp_min(1e-30).log()).log()
+        written.append(logits.argmax(-1))
+        if len(written) == tokens:
+            return torch.stack(written, dim=1)
+        result = model(inputs_embeds=table[written[-1]][:, None], past_key_values=cache, use_cache=True)
+        cache, logits = result.past_key_values, result.logits[:, -1]
 
 
 def decode_texts(tokenizer: Tokenizer, ids: torch.Tensor, end: int | None = None) -> list[str]:
@@ -77,7 +93,7 @@ def decode_texts(tokenizer: Tokenizer, ids: torch.Tensor, end: int | None = None
     return list(tokenizer.decode_batch(rows))
 
 
-def greedy_texts(
+def written_texts(
     model: PreTrainedModel,
     view: PromptView,
     tokenizer: Tokenizer,
@@ -86,17 +102,20 @@ def greedy_texts(
     seed: int,
     end: int | None = None,
     *,
+    samples: int = 0,
     bf16: bool = False,
 ) -> list[str]:
-    """What is written, greedily, after each of ``prompts`` (passages, T): at most ``tokens`` tokens, as text.
+    """What is written after each of ``prompts`` (passages, T): at most ``tokens`` tokens, as text.
 
-    ``bf16`` as for ``passage_nll``.
+    Greedily, one text a passage; or ``samples`` texts a passage, one after the other, drawn from the LM's distribution
+    behind one release of the noise. ``bf16`` as for ``passage_nll``.
     """
     reader, texts = view.local_model or model, []
     for index, part in enumerate(prompts.split(_BATCH)):
         embedded = view.embed(part, step_generator(seed, index))
+        chance = step_generator(seed + 1, index, embedded.device) if samples else None
         with torch.autocast(embedded.device.type, torch.bfloat16, enabled=bf16):
-            written = greedy_continuations(reader, embedded, tokens)
+            written = continuations(reader, embedded, tokens, chance, max(1, samples))
         texts += decode_texts(tokenizer, written, end)
     return texts
 

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from del_core.audit.intervals import Rate
-from del_core.evaluation.generation import greedy_continuations
+from del_core.evaluation.generation import continuations
 from del_core.evaluation.rivals import TokenReplacement
 from del_core.evaluation.view import ClientCost, FloatArray, TokenIds, timed
 
@@ -51,7 +51,7 @@ class LocalModel:
     @torch.no_grad()
     def _cost_of_writing(self, read: torch.Tensor) -> ClientCost:
         embedded = self.local_model.get_input_embeddings()(read)
-        seconds = timed(lambda: greedy_continuations(self.local_model, embedded, self.written), repeats=3)
+        seconds = timed(lambda: continuations(self.local_model, embedded, self.written), repeats=3)
         config = self.local_model.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -86,7 +86,7 @@ class LocalRewriter(LocalModel):
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Embeddings of all that the local model reads, (N, ``written`` + 1 + T, b of the local model)."""
-        server_text = greedy_continuations(self.server_model, self.replaced.embed(tokens, generator), self.written)
+        server_text = continuations(self.server_model, self.replaced.embed(tokens, generator), self.written)
         return self.local_model.get_input_embeddings()(self._context(server_text, tokens))
 
     def _context(self, server_text: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from del_core.audit.intervals import Rate
 from del_core.audit.similarity import SentenceSimilarity
-from del_core.evaluation.generation import decode_texts, greedy_texts, passage_nll, score_texts
+from del_core.evaluation.generation import decode_texts, passage_nll, score_texts, written_texts
 from del_core.evaluation.view import ClearPrompt, PromptView
 
 __all__ = ["Measured", "Passages", "measure"]
@@ -48,18 +48,20 @@ class Passages:
         clear = ClearPrompt(model.get_input_embeddings().weight)
         prompts = windows[:written, :prompt_tokens]
         length = windows.shape[1] - prompt_tokens
-        return cls(windows, prompt_tokens, greedy_texts(model, clear, tokenizer, prompts, length, 0, bf16=bf16))
+        return cls(windows, prompt_tokens, written_texts(model, clear, tokenizer, prompts, length, 0, bf16=bf16))
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
     """One value for each passage: ``nll`` nats a token; ``coh`` and ``rouge_l`` as ``TextScores`` has them.
 
+    ``coh_sampled``: the mean COH of several sampled texts a passage, where such were asked for.
     ``attack``: how many of the prompts' tokens the view gives away to the optimal guesser of single tokens.
     """
 
     nll: npt.NDArray[np.float64]
     coh: npt.NDArray[np.float64] | None
+    coh_sampled: npt.NDArray[np.float64] | None
     rouge_l: npt.NDArray[np.float64]
     attack: Rate
 
@@ -73,6 +75,7 @@ def measure(
     log_prior: npt.NDArray[np.floating],
     seed: int,
     *,
+    samples: int = 0,
     bf16: bool = False,
 ) -> Measured:
     """Likelihood, written text and attack of ``view``.
@@ -82,17 +85,24 @@ def measure(
         similarity: without one there is no COH.
         log_prior: of the attacker, (V,).
         seed: of the noise, which no stage trains or calibrates with.
+        samples: texts that are drawn for each passage, beside the greedy one.
         bf16: matrix products in bfloat16, for processors that have them.
     """
     windows, prompt_tokens, written = passages.windows, passages.prompt_tokens, len(passages.from_clear)
     prompts = windows[:, :prompt_tokens]
     length = windows.shape[1] - prompt_tokens
-    texts = greedy_texts(model, view, tokenizer, prompts[:written], length, seed, bf16=bf16) if written else []
+    texts = written_texts(model, view, tokenizer, prompts[:written], length, seed, bf16=bf16) if written else []
     true = decode_texts(tokenizer, windows[:written, prompt_tokens:])
     scores = score_texts(texts, true, passages.from_clear, similarity)
+    sampled = None
+    if samples and written and similarity is not None:
+        drawn = written_texts(model, view, tokenizer, prompts[:written], length, seed, samples=samples, bf16=bf16)
+        pairs = similarity.cosines(drawn, [text for text in true for _ in range(samples)])
+        sampled = pairs.reshape(written, samples).mean(axis=1)
     return Measured(
         nll=passage_nll(model, view, windows, prompt_tokens, seed, bf16=bf16),
         coh=scores.coh,
+        coh_sampled=sampled,
         rouge_l=scores.rouge_l,
         attack=view.map_success(prompts.flatten().cpu().numpy(), log_prior, seed),
     )

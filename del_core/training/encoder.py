@@ -34,7 +34,7 @@ from del_core.evaluation.perplexity import continuation_nll
 from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.projection import Projection
 from del_core.training.decoder import DecoderStart, NoisyDecoder, choose_sizes
-from del_core.training.lm import FrozenLM, check_rows
+from del_core.training.lm import FrozenLM, ModelError, check_rows
 from del_core.training.loop import Schedule, fit, identity, step_generator
 from del_core.training.noise import NoisyTable
 from del_core.training.parallel import Shard, current_shard
@@ -165,21 +165,35 @@ def _rescaled(tensors: Mapping[str, torch.Tensor], dim: int, scale: float) -> di
 
 
 def train_encoder(
-    lm: FrozenLM, start: Projection, output: Path, config: EncoderConfig, *, progress: bool = True
+    lm: FrozenLM,
+    start: Projection,
+    output: Path,
+    config: EncoderConfig,
+    *,
+    start_decoder: DecoderStart | None = None,
+    progress: bool = True,
 ) -> dict[str, float]:
     """Trains ``start``, a projection of stage 1 without noise, for ``config.map_asr`` and writes it like that stage.
+
+    With ``start_decoder``, ``start`` is an encoder of this stage for another attack success, and both go on from there:
+    it takes fewer steps, and where little gets through the noise it ends better than a start from the projection.
 
     ``output`` gets ``projection.safetensors``, ``projection.json`` (with the calibrated ratio and the attack's
     success), ``prior.safetensors`` and ``decoder_start.safetensors``, where stage 2 begins.
 
     Returns:
         Perplexities on the validation part at equal attack success: ``ppl_start`` and ``ppl_trained``; and ``map_asr``.
+
+    Raises:
+        ModelError: if ``start`` is an encoder of another width.
     """
     from del_core.training.soft_prompt import calibrate_norm_limit
 
     torch.manual_seed(config.seed)
     shard = current_shard()
     device, dim = lm.embeddings.device, start.encoder.out_features
+    if start.width not in (0, config.width):
+        raise ModelError(f"width: {config.width} is not {start.width}, that of the encoder that training goes on from")
     projection = Projection(lm.embeddings.shape[1], dim, config.width).to(device)
     projection.load_state_dict(start.state_dict(), strict=False)
     length = config.prompt_tokens + config.continuation_tokens
@@ -194,14 +208,22 @@ def train_encoder(
 
     mechanism = calibrated(tokens, 12).mechanism
     noisy = NoisyTable(projection.table(lm.embeddings, MAX_LEVEL), mechanism)
-    norm_limit = calibrate_norm_limit(lm, start, noisy, validation, config.prompt_tokens, config.seed + 1)
+    if start_decoder is None:
+        norm_limit = calibrate_norm_limit(lm, start, noisy, validation, config.prompt_tokens, config.seed + 1)
+    else:
+        norm_limit = start_decoder.norm_limit
     sizes = choose_sizes(config.decoder, lm.embeddings.shape[1], dim)
     decoder = NoisyDecoder(
         config.decoder, sizes, start.decoder.weight, start.decoder.bias, noisy, norm_limit, lm.embeddings,
         lm.unigram(), mix=0.5,
     )  # fmt: skip
     encoder = _NoisyEncoder(lm, projection, mechanism, decoder.values)
-    soft_prompt = nn.Parameter(lm.frequent_rows(config.rows))
+    first_rows = lm.frequent_rows(config.rows)
+    if start_decoder is not None:
+        decoder.start_from(start_decoder.tensors)
+        if len(start_decoder.soft_prompt) == config.rows:
+            first_rows = start_decoder.soft_prompt.clone().to(device)
+    soft_prompt = nn.Parameter(first_rows)
     prompted = [("soft_prompt", soft_prompt)] if config.rows else []
     log_multiplier = nn.Parameter(torch.tensor(math.log(config.multiplier), device=device))
 
@@ -241,9 +263,15 @@ def train_encoder(
         Schedule(config.steps, config.learning_rate),
         name="encoder",
         directory=output / "checkpoints",
-        run={**identity(config), "model": lm.checksum, "text": lm.text_sha256},
+        run={
+            **identity(config),
+            "model": lm.checksum,
+            "text": lm.text_sha256,
+            "start": "projection" if start_decoder is None else "encoder",
+        },
         evaluate=held_out,
         evaluate_every=50,
+        keep_start=start_decoder is not None,
         rates={
             **dict.fromkeys(own, config.encoder_rate),
             "soft_prompt": config.soft_prompt_rate,

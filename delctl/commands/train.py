@@ -171,18 +171,14 @@ def encoder(
 ) -> None:
     """Stage 1 with the noise in the loop: best text at one attack success.
 
-    Starts from the output of `delctl train projection` and takes its place in the stages that follow.
+    Starts from the output of `delctl train projection` and takes its place in the stages that follow. Given an encoder
+    that was trained for another attack success, it goes on from that, in fewer steps.
     """
     from del_core.training.encoder import EncoderConfig, load_decoder_start, train_encoder
     from del_core.training.lm import load_frozen_lm
     from del_core.training.projection import load_projection
     from del_core.training.text import read_texts
 
-    if load_decoder_start(projection_directory) is not None:
-        raise click.BadParameter(
-            f"{projection_directory} was trained with noise already; the output of `delctl train projection` is needed",
-            param_hint="--projection",
-        )
     model, out, texts = model.resolve(), out.resolve(), tuple(text.resolve() for text in texts)
     projection_directory = projection_directory.resolve()
     try:
@@ -192,7 +188,8 @@ def encoder(
 
     def stage() -> dict[str, float]:
         lm = load_frozen_lm(model, read_texts(texts), device)
-        return train_encoder(lm, load_projection(projection_directory, lm), out, config, progress=not quiet)
+        loaded, start = load_projection(projection_directory, lm), load_decoder_start(projection_directory)
+        return train_encoder(lm, loaded, out, config, start_decoder=start, progress=not quiet)
 
     figures = _on_workers(stage, workers, config.batch, device)
     success = figures.pop("map_asr")

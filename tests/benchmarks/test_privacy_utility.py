@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from benchmarks import privacy_utility
-from benchmarks._privacy_utility_pieces import ALONE, BEST, CLEAR, PUBLISHED, WITHOUT, Bench
+from benchmarks._privacy_utility_pieces import ALONE, BEST, CLEAR, PUBLISHED, TASK_LEVEL, WITHOUT, Bench
 from benchmarks._privacy_utility_report import draw, markdown, results
 from del_core.evaluation.tasks import Example, Segment, Task
 from del_core.evaluation.understanding import TaskConfig
@@ -25,9 +26,10 @@ _SIZES = BaseConfig(
     vocabulary=400, hidden=64, layers=2, heads=2, feed_forward=128, context=64, batch=8, steps=60, learning_rate=4e-3
 )
 _PLAN = replace(
-    privacy_utility.QUICK, levels=(0.3,), projection_steps=2, encoder_steps=2, decoder_steps=2, soft_prompt_steps=2,
-    validation_windows=8, passages=12, written=4, calibration_tokens=600, rewriting=True, bf16=False,
-    alone=True, task=TaskConfig(steps=2, evaluate_every=2, validation_examples=4, most_tokens=16),
+    privacy_utility.QUICK, levels=(0.3, 0.25), projection_steps=2, encoder_steps=2, adaptation_steps=2, decoder_steps=2,
+    soft_prompt_steps=2, samples=2, validation_windows=8, passages=12, written=4, calibration_tokens=600,
+    rewriting=True, bf16=False, alone=True,
+    task=TaskConfig(steps=2, evaluate_every=2, validation_examples=4, most_tokens=16),
     sweep=((8, 2), (16, 4)), local=replace(_SIZES, hidden=32, steps=5),
 )  # fmt: skip
 _EXAMPLES = [
@@ -39,8 +41,8 @@ _TASK = Task("animal or not", (" no", " yes"), _EXAMPLES, _EXAMPLES[::3], _EXAMP
 _FIELDS = {
     "method", "level", "corpus", "seeds", "attack_success", "attack_low", "attack_high", "ppl", "ppl_low", "ppl_high",
     "ppl_to_clear",
-    "coh", "coh_low", "coh_high", "rouge_l", "bits_per_token", "epsilon", "epsilon_vocabulary", "client_seconds",
-    "client_mb",
+    "coh", "coh_low", "coh_high", "coh_sampled", "coh_sampled_low", "rouge_l", "bits_per_token", "epsilon",
+    "epsilon_vocabulary", "client_seconds", "client_mb",
 }  # fmt: skip
 
 
@@ -62,10 +64,10 @@ def run(tmp_path_factory):
 
 def test_every_method_has_a_whole_row(run):
     rows = run[1]["rows"]
-    assert Counter(row["method"] for row in rows).most_common(1)[0][1] == 1
+    assert max(Counter((row["method"], row["level"]) for row in rows).values()) == 1
     own = {BEST, BEST + WITHOUT, BEST + ALONE, PUBLISHED, PUBLISHED + WITHOUT}
     assert own < {row["method"] for row in rows}
-    assert len(rows) == 12
+    assert len(rows) == 3 + 2 * 9
     for row in rows:
         assert set(row) >= _FIELDS
         assert row["ppl_low"] <= row["ppl"] <= row["ppl_high"]
@@ -79,10 +81,24 @@ def test_rivals_are_compared_at_the_level(run):
 
 
 def test_comparisons_are_paired_and_complete(run):
-    (one,) = run[1]["comparisons"]
-    assert {"level", "corpus", "share of the gap closed"} < set(one)
-    assert sum(name.startswith("ppl ratio to ") for name in one) == 6
-    assert sum(name.startswith("soft prompt of ") for name in one) == 3
+    assert [one["level"] for one in run[1]["comparisons"]] == [0.25, 0.3]
+    for one in run[1]["comparisons"]:
+        assert {"level", "corpus", "share of the gap closed"} < set(one)
+        for start, count in (
+            ("ppl ratio to ", 6),
+            ("coh minus ", 5),
+            ("coh sampled minus ", 5),
+            ("soft prompt of ", 3),
+        ):
+            assert sum(name.startswith(start) for name in one) == count, start
+
+
+def test_encoders_of_other_levels_go_on_from_that_of_the_first(run):
+    started = {}
+    for path in run[0].work.glob("encoder-*/checkpoints/encoder.checkpoint"):
+        level = float(path.parent.parent.name.split("-")[1])
+        started[level] = json.loads(torch.load(path, weights_only=True)["run"])["start"]
+    assert started == {0.3: "projection", 0.25: "encoder", TASK_LEVEL: "encoder"}
 
 
 def test_understanding_is_compared_with_the_clear_prompt(run):

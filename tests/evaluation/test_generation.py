@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from tokenizers import Tokenizer
 
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.demo import model_path
-from del_core.evaluation.generation import decode_texts, greedy_continuations, greedy_texts, passage_nll, score_texts
+from del_core.evaluation.generation import continuations, decode_texts, passage_nll, score_texts, written_texts
 from del_core.evaluation.local_model import LocalModel
 from del_core.evaluation.perplexity import evaluate_perplexity
 from del_core.evaluation.rivals import Finish, GaussianNoise
@@ -78,7 +79,7 @@ def test_noise_is_of_the_seed_and_rough_arithmetic_is_close(lm, windows):
 
 def test_greedy_writing_is_that_of_transformers(lm, windows):
     embedded = lm.embeddings[windows[:6, :_PROMPT]]
-    written = greedy_continuations(lm.model, embedded, 12)
+    written = continuations(lm.model, embedded, 12)
     expected = lm.model.generate(
         inputs_embeds=embedded,
         attention_mask=torch.ones(embedded.shape[:2], dtype=torch.int64),
@@ -93,15 +94,15 @@ def test_texts_end_where_the_model_ends_them(tokenizer, lm, windows):
     ids = torch.tensor([[40, 41, 0, 42], [0, 40, 41, 42], [40, 41, 42, 43]])
     whole, cut = decode_texts(tokenizer, ids), decode_texts(tokenizer, ids, end=0)
     assert cut == [tokenizer.decode([40, 41]), "", whole[2]]
-    texts = greedy_texts(lm.model, ClearPrompt(lm.embeddings), tokenizer, windows[:3, :_PROMPT], 12, seed=0)
-    assert texts == decode_texts(tokenizer, greedy_continuations(lm.model, lm.embeddings[windows[:3, :_PROMPT]], 12))
+    texts = written_texts(lm.model, ClearPrompt(lm.embeddings), tokenizer, windows[:3, :_PROMPT], 12, seed=0)
+    assert texts == decode_texts(tokenizer, continuations(lm.model, lm.embeddings[windows[:3, :_PROMPT]], 12))
 
 
 def test_scores_rank_the_clear_prompt_over_none(lm, tokenizer, windows):
     prompts = windows[:, :_PROMPT]
     true = decode_texts(tokenizer, windows[:, _PROMPT:])
-    clear = greedy_texts(lm.model, ClearPrompt(lm.embeddings), tokenizer, prompts, _CONTINUATION, seed=0)
-    blind = greedy_texts(lm.model, NoPrompt(lm.embeddings, 0), tokenizer, prompts, _CONTINUATION, seed=0)
+    clear = written_texts(lm.model, ClearPrompt(lm.embeddings), tokenizer, prompts, _CONTINUATION, seed=0)
+    blind = written_texts(lm.model, NoPrompt(lm.embeddings, 0), tokenizer, prompts, _CONTINUATION, seed=0)
     similarity = SentenceSimilarity.installed()
     assert similarity is not None, "the extra `audit` is part of the test environment"
     of_clear, of_blind = (score_texts(texts, true, clear, similarity) for texts in (clear, blind))
@@ -110,3 +111,29 @@ def test_scores_rank_the_clear_prompt_over_none(lm, tokenizer, windows):
     assert of_blind.rouge_l.mean() < 0.5
     assert of_blind.coh.mean() < of_clear.coh.mean() < score_texts(true, true, clear, similarity).coh.mean()
     assert score_texts(clear, true, clear, None).coh is None
+
+
+def test_samples_are_draws_of_the_model(lm, windows):
+    """The first token's frequencies over many draws against the LM's own distribution: a chi-square test."""
+    embedded, draws = lm.embeddings[windows[:1, :4]], 4000
+    written = continuations(lm.model, embedded, 2, torch.Generator().manual_seed(3), draws)
+    with torch.no_grad():
+        expected = lm.model(inputs_embeds=embedded).logits[0, -1].double().softmax(-1) * draws
+    seen = torch.bincount(written[:, 0], minlength=len(expected)).double()
+    often = expected >= 5
+    groups = (
+        torch.cat([seen[often], seen[~often].sum()[None]]),
+        torch.cat([expected[often], expected[~often].sum()[None]]),
+    )
+    found = scipy.stats.chisquare(*(group.numpy() for group in groups), sum_check=False)
+    assert found.pvalue > 1e-6
+
+
+def test_samples_of_a_passage_differ_and_are_of_the_seed(lm, tokenizer, windows):
+    def drawn(seed: int) -> list[str]:
+        view, prompts = ClearPrompt(lm.embeddings), windows[:3, :_PROMPT]
+        return written_texts(lm.model, view, tokenizer, prompts, 12, seed, samples=4)
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert len(drawn(1)) == 12
+    assert len(set(drawn(1))) > 6

@@ -20,7 +20,7 @@ from del_core.training.encoder import (
     load_decoder_start,
     train_encoder,
 )
-from del_core.training.lm import load_frozen_lm
+from del_core.training.lm import ModelError, load_frozen_lm
 from del_core.training.loop import CheckpointError
 from del_core.training.noise import NoisyTable
 from del_core.training.projection import load_projection
@@ -128,6 +128,18 @@ def test_a_run_goes_on_only_as_the_same_run(lm, trained):
     start = Projection.from_pca(lm.embeddings, lm.unigram(), 16)
     with pytest.raises(CheckpointError, match="belongs to another run"):
         train_encoder(lm, start, trained[0], replace(_CONFIG, map_asr=0.2), progress=False)
+
+
+def test_an_encoder_goes_on_for_another_success_from_what_it_has_learned(lm, trained, tmp_path):
+    out, figures = trained
+    start, config = load_projection(out, lm), replace(_CONFIG, map_asr=0.25, steps=1)
+    there = train_encoder(lm, start, tmp_path, config, start_decoder=load_decoder_start(out), progress=False)
+    assert there["map_asr"] == pytest.approx(0.25, abs=0.01)
+    # Less gets through, so it starts a little above where the first one ended, far below where that one started.
+    assert there["ppl_start"] < 0.5 * (figures["ppl_start"] + figures["ppl_trained"])
+    assert there["ppl_trained"] <= there["ppl_start"]  # it keeps the start where a step makes it worse
+    with pytest.raises(ModelError, match="width: 16 is not 32, that of the encoder that training goes on from"):
+        train_encoder(lm, start, tmp_path, replace(config, width=16), progress=False)
 
 
 def test_targets_outside_of_0_to_1_are_refused():
