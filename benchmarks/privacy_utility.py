@@ -49,6 +49,7 @@ QUICK = Plan(
     validation_windows=32,
     passages=80,
     written=32,
+    samples=2,
     calibration_tokens=4000,
     decoder="trained",
     rewriting=False,
