@@ -175,8 +175,7 @@ def train_encoder(
 ) -> dict[str, float]:
     """Trains ``start``, a projection of stage 1 without noise, for ``config.map_asr`` and writes it like that stage.
 
-    With ``start_decoder``, ``start`` is an encoder of this stage for another attack success, and both go on from there:
-    it takes fewer steps, and where little gets through the noise it ends better than a start from the projection.
+    With ``start_decoder``, ``start`` is an encoder of this stage for another attack success, and both go on from there.
 
     ``output`` gets ``projection.safetensors``, ``projection.json`` (with the calibrated ratio and the attack's
     success), ``prior.safetensors`` and ``decoder_start.safetensors``, where stage 2 begins.
