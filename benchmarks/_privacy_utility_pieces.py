@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,7 +56,7 @@ __all__ = ["BEST", "HAS_BF16", "PUBLISHED", "TASK_LEVEL", "Bench", "Plan"]
 PUBLISHED, BEST = "DEL as published", "this project"
 WITHOUT = ", soft prompt left out"
 ALONE = ", trained without a soft prompt"
-CLEAR, NONE = "clear prompt", "no prompt"
+CLEAR, NONE, RANDOM = "clear prompt", "no prompt", "random tokens"
 GAUSSIAN, METRIC = "Gaussian noise", "metric-DP noise"
 REPLACEMENT, REWRITING = "token replacement", LocalRewriter.name
 
@@ -74,8 +75,8 @@ class Plan:
     levels: tuple[float, ...] = (0.2, 0.4, 0.1, 0.05)
     seeds: tuple[int, ...] = (0, 1, 2)
     projection_steps: int = 100
-    encoder_steps: int = 200  # of the first level
-    adaptation_steps: int = 100  # of every other level's encoder, which goes on from the first level's
+    encoder_steps: int = 800  # of the first level
+    adaptation_steps: int = 600  # of every other level's encoder, which goes on from that of the nearest level before
     decoder_steps: int = 100  # what follows the encoder: decoder and soft prompt for the noise as it is calibrated
     soft_prompt_steps: int = 200
     validation_windows: int = 64
@@ -179,11 +180,13 @@ class Bench:
             )
             arrays[f"nll {name}"] = found.nll
             if write:
-                assert found.coh is not None
-                assert found.coh_sampled is not None
+                assert found.greedy is not None
+                assert found.sampled is not None
                 arrays |= {
-                    f"coh {name}": found.coh,
-                    f"coh sampled {name}": found.coh_sampled,
+                    f"coh {name}": found.greedy.coh,
+                    f"lift {name}": found.greedy.lift,
+                    f"coh sampled {name}": found.sampled.coh,
+                    f"lift sampled {name}": found.sampled.lift,
                     f"rouge {name}": found.rouge_l,
                 }
             attacks[name] = {"hits": found.attack.successes, "tokens": found.attack.trials}
@@ -248,16 +251,22 @@ class Bench:
         return out
 
     def encoder(self, level: float, seed: int) -> Path:
-        """Stage 1 with the noise in the loop; from the first level's encoder for all others."""
-        out, first = self.work / f"encoder-{level}-{seed}", self.plan.levels[0]
+        """Stage 1 with the noise in the loop: from the projection for the first level, for all others from an encoder.
+
+        That is the one of the nearest level that comes earlier in the plan, so 20 % leads to 10 %, and 10 % to 5 %.
+        """
+        out, levels = self.work / f"encoder-{level}-{seed}", self.plan.levels
+        place = levels.index(level) if level in levels else len(levels)
+        earlier = levels[:place]
+        nearest = min(earlier, key=lambda other: abs(math.log(other / level)), default=None)
         config = EncoderConfig(
             map_asr=level,
-            steps=self.plan.encoder_steps if level == first else self.plan.adaptation_steps,
+            steps=self.plan.encoder_steps if nearest is None else self.plan.adaptation_steps,
             evaluation_windows=self.plan.validation_windows,
             bf16=self.plan.bf16,
-            seed=seed,
+            seed=100 * (seed + 1) + place,  # what goes on reads other passages than it has read before
         )
-        start = self.projection(seed) if level == first else self.encoder(first, seed)
+        start = self.projection(seed) if nearest is None else self.encoder(nearest, seed)
         self._timed(
             out.name,
             out / "projection.json",
@@ -311,11 +320,16 @@ class Bench:
     # --------------------------------------------------------------------------------------------------- pieces
 
     def ends(self) -> None:
-        """The clear prompt and no prompt at all."""
+        """The clear prompt, no prompt at all, and random tokens in its place, which tell nothing about it either."""
         embeddings = self.lm.embeddings
         end = int(self.lm.model.config.eos_token_id)
         self.measure("clear", {"method": CLEAR, "level": None, "seed": 0}, lambda: ClearPrompt(embeddings))
         self.measure("none", {"method": NONE, "level": None, "seed": 0}, lambda: NoPrompt(embeddings, end))
+        self.measure(
+            "random",
+            {"method": RANDOM, "level": None, "seed": 0},
+            lambda: TokenReplacement(embeddings, token_distances(embeddings, METRICS[0]), 0.0),
+        )
 
     def ours_and_published(self, level: float, seed: int) -> None:
         """Both with and without their soft prompts. Text, which takes longest, is written for the first seed."""

@@ -18,6 +18,7 @@ from benchmarks._privacy_utility_pieces import (
     METRIC,
     NONE,
     PUBLISHED,
+    RANDOM,
     REPLACEMENT,
     REWRITING,
     TASK_LEVEL,
@@ -45,9 +46,16 @@ _CARRIED = (
     "client_seconds",
     "client_mb",
 )
+_COHERENCE = {
+    "coh": "coh",
+    "coh_lift": "lift",
+    "coh_sampled": "coh sampled",
+    "coh_sampled_lift": "lift sampled",
+}
+"""Fields of a row by the names of the scores."""
 _ORDER = (
     CLEAR, BEST, BEST + WITHOUT, BEST + ALONE, PUBLISHED, PUBLISHED + WITHOUT, REWRITING, REPLACEMENT, METRIC,
-    GAUSSIAN, NONE,
+    GAUSSIAN, RANDOM, NONE,
 )  # fmt: skip
 
 _DRAWN = (BEST, PUBLISHED, REPLACEMENT, REWRITING, METRIC, GAUSSIAN)
@@ -121,10 +129,10 @@ def _row(scores: _Scores, corpus: str, clear: _Scores | None) -> dict[str, Any]:
 def _text_figures(scores: _Scores, corpus: str) -> dict[str, float | None]:
     """Of the written text; None for what was measured by likelihood alone."""
     figures: dict[str, float | None] = {}
-    columns = {"coh": f"coh {corpus}", "coh_sampled": f"coh sampled {corpus}", "rouge_l": f"rouge {corpus}"}
+    columns = {**_COHERENCE, "rouge_l": "rouge"}
     for name, column in columns.items():
-        if column in scores.arrays:
-            figures |= _figures(name, mean_interval(scores[column]), 4)
+        if f"{column} {corpus}" in scores.arrays:
+            figures |= _figures(name, mean_interval(scores[f"{column} {corpus}"]), 4)
         else:
             figures |= dict.fromkeys((name, f"{name}_low", f"{name}_high"))
     return figures
@@ -144,7 +152,7 @@ def _comparisons(found: dict[tuple[str, float | None], _Scores]) -> list[dict[st
                 other = found.get((method, level))
                 if other is not None:
                     here[f"ppl ratio to {method}"] = ratio_interval(best[nll], other[nll]).rounded()
-                    for name in ("coh", "coh sampled"):
+                    for name in _COHERENCE.values():
                         column = f"{name} {corpus}"
                         if column in other.arrays:
                             difference = paired_interval(lambda a, b: a - b, best[column], other[column])
@@ -259,7 +267,8 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         "MAP: share of tokens that the optimal guesser of single tokens recovers, with a unigram prior. PPL: of the "
         "true 32 tokens after 96 private ones. COH: cosine of sentence embeddings of written and true continuation, "
-        f"written greedily, or sampled (temperature 1; {about['samples']} texts a passage). "
+        f"written greedily, or sampled (temperature 1; {about['samples']} texts a passage). Over others: COH less the "
+        "mean cosine with the true continuations of the other passages, which is what style alone earns. "
         "ROUGE-L: against what the LM writes from the clear prompt. Intervals: 95 %, paired bootstrap over passages, "
         "seeds averaged.",
         "",
@@ -273,7 +282,9 @@ def markdown(found: dict[str, Any]) -> str:
                 "MAP",
                 "PPL",
                 "COH, greedy",
+                "over others",
                 "COH, sampled",
+                "over others",
                 "ROUGE-L",
                 "bits a token",
                 "epsilon of the table",
@@ -286,7 +297,7 @@ def markdown(found: dict[str, Any]) -> str:
                     row["method"],
                     f"{row['attack_success']:.1%}",
                     _interval([row["ppl"], row["ppl_low"], row["ppl_high"]], 1),
-                    *(_cell(row, name) for name in ("coh", "coh_sampled")),
+                    *(_cell(row, name) for name in _COHERENCE),
                     "" if row["rouge_l"] is None else f"{row['rouge_l']:.3f}",
                     f"{row['bits_per_token']:.0f}",
                     "" if row["epsilon_vocabulary"] is None else f"{row['epsilon_vocabulary']:.1f}",

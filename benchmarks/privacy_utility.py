@@ -101,7 +101,7 @@ def run(bench: Bench) -> None:
     """Every piece, what is most wanted first. Processes with the same work directory share the pieces."""
     plan = bench.plan
     first, *others = plan.seeds
-    # The first level's encoder is what those of the other levels go on from; a second process has no use for waiting.
+    # Encoders of other levels go on from the first level's; a second process has no use for waiting for it.
     start = plan.levels[0]
     pieces: dict[str, Callable[[], None]] = {f"{start}-{first}": partial(bench.ours_and_published, start, first)}
     pieces["ends"] = bench.ends

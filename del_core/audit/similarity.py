@@ -54,13 +54,24 @@ class SentenceSimilarity:
         return cls(directory) if (directory / "model.safetensors").is_file() else None
 
     def cosines(self, one: Sequence[str], other: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Cosine of each pair of texts, shape (pairs,), in -1..1."""
-        fresh = sorted({text for text in (*one, *other) if text not in self._known}, key=len)
+        """Cosine of each pair of texts, shape (pairs,), in -1..1.
+
+        Raises:
+            ValueError: if there are not as many of one as of the other.
+        """
+        if len(one) != len(other):
+            raise ValueError(f"other: {len(other)} texts for {len(one)}")
+        products = np.sum(self.embeddings(one) * self.embeddings(other), axis=1, dtype=np.float64)
+        found: npt.NDArray[np.float64] = np.clip(products, -1.0, 1.0)
+        return found
+
+    def embeddings(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Sentence embeddings of norm 1, shape (texts, width)."""
+        fresh = sorted({text for text in texts if text not in self._known}, key=len)
         for start in range(0, len(fresh), _BATCH):
             here = fresh[start : start + _BATCH]
             self._known.update(zip(here, self._embed(here), strict=True))
-        products = [float(self._known[a] @ self._known[b]) for a, b in zip(one, other, strict=True)]
-        return np.clip(np.asarray(products, np.float64), -1.0, 1.0)
+        return np.stack([self._known[text] for text in texts]).astype(np.float64)
 
     def _embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         import torch

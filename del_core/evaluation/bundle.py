@@ -74,8 +74,8 @@ def evaluate_bundle(
     """A row for the clear prompt, for no prompt at all, and for every variant with and without its soft prompt.
 
     ``ppl_ratio`` is the perplexity over the clear prompt's, on the same passages; ``soft_prompt_ratio`` over the same
-    variant's without its soft prompt (below 1: it helps); rows of the latter have ``without_soft_prompt``. Figures are
-    [value, low, high] of a 95 % paired bootstrap.
+    variant's without its soft prompt (below 1: it helps); rows of the latter have ``without_soft_prompt``. ``coh`` and
+    ``coh_lift`` are the ``Coherence`` of greedy texts. Figures are [value, low, high] of a 95 % paired bootstrap.
 
     Args:
         text: that neither LM nor bundle was trained on.
@@ -135,7 +135,8 @@ def _row(method: str, view: PromptView, found: Measured, clear: Measured) -> dic
     figures: Mapping[str, Any] = {
         "ppl": perplexity_interval(found.nll).rounded(),
         "ppl_ratio": ratio_interval(found.nll, clear.nll).rounded(),
-        "coh": None if found.coh is None else mean_interval(found.coh).rounded(),
+        "coh": found.greedy and mean_interval(found.greedy.coh).rounded(),
+        "coh_lift": found.greedy and mean_interval(found.greedy.lift).rounded(),
         "rouge_l": mean_interval(found.rouge_l).rounded(),
     }
     rate = found.attack

@@ -15,13 +15,12 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from del_core.audit.corpus import rouge_l
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.evaluation.perplexity import continuation_nll
 from del_core.evaluation.view import PromptView
 from del_core.training.loop import step_generator
 
-__all__ = ["TextScores", "continuations", "decode_texts", "passage_nll", "score_texts", "written_texts"]
+__all__ = ["Coherence", "coherence", "continuations", "decode_texts", "passage_nll", "written_texts"]
 
 _BATCH = 32
 
@@ -121,28 +120,33 @@ def written_texts(
 
 
 @dataclass(frozen=True, eq=False)
-class TextScores:
-    """Of written texts, one value for each passage.
+class Coherence:
+    """How near written texts come to the true continuations in meaning, one value for each passage.
 
     Attributes:
-        coh: cosine of sentence embeddings of the written and the true continuation (COH), in -1..1; None if no sentence
-            encoder is installed.
-        rouge_l: ROUGE-L F1 over lower-case words against what the same LM writes from the clear prompt. Coherence alone
-            rewards fluent text about something else.
+        coh: cosine of the sentence embeddings of the written and the true continuation (COH), in -1..1.
+        lift: ``coh`` less the mean cosine with the true continuations of the other passages. That much comes of the
+            corpus' style and of its common subjects; a text that owes nothing to its own prompt has a lift of 0 in the
+            mean, however high its COH.
     """
 
-    coh: npt.NDArray[np.float64] | None
-    rouge_l: npt.NDArray[np.float64]
+    coh: npt.NDArray[np.float64]
+    lift: npt.NDArray[np.float64]
 
 
-def score_texts(
-    written: Sequence[str], true: Sequence[str], from_clear: Sequence[str], similarity: SentenceSimilarity | None
-) -> TextScores:
-    """Scores ``written`` against the true continuations and the same LM's from the clear prompts.
+def coherence(similarity: SentenceSimilarity, written: Sequence[str], true: Sequence[str]) -> Coherence:
+    """Coherence of ``written``: as many texts for every passage as for any other, a passage's together, averaged.
 
     ``similarity`` keeps the embeddings of texts that it has seen, so give every method the same one.
+
+    Raises:
+        ValueError: fewer than two passages, or not as many texts for each.
     """
-    return TextScores(
-        coh=None if similarity is None else similarity.cosines(written, true),
-        rouge_l=np.array([rouge_l(clear, text) for clear, text in zip(from_clear, written, strict=True)]),
-    )
+    passages = len(true)
+    if passages < 2 or len(written) % passages:
+        raise ValueError(f"written: {len(written)} texts for {passages} passages; as many for each of at least 2")
+    texts = similarity.embeddings(written).reshape(passages, len(written) // passages, -1)
+    cosines = np.einsum("pse,qe->pq", texts, similarity.embeddings(true)) / texts.shape[1]
+    own = np.diagonal(cosines).copy()
+    others = (cosines.sum(axis=1) - own) / (passages - 1)
+    return Coherence(coh=own, lift=own - others)

@@ -11,9 +11,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
+from del_core.audit.corpus import rouge_l
 from del_core.audit.intervals import Rate
 from del_core.audit.similarity import SentenceSimilarity
-from del_core.evaluation.generation import decode_texts, passage_nll, score_texts, written_texts
+from del_core.evaluation.generation import Coherence, coherence, decode_texts, passage_nll, written_texts
 from del_core.evaluation.view import ClearPrompt, PromptView
 
 __all__ = ["Measured", "Passages", "measure"]
@@ -53,15 +54,20 @@ class Passages:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """One value for each passage: ``nll`` nats a token; ``coh`` and ``rouge_l`` as ``TextScores`` has them.
+    """One value for each passage.
 
-    ``coh_sampled``: the mean COH of several sampled texts a passage, where such were asked for.
-    ``attack``: how many of the prompts' tokens the view gives away to the optimal guesser of single tokens.
+    Attributes:
+        nll: of the true continuation, nats a token.
+        greedy: coherence of the greedy text; None if no sentence encoder is installed.
+        sampled: coherence of several sampled texts a passage, averaged, where such were asked for.
+        rouge_l: ROUGE-L F1 over lower-case words of the greedy text against what the same LM writes from the clear
+            prompt. Coherence alone rewards fluent text about something else.
+        attack: how many of the prompts' tokens the view gives away to the optimal guesser of single tokens.
     """
 
     nll: npt.NDArray[np.float64]
-    coh: npt.NDArray[np.float64] | None
-    coh_sampled: npt.NDArray[np.float64] | None
+    greedy: Coherence | None
+    sampled: Coherence | None
     rouge_l: npt.NDArray[np.float64]
     attack: Rate
 
@@ -93,16 +99,16 @@ def measure(
     length = windows.shape[1] - prompt_tokens
     texts = written_texts(model, view, tokenizer, prompts[:written], length, seed, bf16=bf16) if written else []
     true = decode_texts(tokenizer, windows[:written, prompt_tokens:])
-    scores = score_texts(texts, true, passages.from_clear, similarity)
-    sampled = None
-    if samples and written and similarity is not None:
-        drawn = written_texts(model, view, tokenizer, prompts[:written], length, seed, samples=samples, bf16=bf16)
-        pairs = similarity.cosines(drawn, [text for text in true for _ in range(samples)])
-        sampled = pairs.reshape(written, samples).mean(axis=1)
+    greedy = sampled = None
+    if written and similarity is not None:
+        greedy = coherence(similarity, texts, true)
+        if samples:
+            drawn = written_texts(model, view, tokenizer, prompts[:written], length, seed, samples=samples, bf16=bf16)
+            sampled = coherence(similarity, drawn, true)
     return Measured(
         nll=passage_nll(model, view, windows, prompt_tokens, seed, bf16=bf16),
-        coh=scores.coh,
-        coh_sampled=sampled,
-        rouge_l=scores.rouge_l,
+        greedy=greedy,
+        sampled=sampled,
+        rouge_l=np.array([rouge_l(clear, text) for clear, text in zip(passages.from_clear, texts, strict=True)]),
         attack=view.map_success(prompts.flatten().cpu().numpy(), log_prior, seed),
     )

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from del_core._decoder_tensors import CONTEXTUAL, DECODER_KINDS, HEAD, LINEAR, NETWORK_KINDS, WINDOW, DecoderSizes
 from del_core.audit.posterior import TokenLikelihood
+from del_core.training.lm import FrozenLM
 from del_core.training.noise import NoisyTable, limit_norm
 
 __all__ = ["DecoderStart", "NoisyDecoder", "choose_sizes", "principal_values"]
@@ -54,6 +55,12 @@ class DecoderStart:
     tensors: Mapping[str, torch.Tensor]
     norm_limit: float
     soft_prompt: torch.Tensor
+
+    def first_rows(self, lm: FrozenLM, rows: int) -> torch.Tensor:
+        """Where a soft prompt of ``rows`` rows starts: at this one if it is as long, else at frequent tokens."""
+        if len(self.soft_prompt) != rows:
+            return lm.frequent_rows(rows)
+        return self.soft_prompt.to(lm.embeddings.device, copy=True)
 
 
 class NoisyDecoder(nn.Module):

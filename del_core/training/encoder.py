@@ -220,8 +220,7 @@ def train_encoder(
     first_rows = lm.frequent_rows(config.rows)
     if start_decoder is not None:
         decoder.start_from(start_decoder.tensors)
-        if len(start_decoder.soft_prompt) == config.rows:
-            first_rows = start_decoder.soft_prompt.clone().to(device)
+        first_rows = start_decoder.first_rows(lm, config.rows)
     soft_prompt = nn.Parameter(first_rows)
     prompted = [("soft_prompt", soft_prompt)] if config.rows else []
     log_multiplier = nn.Parameter(torch.tensor(math.log(config.multiplier), device=device))

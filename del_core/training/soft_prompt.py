@@ -202,7 +202,7 @@ def train_soft_prompt(
     if start is not None and config.decoder in NETWORK_KINDS:
         decoder = _new_decoder(lm, projection, noisy, start.norm_limit, config)
         decoder.start_from(start.tensors)
-        first_rows = start.soft_prompt if len(start.soft_prompt) == config.rows else lm.frequent_rows(config.rows)
+        first_rows = start.first_rows(lm, config.rows)
     else:
         decoder = start_decoder(lm, projection, noisy, validation, config)
         first_rows = lm.frequent_rows(config.rows)

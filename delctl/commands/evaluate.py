@@ -78,12 +78,12 @@ def evaluate(
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    numbers = ("MAP", "PPL", "of clear", "soft prompt", "COH", "ROUGE-L")
+    numbers = ("MAP", "PPL", "of clear", "soft prompt", "COH", "over others", "ROUGE-L")
     table = plain_table("method", *numbers, right=numbers)
     for row in rows:
         if "without_soft_prompt" in row:
             continue  # its ratio stands in its variant's row
-        soft, coh = row.get("soft_prompt_ratio"), row["coh"]
+        soft, coh, lift = row.get("soft_prompt_ratio"), row["coh"], row["coh_lift"]
         table.add_row(
             printable(row["method"]),
             f"{row['attack_success'][0]:.1%}",
@@ -91,6 +91,7 @@ def evaluate(
             f"{row['ppl_ratio'][0]:.3f}",
             "" if soft is None else f"{soft[0]:.3f} ({soft[1]:.3f} to {soft[2]:.3f})",
             "not installed" if coh is None else f"{coh[0]:.3f}",
+            "" if lift is None else f"{lift[0]:+.3f}",
             f"{row['rouge_l'][0]:.3f}",
         )
     console().print(table)

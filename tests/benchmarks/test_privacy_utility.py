@@ -41,7 +41,8 @@ _TASK = Task("animal or not", (" no", " yes"), _EXAMPLES, _EXAMPLES[::3], _EXAMP
 _FIELDS = {
     "method", "level", "corpus", "seeds", "attack_success", "attack_low", "attack_high", "ppl", "ppl_low", "ppl_high",
     "ppl_to_clear",
-    "coh", "coh_low", "coh_high", "coh_sampled", "coh_sampled_low", "rouge_l", "bits_per_token", "epsilon",
+    "coh", "coh_low", "coh_high", "coh_lift", "coh_sampled", "coh_sampled_low", "coh_sampled_lift_high",
+    "rouge_l", "bits_per_token", "epsilon",
     "epsilon_vocabulary", "client_seconds", "client_mb",
 }  # fmt: skip
 
@@ -67,7 +68,7 @@ def test_every_method_has_a_whole_row(run):
     assert max(Counter((row["method"], row["level"]) for row in rows).values()) == 1
     own = {BEST, BEST + WITHOUT, BEST + ALONE, PUBLISHED, PUBLISHED + WITHOUT}
     assert own < {row["method"] for row in rows}
-    assert len(rows) == 3 + 2 * 9
+    assert len(rows) == 4 + 2 * 9
     for row in rows:
         assert set(row) >= _FIELDS
         assert row["ppl_low"] <= row["ppl"] <= row["ppl_high"]
@@ -88,6 +89,7 @@ def test_comparisons_are_paired_and_complete(run):
             ("ppl ratio to ", 6),
             ("coh minus ", 5),
             ("coh sampled minus ", 5),
+            ("lift sampled minus ", 5),
             ("soft prompt of ", 3),
         ):
             assert sum(name.startswith(start) for name in one) == count, start

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.demo import model_path
-from del_core.evaluation.generation import continuations, decode_texts, passage_nll, score_texts, written_texts
+from del_core.evaluation.generation import coherence, continuations, decode_texts, passage_nll, written_texts
 from del_core.evaluation.local_model import LocalModel
 from del_core.evaluation.perplexity import evaluate_perplexity
 from del_core.evaluation.rivals import Finish, GaussianNoise
@@ -105,12 +105,29 @@ def test_scores_rank_the_clear_prompt_over_none(lm, tokenizer, windows):
     blind = written_texts(lm.model, NoPrompt(lm.embeddings, 0), tokenizer, prompts, _CONTINUATION, seed=0)
     similarity = SentenceSimilarity.installed()
     assert similarity is not None, "the extra `audit` is part of the test environment"
-    of_clear, of_blind = (score_texts(texts, true, clear, similarity) for texts in (clear, blind))
-    assert of_clear.coh.shape == of_clear.rouge_l.shape == (40,)
-    assert np.all(of_clear.rouge_l[[bool(text.strip()) for text in clear]] == 1.0)
-    assert of_blind.rouge_l.mean() < 0.5
-    assert of_blind.coh.mean() < of_clear.coh.mean() < score_texts(true, true, clear, similarity).coh.mean()
-    assert score_texts(clear, true, clear, None).coh is None
+    of_clear, of_blind, of_true = (coherence(similarity, texts, true) for texts in (clear, blind, true))
+    assert of_clear.coh.shape == of_clear.lift.shape == (40,)
+    assert of_blind.coh.mean() < of_clear.coh.mean() < of_true.coh.mean() == pytest.approx(1.0)
+    # Without a prompt every passage gets the same text: whatever its coherence, none of it is of the prompt.
+    assert of_blind.lift.mean() == pytest.approx(0.0, abs=1e-6)
+    assert 0 < of_clear.lift.mean() < of_true.lift.mean()
+
+
+def test_lift_is_what_the_pairing_of_texts_is_worth():
+    """Samples of a passage are averaged; against texts of another passage nothing is left."""
+    similarity = SentenceSimilarity.installed()
+    assert similarity is not None
+    true = ["A man is eating food.", "The ship sailed north in the storm.", "Parliament votes on the budget."]
+    near = ["Someone has lunch.", "A boat at sea.", "The government spends money."]
+    found = coherence(similarity, [text for pair in zip(near, true, strict=True) for text in pair], true)
+    single = coherence(similarity, near, true)
+    np.testing.assert_allclose(found.coh, (single.coh + 1) / 2, atol=1e-6)
+    np.testing.assert_allclose(single.coh, similarity.cosines(near, true), atol=1e-6)
+    turned = [coherence(similarity, near[k:] + near[:k], true).coh.mean() for k in (1, 2)]
+    assert single.lift.mean() == pytest.approx(single.coh.mean() - np.mean(turned), abs=1e-6)
+    for written, truth in ((near, true[:2]), (near[:1], true[:1])):
+        with pytest.raises(ValueError, match="written"):
+            coherence(similarity, written, truth)
 
 
 def test_samples_are_draws_of_the_model(lm, windows):
