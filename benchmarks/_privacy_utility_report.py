@@ -1,10 +1,9 @@
-"""From the scores of benchmarks.privacy_utility to rows with intervals, a Markdown page and plots."""
+"""From the scores of benchmarks.privacy_utility to rows, paired comparisons and curves, with their intervals."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from del_core.evaluation.bootstrap import (
 )
 from del_core.evaluation.understanding import auc_interval, correct
 
-__all__ = ["draw", "markdown", "results"]
+__all__ = ["COHERENCE", "RIVALS", "results"]
 
 _CARRIED = (
     "bits_per_token",
@@ -46,7 +45,7 @@ _CARRIED = (
     "client_seconds",
     "client_mb",
 )
-_COHERENCE = {
+COHERENCE = {
     "coh": "coh",
     "coh_lift": "lift",
     "coh_sampled": "coh sampled",
@@ -58,8 +57,8 @@ _ORDER = (
     GAUSSIAN, RANDOM, NONE,
 )  # fmt: skip
 
-_DRAWN = (BEST, PUBLISHED, REPLACEMENT, REWRITING, METRIC, GAUSSIAN)
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#56b4e9", "#cc79a7", "#7f7f7f")
+RIVALS = (PUBLISHED, PUBLISHED + WITHOUT, GAUSSIAN, METRIC, REPLACEMENT, REWRITING)
+"""What this project is compared with in pairs."""
 
 
 class _Scores:
@@ -129,7 +128,7 @@ def _row(scores: _Scores, corpus: str, clear: _Scores | None) -> dict[str, Any]:
 def _text_figures(scores: _Scores, corpus: str) -> dict[str, float | None]:
     """Of the written text; None for what was measured by likelihood alone."""
     figures: dict[str, float | None] = {}
-    columns = {**_COHERENCE, "rouge_l": "rouge"}
+    columns = {**COHERENCE, "rouge_l": "rouge"}
     for name, column in columns.items():
         if f"{column} {corpus}" in scores.arrays:
             figures |= _figures(name, mean_interval(scores[f"{column} {corpus}"]), 4)
@@ -148,11 +147,11 @@ def _comparisons(found: dict[tuple[str, float | None], _Scores]) -> list[dict[st
         for corpus in best.corpora:
             nll = f"nll {corpus}"
             here: dict[str, Any] = {"level": level, "corpus": corpus}
-            for method in (PUBLISHED, PUBLISHED + WITHOUT, REWRITING, REPLACEMENT, METRIC, GAUSSIAN):
+            for method in RIVALS:
                 other = found.get((method, level))
                 if other is not None:
                     here[f"ppl ratio to {method}"] = ratio_interval(best[nll], other[nll]).rounded()
-                    for name in _COHERENCE.values():
+                    for name in COHERENCE.values():
                         column = f"{name} {corpus}"
                         if column in other.arrays:
                             difference = paired_interval(lambda a, b: a - b, best[column], other[column])
@@ -210,7 +209,7 @@ def _curves(work: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def results(work: Path) -> dict[str, Any]:
-    """Everything that the report is drawn from."""
+    """Everything that page and plots are drawn from."""
     found = _load(work)
 
     def place(key: tuple[str, float | None]) -> tuple[float, int, str]:
@@ -227,210 +226,3 @@ def results(work: Path) -> dict[str, Any]:
         "sweep": sweep,
         "curves": _curves(work),
     }
-
-
-# ---------------------------------------------------------------------------------------------------------- the page
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    names = list(header)
-    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
-
-
-def _interval(values: list[float], digits: int = 3) -> str:
-    value, low, high = (f"{number:.{digits}f}" for number in values)
-    return f"{value} ({low} to {high})"
-
-
-def _cell(row: dict[str, Any], name: str) -> str:
-    return "" if row[name] is None else _interval([row[name], row[f"{name}_low"], row[f"{name}_high"]])
-
-
-def _sweep_row(one: dict[str, Any]) -> tuple[str, ...]:
-    place = (str(one["dim"]), str(one["bits"]))
-    if one["ppl"] is None:
-        return (*place, "out of reach", "", "")
-    return (*place, f"{one['ppl']:.2f}", f"{one['bits_per_token']:.0f}", f"{one['epsilon']:.1f}")
-
-
-def markdown(found: dict[str, Any]) -> str:
-    """The results as a page."""
-    about = found["about"]
-    passages = ", ".join(f"{count} of {name}" for name, count in about["passages"].items())
-    lines = [
-        "# Privacy against utility",
-        "",
-        f"`{about['command']}` on {about['machine']}. LM: {about['parameters'] / 1e6:.1f} million parameters, "
-        f"V = {about['vocabulary']}, b = {about['hidden_size']}, {about['training_tokens'] / 1e6:.1f} million training "
-        f"tokens. Passages: {passages}; text is written for {about['written_passages']} of each.",
-        "",
-        "MAP: share of tokens that the optimal guesser of single tokens recovers, with a unigram prior. PPL: of the "
-        "true 32 tokens after 96 private ones. COH: cosine of sentence embeddings of written and true continuation, "
-        f"written greedily, or sampled (temperature 1; {about['samples']} texts a passage). Over others: COH less the "
-        "mean cosine with the true continuations of the other passages, which is what style alone earns. "
-        "ROUGE-L: against what the LM writes from the clear prompt. Intervals: 95 %, paired bootstrap over passages, "
-        "seeds averaged.",
-        "",
-    ]
-    for corpus in about["passages"]:
-        lines += [f"## {corpus}", ""]
-        lines += _table(
-            (
-                "level",
-                "method",
-                "MAP",
-                "PPL",
-                "COH, greedy",
-                "over others",
-                "COH, sampled",
-                "over others",
-                "ROUGE-L",
-                "bits a token",
-                "epsilon of the table",
-                "leakage, bits",
-                "seeds",
-            ),
-            (
-                (
-                    "" if row["level"] is None else f"{row['level']:.0%}",
-                    row["method"],
-                    f"{row['attack_success']:.1%}",
-                    _interval([row["ppl"], row["ppl_low"], row["ppl_high"]], 1),
-                    *(_cell(row, name) for name in _COHERENCE),
-                    "" if row["rouge_l"] is None else f"{row['rouge_l']:.3f}",
-                    f"{row['bits_per_token']:.0f}",
-                    "" if row["epsilon_vocabulary"] is None else f"{row['epsilon_vocabulary']:.1f}",
-                    "" if row["leakage_bits"] is None else f"{row['leakage_bits']:.2f}",
-                    str(row["seeds"]),
-                )
-                for row in found["rows"]
-                if row["corpus"] == corpus
-            ),
-        )
-    lines += ["## Paired comparisons", "", "Ratios of perplexities below 1: this project is better.", ""]
-    for one in found["comparisons"]:
-        lines += [f"- {one['corpus']}, level {one['level']:.0%}"]
-        lines += [f"  - {name}: {_interval(values)}" for name, values in one.items() if isinstance(values, list)]
-    lines += [""]
-    first = next(iter(about["passages"]))
-    costs = [row for row in found["rows"] if row["client_mb"] is not None and row["corpus"] == first]
-    if costs:
-        lines += ["## What the client needs", ""]
-        lines += _table(
-            ("level", "method", "model or table, MB", "seconds a request"),
-            (
-                (
-                    "" if row["level"] is None else f"{row['level']:.0%}",
-                    row["method"],
-                    f"{row['client_mb']:.2f}",
-                    "" if row["client_seconds"] is None else f"{row['client_seconds']:.4f}",
-                )
-                for row in costs
-            ),
-        )
-    if found["tasks"]:
-        lines += ["## Understanding", ""]
-        lines += [
-            f"At MAP success {TASK_LEVEL:.0%}; the label is read from the LM's verbalisers behind a soft prompt that "
-            "was trained for the task through the method. Accuracy of always giving the more frequent label: "
-            + ", ".join(
-                f"{task} {share:.1%}" for task, share in {r["task"]: r["majority"] for r in found["tasks"]}.items()
-            )
-            + ".",
-            "",
-        ]
-        lines += _table(
-            ("task", "method", "accuracy", "AUC", "accuracy minus the clear prompt's"),
-            (
-                (
-                    row["task"],
-                    row["method"],
-                    _interval(row["accuracy"]),
-                    _interval(row["auc"]),
-                    _interval(row["accuracy minus clear"]) if "accuracy minus clear" in row else "",
-                )
-                for row in found["tasks"]
-            ),
-        )
-    if found["sweep"]:
-        lines += ["## d and n at equal attack success", "", "Untrained: principal components, posterior blended.", ""]
-        lines += _table(
-            ("d", "n", "PPL", "bits a token", "epsilon"),
-            (_sweep_row(one) for one in sorted(found["sweep"], key=lambda one: (one["dim"], one["bits"]))),
-        )
-    return "\n".join(lines)
-
-
-# ------------------------------------------------------------------------------------------------------------- plots
-
-
-def draw(found: dict[str, Any], out: Path) -> None:
-    """privacy_utility.png, training.png and sweep.png, each where there is something to draw."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    corpora = list(found["about"]["passages"])
-    figure, axes = plt.subplots(
-        1, len(corpora), figsize=(4.4 * len(corpora) + 2.6, 4.4), squeeze=False, layout="constrained"
-    )
-    for axis, corpus in zip(axes[0], corpora, strict=True):
-        _privacy_utility(axis, [row for row in found["rows"] if row["corpus"] == corpus], corpus)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside center right", fontsize=8)
-    _save(figure, out / "privacy_utility.png")
-    titles = {"encoder": "stage 1, noise in the loop", "best": "stage 2, this project", "published": "stage 2, linear"}
-    if any(name.startswith("encoder-") for name in found["curves"]):
-        figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
-        for axis, (kind, title) in zip(axes, titles.items(), strict=True):
-            for name, curve in found["curves"].items():
-                if name.startswith(f"{kind}-"):
-                    steps = [one["step"] for one in curve]
-                    losses = [one["held_out_loss"] for one in curve]
-                    axis.plot(steps, losses, label=name.removeprefix(f"{kind}-"), linewidth=1, marker=".")
-            axis.set(title=title, xlabel="step", ylabel="held-out loss, nats a token")
-            axis.legend(fontsize=6, title="level-seed", title_fontsize=6)
-        _save(figure, out / "training.png")
-    points = [one for one in found["sweep"] if one["ppl"] is not None]
-    if points:
-        figure, axis = plt.subplots(figsize=(5.5, 4), layout="constrained")
-        for bits in sorted({one["bits"] for one in points}):
-            line = sorted((one["dim"], one["ppl"]) for one in points if one["bits"] == bits)
-            axis.plot(*zip(*line, strict=True), marker="o", label=f"n = {bits}")
-        axis.set(xscale="log", xlabel="d", ylabel="perplexity", title=f"MAP success {points[0]['level']:.0%}")
-        axis.set_xticks(
-            sorted({one["dim"] for one in points}), [str(d) for d in sorted({one["dim"] for one in points})]
-        )
-        axis.legend()
-        _save(figure, out / "sweep.png")
-
-
-def _privacy_utility(axis: Any, rows: list[dict[str, Any]], title: str) -> None:
-    """Perplexities as multiples of the clear prompt's on the same passages: what is hard about a passage cancels."""
-    rows = [row for row in rows if row["ppl_to_clear"] is not None]
-    for row in rows:
-        if row["method"] in (CLEAR, NONE):
-            height = row["ppl_to_clear"][0]
-            axis.axhline(height, color="gray", linestyle="--" if row["method"] == NONE else "-", linewidth=0.8)
-            axis.annotate(row["method"], (0.99, height), xycoords=("axes fraction", "data"), fontsize=7,
-                          ha="right", va="bottom")  # fmt: skip
-    for method, colour in zip(_DRAWN, _COLOURS, strict=True):
-        line = sorted(
-            (row["attack_success"], *row["ppl_to_clear"])
-            for row in rows
-            if row["method"] == method and row["level"] is not None
-        )
-        if line:
-            x, y, low, high = (list(column) for column in zip(*line, strict=True))
-            axis.plot(x, y, marker="o", markersize=3, linewidth=1.4, label=method, color=colour)
-            axis.fill_between(x, low, high, alpha=0.12, color=colour, linewidth=0)
-    axis.set(title=title, xlabel="tokens recovered by the MAP attack", ylabel="perplexity / that of the clear prompt")
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-
-
-def _save(figure: Any, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

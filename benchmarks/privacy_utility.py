@@ -23,8 +23,10 @@ import click
 import torch
 from tokenizers import Tokenizer
 
+from benchmarks._privacy_utility_page import markdown
 from benchmarks._privacy_utility_pieces import HAS_BF16, Bench, Plan
-from benchmarks._privacy_utility_report import draw, markdown, results
+from benchmarks._privacy_utility_plots import draw
+from benchmarks._privacy_utility_report import results
 from del_core.demo import model_path
 from del_core.evaluation.tasks import read_mrpc, read_sentence_polarity
 from del_core.training.base import BaseConfig, train_base

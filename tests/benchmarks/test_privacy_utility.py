@@ -13,8 +13,10 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import privacy_utility
+from benchmarks._privacy_utility_page import markdown
 from benchmarks._privacy_utility_pieces import ALONE, BEST, CLEAR, PUBLISHED, TASK_LEVEL, WITHOUT, Bench
-from benchmarks._privacy_utility_report import draw, markdown, results
+from benchmarks._privacy_utility_plots import draw
+from benchmarks._privacy_utility_report import results
 from del_core.evaluation.tasks import Example, Segment, Task
 from del_core.evaluation.understanding import TaskConfig
 from del_core.training.base import BaseConfig, train_base
