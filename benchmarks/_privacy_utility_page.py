@@ -104,10 +104,11 @@ def markdown(found: dict[str, Any]) -> str:
         f"V = {about['vocabulary']}, b = {about['hidden_size']}, {about['training_tokens'] / 1e6:.1f} million training "
         f"tokens. Passages: {passages}; text is written for {about['written_passages']} of each.",
         "",
-        "MAP: share of tokens that the optimal guesser of single tokens recovers, with a unigram prior. PPL: of the "
-        "true 32 tokens after 96 private ones. COH: cosine of sentence embeddings of written and true continuation, "
-        f"written greedily, or sampled (temperature 1; {about['samples']} texts a passage). Over others: COH less the "
-        "mean cosine with the true continuations of the other passages, which is what style alone earns. "
+        "MAP: share of tokens that the optimal guesser of single tokens recovers, with a unigram prior. Bits gained: "
+        "on the true token by that guesser, in the mean; what MAP does not show and a language model can use. "
+        "PPL: of the true 32 tokens after 96 private ones. COH: cosine of sentence embeddings of written and true "
+        f"continuation, written greedily, or sampled (temperature 1; {about['samples']} texts a passage). Over others: "
+        "COH less the mean cosine with the true continuations of the other passages, which is what style alone earns. "
         "ROUGE-L: against what the LM writes from the clear prompt. Intervals: 95 %, paired bootstrap over passages, "
         "seeds averaged.",
         "",
@@ -119,6 +120,7 @@ def markdown(found: dict[str, Any]) -> str:
                 "level",
                 "method",
                 "MAP",
+                "bits gained",
                 "PPL",
                 "COH, greedy",
                 "over others",
@@ -127,7 +129,6 @@ def markdown(found: dict[str, Any]) -> str:
                 "ROUGE-L",
                 "bits a token",
                 "epsilon of the table",
-                "leakage, bits",
                 "seeds",
             ),
             (
@@ -135,12 +136,12 @@ def markdown(found: dict[str, Any]) -> str:
                     "" if row["level"] is None else f"{row['level']:.0%}",
                     row["method"],
                     f"{row['attack_success']:.1%}",
+                    f"{row['attack_bits']:.2f}",
                     _interval([row["ppl"], row["ppl_low"], row["ppl_high"]], 1),
                     *(_cell(row, name) for name in COHERENCE),
                     "" if row["rouge_l"] is None else f"{row['rouge_l']:.3f}",
                     f"{row['bits_per_token']:.0f}",
                     "" if row["epsilon_vocabulary"] is None else f"{row['epsilon_vocabulary']:.1f}",
-                    "" if row["leakage_bits"] is None else f"{row['leakage_bits']:.2f}",
                     str(row["seeds"]),
                 )
                 for row in found["rows"]

@@ -139,11 +139,12 @@ def _row(method: str, view: PromptView, found: Measured, clear: Measured) -> dic
         "coh_lift": found.greedy and mean_interval(found.greedy.lift).rounded(),
         "rouge_l": mean_interval(found.rouge_l).rounded(),
     }
-    rate = found.attack
+    rate = found.attack.rate
     return {
         "method": method,
         "passages": len(found.nll),
         "bits_per_token": view.bits_per_token,
         "attack_success": [round(value, 4) for value in (rate.success, rate.low, rate.high)],
+        "attack_bits": round(found.attack.bits, 3),
         **figures,
     }

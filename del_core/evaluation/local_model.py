@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from del_core.audit.intervals import Rate
 from del_core.evaluation.generation import continuations
 from del_core.evaluation.rivals import TokenReplacement
-from del_core.evaluation.view import ClientCost, FloatArray, TokenIds, timed
+from del_core.evaluation.view import ClientCost, FloatArray, TokenAttack, TokenIds, timed
 
 __all__ = ["LocalModel", "LocalRewriter"]
 
@@ -36,9 +36,9 @@ class LocalModel:
         """The tokens' embeddings in the local model."""
         return self.local_model.get_input_embeddings()(tokens)
 
-    def map_success(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Rate:
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
         """Of the guess that needs no prompt."""
-        return Rate(int(np.sum(tokens == int(np.argmax(log_prior)))), len(tokens))
+        return TokenAttack(Rate(int(np.sum(tokens == int(np.argmax(log_prior)))), len(tokens)), 0.0)
 
     def epsilon(self) -> float | None:
         """Zero."""
@@ -93,9 +93,9 @@ class LocalRewriter(LocalModel):
         between = torch.full((len(tokens), 1), self.separator, dtype=torch.int64, device=tokens.device)
         return torch.cat([server_text, between, tokens], dim=1)
 
-    def map_success(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Rate:
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
         """Of the replacement: nothing else leaves the client."""
-        return self.replaced.map_success(tokens, log_prior, seed)
+        return self.replaced.attack(tokens, log_prior, seed)
 
     def epsilon(self) -> float | None:
         """Of the replacement."""

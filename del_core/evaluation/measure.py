@@ -12,10 +12,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from del_core.audit.corpus import rouge_l
-from del_core.audit.intervals import Rate
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.evaluation.generation import Coherence, coherence, decode_texts, passage_nll, written_texts
-from del_core.evaluation.view import ClearPrompt, PromptView
+from del_core.evaluation.view import ClearPrompt, PromptView, TokenAttack
 
 __all__ = ["Measured", "Passages", "measure"]
 
@@ -62,14 +61,14 @@ class Measured:
         sampled: coherence of several sampled texts a passage, averaged, where such were asked for.
         rouge_l: ROUGE-L F1 over lower-case words of the greedy text against what the same LM writes from the clear
             prompt. Coherence alone rewards fluent text about something else.
-        attack: how many of the prompts' tokens the view gives away to the optimal guesser of single tokens.
+        attack: what the view gives away of the prompts' tokens to the optimal guesser of single tokens.
     """
 
     nll: npt.NDArray[np.float64]
     greedy: Coherence | None
     sampled: Coherence | None
     rouge_l: npt.NDArray[np.float64]
-    attack: Rate
+    attack: TokenAttack
 
 
 def measure(
@@ -110,5 +109,5 @@ def measure(
         greedy=greedy,
         sampled=sampled,
         rouge_l=np.array([rouge_l(clear, text) for clear, text in zip(passages.from_clear, texts, strict=True)]),
-        attack=view.map_success(prompts.flatten().cpu().numpy(), log_prior, seed),
+        attack=view.attack(prompts.flatten().cpu().numpy(), log_prior, seed),
     )

@@ -20,15 +20,23 @@ R, or replaced by the nearest token, as text sanitisers do (arXiv 1910.08902).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
 from del_core.accounting import gdp_epsilon
-from del_core.audit.intervals import Rate
-from del_core.evaluation.view import DELTA, ClientCost, FloatArray, PromptView, ServerReads, TokenIds, timed
+from del_core.evaluation.view import (
+    DELTA,
+    ClientCost,
+    FloatArray,
+    PromptView,
+    ServerReads,
+    TokenAttack,
+    TokenIds,
+    timed,
+)
 from del_core.training.noise import limit_norm
 
 __all__ = [
@@ -96,15 +104,18 @@ class _NoisyEmbeddings(ServerReads):
         return self.embeddings[torch.cat(nearest).view_as(tokens)]
 
     @torch.no_grad()
-    def map_success(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Rate:
-        """Of the maximum of prior and the noise's density over the vocabulary; the attacker ignores the finish."""
-        generator, right = torch.Generator().manual_seed(seed), 0
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
+        """Of prior and the noise's density over the vocabulary; the attacker ignores the finish."""
+        generator = torch.Generator().manual_seed(seed)
         prior = torch.as_tensor(log_prior).float()
-        for block in torch.from_numpy(tokens).split(_BLOCK):
-            sent = self._release(block, generator)
-            squares = self._squares(sent).add_(sent.square().sum(1, keepdim=True)).clamp_min_(0.0)
-            right += int((self._log_likelihood(squares).add_(prior).argmax(1) == block).sum())
-        return Rate(right, len(tokens))
+
+        def scores() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for block in torch.from_numpy(tokens).split(_BLOCK):
+                sent = self._release(block, generator)
+                squares = self._squares(sent).add_(sent.square().sum(1, keepdim=True)).clamp_min_(0.0)
+                yield block, self._log_likelihood(squares).add_(prior)
+
+        return TokenAttack.of(scores(), prior)
 
     def _diameter(self) -> float:
         """The largest distance between two tokens' embeddings."""
@@ -204,12 +215,14 @@ class TokenReplacement(ServerReads):
         return self.embeddings[self.replace(tokens, generator)]
 
     @torch.no_grad()
-    def map_success(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Rate:
-        """Of the best answer to each token that may be seen."""
-        answers = (self.log_channel + torch.as_tensor(log_prior).float()[:, None]).argmax(0)
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
+        """Of the channel: the column of what is seen, times the prior."""
+        prior = torch.as_tensor(log_prior).float()
         original = torch.from_numpy(tokens)
         seen = self.replace(original, torch.Generator().manual_seed(seed))
-        return Rate(int((answers[seen] == original).sum()), len(tokens))
+        of_seen = (self.log_channel + prior[:, None]).T
+        blocks = zip(original.split(_BLOCK), seen.split(_BLOCK), strict=True)
+        return TokenAttack.of(((block, of_seen[at]) for block, at in blocks), prior)
 
     def epsilon(self) -> float | None:
         """Exact and pure: the largest log ratio of two tokens' probabilities of the same replacement."""
@@ -252,7 +265,7 @@ def calibrate_view(
     sample = tokens[:: max(1, len(tokens) // _FEW_TOKENS)]
 
     def excess(log_strength: float, of: TokenIds) -> float:
-        return family(math.exp(log_strength)).map_success(of, log_prior, seed).success - target
+        return family(math.exp(log_strength)).attack(of, log_prior, seed).rate.success - target
 
     ends = math.log(low), math.log(high)
     lowest, highest = (excess(end, sample) for end in ends)

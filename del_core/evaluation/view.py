@@ -6,9 +6,10 @@ comes from a statistical generator: this is measurement, never a release.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,8 +19,8 @@ import torch
 from transformers import PreTrainedModel
 
 from del_core.audit.intervals import Rate
-from del_core.audit.map import map_tokens
 from del_core.audit.nearest import reproducible_bytes
+from del_core.audit.posterior import TokenLikelihood
 from del_core.mechanism import Mechanism
 from del_core.training.noise import NoisyTable
 from del_core.vocabulary_accounting import vocabulary_epsilon
@@ -33,9 +34,12 @@ __all__ = [
     "NoPrompt",
     "PromptView",
     "ServerReads",
+    "TokenAttack",
     "in_front",
     "timed",
 ]
+
+_BLOCK_SCORES = 1 << 22  # pairs of a token and one of the vocabulary that are held at a time: 16 MiB
 
 DELTA = 1e-6
 """Of every epsilon that is reported: two prompts that differ in one token of the vocabulary."""
@@ -53,6 +57,33 @@ class ClientCost:
 
     seconds: float
     megabytes: float
+
+
+@dataclass(frozen=True)
+class TokenAttack:
+    """What one release of each of a text's tokens gives away to the optimal guesser of single tokens.
+
+    That guesser knows word frequencies and the law of what the server sees.
+
+    Attributes:
+        rate: of tokens that are its best guess (MAP).
+        bits: gained on the true token: log2 of its probability with the release over that without, in the mean. Methods
+            of one rate may differ in it, and an attacker who also knows the language can use the difference.
+    """
+
+    rate: Rate
+    bits: float
+
+    @classmethod
+    def of(cls, scores: Iterable[tuple[torch.Tensor, torch.Tensor]], log_prior: torch.Tensor) -> TokenAttack:
+        """From blocks of tokens (count,) and what log likelihood and prior sum up to for all of them (count, V)."""
+        right, bits, count = 0, 0.0, 0
+        for tokens, block in scores:
+            right += int((block.argmax(1) == tokens).sum())
+            of_true = block.gather(1, tokens[:, None])[:, 0]
+            bits += float((of_true - log_prior[tokens] - block.logsumexp(1)).double().sum()) / math.log(2.0)
+            count += len(tokens)
+        return cls(Rate(right, count), bits / count)
 
 
 class PromptView(Protocol):
@@ -74,11 +105,10 @@ class PromptView(Protocol):
         Soft-prompt rows are in front already.
         """
 
-    def map_success(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Rate:
-        """How many of ``tokens`` (count,) one release of each gives away to the optimal per-token guesser.
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
+        """What one release of each of ``tokens`` (count,) gives away, by the posterior over the whole vocabulary.
 
-        That is the maximum of the posterior over the vocabulary under the unigram prior ``log_prior`` (V,), computed
-        from this method's own law of what the server sees.
+        Computed from this method's own law of what the server sees and the unigram prior ``log_prior`` (V,).
         """
 
     def epsilon(self) -> float | None:
@@ -123,9 +153,9 @@ class ClearPrompt(ServerReads):
         """The tokens' own embeddings."""
         return in_front(self.soft_prompt, self.embeddings[tokens])
 
-    def map_success(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Rate:
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
         """All of them."""
-        return Rate(len(tokens), len(tokens))
+        return TokenAttack(Rate(len(tokens), len(tokens)), float(-np.mean(log_prior[tokens])) / math.log(2.0))
 
     def epsilon(self) -> float | None:
         """None: there is no guarantee."""
@@ -153,9 +183,9 @@ class NoPrompt(ServerReads):
         """One row, whatever the prompt."""
         return self.row.expand(len(tokens), 1, -1)
 
-    def map_success(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Rate:
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
         """Of the guess that needs no prompt."""
-        return Rate(int(np.sum(tokens == int(np.argmax(log_prior)))), len(tokens))
+        return TokenAttack(Rate(int(np.sum(tokens == int(np.argmax(log_prior)))), len(tokens)), 0.0)
 
     def epsilon(self) -> float | None:
         """Zero: what the server sees does not depend on the tokens."""
@@ -181,10 +211,18 @@ class CountsView(ServerReads):
         """Of the shipped sampler (count, d), from a reproducible stream in place of the system's CSPRNG."""
         return self.mechanism.sample(self.levels[tokens], reproducible_bytes(seed))
 
-    def map_success(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Rate:
-        """Of ``del_core.audit.map``."""
-        guesses = map_tokens(self.mechanism, self.levels, np.asarray(log_prior), self.counts(tokens, seed))
-        return Rate(int(np.sum(guesses == tokens)), len(tokens))
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
+        """Of the binomial likelihood, ``del_core.audit.posterior``."""
+        likelihood = TokenLikelihood.of(self.mechanism, self.levels)
+        codes, prior = self.counts(tokens, seed), torch.as_tensor(log_prior).float()
+        rows = max(1, _BLOCK_SCORES // len(prior))
+
+        def scores() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for start in range(0, len(tokens), rows):
+                here = slice(start, start + rows)
+                yield torch.from_numpy(tokens[here]), torch.from_numpy(likelihood(codes[here])).add_(prior)
+
+        return TokenAttack.of(scores(), prior)
 
     def epsilon(self) -> float | None:
         """Vocabulary-tight, an upper bound."""

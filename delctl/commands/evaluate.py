@@ -78,7 +78,7 @@ def evaluate(
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    numbers = ("MAP", "PPL", "of clear", "soft prompt", "COH", "over others", "ROUGE-L")
+    numbers = ("MAP", "bits", "PPL", "of clear", "soft prompt", "COH", "over others", "ROUGE-L")
     table = plain_table("method", *numbers, right=numbers)
     for row in rows:
         if "without_soft_prompt" in row:
@@ -87,6 +87,7 @@ def evaluate(
         table.add_row(
             printable(row["method"]),
             f"{row['attack_success'][0]:.1%}",
+            f"{row['attack_bits']:.2f}",
             f"{row['ppl'][0]:.1f} ({row['ppl'][1]:.1f} to {row['ppl'][2]:.1f})",
             f"{row['ppl_ratio'][0]:.3f}",
             "" if soft is None else f"{soft[0]:.3f} ({soft[1]:.3f} to {soft[2]:.3f})",

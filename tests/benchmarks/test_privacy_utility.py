@@ -41,8 +41,8 @@ _EXAMPLES = [
 ]
 _TASK = Task("animal or not", (" no", " yes"), _EXAMPLES, _EXAMPLES[::3], _EXAMPLES[::2])
 _FIELDS = {
-    "method", "level", "corpus", "seeds", "attack_success", "attack_low", "attack_high", "ppl", "ppl_low", "ppl_high",
-    "ppl_to_clear",
+    "method", "level", "corpus", "seeds", "attack_success", "attack_low", "attack_high", "attack_bits",
+    "ppl", "ppl_low", "ppl_high", "ppl_to_clear",
     "coh", "coh_low", "coh_high", "coh_lift", "coh_sampled", "coh_sampled_low", "coh_sampled_lift_high",
     "rouge_l", "bits_per_token", "epsilon",
     "epsilon_vocabulary", "client_seconds", "client_mb",

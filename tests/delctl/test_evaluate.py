@@ -46,6 +46,9 @@ def test_every_variant_lies_between_the_two_ends(rows):
     for name in names:
         assert nothing["attack_success"][1] < rows[name]["attack_success"][0] < 1.0
         assert rows[name]["ppl_ratio"][0] > 1.0
+        assert nothing["attack_bits"] < rows[name]["attack_bits"] < clear["attack_bits"]
+        assert rows[name]["coh_lift"][0] < rows[name]["coh"][0]
+    assert nothing["attack_bits"] == 0.0 == pytest.approx(nothing["coh_lift"][0], abs=1e-4)
 
 
 def test_soft_prompts_are_judged_on_the_same_passages(rows):

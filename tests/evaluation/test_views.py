@@ -98,8 +98,8 @@ def test_shapes_and_what_goes_over_the_wire():
 
 def test_the_ends_of_the_scale_of_privacy():
     tokens, prior = _tokens(500), _log_prior()
-    assert ClearPrompt(_embeddings()).map_success(tokens, prior, 0).success == 1.0
-    nothing = NoPrompt(_embeddings(), 3).map_success(tokens, prior, 0)
+    assert ClearPrompt(_embeddings()).attack(tokens, prior, 0).rate.success == 1.0
+    nothing = NoPrompt(_embeddings(), 3).attack(tokens, prior, 0).rate
     assert nothing.success == np.mean(tokens == np.argmax(prior))
     assert nothing.low < nothing.success < nothing.high
 
@@ -107,9 +107,9 @@ def test_the_ends_of_the_scale_of_privacy():
 @pytest.mark.parametrize("name", _FAMILIES)
 def test_no_noise_gives_all_away_and_much_noise_only_the_prior(name):
     tokens, prior, family = _tokens(2000), _log_prior(), _family(name)
-    assert family(1e4).map_success(tokens, prior, 0).success == 1.0
-    floor = NoPrompt(_embeddings(), 3).map_success(tokens, prior, 0).success
-    assert family(1e-6).map_success(tokens, prior, 0).success == pytest.approx(floor, abs=0.01)
+    assert family(1e4).attack(tokens, prior, 0).rate.success == 1.0
+    floor = NoPrompt(_embeddings(), 3).attack(tokens, prior, 0).rate.success
+    assert family(1e-6).attack(tokens, prior, 0).rate.success == pytest.approx(floor, abs=0.01)
 
 
 def test_lengths_and_directions_of_the_noise():
@@ -145,7 +145,10 @@ def test_the_noise_guessers_use_the_density_that_the_noise_has():
         view, table = kind(_embeddings(), strength, Finish()), _embeddings().double()
         sent = view.embed(torch.from_numpy(tokens)[None], torch.Generator().manual_seed(7))[0].double()
         scores = torch.stack([log_density((sent - row).norm(dim=1)) for row in table], dim=1) + torch.as_tensor(prior)
-        assert view.map_success(tokens, prior, 7).successes == int((scores.argmax(1).numpy() == tokens).sum())
+        found = view.attack(tokens, prior, 7)
+        assert found.rate.successes == int((scores.argmax(1).numpy() == tokens).sum())
+        posterior = scores.log_softmax(1).numpy()[np.arange(len(tokens)), tokens]
+        assert found.bits == pytest.approx(np.mean(posterior - prior[tokens]) / math.log(2), abs=1e-4)
 
 
 def test_finishes():
@@ -191,8 +194,33 @@ def test_the_replacement_guesser_is_as_good_as_the_channel_allows():
     view, prior = _family("euclidean")(6.0), np.exp(_log_prior())
     # The Bayes success rate: over all that may be seen, the probability of the likeliest cause.
     best = float((view.log_channel.double().exp() * torch.as_tensor(prior)[:, None]).amax(0).sum())
-    rate = view.map_success(_tokens(40_000, seed=9), _log_prior(), 4)
+    rate = view.attack(_tokens(40_000, seed=9), _log_prior(), 4).rate
     assert rate.success == pytest.approx(best, abs=6 * math.sqrt(best * (1 - best) / 40_000))
+
+
+def test_bits_gained_are_the_channels_information():
+    """Of the replacement, whose mutual information with the token is a finite sum."""
+    view, prior, count = _family("euclidean")(6.0), np.exp(_log_prior()), 40_000
+    channel = view.log_channel.double().exp().numpy()
+    per_token = (channel * np.log2(channel / (prior @ channel))).sum(1)
+    gained = view.attack(_tokens(count, seed=9), _log_prior(), 4).bits
+    spread = float(prior @ (channel * np.log2(channel / (prior @ channel)) ** 2).sum(1)) ** 0.5
+    assert gained == pytest.approx(float(prior @ per_token), abs=6 * spread / math.sqrt(count))
+
+
+def test_bits_gained_lie_between_none_and_those_of_the_token():
+    tokens, prior = _tokens(3000), _log_prior()
+    clear, nothing = (
+        view.attack(tokens, prior, 0).bits for view in (ClearPrompt(_embeddings()), NoPrompt(_embeddings(), 3))
+    )
+    assert nothing == 0.0
+    assert clear == pytest.approx(float(-prior[tokens].mean() / math.log(2)))
+    for name in _FAMILIES:
+        family = _family(name)
+        assert family(1e4).attack(tokens, prior, 0).bits == pytest.approx(clear, abs=1e-3)
+        assert family(1e-6).attack(tokens, prior, 0).bits == pytest.approx(0.0, abs=1e-3)
+    few, many = (_del_view(ratio).attack(tokens, prior, 0).bits for ratio in (0.05, 0.5))
+    assert 0 < few < many < clear
 
 
 @pytest.mark.parametrize("name", _FAMILIES)
@@ -200,7 +228,7 @@ def test_the_replacement_guesser_is_as_good_as_the_channel_allows():
 def test_calibration_meets_the_target_on_other_text(name, target):
     prior = _log_prior()
     view = calibrate_view(_family(name), target, _tokens(20_000), prior)
-    rate = view.map_success(_tokens(20_000, seed=8), prior, 99)
+    rate = view.attack(_tokens(20_000, seed=8), prior, 99).rate
     assert rate.success == pytest.approx(target, abs=0.02)  # 4 standard errors of the two samples together
 
 
@@ -268,7 +296,7 @@ def test_a_local_rewriter_reads_the_servers_text_and_then_the_clear_prompt():
     )
     assert torch.equal(read[:, :5], table[written])
     flat = _tokens(1000)
-    assert view.map_success(flat, _log_prior(), 3) == replaced.map_success(flat, _log_prior(), 3)
+    assert view.attack(flat, _log_prior(), 3) == replaced.attack(flat, _log_prior(), 3)
     cost, alone = view.client_cost(_tokens(8)), LocalModel(local, written=5).client_cost(_tokens(8))
     weights = sum(p.numel() * 4 for p in local.parameters()) / 1e6
     assert cost.megabytes > alone.megabytes > weights
