@@ -83,9 +83,13 @@ def load_config(path: str | Path) -> Settings | tuple[ServedApplication, ...]:
     try:
         entries = _Applications.model_validate(values).applications
     except ValidationError as error:
-        # Not the input: settings in place may hold anything.
-        where = "; ".join(".".join(map(str, p["loc"])) + ": " + p["msg"] for p in error.errors(include_input=False))
-        raise SettingsError(f"{path}: {where}") from None
+        problems = []
+        for problem in error.errors():
+            # No other values: settings in place may hold anything.
+            shown = problem["loc"][-1] in ("name", "route_prefix", "import_path") and isinstance(problem["input"], str)
+            given = f"is {problem['input']!r}; " if shown else ""
+            problems.append(f"{'.'.join(map(str, problem['loc']))}: {given}{problem['msg']}")
+        raise SettingsError(f"{path}: {'; '.join(problems)}") from None
     served = [ServedApplication(entry.name, entry.route_prefix, _settings(entry, path)) for entry in entries]
     try:
         return as_applications(served)
