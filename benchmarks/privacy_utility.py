@@ -119,8 +119,8 @@ def run(bench: Bench) -> None:
         pieces[task.name] = partial(bench.understanding, task)
     for level in plan.levels if plan.alone else ():
         pieces[f"alone-{level}"] = partial(bench.alone, level, first)
-    for seed in others:
-        for level in plan.levels:
+    for level in plan.levels:  # one seed after the other would have a second process wait for the first level's encoder
+        for seed in others:
             pieces[f"{level}-{seed}"] = partial(bench.ours_and_published, level, seed)
     for dim, bits in plan.sweep:
         pieces[f"sweep-{dim}-{bits}"] = partial(bench.sweep, dim, bits, SWEEP_LEVEL)
