@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,8 +73,8 @@ class Plan:
     levels: tuple[float, ...] = (0.2, 0.4, 0.1, 0.05)
     seeds: tuple[int, ...] = (0, 1, 2)
     projection_steps: int = 100
-    encoder_steps: int = 800  # of the first level
-    adaptation_steps: int = 600  # of every other level's encoder, which goes on from that of the nearest level before
+    encoder_steps: int = 800  # of an encoder that starts from the projection
+    adaptation_steps: int = 600  # of one that goes on from the encoder of another level
     decoder_steps: int = 100  # what follows the encoder: decoder and soft prompt for the noise as it is calibrated
     soft_prompt_steps: int = 200
     validation_windows: int = 64
@@ -251,14 +250,14 @@ class Bench:
         return out
 
     def encoder(self, level: float, seed: int) -> Path:
-        """Stage 1 with the noise in the loop: from the projection for the first level, for all others from an encoder.
+        """Stage 1 with the noise in the loop, from the projection or from the encoder of another level.
 
-        That is the one of the nearest level that comes earlier in the plan, so 20 % leads to 10 %, and 10 % to 5 %.
+        That is the nearest higher level that comes earlier in the plan: 20 % leads to 10 %, and 10 % to 5 %, but not to
+        40 %, for which tokens that have come to look alike at 20 % would have to part again.
         """
         out, levels = self.work / f"encoder-{level}-{seed}", self.plan.levels
         place = levels.index(level) if level in levels else len(levels)
-        earlier = levels[:place]
-        nearest = min(earlier, key=lambda other: abs(math.log(other / level)), default=None)
+        nearest = min((other for other in levels[:place] if other > level), default=None)
         config = EncoderConfig(
             map_asr=level,
             steps=self.plan.encoder_steps if nearest is None else self.plan.adaptation_steps,

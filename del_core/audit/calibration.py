@@ -86,10 +86,14 @@ def calibrate(
     max_level: int,
     seed: int = 0,
     iterations: int = 14,
+    at_most: bool = False,
 ) -> Calibration:
     """The mechanism at which ``attack`` recovers the share ``target`` of ``token_ids``, by bisection on log r.
 
     The same random bytes in every iteration make the measured rate nearly monotone in r.
+
+    Args:
+        at_most: whether r close to 1 will do where even that recovers less than ``target``.
 
     Raises:
         ValueError: if even r close to 1 recovers less than ``target``, or r = 1e-5 more.
@@ -104,7 +108,9 @@ def calibrate(
 
     low, high = _LOWEST, _HIGHEST
     lowest, highest = rate(low), rate(high)
-    if not lowest <= target <= highest:
+    if at_most and highest < target:
+        low = high
+    elif not lowest <= target <= highest:
         raise ValueError(
             f"target: success rate {target} cannot be reached with {bits} bits and dimension {dim}; "
             f"rates between {lowest:.4f} and {highest:.4f} can"

@@ -97,7 +97,7 @@ def test_comparisons_are_paired_and_complete(run):
             assert sum(name.startswith(start) for name in one) == count, start
 
 
-def test_encoders_of_other_levels_go_on_from_that_of_the_first(run):
+def test_encoders_of_lower_levels_go_on_from_a_higher_one(run):
     started = {}
     for path in run[0].work.glob("encoder-*/checkpoints/encoder.checkpoint"):
         level = float(path.parent.parent.name.split("-")[1])

@@ -130,6 +130,24 @@ def test_a_run_goes_on_only_as_the_same_run(lm, trained):
         train_encoder(lm, start, trained[0], replace(_CONFIG, map_asr=0.2), progress=False)
 
 
+def test_an_encoder_that_hides_more_than_is_asked_for_trains_on(lm, trained, tmp_path):
+    """Its table gives away less than the target even with the least noise: that is kept to, and training goes on."""
+    out, _ = trained
+    start = load_projection(out, lm)
+    with torch.no_grad():
+        for parameter in start.encoder_parameters().values():
+            parameter.mul_(0.02)  # a table of which nothing can be told apart
+    config = replace(_CONFIG, map_asr=0.9, steps=2)
+    there = train_encoder(lm, start, tmp_path, config, start_decoder=load_decoder_start(out), progress=False)
+    assert there["map_asr"] < 0.9
+    assert there["ppl_trained"] <= there["ppl_start"]
+    with pytest.raises(ValueError, match=r"target: success rate 0\.99 cannot be reached"):
+        train_encoder(
+            lm, Projection.from_pca(torch.zeros_like(lm.embeddings), lm.unigram(), 16), tmp_path / "other",
+            replace(config, map_asr=0.99), progress=False,
+        )  # fmt: skip
+
+
 def test_an_encoder_goes_on_for_another_success_from_what_it_has_learned(lm, trained, tmp_path):
     out, figures = trained
     start, config = load_projection(out, lm), replace(_CONFIG, map_asr=0.25, steps=1)

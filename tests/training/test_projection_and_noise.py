@@ -130,6 +130,21 @@ def test_an_unreachable_target_is_refused(surface):
         calibrate(NEAREST, 0.9, 2, nothing, np.arange(64), max_level=32767)
 
 
+def test_where_no_noise_is_too_much_the_least_noise_can_do(surface):
+    tokens = _text(surface, 2)
+    halves = dataclasses.replace(surface, table=np.repeat(surface.table[::8], 8, axis=0))  # eight tokens look alike
+    with pytest.raises(ValueError, match=r"target: success rate 0\.95 cannot be reached"):
+        calibrate(MAP, 0.95, 4, halves, tokens, max_level=32767)
+    found = calibrate(MAP, 0.95, 4, halves, tokens, max_level=32767, at_most=True)
+    assert 0.5 < found.mechanism.ratio < 1
+    assert found.success < found.target == 0.95
+    # What is in reach is met, and what the prior alone exceeds is refused all the same.
+    near = calibrate(MAP, 0.1, 4, halves, tokens, max_level=32767, at_most=True)
+    assert near == calibrate(MAP, 0.1, 4, halves, tokens, max_level=32767)
+    with pytest.raises(ValueError, match="cannot be reached"):
+        calibrate(MAP, 0.0001, 4, halves, tokens, max_level=32767, at_most=True)
+
+
 def test_an_unknown_attack_is_refused(surface):
     with pytest.raises(ValueError, match="attack: guess is not one of map, nearest"):
         calibrate("guess", 0.3, 4, surface, np.arange(64), max_level=32767)
