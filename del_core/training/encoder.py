@@ -65,7 +65,7 @@ class EncoderConfig:
     prompt_tokens: int = 96
     continuation_tokens: int = 32
     batch: int = 16
-    steps: int = 400
+    steps: int = 800
     learning_rate: float = 3e-3
     encoder_rate: float = 1.0
     soft_prompt_rate: float = 3.0

@@ -153,7 +153,7 @@ def projection(
 @click.option("--prompt-tokens", default=96, show_default=True, type=click.IntRange(16))
 @click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2))
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(1))
-@click.option("--steps", default=400, show_default=True, type=click.IntRange(1))
+@click.option("--steps", default=800, show_default=True, type=click.IntRange(1))
 @click.option("--learning-rate", default=3e-3, show_default=True)
 @_BF16
 @_DEVICE
@@ -172,7 +172,7 @@ def encoder(
     """Stage 1 with the noise in the loop: best text at one attack success.
 
     Starts from the output of `delctl train projection` and takes its place in the stages that follow. Given an encoder
-    that was trained for another attack success, it goes on from that, in fewer steps.
+    that was trained for another attack success, best a higher one, it goes on from that.
     """
     from del_core.training.encoder import EncoderConfig, load_decoder_start, train_encoder
     from del_core.training.lm import load_frozen_lm
