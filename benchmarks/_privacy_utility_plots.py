@@ -22,10 +22,15 @@ def draw(found: dict[str, Any], out: Path) -> None:
 
     corpora = list(found["about"]["passages"])
     figure, axes = plt.subplots(
-        1, len(corpora), figsize=(4.4 * len(corpora) + 2.6, 4.4), squeeze=False, layout="constrained"
+        2, len(corpora), figsize=(4.4 * len(corpora) + 2.6, 8.2), squeeze=False, sharey="col", layout="constrained"
     )
-    for axis, corpus in zip(axes[0], corpora, strict=True):
-        _privacy_utility(axis, [row for row in found["rows"] if row["corpus"] == corpus], corpus)
+    for column, corpus in enumerate(corpora):
+        rows = [row for row in found["rows"] if row["corpus"] == corpus]
+        _privacy_utility(axes[0][column], rows, "attack_success", corpus)
+        axes[0][column].set_xlabel("tokens recovered by the MAP attack")
+        axes[0][column].xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        _privacy_utility(axes[1][column], rows, "attack_bits", corpus)
+        axes[1][column].set_xlabel("bits that it gains on a token")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside center right", fontsize=8)
     _save(figure, out / "privacy_utility.png")
     titles = {"encoder": "stage 1, noise in the loop", "best": "stage 2, this project", "published": "stage 2, linear"}
@@ -54,8 +59,11 @@ def draw(found: dict[str, Any], out: Path) -> None:
         _save(figure, out / "sweep.png")
 
 
-def _privacy_utility(axis: Any, rows: list[dict[str, Any]], title: str) -> None:
-    """Perplexities as multiples of the clear prompt's on the same passages: what is hard about a passage cancels."""
+def _privacy_utility(axis: Any, rows: list[dict[str, Any]], given_away: str, title: str) -> None:
+    """Perplexities as multiples of the clear prompt's on the same passages: what is hard about a passage cancels.
+
+    ``given_away``: the field of a row that goes along the x axis.
+    """
     rows = [row for row in rows if row["ppl_to_clear"] is not None]
     for row in rows:
         if row["method"] in (CLEAR, NONE):
@@ -65,7 +73,7 @@ def _privacy_utility(axis: Any, rows: list[dict[str, Any]], title: str) -> None:
                           ha="right", va="bottom")  # fmt: skip
     for method, colour in zip(_DRAWN, _COLOURS, strict=True):
         line = sorted(
-            (row["attack_success"], *row["ppl_to_clear"])
+            (row[given_away], *row["ppl_to_clear"])
             for row in rows
             if row["method"] == method and row["level"] is not None
         )
@@ -73,8 +81,7 @@ def _privacy_utility(axis: Any, rows: list[dict[str, Any]], title: str) -> None:
             x, y, low, high = (list(column) for column in zip(*line, strict=True))
             axis.plot(x, y, marker="o", markersize=3, linewidth=1.4, label=method, color=colour)
             axis.fill_between(x, low, high, alpha=0.12, color=colour, linewidth=0)
-    axis.set(title=title, xlabel="tokens recovered by the MAP attack", ylabel="perplexity / that of the clear prompt")
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axis.set(title=title, ylabel="perplexity / that of the clear prompt")
 
 
 def _save(figure: Any, path: Path) -> None:
