@@ -37,13 +37,10 @@ def draw(found: dict[str, Any], out: Path) -> None:
     if any(name.startswith("encoder-") for name in found["curves"]):
         figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
         for axis, (kind, title) in zip(axes, titles.items(), strict=True):
-            for name, curve in found["curves"].items():
-                if name.startswith(f"{kind}-"):
-                    steps = [one["step"] for one in curve]
-                    losses = [one["held_out_loss"] for one in curve]
-                    axis.plot(steps, losses, label=name.removeprefix(f"{kind}-"), linewidth=1, marker=".")
+            _training(axis, {name: curve for name, curve in found["curves"].items() if name.startswith(f"{kind}-")})
             axis.set(title=title, xlabel="step", ylabel="held-out loss, nats a token")
-            axis.legend(fontsize=6, title="level-seed", title_fontsize=6)
+        lines = axes[0].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside center right", title="level; a line a seed", fontsize=8, title_fontsize=8)
         _save(figure, out / "training.png")
     points = [one for one in found["sweep"] if one["ppl"] is not None]
     if points:
@@ -82,6 +79,23 @@ def _privacy_utility(axis: Any, rows: list[dict[str, Any]], given_away: str, tit
             axis.plot(x, y, marker="o", markersize=3, linewidth=1.4, label=method, color=colour)
             axis.fill_between(x, low, high, alpha=0.12, color=colour, linewidth=0)
     axis.set(title=title, ylabel="perplexity / that of the clear prompt")
+
+
+def _training(axis: Any, curves: dict[str, list[dict[str, float]]]) -> None:
+    """``curves`` by kind-level-seed, in a colour for each level."""
+    levels = sorted({float(name.split("-")[1]) for name in curves})
+    labelled = set()
+    for name, curve in sorted(curves.items()):
+        level = float(name.split("-")[1])
+        axis.plot(
+            [one["step"] for one in curve],
+            [one["held_out_loss"] for one in curve],
+            label=None if level in labelled else f"{level:.0%}",
+            color=_COLOURS[levels.index(level) % len(_COLOURS)],
+            linewidth=1,
+            marker=".",
+        )
+        labelled.add(level)
 
 
 def _save(figure: Any, path: Path) -> None:
