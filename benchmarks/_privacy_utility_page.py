@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks._privacy_utility_pieces import BEST, PUBLISHED, TASK_LEVEL
@@ -17,8 +17,8 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
-def _interval(values: list[float], digits: int = 3) -> str:
-    value, low, high = (f"{number:.{digits}f}" for number in values)
+def _interval(values: list[float], form: str = ".3f") -> str:
+    value, low, high = (format(number, form) for number in values)
     return f"{value} ({low} to {high})"
 
 
@@ -33,7 +33,7 @@ def _sweep_row(one: dict[str, Any]) -> tuple[str, ...]:
     return (*place, f"{one['ppl']:.2f}", f"{one['bits_per_token']:.0f}", f"{one['epsilon']:.1f}")
 
 
-def _pairs(found: dict[str, Any], columns: Mapping[str, str], show: Callable[[list[float]], str]) -> list[str]:
+def _pairs(found: dict[str, Any], columns: Mapping[str, str], form: str) -> list[str]:
     """A table of ``columns``, name of the comparison by head, with a row for each corpus and level."""
     there = {
         head: name for head, name in columns.items() if any(one.get(name) is not None for one in found["comparisons"])
@@ -48,29 +48,19 @@ def _pairs(found: dict[str, Any], columns: Mapping[str, str], show: Callable[[li
             (
                 one["corpus"],
                 f"{one['level']:.0%}",
-                *("" if one.get(name) is None else show(one[name]) for name in there.values()),
+                *("" if one.get(name) is None else _interval(one[name], form) for name in there.values()),
             )
             for one in ordered
         ),
     )
 
 
-def _difference(values: list[float]) -> str:
-    value, low, high = (f"{number:+.3f}" for number in values)
-    return f"{value} ({low} to {high})"
-
-
-def _share(values: list[float]) -> str:
-    value, low, high = (f"{number:.0%}" for number in values)
-    return f"{value} ({low} to {high})"
-
-
 def _comparisons(found: dict[str, Any]) -> list[str]:
     """Everything in pairs, this project against each rival."""
     lines = ["## Paired comparisons", "", "Of the gap between DEL as published and the clear prompt, closed:", ""]
-    lines += _pairs(found, {"share (95 %)": "share of the gap closed"}, _share)
+    lines += _pairs(found, {"share (95 %)": "share of the gap closed"}, ".0%")
     lines += ["Ratio of perplexities (below 1: this project is better) to", ""]
-    lines += _pairs(found, {rival: f"ppl ratio to {rival}" for rival in RIVALS}, _interval)
+    lines += _pairs(found, {rival: f"ppl ratio to {rival}" for rival in RIVALS}, ".3f")
     titles = {
         "coh": "COH of greedy text",
         "lift": "COH over other passages, greedy text",
@@ -79,7 +69,7 @@ def _comparisons(found: dict[str, Any]) -> list[str]:
     }
     for name, title in titles.items():
         lines += [f"{title}: difference (above 0: this project is better) to", ""]
-        lines += _pairs(found, {rival: f"{name} minus {rival}" for rival in RIVALS}, _difference)
+        lines += _pairs(found, {rival: f"{name} minus {rival}" for rival in RIVALS}, "+.3f")
     lines += [
         "The soft prompt's own part, as a ratio of perplexities (below 1: it helps): with it and with it left out; "
         "with it and with a decoder trained without one for as many steps; DEL as published with it and without it:",
@@ -90,7 +80,7 @@ def _comparisons(found: dict[str, Any]) -> list[str]:
         "trained without": f"soft prompt of {BEST}, ppl ratio to training without",
         f"{PUBLISHED}, left out": f"soft prompt of {PUBLISHED}, ppl ratio",
     }
-    return [*lines, *_pairs(found, columns, _interval)]
+    return [*lines, *_pairs(found, columns, ".3f")]
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -137,7 +127,7 @@ def markdown(found: dict[str, Any]) -> str:
                     row["method"],
                     f"{row['attack_success']:.1%}",
                     f"{row['attack_bits']:.2f}",
-                    _interval([row["ppl"], row["ppl_low"], row["ppl_high"]], 1),
+                    _interval([row["ppl"], row["ppl_low"], row["ppl_high"]], ".1f"),
                     *(_cell(row, name) for name in COHERENCE),
                     "" if row["rouge_l"] is None else f"{row['rouge_l']:.3f}",
                     f"{row['bits_per_token']:.0f}",

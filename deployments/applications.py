@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from deployments.settings import Settings, SettingsError, load_settings, place_settings, read_yaml
+from deployments.settings import Settings, SettingsError, load_settings, place_settings, problem_text, read_yaml
 
 __all__ = ["DEFAULT_NAME", "ServedApplication", "as_applications", "load_config"]
 
@@ -87,8 +87,7 @@ def load_config(path: str | Path) -> Settings | tuple[ServedApplication, ...]:
         for problem in error.errors():
             # No other values: settings in place may hold anything.
             shown = problem["loc"][-1] in ("name", "route_prefix", "import_path") and isinstance(problem["input"], str)
-            given = f"is {problem['input']!r}; " if shown else ""
-            problems.append(f"{'.'.join(map(str, problem['loc']))}: {given}{problem['msg']}")
+            problems.append(problem_text(problem, ".".join(map(str, problem["loc"])), shown=shown))
         raise SettingsError(f"{path}: {'; '.join(problems)}") from None
     served = [ServedApplication(entry.name, entry.route_prefix, _settings(entry, path)) for entry in entries]
     try:

@@ -31,6 +31,7 @@ __all__ = [
     "parse_keys",
     "parse_settings",
     "place_settings",
+    "problem_text",
     "read_yaml",
 ]
 
@@ -284,6 +285,12 @@ def parse_keys(values: Mapping[str, Any]) -> dict[str, KeySettings]:
 _KEYS = TypeAdapter(dict[KeyName, KeySettings])
 
 
+def problem_text(problem: Mapping[str, Any], where: str, *, shown: bool) -> str:
+    """One of a ValidationError's problems: the field, its value if that may be ``shown``, and what is allowed."""
+    given = f"is {problem['input']!r}; " if shown else ""
+    return f"{where}: {given}{problem['msg']}"
+
+
 def parse_settings(values: Mapping[str, Any]) -> Settings:
     """The settings that these values describe. Raises SettingsError."""
     try:
@@ -294,8 +301,7 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
             where = ".".join(str(part) for part in problem["loc"]) or "settings"
             # A key put in place of its hash is not repeated.
             shown = "hashes" not in problem["loc"] and isinstance(problem["input"], str | int | float | bool)
-            given = f"is {problem['input']!r}; " if shown else ""
-            problems.append(f"{where}: {given}{problem['msg']}")
+            problems.append(problem_text(problem, where, shown=shown))
         raise SettingsError("; ".join(problems)) from None
 
 

@@ -220,7 +220,7 @@ class TokenReplacement(ServerReads):
         prior = torch.as_tensor(log_prior).float()
         original = torch.from_numpy(tokens)
         seen = self.replace(original, torch.Generator().manual_seed(seed))
-        of_seen = (self.log_channel + prior[:, None]).T
+        of_seen = (self.log_channel + prior[:, None]).T.contiguous()  # its rows are read, not its columns
         blocks = zip(original.split(_BLOCK), seen.split(_BLOCK), strict=True)
         return TokenAttack.of(((block, of_seen[at]) for block, at in blocks), prior)
 
