@@ -45,7 +45,7 @@ def passage_nll(
     """
     reader, parts = view.local_model or model, []
     for index, part in enumerate(windows.split(_BATCH)):
-        prompt = view.embed(part[:, :prompt_tokens], step_generator(seed, index))
+        prompt = view.embed(part[:, :prompt_tokens], step_generator(seed, index, part.device))
         with torch.autocast(prompt.device.type, torch.bfloat16, enabled=bf16):
             parts.append(continuation_nll(reader, prompt, part[:, prompt_tokens:]))
     return torch.cat(parts).double().cpu().numpy()
@@ -111,7 +111,7 @@ def written_texts(
     """
     reader, texts = view.local_model or model, []
     for index, part in enumerate(prompts.split(_BATCH)):
-        embedded = view.embed(part, step_generator(seed, index))
+        embedded = view.embed(part, step_generator(seed, index, part.device))
         chance = step_generator(seed + 1, index, embedded.device) if samples else None
         with torch.autocast(embedded.device.type, torch.bfloat16, enabled=bf16):
             written = continuations(reader, embedded, tokens, chance, max(1, samples))

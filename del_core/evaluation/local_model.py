@@ -6,6 +6,8 @@ and then the prompt, and writes the continuation. It costs the client a model, w
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from transformers import PreTrainedModel
@@ -45,13 +47,16 @@ class LocalModel:
         return 0.0
 
     def client_cost(self, tokens: TokenIds) -> ClientCost:
-        """Reading the prompt and writing ``written`` tokens; the model's weights and its KV cache."""
+        """Reading the prompt and writing ``written`` tokens on a CPU; the model's weights and its KV cache."""
         return self._cost_of_writing(torch.from_numpy(tokens)[None])
 
     @torch.no_grad()
     def _cost_of_writing(self, read: torch.Tensor) -> ClientCost:
-        embedded = self.local_model.get_input_embeddings()(read)
-        seconds = timed(lambda: continuations(self.local_model, embedded, self.written), repeats=3)
+        client = self.local_model
+        if client.device.type != "cpu":
+            client = copy.deepcopy(client).cpu()
+        embedded = client.get_input_embeddings()(read)
+        seconds = timed(lambda: continuations(client, embedded, self.written), repeats=3)
         config = self.local_model.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

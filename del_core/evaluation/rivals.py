@@ -106,11 +106,12 @@ class _NoisyEmbeddings(ServerReads):
     @torch.no_grad()
     def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
         """Of prior and the noise's density over the vocabulary; the attacker ignores the finish."""
-        generator = torch.Generator().manual_seed(seed)
-        prior = torch.as_tensor(log_prior).float()
+        device = self.embeddings.device
+        generator = torch.Generator(device).manual_seed(seed)
+        prior = torch.as_tensor(log_prior).float().to(device)
 
         def scores() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            for block in torch.from_numpy(tokens).split(_BLOCK):
+            for block in torch.from_numpy(tokens).to(device).split(_BLOCK):
                 sent = self._release(block, generator)
                 squares = self._squares(sent).add_(sent.square().sum(1, keepdim=True)).clamp_min_(0.0)
                 yield block, self._log_likelihood(squares).add_(prior)
@@ -122,9 +123,10 @@ class _NoisyEmbeddings(ServerReads):
         return max(float(torch.cdist(block, self.embeddings).max()) for block in self.embeddings.split(_BLOCK))
 
     def client_cost(self, tokens: TokenIds) -> ClientCost:
-        """The noise, and the embedding table as fp16."""
+        """The noise, on a CPU, and the embedding table as fp16."""
+        client = type(self)(self.embeddings.cpu(), self.strength, self.finish)
         generator, ids = torch.Generator(), torch.from_numpy(tokens)
-        seconds = timed(lambda: self._release(ids, generator))
+        seconds = timed(lambda: client._release(ids, generator))
         return ClientCost(seconds, 2 * self.embeddings.numel() / 1e6)
 
 
@@ -134,7 +136,7 @@ class GaussianNoise(_NoisyEmbeddings):
     name = "Gaussian noise"
 
     def _noise(self, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-        return torch.randn(shape, generator=generator) / self.strength
+        return torch.randn(shape, generator=generator, device=generator.device) / self.strength
 
     def _log_likelihood(self, squares: torch.Tensor) -> torch.Tensor:
         return squares.mul_(-0.5 * self.strength**2)
@@ -150,9 +152,10 @@ class MetricNoise(_NoisyEmbeddings):
     name = "metric-DP noise"
 
     def _noise(self, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-        direction = torch.randn(shape, generator=generator)
+        direction = torch.randn(shape, generator=generator, device=generator.device)
         # Half the square of 2 b standard normals' norm is Gamma(b, 1), and torch's gamma takes no generator.
-        length = torch.randn(*shape[:-1], 2 * shape[-1], generator=generator).square().sum(-1, keepdim=True) / 2
+        normal = torch.randn(*shape[:-1], 2 * shape[-1], generator=generator, device=generator.device)
+        length = normal.square().sum(-1, keepdim=True) / 2
         return direction / direction.norm(dim=-1, keepdim=True) * length / self.strength
 
     def _log_likelihood(self, squares: torch.Tensor) -> torch.Tensor:
@@ -197,17 +200,15 @@ class TokenReplacement(ServerReads):
         self.log_channel = torch.log_softmax(-0.5 * strength * distances, dim=1)  # (w, v)
         # Every row's distribution function, one after the other: w + P(at most v | w) rises along the whole array.
         steps = self.log_channel.double().exp().cumsum(1)
-        steps += torch.arange(len(steps), dtype=torch.float64)[:, None]
+        steps += torch.arange(len(steps), dtype=torch.float64, device=steps.device)[:, None]
         self._steps = steps.flatten()
 
     def replace(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Replaced token ids, of the shape of ``tokens``."""
         count = len(self.embeddings)
-        drawn = torch.rand(tokens.shape, generator=generator, dtype=torch.float64) + tokens
+        drawn = torch.rand(tokens.shape, generator=generator, dtype=torch.float64, device=generator.device) + tokens
         # Rounding may leave a row's last step a little below its end.
-        return torch.minimum(
-            torch.searchsorted(self._steps, drawn, right=True) - tokens * count, torch.tensor(count - 1)
-        )
+        return (torch.searchsorted(self._steps, drawn, right=True) - tokens * count).clamp_max(count - 1)
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -217,9 +218,10 @@ class TokenReplacement(ServerReads):
     @torch.no_grad()
     def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
         """Of the channel: the column of what is seen, times the prior."""
-        prior = torch.as_tensor(log_prior).float()
-        original = torch.from_numpy(tokens)
-        seen = self.replace(original, torch.Generator().manual_seed(seed))
+        device = self.embeddings.device
+        prior = torch.as_tensor(log_prior).float().to(device)
+        original = torch.from_numpy(tokens).to(device)
+        seen = self.replace(original, torch.Generator(device).manual_seed(seed))
         of_seen = (self.log_channel + prior[:, None]).T.contiguous()  # its rows are read, not its columns
         blocks = zip(original.split(_BLOCK), seen.split(_BLOCK), strict=True)
         return TokenAttack.of(((block, of_seen[at]) for block, at in blocks), prior)
@@ -229,11 +231,11 @@ class TokenReplacement(ServerReads):
         return float((self.log_channel.amax(0) - self.log_channel.amin(0)).max())
 
     def client_cost(self, tokens: TokenIds) -> ClientCost:
-        """Distances to the whole vocabulary and the draw, token by token; and the embedding table as fp16."""
-        generator, ids = torch.Generator(), torch.from_numpy(tokens)
+        """Distances to the whole vocabulary and the draw, token by token, on a CPU; and the embedding table as fp16."""
+        generator, ids, table = torch.Generator(), torch.from_numpy(tokens), self.embeddings.cpu()
 
         def work() -> torch.Tensor:
-            distance = torch.cdist(self.embeddings[ids], self.embeddings)
+            distance = torch.cdist(table[ids], table)
             return torch.multinomial(torch.softmax(-0.5 * self.strength * distance, dim=1), 1, generator=generator)
 
         return ClientCost(timed(work), 2 * self.embeddings.numel() / 1e6)

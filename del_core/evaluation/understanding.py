@@ -122,7 +122,8 @@ class _Reader:
         first = [self._ids(word, 1) for word in task.verbalisers]
         if first[0] == first[1] or not all(first):
             raise ValueError(f"verbalisers: {task.verbalisers} begin with the same token")
-        self.verbalisers = torch.tensor([ids[0] for ids in first])
+        self.device = self.table.device
+        self.verbalisers = torch.tensor([ids[0] for ids in first], device=self.device)
 
     def _ids(self, text: str, most: int) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids[:most])
@@ -131,7 +132,10 @@ class _Reader:
         """Token ids of every segment of every example."""
         most = self.config.most_tokens
         return [
-            [torch.tensor(self._ids(s.text, most if s.private else len(s.text)) or [0]) for s in example.segments]
+            [
+                torch.tensor(self._ids(s.text, most if s.private else len(s.text)) or [0], device=self.device)
+                for s in example.segments
+            ]
             for example in examples
         ]
 
@@ -151,7 +155,8 @@ class _Reader:
             by_token = seen.shape[1] == padded.shape[1]
             columns.append([row[: len(own)] if by_token else row for row, own in zip(seen, ids, strict=True)])
         rows = [torch.cat(parts) for parts in zip(*columns, strict=True)]
-        return pad_sequence(rows, batch_first=True), torch.tensor([len(row) - 1 for row in rows])
+        last = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        return pad_sequence(rows, batch_first=True), last
 
     def log_odds(
         self,
@@ -165,7 +170,7 @@ class _Reader:
             inputs, last = self._inputs(examples, encoded, generator)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.config.bf16):
             hidden = self.model.get_decoder()(inputs_embeds=in_front(soft_prompt, inputs), use_cache=False)[0]
-        final = hidden[torch.arange(len(last)), last + len(soft_prompt)].float()
+        final = hidden[torch.arange(len(last), device=self.device), last + len(soft_prompt)].float()
         logits = self.model.get_output_embeddings()(final)[:, self.verbalisers]
         return logits[:, 1] - logits[:, 0]
 
@@ -212,25 +217,26 @@ def train_task(
     lengths = np.array([sum(map(len, parts)) for parts in train])
 
     def loss_of(examples: Sequence[Example], odds: torch.Tensor) -> torch.Tensor:
-        labels = torch.tensor([float(example.label) for example in examples])
+        labels = torch.tensor([float(example.label) for example in examples], device=odds.device)
         return nn.functional.binary_cross_entropy_with_logits(odds, labels)
 
     def loss(step: int) -> torch.Tensor:
         picks = _batches(lengths, config.batch, config.seed, step)
         examples = [task.train[i] for i in picks]
-        odds = reader.log_odds(rows, examples, [train[i] for i in picks], step_generator(config.seed, step))
+        generator = step_generator(config.seed, step, reader.device)
+        odds = reader.log_odds(rows, examples, [train[i] for i in picks], generator)
         return loss_of(examples, odds)
 
     @torch.no_grad()
     def odds_of(examples: Sequence[Example], seed: int) -> torch.Tensor:
         encoded = reader.encode(examples)
         order = np.argsort([sum(map(len, parts)) for parts in encoded], kind="stable")
-        odds = torch.empty(len(examples))
+        odds = torch.empty(len(examples), device=reader.device)
         for first in range(0, len(order), 32):
             here = order[first : first + 32]
-            generator = step_generator(seed, first)
+            generator = step_generator(seed, first, reader.device)
             picked = [examples[i] for i in here], [encoded[i] for i in here]
-            odds[torch.from_numpy(here)] = reader.log_odds(rows, *picked, generator)
+            odds[torch.from_numpy(here).to(reader.device)] = reader.log_odds(rows, *picked, generator)
         return odds
 
     validation = task.validation[: config.validation_examples]
@@ -252,7 +258,7 @@ def train_task(
         progress=progress,
     )
     test = task.test[: config.test_examples]
-    scores = odds_of(test, config.seed + 2).double().numpy()
+    scores = odds_of(test, config.seed + 2).double().cpu().numpy()
     return TaskScores(rows.detach().clone(), scores, np.array([example.label for example in test]))
 
 
@@ -267,4 +273,4 @@ def _start(reader: _Reader, task: Task, rows: int) -> torch.Tensor:
             break
     if not ids:
         raise ValueError(f"task: {task.name} needs training examples of both labels")
-    return reader.table[torch.tensor((ids * rows)[:rows])].detach().clone().float()
+    return reader.table[torch.tensor((ids * rows)[:rows], device=reader.device)].detach().clone().float()

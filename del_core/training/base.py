@@ -57,7 +57,14 @@ def _train_tokenizer(texts: Sequence[str], size: int) -> Tokenizer:
     return tokenizer
 
 
-def train_base(texts: Sequence[str], output: Path, config: BaseConfig | None = None, *, progress: bool = True) -> float:
+def train_base(
+    texts: Sequence[str],
+    output: Path,
+    config: BaseConfig | None = None,
+    *,
+    device: str = "cpu",
+    progress: bool = True,
+) -> float:
     """Trains tokenizer and LM on the training part of ``texts`` and writes a Hugging Face model directory (fp16).
 
     The same split as every later stage uses is held out: see ``split_text``. An interrupted run resumes from
@@ -78,8 +85,9 @@ def train_base(texts: Sequence[str], output: Path, config: BaseConfig | None = N
         tokenizer = _train_tokenizer(splits.train, config.vocabulary)
         tokenizer.save(str(tokenizer_path))
     end = tokenizer.token_to_id(_END_OF_TEXT)
-    train = TokenWindows(tokenize(tokenizer, splits.train, end), config.context + 1, config.seed)
-    held_out = TokenWindows(tokenize(tokenizer, splits.validation, end), config.context + 1, config.seed).first(64)
+    train = TokenWindows(tokenize(tokenizer, splits.train, end).to(device), config.context + 1, config.seed)
+    validation = TokenWindows(tokenize(tokenizer, splits.validation, end), config.context + 1, config.seed)
+    held_out = validation.first(64).to(device)
 
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -97,12 +105,12 @@ def train_base(texts: Sequence[str], output: Path, config: BaseConfig | None = N
             pad_token_id=end,
             attn_implementation="sdpa",
         )
-    )
+    ).to(device)
 
     forward = torch.compile(model) if config.compile else model
 
     def loss_of(tokens: torch.Tensor) -> torch.Tensor:
-        with products("cpu", config.bf16):
+        with products(device, config.bf16):
             logits = forward(input_ids=tokens[:, :-1], use_cache=False).logits
         return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
 
@@ -122,6 +130,7 @@ def train_base(texts: Sequence[str], output: Path, config: BaseConfig | None = N
         },
         evaluate=evaluate,
         evaluate_every=100,
+        checkpoint_every=200,  # one of them holds the model four times
         weight_decay=0.1,
         progress=progress,
     )
