@@ -41,9 +41,16 @@ from del_core.training.parallel import Shard, current_shard
 from del_core.training.precision import products
 from del_core.training.text import TokenWindows
 
-__all__ = ["EncoderConfig", "attack_surface", "calibration_tokens", "load_decoder_start", "train_encoder"]
+__all__ = [
+    "EncoderConfig",
+    "attack_surface",
+    "attacked_tokens",
+    "calibration_tokens",
+    "load_decoder_start",
+    "train_encoder",
+]
 
-_CALIBRATION_TOKENS = 20_000  # a rate of 2 % then has a standard error of 0.1 points
+_ATTACKED_TOKENS = 20_000  # a rate of 2 % then has a standard error of 0.1 points
 _QUICK_TOKENS = 4_000  # at every evaluation
 _START = "decoder_start.safetensors"
 _ALONE = Shard()
@@ -92,10 +99,15 @@ def attack_surface(lm: FrozenLM, projection: Projection) -> AttackSurface:
     )
 
 
+def attacked_tokens(part: torch.Tensor) -> np.ndarray:
+    """Evenly spaced token ids of one part of a text: an attack costs V b a token, so not all of a long text are."""
+    tokens: np.ndarray = part.cpu().numpy()
+    return tokens[:: max(1, len(tokens) // _ATTACKED_TOKENS)]
+
+
 def calibration_tokens(lm: FrozenLM) -> np.ndarray:
-    """Evenly spaced tokens of the validation part, which no result is reported on."""
-    tokens: np.ndarray = lm.validation.cpu().numpy()
-    return tokens[:: max(1, len(tokens) // _CALIBRATION_TOKENS)]
+    """Of the validation part, which no result is reported on."""
+    return attacked_tokens(lm.validation)
 
 
 class _NoisyEncoder(nn.Module):

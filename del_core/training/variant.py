@@ -19,7 +19,7 @@ from del_core.audit.recovery import measure_recovery
 from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.projection import Projection
 from del_core.training.decoder import DecoderStart
-from del_core.training.encoder import attack_surface, calibration_tokens
+from del_core.training.encoder import attack_surface, attacked_tokens, calibration_tokens
 from del_core.training.lm import FrozenLM
 from del_core.training.parallel import current_shard
 from del_core.training.soft_prompt import SoftPromptConfig, train_soft_prompt
@@ -144,7 +144,7 @@ def train_variant(
             surface.bias,
             surface.embeddings,
             surface.log_prior,
-            lm.test.cpu().numpy(),
+            attacked_tokens(lm.test),
         ),
         "text_sha256": lm.text_sha256,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
