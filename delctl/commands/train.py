@@ -90,15 +90,17 @@ def train() -> None:
 @click.option("--learning-rate", default=1.5e-3, show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: faster, needs a C++ compiler.")
 @_BF16
+@_DEVICE
 @_shared
-def base(texts: tuple[Path, ...], out: Path, compiled: bool, quiet: bool, **sizes: Any) -> None:
+def base(texts: tuple[Path, ...], out: Path, compiled: bool, device: str, quiet: bool, **sizes: Any) -> None:
     """Train a small Llama and its tokenizer from text."""
     from del_core.training.base import BaseConfig, train_base
     from del_core.training.text import read_texts
 
     if sizes["hidden"] % sizes["heads"]:
         raise click.BadParameter(f"{sizes['heads']} does not divide --hidden {sizes['hidden']}", param_hint="--heads")
-    perplexity = train_base(read_texts(texts), out, BaseConfig(**sizes, compile=compiled), progress=not quiet)
+    config = BaseConfig(**sizes, compile=compiled)
+    perplexity = train_base(read_texts(texts), out, config, device=device, progress=not quiet)
     click.echo(f"held-out perplexity {perplexity:.2f}; model in {out}")
 
 
@@ -236,6 +238,13 @@ def encoder(
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(1))
 @click.option("--steps", default=400, show_default=True, type=click.IntRange(1))
 @click.option("--learning-rate", default=1e-2, show_default=True)
+@click.option(
+    "--polish-steps",
+    default=100,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Steps more for the soft prompt alone, once it has been trained with a decoder: trained, contextual.",
+)
 @_BF16
 @_DEVICE
 @_WORKERS
