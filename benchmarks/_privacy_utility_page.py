@@ -90,9 +90,10 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [
         "# Privacy against utility",
         "",
-        f"`{about['command']}` on {about['machine']}. LM: {about['parameters'] / 1e6:.1f} million parameters, "
-        f"V = {about['vocabulary']}, b = {about['hidden_size']}, {about['training_tokens'] / 1e6:.1f} million training "
-        f"tokens. Passages: {passages}; text is written for {about['written_passages']} of each.",
+        f"`{about['command']}` on {' and '.join(found['machines'])}. "
+        f"LM: {about['parameters'] / 1e6:.1f} million parameters, V = {about['vocabulary']}, "
+        f"b = {about['hidden_size']}, {about['training_tokens'] / 1e6:.1f} million training tokens. "
+        f"Passages: {passages}; text is written for {about['written_passages']} of each.",
         "",
         "MAP: share of tokens that the optimal guesser of single tokens recovers, with a unigram prior. Bits gained: "
         "on the true token by that guesser, in the mean; what MAP does not show and a language model can use. "

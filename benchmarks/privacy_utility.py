@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -37,9 +36,13 @@ __all__ = ["QUICK", "about", "main", "run"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _WINDOW = 128
-_OTHER_PASSAGES = 128
-BASE = BaseConfig(layers=4, batch=8, steps=2400, compile=True, bf16=HAS_BF16)
+BASE = BaseConfig(layers=4, batch=8, steps=2400, compile=True)
 """The LM of the full run: 4.3 million parameters, of which 1 million embed."""
+LARGE_BASE = BaseConfig(hidden=512, layers=6, heads=8, feed_forward=1408, batch=32, steps=4000, learning_rate=1e-3)
+"""That of ``--size large``, for a GPU: 21 million parameters."""
+LARGE = Plan(
+    projection_steps=200, soft_prompt_steps=300, encoder_batch=32, decoder_steps=200, passages=512, written=256
+)
 SWEEP_LEVEL = 0.2
 QUICK = Plan(
     levels=(0.2,),
@@ -47,6 +50,7 @@ QUICK = Plan(
     projection_steps=30,
     encoder_steps=90,
     decoder_steps=40,
+    polish_steps=20,
     soft_prompt_steps=60,
     validation_windows=32,
     passages=80,
@@ -62,22 +66,33 @@ QUICK = Plan(
 
 def _windows(lm: FrozenLM, path: Path, count: int) -> torch.Tensor:
     tokens = tokenize(Tokenizer.from_str(lm.tokenizer_json.decode()), read_texts([path]))
-    return TokenWindows(tokens, _WINDOW, seed=0).first(count)
+    return TokenWindows(tokens, _WINDOW, seed=0).first(count).to(lm.embeddings.device)
 
 
-def _full(data: Path, work: Path, plan: Plan, say: Any) -> Bench:
+def _full(data: Path, work: Path, seeds: int, device: str, large: bool, say: Any) -> Bench:
+    bf16 = HAS_BF16 or torch.device(device).type == "cuda"
+    plan = LARGE if large else Plan()
+    plan = dataclasses.replace(
+        plan,
+        seeds=tuple(range(seeds)),
+        bf16=bf16,
+        task=dataclasses.replace(plan.task, bf16=bf16),
+        local=dataclasses.replace(plan.local, bf16=bf16),
+    )
     paths = [*sorted((data / "lm").glob("*.txt")), data / "eval" / "wikitext2.valid.txt"]
     texts = read_texts(paths)
     if not (work / "base" / "config.json").exists():
         say("base: training the LM")
-        train_base(texts, work / "base", BASE, progress=False)
-    lm = load_frozen_lm(work / "base", texts)
-    # For passages this short on a CPU a fifth faster than the fused attention, whose backward pass is slow there.
-    lm.model.set_attn_implementation("eager")
+        base = dataclasses.replace(LARGE_BASE if large else BASE, bf16=bf16)
+        train_base(texts, work / "base", base, device=device, progress=False)
+    lm = load_frozen_lm(work / "base", texts, device)
+    if device == "cpu":
+        # For passages this short on a CPU a fifth faster than the fused attention, whose backward pass is slow there.
+        lm.model.set_attn_implementation("eager")
     corpora = {
         "in-domain": lm.windows(lm.test, _WINDOW, plan.passages),
-        "wikitext-2": _windows(lm, data / "eval" / "wikitext2.test.txt", _OTHER_PASSAGES),
-        "ptb": _windows(lm, data / "eval" / "ptb.valid.txt", _OTHER_PASSAGES),
+        "wikitext-2": _windows(lm, data / "eval" / "wikitext2.test.txt", plan.passages // 2),
+        "ptb": _windows(lm, data / "eval" / "ptb.valid.txt", plan.passages // 2),
     }
     nlu = data / "nlu"
     tasks = (
@@ -103,14 +118,19 @@ def run(bench: Bench) -> None:
     """Every piece, what is most wanted first. Processes with the same work directory share the pieces."""
     plan = bench.plan
     first, *others = plan.seeds
+    pieces: dict[str, Callable[[], None]] = {}
+
+    def pair(level: float, seed: int) -> None:
+        pieces[f"ours-{level}-{seed}"] = partial(bench.ours, level, seed)
+        pieces[f"published-{level}-{seed}"] = partial(bench.published, level, seed)
+
     # Encoders of other levels go on from the first level's; a second process has no use for waiting for it.
-    start = plan.levels[0]
-    pieces: dict[str, Callable[[], None]] = {f"{start}-{first}": partial(bench.ours_and_published, start, first)}
+    pair(plan.levels[0], first)
     pieces["ends"] = bench.ends
     for level in plan.levels:
         pieces[f"rivals-{level}"] = partial(bench.rivals, level)
-    for level in plan.levels:
-        pieces[f"{level}-{first}"] = partial(bench.ours_and_published, level, first)
+    for level in plan.levels[1:]:
+        pair(level, first)
     if plan.rewriting:
         for level in plan.levels:
             pieces[f"rewriting-{level}"] = partial(bench.rewriting, level)
@@ -121,17 +141,17 @@ def run(bench: Bench) -> None:
         pieces[f"alone-{level}"] = partial(bench.alone, level, first)
     for level in plan.levels:  # one seed after the other would have a second process wait for the first level's encoder
         for seed in others:
-            pieces[f"{level}-{seed}"] = partial(bench.ours_and_published, level, seed)
+            pair(level, seed)
     for dim, bits in plan.sweep:
         pieces[f"sweep-{dim}-{bits}"] = partial(bench.sweep, dim, bits, SWEEP_LEVEL)
     bench.run(pieces)
+    bench.coherence()
 
 
 def about(bench: Bench, command: str) -> dict[str, Any]:
     """What was run, on what."""
     return {
         "command": command,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), PyTorch {torch.__version__}",
         "parameters": sum(p.numel() for p in bench.lm.model.parameters()),
         "vocabulary": len(bench.lm.embeddings),
         "hidden_size": bench.lm.embeddings.shape[1],
@@ -156,10 +176,26 @@ def about(bench: Bench, command: str) -> dict[str, Any]:
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="results.json, results.md, plots.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Seeds of the full run.")
+@click.option(
+    "--size",
+    type=click.Choice(["small", "large"]),
+    default="small",
+    show_default=True,
+    help="Of the full run: small, an LM for 2 CPU cores; large, one for a GPU, and more passages.",
+)
+@click.option("--device", default="cpu", show_default=True, help="torch device of the full run, such as cuda.")
 @click.option("--report-only", is_flag=True, help="Of the full run: draw what there is, compute nothing more.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def main(
-    quick: bool, data: Path | None, work: Path | None, out: Path | None, seeds: int, report_only: bool, as_json: bool
+    quick: bool,
+    data: Path | None,
+    work: Path | None,
+    out: Path | None,
+    seeds: int,
+    device: str,
+    size: str,
+    report_only: bool,
+    as_json: bool,
 ) -> None:
     """Measure privacy against utility."""
     if quick == (data is not None):
@@ -177,11 +213,13 @@ def main(
             bench = _quick(work, QUICK, say)
         else:
             assert data is not None
-            bench = _full(data, work, Plan(seeds=tuple(range(seeds))), say)
+            bench = _full(data, work, seeds, device, size == "large", say)
         if not report_only:
             run(bench)
         found = results(work)
-        command = "python -m benchmarks.privacy_utility " + ("--quick" if quick else "--data DIR --work DIR")
+        command = "python -m benchmarks.privacy_utility " + (
+            "--quick" if quick else f"--data DIR --work DIR --size {size}"
+        )
         found["about"] = about(bench, command) | {"seconds_of_this_call": round(time.monotonic() - began)}
     text = markdown(found)
     if out is not None:

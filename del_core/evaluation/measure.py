@@ -16,7 +16,7 @@ from del_core.audit.similarity import SentenceSimilarity
 from del_core.evaluation.generation import Coherence, coherence, decode_texts, passage_nll, written_texts
 from del_core.evaluation.view import ClearPrompt, PromptView, TokenAttack
 
-__all__ = ["Measured", "Passages", "measure"]
+__all__ = ["Measured", "Passages", "Written", "coherence_of", "measure"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +51,21 @@ class Passages:
         return cls(windows, prompt_tokens, written_texts(model, clear, tokenizer, prompts, length, 0, bf16=bf16))
 
 
+@dataclass(frozen=True)
+class Written:
+    """Texts that the LM wrote: ``greedy``, one a passage; ``sampled``, several, those of a passage together."""
+
+    greedy: Sequence[str]
+    sampled: Sequence[str]
+
+
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """One value for each passage.
+    """One value for each passage, and what was written.
 
     Attributes:
         nll: of the true continuation, nats a token.
+        written: after the passages that ``Passages.from_clear`` has texts of.
         greedy: coherence of the greedy text; None if no sentence encoder is installed.
         sampled: coherence of several sampled texts a passage, averaged, where such were asked for.
         rouge_l: ROUGE-L F1 over lower-case words of the greedy text against what the same LM writes from the clear
@@ -65,10 +74,20 @@ class Measured:
     """
 
     nll: npt.NDArray[np.float64]
+    written: Written
     greedy: Coherence | None
     sampled: Coherence | None
     rouge_l: npt.NDArray[np.float64]
     attack: TokenAttack
+
+
+def coherence_of(
+    texts: Written, passages: Passages, tokenizer: Tokenizer, similarity: SentenceSimilarity
+) -> tuple[Coherence | None, Coherence | None]:
+    """Of the greedy and of the sampled ones; None where there are none."""
+    true = decode_texts(tokenizer, passages.windows[: len(passages.from_clear), passages.prompt_tokens :])
+    greedy, sampled = (coherence(similarity, some, true) if some else None for some in (texts.greedy, texts.sampled))
+    return greedy, sampled
 
 
 def measure(
@@ -87,7 +106,7 @@ def measure(
 
     Args:
         model: the server's LM.
-        similarity: without one there is no COH.
+        similarity: without one there is no COH; ``coherence_of`` finds it later, from what was written.
         log_prior: of the attacker, (V,).
         seed: of the noise, which no stage trains or calibrates with.
         samples: texts that are drawn for each passage, beside the greedy one.
@@ -96,18 +115,18 @@ def measure(
     windows, prompt_tokens, written = passages.windows, passages.prompt_tokens, len(passages.from_clear)
     prompts = windows[:, :prompt_tokens]
     length = windows.shape[1] - prompt_tokens
-    texts = written_texts(model, view, tokenizer, prompts[:written], length, seed, bf16=bf16) if written else []
-    true = decode_texts(tokenizer, windows[:written, prompt_tokens:])
-    greedy = sampled = None
-    if written and similarity is not None:
-        greedy = coherence(similarity, texts, true)
-        if samples:
-            drawn = written_texts(model, view, tokenizer, prompts[:written], length, seed, samples=samples, bf16=bf16)
-            sampled = coherence(similarity, drawn, true)
+
+    def write(copies: int) -> list[str]:
+        return written_texts(model, view, tokenizer, prompts[:written], length, seed, samples=copies, bf16=bf16)
+
+    texts = Written(write(0) if written else [], write(samples) if written and samples else [])
+    greedy, sampled = coherence_of(texts, passages, tokenizer, similarity) if similarity else (None, None)
+    pairs = zip(passages.from_clear, texts.greedy, strict=True)
     return Measured(
         nll=passage_nll(model, view, windows, prompt_tokens, seed, bf16=bf16),
+        written=texts,
         greedy=greedy,
         sampled=sampled,
-        rouge_l=np.array([rouge_l(clear, text) for clear, text in zip(passages.from_clear, texts, strict=True)]),
+        rouge_l=np.array([rouge_l(clear, text) for clear, text in pairs]),
         attack=view.attack(prompts.flatten().cpu().numpy(), log_prior, seed),
     )

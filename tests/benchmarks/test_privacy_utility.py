@@ -17,6 +17,7 @@ from benchmarks._privacy_utility_page import markdown
 from benchmarks._privacy_utility_pieces import ALONE, BEST, CLEAR, PUBLISHED, TASK_LEVEL, WITHOUT, Bench
 from benchmarks._privacy_utility_plots import draw
 from benchmarks._privacy_utility_report import results
+from del_core.audit.similarity import SentenceSimilarity
 from del_core.evaluation.tasks import Example, Segment, Task
 from del_core.evaluation.understanding import TaskConfig
 from del_core.training.base import BaseConfig, train_base
@@ -29,6 +30,7 @@ _SIZES = BaseConfig(
 )
 _PLAN = replace(
     privacy_utility.QUICK, levels=(0.3, 0.25), projection_steps=2, encoder_steps=2, adaptation_steps=2, decoder_steps=2,
+    polish_steps=2,
     soft_prompt_steps=2, samples=2, validation_windows=8, passages=12, written=4, calibration_tokens=600,
     rewriting=True, bf16=False, alone=True,
     task=TaskConfig(steps=2, evaluate_every=2, validation_examples=4, most_tokens=16),
@@ -139,6 +141,26 @@ def test_a_second_call_computes_nothing(run):
     assert len(said) == before
     again = results(bench.work)
     assert json.dumps(again["rows"]) == json.dumps(found["rows"])
+
+
+def test_text_is_scored_later_where_the_sentence_model_is(run, monkeypatch):
+    bench, found, said = run
+    assert not any("coherence" in line for line in said)
+    scored = {path.name: path.read_bytes() for path in (bench.work / "coherence").iterdir()}
+    assert scored
+    for name in scored:
+        (bench.work / "coherence" / name).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(SentenceSimilarity, "installed", lambda: None)
+        bench.coherence()
+    assert 'pip install "del-serve[audit]"' in said[-1]
+    assert not [*(bench.work / "coherence").iterdir()]
+    without = results(bench.work)["rows"]
+    assert all(row["coh"] is None for row in without)
+    assert [row["rouge_l"] for row in without] == [row["rouge_l"] for row in found["rows"]]
+    bench.coherence()
+    del said[-1]
+    assert json.dumps(results(bench.work)["rows"]) == json.dumps(found["rows"])
 
 
 def test_page_and_plots_are_drawn(run, tmp_path):
