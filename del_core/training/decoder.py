@@ -145,7 +145,12 @@ class NoisyDecoder(nn.Module):
 
     @torch.no_grad()
     def start_from(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Takes over what ``tensors`` has of this decoder; attention that it has not starts by adding nothing."""
+        """Takes over what ``tensors`` has of this decoder; attention that it has not starts by adding nothing.
+
+        With ``values`` among them, their coordinates too: eigenvectors have no sign, so another device may find others.
+        """
+        if "values" in tensors:
+            self.values = tensors["values"].to(self.values)
         own = dict(self.named_parameters())
         for name, parameter in own.items():
             if name in tensors:

@@ -232,11 +232,11 @@ def train_encoder(
         config.decoder, sizes, start.decoder.weight, start.decoder.bias, noisy, norm_limit, lm.embeddings,
         lm.unigram(), mix=0.5,
     )  # fmt: skip
-    encoder = _NoisyEncoder(lm, projection, mechanism, decoder.values)
     first_rows = lm.frequent_rows(config.rows)
     if start_decoder is not None:
         decoder.start_from(start_decoder.tensors)
         first_rows = start_decoder.first_rows(lm, config.rows)
+    encoder = _NoisyEncoder(lm, projection, mechanism, decoder.values)
     soft_prompt = nn.Parameter(first_rows)
     prompted = [("soft_prompt", soft_prompt)] if config.rows else []
     log_multiplier = nn.Parameter(torch.tensor(math.log(config.multiplier), device=device))
@@ -305,7 +305,11 @@ def train_encoder(
         output / "projection.safetensors",
     )
     save_file({"log_prior": lm.unigram().log().float().cpu()}, output / "prior.safetensors")
-    start_tensors = {**_rescaled(dict(decoder.trained()), dim, scale), "soft_prompt": soft_prompt.detach()}
+    start_tensors = {
+        **_rescaled(dict(decoder.trained()), dim, scale),
+        "values": decoder.values,
+        "soft_prompt": soft_prompt.detach(),
+    }
     save_file({name: t.cpu().contiguous() for name, t in start_tensors.items()}, output / _START)
     summary = {
         **asdict(config),

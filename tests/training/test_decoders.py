@@ -70,6 +70,25 @@ def _codes(tokens: int, seed: int = 0) -> np.ndarray:
     return _MECHANISM.sample(levels, reproducible_bytes(seed))
 
 
+@pytest.mark.parametrize("kind", ["posterior", "trained", "contextual"])
+def test_a_decoder_trained_elsewhere_brings_its_coordinates(kind, monkeypatch):
+    """Eigenvectors have no sign: LAPACK, cuSOLVER or another version of either may return others."""
+    eigh = torch.linalg.eigh
+
+    def other_signs(matrix):
+        found = eigh(matrix)
+        signs = torch.where(torch.arange(len(matrix)) % 3 == 0, -1.0, 1.0).to(matrix)
+        return type(found)((found.eigenvalues, found.eigenvectors * signs))
+
+    here = _module(kind)
+    monkeypatch.setattr(torch.linalg, "eigh", other_signs)
+    there = _module(kind)
+    assert not torch.allclose(there.values, here.values)
+    there.start_from({**dict(here.named_parameters()), "values": here.values})
+    y = torch.randn(5, 7, _DIM, generator=torch.Generator().manual_seed(6))
+    assert torch.equal(there(y), here(y))
+
+
 @pytest.mark.parametrize("kind", DECODER_KINDS)
 @pytest.mark.parametrize("tokens", [1, 2 * WINDOW + 37])
 def test_serving_computes_what_was_trained(tmp_path, kind, tokens):
