@@ -55,7 +55,7 @@ class SoftPromptConfig:
     width: int | None = None
     layers: int = 2
     decoder_learning_rate: float = 1e-3
-    polish_steps: int = 100
+    polish_steps: int = 60
     polish_learning_rate: float = 1e-2
     patience: int = 4
     evaluation_windows: int = 128

@@ -240,7 +240,7 @@ def encoder(
 @click.option("--learning-rate", default=1e-2, show_default=True)
 @click.option(
     "--polish-steps",
-    default=100,
+    default=60,
     show_default=True,
     type=click.IntRange(0),
     help="Steps more for the soft prompt alone, once it has been trained with a decoder: trained, contextual.",
