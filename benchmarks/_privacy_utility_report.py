@@ -158,7 +158,7 @@ def _comparisons(found: dict[tuple[str, float | None], _Scores]) -> list[dict[st
                     here[f"ppl ratio to {method}"] = ratio_interval(best[nll], other[nll]).rounded()
                     for name in COHERENCE.values():
                         column = f"{name} {corpus}"
-                        if column in other.arrays:
+                        if column in best.arrays and column in other.arrays:
                             difference = paired_interval(lambda a, b: a - b, best[column], other[column])
                             here[f"{name} minus {method}"] = difference.rounded()
             published = found.get((PUBLISHED, level))
