@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from benchmarks._privacy_utility_pieces import BEST, POLISHED, PUBLISHED, TASK_LEVEL
+from benchmarks._privacy_utility_pieces import BEST, PUBLISHED, TASK_LEVEL
 from benchmarks._privacy_utility_report import COHERENCE, RIVALS
 
 __all__ = ["markdown"]
@@ -72,13 +72,11 @@ def _comparisons(found: dict[str, Any]) -> list[str]:
         lines += _pairs(found, {rival: f"{name} minus {rival}" for rival in RIVALS}, "+.3f")
     lines += [
         "The soft prompt's own part, as a ratio of perplexities (below 1: it helps): with it and with it left out; "
-        "the same after polishing it alone; with it and with a decoder trained without one for as many steps; DEL as "
-        "published with it and without it:",
+        "with it and with a decoder trained without one for as many steps; DEL as published with it and without it:",
         "",
     ]
     columns = {
         "left out": f"soft prompt of {BEST}, ppl ratio",
-        "polished, left out": f"soft prompt of {BEST + POLISHED}, ppl ratio",
         "trained without": f"soft prompt of {BEST}, ppl ratio to training without",
         f"{PUBLISHED}, left out": f"soft prompt of {PUBLISHED}, ppl ratio",
     }

@@ -55,7 +55,6 @@ __all__ = ["BEST", "HAS_BF16", "PUBLISHED", "TASK_LEVEL", "Bench", "Plan"]
 PUBLISHED, BEST = "DEL as published", "this project"
 WITHOUT = ", soft prompt left out"
 ALONE = ", trained without a soft prompt"
-POLISHED = ", soft prompt polished"
 CLEAR, NONE, RANDOM = "clear prompt", "no prompt", "random tokens"
 GAUSSIAN, METRIC = "Gaussian noise", "metric-DP noise"
 REPLACEMENT, REWRITING = "token replacement", LocalRewriter.name
@@ -79,7 +78,6 @@ class Plan:
     encoder_steps: int = 800  # of an encoder that starts from the projection
     adaptation_steps: int = 600  # of one that goes on from the encoder of another level
     decoder_steps: int = 100  # what follows the encoder: decoder and soft prompt for the noise as it is calibrated
-    polish_steps: int = 60  # of the soft prompt alone, after those; its gain is measured apart, 0 leaves it out
     soft_prompt_steps: int = 200  # of DEL as published
     validation_windows: int = 64
     passages: int = 256
@@ -325,12 +323,11 @@ class Bench:
             rows=0 if method == BEST + ALONE else 32,
             decoder=self.plan.decoder,
             steps=self.plan.decoder_steps,
-            polish_steps=self.plan.polish_steps if method == BEST + POLISHED else 0,
             learning_rate=3e-3,
             **shared,
         )
-        names = {BEST: "best", BEST + ALONE: "alone", BEST + POLISHED: "polished"}
-        return projection, self.variant(names[method], level, seed, projection, config)
+        name = "alone" if method == BEST + ALONE else "best"
+        return projection, self.variant(name, level, seed, projection, config)
 
     # --------------------------------------------------------------------------------------------------- pieces
 
@@ -376,10 +373,6 @@ class Bench:
         projection, variant = self.trained(BEST + ALONE, level, seed)
         about = {"method": BEST + ALONE, "level": level, "seed": seed}
         self.measure(key, about, lambda: self.del_view(projection, variant, soft_prompt=False), write=False)
-
-    def polished(self, level: float, seed: int) -> None:
-        """This project, its soft prompt trained on alone: with it and, on the same noise, without."""
-        self._with_and_without("polished", BEST + POLISHED, level, seed, write=False)
 
     def understanding(self, task: Task) -> None:
         """Accuracy under the clear prompt, DEL as published and this project, a soft prompt trained for each."""

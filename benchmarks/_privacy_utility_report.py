@@ -16,7 +16,6 @@ from benchmarks._privacy_utility_pieces import (
     GAUSSIAN,
     METRIC,
     NONE,
-    POLISHED,
     PUBLISHED,
     RANDOM,
     REPLACEMENT,
@@ -53,8 +52,8 @@ COHERENCE = {
 }
 """Fields of a row by the names of the scores."""
 _ORDER = (
-    CLEAR, BEST, BEST + WITHOUT, BEST + POLISHED, BEST + POLISHED + WITHOUT, BEST + ALONE, PUBLISHED,
-    PUBLISHED + WITHOUT, REWRITING, REPLACEMENT, METRIC, GAUSSIAN, RANDOM, NONE,
+    CLEAR, BEST, BEST + WITHOUT, BEST + ALONE, PUBLISHED, PUBLISHED + WITHOUT, REWRITING, REPLACEMENT, METRIC,
+    GAUSSIAN, RANDOM, NONE,
 )  # fmt: skip
 
 RIVALS = (PUBLISHED, PUBLISHED + WITHOUT, GAUSSIAN, METRIC, REPLACEMENT, REWRITING)
@@ -165,7 +164,7 @@ def _comparisons(found: dict[tuple[str, float | None], _Scores]) -> list[dict[st
             if published is not None and clear is not None:
                 share = closed_share_interval(best[nll], published[nll], clear[nll])
                 here["share of the gap closed"] = share.rounded()
-            for method in (BEST, BEST + POLISHED, PUBLISHED):
+            for method in (BEST, PUBLISHED):
                 pair = found.get((method, level)), found.get((method + WITHOUT, level))
                 if pair[0] is not None and pair[1] is not None:
                     ratio = ratio_interval(pair[0][nll], pair[1][nll])
@@ -208,9 +207,7 @@ def _tasks(work: Path) -> list[dict[str, Any]]:
 
 def _curves(work: Path) -> dict[str, list[dict[str, float]]]:
     return {
-        path.stem if path.stem.endswith("-polish") else path.parent.parent.name: [
-            json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
-        ]
+        path.parent.parent.name: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for path in sorted(work.glob("*/checkpoints/*.jsonl"))
     }
 

@@ -50,7 +50,6 @@ QUICK = Plan(
     projection_steps=30,
     encoder_steps=90,
     decoder_steps=40,
-    polish_steps=0,
     soft_prompt_steps=60,
     validation_windows=32,
     passages=80,
@@ -142,9 +141,6 @@ def run(bench: Bench) -> None:
     for level in plan.levels:  # one seed after the other would have a second process wait for the first level's encoder
         for seed in others:
             pair(level, seed)
-    for seed in plan.seeds if plan.polish_steps else ():
-        for level in plan.levels:
-            pieces[f"polished-{level}-{seed}"] = partial(bench.polished, level, seed)
     for dim, bits in plan.sweep:
         pieces[f"sweep-{dim}-{bits}"] = partial(bench.sweep, dim, bits, SWEEP_LEVEL)
     bench.run(pieces)

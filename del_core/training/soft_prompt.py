@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +37,7 @@ __all__ = ["SoftPromptConfig", "calibrate_norm_limit", "load_variant", "start_de
 class SoftPromptConfig:
     """Sizes and schedule of stage 2. ``rows``: the soft prompt's length, a multiple of 32 so that its KV is cached.
 
-    With 0 rows the decoder is trained alone. ``polish_steps``: once decoder and soft prompt have been trained together,
-    so many steps more for the soft prompt alone, at a rate that is too high for a decoder.
+    With 0 rows the decoder is trained alone.
 
     ``decoder``: its kind; ``width`` and ``layers`` are those of its network, where it has one.
     """
@@ -55,8 +53,6 @@ class SoftPromptConfig:
     width: int | None = None
     layers: int = 2
     decoder_learning_rate: float = 1e-3
-    polish_steps: int = 60
-    polish_learning_rate: float = 1e-2
     patience: int = 4
     evaluation_windows: int = 128
     test_windows: int = 256
@@ -233,36 +229,26 @@ def train_soft_prompt(
 
     output.mkdir(parents=True, exist_ok=True)
     trained = [("soft_prompt", rows)] if config.rows else []
-
-    def stage(
-        name: str, parameters: Sequence[tuple[str, torch.nn.Parameter]], first: int, steps: int, learning_rate: float
-    ) -> float:
-        """Held-out loss after ``steps`` steps on ``parameters``, which read on from batch number ``first``."""
-        return fit(
-            parameters,
-            lambda step: loss(first + step),
-            Schedule(steps, learning_rate),
-            name=name,
-            directory=output / "checkpoints",
-            run={
-                **identity(config, ignore=("steps", "polish_steps")),
-                "model": lm.checksum,
-                "text": lm.text_sha256,
-                "bits": mechanism.bits,
-                "ratio_numerator": mechanism.ratio_numerator,
-            },
-            evaluate=lambda: math.log(perplexity(validation, config.seed + 1, rows.detach())),
-            evaluate_every=50,
-            patience=config.patience,
-            keep_start=True,
-            rates={key: config.decoder_learning_rate / learning_rate for key, _ in parameters if key != "soft_prompt"},
-            progress=progress,
-        )
-
-    best = stage(name, [*trained, *decoder.trained()], 0, config.steps, config.learning_rate)
-    if trained and config.polish_steps and decoder.trained():
-        decoder.requires_grad_(False)
-        best = stage(f"{name}-polish", trained, config.steps, config.polish_steps, config.polish_learning_rate)
+    best = fit(
+        [*trained, *decoder.trained()],
+        loss,
+        Schedule(config.steps, config.learning_rate),
+        name=name,
+        directory=output / "checkpoints",
+        run={
+            **identity(config),
+            "model": lm.checksum,
+            "text": lm.text_sha256,
+            "bits": mechanism.bits,
+            "ratio_numerator": mechanism.ratio_numerator,
+        },
+        evaluate=lambda: math.log(perplexity(validation, config.seed + 1, rows.detach())),
+        evaluate_every=50,
+        patience=config.patience,
+        keep_start=True,
+        rates={key: config.decoder_learning_rate / config.learning_rate for key, _ in decoder.trained()},
+        progress=progress,
+    )
     soft_prompt = rows.detach().clone()
     figures = {
         "ppl_clean": evaluate_perplexity(lm.model, test, config.prompt_tokens, lambda tokens: lm.embeddings[tokens]),

@@ -238,13 +238,6 @@ def encoder(
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(1))
 @click.option("--steps", default=400, show_default=True, type=click.IntRange(1))
 @click.option("--learning-rate", default=1e-2, show_default=True)
-@click.option(
-    "--polish-steps",
-    default=60,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Steps more for the soft prompt alone, once it has been trained with a decoder: trained, contextual.",
-)
 @_BF16
 @_DEVICE
 @_WORKERS

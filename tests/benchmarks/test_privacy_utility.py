@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from benchmarks import privacy_utility
 from benchmarks._privacy_utility_page import markdown
-from benchmarks._privacy_utility_pieces import ALONE, BEST, CLEAR, POLISHED, PUBLISHED, TASK_LEVEL, WITHOUT, Bench
+from benchmarks._privacy_utility_pieces import ALONE, BEST, CLEAR, PUBLISHED, TASK_LEVEL, WITHOUT, Bench
 from benchmarks._privacy_utility_plots import draw
 from benchmarks._privacy_utility_report import results
 from del_core.audit.similarity import SentenceSimilarity
@@ -30,7 +30,6 @@ _SIZES = BaseConfig(
 )
 _PLAN = replace(
     privacy_utility.QUICK, levels=(0.3, 0.25), projection_steps=2, encoder_steps=2, adaptation_steps=2, decoder_steps=2,
-    polish_steps=2,
     soft_prompt_steps=2, samples=2, validation_windows=8, passages=12, written=4, calibration_tokens=600,
     rewriting=True, bf16=False, alone=True,
     task=TaskConfig(steps=2, evaluate_every=2, validation_examples=4, most_tokens=16),
@@ -70,10 +69,9 @@ def run(tmp_path_factory):
 def test_every_method_has_a_whole_row(run):
     rows = run[1]["rows"]
     assert max(Counter((row["method"], row["level"]) for row in rows).values()) == 1
-    own = {BEST, BEST + WITHOUT, BEST + POLISHED, BEST + POLISHED + WITHOUT, BEST + ALONE}
-    own |= {PUBLISHED, PUBLISHED + WITHOUT}
+    own = {BEST, BEST + WITHOUT, BEST + ALONE, PUBLISHED, PUBLISHED + WITHOUT}
     assert own < {row["method"] for row in rows}
-    assert len(rows) == 4 + 2 * 11
+    assert len(rows) == 4 + 2 * 9
     for row in rows:
         assert set(row) >= _FIELDS
         assert row["ppl_low"] <= row["ppl"] <= row["ppl_high"]
@@ -95,7 +93,7 @@ def test_comparisons_are_paired_and_complete(run):
             ("coh minus ", 5),
             ("coh sampled minus ", 5),
             ("lift sampled minus ", 5),
-            ("soft prompt of ", 4),
+            ("soft prompt of ", 3),
         ):
             assert sum(name.startswith(start) for name in one) == count, start
 

@@ -114,7 +114,7 @@ def test_stage_2_starts_where_the_encoder_left_its_decoder(lm, trained, tmp_path
             torch.linalg, "eigh", lambda matrix: type(eigh(matrix))((*eigh(matrix)[:1], -eigh(matrix)[1]))
         )
     config = SoftPromptConfig(
-        decoder=kind, polish_steps=0, min_prompt_tokens=8, prompt_tokens=24, continuation_tokens=8, batch=8, steps=1,
+        decoder=kind, min_prompt_tokens=8, prompt_tokens=24, continuation_tokens=8, batch=8, steps=1,
         learning_rate=1e-9, evaluation_windows=32, test_windows=32,
     )  # fmt: skip
     projection = load_projection(out, lm)
@@ -176,7 +176,7 @@ def test_stage_2_goes_on_from_the_soft_prompt_where_it_is_as_long(lm, trained, t
     out, _ = trained
     start = load_decoder_start(out)
     config = SoftPromptConfig(
-        rows=rows, decoder="trained", polish_steps=0, min_prompt_tokens=8, prompt_tokens=24, continuation_tokens=8,
+        rows=rows, decoder="trained", min_prompt_tokens=8, prompt_tokens=24, continuation_tokens=8,
         batch=8, steps=1, learning_rate=1e-9, evaluation_windows=32, test_windows=32,
     )  # fmt: skip
     projection, mechanism = load_projection(out, lm), Mechanism(4, 16, 0.25, max_level=MAX_LEVEL)

@@ -107,26 +107,6 @@ def test_the_best_decoder_is_chosen_on_validation_text_and_bundled(trained, tmp_
         assert np.isfinite(build_decoder(bundle, kind).decode(codes)).all()
 
 
-def test_polishing_trains_the_soft_prompt_alone_and_goes_on_where_it_stopped(trained, tmp_path):
-    work, _ = trained
-    found = {}
-    for steps in (0, 50, 100):
-        _run(
-            train, "soft-prompt", "--model", work / "model", "--projection", work / "projection", "--text", _TEXT,
-            "--out", tmp_path / "v", "--name", "level", "--mu", 8, "--decoder", "trained", "--steps", 10,
-            "--polish-steps", steps, *_SHORT,
-        )  # fmt: skip
-        summary = json.loads((tmp_path / "v/variant.json").read_text())
-        assert summary["polish_steps"] == steps
-        files = {name: (tmp_path / f"v/{name}.safetensors").read_bytes() for name in ("decoder", "soft_prompt")}
-        found[steps] = summary["held_out_loss"], files
-    assert found[0][1]["decoder"] == found[50][1]["decoder"] == found[100][1]["decoder"]
-    assert found[0][1]["soft_prompt"] != found[50][1]["soft_prompt"]
-    assert found[0][0] > found[50][0] >= found[100][0]
-    lines = (tmp_path / "v/checkpoints/level-polish.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [50, 100]
-
-
 @pytest.mark.parametrize(("rows", "decoder", "kinds"), [(32, "trained", None), (0, "best", {"trained", "contextual"})])
 def test_an_encoder_trained_with_noise_goes_the_same_way_into_a_bundle(trained, tmp_path, rows, decoder, kinds):
     work, _ = trained
