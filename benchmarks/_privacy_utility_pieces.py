@@ -43,7 +43,7 @@ from del_core.evaluation.understanding import TaskConfig, train_task
 from del_core.evaluation.view import DELTA, ClearPrompt, DelView, NoPrompt, PromptView
 from del_core.projection import Projection
 from del_core.training.base import BaseConfig, train_base
-from del_core.training.encoder import EncoderConfig, attack_surface, load_decoder_start, train_encoder
+from del_core.training.encoder import EncoderConfig, attack_surface, attacked_tokens, load_decoder_start, train_encoder
 from del_core.training.lm import FrozenLM, load_frozen_lm
 from del_core.training.noise import NoisyTable
 from del_core.training.projection import ProjectionConfig, load_projection, train_projection
@@ -123,8 +123,7 @@ class Bench:
         self.corpora = dict(corpora)
         self.tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
         self.log_prior = lm.unigram().log().float().cpu().numpy()
-        step = max(1, len(lm.validation) // plan.calibration_tokens)
-        self.calibration = lm.validation.cpu().numpy()[::step]
+        self.calibration = attacked_tokens(lm.validation, plan.calibration_tokens)
         self.validation = lm.windows(lm.validation, PROMPT + CONTINUATION, plan.validation_windows)
         # A GPU measures in float32: it has the time, and what is rounded does not hide small differences.
         self.rounded = plan.bf16 and not lm.embeddings.is_cuda

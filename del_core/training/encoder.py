@@ -99,10 +99,10 @@ def attack_surface(lm: FrozenLM, projection: Projection) -> AttackSurface:
     )
 
 
-def attacked_tokens(part: torch.Tensor) -> np.ndarray:
-    """Evenly spaced token ids of one part of a text: an attack costs V b a token, so not all of a long text are."""
+def attacked_tokens(part: torch.Tensor, count: int = _ATTACKED_TOKENS) -> np.ndarray:
+    """About ``count`` evenly spaced token ids of a part of a text: an attack costs V b a token, too much for all."""
     tokens: np.ndarray = part.cpu().numpy()
-    return tokens[:: max(1, len(tokens) // _ATTACKED_TOKENS)]
+    return tokens[:: max(1, len(tokens) // count)]
 
 
 def calibration_tokens(lm: FrozenLM) -> np.ndarray:
