@@ -29,6 +29,7 @@ from benchmarks._privacy_utility_report import results
 from del_core.demo import model_path
 from del_core.evaluation.tasks import read_mrpc, read_sentence_polarity
 from del_core.training.base import BaseConfig, train_base
+from del_core.training.device import DeviceError, check_device
 from del_core.training.lm import FrozenLM, load_frozen_lm
 from del_core.training.text import TokenWindows, read_texts, tokenize
 
@@ -69,7 +70,7 @@ def _windows(lm: FrozenLM, path: Path, count: int) -> torch.Tensor:
 
 
 def _full(data: Path, work: Path, seeds: int, device: str, large: bool, say: Any) -> Bench:
-    bf16 = HAS_BF16 or torch.device(device).type == "cuda"
+    bf16 = HAS_BF16 or check_device(device).type == "cuda"
     plan = LARGE if large else Plan()
     plan = dataclasses.replace(
         plan,
@@ -212,7 +213,10 @@ def main(
             bench = _quick(work, QUICK, say)
         else:
             assert data is not None
-            bench = _full(data, work, seeds, device, size == "large", say)
+            try:
+                bench = _full(data, work, seeds, device, size == "large", say)
+            except DeviceError as error:
+                raise click.UsageError(str(error)) from None
         if not report_only:
             run(bench)
         found = results(work)

@@ -84,7 +84,7 @@ EXTRA_MODULES: Mapping[str, frozenset[str]] = MappingProxyType(
 
 # Errors that say that what the user gave was refused, rather than that something went wrong.
 INPUT_ERRORS = frozenset(
-    {"BaseModelError", "BundleError", "FrameError", "InvalidRequest", "SettingsError", "TextError"}
+    {"BaseModelError", "BundleError", "DeviceError", "FrameError", "InvalidRequest", "SettingsError", "TextError"}
 )
 
 FAILED, REFUSED, STOPPED = 1, 2, 130

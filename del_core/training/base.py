@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from del_core.training.device import check_device
 from del_core.training.loop import Schedule, fit, identity
 from del_core.training.precision import products
 from del_core.training.text import TokenWindows, split_text, tokenize
@@ -72,7 +73,11 @@ def train_base(
 
     Returns:
         Held-out perplexity on the validation part, of the weights after rounding to fp16.
+
+    Raises:
+        DeviceError: if there is no such device.
     """
+    check_device(device)
     config = config or BaseConfig()
     torch.manual_seed(config.seed)
     splits = split_text(texts)

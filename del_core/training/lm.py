@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from del_core.bundle import checksum_model
 from del_core.errors import DelError
+from del_core.training.device import check_device
 from del_core.training.text import HELD_OUT, TextError, TokenWindows, split_text, tokenize
 
 __all__ = ["BaseLM", "FrozenLM", "ModelError", "load_base_lm", "load_frozen_lm"]
@@ -72,14 +73,16 @@ def load_base_lm(directory: Path, device: str = "cpu") -> BaseLM:
     Raises:
         ModelError: if the directory lacks config.json or tokenizer.json.
         BundleError: if it lacks safetensors weights.
+        DeviceError: if there is no such device.
     """
+    place = check_device(device)
     for name in ("config.json", "tokenizer.json"):
         if not (directory / name).is_file():
             raise ModelError(f"model directory {directory}: {name} is missing; a Hugging Face causal LM is needed")
     tokenizer_json = (directory / "tokenizer.json").read_bytes()
     checksum = checksum_model(directory)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
-    model.to(device).eval().requires_grad_(False)
+    model.to(place).eval().requires_grad_(False)
     bos = model.config.bos_token_id
     # Only a tokenizer that itself puts a beginning-of-sequence token in front makes it part of the prompt.
     adds_bos = bos is not None and Tokenizer.from_str(tokenizer_json.decode()).encode("a").ids[:1] == [bos]

@@ -14,6 +14,7 @@ from del_core.training.lm import load_frozen_lm
 from del_core.training.projection import ProjectionConfig, train_projection
 from del_core.training.text import read_texts
 from delctl.commands.calibrate import calibrate
+from delctl.main import REFUSED, run
 from tests.training.paths import ALICE
 
 
@@ -61,3 +62,17 @@ def test_an_epsilon_is_solved_exactly(arguments):
 )
 def test_what_cannot_be_is_refused_by_name(arguments, options, message):
     assert message in " ".join(_run(*arguments, *options, code=2).split())
+
+
+@pytest.mark.parametrize("device", ["quantum", "cuda:4096", "meta"])
+def test_a_device_that_is_not_here_is_named_beside_those_that_are(arguments, device, capsys):
+    assert run(["calibrate", *arguments, "--asr", "0.2", "--device", device]) == REFUSED
+    assert capsys.readouterr().err.startswith(f"delctl: device: {device!r} is not on this machine; allowed: cpu")
+
+
+def test_a_base_model_is_not_begun_on_a_device_that_is_not_here(tmp_path, capsys):
+    assert (
+        run(["train", "base", "--text", str(ALICE), "--out", str(tmp_path / "base"), "--device", "quantum"]) == REFUSED
+    )
+    assert "device: 'quantum' is not on this machine" in capsys.readouterr().err
+    assert not (tmp_path / "base").exists()
