@@ -10,7 +10,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from del_core._decoder_tensors import CONTEXTUAL, DECODER_KINDS, HEAD, LINEAR, NETWORK_KINDS, WINDOW, DecoderSizes
+from del_core._decoder_tensors import (
+    CONTEXTUAL,
+    DECODER_KINDS,
+    HEAD,
+    LINEAR,
+    NETWORK_KINDS,
+    POSTERIOR,
+    WINDOW,
+    DecoderSizes,
+)
 from del_core.audit.posterior import TokenLikelihood
 from del_core.training.lm import FrozenLM
 from del_core.training.noise import NoisyTable, limit_norm
@@ -56,6 +65,10 @@ class DecoderStart:
     norm_limit: float
     soft_prompt: torch.Tensor
 
+    def is_for(self, kind: str) -> bool:
+        """Whether a decoder of ``kind`` can go on from here: one with a network from another, linear from linear."""
+        return kind in NETWORK_KINDS if "skip" in self.tensors else kind == LINEAR
+
     def first_rows(self, lm: FrozenLM, rows: int) -> torch.Tensor:
         """Where a soft prompt of ``rows`` rows starts: at this one if it is as long, else at frequent tokens."""
         if len(self.soft_prompt) != rows:
@@ -67,7 +80,8 @@ class NoisyDecoder(nn.Module):
     """From dequantised, not yet limited coordinates y (..., tokens, d) to embeddings (..., tokens, b).
 
     Starts as ``mix`` parts of the linear decoder and 1 - ``mix`` parts of the posterior mean; the network's last matrix
-    starts at zero, so training departs from there. Only ``skip``, ``skip_bias`` and the network have gradients.
+    starts at zero, so training departs from there. Only ``skip``, ``skip_bias`` and the network have gradients, and
+    D and a' of the linear kind after ``train_linear``.
     """
 
     def __init__(
@@ -112,6 +126,10 @@ class NoisyDecoder(nn.Module):
             self.norms = nn.Parameter(torch.ones(layers, 2, w, device=device))
             self.attention_in, self.attention_out = normal(layers, 3 * w, w), normal(layers, w, w)
             self.mlp_in, self.mlp_out = normal(layers, 2 * w, w), normal(layers, w, 2 * w)
+
+    def train_linear(self) -> None:
+        """Gives D and a' gradients. That is for stage 1, where the table is trained along."""
+        self.weight, self.bias = nn.Parameter(self.weight.clone()), nn.Parameter(self.bias.clone())
 
     @torch.no_grad()
     def set_mix(self, mix: float) -> None:
@@ -160,8 +178,8 @@ class NoisyDecoder(nn.Module):
             self.mlp_out.zero_()
 
     def trained(self) -> Sequence[tuple[str, nn.Parameter]]:
-        """The (name, parameter) pairs that training changes: none for ``linear`` and ``posterior``."""
-        return list(self.named_parameters()) if self.sizes.width else []
+        """The (name, parameter) pairs that training changes: none for ``posterior``, nor for ``linear`` in stage 2."""
+        return list(self.named_parameters()) if self.kind != POSTERIOR else []
 
     def tensors(self) -> dict[str, np.ndarray]:
         """What the bundle holds beside the linear decoder's weight and bias, fp16."""

@@ -11,7 +11,7 @@ MAP attack of ``del_core.audit.map``), so privacy and utility are traded in the 
 The constraint is kept by a Lagrange multiplier on log(success / s), raised by gradient ascent while descent goes on
 (Arrow, Hurwicz and Uzawa, 1958). Tokens that the LM treats alike may then look alike. Gradients pass
 the binomial straight through its mean (Bengio et al., 2013, arXiv 1308.3432) and reach the table also through the
-posterior over the vocabulary, which the decoder uses.
+posterior over the vocabulary, which the constraint uses and every decoder but the linear one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from del_core._decoder_tensors import TRAINED
+from del_core._decoder_tensors import LINEAR, TRAINED
 from del_core.audit.calibration import MAP, AttackSurface, Calibration, calibrate
 from del_core.evaluation.perplexity import continuation_nll
 from del_core.mechanism import MAX_LEVEL, Mechanism
@@ -42,6 +42,7 @@ from del_core.training.precision import products
 from del_core.training.text import TokenWindows
 
 __all__ = [
+    "DECODERS",
     "EncoderConfig",
     "attack_surface",
     "attacked_tokens",
@@ -52,6 +53,8 @@ __all__ = [
 
 _ATTACKED_TOKENS = 20_000  # a rate of 2 % then has a standard error of 0.1 points
 _QUICK_TOKENS = 4_000  # at every evaluation
+DECODERS = (TRAINED, LINEAR)
+"""Kinds that an encoder can be trained with; stage 2 goes on to a contextual one from ``trained``."""
 _START = "decoder_start.safetensors"
 _ALONE = Shard()
 
@@ -60,6 +63,7 @@ _ALONE = Shard()
 class EncoderConfig:
     """Target and schedule: ``map_asr`` s is the attack success aimed at, ``bits`` n, ``width`` the encoder's.
 
+    ``decoder``: the kind that is trained along. ``linear``, the paper's D y + a', costs a server next to nothing.
     ``rows``: of the soft prompt that is trained along, so that decoder and soft prompt learn to work together.
     """
 
@@ -85,6 +89,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.map_asr < 1.0:
             raise ValueError(f"map_asr: {self.map_asr} is outside (0, 1)")
+        if self.decoder not in DECODERS:
+            raise ValueError(f"decoder: {self.decoder} is not one of {', '.join(DECODERS)}")
         check_rows(self.rows)
 
 
@@ -113,16 +119,17 @@ def calibration_tokens(lm: FrozenLM) -> np.ndarray:
 class _NoisyEncoder(nn.Module):
     """Encoder and noise scale with gradients: from tokens to y, posterior mean and the attacker's expected success."""
 
-    def __init__(self, lm: FrozenLM, projection: Projection, mechanism: Mechanism, values: torch.Tensor) -> None:
+    def __init__(self, lm: FrozenLM, projection: Projection, mechanism: Mechanism, values: torch.Tensor | None) -> None:
         super().__init__()
+        device = lm.embeddings.device
         self.projection, self.trials, self.values = projection, mechanism.trials, values
-        self.embeddings, self.log_prior = lm.embeddings.float(), lm.unigram().log().float().to(values.device)
-        self.log_odds_of_ratio = nn.Parameter(torch.logit(torch.tensor(mechanism.ratio, device=values.device)))
+        self.embeddings, self.log_prior = lm.embeddings.float(), lm.unigram().log().float().to(device)
+        self.log_odds_of_ratio = nn.Parameter(torch.logit(torch.tensor(mechanism.ratio, device=device)))
 
     def forward(
         self, tokens: torch.Tensor, generator: torch.Generator, shard: Shard = _ALONE
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """y (rows, ..., d), the posterior mean of the values (rows, ..., rank), and E max_v P(v | K), a scalar.
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """y (rows, ..., d), the posterior mean of the values, if any (rows, ..., rank), and E max_v P(v | K), a scalar.
 
         Of ``shard``'s rows of ``tokens``; noise is drawn for all of them, so that each row's is the same for any shard.
         """
@@ -138,11 +145,12 @@ class _NoisyEncoder(nn.Module):
         centred = counts - 0.5 * self.trials
         posterior = torch.softmax(centred @ (log_success - log_failure).T + constant, dim=-1)
         y = (2.0 * counts / self.trials - 1.0) / ratio
-        return y, posterior @ self.values, posterior.amax(dim=-1).mean()
+        mean = None if self.values is None else posterior @ self.values
+        return y, mean, posterior.amax(dim=-1).mean()
 
 
 def _refit_linear_decoder(lm: FrozenLM, projection: Projection) -> None:
-    """The paper's D and a' for the trained table: least squares of the embeddings, every token by its frequency."""
+    """D and a' for a table that was trained without them: least squares of the embeddings, tokens by frequency."""
     weights = lm.unigram().to(lm.embeddings.device).sqrt()[:, None]
     with torch.no_grad():
         x = projection.encode(lm.embeddings.float()).double()
@@ -171,7 +179,7 @@ def _fill_the_clip(lm: FrozenLM, projection: Projection) -> float:
 def _rescaled(tensors: Mapping[str, torch.Tensor], dim: int, scale: float) -> dict[str, torch.Tensor]:
     """A decoder's parameters for coordinates that have become ``scale`` times as long."""
     out = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    for name in ("skip", "in_weight"):
+    for name in {"weight", "skip", "in_weight"} & out.keys():
         out[name][:, :dim] /= scale
     return out
 
@@ -223,7 +231,8 @@ def train_encoder(
 
     mechanism = calibrated(tokens, 12, at_most=start_decoder is not None).mechanism
     noisy = NoisyTable(projection.table(lm.embeddings, MAX_LEVEL), mechanism)
-    if start_decoder is None:
+    linear = config.decoder == LINEAR
+    if start_decoder is None or not start_decoder.is_for(config.decoder):
         norm_limit = calibrate_norm_limit(lm, start, noisy, validation, config.prompt_tokens, config.seed + 1)
     else:
         norm_limit = start_decoder.norm_limit
@@ -232,11 +241,13 @@ def train_encoder(
         config.decoder, sizes, start.decoder.weight, start.decoder.bias, noisy, norm_limit, lm.embeddings,
         lm.unigram(), mix=0.5,
     )  # fmt: skip
+    if linear:
+        decoder.train_linear()
     first_rows = lm.frequent_rows(config.rows)
     if start_decoder is not None:
         decoder.start_from(start_decoder.tensors)
         first_rows = start_decoder.first_rows(lm, config.rows)
-    encoder = _NoisyEncoder(lm, projection, mechanism, decoder.values)
+    encoder = _NoisyEncoder(lm, projection, mechanism, None if linear else decoder.values)
     soft_prompt = nn.Parameter(first_rows)
     prompted = [("soft_prompt", soft_prompt)] if config.rows else []
     log_multiplier = nn.Parameter(torch.tensor(math.log(config.multiplier), device=device))
@@ -294,7 +305,12 @@ def train_encoder(
         progress=progress,
     )
     scale = _fill_the_clip(lm, projection)
-    _refit_linear_decoder(lm, projection)
+    decoder_tensors = _rescaled(dict(decoder.trained()), dim, scale)
+    if linear:
+        projection.decoder.load_state_dict(decoder_tensors)
+    else:
+        _refit_linear_decoder(lm, projection)
+        decoder_tensors["values"] = decoder.values
     found = calibrated(tokens, 14)
     figures = {"ppl_start": math.exp(first_loss), "ppl_trained": math.exp(best), "map_asr": found.success}
     if not shard.first:
@@ -305,11 +321,7 @@ def train_encoder(
         output / "projection.safetensors",
     )
     save_file({"log_prior": lm.unigram().log().float().cpu()}, output / "prior.safetensors")
-    start_tensors = {
-        **_rescaled(dict(decoder.trained()), dim, scale),
-        "values": decoder.values,
-        "soft_prompt": soft_prompt.detach(),
-    }
+    start_tensors = {**decoder_tensors, "soft_prompt": soft_prompt.detach()}
     save_file({name: t.cpu().contiguous() for name, t in start_tensors.items()}, output / _START)
     summary = {
         **asdict(config),

@@ -17,7 +17,7 @@ from peft import PromptTuningConfig, TaskType, get_peft_model
 from safetensors.numpy import save_file as save_decoder
 from safetensors.torch import load_file, save_file
 
-from del_core._decoder_tensors import LINEAR, NETWORK_KINDS, POSTERIOR, DecoderSizes
+from del_core._decoder_tensors import LINEAR, POSTERIOR, DecoderSizes
 from del_core.accounting import mu
 from del_core.evaluation.perplexity import continuation_nll, evaluate_perplexity
 from del_core.mechanism import MAX_LEVEL, Mechanism
@@ -182,7 +182,7 @@ def train_soft_prompt(
 ) -> dict[str, float]:
     """Trains variant ``name`` into ``output``: ``soft_prompt``, ``decoder`` (safetensors) and ``variant.json``.
 
-    ``start``: decoder and soft prompt that an encoder was trained with, from which a decoder with a network goes on.
+    ``start``: decoder and soft prompt that an encoder was trained with, from which one of the same kind goes on.
 
     Returns:
         Perplexities on the test part, all over the same windows and the same noise: ``ppl_clean``, ``ppl_projected``,
@@ -199,13 +199,13 @@ def train_soft_prompt(
     train = TokenWindows(lm.train, length, config.seed)
     validation = lm.windows(lm.validation, length, config.evaluation_windows)
     test = lm.windows(lm.test, length, config.test_windows)
-    if start is not None and config.decoder in NETWORK_KINDS:
+    goes_on = start is not None and start.is_for(config.decoder)
+    first_rows = start.first_rows(lm, config.rows) if start and goes_on else lm.frequent_rows(config.rows)
+    if start and goes_on and config.decoder != LINEAR:
         decoder = _new_decoder(lm, projection, noisy, start.norm_limit, config)
         decoder.start_from(start.tensors)
-        first_rows = start.first_rows(lm, config.rows)
     else:
         decoder = start_decoder(lm, projection, noisy, validation, config)
-        first_rows = lm.frequent_rows(config.rows)
     norm_limit = decoder.norm_limit
     prompt = _NoisyPrompt(noisy, decoder)
     linear = _NoisyPrompt(noisy, _linear(lm, projection, noisy, norm_limit))

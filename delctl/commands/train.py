@@ -147,6 +147,13 @@ def projection(
 @click.option("--bits", default=4, show_default=True, type=click.IntRange(1, 8), help="Bits n of a count.")
 @click.option("--width", default=256, show_default=True, type=click.IntRange(0), help="Hidden width; 0 is affine.")
 @click.option(
+    "--decoder",
+    default="trained",
+    show_default=True,
+    type=click.Choice(["trained", "linear"]),
+    help="What is trained along, for stage 2 to go on from: a network, or the paper's linear map, cheapest to serve.",
+)
+@click.option(
     "--rows",
     default=32,
     show_default=True,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from del_core._decoder_tensors import DECODER_KINDS
 from del_core.audit.calibration import MAP
 from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.projection import Projection
@@ -54,6 +55,14 @@ def trained(lm, tmp_path_factory):
     return out, train_encoder(lm, start, out, _CONFIG, progress=False)
 
 
+@pytest.fixture(scope="module")
+def trained_linear(lm, tmp_path_factory):
+    """The same with the paper's decoder trained along."""
+    out = tmp_path_factory.mktemp("linear")
+    start = Projection.from_pca(lm.embeddings, lm.unigram(), 16)
+    return out, train_encoder(lm, start, out, replace(_CONFIG, decoder="linear"), progress=False)
+
+
 def test_training_lowers_the_loss_at_equal_attack_success(trained):
     assert trained[1]["ppl_trained"] < trained[1]["ppl_start"]
 
@@ -67,6 +76,42 @@ def test_the_attack_succeeds_as_often_as_was_asked_for(lm, trained):
     mechanism = Mechanism(4, 16, summary["calibration"]["ratio_numerator"] / 2**31, max_level=MAX_LEVEL)
     tokens = lm.test.numpy()
     assert surface.hits(MAP, mechanism, tokens, seed=11) / len(tokens) == pytest.approx(_TARGET, abs=0.08)
+
+
+def test_a_linear_decoder_trained_along_is_what_stage_2_serves(lm, trained_linear, tmp_path):
+    """D and a' are the projection's, scaled with its table; a soft prompt alone is trained after that."""
+    out, figures = trained_linear
+    assert figures["ppl_trained"] < figures["ppl_start"]
+    assert figures["map_asr"] == pytest.approx(_TARGET, abs=0.03)
+    projection, start = load_projection(out, lm), load_decoder_start(out)
+    assert torch.equal(start.tensors["weight"], projection.decoder.weight)
+    summary = json.loads((out / "projection.json").read_text())
+    mechanism = Mechanism(4, 16, summary["calibration"]["ratio_numerator"] / 2**31, max_level=MAX_LEVEL)
+    config = SoftPromptConfig(
+        min_prompt_tokens=8, prompt_tokens=24, continuation_tokens=8, batch=8, steps=1, learning_rate=1e-9,
+        evaluation_windows=32, test_windows=32,
+    )  # fmt: skip
+    figures_2 = train_soft_prompt(lm, projection, mechanism, "v", tmp_path, config, start=start, progress=False)
+    assert figures_2["ppl_soft_prompt"] < 1.25 * figures["ppl_trained"]
+    assert figures_2["ppl_decoder"] == figures_2["ppl_noisy"]
+    _, decoder, rows = load_variant(lm, projection, tmp_path)
+    np.testing.assert_allclose(rows, start.soft_prompt, atol=1e-6)
+    assert not list(decoder.parameters())
+
+
+def test_a_decoder_of_another_kind_than_the_encoders_starts_anew(lm, trained, trained_linear, tmp_path):
+    linear, network = load_decoder_start(trained_linear[0]), load_decoder_start(trained[0])
+    assert [linear.is_for(kind) for kind in DECODER_KINDS] == [True, False, False, False]
+    assert [network.is_for(kind) for kind in DECODER_KINDS] == [False, False, True, True]
+    projection = load_projection(trained_linear[0], lm)
+    config = SoftPromptConfig(
+        decoder="trained", min_prompt_tokens=8, prompt_tokens=24, continuation_tokens=8, batch=8, steps=1,
+        learning_rate=1e-9, evaluation_windows=32, test_windows=32,
+    )  # fmt: skip
+    mechanism = Mechanism(4, 16, 0.25, max_level=MAX_LEVEL)
+    figures = train_soft_prompt(lm, projection, mechanism, "v", tmp_path, config, start=linear, progress=False)
+    assert figures["ppl_decoder"] < 1.02 * figures["ppl_noisy"]  # a blend that has the linear decoder among it
+    np.testing.assert_allclose(load_variant(lm, projection, tmp_path)[2], lm.frequent_rows(32), atol=1e-6)
 
 
 def test_the_table_fills_the_clip(lm, trained):
@@ -164,6 +209,11 @@ def test_an_encoder_goes_on_for_another_success_from_what_it_has_learned(lm, tra
     assert there["ppl_trained"] <= there["ppl_start"]  # it keeps the start where a step makes it worse
     with pytest.raises(ModelError, match="width: 16 is not 32, that of the encoder that training goes on from"):
         train_encoder(lm, start, tmp_path, replace(config, width=16), progress=False)
+
+
+def test_a_kind_of_decoder_that_is_not_trained_along_is_refused():
+    with pytest.raises(ValueError, match="decoder: posterior is not one of trained, linear"):
+        EncoderConfig(0.5, decoder="posterior")
 
 
 def test_targets_outside_of_0_to_1_are_refused():
