@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from benchmarks._privacy_utility_pieces import BEST, PUBLISHED, TASK_LEVEL
+from benchmarks._privacy_utility_plan import BEST, PUBLISHED, TASK_LEVEL
 from benchmarks._privacy_utility_report import COHERENCE, RIVALS
 
 __all__ = ["markdown"]

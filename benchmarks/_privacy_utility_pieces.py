@@ -13,7 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,25 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from benchmarks._privacy_utility_plan import (
+    ALONE,
+    BEST,
+    CLEAR,
+    CONTINUATION,
+    GAUSSIAN,
+    METRIC,
+    NOISE_SEED,
+    NONE,
+    PROMPT,
+    PUBLISHED,
+    RANDOM,
+    REPLACEMENT,
+    REWRITING,
+    TASK_LEVEL,
+    WITHOUT,
+    Plan,
+)
+from benchmarks._privacy_utility_sweep import sweep_point
 from del_core.accounting import epsilon
 from del_core.audit.similarity import EXTRA, SentenceSimilarity
 from del_core.evaluation.generation import passage_nll
@@ -39,68 +58,16 @@ from del_core.evaluation.rivals import (
     token_distances,
 )
 from del_core.evaluation.tasks import Task
-from del_core.evaluation.understanding import TaskConfig, train_task
+from del_core.evaluation.understanding import train_task
 from del_core.evaluation.view import DELTA, ClearPrompt, DelView, NoPrompt, PromptView
-from del_core.projection import Projection
-from del_core.training.base import BaseConfig, train_base
+from del_core.training.base import train_base
 from del_core.training.encoder import EncoderConfig, attack_surface, attacked_tokens, load_decoder_start, train_encoder
 from del_core.training.lm import FrozenLM, load_frozen_lm
-from del_core.training.noise import NoisyTable
 from del_core.training.projection import ProjectionConfig, load_projection, train_projection
-from del_core.training.soft_prompt import SoftPromptConfig, load_variant, start_decoder
+from del_core.training.soft_prompt import SoftPromptConfig, load_variant
 from del_core.training.variant import Noise, train_variant
 
-__all__ = ["BEST", "HAS_BF16", "PUBLISHED", "TASK_LEVEL", "Bench", "Plan"]
-
-PUBLISHED, BEST = "DEL as published", "this project"
-WITHOUT = ", soft prompt left out"
-ALONE = ", trained without a soft prompt"
-CLEAR, NONE, RANDOM = "clear prompt", "no prompt", "random tokens"
-GAUSSIAN, METRIC = "Gaussian noise", "metric-DP noise"
-REPLACEMENT, REWRITING = "token replacement", LocalRewriter.name
-
-PROMPT, CONTINUATION = 96, 32
-TASK_LEVEL = 0.2
-_CAPABILITIES = torch.cpu.get_capabilities()
-HAS_BF16 = bool(_CAPABILITIES.get("avx512_bf16") or _CAPABILITIES.get("amx_bf16"))
-"""Whether this processor multiplies in bfloat16; one that only emulates it is slower so."""
-_NOISE_SEED = 7_001  # the noise of every measured passage; no stage trains or calibrates with it
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much is done."""
-
-    levels: tuple[float, ...] = (0.2, 0.4, 0.1, 0.05)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    projection_steps: int = 100
-    encoder_batch: int = 16
-    encoder_steps: int = 800  # of an encoder that starts from the projection
-    adaptation_steps: int = 600  # of one that goes on from the encoder of another level
-    decoder_steps: int = 100  # what follows the encoder: decoder and soft prompt for the noise as it is calibrated
-    soft_prompt_steps: int = 200  # of DEL as published
-    validation_windows: int = 64
-    passages: int = 256
-    written: int = 128  # passages of each corpus that are also continued
-    samples: int = 4  # texts drawn for each of those, beside the greedy one
-    calibration_tokens: int = 8000
-    decoder: str = "trained"
-    rewriting: bool = True
-    alone: bool = True  # also this project's decoder, trained without a soft prompt
-    task: TaskConfig = field(default_factory=lambda: TaskConfig(steps=300))
-    sweep: tuple[tuple[int, int], ...] = tuple((d, n) for d in (8, 16, 32, 64) for n in (1, 2, 4, 8))
-    bf16: bool = False
-    local: BaseConfig = field(
-        default_factory=lambda: BaseConfig(
-            hidden=128,
-            layers=3,
-            heads=2,
-            feed_forward=352,
-            batch=8,
-            steps=2000,
-            learning_rate=2e-3,
-        )
-    )
+__all__ = ["Bench"]
 
 
 class Bench:
@@ -168,7 +135,7 @@ class Bench:
                 passages,
                 None,
                 self.log_prior,
-                _NOISE_SEED,
+                NOISE_SEED,
                 samples=self.plan.samples,
                 bf16=self.rounded,
             )
@@ -395,7 +362,7 @@ class Bench:
         """What the noise promises, and what the published method's own attack recovers."""
         mechanism = self.del_view(projection, variant, soft_prompt=False).noisy.mechanism
         surface = attack_surface(self.lm, load_projection(projection, self.lm))
-        nearest = surface.hits("nearest", mechanism, self.calibration, _NOISE_SEED)
+        nearest = surface.hits("nearest", mechanism, self.calibration, NOISE_SEED)
         return {
             "epsilon": epsilon(mechanism, DELTA),
             "nearest_success": nearest / len(self.calibration),
@@ -464,7 +431,16 @@ class Bench:
         path = self.work / "sweep" / f"{dim}-{bits}.json"
         if path.exists():
             return
-        _save_json(path, sweep_point(self, dim, bits, level))
+        found = sweep_point(
+            self.lm,
+            dim,
+            bits,
+            level,
+            windows=next(iter(self.corpora.values())),
+            validation=self.validation,
+            calibration=self.calibration,
+        )
+        _save_json(path, found)
         self.say(f"sweep d = {dim}, n = {bits}")
 
 
@@ -472,31 +448,6 @@ def _machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()}, {torch.get_num_threads()} thread(s)"
-
-
-def sweep_point(bench: Bench, dim: int, bits: int, level: float) -> dict[str, Any]:
-    """One point of the sweep; ``ppl`` is None where even the least noise gives away less than the level."""
-    lm = bench.lm
-    projection = Projection.from_pca(lm.embeddings, lm.unigram(), dim).to(lm.embeddings.device)
-    surface = attack_surface(lm, projection)
-    try:
-        mechanism, found = Noise(bits=bits, map_asr=level).mechanism(surface, bench.calibration)
-    except ValueError as error:
-        return {"dim": dim, "bits": bits, "level": level, "ppl": None, "reason": str(error)}
-    assert found is not None
-    noisy = NoisyTable(projection.table(lm.embeddings, mechanism.max_level), mechanism)
-    config = SoftPromptConfig(decoder="posterior", evaluation_windows=bench.plan.validation_windows)
-    view = DelView("sweep", noisy, start_decoder(lm, projection, noisy, bench.validation, config))
-    nll = passage_nll(lm.model, view, next(iter(bench.corpora.values())), PROMPT, _NOISE_SEED)
-    return {
-        "dim": dim,
-        "bits": bits,
-        "level": level,
-        "attack_success": found.success,
-        "ppl": float(np.exp(nll.mean())),
-        "bits_per_token": view.bits_per_token,
-        "epsilon": epsilon(mechanism, DELTA),
-    }
 
 
 def _save_json(path: Path, value: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks._privacy_utility_pieces import BEST, CLEAR, GAUSSIAN, METRIC, NONE, PUBLISHED, REPLACEMENT, REWRITING
+from benchmarks._privacy_utility_plan import BEST, CLEAR, GAUSSIAN, METRIC, NONE, PUBLISHED, REPLACEMENT, REWRITING
 
 __all__ = ["draw"]
 

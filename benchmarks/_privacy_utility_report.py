@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._privacy_utility_pieces import (
+from benchmarks._privacy_utility_plan import (
     ALONE,
     BEST,
     CLEAR,

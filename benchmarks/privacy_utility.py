@@ -23,7 +23,8 @@ import torch
 from tokenizers import Tokenizer
 
 from benchmarks._privacy_utility_page import markdown
-from benchmarks._privacy_utility_pieces import HAS_BF16, Bench, Plan
+from benchmarks._privacy_utility_pieces import Bench
+from benchmarks._privacy_utility_plan import HAS_BF16, Plan
 from benchmarks._privacy_utility_plots import draw
 from benchmarks._privacy_utility_report import results
 from del_core.demo import model_path

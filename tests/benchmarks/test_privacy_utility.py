@@ -14,7 +14,8 @@ from click.testing import CliRunner
 
 from benchmarks import privacy_utility
 from benchmarks._privacy_utility_page import markdown
-from benchmarks._privacy_utility_pieces import ALONE, BEST, CLEAR, PUBLISHED, TASK_LEVEL, WITHOUT, Bench
+from benchmarks._privacy_utility_pieces import Bench
+from benchmarks._privacy_utility_plan import ALONE, BEST, CLEAR, PUBLISHED, TASK_LEVEL, WITHOUT
 from benchmarks._privacy_utility_plots import draw
 from benchmarks._privacy_utility_report import results
 from del_core.audit.similarity import SentenceSimilarity
