@@ -30,7 +30,8 @@ demo: $(STAMP)  ## a private prompt under every variant of the demo bundle, end 
 	@$(BIN)/delctl demo
 
 # Two at a time, a file each; what serves under load or through faults keeps the time and comes after them, alone.
-SIDE_BY_SIDE := $(wildcard tests/test_*.py) $(addprefix tests/,training delctl audit client core evaluation proxy typing)
+SIDE_BY_SIDE := $(wildcard tests/test_*.py) $(addprefix tests/,training delctl audit client core evaluation proxy typing \
+	benchmarks/test_padding.py benchmarks/test_privacy_utility.py serving/test_engine.py serving/test_seeded_sampling.py)
 
 test: $(STAMP)  ## the tests, without those marked slow
 	@status=0; \
