@@ -199,9 +199,10 @@ def test_an_encoder_that_hides_more_than_is_asked_for_trains_on(lm, trained, tmp
         )  # fmt: skip
 
 
-def test_an_encoder_goes_on_for_another_success_from_what_it_has_learned(lm, trained, tmp_path):
-    out, figures = trained
-    start, config = load_projection(out, lm), replace(_CONFIG, map_asr=0.25, steps=1)
+@pytest.mark.parametrize("kind", ["trained", "linear"])
+def test_an_encoder_goes_on_for_another_success_from_what_it_has_learned(lm, kind, request, tmp_path):
+    out, figures = request.getfixturevalue({"trained": "trained", "linear": "trained_linear"}[kind])
+    start, config = load_projection(out, lm), replace(_CONFIG, map_asr=0.25, steps=1, decoder=kind)
     there = train_encoder(lm, start, tmp_path, config, start_decoder=load_decoder_start(out), progress=False)
     assert there["map_asr"] == pytest.approx(0.25, abs=0.01)
     # Less gets through, so it starts a little above where the first one ended, far below where that one started.
