@@ -22,8 +22,8 @@ def check_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()  # a device without memory, such as meta, is none to compute on
-    except (RuntimeError, AssertionError, NotImplementedError):  # whichever the backend prefers
-        raise DeviceError(f"device: {name!r} is not on this machine; allowed: {', '.join(_devices())}") from None
+    except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch that was built without CUDA
+        raise DeviceError(f"device: {name!r} is not on this machine; allowed: {', '.join(_devices())}") from error
     return device
 
 

@@ -42,7 +42,6 @@ from del_core.training.precision import products
 from del_core.training.text import TokenWindows
 
 __all__ = [
-    "DECODERS",
     "EncoderConfig",
     "attack_surface",
     "attacked_tokens",
@@ -53,8 +52,7 @@ __all__ = [
 
 _ATTACKED_TOKENS = 20_000  # a rate of 2 % then has a standard error of 0.1 points
 _QUICK_TOKENS = 4_000  # at every evaluation
-DECODERS = (TRAINED, LINEAR)
-"""Kinds that an encoder can be trained with; stage 2 goes on to a contextual one from ``trained``."""
+_DECODERS = (TRAINED, LINEAR)  # stage 2 goes on to a contextual one from ``trained``
 _START = "decoder_start.safetensors"
 _ALONE = Shard()
 
@@ -89,8 +87,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.map_asr < 1.0:
             raise ValueError(f"map_asr: {self.map_asr} is outside (0, 1)")
-        if self.decoder not in DECODERS:
-            raise ValueError(f"decoder: {self.decoder} is not one of {', '.join(DECODERS)}")
+        if self.decoder not in _DECODERS:
+            raise ValueError(f"decoder: {self.decoder} is not one of {', '.join(_DECODERS)}")
         check_rows(self.rows)
 
 

@@ -199,13 +199,14 @@ def train_soft_prompt(
     train = TokenWindows(lm.train, length, config.seed)
     validation = lm.windows(lm.validation, length, config.evaluation_windows)
     test = lm.windows(lm.test, length, config.test_windows)
-    goes_on = start is not None and start.is_for(config.decoder)
-    first_rows = start.first_rows(lm, config.rows) if start and goes_on else lm.frequent_rows(config.rows)
-    if start and goes_on and config.decoder != LINEAR:
+    if start is not None and not start.is_for(config.decoder):
+        start = None
+    first_rows = lm.frequent_rows(config.rows) if start is None else start.first_rows(lm, config.rows)
+    if start is None or config.decoder == LINEAR:  # D is the projection's already; its norm limit is this noise's own
+        decoder = start_decoder(lm, projection, noisy, validation, config)
+    else:
         decoder = _new_decoder(lm, projection, noisy, start.norm_limit, config)
         decoder.start_from(start.tensors)
-    else:
-        decoder = start_decoder(lm, projection, noisy, validation, config)
     norm_limit = decoder.norm_limit
     prompt = _NoisyPrompt(noisy, decoder)
     linear = _NoisyPrompt(noisy, _linear(lm, projection, noisy, norm_limit))
