@@ -95,7 +95,9 @@ def markdown(found: dict[str, Any]) -> str:
         f"b = {about['hidden_size']}, {about['training_tokens'] / 1e6:.1f} million training tokens. "
         f"Passages: {passages}; text is written for {about['written_passages']} of each.",
         "",
-        "MAP: share of tokens that the optimal guesser of single tokens recovers, with a unigram prior. Bits gained: "
+        "Level: share of tokens that the optimal guesser of single tokens recovers, with a unigram prior (MAP). Each "
+        "method's noise is set for it on each text, on tokens of that text that nothing is reported on; what it gives "
+        "away of the passages stands in the table. Bits gained: "
         "on the true token by that guesser, in the mean; what MAP does not show and a language model can use. "
         "PPL: of the true 32 tokens after 96 private ones. COH: cosine of sentence embeddings of written and true "
         f"continuation, written greedily, or sampled (temperature 1; {about['samples']} texts a passage). Over others: "

@@ -13,7 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,10 @@ from benchmarks._privacy_utility_plan import (
     Plan,
 )
 from benchmarks._privacy_utility_sweep import sweep_point
+from del_core._decoder_tensors import LINEAR
 from del_core.accounting import epsilon
+from del_core.audit.calibration import MAP, calibrate
+from del_core.audit.nearest import nearest_success, reproducible_bytes
 from del_core.audit.similarity import EXTRA, SentenceSimilarity
 from del_core.evaluation.generation import passage_nll
 from del_core.evaluation.local_model import LocalModel, LocalRewriter
@@ -60,14 +63,23 @@ from del_core.evaluation.rivals import (
 from del_core.evaluation.tasks import Task
 from del_core.evaluation.understanding import train_task
 from del_core.evaluation.view import DELTA, ClearPrompt, DelView, NoPrompt, PromptView
+from del_core.mechanism import MAX_LEVEL
 from del_core.training.base import train_base
 from del_core.training.encoder import EncoderConfig, attack_surface, attacked_tokens, load_decoder_start, train_encoder
 from del_core.training.lm import FrozenLM, load_frozen_lm
 from del_core.training.projection import ProjectionConfig, load_projection, train_projection
-from del_core.training.soft_prompt import SoftPromptConfig, load_variant
+from del_core.training.soft_prompt import SoftPromptConfig, calibrate_norm_limit, load_variant
 from del_core.training.variant import Noise, train_variant
 
-__all__ = ["Bench"]
+__all__ = ["Bench", "Corpus"]
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A text: the passages (count, tokens) that are reported on, and tokens (count,) of none of them for the noise."""
+
+    windows: torch.Tensor
+    between: torch.Tensor
 
 
 class Bench:
@@ -76,7 +88,7 @@ class Bench:
     def __init__(
         self,
         lm: FrozenLM,
-        corpora: Mapping[str, torch.Tensor],
+        corpora: Mapping[str, Corpus],
         work: Path,
         plan: Plan,
         *,
@@ -90,7 +102,9 @@ class Bench:
         self.corpora = dict(corpora)
         self.tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
         self.log_prior = lm.unigram().log().float().cpu().numpy()
-        self.calibration = attacked_tokens(lm.validation, plan.calibration_tokens)
+        self.calibration = {
+            name: attacked_tokens(one.between, plan.calibration_tokens) for name, one in self.corpora.items()
+        }
         self.validation = lm.windows(lm.validation, PROMPT + CONTINUATION, plan.validation_windows)
         # A GPU measures in float32: it has the time, and what is rounded does not hide small differences.
         self.rounded = plan.bf16 and not lm.embeddings.is_cuda
@@ -109,23 +123,28 @@ class Bench:
         path = self.work / "scores" / "reference.text"
         with self._claim("reference"):
             if not path.exists():
-                found = {name: self._from_clear(windows) for name, windows in self.corpora.items()}
+                found = {name: self._from_clear(one.windows) for name, one in self.corpora.items()}
                 _save_json(path, found)
         texts = json.loads(path.read_text(encoding="utf-8"))
-        return {name: Passages(windows, PROMPT, texts[name]) for name, windows in self.corpora.items()}
+        return {name: Passages(one.windows, PROMPT, texts[name]) for name, one in self.corpora.items()}
 
-    def measure(self, key: str, about: dict[str, Any], build: Callable[[], PromptView], *, write: bool = True) -> None:
-        """Likelihoods and attack of one view on every corpus, in ``scores/<key>.npz`` and ``.json``, and its texts.
+    def measure(
+        self, key: str, about: dict[str, Any], build: Callable[[str], PromptView], *, write: bool = True
+    ) -> None:
+        """Likelihoods and attack of a method on every corpus, in ``scores/<key>.npz`` and ``.json``, and its texts.
 
-        ``write``: unset, no text is written, which takes the longest.
+        Args:
+            build: the method's view for a corpus, by name; its noise is for that text.
+            write: unset, no text is written, which takes the longest.
         """
         path = self.work / "scores" / f"{key}.json"
         if path.exists():
             return
-        began, view = time.monotonic(), build()
+        began = time.monotonic()
         arrays: dict[str, np.ndarray] = {}
-        attacks, texts = {}, {}
+        by_corpus, texts = {}, {}
         for name, passages in self.passages.items():
+            view = build(name)
             if not write:
                 passages = replace(passages, from_clear=())
             found = measure(
@@ -144,15 +163,18 @@ class Bench:
                 arrays[f"rouge {name}"] = found.rouge_l
                 texts[name] = asdict(found.written)
             rate = found.attack.rate
-            attacks[name] = {"hits": rate.successes, "tokens": rate.trials, "bits": found.attack.bits}
+            by_corpus[name] = {
+                "attack": {"hits": rate.successes, "tokens": rate.trials, "bits": found.attack.bits},
+                "epsilon_vocabulary": view.epsilon(),
+                **self._promises(view, name),
+            }
         cost = view.client_cost(self.validation[0, :PROMPT].cpu().numpy())
         about = {
             **about,
             "bits_per_token": view.bits_per_token,
-            "epsilon_vocabulary": view.epsilon(),
             "client_seconds": cost.seconds,
             "client_mb": cost.megabytes,
-            "attacks": attacks,
+            "corpora": by_corpus,
             "machine": self.machine,
         }
         _save_arrays(path.with_suffix(".npz"), arrays)
@@ -228,31 +250,26 @@ class Bench:
         return out
 
     def encoder(self, level: float, seed: int) -> Path:
-        """Stage 1 with the noise in the loop, from the projection or from the encoder of another level.
+        """Stage 1 with the noise in the loop.
 
-        That is the nearest higher level that comes earlier in the plan: 20 % leads to 10 %, and 10 % to 5 %, but not to
-        40 %, for which tokens that have come to look alike at 20 % would have to part again.
+        It starts from the projection: one that goes on from a higher level's encoder brings that one's noise along, and
+        finds its way to fewer bits at the same success.
         """
-        out, levels = self.work / f"encoder-{level}-{seed}", self.plan.levels
-        place = levels.index(level) if level in levels else len(levels)
-        nearest = min((other for other in levels[:place] if other > level), default=None)
+        out = self.work / f"encoder-{level}-{seed}"
         config = EncoderConfig(
             map_asr=level,
             batch=self.plan.encoder_batch,
-            steps=self.plan.encoder_steps if nearest is None else self.plan.adaptation_steps,
+            steps=self.plan.encoder_steps,
             evaluation_windows=self.plan.validation_windows,
             bf16=self.plan.bf16,
-            seed=100 * (seed + 1) + place,  # what goes on reads other passages than it has read before
+            seed=100 * (seed + 1),
         )
-        start = self.projection(seed) if nearest is None else self.encoder(nearest, seed)
+        start = load_projection(self.projection(seed), self.lm)
         self._timed(
             out.name,
             out / "projection.json",
-            lambda: train_encoder(
-                self.lm, load_projection(start, self.lm), out, config,
-                start_decoder=load_decoder_start(start), progress=False,
-            ),
-        )  # fmt: skip
+            lambda: train_encoder(self.lm, start, out, config, progress=False),
+        )
         return out
 
     def variant(self, name: str, level: float, seed: int, projection: Path, config: SoftPromptConfig) -> Path:
@@ -268,9 +285,19 @@ class Bench:
         )  # fmt: skip
         return out
 
-    def del_view(self, projection: Path, variant: Path, *, soft_prompt: bool) -> DelView:
-        noisy, decoder, rows = load_variant(self.lm, load_projection(projection, self.lm), variant)
-        return DelView(variant.name, noisy, decoder, rows if soft_prompt else None)
+    def del_view(self, projection: Path, variant: Path, level: float, corpus: str) -> DelView:
+        """A variant with the noise at which the MAP attack recovers the share ``level`` of the tokens of ``corpus``.
+
+        What was trained stays as it is. Of the linear decoder the norm limit, its only part that depends on the noise,
+        is calibrated anew.
+        """
+        projected = load_projection(projection, self.lm)
+        surface = attack_surface(self.lm, projected)
+        found = calibrate(MAP, level, 4, surface, self.calibration[corpus], max_level=MAX_LEVEL, at_most=True)
+        noisy, decoder, rows = load_variant(self.lm, projected, variant, found.mechanism)
+        if decoder.kind == LINEAR:
+            decoder.norm_limit = calibrate_norm_limit(self.lm, projected, noisy, self.validation, PROMPT, seed=1)
+        return DelView(variant.name, noisy, decoder, rows)
 
     def trained(self, method: str, level: float, seed: int) -> tuple[Path, Path]:
         """Directories of projection and variant of DEL as published or of this project's best."""
@@ -301,12 +328,12 @@ class Bench:
         """The clear prompt, no prompt at all, and random tokens in its place, which tell nothing about it either."""
         embeddings = self.lm.embeddings
         end = int(self.lm.model.config.eos_token_id)
-        self.measure("clear", {"method": CLEAR, "level": None, "seed": 0}, lambda: ClearPrompt(embeddings))
-        self.measure("none", {"method": NONE, "level": None, "seed": 0}, lambda: NoPrompt(embeddings, end))
+        self.measure("clear", {"method": CLEAR, "level": None, "seed": 0}, lambda _: ClearPrompt(embeddings))
+        self.measure("none", {"method": NONE, "level": None, "seed": 0}, lambda _: NoPrompt(embeddings, end))
         self.measure(
             "random",
             {"method": RANDOM, "level": None, "seed": 0},
-            lambda: TokenReplacement(embeddings, token_distances(embeddings, METRICS[0]), 0.0),
+            lambda _: TokenReplacement(embeddings, token_distances(embeddings, METRICS[0]), 0.0),
         )
 
     def ours(self, level: float, seed: int) -> None:
@@ -322,14 +349,11 @@ class Bench:
         if (self.work / "scores" / f"{key}-without.json").exists():
             return
         projection, variant = self.trained(method, level, seed)
-        about = {"method": method, "level": level, "seed": seed, **self._promises(projection, variant)}
-        self.measure(key, about, lambda: self.del_view(projection, variant, soft_prompt=True), write=write)
-        self.measure(
-            f"{key}-without",
-            {**about, "method": method + WITHOUT},
-            lambda: self.del_view(projection, variant, soft_prompt=False),
-            write=False,
-        )
+        about = {"level": level, "seed": seed}
+        views = {name: self.del_view(projection, variant, level, name) for name in self.corpora}
+        self.measure(key, {**about, "method": method}, views.__getitem__, write=write)
+        without = {name: DelView(method, view.noisy, view.decode) for name, view in views.items()}
+        self.measure(f"{key}-without", {**about, "method": method + WITHOUT}, without.__getitem__, write=False)
 
     def alone(self, level: float, seed: int) -> None:
         """This project's decoder, trained for as many steps without a soft prompt: what training cannot win back."""
@@ -338,13 +362,13 @@ class Bench:
             return
         projection, variant = self.trained(BEST + ALONE, level, seed)
         about = {"method": BEST + ALONE, "level": level, "seed": seed}
-        self.measure(key, about, lambda: self.del_view(projection, variant, soft_prompt=False), write=False)
+        self.measure(key, about, lambda name: self.del_view(projection, variant, level, name), write=False)
 
     def understanding(self, task: Task) -> None:
         """Accuracy under the clear prompt, DEL as published and this project, a soft prompt trained for each."""
         views: dict[str, Callable[[], PromptView]] = {"clear": lambda: ClearPrompt(self.lm.embeddings)}
         for short, method in (("best", BEST), ("published", PUBLISHED)):
-            views[short] = lambda m=method: self.del_view(*self.trained(m, TASK_LEVEL, 0), soft_prompt=False)
+            views[short] = lambda m=method: self._without_soft_prompt(*self.trained(m, TASK_LEVEL, 0))
         names = {"clear": CLEAR, "best": BEST, "published": PUBLISHED}
         for short, build in views.items():
             path = self.work / "tasks" / f"{task.name.replace(' ', '-')}-{short}.json"
@@ -358,15 +382,20 @@ class Bench:
             _save_json(path, about)
             self.say(f"{task.name}, {names[short]}: {time.monotonic() - began:.0f} s")
 
-    def _promises(self, projection: Path, variant: Path) -> dict[str, Any]:
-        """What the noise promises, and what the published method's own attack recovers."""
-        mechanism = self.del_view(projection, variant, soft_prompt=False).noisy.mechanism
-        surface = attack_surface(self.lm, load_projection(projection, self.lm))
-        nearest = surface.hits("nearest", mechanism, self.calibration, NOISE_SEED)
-        return {
-            "epsilon": epsilon(mechanism, DELTA),
-            "nearest_success": nearest / len(self.calibration),
-        }
+    def _without_soft_prompt(self, projection: Path, variant: Path) -> DelView:
+        """With the variant's own noise: its level is that of the text it was trained with."""
+        noisy, decoder, _ = load_variant(self.lm, load_projection(projection, self.lm), variant)
+        return DelView(variant.name, noisy, decoder)
+
+    def _promises(self, view: PromptView, corpus: str) -> dict[str, Any]:
+        """What counts promise over the whole cube, and what the published method's own attack recovers of them."""
+        if not isinstance(view, DelView):
+            return {}
+        weight, bias = (tensor.cpu().numpy() for tensor in (view.decode.weight, view.decode.bias))
+        embeddings, tokens = self.lm.embeddings.cpu().numpy(), self.calibration[corpus]
+        source = reproducible_bytes(NOISE_SEED)
+        nearest = nearest_success(view.mechanism, view.levels, weight, bias, embeddings, tokens, source)
+        return {"epsilon": epsilon(view.mechanism, DELTA), "nearest_success": nearest / len(tokens)}
 
     def _best(self, candidates: list[Any]) -> Any:
         """Of views at equal attack success, the one of least validation perplexity."""
@@ -374,28 +403,28 @@ class Bench:
             candidates, lambda view: float(passage_nll(self.lm.model, view, self.validation, PROMPT, seed=1).mean())
         )
 
-    def _calibrated(self, family: Callable[[float], Any], level: float) -> Any:
-        return calibrate_view(family, level, self.calibration, self.log_prior)
+    def _calibrated(self, family: Callable[[float], Any], level: float, corpus: str) -> Any:
+        return calibrate_view(family, level, self.calibration[corpus], self.log_prior)
 
     def rivals(self, level: float) -> None:
         """What users run in place of this project, each at the level's noise and with the finish that suits it best."""
         embeddings = self.lm.embeddings
         for short, method, kind in (("gaussian", GAUSSIAN, GaussianNoise), ("metric", METRIC, MetricNoise)):
 
-            def build(kind: Any = kind) -> Any:
-                strength = self._calibrated(lambda s: kind(embeddings, s, Finish()), level).strength
+            def build(corpus: str, kind: Any = kind) -> Any:
+                strength = self._calibrated(lambda s: kind(embeddings, s, Finish()), level, corpus).strength
                 return self._best([kind(embeddings, strength, finish) for finish in finishes(embeddings)])
 
             self.measure(f"{short}-{level}-0", {"method": method, "level": level, "seed": 0}, build)
 
         about = {"method": REPLACEMENT, "level": level, "seed": 0}
-        self.measure(f"replacement-{level}-0", about, lambda: self._replacement(level))
+        self.measure(f"replacement-{level}-0", about, lambda corpus: self._replacement(level, corpus))
 
-    def _replacement(self, level: float) -> TokenReplacement:
+    def _replacement(self, level: float, corpus: str) -> TokenReplacement:
         embeddings = self.lm.embeddings
         distances = [token_distances(embeddings, metric) for metric in METRICS]
         found: TokenReplacement = self._best(
-            [self._calibrated(lambda s, d=d: TokenReplacement(embeddings, d, s), level) for d in distances]
+            [self._calibrated(lambda s, d=d: TokenReplacement(embeddings, d, s), level, corpus) for d in distances]
         )
         return found
 
@@ -405,7 +434,7 @@ class Bench:
         self.measure(
             f"rewriting-{level}-0",
             {"method": REWRITING, "level": level, "seed": 0},
-            lambda: LocalRewriter(self.local_model().model, self._replacement(level), self.lm.model, end),
+            lambda name: LocalRewriter(self.local_model().model, self._replacement(level, name), self.lm.model, end),
         )
 
     def local_model(self) -> FrozenLM:
@@ -424,21 +453,22 @@ class Bench:
     def local_alone(self) -> None:
         """What the rewriter's model does without a server."""
         about = {"method": LocalModel.name, "level": None, "seed": 0}
-        self.measure("local", about, lambda: LocalModel(self.local_model().model))
+        self.measure("local", about, lambda _: LocalModel(self.local_model().model))
 
     def sweep(self, dim: int, bits: int, level: float) -> None:
         """One (d, n) at equal attack success: principal components and the blend of linear and posterior, untrained."""
         path = self.work / "sweep" / f"{dim}-{bits}.json"
         if path.exists():
             return
+        first = next(iter(self.corpora))
         found = sweep_point(
             self.lm,
             dim,
             bits,
             level,
-            windows=next(iter(self.corpora.values())),
+            windows=self.corpora[first].windows,
             validation=self.validation,
-            calibration=self.calibration,
+            calibration=self.calibration[first],
         )
         _save_json(path, found)
         self.say(f"sweep d = {dim}, n = {bits}")

@@ -50,12 +50,11 @@ NOISE_SEED = 7_001
 class Plan:
     """How much is done."""
 
-    levels: tuple[float, ...] = (0.2, 0.4, 0.1, 0.05)
+    levels: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
     seeds: tuple[int, ...] = (0, 1, 2)
     projection_steps: int = 100
     encoder_batch: int = 16
-    encoder_steps: int = 800  # of an encoder that starts from the projection
-    adaptation_steps: int = 600  # of one that goes on from the encoder of another level
+    encoder_steps: int = 500
     decoder_steps: int = 100  # what follows the encoder: decoder and soft prompt for the noise as it is calibrated
     soft_prompt_steps: int = 200  # of DEL as published
     validation_windows: int = 64

@@ -36,14 +36,8 @@ from del_core.evaluation.understanding import auc_interval, correct
 
 __all__ = ["COHERENCE", "RIVALS", "results"]
 
-_CARRIED = (
-    "bits_per_token",
-    "epsilon",
-    "epsilon_vocabulary",
-    "nearest_success",
-    "client_seconds",
-    "client_mb",
-)
+_CARRIED = ("bits_per_token", "client_seconds", "client_mb")
+_CARRIED_BY_CORPUS = ("epsilon", "epsilon_vocabulary", "nearest_success")
 COHERENCE = {
     "coh": "coh",
     "coh_lift": "lift",
@@ -104,14 +98,16 @@ def _figures(name: str, interval: Interval, digits: int) -> dict[str, float]:
 
 
 def _row(scores: _Scores, corpus: str, clear: _Scores | None) -> dict[str, Any]:
-    hits = [about["attacks"][corpus] for about in scores.about]
+    here = [about["corpora"][corpus] for about in scores.about]
+    hits = [one["attack"] for one in here]
     right, tokens = sum(one["hits"] for one in hits), sum(one["tokens"] for one in hits)
     low, high = wilson(right, tokens)
     seeds = [float(np.exp(one.mean())) for one in scores[f"nll {corpus}"]]
     carried = {}
-    for name in _CARRIED:
-        values = [about[name] for about in scores.about if about.get(name) is not None]
-        carried[name] = round(float(np.mean(values)), 6) if values else None
+    for names, abouts in ((_CARRIED, scores.about), (_CARRIED_BY_CORPUS, here)):
+        for name in names:
+            values = [about[name] for about in abouts if about.get(name) is not None]
+            carried[name] = round(float(np.mean(values)), 6) if values else None
     return {
         "method": scores.method,
         "level": scores.level,

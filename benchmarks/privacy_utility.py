@@ -23,7 +23,7 @@ import torch
 from tokenizers import Tokenizer
 
 from benchmarks._privacy_utility_page import markdown
-from benchmarks._privacy_utility_pieces import Bench
+from benchmarks._privacy_utility_pieces import Bench, Corpus
 from benchmarks._privacy_utility_plan import HAS_BF16, Plan
 from benchmarks._privacy_utility_plots import draw
 from benchmarks._privacy_utility_report import results
@@ -43,8 +43,9 @@ BASE = BaseConfig(layers=4, batch=8, steps=2400, compile=True)
 LARGE_BASE = BaseConfig(hidden=512, layers=6, heads=8, feed_forward=1408, batch=32, steps=4000, learning_rate=1e-3)
 """That of ``--size large``, for a GPU: 21 million parameters."""
 LARGE = Plan(
-    projection_steps=200, soft_prompt_steps=300, encoder_batch=32, decoder_steps=200, passages=512, written=256
-)
+    projection_steps=200, soft_prompt_steps=300, encoder_batch=32, encoder_steps=800, decoder_steps=200, passages=512,
+    written=256,
+)  # fmt: skip
 SWEEP_LEVEL = 0.2
 QUICK = Plan(
     levels=(0.2,),
@@ -65,16 +66,24 @@ QUICK = Plan(
 )
 
 
-def _windows(lm: FrozenLM, path: Path, count: int) -> torch.Tensor:
+def _corpus(lm: FrozenLM, path: Path, count: int) -> Corpus:
     tokens = tokenize(Tokenizer.from_str(lm.tokenizer_json.decode()), read_texts([path]))
-    return TokenWindows(tokens, _WINDOW, seed=0).first(count).to(lm.embeddings.device)
+    windows = TokenWindows(tokens, _WINDOW, seed=0)
+    device = lm.embeddings.device
+    return Corpus(windows.first(count).to(device), windows.between(count).to(device))
 
 
-def _full(data: Path, work: Path, seeds: int, device: str, large: bool, say: Any) -> Bench:
+def _held_out(lm: FrozenLM, count: int) -> Corpus:
+    """Of the LM's own text: the test part is reported on."""
+    return Corpus(lm.windows(lm.test, _WINDOW, count), lm.validation)
+
+
+def _full(data: Path, work: Path, levels: tuple[float, ...], seeds: int, device: str, large: bool, say: Any) -> Bench:
     bf16 = HAS_BF16 or check_device(device).type == "cuda"
     plan = LARGE if large else Plan()
     plan = dataclasses.replace(
         plan,
+        levels=levels or plan.levels,
         seeds=tuple(range(seeds)),
         bf16=bf16,
         task=dataclasses.replace(plan.task, bf16=bf16),
@@ -91,9 +100,9 @@ def _full(data: Path, work: Path, seeds: int, device: str, large: bool, say: Any
         # For passages this short on a CPU a fifth faster than the fused attention, whose backward pass is slow there.
         lm.model.set_attn_implementation("eager")
     corpora = {
-        "in-domain": lm.windows(lm.test, _WINDOW, plan.passages),
-        "wikitext-2": _windows(lm, data / "eval" / "wikitext2.test.txt", plan.passages // 2),
-        "ptb": _windows(lm, data / "eval" / "ptb.valid.txt", plan.passages // 2),
+        "in-domain": _held_out(lm, plan.passages),
+        "wikitext-2": _corpus(lm, data / "eval" / "wikitext2.test.txt", plan.passages // 2),
+        "ptb": _corpus(lm, data / "eval" / "ptb.valid.txt", plan.passages // 2),
     }
     nlu = data / "nlu"
     tasks = (
@@ -111,8 +120,7 @@ def _quick(work: Path, plan: Plan, say: Any) -> Bench:
         Tokenizer.from_str(lm.tokenizer_json.decode()), read_texts([_ROOT / "tests" / "data" / "alice.txt"])
     )
     lm = dataclasses.replace(lm, train=torch.cat([lm.train, more]))
-    corpora = {"held-out": lm.windows(lm.test, _WINDOW, plan.passages)}
-    return Bench(lm, corpora, work, plan, texts=texts, say=say)
+    return Bench(lm, {"held-out": _held_out(lm, plan.passages)}, work, plan, texts=texts, say=say)
 
 
 def run(bench: Bench) -> None:
@@ -125,13 +133,10 @@ def run(bench: Bench) -> None:
         pieces[f"ours-{level}-{seed}"] = partial(bench.ours, level, seed)
         pieces[f"published-{level}-{seed}"] = partial(bench.published, level, seed)
 
-    # Encoders of other levels go on from the first level's; a second process has no use for waiting for it.
-    pair(plan.levels[0], first)
     pieces["ends"] = bench.ends
     for level in plan.levels:
-        pieces[f"rivals-{level}"] = partial(bench.rivals, level)
-    for level in plan.levels[1:]:
         pair(level, first)
+        pieces[f"rivals-{level}"] = partial(bench.rivals, level)
     if plan.rewriting:
         for level in plan.levels:
             pieces[f"rewriting-{level}"] = partial(bench.rewriting, level)
@@ -140,7 +145,7 @@ def run(bench: Bench) -> None:
         pieces[task.name] = partial(bench.understanding, task)
     for level in plan.levels if plan.alone else ():
         pieces[f"alone-{level}"] = partial(bench.alone, level, first)
-    for level in plan.levels:  # one seed after the other would have a second process wait for the first level's encoder
+    for level in plan.levels:
         for seed in others:
             pair(level, seed)
     for dim, bits in plan.sweep:
@@ -157,7 +162,7 @@ def about(bench: Bench, command: str) -> dict[str, Any]:
         "vocabulary": len(bench.lm.embeddings),
         "hidden_size": bench.lm.embeddings.shape[1],
         "training_tokens": len(bench.lm.train),
-        "passages": {name: len(windows) for name, windows in bench.corpora.items()},
+        "passages": {name: len(one.windows) for name, one in bench.corpora.items()},
         "written_passages": bench.plan.written,
         "samples": bench.plan.samples,
     }
@@ -176,6 +181,13 @@ def about(bench: Bench, command: str) -> dict[str, Any]:
     help="What is trained and measured; a run goes on from there.",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="results.json, results.md, plots.")
+@click.option(
+    "--level",
+    "levels",
+    multiple=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Of the full run: MAP success to compare at; may be given several times. [default: 0.05, 0.1, 0.2, 0.4]",
+)
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Seeds of the full run.")
 @click.option(
     "--size",
@@ -192,6 +204,7 @@ def main(
     data: Path | None,
     work: Path | None,
     out: Path | None,
+    levels: tuple[float, ...],
     seeds: int,
     device: str,
     size: str,
@@ -215,14 +228,16 @@ def main(
         else:
             assert data is not None
             try:
-                bench = _full(data, work, seeds, device, size == "large", say)
+                bench = _full(data, work, levels, seeds, device, size == "large", say)
             except DeviceError as error:
                 raise click.UsageError(str(error)) from None
         if not report_only:
             run(bench)
         found = results(work)
         command = "python -m benchmarks.privacy_utility " + (
-            "--quick" if quick else f"--data DIR --work DIR --size {size}"
+            "--quick"
+            if quick
+            else f"--data DIR --work DIR --size {size}" + "".join(f" --level {one}" for one in levels)
         )
         found["about"] = about(bench, command) | {"seconds_of_this_call": round(time.monotonic() - began)}
     text = markdown(found)

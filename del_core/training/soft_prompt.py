@@ -150,9 +150,11 @@ def _tuned(lm: FrozenLM, first_rows: torch.Tensor) -> tuple[Any, torch.nn.Parame
 
 
 def load_variant(
-    lm: FrozenLM, projection: Projection, directory: Path
+    lm: FrozenLM, projection: Projection, directory: Path, mechanism: Mechanism | None = None
 ) -> tuple[NoisyTable, NoisyDecoder, torch.Tensor]:
     """What ``train_soft_prompt`` wrote, for measurements: noise, decoder (no gradients), soft prompt (rows, b).
+
+    With ``mechanism`` in place of the noise that it was trained for.
 
     Raises:
         ModelError: if the stage has not been run to its end.
@@ -161,7 +163,9 @@ def load_variant(
     if not path.is_file():
         raise ModelError(f"{path}: not found; run `delctl train soft-prompt` to its end first")
     summary = json.loads(path.read_text(encoding="utf-8"))
-    mechanism = Mechanism(summary["bits"], summary["dim"], summary["ratio_numerator"] / 2.0**31, max_level=MAX_LEVEL)
+    mechanism = mechanism or Mechanism(
+        summary["bits"], summary["dim"], summary["ratio_numerator"] / 2.0**31, max_level=MAX_LEVEL
+    )
     noisy = NoisyTable(projection.table(lm.embeddings, MAX_LEVEL).to(lm.embeddings.device), mechanism)
     config = SoftPromptConfig(**{key: summary[key] for key in ("decoder", "width", "layers")})
     decoder = _new_decoder(lm, projection, noisy, summary["norm_limit"], config).requires_grad_(False)

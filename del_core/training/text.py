@@ -113,8 +113,20 @@ class TokenWindows:
         """Token ids (size, length) of batch number ``step``."""
         return torch.stack([self._window(step * size + row) for row in range(size)])
 
+    def _evenly(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The text cut into windows (available, length), and which of them ``first`` takes."""
+        available = self.tokens.numel() // self.length
+        picks = torch.linspace(0, available - 1, min(count, available)).long()
+        return self.tokens[: available * self.length].view(available, self.length), picks
+
     def first(self, count: int) -> torch.Tensor:
         """The first ``count`` windows in text order, evenly spaced: a fixed set for evaluation, (count, length)."""
-        available = self.tokens.numel() // self.length
-        picks = torch.linspace(0, available - 1, min(count, available)).long().tolist()
-        return torch.stack([self.tokens[i * self.length : (i + 1) * self.length] for i in picks])
+        windows, picks = self._evenly(count)
+        return windows[picks]
+
+    def between(self, count: int) -> torch.Tensor:
+        """The tokens (one dimension) of all windows that ``first(count)`` leaves: the same text, and none of it."""
+        windows, picks = self._evenly(count)
+        left = torch.ones(len(windows), dtype=torch.bool)
+        left[picks] = False
+        return windows[left].flatten()
