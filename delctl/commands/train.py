@@ -181,7 +181,7 @@ def encoder(
     """Stage 1 with the noise in the loop: best text at one attack success.
 
     Starts from the output of `delctl train projection` and takes its place in the stages that follow. Given an encoder
-    that was trained for another attack success, best a higher one, it goes on from that.
+    that was trained for another attack success it goes on from that, which for a low success ends worse.
     """
     from del_core.training.encoder import EncoderConfig, load_decoder_start, train_encoder
     from del_core.training.lm import load_frozen_lm
