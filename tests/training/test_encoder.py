@@ -70,7 +70,7 @@ def test_training_lowers_the_loss_at_equal_attack_success(trained):
 def test_the_attack_succeeds_as_often_as_was_asked_for(lm, trained):
     out, figures = trained
     summary = json.loads((out / "projection.json").read_text())
-    assert figures["map_asr"] == pytest.approx(_TARGET, abs=0.05)
+    assert figures["map_asr"] == pytest.approx(_TARGET, abs=0.03)
     # And so it does on text that calibration did not see, with the table that is shipped.
     surface = attack_surface(lm, load_projection(out, lm))
     mechanism = Mechanism(4, 16, summary["calibration"]["ratio_numerator"] / 2**31, max_level=MAX_LEVEL)
@@ -82,7 +82,7 @@ def test_a_linear_decoder_trained_along_is_what_stage_2_serves(lm, trained_linea
     """D and a' are the projection's, scaled with its table; a soft prompt alone is trained after that."""
     out, figures = trained_linear
     assert figures["ppl_trained"] < figures["ppl_start"]
-    assert figures["map_asr"] == pytest.approx(_TARGET, abs=0.05)
+    assert figures["map_asr"] == pytest.approx(_TARGET, abs=0.03)
     projection, start = load_projection(out, lm), load_decoder_start(out)
     assert torch.equal(start.tensors["weight"], projection.decoder.weight)
     summary = json.loads((out / "projection.json").read_text())
@@ -92,7 +92,7 @@ def test_a_linear_decoder_trained_along_is_what_stage_2_serves(lm, trained_linea
         evaluation_windows=32, test_windows=32,
     )  # fmt: skip
     figures_2 = train_soft_prompt(lm, projection, mechanism, "v", tmp_path, config, start=start, progress=False)
-    assert figures_2["ppl_soft_prompt"] < 1.4 * figures["ppl_trained"]
+    assert figures_2["ppl_soft_prompt"] < 1.25 * figures["ppl_trained"]
     assert figures_2["ppl_decoder"] == figures_2["ppl_noisy"]
     _, decoder, rows = load_variant(lm, projection, tmp_path)
     np.testing.assert_allclose(rows, start.soft_prompt, atol=1e-6)
@@ -165,7 +165,7 @@ def test_stage_2_starts_where_the_encoder_left_its_decoder(lm, trained, tmp_path
     projection = load_projection(out, lm)
     figures = train_soft_prompt(lm, projection, mechanism, "v", tmp_path, config, start=start, progress=False)
     # Nothing was learned in one step of no length, so the decoder alone is as good as it was with the encoder.
-    assert figures["ppl_decoder"] < 1.4 * trained[1]["ppl_trained"]
+    assert figures["ppl_decoder"] < 1.3 * trained[1]["ppl_trained"]
     assert figures["ppl_decoder"] < figures["ppl_noisy"]
     noisy, decoder, rows = load_variant(lm, projection, tmp_path)
     assert (decoder.kind, tuple(rows.shape)) == (kind, (32, 64))
