@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from benchmarks._privacy_utility_plan import BEST, PUBLISHED, TASK_LEVEL
+from benchmarks._privacy_utility_plan import ALL, BEST, PUBLISHED, TASK_LEVEL
 from benchmarks._privacy_utility_report import COHERENCE, RIVALS
 
 __all__ = ["markdown"]
@@ -40,7 +40,7 @@ def _pairs(found: dict[str, Any], columns: Mapping[str, str], form: str) -> list
     }
     if not there:
         return []
-    order = list(found["about"]["passages"])
+    order = [*found["about"]["passages"], ALL]
     ordered = sorted(found["comparisons"], key=lambda one: (order.index(one["corpus"]), one["level"]))
     return _table(
         ("text", "MAP success", *there),
@@ -103,7 +103,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"continuation, written greedily, or sampled (temperature 1; {about['samples']} texts a passage). Over others: "
         "COH less the mean cosine with the true continuations of the other passages, which is what style alone earns. "
         "ROUGE-L: against what the LM writes from the clear prompt. Intervals: 95 %, paired bootstrap over passages, "
-        "seeds averaged.",
+        f"seeds averaged; {ALL}: each counts the same, passages are resampled within each.",
         "",
     ]
     for corpus in about["passages"]:

@@ -79,7 +79,7 @@ class Corpus:
     """A text: the passages (count, tokens) that are reported on, and tokens (count,) of none of them for the noise."""
 
     windows: torch.Tensor
-    between: torch.Tensor
+    calibration: torch.Tensor
 
 
 class Bench:
@@ -103,7 +103,7 @@ class Bench:
         self.tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
         self.log_prior = lm.unigram().log().float().cpu().numpy()
         self.calibration = {
-            name: attacked_tokens(one.between, plan.calibration_tokens) for name, one in self.corpora.items()
+            name: attacked_tokens(one.calibration, plan.calibration_tokens) for name, one in self.corpora.items()
         }
         self.validation = lm.windows(lm.validation, PROMPT + CONTINUATION, plan.validation_windows)
         # A GPU measures in float32: it has the time, and what is rounded does not hide small differences.
@@ -285,19 +285,22 @@ class Bench:
         )  # fmt: skip
         return out
 
-    def del_view(self, projection: Path, variant: Path, level: float, corpus: str) -> DelView:
-        """A variant with the noise at which the MAP attack recovers the share ``level`` of the tokens of ``corpus``.
+    def del_views(self, projection: Path, variant: Path, level: float) -> dict[str, DelView]:
+        """A variant, for each corpus with the noise at which the MAP attack recovers the share ``level`` of its tokens.
 
         What was trained stays as it is. Of the linear decoder the norm limit, its only part that depends on the noise,
         is calibrated anew.
         """
         projected = load_projection(projection, self.lm)
         surface = attack_surface(self.lm, projected)
-        found = calibrate(MAP, level, 4, surface, self.calibration[corpus], max_level=MAX_LEVEL, at_most=True)
-        noisy, decoder, rows = load_variant(self.lm, projected, variant, found.mechanism)
-        if decoder.kind == LINEAR:
-            decoder.norm_limit = calibrate_norm_limit(self.lm, projected, noisy, self.validation, PROMPT, seed=1)
-        return DelView(variant.name, noisy, decoder, rows)
+        views = {}
+        for corpus, tokens in self.calibration.items():
+            found = calibrate(MAP, level, 4, surface, tokens, max_level=MAX_LEVEL, at_most=True)
+            noisy, decoder, rows = load_variant(self.lm, projected, variant, found.mechanism)
+            if decoder.kind == LINEAR:
+                decoder.norm_limit = calibrate_norm_limit(self.lm, projected, noisy, self.validation, PROMPT, seed=1)
+            views[corpus] = DelView(variant.name, noisy, decoder, rows)
+        return views
 
     def trained(self, method: str, level: float, seed: int) -> tuple[Path, Path]:
         """Directories of projection and variant of DEL as published or of this project's best."""
@@ -350,7 +353,7 @@ class Bench:
             return
         projection, variant = self.trained(method, level, seed)
         about = {"level": level, "seed": seed}
-        views = {name: self.del_view(projection, variant, level, name) for name in self.corpora}
+        views = self.del_views(projection, variant, level)
         self.measure(key, {**about, "method": method}, views.__getitem__, write=write)
         without = {name: DelView(method, view.noisy, view.decode) for name, view in views.items()}
         self.measure(f"{key}-without", {**about, "method": method + WITHOUT}, without.__getitem__, write=False)
@@ -362,7 +365,7 @@ class Bench:
             return
         projection, variant = self.trained(BEST + ALONE, level, seed)
         about = {"method": BEST + ALONE, "level": level, "seed": seed}
-        self.measure(key, about, lambda name: self.del_view(projection, variant, level, name), write=False)
+        self.measure(key, about, self.del_views(projection, variant, level).__getitem__, write=False)
 
     def understanding(self, task: Task) -> None:
         """Accuracy under the clear prompt, DEL as published and this project, a soft prompt trained for each."""

@@ -11,6 +11,7 @@ from del_core.evaluation.understanding import TaskConfig
 from del_core.training.base import BaseConfig
 
 __all__ = [
+    "ALL",
     "ALONE",
     "BEST",
     "CLEAR",
@@ -36,6 +37,8 @@ ALONE = ", trained without a soft prompt"
 CLEAR, NONE, RANDOM = "clear prompt", "no prompt", "random tokens"
 GAUSSIAN, METRIC = "Gaussian noise", "metric-DP noise"
 REPLACEMENT, REWRITING = "token replacement", LocalRewriter.name
+ALL = "mean of the texts"
+"""In the place of a corpus' name."""
 
 PROMPT, CONTINUATION = 96, 32
 TASK_LEVEL = 0.2

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks._privacy_utility_plan import (
+    ALL,
     ALONE,
     BEST,
     CLEAR,
@@ -26,10 +28,12 @@ from benchmarks._privacy_utility_plan import (
 from del_core.audit.intervals import wilson
 from del_core.evaluation.bootstrap import (
     Interval,
-    closed_share_interval,
+    across_texts,
+    closed_share,
     mean_interval,
     paired_interval,
     perplexity_interval,
+    ppl_ratio,
     ratio_interval,
 )
 from del_core.evaluation.understanding import auc_interval, correct
@@ -69,6 +73,14 @@ class _Scores:
 
     def __getitem__(self, name: str) -> np.ndarray:
         return np.stack(self.arrays[name])
+
+    def first_seeds(self, count: int) -> _Scores:
+        """Of the first ``count`` seeds alone."""
+        scores = _Scores(self.method, self.level)
+        scores.about = self.about[:count]
+        for name, arrays in self.arrays.items():
+            scores.arrays[name] = arrays[:count]
+        return scores
 
     @property
     def corpora(self) -> list[str]:
@@ -137,41 +149,51 @@ def _text_figures(scores: _Scores, corpus: str) -> dict[str, float | None]:
     return figures
 
 
+def _difference(own: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return own - other
+
+
 def _comparisons(found: dict[tuple[str, float | None], _Scores]) -> list[dict[str, Any]]:
-    """Paired, for every level and corpus: this project against each rival, its share of the gap, the soft prompts."""
-    rows = []
-    clear = found.get((CLEAR, None))
+    """Paired, for every level: on each corpus, and in the mean over all where there are several."""
     levels = sorted({level for method, level in found if method == BEST and level is not None})
+    rows = []
     for level in levels:
-        best = found[BEST, level]
-        for corpus in best.corpora:
-            nll = f"nll {corpus}"
-            here: dict[str, Any] = {"level": level, "corpus": corpus}
-            for method in RIVALS:
-                other = found.get((method, level))
-                if other is not None:
-                    here[f"ppl ratio to {method}"] = ratio_interval(best[nll], other[nll]).rounded()
-                    for name in COHERENCE.values():
-                        column = f"{name} {corpus}"
-                        if column in best.arrays and column in other.arrays:
-                            difference = paired_interval(lambda a, b: a - b, best[column], other[column])
-                            here[f"{name} minus {method}"] = difference.rounded()
-            published = found.get((PUBLISHED, level))
-            if published is not None and clear is not None:
-                share = closed_share_interval(best[nll], published[nll], clear[nll])
-                here["share of the gap closed"] = share.rounded()
-            for method in (BEST, PUBLISHED):
-                pair = found.get((method, level)), found.get((method + WITHOUT, level))
-                if pair[0] is not None and pair[1] is not None:
-                    ratio = ratio_interval(pair[0][nll], pair[1][nll])
-                    here[f"soft prompt of {method}, ppl ratio"] = ratio.rounded()
-            alone = found.get((BEST + ALONE, level))
-            if alone is not None:  # of one seed: compared with the same seed
-                same = best[nll][: len(alone[nll])]
-                ratio = ratio_interval(same, alone[nll])
-                here[f"soft prompt of {BEST}, ppl ratio to training without"] = ratio.rounded()
-            rows.append(here)
+        corpora = found[BEST, level].corpora
+        for name, these in [*((one, [one]) for one in corpora), *([(ALL, corpora)] if len(corpora) > 1 else [])]:
+            rows.append({"level": level, "corpus": name, **_compared(found, level, these)})
     return rows
+
+
+def _compared(
+    found: dict[tuple[str, float | None], _Scores], level: float, corpora: Sequence[str]
+) -> dict[str, list[float]]:
+    """This project against each rival, its share of the gap, the soft prompts; in the mean over ``corpora``."""
+
+    def interval(statistic: Callable[..., np.ndarray], measure: str, *scores: _Scores) -> list[float]:
+        names = [f"{measure} {corpus}" for corpus in corpora]
+        return across_texts(statistic, *([one[name] for one in scores] for name in names)).rounded()
+
+    here: dict[str, list[float]] = {}
+    best, clear = found[BEST, level], found.get((CLEAR, None))
+    for method in RIVALS:
+        other = found.get((method, level))
+        if other is not None:
+            here[f"ppl ratio to {method}"] = interval(ppl_ratio, "nll", best, other)
+            for name in COHERENCE.values():
+                if all(f"{name} {corpus}" in one.arrays for one in (best, other) for corpus in corpora):
+                    here[f"{name} minus {method}"] = interval(_difference, name, best, other)
+    published = found.get((PUBLISHED, level))
+    if published is not None and clear is not None:
+        here["share of the gap closed"] = interval(closed_share, "nll", best, published, clear)
+    for method in (BEST, PUBLISHED):
+        pair = found.get((method, level)), found.get((method + WITHOUT, level))
+        if pair[0] is not None and pair[1] is not None:
+            here[f"soft prompt of {method}, ppl ratio"] = interval(ppl_ratio, "nll", *pair)
+    alone = found.get((BEST + ALONE, level))
+    if alone is not None:
+        same = best.first_seeds(len(alone.about))  # it has one seed: compared with the same seed
+        here[f"soft prompt of {BEST}, ppl ratio to training without"] = interval(ppl_ratio, "nll", same, alone)
+    return here
 
 
 def _tasks(work: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ of other passages with the same seeds; how far seeds lie apart is ``seed_spread`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,14 @@ import numpy.typing as npt
 
 __all__ = [
     "Interval",
+    "across_texts",
+    "closed_share",
     "closed_share_interval",
     "difference_interval",
     "mean_interval",
     "paired_interval",
     "perplexity_interval",
+    "ppl_ratio",
     "ratio_interval",
     "seed_spread",
 ]
@@ -40,6 +43,21 @@ class Interval:
         return [round(number, digits) for number in (self.value, self.low, self.high)]
 
 
+def ppl_ratio(own: FloatArray, other: FloatArray) -> FloatArray:
+    """Statistic of two means of negative log-likelihoods: perplexity over perplexity."""
+    ratio: FloatArray = np.exp(own - other)
+    return ratio
+
+
+def closed_share(own: FloatArray, baseline: FloatArray, clear: FloatArray) -> FloatArray:
+    """Statistic of three means of negative log-likelihoods: the share of a perplexity gap that a method closes.
+
+    (PPL_baseline - PPL) / (PPL_baseline - PPL_clear): 1 is the clear prompt, below 0 is worse than the baseline.
+    """
+    share: FloatArray = (np.exp(baseline) - np.exp(own)) / (np.exp(baseline) - np.exp(clear))
+    return share
+
+
 def paired_interval(
     statistic: Callable[..., FloatArray], *columns: npt.ArrayLike, resamples: int = 4000, seed: int = 0
 ) -> Interval:
@@ -52,14 +70,39 @@ def paired_interval(
     Raises:
         ValueError: if the columns have different numbers of passages, or one passage only.
     """
+    return across_texts(statistic, columns, resamples=resamples, seed=seed)
+
+
+def across_texts(
+    statistic: Callable[..., FloatArray], *texts: Sequence[npt.ArrayLike], resamples: int = 4000, seed: int = 0
+) -> Interval:
+    """Interval of the mean of ``statistic`` over several texts: each counts the same, whatever its number of passages.
+
+    Passages are resampled within each text, so the interval is that of other passages of the same texts.
+
+    Args:
+        statistic: as of ``paired_interval``.
+        texts: the columns of each text, as of ``paired_interval``.
+
+    Raises:
+        ValueError: if columns of a text have different numbers of passages, or one passage only.
+    """
+    figures = np.mean(
+        [statistic(*_means(columns, resamples, seed + index)) for index, columns in enumerate(texts)], axis=0
+    )
+    low, high = np.quantile(figures[1:], [0.025, 0.975])
+    return Interval(float(figures[0]), float(low), float(high))
+
+
+def _means(columns: Sequence[npt.ArrayLike], resamples: int, seed: int) -> FloatArray:
+    """(columns, 1 + resamples): the mean of each column over its passages, and over each resample of them."""
     rows = [np.atleast_2d(np.asarray(column, np.float64)).mean(axis=0) for column in columns]
     passages = {len(row) for row in rows}
     if len(passages) != 1 or passages == {1}:
         raise ValueError(f"columns: {sorted(passages)} passages; the same number, at least 2, is needed in all of them")
     values, count = np.stack(rows), passages.pop()
     picks = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    low, high = np.quantile(statistic(*(values @ picks.T / count)), [0.025, 0.975])
-    return Interval(float(statistic(*values.mean(axis=1, keepdims=True))[0]), float(low), float(high))
+    return np.hstack([values.mean(axis=1, keepdims=True), values @ picks.T / count])
 
 
 def mean_interval(values: npt.ArrayLike, seed: int = 0) -> Interval:
@@ -74,7 +117,7 @@ def perplexity_interval(nll: npt.ArrayLike, seed: int = 0) -> Interval:
 
 def ratio_interval(nll: npt.ArrayLike, other: npt.ArrayLike, seed: int = 0) -> Interval:
     """Of the first method's perplexity over the second's: below 1 where the first is better."""
-    return paired_interval(lambda a, b: np.exp(a - b), nll, other, seed=seed)
+    return paired_interval(ppl_ratio, nll, other, seed=seed)
 
 
 def difference_interval(nll: npt.ArrayLike, other: npt.ArrayLike, seed: int = 0) -> Interval:
@@ -83,15 +126,8 @@ def difference_interval(nll: npt.ArrayLike, other: npt.ArrayLike, seed: int = 0)
 
 
 def closed_share_interval(nll: npt.ArrayLike, baseline: npt.ArrayLike, clear: npt.ArrayLike, seed: int = 0) -> Interval:
-    """Of the share of the perplexity gap between a baseline and the clear prompt that a method closes.
-
-    (PPL_baseline - PPL) / (PPL_baseline - PPL_clear): 1 is the clear prompt, below 0 is worse than the baseline.
-    """
-
-    def share(own: FloatArray, base: FloatArray, best: FloatArray) -> FloatArray:
-        return (np.exp(base) - np.exp(own)) / (np.exp(base) - np.exp(best))
-
-    return paired_interval(share, nll, baseline, clear, seed=seed)
+    """Of ``closed_share``: what a method closes of the gap between a baseline and the clear prompt."""
+    return paired_interval(closed_share, nll, baseline, clear, seed=seed)
 
 
 def seed_spread(nll: npt.ArrayLike) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from benchmarks import privacy_utility
 from benchmarks._privacy_utility_page import markdown
 from benchmarks._privacy_utility_pieces import Bench, Corpus
-from benchmarks._privacy_utility_plan import ALONE, BEST, CLEAR, PUBLISHED, WITHOUT
+from benchmarks._privacy_utility_plan import ALL, ALONE, BEST, CLEAR, PUBLISHED, WITHOUT
 from benchmarks._privacy_utility_plots import draw
 from benchmarks._privacy_utility_report import results
 from del_core.audit.similarity import SentenceSimilarity
@@ -92,7 +92,7 @@ def test_noise_is_set_for_every_text_by_itself(run):
     corpora = {**bench.corpora, "rare": Corpus(rare[: 2 * 128].view(2, 128), rare)}
     both = Bench(lm, corpora, bench.work, _PLAN, texts=bench.texts, say=lambda line: None)
     projection, variant = both.trained(BEST, level, 0)
-    views = {name: both.del_view(projection, variant, level, name) for name in corpora}
+    views = both.del_views(projection, variant, level)
     assert views["rare"].mechanism.ratio > 1.1 * views["alice"].mechanism.ratio
     replaced = {name: both._replacement(level, name) for name in corpora}
     assert replaced["rare"].strength > replaced["alice"].strength
@@ -113,6 +113,38 @@ def test_comparisons_are_paired_and_complete(run):
             ("soft prompt of ", 3),
         ):
             assert sum(name.startswith(start) for name in one) == count, start
+
+
+def test_every_text_counts_the_same_in_their_mean(run, tmp_path):
+    """A second text, on which this project's passages are likelier by e^0.2 a token than on the first."""
+    bench, found, _ = run
+    assert all(one["corpus"] != ALL for one in found["comparisons"])
+    for part in ("scores", "coherence"):
+        (tmp_path / part).mkdir()
+        for path in sorted((bench.work / part).glob("*.npz")):
+            with np.load(path) as arrays:
+                both = {name: arrays[name] for name in arrays.files}
+            gain = 0.2 * path.name.startswith("best-")
+            both |= {name.replace("alice", "second"): value - gain * ("nll" in name) for name, value in both.items()}
+            np.savez(tmp_path / part / path.name, **both)
+    for path in (bench.work / "scores").glob("*.json"):
+        about = json.loads(path.read_text())
+        about["corpora"]["second"] = about["corpora"]["alice"]
+        (tmp_path / "scores" / path.name).write_text(json.dumps(about))
+    again = results(tmp_path)["comparisons"]
+    assert [(one["level"], one["corpus"]) for one in again] == [
+        (level, corpus) for level in (0.25, 0.3) for corpus in ("alice", "second", ALL)
+    ]
+    for one, mean in zip(again[::3], again[2::3], strict=True):
+        ratio = f"ppl ratio to {PUBLISHED}"
+        assert mean[ratio][0] == pytest.approx(one[ratio][0] * (1 + np.exp(-0.2)) / 2, abs=2e-4)
+        coherence = f"coh sampled minus {PUBLISHED}"
+        assert mean[coherence][0] == pytest.approx(one[coherence][0], abs=2e-4)
+        assert mean.keys() == one.keys()
+    page = markdown(
+        {**found, "comparisons": again, "about": found["about"] | {"passages": {"alice": 12, "second": 12}}}
+    )
+    assert f"| {ALL} | 30% |" in page
 
 
 def test_understanding_is_compared_with_the_clear_prompt(run):

@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from del_core.evaluation.bootstrap import (
+    across_texts,
+    closed_share,
     closed_share_interval,
     difference_interval,
     mean_interval,
     paired_interval,
     perplexity_interval,
+    ppl_ratio,
     ratio_interval,
     seed_spread,
 )
@@ -48,6 +51,21 @@ def test_what_is_hard_about_a_passage_cancels_in_a_comparison():
     assert paired.high < 1.0
     share = closed_share_interval(own, base, clear)
     assert 0.4 < share.low < share.value < share.high < 0.6
+
+
+def test_every_text_counts_the_same():
+    """However many passages it has; and other passages of two texts vary less in the mean than those of one."""
+    few, many = _passages(50, 6), _passages(400, 7)
+    pair = [text[:2] for text in (few, many)]
+    mean = across_texts(ppl_ratio, *pair)
+    assert mean.value == pytest.approx(np.mean([ratio_interval(*text).value for text in pair]))
+    assert across_texts(ppl_ratio, pair[0]) == ratio_interval(*pair[0])
+    assert across_texts(closed_share, many) == closed_share_interval(*many)
+    wide = [own - base for own, base in pair]
+    each = [mean_interval(one) for one in wide]
+    both = across_texts(lambda a, b: a - b, *pair)
+    expected = 0.5 * math.hypot(*(one.high - one.low for one in each))
+    assert both.high - both.low == pytest.approx(expected, rel=0.1)
 
 
 def test_intervals_cover_the_truth():
