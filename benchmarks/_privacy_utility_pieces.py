@@ -259,7 +259,7 @@ class Bench:
         config = EncoderConfig(
             map_asr=level,
             batch=self.plan.encoder_batch,
-            steps=self.plan.encoder_steps,
+            steps=self.plan.steps_of_encoder(level),
             evaluation_windows=self.plan.validation_windows,
             bf16=self.plan.bf16,
             seed=100 * (seed + 1),
