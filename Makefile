@@ -29,14 +29,13 @@ $(STAMP): requirements/cpu.lock requirements/dev.lock pyproject.toml tests/proxy
 demo: $(STAMP)  ## a private prompt under every variant of the demo bundle, end to end on this machine
 	@$(BIN)/delctl demo
 
-# Two at a time, a file each, the longest files first (tests/conftest.py); what serves under load or through faults keeps
-# the time and comes after them, alone.
+# Two at a time, a file each; what serves under load or through faults keeps the time and comes after them, alone.
 SIDE_BY_SIDE := $(wildcard tests/test_*.py) $(addprefix tests/,training delctl audit client core evaluation proxy typing \
 	benchmarks/test_padding.py benchmarks/test_privacy_utility.py serving/test_engine.py serving/test_seeded_sampling.py)
 
 test: $(STAMP)  ## the tests, without those marked slow
 	@status=0; \
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(SIDE_BY_SIDE) || status=1; \
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(SIDE_BY_SIDE) || status=1; \
 	$(BIN)/python -m pytest -m "not slow" $(addprefix --ignore=,$(SIDE_BY_SIDE)) || status=1; \
 	exit $$status
 
