@@ -21,7 +21,6 @@ PROCESSES = {
 }
 
 
-@pytest.mark.slow
 def test_every_system_answers_every_request(tmp_path: Path) -> None:
     """Three systems, one closed and one open loop; and the state file makes a second run measure nothing."""
     state, out = tmp_path / "state.jsonl", tmp_path / "rows.json"
