@@ -31,8 +31,8 @@ from tests.training.paths import ALICE
 
 _TARGET = 0.3
 _CONFIG = EncoderConfig(
-    _TARGET, width=32, prompt_tokens=24, continuation_tokens=8, min_prompt_tokens=8, batch=8, steps=200,
-    evaluation_windows=32,
+    _TARGET, width=32, prompt_tokens=24, continuation_tokens=8, min_prompt_tokens=8, batch=8, steps=300,
+    evaluation_windows=128,
 )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def lm(tmp_path_factory):
         learning_rate=4e-3,
     )  # fmt: skip
     train_base(texts, model, sizes, progress=False)
-    return load_frozen_lm(model, texts)
+    return load_frozen_lm(model, texts, held_out=0.4)  # rates and perplexities of few tokens say little
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_linear_decoder_trained_along_is_what_stage_2_serves(lm, trained_linea
     mechanism = Mechanism(4, 16, summary["calibration"]["ratio_numerator"] / 2**31, max_level=MAX_LEVEL)
     config = SoftPromptConfig(
         min_prompt_tokens=8, prompt_tokens=24, continuation_tokens=8, batch=8, steps=1, learning_rate=1e-9,
-        evaluation_windows=32, test_windows=32,
+        evaluation_windows=128, test_windows=128,
     )  # fmt: skip
     figures_2 = train_soft_prompt(lm, projection, mechanism, "v", tmp_path, config, start=start, progress=False)
     assert figures_2["ppl_soft_prompt"] < 1.25 * figures["ppl_trained"]
@@ -106,7 +106,7 @@ def test_a_decoder_of_another_kind_than_the_encoders_starts_anew(lm, trained, tr
     projection = load_projection(trained_linear[0], lm)
     config = SoftPromptConfig(
         decoder="trained", min_prompt_tokens=8, prompt_tokens=24, continuation_tokens=8, batch=8, steps=1,
-        learning_rate=1e-9, evaluation_windows=32, test_windows=32,
+        learning_rate=1e-9, evaluation_windows=128, test_windows=128,
     )  # fmt: skip
     mechanism = Mechanism(4, 16, 0.25, max_level=MAX_LEVEL)
     figures = train_soft_prompt(lm, projection, mechanism, "v", tmp_path, config, start=linear, progress=False)
@@ -160,12 +160,12 @@ def test_stage_2_starts_where_the_encoder_left_its_decoder(lm, trained, tmp_path
         )
     config = SoftPromptConfig(
         decoder=kind, min_prompt_tokens=8, prompt_tokens=24, continuation_tokens=8, batch=8, steps=1,
-        learning_rate=1e-9, evaluation_windows=32, test_windows=32,
+        learning_rate=1e-9, evaluation_windows=128, test_windows=128,
     )  # fmt: skip
     projection = load_projection(out, lm)
     figures = train_soft_prompt(lm, projection, mechanism, "v", tmp_path, config, start=start, progress=False)
     # Nothing was learned in one step of no length, so the decoder alone is as good as it was with the encoder.
-    assert figures["ppl_decoder"] < 1.3 * trained[1]["ppl_trained"]
+    assert figures["ppl_decoder"] < 1.25 * trained[1]["ppl_trained"]
     assert figures["ppl_decoder"] < figures["ppl_noisy"]
     noisy, decoder, rows = load_variant(lm, projection, tmp_path)
     assert (decoder.kind, tuple(rows.shape)) == (kind, (32, 64))
@@ -204,9 +204,9 @@ def test_an_encoder_goes_on_for_another_success_from_what_it_has_learned(lm, kin
     out, figures = request.getfixturevalue({"trained": "trained", "linear": "trained_linear"}[kind])
     start, config = load_projection(out, lm), replace(_CONFIG, map_asr=0.25, steps=1, decoder=kind)
     there = train_encoder(lm, start, tmp_path, config, start_decoder=load_decoder_start(out), progress=False)
-    assert there["map_asr"] == pytest.approx(0.25, abs=0.03)
-    # Less gets through, so it starts above where the first one ended, and still below where that one started.
-    assert there["ppl_start"] < figures["ppl_start"]
+    assert there["map_asr"] == pytest.approx(0.25, abs=0.01)
+    # Less gets through, so it starts a little above where the first one ended, far below where that one started.
+    assert there["ppl_start"] < 0.5 * (figures["ppl_start"] + figures["ppl_trained"])
     assert there["ppl_trained"] <= there["ppl_start"]  # it keeps the start where a step makes it worse
     with pytest.raises(ModelError, match="width: 16 is not 32, that of the encoder that training goes on from"):
         train_encoder(lm, start, tmp_path, replace(config, width=16), progress=False)
@@ -228,7 +228,7 @@ def test_stage_2_goes_on_from_the_soft_prompt_where_it_is_as_long(lm, trained, t
     start = load_decoder_start(out)
     config = SoftPromptConfig(
         rows=rows, decoder="trained", min_prompt_tokens=8, prompt_tokens=24, continuation_tokens=8,
-        batch=8, steps=1, learning_rate=1e-9, evaluation_windows=32, test_windows=32,
+        batch=8, steps=1, learning_rate=1e-9, evaluation_windows=128, test_windows=128,
     )  # fmt: skip
     projection, mechanism = load_projection(out, lm), Mechanism(4, 16, 0.25, max_level=MAX_LEVEL)
     figures = train_soft_prompt(lm, projection, mechanism, "v", tmp_path, config, start=start, progress=False)
