@@ -217,7 +217,7 @@ def _tasks(work: Path) -> list[dict[str, Any]]:
         }
         clear = found.get((task, CLEAR))
         if clear is not None and method != CLEAR:
-            difference = paired_interval(lambda a, b: a - b, right, correct(*clear[:2]))
+            difference = paired_interval(_difference, right, correct(*clear[:2]))
             row["accuracy minus clear"] = difference.rounded()
         rows.append(row)
     return sorted(rows, key=lambda row: (row["task"], _ORDER.index(row["method"])))

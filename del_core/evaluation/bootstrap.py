@@ -17,7 +17,6 @@ __all__ = [
     "Interval",
     "across_texts",
     "closed_share",
-    "closed_share_interval",
     "difference_interval",
     "mean_interval",
     "paired_interval",
@@ -123,11 +122,6 @@ def ratio_interval(nll: npt.ArrayLike, other: npt.ArrayLike, seed: int = 0) -> I
 def difference_interval(nll: npt.ArrayLike, other: npt.ArrayLike, seed: int = 0) -> Interval:
     """Of the first method's perplexity less the second's: below 0 where the first is better."""
     return paired_interval(lambda a, b: np.exp(a) - np.exp(b), nll, other, seed=seed)
-
-
-def closed_share_interval(nll: npt.ArrayLike, baseline: npt.ArrayLike, clear: npt.ArrayLike, seed: int = 0) -> Interval:
-    """Of ``closed_share``: what a method closes of the gap between a baseline and the clear prompt."""
-    return paired_interval(closed_share, nll, baseline, clear, seed=seed)
 
 
 def seed_spread(nll: npt.ArrayLike) -> tuple[float, float]:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from del_core.evaluation.bootstrap import (
     across_texts,
     closed_share,
-    closed_share_interval,
     difference_interval,
     mean_interval,
     paired_interval,
@@ -40,7 +39,7 @@ def test_values_are_the_plain_figures():
     assert perplexity_interval(own).value == pytest.approx(ppl[0])
     assert ratio_interval(own, base).value == pytest.approx(ppl[0] / ppl[1])
     assert difference_interval(own, base).value == pytest.approx(ppl[0] - ppl[1])
-    assert closed_share_interval(own, base, clear).value == pytest.approx((ppl[1] - ppl[0]) / (ppl[1] - ppl[2]))
+    assert paired_interval(closed_share, own, base, clear).value == pytest.approx((ppl[1] - ppl[0]) / (ppl[1] - ppl[2]))
     assert mean_interval(own).value == pytest.approx(own.mean())
 
 
@@ -49,7 +48,7 @@ def test_what_is_hard_about_a_passage_cancels_in_a_comparison():
     alone, paired = perplexity_interval(own), ratio_interval(own, base)
     assert (alone.high - alone.low) / alone.value > 10 * (paired.high - paired.low)
     assert paired.high < 1.0
-    share = closed_share_interval(own, base, clear)
+    share = paired_interval(closed_share, own, base, clear)
     assert 0.4 < share.low < share.value < share.high < 0.6
 
 
@@ -60,7 +59,7 @@ def test_every_text_counts_the_same():
     mean = across_texts(ppl_ratio, *pair)
     assert mean.value == pytest.approx(np.mean([ratio_interval(*text).value for text in pair]))
     assert across_texts(ppl_ratio, pair[0]) == ratio_interval(*pair[0])
-    assert across_texts(closed_share, many) == closed_share_interval(*many)
+    assert across_texts(closed_share, many) == paired_interval(closed_share, *many)
     wide = [own - base for own, base in pair]
     each = [mean_interval(one) for one in wide]
     both = across_texts(lambda a, b: a - b, *pair)
