@@ -22,7 +22,7 @@ help:  ## this list
 
 venv: $(STAMP)  ## make .venv and install the locked packages and the project (editable)
 
-$(STAMP): requirements/cpu.lock requirements/dev.lock pyproject.toml tests/proxy/node/package-lock.json tests/typing/package-lock.json examples/typescript/package-lock.json scripts/install
+$(STAMP): requirements/cpu.lock requirements/dev.lock pyproject.toml tests/client_lib/proxy/node/package-lock.json tests/client_lib/typing/package-lock.json examples/typescript/package-lock.json scripts/install
 	@scripts/install "$(VENV)"
 	@touch "$@"
 
@@ -54,5 +54,5 @@ format: $(STAMP)  ## rewrite the sources in the project's style
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv and everything else that make and the tools have made
-	rm -rf "$(VENV)" tests/proxy/node/node_modules tests/typing/node_modules examples/typescript/node_modules examples/typescript/dist build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf "$(VENV)" tests/client_lib/proxy/node/node_modules tests/client_lib/typing/node_modules examples/typescript/node_modules examples/typescript/dist build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -33,9 +33,9 @@ from urllib.parse import urlsplit
 import click
 import psutil
 
-from benchmarks._flood import Flood
-from benchmarks._load import Prompts, Round
-from benchmarks._systems import stop_tree
+from benchmarks._support.flood import Flood
+from benchmarks._support.load import Prompts, Round
+from benchmarks.serving.systems import stop_tree
 from cluster.local import LocalServer, start_local
 from del_core.bundle import load_bundle
 from deployments.settings import Settings, parse_settings
@@ -56,7 +56,10 @@ class _Generator:
 
     def __init__(self, settings: Settings, variant: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks._flood"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "benchmarks._support.flood"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self._say({"bundle": str(settings.bundle_path), "variant": variant})
         self._hear()
@@ -234,7 +237,7 @@ def run(settings: Settings, variant: str, *, places: int = PLACES, seconds: floa
 
 
 def faults_of(report: dict[str, Any]) -> list[str]:
-    """What in a report breaks the promises of docs/serving.md; empty if nothing does."""
+    """What in a report breaks the promises of docs/guides/serving.md; empty if nothing does."""
     overload, faults = report["overload"], []
     if set(overload["codes"]) - {"503 overloaded"}:
         faults.append(f"answers under overload: {overload['codes']}")
@@ -280,7 +283,7 @@ def _print(report: dict[str, Any]) -> None:
 @click.option("--model", type=click.Choice(["tiny", "demo"]), default="demo", show_default=True)
 def main(as_json: bool, quick: bool, seconds: float | None, places: int, model: str) -> None:
     """Flood one replica with ten times what it can do."""
-    from benchmarks.serving import settings_for
+    from benchmarks.serving.command import settings_for
 
     with tempfile.TemporaryDirectory(prefix="del-bench-") as temporary:
         settings, variant = settings_for(model, Path(temporary))

@@ -24,12 +24,12 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from client_lib import Padding, private
-from client_lib.encoder import Encoder
+from client_lib.prompts.encoder import Encoder
 from del_core.bundle import Bundle, load_bundle
-from del_core.decoding import Decoder, build_decoder
+from del_core.decoders.decoding import Decoder, build_decoder
 from del_core.demo import bundle_path, model_path
 from del_core.evaluation.bootstrap import ratio_interval
-from del_core.evaluation.perplexity import continuation_nll
+from del_core.lm.perplexity import continuation_nll
 from del_core.wire import PrivateSegment
 
 __all__ = ["measure"]

@@ -6,7 +6,8 @@ Two parts, since everything shares this machine's cores:
                    requests a second, and CPU a request of each part of the stack, less what it uses without load. The
                    machine is full, so the CPU is a cost and the requests a second are no limit of the proxy. Without
                    load: CPU and memory of each part, and how they grow with the number of replicas.
-    proxy alone    HAProxy on one core of its own (``benchmarks._proxy_alone``): requests a second of that core when
+    proxy alone    HAProxy on one core of its own (``benchmarks.serving.proxy_alone``): requests a second of that core
+    when
                    the whole request is forwarded and the answer is as small as can be, which no real stream reaches;
                    and the connections that it holds.
 
@@ -28,10 +29,10 @@ from typing import Any
 import click
 import psutil
 
-from benchmarks._proxy_alone import completion, proxy_alone
-from benchmarks._raw_http import connection
+from benchmarks._support.http import connection
+from benchmarks.serving.proxy_alone import completion, proxy_alone
 from client_lib import private
-from client_lib.encoder import Encoder
+from client_lib.prompts.encoder import Encoder
 from cluster.local import LocalServer, start_local
 from del_core import demo
 from del_core.bundle import load_bundle

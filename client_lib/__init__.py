@@ -11,10 +11,8 @@ Needs numpy, tokenizers, safetensors and httpx; no model, no GPU.
 """
 
 from client_lib.async_client import AsyncClient, AsyncStream
-from client_lib.chat import ChatTemplate, Message
 from client_lib.client import Client, Stream
 from client_lib.conversation import AsyncConversation, Conversation
-from client_lib.encoder import Draw, EncodedPrompt, Encoder
 from client_lib.errors import (
     BudgetExceeded,
     BundleInvalid,
@@ -35,9 +33,11 @@ from client_lib.errors import (
     StreamBroken,
     TimeoutExceeded,
 )
-from client_lib.padding import Padding
 from client_lib.policy import PrivacyPolicy
-from client_lib.spans import Prompt, Span, mark, private, public
+from client_lib.prompts.chat import ChatTemplate, Message
+from client_lib.prompts.encoder import Draw, EncodedPrompt, Encoder
+from client_lib.prompts.padding import Padding
+from client_lib.prompts.spans import Prompt, Span, mark, private, public
 from client_lib.types import Chunk, Completion, Model, Timeout, Usage
 
 __all__ = [

@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from client_lib._verified import VerifiedNotes
+from client_lib._core.verified import VerifiedNotes
 from client_lib.errors import BundleInvalid, CacheUnavailable
 from del_core.bundle import CLIENT_FILES, ClientBundle, load_client, unpack_client
 from del_core.errors import BundleError

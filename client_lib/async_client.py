@@ -8,23 +8,23 @@ from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
-from client_lib._hooks import LedgerHook, PolicyHook
-from client_lib._observe import TelemetryHook
-from client_lib._order import SamplingOptions
-from client_lib._retry import DEFAULT_RETRIES
-from client_lib._settings import ClientOptions, core_from, core_with, timeout_from
-from client_lib.encoder import EncodedPrompt
-from client_lib.padding import Padding
-from client_lib.spans import Prompt
+from client_lib._core.hooks import LedgerHook, PolicyHook
+from client_lib._core.observe import TelemetryHook
+from client_lib._core.order import SamplingOptions
+from client_lib._core.retry import DEFAULT_RETRIES
+from client_lib._core.settings import ClientOptions, core_from, core_with, timeout_from
+from client_lib.prompts.encoder import EncodedPrompt
+from client_lib.prompts.padding import Padding
+from client_lib.prompts.spans import Prompt
 from client_lib.types import Chunk, Completion, Model, Timeout
 from del_core.bundle import ClientBundle, Variant
 
 if TYPE_CHECKING:
     import httpx
 
-    from client_lib._async_driver import AsyncRun
-    from client_lib.chat import ChatTemplate
+    from client_lib._core.async_driver import AsyncRun
     from client_lib.conversation import AsyncConversation
+    from client_lib.prompts.chat import ChatTemplate
 
 __all__ = ["AsyncClient", "AsyncStream"]
 
@@ -57,8 +57,8 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         # httpx takes a while to import, so that happens here and not with `import client_lib`.
-        from client_lib._async_driver import AsyncDriver
-        from client_lib._transport import check_base_url
+        from client_lib._core.async_driver import AsyncDriver
+        from client_lib._core.transport import check_base_url
 
         self.base_url: str = check_base_url(base_url)
         core = core_from(
@@ -114,7 +114,7 @@ class AsyncClient:
 
         Iterate over the result, best inside an ``async with`` block, which closes the connection when it is left early.
         """
-        from client_lib._async_driver import AsyncRun
+        from client_lib._core.async_driver import AsyncRun
 
         core = self._driver.core
         flow = core.stream(prompt, core.choose_variant(variant), sampling, idempotency_key=idempotency_key)

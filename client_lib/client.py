@@ -8,23 +8,23 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
-from client_lib._hooks import LedgerHook, PolicyHook
-from client_lib._observe import TelemetryHook
-from client_lib._order import SamplingOptions
-from client_lib._retry import DEFAULT_RETRIES
-from client_lib._settings import ClientOptions, core_from, core_with, timeout_from
-from client_lib.encoder import EncodedPrompt
-from client_lib.padding import Padding
-from client_lib.spans import Prompt
+from client_lib._core.hooks import LedgerHook, PolicyHook
+from client_lib._core.observe import TelemetryHook
+from client_lib._core.order import SamplingOptions
+from client_lib._core.retry import DEFAULT_RETRIES
+from client_lib._core.settings import ClientOptions, core_from, core_with, timeout_from
+from client_lib.prompts.encoder import EncodedPrompt
+from client_lib.prompts.padding import Padding
+from client_lib.prompts.spans import Prompt
 from client_lib.types import Chunk, Completion, Model, Timeout
 from del_core.bundle import ClientBundle, Variant
 
 if TYPE_CHECKING:
     import httpx
 
-    from client_lib._sync_driver import SyncRun
-    from client_lib.chat import ChatTemplate
+    from client_lib._core.sync_driver import SyncRun
     from client_lib.conversation import Conversation
+    from client_lib.prompts.chat import ChatTemplate
 
 __all__ = ["Client", "Stream"]
 
@@ -48,7 +48,8 @@ class Client:
         ledger: where spending is recorded before anything is sent; every call then needs a ``subject``.
         subject: whom prompts are about, for the ledger; usually set for each user by :meth:`with_options`.
         variant: the variant of calls that name none.
-        padding: fill private spans up to a bucket, see :class:`client_lib.padding.Padding`; by default they are not.
+        padding: fill private spans up to a bucket, see :class:`client_lib.prompts.padding.Padding`; by default they
+        are not.
         telemetry: is told about every call, see :class:`client_lib.telemetry.OpenTelemetry`.
         http2: speak HTTP/2 with servers that do, over TLS; needs the extra ``http2``. Not for a ``transport`` of your
             own, which knows its protocols itself.
@@ -78,8 +79,8 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         # httpx takes a while to import, so that happens here and not with `import client_lib`.
-        from client_lib._sync_driver import SyncDriver
-        from client_lib._transport import check_base_url
+        from client_lib._core.sync_driver import SyncDriver
+        from client_lib._core.transport import check_base_url
 
         self.base_url: str = check_base_url(base_url)
         core = core_from(
@@ -119,7 +120,8 @@ class Client:
     ) -> Completion:
         """The completion of a prompt under a variant.
 
-        A plain string is private as a whole (public under ``clear``); see :mod:`client_lib.spans` for prompts of
+        A plain string is private as a whole (public under ``clear``); see :mod:`client_lib.prompts.spans` for prompts
+        of
         private and public parts, and :meth:`encode` for prompts that may be sent more than once. All tries carry one
         ``idempotency_key``, drawn at random unless you name it.
 
@@ -143,7 +145,7 @@ class Client:
 
         Iterate over the result, best inside a ``with`` block, which closes the connection when it is left early.
         """
-        from client_lib._sync_driver import SyncRun
+        from client_lib._core.sync_driver import SyncRun
 
         core = self._driver.core
         flow = core.stream(prompt, core.choose_variant(variant), sampling, idempotency_key=idempotency_key)
@@ -152,7 +154,8 @@ class Client:
     def encode(self, prompt: Prompt, *, variant: str | None = None) -> EncodedPrompt:
         """Draw the noise of a prompt now; ``complete`` and ``stream`` take the result in place of the prompt.
 
-        Sending the same :class:`client_lib.encoder.EncodedPrompt` again reveals nothing more. Passing the same text
+        Sending the same :class:`client_lib.prompts.encoder.EncodedPrompt` again reveals nothing more. Passing the
+        same text
         again draws fresh noise, and the privacy losses add up.
         """
         return self._driver.run(self._driver.core.encode(prompt, self._driver.core.choose_variant(variant)))

@@ -1,6 +1,7 @@
 """Conversations: prompts that repeat what was sent before, at no further cost of privacy.
 
-A conversation keeps the counts of every private span that it has encoded (:mod:`client_lib.memory`), so a history that
+A conversation keeps the counts of every private span that it has encoded (:mod:`client_lib.prompts.span_memory`), so
+a history that
 is sent with every turn is quantised, and charged to a ledger, once. Fresh noise for something said before is an
 explicit choice: ``fresh=True`` for one call, or ``forget()``.
 """
@@ -10,17 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias, Unpack, cast
 
-from client_lib._checks import invalid
-from client_lib._order import SamplingOptions
-from client_lib.chat import ChatTemplate, Message
-from client_lib.encoder import EncodedPrompt
-from client_lib.memory import Recall, SpanMemory
-from client_lib.spans import Prompt
+from client_lib._core.order import SamplingOptions
+from client_lib._validation import invalid
+from client_lib.prompts.chat import ChatTemplate, Message
+from client_lib.prompts.encoder import EncodedPrompt
+from client_lib.prompts.span_memory import Recall, SpanMemory
+from client_lib.prompts.spans import Prompt
 from client_lib.types import Completion
 
 if TYPE_CHECKING:
-    from client_lib._async_driver import AsyncDriver
-    from client_lib._sync_driver import SyncDriver
+    from client_lib._core.async_driver import AsyncDriver
+    from client_lib._core.sync_driver import SyncDriver
     from client_lib.async_client import AsyncStream
     from client_lib.client import Stream
 
@@ -106,7 +107,7 @@ class Conversation(_Base):
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """As :meth:`client_lib.Client.stream`; ``fresh`` draws new noise for all private spans of the prompt."""
-        from client_lib._sync_driver import SyncRun
+        from client_lib._core.sync_driver import SyncRun
         from client_lib.client import Stream
 
         recall = Recall(self._memory, fresh)
@@ -150,7 +151,7 @@ class AsyncConversation(_Base):
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncStream:
         """As :meth:`client_lib.AsyncClient.stream`; ``fresh`` draws new noise for all private spans."""
-        from client_lib._async_driver import AsyncRun
+        from client_lib._core.async_driver import AsyncRun
         from client_lib.async_client import AsyncStream
 
         recall = Recall(self._memory, fresh)

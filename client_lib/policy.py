@@ -2,7 +2,8 @@
 
 A bundle comes from the server, so nothing that it states about its own privacy is believed. Epsilon is computed here
 from the integers that the noise will be drawn with (bits, dimension, ratio 2^31), in the worst case over every table
-and every tokenizer (``docs/privacy.md``): a manifest with flattering claims, a variant that was given the name of a
+and every tokenizer (``docs/privacy/guarantee.md``): a manifest with flattering claims, a variant that was given the
+name of a
 stricter one, or a table made to spread its tokens changes nothing about the figure that is compared.
 """
 
@@ -15,9 +16,9 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from client_lib._checks import invalid
+from client_lib._validation import invalid
 from client_lib.errors import PolicyViolation
-from client_lib.spans import CLEAR
+from client_lib.prompts.spans import CLEAR
 from del_core.bundle import ClientBundle
 from del_core.mechanism import Mechanism
 

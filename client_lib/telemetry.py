@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from client_lib._checks import invalid
-from client_lib._observe import Attributes, CallObserver, TelemetryHook
+from client_lib._core.observe import Attributes, CallObserver, TelemetryHook
+from client_lib._validation import invalid
 from client_lib.errors import DELClientError
 
 if TYPE_CHECKING:

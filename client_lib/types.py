@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from client_lib._checks import check_seconds
+from client_lib._validation import check_seconds
 
 __all__ = ["Chunk", "Completion", "Model", "Timeout", "Usage"]
 

@@ -84,7 +84,7 @@ class DelError(Exception):
 
 
 class FrameError(DelError):
-    """A request frame, or a request that should become one, breaks docs/wire-format.md.
+    """A request frame, or a request that should become one, breaks docs/reference/wire-format.md.
 
     Attributes:
         code: stable identifier, a key of :data:`ERROR_STATUS`.
@@ -110,7 +110,7 @@ class FrameError(DelError):
 
 
 class BundleError(DelError):
-    """A bundle is truncated, altered, newer than this program or otherwise not as docs/bundle-format.md says.
+    """A bundle is truncated, altered, newer than this program or otherwise not as docs/reference/bundle-format.md says.
 
     Attributes:
         file: name of the file inside the bundle (``"client/table.safetensors"``), or the bundle's own path.

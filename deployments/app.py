@@ -19,8 +19,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
-from deployments.scaling import OUTSTANDING_TOKENS
 from deployments.settings import Settings, SettingsError, load_settings, parse_keys, parse_settings
+from deployments.telemetry.scaling import OUTSTANDING_TOKENS
 
 __all__ = ["DEPLOYMENT", "PrivateLM", "build", "build_from"]
 
@@ -41,9 +41,9 @@ class PrivateLM:
         """With ``named_keys``, nobody may call before :meth:`reconfigure` has said who may."""
         self._settings = parse_settings(settings)
         # Imported here, on the replica, so that whoever builds the application needs neither numpy nor an engine.
-        from deployments.keys import Keys
+        from deployments.auth.keys import Keys
         from deployments.replica import start_service
-        from deployments.telemetry import Telemetry
+        from deployments.telemetry.setup import Telemetry
 
         file = self._settings.keys.file
         self._keys = Keys({} if named_keys else None, file=None if file is None else Path(file))
@@ -56,9 +56,9 @@ class PrivateLM:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application that Serve runs in this replica."""
-        from deployments.http import Coalescing, create_app
-        from deployments.quota_actor import RayLeases
-        from deployments.quotas import Quotas
+        from deployments.api.routes import Coalescing, create_app
+        from deployments.auth.quota_actor import RayLeases
+        from deployments.auth.quotas import Quotas
 
         settings = self._settings
         streaming = settings.streaming
@@ -127,7 +127,7 @@ def build_from(settings: Settings, *, start_attempts: int = 3) -> Application:
             look_back_period_s=scaling.look_back_period_s,
             metrics_interval_s=scaling.metrics_interval_s,
             policy=AutoscalingPolicy(
-                policy_function="deployments.scaling:ByWork",
+                policy_function="deployments.telemetry.scaling:ByWork",
                 policy_kwargs={"target_outstanding_tokens": scaling.target_outstanding_tokens},
             ),
         )

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 
 from del_core.bundle import Bundle, load_bundle
 from del_core.errors import BundleError
-from deployments.base_model import EmbeddingTable, end_of_text_ids, verify_checksum
-from deployments.engine import Engine
-from deployments.service import Capacity, PrivateLMService
+from deployments.engines.base import Engine
+from deployments.service.base_model import EmbeddingTable, end_of_text_ids, verify_checksum
+from deployments.service.service import Capacity, PrivateLMService
 from deployments.settings import Settings
 
 __all__ = ["start_service"]
@@ -76,9 +76,9 @@ def _load_other(path: Path, bundle: Bundle) -> Bundle:
 
 def _engine(settings: Settings) -> Engine:
     if settings.engine.stand_in is not None:
-        from deployments.stand_in import TokenClock
+        from deployments.engines.mock import TokenClock
 
         return TokenClock(settings.engine, settings.engine.stand_in)
-    from deployments.vllm_engine import VllmEngine
+    from deployments.engines.vllm.engine import VllmEngine
 
     return VllmEngine(settings.base_model_path, settings.engine)

@@ -1,7 +1,7 @@
 """The configuration of the application: typed, validated, and refused by the name of the field where it is wrong.
 
 The same fields come from a YAML file (:func:`load_settings`) or from Serve's ``args``. Defaults suit a laptop;
-docs/configuration.md lists every field with what suits a GPU cluster.
+docs/reference/configuration.md lists every field with what suits a GPU cluster.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class _Section(BaseModel):
 
 
 class StandInSettings(_Section):
-    """The pace of a model that is not there. The defaults are derived from data sheets, not measured (docs/scaling.md):
+    """The pace of a model that is not there. The defaults are derived from data sheets, not measured
+    (docs/guides/scaling.md):
     a model of 8 billion parameters in 16 bits on one H100."""
 
     step_ms: float = Field(default=7.0, gt=0, le=10_000)
@@ -168,7 +169,7 @@ class StreamingSettings(_Section):
 
 
 class TelemetrySettings(_Section):
-    """What a replica tells of itself; nothing of it derives from a prompt (docs/observability.md)."""
+    """What a replica tells of itself; nothing of it derives from a prompt (docs/guides/observability.md)."""
 
     metrics: bool = True
     """Prometheus metrics through Ray."""

@@ -1,8 +1,9 @@
-"""Privacy spent per subject over time, and budgets that are kept before anything is sent; see ``docs/budgets.md``."""
+"""Privacy spent per subject over time, and budgets that are kept before anything is sent; see
+``docs/guides/budgets.md``."""
 
-from client_lib.ledger._places import is_url, open_store
 from client_lib.ledger.budget import Budget, Spending
 from client_lib.ledger.ledger import Ledger
+from client_lib.ledger.places import is_url, open_store
 from client_lib.ledger.redis import RedisStore
 from client_lib.ledger.sqlite import SQLiteStore
 from client_lib.ledger.store import Account, Entry, LedgerStore, MemoryStore

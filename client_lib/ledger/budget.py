@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from datetime import timedelta
 
-from client_lib._checks import invalid
+from client_lib._validation import invalid
 
 __all__ = ["Budget", "Spending"]
 

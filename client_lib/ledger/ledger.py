@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from client_lib._checks import invalid
-from client_lib.encoder import Draw
+from client_lib._validation import invalid
 from client_lib.errors import BudgetExceeded
-from client_lib.ledger._filter import Filter
 from client_lib.ledger.budget import Budget, Spending
+from client_lib.ledger.filter import Filter
 from client_lib.ledger.store import Entry, LedgerStore
+from client_lib.prompts.encoder import Draw
 from del_core.mechanism import Mechanism
 
 __all__ = ["Ledger"]
@@ -28,8 +28,9 @@ _LONGEST_SUBJECT = 256
 class Ledger:
     """Keeps every subject of a store within a budget. Safe to use from several threads, as its store is.
 
-    Guarantees are worst case over every table (``docs/privacy.md``); how spending adds up, and why the sum is valid
-    for a caller who reacts to answers, is in :mod:`client_lib.ledger._filter`.
+    Guarantees are worst case over every table (``docs/privacy/guarantee.md``); how spending adds up, and why the sum
+    is valid
+    for a caller who reacts to answers, is in :mod:`client_lib.ledger.filter`.
     """
 
     def __init__(self, store: LedgerStore, *, budget: Budget) -> None:

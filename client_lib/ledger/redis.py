@@ -22,9 +22,9 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from client_lib._checks import check_seconds, invalid
+from client_lib._validation import check_seconds, invalid
 from client_lib.errors import LedgerUnavailable
-from client_lib.ledger import _redis_scripts
+from client_lib.ledger import redis_scripts as _redis_scripts
 from client_lib.ledger.store import Account, Entry
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from client_lib._fork import renewed_after_fork
+from client_lib._core.fork import renewed_after_fork
 from client_lib.errors import LedgerUnavailable
 
 __all__ = ["Account", "Entry", "LedgerStore", "MemoryStore"]

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on this machine that privatises prompts before they leave it; docs/proxy.md.
+"""An OpenAI-compatible server on this machine that privatises prompts before they leave it; docs/guides/proxy.md.
 
 An application that speaks OpenAI's API is pointed at it and stays as it is. Needs the extra ``proxy``.
 

@@ -17,8 +17,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from client_lib.encoder import EncodedPrompt
-from client_lib.spans import Span
+from client_lib.prompts.encoder import EncodedPrompt
+from client_lib.prompts.spans import Span
 from del_core.wire import PrivateSegment
 
 __all__ = ["CountMemory"]

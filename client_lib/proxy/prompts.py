@@ -8,15 +8,15 @@ from weakref import WeakValueDictionary
 
 import anyio
 
-from client_lib._order import SamplingOptions
+from client_lib._core.order import SamplingOptions
 from client_lib.async_client import AsyncClient, AsyncStream
-from client_lib.encoder import EncodedPrompt
 from client_lib.errors import BundleOutdated, InvalidRequest
-from client_lib.proxy._template import render
+from client_lib.prompts.encoder import EncodedPrompt
+from client_lib.prompts.spans import CLEAR, Span, private, public
 from client_lib.proxy.memory import CountMemory
 from client_lib.proxy.requests import ChatRequest, CompletionRequest
 from client_lib.proxy.settings import ProxySettings
-from client_lib.spans import CLEAR, Span, private, public
+from client_lib.proxy.template import render
 from client_lib.types import Completion
 
 __all__ = ["Prompts", "Submission"]

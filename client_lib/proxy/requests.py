@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from client_lib._order import SamplingOptions
+from client_lib._core.order import SamplingOptions
 from client_lib.proxy import fields
 from client_lib.proxy.errors import invalid, unsupported
 

@@ -13,7 +13,7 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
-from client_lib._checks import invalid
+from client_lib._validation import invalid
 
 __all__ = ["bind", "configure", "is_loopback", "serve", "url_of"]
 

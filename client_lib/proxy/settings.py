@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from client_lib._checks import check_integer, invalid
-from client_lib.chat import ChatTemplate
+from client_lib._validation import check_integer, invalid
+from client_lib.prompts.chat import ChatTemplate
 
 __all__ = ["ProxySettings"]
 

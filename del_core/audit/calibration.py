@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from del_core.audit.attacks.map import map_tokens
+from del_core.audit.attacks.nearest import nearest_success, reproducible_bytes
 from del_core.audit.intervals import wilson
-from del_core.audit.map import map_tokens
-from del_core.audit.nearest import nearest_success, reproducible_bytes
 from del_core.mechanism import Mechanism
 
 __all__ = ["ATTACKS", "MAP", "NEAREST", "AttackSurface", "Calibration", "calibrate"]

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from del_core.training.text import TextError
+from del_core.lm.text import TextError
 
 __all__ = ["KINDS", "MIN_PROMPTS", "Corpus", "make_corpus", "rouge_l"]
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from del_core import accounting
-from del_core._checks import check_integer
+from del_core._validation import check_integer
 from del_core.mechanism import Mechanism
 from del_core.vocabulary_accounting import VocabularyBound, vocabulary_curve, vocabulary_epsilon
 

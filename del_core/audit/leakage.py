@@ -4,7 +4,7 @@ Contract: tokens are drawn from a prior (the unigram frequencies of text), count
 information and the success of the optimal guess are estimated by Monte Carlo with the exact posterior over the whole
 vocabulary, blockwise and in double precision, with intervals. Beside the estimates stand ceilings that hold for every
 attack whatever its computing power: from the guarantee alone, from the noise and from the table (theorems with proofs
-in ``docs/audit.md``). Needs numpy and scipy.
+in ``docs/privacy/proofs.md``). Needs numpy and scipy.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from del_core._checks import check_array, check_integer, check_number
-from del_core._tails import PROBABILITY_ONE
+from del_core._validation import check_array, check_integer, check_number
+from del_core.accounting._tails import PROBABILITY_ONE
 from del_core.audit.intervals import wilson
 from del_core.mechanism import Mechanism
 
@@ -291,7 +291,8 @@ def channel_capacity(trials: int, ratio: float, *, inputs: int = 257, iterations
     The capacity of the channel q -> Binomial(trials, q), q in [(1-r)/2, (1+r)/2]. For every output law Q it is at most
     the maximum over q of D(q) = D(Binomial(trials, q) || Q). Blahut and Arimoto's iteration over a grid of inputs finds
     a good Q; what is reported is the maximum of D for it, between the points of a finer grid too: with I = trials /
-    (q (1-q)) the Fisher information and R the range of the log ratio, |D''| <= I (1 + R) (proof: ``docs/audit.md``).
+    (q (1-q)) the Fisher information and R the range of the log ratio, |D''| <= I (1 + R) (proof:
+    ``docs/privacy/proofs.md``).
     """
     check_integer("trials", trials, 1)
     check_number("ratio", ratio, 0.0, 1.0, open_low=True, open_high=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from del_core.audit.attacks.map import map_tokens
+from del_core.audit.attacks.nearest import nearest_tokens, reproducible_bytes
 from del_core.audit.intervals import wilson
-from del_core.audit.map import map_tokens
-from del_core.audit.nearest import nearest_tokens, reproducible_bytes
 from del_core.mechanism import Mechanism
 
 __all__ = ["measure_recovery"]

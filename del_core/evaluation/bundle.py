@@ -16,12 +16,12 @@ from tokenizers import Tokenizer
 
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle, BundleError
-from del_core.decoding import build_decoder
+from del_core.decoders.decoding import build_decoder
 from del_core.evaluation.bootstrap import mean_interval, perplexity_interval, ratio_interval
 from del_core.evaluation.measure import Measured, Passages, measure
 from del_core.evaluation.view import ClearPrompt, CountsView, NoPrompt, PromptView, in_front
-from del_core.training.lm import BaseLM
-from del_core.training.text import TextError, TokenWindows, tokenize
+from del_core.lm.model import BaseLM
+from del_core.lm.text import TextError, TokenWindows, tokenize
 
 __all__ = ["BundleView", "EvaluationSettings", "evaluate_bundle"]
 

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from del_core.audit.similarity import SentenceSimilarity
-from del_core.evaluation.perplexity import continuation_nll
 from del_core.evaluation.view import PromptView
+from del_core.lm.perplexity import continuation_nll
 from del_core.training.loop import step_generator
 
 __all__ = ["Coherence", "coherence", "continuations", "decode_texts", "passage_nll", "written_texts"]

@@ -18,10 +18,10 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from del_core.audit.attacks.nearest import reproducible_bytes
 from del_core.audit.intervals import Rate
-from del_core.audit.nearest import reproducible_bytes
-from del_core.audit.posterior import TokenLikelihood
 from del_core.mechanism import Mechanism
+from del_core.mechanism.likelihood import TokenLikelihood
 from del_core.training.noise import NoisyTable
 from del_core.vocabulary_accounting import vocabulary_epsilon
 
@@ -212,7 +212,7 @@ class CountsView(ServerReads):
         return self.mechanism.sample(self.levels[tokens], reproducible_bytes(seed))
 
     def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
-        """Of the binomial likelihood, ``del_core.audit.posterior``."""
+        """Of the binomial likelihood, ``del_core.mechanism.likelihood``."""
         likelihood = TokenLikelihood.of(self.mechanism, self.levels)
         codes, prior = self.counts(tokens, seed), torch.as_tensor(log_prior).float()
         rows = max(1, _BLOCK_SCORES // len(prior))

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file as load_decoder
 from safetensors.torch import load_file
 
 from del_core.bundle import BaseModel, Guarantees, Manifest, Variant, VariantContent, write_bundle
+from del_core.lm.model import BaseLM, ModelError
 from del_core.mechanism import MAX_LEVEL
-from del_core.training.lm import BaseLM, ModelError
 from del_core.training.projection import load_log_prior, load_projection
 
 __all__ = ["assemble_bundle"]

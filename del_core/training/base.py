@@ -15,10 +15,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from del_core.training.device import check_device
+from del_core.lm.device import check_device
+from del_core.lm.precision import products
+from del_core.lm.text import TokenWindows, split_text, tokenize
 from del_core.training.loop import Schedule, fit, identity
-from del_core.training.precision import products
-from del_core.training.text import TokenWindows, split_text, tokenize
 
 __all__ = ["BaseConfig", "train_base"]
 

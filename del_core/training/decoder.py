@@ -1,4 +1,5 @@
-"""The decoders with gradients: what del_core.decoding computes with numpy, for training through the frozen LM."""
+"""The decoders with gradients: what del_core.decoders.decoding computes with numpy, for training through the frozen
+LM."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from del_core._decoder_tensors import (
+from del_core.decoders.tensors import (
     CONTEXTUAL,
     DECODER_KINDS,
     HEAD,
@@ -20,8 +21,8 @@ from del_core._decoder_tensors import (
     WINDOW,
     DecoderSizes,
 )
-from del_core.audit.posterior import TokenLikelihood
-from del_core.training.lm import FrozenLM
+from del_core.lm.model import FrozenLM
+from del_core.mechanism.likelihood import TokenLikelihood
 from del_core.training.noise import NoisyTable, limit_norm
 
 __all__ = ["DecoderStart", "NoisyDecoder", "choose_sizes", "principal_values"]

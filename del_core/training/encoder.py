@@ -7,7 +7,8 @@ noise scale and decoder are trained together under a constraint on what the opti
     subject to E[ max_v P(v | K) ] = s
 
 E max_v P(v | K) is exactly the success rate of the best guess of a token from its own counts and a unigram prior (the
-MAP attack of ``del_core.audit.map``), so privacy and utility are traded in the currency in which they are reported.
+MAP attack of ``del_core.audit.attacks.map``), so privacy and utility are traded in the currency in which they are
+reported.
 The constraint is kept by a Lagrange multiplier on log(success / s), raised by gradient ascent while descent goes on
 (Arrow, Hurwicz and Uzawa, 1958). Tokens that the LM treats alike may then look alike. Gradients pass
 the binomial straight through its mean (Bengio et al., 2013, arXiv 1308.3432) and reach the table also through the
@@ -28,18 +29,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from del_core._decoder_tensors import LINEAR, TRAINED
 from del_core.audit.calibration import MAP, AttackSurface, Calibration, calibrate
-from del_core.evaluation.perplexity import continuation_nll
+from del_core.decoders.tensors import LINEAR, TRAINED
+from del_core.lm.model import FrozenLM, ModelError, check_rows
+from del_core.lm.perplexity import continuation_nll
+from del_core.lm.precision import products
+from del_core.lm.text import TokenWindows
 from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.projection import Projection
 from del_core.training.decoder import DecoderStart, NoisyDecoder, choose_sizes
-from del_core.training.lm import FrozenLM, ModelError, check_rows
 from del_core.training.loop import Schedule, fit, identity, step_generator
 from del_core.training.noise import NoisyTable
 from del_core.training.parallel import Shard, current_shard
-from del_core.training.precision import products
-from del_core.training.text import TokenWindows
 
 __all__ = [
     "EncoderConfig",

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from del_core.evaluation.perplexity import continuation_nll, evaluate_perplexity
+from del_core.lm.model import BaseLM, FrozenLM, ModelError
+from del_core.lm.perplexity import continuation_nll, evaluate_perplexity
+from del_core.lm.precision import products
+from del_core.lm.text import TokenWindows
 from del_core.projection import Projection, default_dim
-from del_core.training.lm import BaseLM, FrozenLM, ModelError
 from del_core.training.loop import Schedule, fit, identity
 from del_core.training.parallel import current_shard
-from del_core.training.precision import products
-from del_core.training.text import TokenWindows
 
 __all__ = ["ProjectionConfig", "load_log_prior", "load_projection", "train_projection"]
 

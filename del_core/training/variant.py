@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from del_core._decoder_tensors import DECODER_KINDS, NETWORK_KINDS
 from del_core.accounting import epsilon as exact_epsilon
 from del_core.audit.calibration import MAP, NEAREST, AttackSurface, Calibration, calibrate
 from del_core.audit.recovery import measure_recovery
+from del_core.decoders.tensors import DECODER_KINDS, NETWORK_KINDS
+from del_core.lm.model import FrozenLM
 from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.projection import Projection
 from del_core.training.decoder import DecoderStart
 from del_core.training.encoder import attack_surface, attacked_tokens, calibration_tokens
-from del_core.training.lm import FrozenLM
 from del_core.training.parallel import current_shard
 from del_core.training.soft_prompt import SoftPromptConfig, train_soft_prompt
 

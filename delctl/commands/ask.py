@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from delctl._places import PLACE, bundle_place
-from delctl._terminal import console, printable
+from delctl.places import PLACE, bundle_place
+from delctl.terminal import console, printable
 
 if TYPE_CHECKING:
     from client_lib import Completion

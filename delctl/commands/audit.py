@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from delctl._places import bundle_place, model_of, model_place
-from delctl._terminal import console, plain_table, printable
+from delctl.places import bundle_place, model_of, model_place
+from delctl.terminal import console, plain_table, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,11 +52,11 @@ def audit(
     model = model_of(bundle, model)
     loaded = load_bundle(bundle)
 
-    from del_core.audit.page import verdict
-    from del_core.audit.report import PartialResults, write_report
-    from del_core.audit.run import FULL, QUICK, audit_bundle, manifest_audit
-    from del_core.training.lm import load_base_lm
-    from del_core.training.text import read_texts
+    from del_core.audit.report.page import verdict
+    from del_core.audit.report.write import PartialResults, write_report
+    from del_core.audit.runner import FULL, QUICK, audit_bundle, manifest_audit
+    from del_core.lm.model import load_base_lm
+    from del_core.lm.text import read_texts
 
     content = read_texts([text])[0]
     notes = console(stderr=True, quiet=quiet)

@@ -32,8 +32,8 @@ def bundle(
     overwrite: bool,
 ) -> None:
     """Put trained variants together into a bundle."""
+    from del_core.lm.model import load_base_lm
     from del_core.training.assemble import assemble_bundle
-    from del_core.training.lm import load_base_lm
 
     manifest = assemble_bundle(
         load_base_lm(model),

@@ -47,10 +47,10 @@ def calibrate(
     from del_core.accounting import epsilon as exact_epsilon
     from del_core.audit.calibration import ATTACKS, MAP
     from del_core.audit.intervals import Rate
+    from del_core.lm.model import load_frozen_lm
+    from del_core.lm.text import read_texts
     from del_core.training.encoder import attack_surface
-    from del_core.training.lm import load_frozen_lm
     from del_core.training.projection import load_projection
-    from del_core.training.text import read_texts
     from del_core.training.variant import Noise, calibration_tokens
     from del_core.vocabulary_accounting import vocabulary_epsilon
 

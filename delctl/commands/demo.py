@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from delctl._guess import Guess, guess_tokens
-from delctl._local import PROXY_WORDS, running_server
-from delctl._places import PLACE, bundle_place, model_place
-from delctl._terminal import console, printable
+from delctl.guess import Guess, guess_tokens
+from delctl.local import PROXY_WORDS, running_server
+from delctl.places import PLACE, bundle_place, model_place
+from delctl.terminal import console, printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from delctl._places import PLACE, bundle_place, model_of, model_place
-from delctl._terminal import console, plain_table, printable
+from delctl.places import PLACE, bundle_place, model_of, model_place
+from delctl.terminal import console, plain_table, printable
 
 __all__ = ["evaluate"]
 
@@ -63,8 +63,8 @@ def evaluate(
             )
 
     from del_core.evaluation.bundle import EvaluationSettings, evaluate_bundle
-    from del_core.training.lm import load_base_lm
-    from del_core.training.text import read_texts
+    from del_core.lm.model import load_base_lm
+    from del_core.lm.text import read_texts
 
     notes = console(stderr=True, quiet=quiet)
     rows = evaluate_bundle(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from delctl._places import bundle_place
-from delctl._terminal import bytes_words, console, plain_table, printable
+from delctl.places import bundle_place
+from delctl.terminal import bytes_words, console, plain_table, printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -19,7 +19,7 @@ def new() -> None:
     The key goes to whoever is to call (``delctl ask --api-key``, DEL_API_KEY), the hash into the server's ``keys.file``
     or ``keys.names``. The key is stored nowhere and cannot be had from the hash.
     """
-    from deployments.keys import hash_key, new_key
+    from deployments.auth.keys import hash_key, new_key
 
     key = new_key()
     click.echo(f"key   {key}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from delctl._terminal import console, plain_table, printable
+from delctl.terminal import console, plain_table, printable
 
 if TYPE_CHECKING:
     from client_lib.ledger import Ledger

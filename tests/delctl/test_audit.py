@@ -12,13 +12,13 @@ import pytest
 from safetensors.numpy import load_file, save
 
 from del_core import accounting
-from del_core.audit import run as audit_run
-from del_core.audit.inverter import InverterConfig
-from del_core.audit.run import AuditConfig
+from del_core.audit import runner as audit_run
+from del_core.audit.attacks.inverter import InverterConfig
+from del_core.audit.runner import AuditConfig
 from del_core.bundle import load_bundle, replace_audit
 from delctl.main import run
-from tests.core.bundles import SERVER_FILES, reseal, unchanged
-from tests.serving.tiny import Tiny, make_tiny
+from tests.support.core_bundles import SERVER_FILES, reseal, unchanged
+from tests.support.tiny import Tiny, make_tiny
 
 _TEXT = Path(__file__).resolve().parents[1] / "data" / "alice.txt"
 _ATTACKS = ("nearest", "map", "sequence", "inverter")

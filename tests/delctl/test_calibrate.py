@@ -9,13 +9,13 @@ from click.testing import CliRunner
 
 from del_core.accounting import epsilon
 from del_core.demo import model_path
+from del_core.lm.model import load_frozen_lm
+from del_core.lm.text import read_texts
 from del_core.mechanism import MAX_LEVEL, Mechanism
-from del_core.training.lm import load_frozen_lm
 from del_core.training.projection import ProjectionConfig, train_projection
-from del_core.training.text import read_texts
 from delctl.commands.calibrate import calibrate
 from delctl.main import REFUSED, run
-from tests.training.paths import ALICE
+from tests.support.texts import ALICE
 
 
 @pytest.fixture(scope="module")

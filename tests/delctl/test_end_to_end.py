@@ -17,8 +17,8 @@ import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.examples import typescript
-from tests.serving.tiny import VARIANTS, make_tiny
+from tests.support import typescript
+from tests.support.tiny import VARIANTS, make_tiny
 
 DELCTL = [sys.executable, "-m", "delctl.main"]
 _MARK = "DEL_TEST_RUN"

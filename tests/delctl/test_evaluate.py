@@ -14,8 +14,8 @@ from del_core.bundle import load_bundle
 from del_core.demo import bundle_path, model_path
 from del_core.errors import BundleError
 from del_core.evaluation.bundle import BundleView, EvaluationSettings, evaluate_bundle
-from del_core.training.lm import load_base_lm
-from del_core.training.text import TextError
+from del_core.lm.model import load_base_lm
+from del_core.lm.text import TextError
 from delctl.commands.evaluate import evaluate
 
 _TEXT = Path(__file__).parents[2] / "examples/demo_model/held_out.txt"

@@ -9,12 +9,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from client_lib import Encoder
-from del_core.audit.map import map_tokens
+from del_core.audit.attacks.map import map_tokens
 from del_core.bundle import load_bundle
 from del_core.wire import Limits, PrivateSegment, Sampling, Shape, decode_frame
-from delctl._guess import Guess, guess_tokens
-from delctl._terminal import bytes_words, console, printable
-from tests.client.bundles import DIM, make_bundle
+from delctl.guess import Guess, guess_tokens
+from delctl.terminal import bytes_words, console, printable
+from tests.support.client_bundle import DIM, make_bundle
 
 
 def test_marks_what_is_right_and_keeps_spaces_outside() -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from client_lib.encoder import Draw
 from client_lib.ledger import Budget, Ledger, open_store
+from client_lib.prompts.encoder import Draw
 from del_core.mechanism import Mechanism
 from delctl import main
-from tests.client.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 MECHANISM = Mechanism.from_mu(4.0, bits=4, dim=32)
 BUDGET = Budget(500.0)

@@ -19,9 +19,9 @@ import pytest
 
 from del_core import accounting
 from delctl import main
-from tests.client.bundles import make_bundle
-from tests.client.redis_server import RedisServer
-from tests.client.server import Received, ScriptedServer, expected_text, expected_tokens, stream_events
+from tests.support.client_bundle import make_bundle
+from tests.support.redis_server import RedisServer
+from tests.support.scripted_server import Received, ScriptedServer, expected_text, expected_tokens, stream_events
 
 DELCTL = [sys.executable, "-m", "delctl.main"]
 MESSAGES = [{"role": "user", "content": "heliotrope"}]

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from del_core.bundle import ClientBundle
-from tests.client.bundles import make_bundle
-from tests.client.server import ScriptedServer, cut, error, expected_text, expected_tokens, raw
-from tests.core.statistics import ALPHA, binomial_pmf, chi_square_excess
-from tests.examples.typescript import PROJECT, ask, build, node
+from tests.support.client_bundle import make_bundle
+from tests.support.scripted_server import ScriptedServer, cut, error, expected_text, expected_tokens, raw
+from tests.support.statistics import ALPHA, binomial_pmf, chi_square_excess
+from tests.support.typescript import PROJECT, ask, build, node
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 PROMPT = "the quick brown fox, naïve 日本語 🙂"
@@ -203,8 +203,8 @@ def test_another_bundle_than_announced_is_refused(built: Path, bundle: ClientBun
 
 
 def _archive(directory: Path) -> bytes:
-    from del_core import _tar
     from del_core.bundle import CLIENT_FILES
+    from del_core.bundle import archive as _tar
 
     return _tar.pack([(name, (directory / name).read_bytes()) for name in CLIENT_FILES])
 

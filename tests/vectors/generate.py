@@ -1,8 +1,9 @@
-"""Writes the test vectors of docs/wire-format.md and docs/bundle-format.md into this directory.
+"""Writes the test vectors of docs/reference/wire-format.md and docs/reference/bundle-format.md into this directory.
 
     python tests/vectors/generate.py            (from the repository's root)
 
-Deterministic: the same program gives the same bytes, and tests/core/test_wire_vectors.py fails where the files differ.
+Deterministic: the same program gives the same bytes, and tests/del_core/wire/test_wire_vectors.py fails where the
+files differ.
 What a frame means is stated here independently of the decoder, and packed payloads come from the bit-by-bit definition
 in :func:`pack_by_definition`, not from the product's vectorised code.
 """
@@ -22,7 +23,7 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from del_core import _strict_json  # noqa: E402
+from del_core import _json as _strict_json  # noqa: E402
 from del_core.bundle import (  # noqa: E402
     BaseModel,
     Guarantees,

@@ -1,4 +1,4 @@
-// The client part of a bundle: docs/bundle-format.md. Nothing of it is used before all of it is verified.
+// The client part of a bundle: docs/reference/bundle-format.md. Nothing of it is used before all of it is verified.
 
 import { BundleError } from "./errors.js";
 import { JsonError, parse, write, type Json } from "./json.js";
@@ -24,7 +24,7 @@ export function readArchive(archive: Uint8Array): Files {
     const size = parseInt(digits, 8);
     if (size > MOST[name]) throw new BundleError(name, `declares ${size} bytes; at most ${MOST[name]} are allowed`);
     if (!same(header, archiveHeader(name, digits))) {
-      throw new BundleError(name, "has another member header than docs/bundle-format.md prescribes");
+      throw new BundleError(name, "has another member header than docs/reference/bundle-format.md prescribes");
     }
     const end = at + BLOCK + size;
     at = Math.ceil(end / BLOCK) * BLOCK;

@@ -7,7 +7,7 @@ const STATUS: Record<string, number> = {
   unknown_variant: 404,
 };
 
-/** A frame that breaks docs/wire-format.md, with the code that a server answers. */
+/** A frame that breaks docs/reference/wire-format.md, with the code that a server answers. */
 export class FrameError extends Error {
   readonly status: number;
 

@@ -1,4 +1,4 @@
-// The request frame: docs/wire-format.md, "Frame" and "Header". A client needs encodeFrame only; decodeFrame is what a
+// The request frame: docs/reference/wire-format.md, "Frame" and "Header". A client needs encodeFrame only; decodeFrame is what a
 // server does, here to check the vectors in both directions.
 
 import { FrameError } from "./errors.js";

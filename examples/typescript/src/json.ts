@@ -1,4 +1,4 @@
-// Strict JSON as docs/wire-format.md ("Header") and canonical JSON as docs/bundle-format.md define them.
+// Strict JSON as docs/reference/wire-format.md ("Header") and canonical JSON as docs/reference/bundle-format.md define them.
 //
 // Integers become bigint and all other numbers number, so that 16 and 16.0 stay apart and no integer loses digits.
 // Objects become Map, which keeps the order and knows no inherited names.
@@ -181,7 +181,7 @@ function writeString(text: string): string {
   return `"${escaped}"`;
 }
 
-/** The shortest digits that read back as the same float, laid out as docs/bundle-format.md says. */
+/** The shortest digits that read back as the same float, laid out as docs/reference/bundle-format.md says. */
 function writeFloat(value: number): string {
   if (!Number.isFinite(value)) throw new JsonError("no finite number");
   const [mantissa, power] = value.toExponential().split("e") as [string, string];

@@ -1,4 +1,4 @@
-// Counts of n bits each in rows of whole bytes: docs/wire-format.md, "Payload".
+// Counts of n bits each in rows of whole bytes: docs/reference/wire-format.md, "Payload".
 
 import { FrameError } from "./errors.js";
 

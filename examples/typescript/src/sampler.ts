@@ -1,4 +1,4 @@
-// From a level to a count: docs/bundle-format.md, "From a level to a count". Integers only; no float decides a bit.
+// From a level to a count: docs/reference/bundle-format.md, "From a level to a count". Integers only; no float decides a bit.
 
 const ONE = 2n ** 31n;
 

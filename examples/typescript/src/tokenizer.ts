@@ -1,4 +1,4 @@
-// Byte-level BPE from a tokenizer.json: docs/bundle-format.md, "Tokeniser". What is not implemented is refused by name.
+// Byte-level BPE from a tokenizer.json: docs/reference/bundle-format.md, "Tokeniser". What is not implemented is refused by name.
 
 import { BundleError } from "./errors.js";
 import { parse, type Json } from "./json.js";

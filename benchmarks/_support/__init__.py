@@ -1,0 +1,1 @@
+"""Load generators and raw HTTP clients shared by benchmarks and tests."""

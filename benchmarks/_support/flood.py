@@ -1,0 +1,245 @@
+"""The load generator of ``benchmarks.overload``, a program of its own: ``python -m benchmarks._support.flood``.
+
+    first line      {"bundle", "variant"}
+    further lines   a :class:`Flood`: it answers {"prepared": true}, waits for a line, works, and answers its figures
+
+Unlike ``benchmarks._support.load`` it expects refusals: it keeps the connection after one, and counts them apart by
+status and
+code. Bounded in count (``most_in_flight`` open requests) and in time (an answer that takes longer than the limit is
+given up and counted as ``unfinished``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import Any, cast
+
+from benchmarks._support.load import Prompts, Round, quantiles
+from del_core.bundle import load_bundle
+
+__all__ = ["Flood"]
+
+_DISTINCT_PROMPTS = 4000
+_ANSWER_LIMIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Flood:
+    """Requests to one server for ``seconds``.
+
+    With ``rate`` (requests a second) they begin at Poisson times, at most ``most_in_flight`` open at once: what comes
+    due beyond that is not sent, and counted. Without, ``most_in_flight`` clients ask one after the other.
+    """
+
+    host: str
+    port: int
+    prompt_tokens: int
+    output_tokens: int
+    seed: int
+    seconds: float
+    most_in_flight: int
+    rate: float | None = None
+
+
+@dataclass
+class _Tally:
+    """Seconds from the moment a request was due to the end of its answer; and what else came."""
+
+    accepted: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+    codes: Counter[str] = field(default_factory=Counter)
+    without_retry_after: int = 0
+    broken: int = 0
+    unfinished: int = 0
+    not_sent: int = 0
+
+
+class _Connection(asyncio.Protocol):
+    """One keep-alive connection; one request at a time; the answer is its head and its body, chunks and all."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._data = bytearray()
+        self._answer: asyncio.Future[tuple[bytes, bytes]] | None = None
+
+    async def post(self, host: str, port: int, message: bytes) -> tuple[bytes, bytes]:
+        """Raises ConnectionError if the answer is cut off."""
+        loop = asyncio.get_running_loop()
+        if self._transport is None or self._transport.is_closing():
+            await loop.create_connection(lambda: self, host, port)
+        assert self._transport is not None
+        self._data.clear()
+        self._answer = loop.create_future()
+        self._transport.write(message)
+        return await self._answer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        self._data += data
+        head, separator, body = bytes(self._data).partition(b"\r\n\r\n")
+        if not separator or self._answer is None or self._answer.done():
+            return
+        length = _header(head, b"content-length")
+        whole = body.endswith(b"0\r\n\r\n") if length is None else len(body) >= int(length)
+        if whole:
+            self._answer.set_result((head, body))
+            if (_header(head, b"connection") or b"").lower() == b"close":
+                self.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See asyncio."""
+        self._transport = None
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionError("the answer was cut off"))
+
+    def close(self) -> None:
+        """Close; the next request opens another."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+def _header(head: bytes, name: bytes) -> bytes | None:
+    for line in head.split(b"\r\n")[1:]:
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == name:
+            return value.strip()
+    return None
+
+
+class _Flooding:
+    """One flood."""
+
+    def __init__(self, flood: Flood, prompts: Iterator[bytes]) -> None:
+        self._flood = flood
+        self._prompts = prompts
+        self._idle: list[_Connection] = []
+        self._tally = _Tally()
+
+    async def run(self) -> dict[str, Any]:
+        """The figures."""
+        began = time.perf_counter()
+        end = began + self._flood.seconds
+        await (self._closed(end) if self._flood.rate is None else self._open(end, self._flood.rate))
+        elapsed = time.perf_counter() - began
+        for connection in self._idle:
+            connection.close()
+        tally = self._tally
+        return {
+            "elapsed_s": elapsed,
+            "accepted": {"count": len(tally.accepted), "rps": len(tally.accepted) / elapsed}
+            | quantiles(tally.accepted),
+            "refused": {"count": len(tally.refused), "rps": len(tally.refused) / elapsed} | quantiles(tally.refused),
+            "codes": dict(tally.codes),
+            "without_retry_after": tally.without_retry_after,
+            "broken": tally.broken,
+            "unfinished": tally.unfinished,
+            "not_sent": tally.not_sent,
+        }
+
+    async def _closed(self, end: float) -> None:
+        async def user() -> None:
+            while time.perf_counter() < end:
+                await self._one(time.perf_counter())
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._flood.most_in_flight):
+                group.create_task(user())
+
+    async def _open(self, end: float, rate: float) -> None:
+        source = random.Random(self._flood.seed)
+        open_now: set[asyncio.Task[None]] = set()
+        due = time.perf_counter()
+        while (due := due + source.expovariate(rate)) < end:
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            if len(open_now) >= self._flood.most_in_flight:
+                self._tally.not_sent += 1
+                continue
+            task = asyncio.create_task(self._one(due))
+            open_now.add(task)
+            task.add_done_callback(open_now.discard)
+        await asyncio.gather(*open_now)
+
+    async def _one(self, due: float) -> None:
+        connection = self._idle.pop() if self._idle else _Connection()
+        message = next(self._prompts)
+        try:
+            async with asyncio.timeout(_ANSWER_LIMIT_S):
+                head, body = await connection.post(self._flood.host, self._flood.port, message)
+        except TimeoutError:
+            self._tally.unfinished += 1
+            connection.close()
+            return
+        except OSError:
+            self._tally.broken += 1
+            connection.close()
+            return
+        took = time.perf_counter() - due
+        self._idle.append(connection)
+        status = int(head[9:12])
+        if status == 200:
+            if b"data: [DONE]" in body:
+                self._tally.accepted.append(took)
+            else:
+                self._tally.broken += 1
+            return
+        self._tally.refused.append(took)
+        self._tally.codes[f"{status} {_code(body)}"] += 1
+        self._tally.without_retry_after += _header(head, b"retry-after") is None
+
+
+def _code(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"]["code"])
+    except (ValueError, KeyError, TypeError):
+        return "no error object"
+
+
+async def _main() -> None:
+    first = json.loads(sys.stdin.readline())
+    prompts = Prompts(load_bundle(Path(first["bundle"])), first["variant"])
+    gc.freeze()
+    _say({"started": True})
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        flood = Flood(**json.loads(line))
+        expected = flood.seconds * (flood.rate or 100.0 * flood.most_in_flight)
+        plan = Round(
+            kind="application",
+            host=flood.host,
+            port=flood.port,
+            concurrency=flood.most_in_flight,
+            prompt_tokens=flood.prompt_tokens,
+            output_tokens=flood.output_tokens,
+            seed=flood.seed,
+            seconds=flood.seconds,
+            max_requests=min(_DISTINCT_PROMPTS, 16 + int(expected)),
+        )
+        made = prompts.make(plan)
+        _say({"prepared": True})
+        await asyncio.to_thread(sys.stdin.readline)
+        _say(await _Flooding(flood, cycle(made)).run())
+
+
+def _say(report: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(report) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_main())

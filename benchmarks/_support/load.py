@@ -1,0 +1,296 @@
+"""The load generator, a program of its own: ``python -m benchmarks._support.load``, told what to do by lines of JSON.
+
+    first line      {"bundle", "variant", "model", "engine"}; with ``engine`` (its settings) it starts the engine inside
+                    itself and is a system under test, without it generates load for HTTP servers
+    further lines   a :class:`Round`: it answers {"prepared": true}, waits for a line, works, and answers its figures
+
+Prompts are drawn from the round's seed, the same for every system: token ids after as many ids as the soft prompt has
+rows (for vLLM's own server), their counts in a frame (for the application), the embeddings decoded from those counts
+(for the engine itself). No prompt comes twice, so no system finds more than the common beginning in its cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from benchmarks._support.sse import Connection, Timeline, read_timeline
+from del_core.bundle import Bundle, load_bundle
+from del_core.decoders.decoding import build_decoder
+from del_core.wire import MEDIA_TYPE, PrivateSegment, Request, Sampling, encode_frame
+
+__all__ = ["Prompts", "Round", "quantiles"]
+
+_QUANTILES = (50, 95, 99)
+_TIME_LIMIT_S = 60.0
+"""A round that is not over by then is given up: what is unfinished counts as failed."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One measurement of one system.
+
+    Closed loop: ``concurrency`` requests in flight at any time, for ``seconds`` or until ``max_requests`` have been
+    begun. Open loop: requests begin at Poisson times of ``rate`` a second, at most ``concurrency`` in flight; latencies
+    count from the time at which the request was due.
+    """
+
+    kind: Literal["engine", "vllm", "application"]
+    host: str
+    port: int
+    concurrency: int
+    prompt_tokens: int
+    output_tokens: int
+    seed: int
+    seconds: float
+    max_requests: int
+    rate: float | None = None
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    """p50, p95 and p99 of values in seconds, as milliseconds; empty for no values."""
+    if not values:
+        return {}
+    return {f"p{q}_ms": float(np.percentile(values, q)) * 1e3 for q in _QUANTILES}
+
+
+class Prompts:
+    """Makes the prompts of a round in the form that a system takes."""
+
+    def __init__(self, bundle: Bundle, variant: str) -> None:
+        self._bundle = bundle
+        self._variant = variant
+        self._table = np.asarray(bundle.client.table)
+        self._mechanism = bundle.mechanism(variant)
+        self._soft = bundle.soft_prompt(variant)
+        self._decoder = build_decoder(bundle, variant)
+
+    @property
+    def soft_rows(self) -> int:
+        """Rows of the soft prompt."""
+        return len(self._soft)
+
+    def make(self, plan: Round) -> list[Any]:
+        """Whole HTTP messages, or embeddings (rows, hidden size) for the engine."""
+        generator = np.random.default_rng(plan.seed)
+        vocabulary = self._bundle.manifest.base_model.vocabulary_size
+        prefix = [int(token) for token in np.random.default_rng(0).integers(2, vocabulary, len(self._soft))]
+        return [
+            self._form(plan, prefix, generator.integers(2, vocabulary, plan.prompt_tokens))
+            for _ in range(plan.max_requests)
+        ]
+
+    def _form(self, plan: Round, prefix: list[int], token_ids: Any) -> Any:
+        if plan.kind == "vllm":
+            fields = {
+                "model": "base",
+                "prompt": [*prefix, *(int(token) for token in token_ids)],
+                "max_tokens": plan.output_tokens,
+                "temperature": 0.0,
+                "ignore_eos": True,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
+            return _message(plan, "/v1/completions", "application/json", json.dumps(fields).encode())
+        counts = self._mechanism.sample(self._table[token_ids])
+        if plan.kind == "engine":
+            return np.concatenate([self._soft, self._decoder.decode(counts)], dtype=np.float32)
+        sampling = Sampling(temperature=0.0, max_tokens=plan.output_tokens, ignore_eos=True, stream=True)
+        request = Request(self._bundle.fingerprint, self._variant, (PrivateSegment(counts),), sampling)
+        frame = encode_frame(request, bits=self._bundle.variants[self._variant].bits)
+        return _message(plan, "/v1/private/completions", MEDIA_TYPE, frame)
+
+
+def _message(plan: Round, path: str, media_type: str, body: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nhost: {plan.host}:{plan.port}\r\ncontent-type: {media_type}\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+_Send = Callable[[Any, float], Awaitable[Callable[[], Timeline]]]
+"""Sends a prompt that was due at a time; what it returns is called after the run and reads the answer."""
+
+
+class _Generator:
+    """Runs rounds."""
+
+    def __init__(self, engine: Any, soft_rows: int) -> None:
+        self._engine = engine
+        self._soft_rows = soft_rows
+        self._soft_prompts = {"hit": 0, "miss": 0}
+        """Requests to the engine by whether its cache had the whole soft prompt."""
+        self._number = 0
+        self._idle: list[Connection] = []
+        self._address: tuple[str, int] | None = None
+
+    async def run(self, plan: Round, prompts: list[Any]) -> dict[str, Any]:
+        """The figures of a round."""
+        self._soft_prompts = dict.fromkeys(self._soft_prompts, 0)
+        send = self._ask_engine(plan) if plan.kind == "engine" else self._ask_server(plan)
+        answers: list[Callable[[], Timeline]] = []
+        failed = 0
+
+        async def one(prompt: Any, due: float) -> None:
+            nonlocal failed
+            try:
+                answers.append(await send(prompt, due))
+            except OSError:
+                failed += 1
+
+        cpu, began = time.process_time(), time.perf_counter()
+        work = asyncio.ensure_future(_open(plan, prompts, one) if plan.rate else _closed(plan, prompts, one))
+        _, unfinished = await asyncio.wait((work,), timeout=_TIME_LIMIT_S)
+        if unfinished:
+            work.cancel()
+            await asyncio.wait((work,))
+            failed += 1
+        cpu = time.process_time() - cpu
+        timelines = []
+        for answer in answers:
+            try:
+                timeline = answer()
+                if timeline.tokens != plan.output_tokens:
+                    raise ValueError("another number of tokens than was asked for")
+                timelines.append(timeline)
+            except ValueError:
+                failed += 1
+        elapsed = max([began, *(timeline.events[-1] for timeline in timelines)]) - began
+        figures = {"elapsed_s": elapsed, "generator_cpu_s": cpu, "failed": failed, **_figures(timelines, elapsed)}
+        return {**figures, "soft_prompts": self._soft_prompts} if plan.kind == "engine" else figures
+
+    def _ask_server(self, plan: Round) -> _Send:
+        if self._address != (plan.host, plan.port):
+            for connection in self._idle:
+                connection.close()
+            self._idle, self._address = [], (plan.host, plan.port)
+        idle = self._idle
+
+        async def send(message: bytes, due: float) -> Callable[[], Timeline]:
+            connection = idle.pop() if idle else Connection()
+            try:
+                packets = await connection.post(plan.host, plan.port, message)
+            except BaseException:
+                connection.close()
+                raise
+            idle.append(connection)
+            return lambda: read_timeline(due, packets)
+
+        return send
+
+    def _ask_engine(self, plan: Round) -> _Send:
+        from deployments.engines.base import EngineSampling
+
+        sampling = EngineSampling(max_tokens=plan.output_tokens, temperature=0.0)
+        soft_rows = self._soft_rows
+
+        async def send(embeddings: Any, due: float) -> Callable[[], Timeline]:
+            self._number += 1
+            events, tokens = [], 0
+            async for delta in self._engine.generate(f"r{self._number}", embeddings, sampling):
+                if not events and delta.cached_rows is not None:
+                    self._soft_prompts["hit" if delta.cached_rows >= soft_rows else "miss"] += 1
+                events.append(time.perf_counter())
+                tokens += len(delta.token_ids)
+            return lambda: Timeline(due, tuple(events), tokens)
+
+        return send
+
+
+async def _closed(plan: Round, prompts: list[Any], one: Callable[[Any, float], Awaitable[None]]) -> None:
+    end = time.perf_counter() + plan.seconds
+    waiting = iter(prompts)
+
+    async def user() -> None:
+        for prompt in waiting:
+            await one(prompt, time.perf_counter())
+            if time.perf_counter() > end:
+                return
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(plan.concurrency):
+            group.create_task(user())
+
+
+async def _open(plan: Round, prompts: list[Any], one: Callable[[Any, float], Awaitable[None]]) -> None:
+    assert plan.rate is not None
+    source = random.Random(plan.seed)
+    room = asyncio.Semaphore(plan.concurrency)
+
+    async def user(prompt: Any, due: float) -> None:
+        async with room:
+            await one(prompt, due)
+
+    due = time.perf_counter()
+    end = due + plan.seconds
+    async with asyncio.TaskGroup() as group:
+        for prompt in prompts:
+            due += source.expovariate(plan.rate)
+            if due > end:
+                return
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            group.create_task(user(prompt, due))
+
+
+def _figures(timelines: list[Timeline], elapsed: float) -> dict[str, Any]:
+    if not timelines:
+        return {"requests": 0, "rps": 0.0, "tokens_per_s": 0.0, "ttft": {}, "itl": {}, "gap": {}}
+    several = [one for one in timelines if one.tokens > 1]
+    return {
+        "requests": len(timelines),
+        "rps": len(timelines) / elapsed,
+        "tokens_per_s": sum(one.tokens for one in timelines) / elapsed,
+        "ttft": quantiles([one.events[0] - one.began for one in timelines]),
+        # Of one request: time from the first token to the last, a token. Events may hold several tokens.
+        "itl": quantiles([(one.events[-1] - one.events[0]) / (one.tokens - 1) for one in several]),
+        # The pauses that a reader sees between events.
+        "gap": quantiles([b - a for one in timelines for a, b in zip(one.events, one.events[1:], strict=False)]),
+    }
+
+
+async def _main() -> None:
+    first = json.loads(sys.stdin.readline())
+    engine = None
+    if first["engine"] is not None:
+        from deployments.engines.vllm.engine import VllmEngine
+        from deployments.settings import EngineSettings
+
+        engine = VllmEngine(Path(first["model"]), EngineSettings.model_validate(first["engine"]))
+        await engine.start()
+    prompts = Prompts(load_bundle(Path(first["bundle"])), first["variant"])
+    generator = _Generator(engine, prompts.soft_rows)
+    gc.freeze()
+    try:
+        _say({"started": True})
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            plan = Round(**json.loads(line))
+            made = prompts.make(plan)
+            _say({"prepared": True})
+            await asyncio.to_thread(sys.stdin.readline)
+            _say(await generator.run(plan, made))
+    finally:
+        if engine is not None:
+            await engine.shutdown()
+
+
+def _say(report: dict[str, Any]) -> None:
+    os.write(_ANSWERS, json.dumps(report).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    # The engine's libraries write to standard output as well: they get the standard error instead.
+    _ANSWERS = os.dup(1)
+    os.dup2(2, 1)
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_main())

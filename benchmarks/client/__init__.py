@@ -1,0 +1,1 @@
+"""Cost of the client: time, memory, install size."""

@@ -1,0 +1,115 @@
+"""Token replacement with a local model that rewrites, as in InferDPT (arXiv 2310.12214).
+
+The server continues the replaced prompt; a small LM on the client, which has the clear prompt, reads the server's text
+and then the prompt, and writes the continuation. It costs the client a model, which is what DEL's client does without.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from benchmarks.privacy_utility.baselines import TokenReplacement
+from del_core.audit.intervals import Rate
+from del_core.evaluation.generation import continuations
+from del_core.evaluation.view import ClientCost, FloatArray, TokenAttack, TokenIds, timed
+
+__all__ = ["LocalModel", "LocalRewriter"]
+
+
+class LocalModel:
+    """The client's own LM alone, with the clear prompt: nothing is sent. What a rewriter must beat to need a server.
+
+    Args:
+        local_model: reads the server's token ids, so it shares the server's tokenizer.
+        written: tokens that are written in ``client_cost``.
+    """
+
+    name = "local model alone"
+    bits_per_token = 0.0
+
+    def __init__(self, local_model: PreTrainedModel, written: int = 32) -> None:
+        self.local_model, self.written = local_model, written
+
+    def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The tokens' embeddings in the local model."""
+        return self.local_model.get_input_embeddings()(tokens)
+
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
+        """Of the guess that needs no prompt."""
+        return TokenAttack(Rate(int(np.sum(tokens == int(np.argmax(log_prior)))), len(tokens)), 0.0)
+
+    def epsilon(self) -> float | None:
+        """Zero."""
+        return 0.0
+
+    def client_cost(self, tokens: TokenIds) -> ClientCost:
+        """Reading the prompt and writing ``written`` tokens on a CPU; the model's weights and its KV cache."""
+        return self._cost_of_writing(torch.from_numpy(tokens)[None])
+
+    @torch.no_grad()
+    def _cost_of_writing(self, read: torch.Tensor) -> ClientCost:
+        client = self.local_model
+        if client.device.type != "cpu":
+            client = copy.deepcopy(client).cpu()
+        embedded = client.get_input_embeddings()(read)
+        seconds = timed(lambda: continuations(client, embedded, self.written), repeats=3)
+        config = self.local_model.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        cached = 2 * config.num_hidden_layers * heads * width * (read.shape[1] + self.written)
+        held = sum(p.numel() * p.element_size() for p in self.local_model.parameters())
+        return ClientCost(seconds, (held + cached * self.local_model.dtype.itemsize) / 1e6)
+
+
+class LocalRewriter(LocalModel):
+    """Reads [the server's continuation of the replaced prompt; ``separator``; the clear prompt].
+
+    Args:
+        replaced: what the server's LM reads.
+        server_model: writes ``written`` tokens, greedily.
+        separator: token id between the server's text and the prompt, such as end-of-text.
+    """
+
+    name = "token replacement, local model rewrites"
+
+    def __init__(
+        self,
+        local_model: PreTrainedModel,
+        replaced: TokenReplacement,
+        server_model: PreTrainedModel,
+        separator: int,
+        written: int = 32,
+    ) -> None:
+        super().__init__(local_model, written)
+        self.replaced, self.server_model, self.separator = replaced, server_model, separator
+        self.bits_per_token = replaced.bits_per_token
+
+    @torch.no_grad()
+    def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Embeddings of all that the local model reads, (N, ``written`` + 1 + T, b of the local model)."""
+        server_text = continuations(self.server_model, self.replaced.embed(tokens, generator), self.written)
+        return self.local_model.get_input_embeddings()(self._context(server_text, tokens))
+
+    def _context(self, server_text: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        between = torch.full((len(tokens), 1), self.separator, dtype=torch.int64, device=tokens.device)
+        return torch.cat([server_text, between, tokens], dim=1)
+
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
+        """Of the replacement: nothing else leaves the client."""
+        return self.replaced.attack(tokens, log_prior, seed)
+
+    def epsilon(self) -> float | None:
+        """Of the replacement."""
+        return self.replaced.epsilon()
+
+    def client_cost(self, tokens: TokenIds) -> ClientCost:
+        """Replacing, then reading all and writing; the replacement's embedding table and the local model."""
+        ids, replacing = torch.from_numpy(tokens)[None], self.replaced.client_cost(tokens)
+        # How long it takes does not depend on what the server's text says.
+        server_text = ids[:, :1].expand(-1, self.written)
+        writing = self._cost_of_writing(self._context(server_text, ids))
+        return ClientCost(replacing.seconds + writing.seconds, replacing.megabytes + writing.megabytes)

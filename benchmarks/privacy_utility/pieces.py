@@ -1,0 +1,495 @@
+"""The pieces of benchmarks.privacy_utility: what is trained and measured, each once, into the work directory.
+
+A piece whose file is there is not computed again, so a run goes on where it stopped. Scores of every passage are kept
+in ``scores/*.npz``: all intervals are drawn from them afterwards.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from benchmarks.privacy_utility.baselines import (
+    METRICS,
+    Finish,
+    GaussianNoise,
+    MetricNoise,
+    TokenReplacement,
+    best_of,
+    calibrate_view,
+    finishes,
+    token_distances,
+)
+from benchmarks.privacy_utility.local_model import LocalModel, LocalRewriter
+from benchmarks.privacy_utility.plan import (
+    ALONE,
+    BEST,
+    CLEAR,
+    CONTINUATION,
+    GAUSSIAN,
+    METRIC,
+    NOISE_SEED,
+    NONE,
+    PROMPT,
+    PUBLISHED,
+    RANDOM,
+    REPLACEMENT,
+    REWRITING,
+    TASK_LEVEL,
+    WITHOUT,
+    Plan,
+)
+from benchmarks.privacy_utility.sweep import sweep_point
+from benchmarks.privacy_utility.tasks import Task
+from benchmarks.privacy_utility.understanding import train_task
+from del_core.accounting import epsilon
+from del_core.audit.attacks.nearest import nearest_success, reproducible_bytes
+from del_core.audit.calibration import MAP, calibrate
+from del_core.audit.similarity import EXTRA, SentenceSimilarity
+from del_core.decoders.tensors import LINEAR
+from del_core.evaluation.generation import passage_nll
+from del_core.evaluation.measure import Passages, Written, coherence_of, measure
+from del_core.evaluation.view import DELTA, ClearPrompt, DelView, NoPrompt, PromptView
+from del_core.lm.model import FrozenLM, load_frozen_lm
+from del_core.mechanism import MAX_LEVEL
+from del_core.training.base import train_base
+from del_core.training.encoder import EncoderConfig, attack_surface, attacked_tokens, load_decoder_start, train_encoder
+from del_core.training.projection import ProjectionConfig, load_projection, train_projection
+from del_core.training.soft_prompt import SoftPromptConfig, calibrate_norm_limit, load_variant
+from del_core.training.variant import Noise, train_variant
+
+__all__ = ["Bench", "Corpus"]
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A text: the passages (count, tokens) that are reported on, and tokens (count,) of none of them for the noise."""
+
+    windows: torch.Tensor
+    calibration: torch.Tensor
+
+
+class Bench:
+    """One run: a work directory, the LM, the corpora and the plan."""
+
+    def __init__(
+        self,
+        lm: FrozenLM,
+        corpora: Mapping[str, Corpus],
+        work: Path,
+        plan: Plan,
+        *,
+        texts: list[str],
+        say: Callable[[str], None],
+        tasks: Sequence[Task] = (),
+    ) -> None:
+        self.lm, self.work, self.plan, self.texts, self.say = lm, work, plan, texts, say
+        self.tasks = tasks
+        self.machine = f"{_machine(lm.embeddings.device)}, PyTorch {torch.__version__}"
+        self.corpora = dict(corpora)
+        self.tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
+        self.log_prior = lm.unigram().log().float().cpu().numpy()
+        self.calibration = {
+            name: attacked_tokens(one.calibration, plan.calibration_tokens) for name, one in self.corpora.items()
+        }
+        self.validation = lm.windows(lm.validation, PROMPT + CONTINUATION, plan.validation_windows)
+        # A GPU measures in float32: it has the time, and what is rounded does not hide small differences.
+        self.rounded = plan.bf16 and not lm.embeddings.is_cuda
+        for directory in ("scores", "texts", "coherence", "sweep", "tasks"):
+            (work / directory).mkdir(parents=True, exist_ok=True)
+
+    # ------------------------------------------------------------------------------------------------ measuring
+
+    def _from_clear(self, windows: torch.Tensor) -> Sequence[str]:
+        written, bf16 = self.plan.written, self.rounded
+        return Passages.of(self.lm.model, self.tokenizer, windows, PROMPT, written, bf16=bf16).from_clear
+
+    @cached_property
+    def passages(self) -> dict[str, Passages]:
+        """What is read of every corpus, with what the LM writes from the clear prompt."""
+        path = self.work / "scores" / "reference.text"
+        with self._claim("reference"):
+            if not path.exists():
+                found = {name: self._from_clear(one.windows) for name, one in self.corpora.items()}
+                _save_json(path, found)
+        texts = json.loads(path.read_text(encoding="utf-8"))
+        return {name: Passages(one.windows, PROMPT, texts[name]) for name, one in self.corpora.items()}
+
+    def measure(
+        self, key: str, about: dict[str, Any], build: Callable[[str], PromptView], *, write: bool = True
+    ) -> None:
+        """Likelihoods and attack of a method on every corpus, in ``scores/<key>.npz`` and ``.json``, and its texts.
+
+        Args:
+            build: the method's view for a corpus, by name; its noise is for that text.
+            write: unset, no text is written, which takes the longest.
+        """
+        path = self.work / "scores" / f"{key}.json"
+        if path.exists():
+            return
+        began = time.monotonic()
+        arrays: dict[str, np.ndarray] = {}
+        by_corpus, texts = {}, {}
+        for name, passages in self.passages.items():
+            view = build(name)
+            if not write:
+                passages = replace(passages, from_clear=())
+            found = measure(
+                self.lm.model,
+                view,
+                self.tokenizer,
+                passages,
+                None,
+                self.log_prior,
+                NOISE_SEED,
+                samples=self.plan.samples,
+                bf16=self.rounded,
+            )
+            arrays[f"nll {name}"] = found.nll
+            if write:
+                arrays[f"rouge {name}"] = found.rouge_l
+                texts[name] = asdict(found.written)
+            rate = found.attack.rate
+            by_corpus[name] = {
+                "attack": {"hits": rate.successes, "tokens": rate.trials, "bits": found.attack.bits},
+                "epsilon_vocabulary": view.epsilon(),
+                **self._promises(view, name),
+            }
+        cost = view.client_cost(self.validation[0, :PROMPT].cpu().numpy())
+        about = {
+            **about,
+            "bits_per_token": view.bits_per_token,
+            "client_seconds": cost.seconds,
+            "client_mb": cost.megabytes,
+            "corpora": by_corpus,
+            "machine": self.machine,
+        }
+        _save_arrays(path.with_suffix(".npz"), arrays)
+        if write:
+            _save_json(self.work / "texts" / path.name, texts)
+        _save_json(path, about)
+        self.say(f"{key}: measured in {time.monotonic() - began:.0f} s")
+
+    def coherence(self) -> None:
+        """Scores all texts that are not scored yet, as ``coherence/<key>.npz``. Needs the sentence model, and no LM."""
+        similarity = SentenceSimilarity.installed()
+        if similarity is None:
+            self.say(f"coherence is not scored: it needs the sentence model, {EXTRA}")
+            return
+        for source in sorted((self.work / "texts").glob("*.json")):
+            path = self.work / "coherence" / f"{source.stem}.npz"
+            with self._claim(f"coherence-{source.stem}", wait=False) as mine:
+                if not mine or path.exists():
+                    continue
+                arrays: dict[str, np.ndarray] = {}
+                for name, texts in json.loads(source.read_text(encoding="utf-8")).items():
+                    found = coherence_of(Written(**texts), self.passages[name], self.tokenizer, similarity)
+                    for kind, one in zip(("", "sampled "), found, strict=True):
+                        if one is not None:
+                            arrays |= {f"coh {kind}{name}": one.coh, f"lift {kind}{name}": one.lift}
+                _save_arrays(path, arrays)
+
+    @contextmanager
+    def _claim(self, what: str, *, wait: bool = True) -> Iterator[bool]:
+        """Keeps other processes of the same run away from ``what``; False, with ``wait`` unset, if one is at it."""
+        path = self.work / "claims" / what
+        path.parent.mkdir(exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+            else:
+                yield True  # the lock goes with the file, even when the process is killed
+
+    def run(self, pieces: Mapping[str, Callable[[], None]]) -> None:
+        """Does every piece, in order; those that another process is at come last, and are waited for."""
+        left = []
+        for name, piece in pieces.items():
+            with self._claim(f"piece-{name}", wait=False) as mine:
+                if mine:
+                    piece()
+                else:
+                    left.append(name)
+        for name in left:
+            with self._claim(f"piece-{name}"):
+                pieces[name]()
+
+    # ------------------------------------------------------------------------------------------------- training
+
+    def _timed(self, what: str, path: Path, run: Callable[[], Any]) -> None:
+        with self._claim(what):
+            if not path.exists():
+                began = time.monotonic()
+                run()
+                self.say(f"{what}: {time.monotonic() - began:.0f} s")
+
+    def projection(self, seed: int) -> Path:
+        """Stage 1 without noise, as published."""
+        out = self.work / f"projection-{seed}"
+        config = ProjectionConfig(
+            steps=self.plan.projection_steps,
+            evaluation_windows=self.plan.validation_windows,
+            bf16=self.plan.bf16,
+            seed=seed,
+        )
+        self._timed(out.name, out / "projection.json", lambda: train_projection(self.lm, out, config, progress=False))
+        return out
+
+    def encoder(self, level: float, seed: int) -> Path:
+        """Stage 1 with the noise in the loop.
+
+        It starts from the projection: one that goes on from a higher level's encoder brings that one's noise along, and
+        finds its way to fewer bits at the same success.
+        """
+        out = self.work / f"encoder-{level}-{seed}"
+        config = EncoderConfig(
+            map_asr=level,
+            batch=self.plan.encoder_batch,
+            steps=self.plan.steps_of_encoder(level),
+            evaluation_windows=self.plan.validation_windows,
+            bf16=self.plan.bf16,
+            seed=100 * (seed + 1),
+        )
+        start = load_projection(self.projection(seed), self.lm)
+        self._timed(
+            out.name,
+            out / "projection.json",
+            lambda: train_encoder(self.lm, start, out, config, progress=False),
+        )
+        return out
+
+    def variant(self, name: str, level: float, seed: int, projection: Path, config: SoftPromptConfig) -> Path:
+        """Stage 2 at the level's noise."""
+        out = self.work / f"{name}-{level}-{seed}"
+        self._timed(
+            out.name,
+            out / "variant.json",
+            lambda: train_variant(
+                self.lm, load_projection(projection, self.lm), Noise(bits=4, map_asr=level), name, "general", out,
+                config, start=load_decoder_start(projection), progress=False,
+            ),
+        )  # fmt: skip
+        return out
+
+    def del_views(self, projection: Path, variant: Path, level: float) -> dict[str, DelView]:
+        """A variant, for each corpus with the noise at which the MAP attack recovers the share ``level`` of its tokens.
+
+        What was trained stays as it is. Of the linear decoder the norm limit, its only part that depends on the noise,
+        is calibrated anew.
+        """
+        projected = load_projection(projection, self.lm)
+        surface = attack_surface(self.lm, projected)
+        views = {}
+        for corpus, tokens in self.calibration.items():
+            found = calibrate(MAP, level, 4, surface, tokens, max_level=MAX_LEVEL, at_most=True)
+            noisy, decoder, rows = load_variant(self.lm, projected, variant, found.mechanism)
+            if decoder.kind == LINEAR:
+                decoder.norm_limit = calibrate_norm_limit(self.lm, projected, noisy, self.validation, PROMPT, seed=1)
+            views[corpus] = DelView(variant.name, noisy, decoder, rows)
+        return views
+
+    def trained(self, method: str, level: float, seed: int) -> tuple[Path, Path]:
+        """Directories of projection and variant of DEL as published or of this project's best."""
+        shared = {
+            "evaluation_windows": self.plan.validation_windows,
+            "test_windows": 32,  # the variant's own figures; what is reported is measured here
+            "bf16": self.plan.bf16,
+            "seed": seed,
+        }
+        if method == PUBLISHED:
+            projection = self.projection(seed)
+            config = SoftPromptConfig(decoder="linear", steps=self.plan.soft_prompt_steps, **shared)
+            return projection, self.variant("published", level, seed, projection, config)
+        projection = self.encoder(level, seed)
+        config = SoftPromptConfig(
+            rows=0 if method == BEST + ALONE else 32,
+            decoder=self.plan.decoder,
+            steps=self.plan.decoder_steps,
+            learning_rate=3e-3,
+            **shared,
+        )
+        name = "alone" if method == BEST + ALONE else "best"
+        return projection, self.variant(name, level, seed, projection, config)
+
+    # --------------------------------------------------------------------------------------------------- pieces
+
+    def ends(self) -> None:
+        """The clear prompt, no prompt at all, and random tokens in its place, which tell nothing about it either."""
+        embeddings = self.lm.embeddings
+        end = int(self.lm.model.config.eos_token_id)
+        self.measure("clear", {"method": CLEAR, "level": None, "seed": 0}, lambda _: ClearPrompt(embeddings))
+        self.measure("none", {"method": NONE, "level": None, "seed": 0}, lambda _: NoPrompt(embeddings, end))
+        self.measure(
+            "random",
+            {"method": RANDOM, "level": None, "seed": 0},
+            lambda _: TokenReplacement(embeddings, token_distances(embeddings, METRICS[0]), 0.0),
+        )
+
+    def ours(self, level: float, seed: int) -> None:
+        """This project, with and without its soft prompt. It writes text for every seed: encoders differ."""
+        self._with_and_without("best", BEST, level, seed, write=True)
+
+    def published(self, level: float, seed: int) -> None:
+        """DEL as published, with and without its soft prompt. Text, which takes longest, for the first seed."""
+        self._with_and_without("published", PUBLISHED, level, seed, write=seed == self.plan.seeds[0])
+
+    def _with_and_without(self, short: str, method: str, level: float, seed: int, *, write: bool) -> None:
+        key = f"{short}-{level}-{seed}"
+        if (self.work / "scores" / f"{key}-without.json").exists():
+            return
+        projection, variant = self.trained(method, level, seed)
+        about = {"level": level, "seed": seed}
+        views = self.del_views(projection, variant, level)
+        self.measure(key, {**about, "method": method}, views.__getitem__, write=write)
+        without = {name: DelView(method, view.noisy, view.decode) for name, view in views.items()}
+        self.measure(f"{key}-without", {**about, "method": method + WITHOUT}, without.__getitem__, write=False)
+
+    def alone(self, level: float, seed: int) -> None:
+        """This project's decoder, trained for as many steps without a soft prompt: what training cannot win back."""
+        key = f"alone-{level}-{seed}"
+        if (self.work / "scores" / f"{key}.json").exists():
+            return
+        projection, variant = self.trained(BEST + ALONE, level, seed)
+        about = {"method": BEST + ALONE, "level": level, "seed": seed}
+        self.measure(key, about, self.del_views(projection, variant, level).__getitem__, write=False)
+
+    def understanding(self, task: Task) -> None:
+        """Accuracy under the clear prompt, DEL as published and this project, a soft prompt trained for each."""
+        views: dict[str, Callable[[], PromptView]] = {"clear": lambda: ClearPrompt(self.lm.embeddings)}
+        for short, method in (("best", BEST), ("published", PUBLISHED)):
+            views[short] = lambda m=method: self._without_soft_prompt(*self.trained(m, TASK_LEVEL, 0))
+        names = {"clear": CLEAR, "best": BEST, "published": PUBLISHED}
+        for short, build in views.items():
+            path = self.work / "tasks" / f"{task.name.replace(' ', '-')}-{short}.json"
+            if path.exists():
+                continue
+            began = time.monotonic()
+            out = path.with_suffix("")
+            found = train_task(self.lm, self.tokenizer, build(), task, out, self.plan.task, progress=False)
+            about = {"task": task.name, "method": names[short], "majority": task.majority}
+            _save_arrays(path.with_suffix(".npz"), {"scores": found.scores, "labels": found.labels})
+            _save_json(path, about)
+            self.say(f"{task.name}, {names[short]}: {time.monotonic() - began:.0f} s")
+
+    def _without_soft_prompt(self, projection: Path, variant: Path) -> DelView:
+        """With the variant's own noise: its level is that of the text it was trained with."""
+        noisy, decoder, _ = load_variant(self.lm, load_projection(projection, self.lm), variant)
+        return DelView(variant.name, noisy, decoder)
+
+    def _promises(self, view: PromptView, corpus: str) -> dict[str, Any]:
+        """What counts promise over the whole cube, and what the published method's own attack recovers of them."""
+        if not isinstance(view, DelView):
+            return {}
+        weight, bias = (tensor.cpu().numpy() for tensor in (view.decode.weight, view.decode.bias))
+        embeddings, tokens = self.lm.embeddings.cpu().numpy(), self.calibration[corpus]
+        source = reproducible_bytes(NOISE_SEED)
+        nearest = nearest_success(view.mechanism, view.levels, weight, bias, embeddings, tokens, source)
+        return {"epsilon": epsilon(view.mechanism, DELTA), "nearest_success": nearest / len(tokens)}
+
+    def _best(self, candidates: list[Any]) -> Any:
+        """Of views at equal attack success, the one of least validation perplexity."""
+        return best_of(
+            candidates, lambda view: float(passage_nll(self.lm.model, view, self.validation, PROMPT, seed=1).mean())
+        )
+
+    def _calibrated(self, family: Callable[[float], Any], level: float, corpus: str) -> Any:
+        return calibrate_view(family, level, self.calibration[corpus], self.log_prior)
+
+    def rivals(self, level: float) -> None:
+        """What users run in place of this project, each at the level's noise and with the finish that suits it best."""
+        embeddings = self.lm.embeddings
+        for short, method, kind in (("gaussian", GAUSSIAN, GaussianNoise), ("metric", METRIC, MetricNoise)):
+
+            def build(corpus: str, kind: Any = kind) -> Any:
+                strength = self._calibrated(lambda s: kind(embeddings, s, Finish()), level, corpus).strength
+                return self._best([kind(embeddings, strength, finish) for finish in finishes(embeddings)])
+
+            self.measure(f"{short}-{level}-0", {"method": method, "level": level, "seed": 0}, build)
+
+        about = {"method": REPLACEMENT, "level": level, "seed": 0}
+        self.measure(f"replacement-{level}-0", about, lambda corpus: self._replacement(level, corpus))
+
+    def _replacement(self, level: float, corpus: str) -> TokenReplacement:
+        embeddings = self.lm.embeddings
+        distances = [token_distances(embeddings, metric) for metric in METRICS]
+        found: TokenReplacement = self._best(
+            [self._calibrated(lambda s, d=d: TokenReplacement(embeddings, d, s), level, corpus) for d in distances]
+        )
+        return found
+
+    def rewriting(self, level: float) -> None:
+        """Token replacement whose answer a model on the client rewrites."""
+        end = int(self.lm.model.config.eos_token_id)
+        self.measure(
+            f"rewriting-{level}-0",
+            {"method": REWRITING, "level": level, "seed": 0},
+            lambda name: LocalRewriter(self.local_model().model, self._replacement(level, name), self.lm.model, end),
+        )
+
+    def local_model(self) -> FrozenLM:
+        """The small LM of the client that rewrites: of the same text, so its tokenizer is the LM's own."""
+        out, device = self.work / "local", str(self.lm.embeddings.device)
+        self._timed(
+            out.name,
+            out / "config.json",
+            lambda: train_base(self.texts, out, self.plan.local, device=device, progress=False),
+        )
+        local = load_frozen_lm(out, self.texts, device)
+        if local.tokenizer_json != self.lm.tokenizer_json:
+            raise RuntimeError(f"{out}: its tokenizer is not that of the LM; a local model must share it")
+        return local
+
+    def local_alone(self) -> None:
+        """What the rewriter's model does without a server."""
+        about = {"method": LocalModel.name, "level": None, "seed": 0}
+        self.measure("local", about, lambda _: LocalModel(self.local_model().model))
+
+    def sweep(self, dim: int, bits: int, level: float) -> None:
+        """One (d, n) at equal attack success: principal components and the blend of linear and posterior, untrained."""
+        path = self.work / "sweep" / f"{dim}-{bits}.json"
+        if path.exists():
+            return
+        first = next(iter(self.corpora))
+        found = sweep_point(
+            self.lm,
+            dim,
+            bits,
+            level,
+            windows=self.corpora[first].windows,
+            validation=self.validation,
+            calibration=self.calibration[first],
+        )
+        _save_json(path, found)
+        self.say(f"sweep d = {dim}, n = {bits}")
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} thread(s)"
+
+
+def _save_json(path: Path, value: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    partial = path.with_name(f"{path.stem}.partial.npz")
+    np.savez(partial, **arrays)
+    os.replace(partial, path)

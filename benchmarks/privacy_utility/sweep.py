@@ -1,0 +1,57 @@
+"""The sweep over d and n of benchmarks.privacy_utility: principal components and an untrained decoder for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.privacy_utility.plan import NOISE_SEED, PROMPT
+from del_core.accounting import epsilon
+from del_core.evaluation.generation import passage_nll
+from del_core.evaluation.view import DELTA, DelView
+from del_core.lm.model import FrozenLM
+from del_core.projection import Projection
+from del_core.training.encoder import attack_surface
+from del_core.training.noise import NoisyTable
+from del_core.training.soft_prompt import SoftPromptConfig, start_decoder
+from del_core.training.variant import Noise
+
+__all__ = ["sweep_point"]
+
+
+def sweep_point(
+    lm: FrozenLM,
+    dim: int,
+    bits: int,
+    level: float,
+    *,
+    windows: torch.Tensor,
+    validation: torch.Tensor,
+    calibration: np.ndarray,
+) -> dict[str, Any]:
+    """One point at ``level``, measured on ``windows``; the two others are text that no result is reported on.
+
+    ``ppl`` is None where even the least noise gives away less than the level.
+    """
+    projection = Projection.from_pca(lm.embeddings, lm.unigram(), dim).to(lm.embeddings.device)
+    surface = attack_surface(lm, projection)
+    try:
+        mechanism, found = Noise(bits=bits, map_asr=level).mechanism(surface, calibration)
+    except ValueError as error:
+        return {"dim": dim, "bits": bits, "level": level, "ppl": None, "reason": str(error)}
+    assert found is not None
+    noisy = NoisyTable(projection.table(lm.embeddings, mechanism.max_level), mechanism)
+    config = SoftPromptConfig(decoder="posterior")
+    view = DelView("sweep", noisy, start_decoder(lm, projection, noisy, validation, config))
+    nll = passage_nll(lm.model, view, windows, PROMPT, NOISE_SEED)
+    return {
+        "dim": dim,
+        "bits": bits,
+        "level": level,
+        "attack_success": found.success,
+        "ppl": float(np.exp(nll.mean())),
+        "bits_per_token": view.bits_per_token,
+        "epsilon": epsilon(mechanism, DELTA),
+    }

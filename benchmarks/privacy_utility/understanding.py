@@ -1,0 +1,276 @@
+"""Accuracy and AUC of a task under a view: the label is what the frozen LM would rather write next.
+
+A soft prompt is trained for the task and through the view, with its noise drawn afresh in every step, as a server
+trains one for a task that it offers. The clear prompt gets one too, with the same budget, so that what is compared is
+the view. Rows are peft's prompt tuning (Lester et al., 2021, arXiv 2104.08691): (rows, b), in front of everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.stats import rankdata
+from tokenizers import Tokenizer
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+from benchmarks.privacy_utility.tasks import Example, Task
+from del_core.audit.intervals import Rate
+from del_core.evaluation.bootstrap import Interval
+from del_core.evaluation.view import PromptView, in_front
+from del_core.lm.model import BaseLM
+from del_core.training.loop import Schedule, fit, identity, step_generator
+
+__all__ = ["TaskConfig", "TaskScores", "auc", "auc_interval", "correct", "train_task"]
+
+FloatArray = npt.NDArray[np.float64]
+_POOL = 8  # batches that are drawn together and divided by length, so that little padding is computed
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Sizes and schedule. Private segments are cut after ``most_tokens`` tokens."""
+
+    rows: int = 32
+    most_tokens: int = 64
+    batch: int = 16
+    steps: int = 200
+    learning_rate: float = 3e-3
+    evaluate_every: int = 25
+    patience: int = 3
+    validation_examples: int = 256
+    test_examples: int | None = None
+    bf16: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.most_tokens < 1 or self.batch < 1:
+            raise ValueError(f"rows, most_tokens and batch: {self.rows, self.most_tokens, self.batch}; at least 1 each")
+
+
+@dataclass(frozen=True, eq=False)
+class TaskScores:
+    """On the test part.
+
+    Attributes:
+        soft_prompt: that was trained, (rows, b).
+        scores: log odds of label 1 of every example, (examples,).
+        labels: (examples,), 0 or 1.
+    """
+
+    soft_prompt: torch.Tensor
+    scores: FloatArray
+    labels: npt.NDArray[np.int64]
+
+    @property
+    def correct(self) -> FloatArray:
+        """1 where the likelier label is the right one; for paired intervals between views."""
+        return correct(self.scores, self.labels)
+
+    @property
+    def accuracy(self) -> Rate:
+        """Share of right labels, with its interval."""
+        return Rate(int(self.correct.sum()), len(self.labels))
+
+    @property
+    def auc(self) -> Interval:
+        """Area under the receiver operating characteristic, with its interval."""
+        return auc_interval(self.scores, self.labels)
+
+
+def correct(scores: FloatArray, labels: npt.NDArray[np.int64]) -> FloatArray:
+    """1 for every example whose log odds (examples,) speak for its label, else 0."""
+    return ((scores > 0) == (labels == 1)).astype(np.float64)
+
+
+def auc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Probability that a random example of label 1 scores above one of label 0, ties counting half (Mann-Whitney).
+
+    Raises:
+        ValueError: if one of the labels does not occur.
+    """
+    positive = np.asarray(labels) == 1
+    ones, zeros = int(positive.sum()), int((~positive).sum())
+    if not ones or not zeros:
+        raise ValueError(f"labels: {zeros} of label 0 and {ones} of label 1; both are needed")
+    ranks = rankdata(np.asarray(scores))
+    return float((ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+
+
+def auc_interval(scores: FloatArray, labels: npt.NDArray[np.int64], resamples: int = 500, seed: int = 0) -> Interval:
+    """Bootstrap interval; positives and negatives are resampled apart, so that their numbers stay."""
+    rng, groups = np.random.default_rng(seed), [np.flatnonzero(labels == label) for label in (0, 1)]
+    drawn = []
+    for _ in range(resamples):
+        picks = np.concatenate([rng.choice(group, len(group)) for group in groups])
+        drawn.append(auc(scores[picks], labels[picks]))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(auc(scores, labels), float(low), float(high))
+
+
+class _Reader:
+    """Reads examples through a view and gives the log odds of label 1."""
+
+    def __init__(self, lm: BaseLM, tokenizer: Tokenizer, view: PromptView, task: Task, config: TaskConfig) -> None:
+        self.model, self.tokenizer, self.view, self.config = view.local_model or lm.model, tokenizer, view, config
+        self.table = self.model.get_input_embeddings().weight
+        first = [self._ids(word, 1) for word in task.verbalisers]
+        if first[0] == first[1] or not all(first):
+            raise ValueError(f"verbalisers: {task.verbalisers} begin with the same token")
+        self.device = self.table.device
+        self.verbalisers = torch.tensor([ids[0] for ids in first], device=self.device)
+
+    def _ids(self, text: str, most: int) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids[:most])
+
+    def encode(self, examples: Sequence[Example]) -> list[list[torch.Tensor]]:
+        """Token ids of every segment of every example."""
+        most = self.config.most_tokens
+        return [
+            [
+                torch.tensor(self._ids(s.text, most if s.private else len(s.text)) or [0], device=self.device)
+                for s in example.segments
+            ]
+            for example in examples
+        ]
+
+    def _inputs(
+        self, examples: Sequence[Example], encoded: Sequence[list[torch.Tensor]], generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings (N, longest, b), padded at the end, and the place of each example's last token."""
+        columns: list[list[torch.Tensor]] = []
+        for place, segment in enumerate(examples[0].segments):
+            ids = [parts[place] for parts in encoded]
+            if not segment.private:
+                columns.append([self.table[row] for row in ids])
+                continue
+            padded = pad_sequence(ids, batch_first=True)
+            seen = self.view.embed(padded, generator).to(self.table.dtype)
+            # Where a row stands for each token, those of the padding are cut off; else the view gave a whole text.
+            by_token = seen.shape[1] == padded.shape[1]
+            columns.append([row[: len(own)] if by_token else row for row, own in zip(seen, ids, strict=True)])
+        rows = [torch.cat(parts) for parts in zip(*columns, strict=True)]
+        last = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        return pad_sequence(rows, batch_first=True), last
+
+    def log_odds(
+        self,
+        soft_prompt: torch.Tensor,
+        examples: Sequence[Example],
+        encoded: Sequence[list[torch.Tensor]],
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Of label 1, (N,). What follows an example's last token is padding, which a causal LM does not see before."""
+        with torch.no_grad():
+            inputs, last = self._inputs(examples, encoded, generator)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.config.bf16):
+            hidden = self.model.get_decoder()(inputs_embeds=in_front(soft_prompt, inputs), use_cache=False)[0]
+        final = hidden[torch.arange(len(last), device=self.device), last + len(soft_prompt)].float()
+        logits = self.model.get_output_embeddings()(final)[:, self.verbalisers]
+        return logits[:, 1] - logits[:, 0]
+
+
+def _batches(lengths: npt.NDArray[np.int64], batch: int, seed: int, step: int) -> npt.NDArray[np.int64]:
+    """Indices of batch number ``step``: a function of seed and step alone, of examples of like length."""
+    pools = max(1, len(lengths) // (batch * _POOL))
+    epoch, place = divmod(step, pools * _POOL)
+    rng = np.random.default_rng([seed, epoch])
+    order, turns = rng.permutation(len(lengths)), rng.permutation(pools * _POOL)
+    pool, part = divmod(int(turns[place]), _POOL)
+    members = order[pool * batch * _POOL : (pool + 1) * batch * _POOL]
+    members = members[np.argsort(lengths[members], kind="stable")]
+    return members[part * batch : (part + 1) * batch] if len(members) > part * batch else members[:batch]
+
+
+def train_task(
+    lm: BaseLM,
+    tokenizer: Tokenizer,
+    view: PromptView,
+    task: Task,
+    output: Path,
+    config: TaskConfig | None = None,
+    *,
+    start: torch.Tensor | None = None,
+    progress: bool = True,
+) -> TaskScores:
+    """Trains the task's soft prompt through ``view`` and scores the test part.
+
+    Args:
+        view: without a soft prompt of its own; this one takes its place.
+        output: gets checkpoints, from which an interrupted run goes on, and the log of losses.
+        start: rows to begin with, such as those of the variant; by default the embeddings of training examples with
+            their answers, which a language model takes for what to do.
+
+    Raises:
+        ValueError: if the verbalisers begin with the same token, or a label does not occur in the training part.
+        CheckpointError: if ``output`` has a checkpoint of another run.
+    """
+    config = config or TaskConfig()
+    reader = _Reader(lm, tokenizer, view, task, config)
+    rows = nn.Parameter(_start(reader, task, config.rows) if start is None else start.detach().clone().float())
+    train = reader.encode(task.train)
+    lengths = np.array([sum(map(len, parts)) for parts in train])
+
+    def loss_of(examples: Sequence[Example], odds: torch.Tensor) -> torch.Tensor:
+        labels = torch.tensor([float(example.label) for example in examples], device=odds.device)
+        return nn.functional.binary_cross_entropy_with_logits(odds, labels)
+
+    def loss(step: int) -> torch.Tensor:
+        picks = _batches(lengths, config.batch, config.seed, step)
+        examples = [task.train[i] for i in picks]
+        generator = step_generator(config.seed, step, reader.device)
+        odds = reader.log_odds(rows, examples, [train[i] for i in picks], generator)
+        return loss_of(examples, odds)
+
+    @torch.no_grad()
+    def odds_of(examples: Sequence[Example], seed: int) -> torch.Tensor:
+        encoded = reader.encode(examples)
+        order = np.argsort([sum(map(len, parts)) for parts in encoded], kind="stable")
+        odds = torch.empty(len(examples), device=reader.device)
+        for first in range(0, len(order), 32):
+            here = order[first : first + 32]
+            generator = step_generator(seed, first, reader.device)
+            picked = [examples[i] for i in here], [encoded[i] for i in here]
+            odds[torch.from_numpy(here).to(reader.device)] = reader.log_odds(rows, *picked, generator)
+        return odds
+
+    validation = task.validation[: config.validation_examples]
+    fit(
+        [("soft_prompt", rows)],
+        loss,
+        Schedule(config.steps, config.learning_rate),
+        name="task",
+        directory=output,
+        run={
+            **identity(config, ("steps", "test_examples")),
+            "model": lm.checksum,
+            "task": task.name,
+            "view": view.name,
+        },
+        evaluate=lambda: float(loss_of(validation, odds_of(validation, config.seed + 1))),
+        evaluate_every=config.evaluate_every,
+        patience=config.patience,
+        progress=progress,
+    )
+    test = task.test[: config.test_examples]
+    scores = odds_of(test, config.seed + 2).double().cpu().numpy()
+    return TaskScores(rows.detach().clone(), scores, np.array([example.label for example in test]))
+
+
+def _start(reader: _Reader, task: Task, rows: int) -> torch.Tensor:
+    """Embeddings of text in which the task is done: training examples of either label in turn, and their words."""
+    pairs = zip(*([e for e in task.train if e.label == label] for label in (0, 1)), strict=False)
+    ids: list[int] = []
+    for example in (one for pair in pairs for one in pair):
+        text = "".join(segment.text for segment in example.segments) + task.verbalisers[example.label] + " . "
+        ids += reader.tokenizer.encode(text, add_special_tokens=False).ids
+        if len(ids) >= rows:
+            break
+    if not ids:
+        raise ValueError(f"task: {task.name} needs training examples of both labels")
+    return reader.table[torch.tensor((ids * rows)[:rows], device=reader.device)].detach().clone().float()

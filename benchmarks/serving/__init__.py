@@ -1,0 +1,1 @@
+"""Throughput and latency of the serving path beside other servers."""

@@ -1,0 +1,296 @@
+"""The systems that ``benchmarks.serving`` compares: how each is started, stopped, and its CPU time counted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from benchmarks._support.load import Round
+from cluster.local import LocalServer, free_port, start_local
+from cluster.local.server import LOOPBACK
+from deployments.engines.vllm.engine import engine_environment
+from deployments.settings import Settings
+
+__all__ = ["Application", "Engine", "Generator", "System", "VllmServer", "stop_tree"]
+
+_START_LIMIT_S = 240.0
+_METRICS_WITHIN_S = 20.0
+
+_ROLES = {"ServeReplica": "replica", "EngineCore": "engine", "haproxy": "proxy", "ProxyActor": "proxy"}
+"""Parts of the command lines that say what a process does."""
+
+
+class Generator:
+    """The load generator's process (``benchmarks._support.load``); with ``engine`` it is a system under test as
+    well."""
+
+    def __init__(self, settings: Settings, variant: str, *, engine: bool = False) -> None:
+        first = {
+            "bundle": str(settings.bundle_path),
+            "model": str(settings.base_model_path),
+            "variant": variant,
+            "engine": settings.engine.model_dump() if engine else None,
+        }
+        environment = {**os.environ, **engine_environment(settings.engine)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks._support.load"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self._write(first)
+
+    def wait_started(self) -> None:
+        """Wait until it takes rounds."""
+        self._read()
+
+    def prepare(self, plan: Round) -> None:
+        """Make the prompts of a round."""
+        self._write(asdict(plan))
+        self._read()
+
+    def run(self) -> dict[str, Any]:
+        """Work off the round that was prepared."""
+        self._write({})
+        return self._read()
+
+    def stop(self) -> None:
+        """End the process and what it has started."""
+        stop_tree(self.process)
+
+    def _write(self, message: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(message) + "\n")
+        self.process.stdin.flush()
+
+    def _read(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the load generator ended with status {self.process.wait()}")
+        return json.loads(line)
+
+
+@dataclass(frozen=True)
+class _Cpu:
+    seconds: dict[str, float]
+
+    @classmethod
+    def of(cls, processes: list[psutil.Process], default: str) -> _Cpu:
+        seconds: dict[str, float] = defaultdict(float)
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                role = next((role for part, role in _ROLES.items() if part in line), default)
+                times = process.cpu_times()
+                seconds[role] += times.user + times.system
+        return cls(dict(seconds))
+
+    def since(self, earlier: _Cpu) -> dict[str, float]:
+        return {role: value - earlier.seconds.get(role, 0.0) for role, value in self.seconds.items()}
+
+
+class System:
+    """A running system under test."""
+
+    name: str
+    kind: str
+    host, port = LOOPBACK, 0
+    rest = "other"
+    """What the processes without a role of their own are called."""
+
+    def wait_started(self) -> None:
+        """Wait until it takes requests."""
+
+    def processes(self) -> list[psutil.Process]:
+        """Its living processes."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Stop every process of it."""
+        raise NotImplementedError
+
+    def measure(self, generator: Generator, plan: Round) -> dict[str, Any]:
+        """The figures of one round, with the CPU seconds of each kind of process."""
+        generator.prepare(plan)
+        before = _Cpu.of(self.processes(), self.rest)
+        figures = generator.run()
+        cpu = _Cpu.of(self.processes(), self.rest).since(before)
+        cpu["generator"] = figures.pop("generator_cpu_s")
+        return {**figures, "cpu_s": cpu}
+
+
+class Engine(System):
+    """The engine's frontend inside the load generator's process: no server at all."""
+
+    kind = "engine"
+
+    def __init__(self, settings: Settings, variant: str) -> None:
+        self.name = "engine"
+        self.generator = Generator(settings, variant, engine=True)
+
+    def wait_started(self) -> None:
+        """See System."""
+        self.generator.wait_started()
+
+    def processes(self) -> list[psutil.Process]:
+        """See System; the generator counts its own time."""
+        return psutil.Process(self.generator.process.pid).children(recursive=True)
+
+    def measure(self, generator: Generator, plan: Round) -> dict[str, Any]:
+        """See System."""
+        return super().measure(self.generator, plan)
+
+    def stop(self) -> None:
+        """See System."""
+        self.generator.stop()
+
+
+class VllmServer(System):
+    """vLLM's own OpenAI server with the engine settings of the application."""
+
+    kind = "vllm"
+    rest = "server"
+
+    def __init__(self, settings: Settings, directory: Path, *, name: str, arguments: tuple[str, ...] = ()) -> None:
+        self.name = name
+        engine = settings.engine
+        self.port = free_port()
+        directory.mkdir()
+        tokenizer = directory / "tokenizer"
+        tokenizer.mkdir()
+        (tokenizer / "tokenizer.json").write_bytes((settings.base_model_path / "tokenizer.json").read_bytes())
+        (tokenizer / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+        flags = {
+            "model": settings.base_model_path,
+            "tokenizer": tokenizer,
+            "served-model-name": "base",
+            "host": self.host,
+            "port": self.port,
+            "dtype": engine.dtype,
+            "block-size": engine.block_size,
+            "max-num-seqs": engine.max_num_seqs,
+            "gpu-memory-utilization": engine.gpu_memory_utilization,
+            "tensor-parallel-size": engine.tensor_parallel_size,
+            "uvicorn-log-level": "warning",
+        }
+        optional = {
+            "max-model-len": engine.max_model_len,
+            "kv-cache-memory-bytes": engine.kv_cache_memory_bytes,
+            "max-num-batched-tokens": engine.max_num_batched_tokens,
+        }
+        flags |= {flag: value for flag, value in optional.items() if value is not None}
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        command += [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
+        command += ["--enforce-eager"] if engine.enforce_eager else []
+        command += ["--enable-prefix-caching" if engine.prefix_caching else "--no-enable-prefix-caching"]
+        command += ["--disable-log-stats", "--disable-uvicorn-access-log", *arguments]
+        self._log = directory / "log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **engine_environment(engine)},
+                cwd=directory,
+            )
+
+    def wait_started(self) -> None:
+        """See System."""
+        deadline = time.monotonic() + _START_LIMIT_S
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{self.host}:{self.port}/health"):
+                return
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"vLLM's server did not start:\n{self._log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.1)
+
+    def processes(self) -> list[psutil.Process]:
+        """See System."""
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def stop(self) -> None:
+        """See System."""
+        stop_tree(self.process)
+
+
+class Application(System):
+    """This application on a local cluster, as ``delctl serve`` starts it."""
+
+    kind = "application"
+    rest = "cluster"
+
+    def __init__(self, settings: Settings) -> None:
+        self._server: LocalServer = start_local(settings)
+        self.name = "application"
+        url = urlsplit(self._server.url)
+        assert url.hostname is not None
+        assert url.port is not None
+        self.host, self.port = url.hostname, url.port
+
+    def soft_prompts(self, requests: int) -> dict[str, int]:
+        """How often the engine's cache had the soft prompt (hit, miss), by the replica's metrics.
+
+        Waits until they count ``requests``, or for as long as metrics take to get there.
+        """
+        deadline = time.monotonic() + _METRICS_WITHIN_S
+        while True:
+            with urllib.request.urlopen(f"http://{self._server.metrics[0]}/metrics") as answer:
+                text = answer.read().decode()
+            found = {"hit": 0, "miss": 0}
+            for line in text.splitlines():
+                if line.startswith("ray_del_soft_prompts_total{"):
+                    kind = "hit" if 'cache="hit"' in line else "miss"
+                    found[kind] += round(float(line.rsplit(" ", 1)[1]))
+            if sum(found.values()) >= requests or time.monotonic() > deadline:
+                return found
+            time.sleep(0.25)
+
+    def processes(self) -> list[psutil.Process]:
+        """See System."""
+        return self._server.processes()
+
+    def stop(self) -> None:
+        """See System."""
+        self._server.stop()
+
+
+def stop_tree(process: subprocess.Popen[Any]) -> None:
+    """End a process and all its descendants."""
+
+    def family() -> Iterator[psutil.Process]:
+        with contextlib.suppress(psutil.Error):
+            root = psutil.Process(process.pid)
+            yield root
+            yield from root.children(recursive=True)
+
+    found = list(family())
+    for one in found:
+        with contextlib.suppress(psutil.Error):
+            one.terminate()
+    _, alive = psutil.wait_procs(found, timeout=10)
+    for one in alive:
+        with contextlib.suppress(psutil.Error):
+            one.kill()
+    psutil.wait_procs(alive, timeout=10)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()

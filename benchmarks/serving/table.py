@@ -1,0 +1,91 @@
+"""The rows of ``benchmarks.serving`` as a Markdown table: python -m benchmarks.serving.table [FILE] [--write PAGE]
+
+With ``--write`` the table takes the place of what stands between the two marks in a page.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["BEGIN", "END", "fill", "markdown"]
+
+BEGIN, END = "<!-- serving: begin -->", "<!-- serving: end -->"
+_SYSTEMS = ("engine", "vllm_serve", "application")
+_HEADS = (
+    "loop",
+    "requests at once",
+    "tokens in -> out",
+    "requests a second: engine, vLLM's server, application",
+    "ratio",
+    "first token p50, ms: engine, vLLM's server, application",
+    "ratio",
+    "a token p50, ms: vLLM's server, application",
+)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A line for each load, with what each system did under it; ratios are the application's to vLLM's server."""
+    loads: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        load = (row["loop"], row["concurrency"], f"{row['prompt_tokens']} -> {row['output_tokens']}")
+        loads.setdefault(load, {})[row["system"]] = row
+
+    def of(systems: dict[str, dict[str, Any]], column: str, names: tuple[str, ...] = _SYSTEMS) -> str:
+        return ", ".join(_number(systems[name][column]) if name in systems else "-" for name in names)
+
+    lines = [f"| {' | '.join(_HEADS)} |", f"|{' --- |' * len(_HEADS)}"]
+    for load, systems in loads.items():
+        mine = systems.get("application", {})
+        cells = [
+            *(str(part) for part in load),
+            of(systems, "rps"),
+            _ratio(mine.get("ratio_to_vllm_serve")),
+            of(systems, "ttft_p50_ms"),
+            _ratio(mine.get("ttft_ratio_to_vllm_serve")),
+            of(systems, "itl_p50_ms", _SYSTEMS[1:]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def fill(page: str, table: str) -> str:
+    """The page with ``table`` between its marks. Raises ValueError if it does not have both, in order."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, path_type=Path), default="benchmarks/results/serving.json")
+@click.option("--write", "page", type=click.Path(exists=True, path_type=Path), help="Page to put the table into.")
+def main(file: Path, page: Path | None) -> None:
+    """Print the table of a run, or put it into a page."""
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    table = markdown(rows)
+    if page is None:
+        click.echo(table)
+        return
+    try:
+        page.write_text(fill(page.read_text(encoding="utf-8"), table), encoding="utf-8")
+    except ValueError as error:
+        raise click.ClickException(f"{page}: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Carries out the effects of :mod:`client_lib._core.effects` with ``await``."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, Generic, TypeVar
+
+import anyio
+import anyio.to_thread
+import httpx
+
+from client_lib._core.effects import Call, Effect, Emit, Flow, Read, Send, Sleep, UseBundle
+from client_lib._core.flow import Core
+from client_lib._core.fork import renewed_after_fork
+from client_lib._core.transport import FAILURES, Deadline, head_of, http_options
+from client_lib.errors import ClientClosed, DELClientError
+from client_lib.prompts.encoder import Encoder
+from client_lib.types import Chunk, Timeout
+
+__all__ = ["AsyncDriver", "AsyncRun"]
+
+T = TypeVar("T")
+
+
+class _Shared:
+    """A connection pool and the bundle in use; shared by a client and all that ``with_options`` made of it."""
+
+    def __init__(self, options: dict[str, Any], transport: httpx.AsyncBaseTransport | None) -> None:
+        self._make_http = functools.partial(httpx.AsyncClient, transport=transport, **options)
+        self._inherited: list[httpx.AsyncClient] = []
+        self.http = self._make_http()
+        self.encoder: Encoder | None = None
+        self.lock = anyio.Lock()  # one task loads the bundle, the others wait for it
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Connections and locks of this process's own; those of the parent are kept, unused, and never closed here."""
+        self.lock = anyio.Lock()
+        if not self.http.is_closed:
+            self._inherited.append(self.http)
+            self.http = self._make_http()
+
+
+class AsyncDriver:
+    """One client's settings over a shared connection pool; used by all tasks of one event loop."""
+
+    def __init__(
+        self, core: Core, timeout: Timeout, transport: httpx.AsyncBaseTransport | None, *, http2: bool
+    ) -> None:
+        self.core = core
+        self.timeout = timeout
+        self._shared = _Shared(http_options(core.base_url, http2=http2), transport)
+
+    @property
+    def http(self) -> httpx.AsyncClient:
+        """The connection pool."""
+        return self._shared.http
+
+    def with_core(self, core: Core, timeout: Timeout) -> AsyncDriver:
+        """A driver with other settings on the same connections and bundle."""
+        driver = copy.copy(self)
+        driver.core, driver.timeout = core, timeout
+        return driver
+
+    async def run(self, flow: Flow[T]) -> T:
+        """The result of a flow that emits nothing."""
+        run = AsyncRun(self, flow)
+        async for _ in run.chunks():
+            pass
+        return run.result()
+
+    async def use_bundle(self, stale: str | None, deadline: Deadline) -> Encoder:
+        """The encoder in use; a new one if there is none, or if the one in use has the fingerprint ``stale``."""
+        shared = self._shared
+        encoder = shared.encoder
+        if encoder is not None and encoder.fingerprint != stale:
+            return encoder
+        async with shared.lock:
+            if shared.encoder is None or shared.encoder.fingerprint == stale:
+                run = AsyncRun(self, self.core.load_encoder(), deadline)
+                async for _ in run.chunks():
+                    pass
+                shared.encoder = run.result()
+            return shared.encoder
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.http.aclose()
+
+
+class AsyncRun(Generic[T]):
+    """One flow on its way, with at most one open response. ``streams``: the first token's time is limited."""
+
+    def __init__(
+        self, driver: AsyncDriver, flow: Flow[T], deadline: Deadline | None = None, *, streams: bool = False
+    ) -> None:
+        self._driver = driver
+        self._flow = flow
+        self._deadline = deadline
+        self._streams = streams
+        self._response: httpx.Response | None = None
+        self._body: AsyncIterator[bytes] | None = None
+        self._result: list[T] = []
+
+    async def chunks(self) -> AsyncGenerator[Chunk, None]:
+        """Advance the flow to its end and yield what it emits. Closing this iterator ends the run."""
+        if self._driver.http.is_closed:
+            self._flow.close()
+            raise ClientClosed("client: closed; allowed: calls before close() or the end of its with block")
+        try:
+            effect = next(self._flow)
+            while True:
+                if isinstance(effect, Emit):
+                    if self._deadline is not None:
+                        self._deadline.first_token_came()
+                    yield effect.chunk
+                    effect = self._flow.send(None)
+                    continue
+                try:
+                    value = await self._perform(effect)
+                except DELClientError as error:
+                    effect = self._flow.throw(error)
+                else:
+                    effect = self._flow.send(value)
+        except StopIteration as end:
+            self._result.append(end.value)
+        finally:
+            self._flow.close()
+            # Also when the task is being cancelled: the connection must go back to the pool or be closed.
+            with anyio.CancelScope(shield=True):
+                await self._close_response()
+
+    def result(self) -> T:
+        """What the flow returned, once its chunks are exhausted."""
+        return self._result[0]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a result."""
+        return bool(self._result)
+
+    async def _perform(self, effect: Effect) -> Any:
+        # The clock starts with the first effect: a stream that nobody reads yet loses no time.
+        deadline = self._deadline = self._deadline or Deadline(self._driver.timeout, streams=self._streams)
+        try:
+            with anyio.fail_after(deadline.remaining()):
+                return await self._act(effect, deadline)
+        except TimeoutError:
+            raise deadline.exceeded() from None
+
+    async def _act(self, effect: Effect, deadline: Deadline) -> Any:
+        match effect:
+            case Send():
+                return await self._send(effect, deadline)
+            case Read():
+                return await self._read(deadline)
+            case Sleep(seconds, _):
+                if not deadline.allows(seconds):
+                    return False
+                await anyio.sleep(seconds)
+                return True
+            case Call(function):
+                return await anyio.to_thread.run_sync(function)
+            case UseBundle(stale):
+                return await self._driver.use_bundle(stale, deadline)
+            case _:
+                raise AssertionError(f"no such effect: {type(effect).__name__}")
+
+    async def _send(self, effect: Send, deadline: Deadline) -> Any:
+        await self._close_response()
+        url = self._driver.core.base_url + effect.path
+        try:
+            request = self._driver.http.build_request(
+                effect.method,
+                url,
+                headers=deadline.headers(effect),
+                content=effect.content,
+                timeout=deadline.for_httpx(whole_body=True),  # shorter limits are kept by fail_after
+            )
+            self._response = await self._driver.http.send(request, stream=True)
+        except FAILURES as failure:
+            raise deadline.typed(failure, url) from failure
+        self._body = self._response.aiter_bytes()
+        return head_of(self._response)
+
+    async def _read(self, deadline: Deadline) -> bytes:
+        if self._body is None:
+            return b""
+        try:
+            async for piece in self._body:
+                if piece:
+                    return piece
+        except FAILURES as failure:
+            raise deadline.typed(failure, self._driver.core.base_url) from failure
+        return b""
+
+    async def _close_response(self) -> None:
+        if self._response is not None:
+            response, self._response = self._response, None
+            body, self._body = self._body, None
+            await response.aclose()
+            # httpx reads through an asynchronous generator, which must not be left to the garbage collector.
+            if isinstance(body, AsyncGenerator):
+                await body.aclose()

@@ -1,0 +1,269 @@
+"""Carries out the effects of :mod:`client_lib._core.effects` with blocking calls."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import os
+import socket
+import threading
+import time
+from collections.abc import Generator, Iterator
+from typing import Any, Generic, TypeVar
+
+import httpx
+
+from client_lib._core.effects import Call, Effect, Emit, Flow, Read, Send, Sleep, UseBundle
+from client_lib._core.flow import Core
+from client_lib._core.fork import renewed_after_fork
+from client_lib._core.transport import FAILURES, Deadline, head_of, http_options
+from client_lib.errors import ClientClosed, DELClientError
+from client_lib.prompts.encoder import Encoder
+from client_lib.types import Chunk, Timeout
+
+__all__ = ["SyncDriver", "SyncRun"]
+
+T = TypeVar("T")
+
+
+class _Shared:
+    """The connections and the bundle in use; shared by a client and all that ``with_options`` made of it.
+
+    HTTP/1.1: one pool of httpx's for everyone. HTTP/2: a pool of one connection for each open answer, as threads must
+    not share an HTTP/2 connection of httpcore's synchronous kind: it allots stream numbers and writes frames without a
+    lock (httpx2 pull request 1153 describes it). What is free again is used again.
+    """
+
+    def __init__(self, options: dict[str, Any], transport: httpx.BaseTransport | None) -> None:
+        self._make_http = functools.partial(httpx.Client, transport=transport, **options)
+        self._is_exclusive: bool = options["http2"] and transport is None
+        self._inherited: list[httpx.Client] = []
+        self.is_closed: bool = False
+        self.encoder: Encoder | None = None
+        self._start()
+        renewed_after_fork(self)
+
+    def _start(self) -> None:
+        self._pools = [self._make_http()]
+        self._free = list(self._pools)
+        self.lock: threading.Lock = threading.Lock()  # one thread loads the bundle, the others wait for it
+
+    def after_fork(self) -> None:
+        """Connections and locks of this process's own; those of the parent are kept, unused, and never closed here."""
+        if not self.is_closed:
+            self._inherited.extend(self._pools)
+            self._start()
+
+    def lend(self) -> httpx.Client:
+        """A pool for one answer; :meth:`give_back` it when that is closed."""
+        if not self._is_exclusive:
+            return self._pools[0]
+        with contextlib.suppress(IndexError):
+            return self._free.pop()
+        self._pools.append(http := self._make_http())
+        return http
+
+    def give_back(self, http: httpx.Client, *, finished: bool) -> None:
+        """What :meth:`lend` returned; ``finished``: its answer was read to the end.
+
+        httpcore does not tell the server that an HTTP/2 stream has been left. The end of its connection does.
+        """
+        if not self._is_exclusive:
+            return
+        if finished:
+            self._free.append(http)
+        else:
+            http.close()
+            self._pools.remove(http)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.is_closed = True
+        for http in self._pools:
+            http.close()
+
+
+class SyncDriver:
+    """One client's settings over a shared connection pool; used by all threads that use the client."""
+
+    def __init__(self, core: Core, timeout: Timeout, transport: httpx.BaseTransport | None, *, http2: bool) -> None:
+        self.core = core
+        self.timeout = timeout
+        self.shared: _Shared = _Shared(http_options(core.base_url, http2=http2), transport)
+
+    def with_core(self, core: Core, timeout: Timeout) -> SyncDriver:
+        """A driver with other settings on the same connections and bundle."""
+        driver = copy.copy(self)
+        driver.core, driver.timeout = core, timeout
+        return driver
+
+    def run(self, flow: Flow[T]) -> T:
+        """The result of a flow that emits nothing."""
+        run = SyncRun(self, flow)
+        for _ in run.chunks():
+            pass
+        return run.result()
+
+    def use_bundle(self, stale: str | None, deadline: Deadline) -> Encoder:
+        """The encoder in use; a new one if there is none, or if the one in use has the fingerprint ``stale``."""
+        shared = self.shared
+        encoder = shared.encoder
+        if encoder is not None and encoder.fingerprint != stale:
+            return encoder
+        left = deadline.remaining()
+        if not shared.lock.acquire(timeout=-1 if left is None else left):
+            raise deadline.exceeded()
+        try:
+            if shared.encoder is None or shared.encoder.fingerprint == stale:
+                run = SyncRun(self, self.core.load_encoder(), deadline)
+                for _ in run.chunks():
+                    pass
+                shared.encoder = run.result()
+            return shared.encoder
+        finally:
+            shared.lock.release()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.shared.close()
+
+
+class SyncRun(Generic[T]):
+    """One flow on its way, with at most one open response. ``streams``: the first token's time is limited."""
+
+    def __init__(
+        self, driver: SyncDriver, flow: Flow[T], deadline: Deadline | None = None, *, streams: bool = False
+    ) -> None:
+        self._driver = driver
+        self._flow = flow
+        self._deadline = deadline
+        self._streams = streams
+        self._process = os.getpid()
+        self._http: httpx.Client | None = None  # lent for the open response
+        self._response: httpx.Response | None = None
+        self._watchdog: threading.Timer | None = None
+        self._body: Iterator[bytes] = iter(())
+        self._result: list[T] = []
+
+    def chunks(self) -> Generator[Chunk, None, None]:
+        """Advance the flow to its end and yield what it emits. Closing this iterator ends the run."""
+        if self._driver.shared.is_closed:
+            self._flow.close()
+            raise ClientClosed("client: closed; allowed: calls before close() or the end of its with block")
+        try:
+            effect = next(self._flow)
+            while True:
+                if isinstance(effect, Emit):
+                    self._first_token_came()
+                    yield effect.chunk
+                    effect = self._flow.send(None)
+                    continue
+                if self._process != os.getpid():
+                    raise ClientClosed("stream: begun in another process; allowed: streams of this process")
+                try:
+                    value = self._perform(effect)
+                except DELClientError as error:
+                    effect = self._flow.throw(error)
+                else:
+                    effect = self._flow.send(value)
+        except StopIteration as end:
+            self._result.append(end.value)
+        finally:
+            self._flow.close()
+            self._close_response()
+
+    def result(self) -> T:
+        """What the flow returned, once its chunks are exhausted."""
+        return self._result[0]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a result."""
+        return bool(self._result)
+
+    def _perform(self, effect: Effect) -> Any:
+        # The clock starts with the first effect: a stream that nobody reads yet loses no time.
+        deadline = self._deadline = self._deadline or Deadline(self._driver.timeout, streams=self._streams)
+        match effect:
+            case Send():
+                return self._send(effect, deadline)
+            case Read():
+                deadline.remaining()
+                if self._response is not None and self._response.http_version == "HTTP/2":
+                    # Unlike HTTP/1.1's, its reads look the limit up every time.
+                    self._response.request.extensions["timeout"].update(deadline.for_httpx().as_dict())
+                try:
+                    return next((piece for piece in self._body if piece), b"")
+                except FAILURES as failure:
+                    raise deadline.typed(failure, self._driver.core.base_url) from failure
+            case Sleep(seconds, _):
+                if not deadline.allows(seconds):
+                    return False
+                time.sleep(seconds)
+                return True
+            case Call(function):
+                return function()
+            case UseBundle(stale):
+                return self._driver.use_bundle(stale, deadline)
+            case _:
+                raise AssertionError(f"no such effect: {type(effect).__name__}")
+
+    def _send(self, effect: Send, deadline: Deadline) -> Any:
+        self._close_response()
+        url = self._driver.core.base_url + effect.path
+        limits = deadline.for_httpx()
+        self._http = http = self._driver.shared.lend()
+        try:
+            request = http.build_request(
+                effect.method, url, headers=deadline.headers(effect), content=effect.content, timeout=limits
+            )
+            self._response = http.send(request, stream=True)
+        except FAILURES as failure:
+            raise deadline.typed(failure, url) from failure
+        # The body is read under what is left of the total now; httpx looks the limit up when reading begins.
+        request.extensions["timeout"].update(deadline.for_httpx(whole_body=True).as_dict())
+        self._body = self._response.iter_bytes()
+        self._watch(self._response, deadline)
+        return head_of(self._response)
+
+    def _watch(self, response: httpx.Response, deadline: Deadline) -> None:
+        """Shut the connection down if no token comes in time: a read that has begun keeps the limit it began with."""
+        left = deadline.until_first_token()
+        stream = response.extensions.get("network_stream")  # a transport of the caller's may have none
+        if left is None or stream is None or response.http_version == "HTTP/2":
+            return
+        connection = stream.get_extra_info("socket")
+        if connection is not None:
+            self._watchdog = threading.Timer(left, _shut_down, (connection,))
+            self._watchdog.daemon = True
+            self._watchdog.start()
+
+    def _first_token_came(self) -> None:
+        if self._deadline is not None:
+            self._deadline.first_token_came()
+        self._call_off()
+
+    def _call_off(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+
+    def _close_response(self) -> None:
+        self._call_off()
+        if self._process != os.getpid():
+            self._response = self._http = None  # the parent's
+        # httpx closes an answer by itself when it has been read to the end.
+        finished = self._response is not None and self._response.is_closed
+        if self._response is not None:
+            self._response.close()
+            self._response = None
+        if self._http is not None:
+            self._driver.shared.give_back(self._http, finished=finished)
+            self._http = None
+
+
+def _shut_down(connection: socket.socket) -> None:
+    """End what waits for the connection's bytes; whoever reads it closes it."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

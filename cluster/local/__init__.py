@@ -1,0 +1,21 @@
+"""A Ray cluster with the application on this machine."""
+
+from cluster.local.server import (
+    LocalServer,
+    LocalServerError,
+    Terminated,
+    free_port,
+    local_server,
+    start_local,
+    terminated_as_exit,
+)
+
+__all__ = [
+    "LocalServer",
+    "LocalServerError",
+    "Terminated",
+    "free_port",
+    "local_server",
+    "start_local",
+    "terminated_as_exit",
+]

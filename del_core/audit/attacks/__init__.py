@@ -1,0 +1,1 @@
+"""Attacks on released counts, one module each."""

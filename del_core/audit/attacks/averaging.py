@@ -1,0 +1,54 @@
+"""The averaging attack: the same prompt submitted k times with fresh noise.
+
+Privacy adds up over releases: k of them are as good as one of a mechanism with k times the trials. This is why a client
+that retries sends the same bytes again and never draws new counts for the same prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from del_core.mechanism import Mechanism
+from del_core.mechanism.likelihood import TokenLikelihood
+
+__all__ = ["averaging_tokens"]
+
+_BLOCK_SCORES = 1 << 23  # (position, token) pairs held at once: 32 MiB
+
+
+def averaging_tokens(
+    mechanism: Mechanism,
+    table: npt.NDArray[np.integer[Any]],
+    log_prior: npt.NDArray[np.floating[Any]],
+    token_ids: npt.NDArray[np.int64],
+    releases: Sequence[int],
+    random_source: Callable[[int], bytes],
+) -> dict[int, npt.NDArray[np.int64]]:
+    """The MAP guesses (tokens,) after each number of fresh releases of ``token_ids`` (tokens,).
+
+    The releases of a larger number contain those of a smaller one.
+
+    Raises:
+        ValueError: if ``releases`` is empty or holds a number below 1.
+    """
+    wanted = sorted(set(releases))
+    if not wanted or wanted[0] < 1:
+        raise ValueError(f"releases: {list(releases)}; at least one number, each at least 1, is needed")
+    likelihood = TokenLikelihood.of(mechanism, table)
+    prior = log_prior.astype(np.float32)
+    counts = np.zeros((len(token_ids), mechanism.dim), np.int32)
+    guesses: dict[int, npt.NDArray[np.int64]] = {}
+    block = max(1, _BLOCK_SCORES // len(prior))
+    for number in range(1, wanted[-1] + 1):
+        counts += mechanism.sample(table[token_ids], random_source)
+        if number in wanted:
+            parts = [
+                np.argmax(likelihood(counts[start : start + block], number) + prior, axis=1)
+                for start in range(0, len(counts), block)
+            ]
+            guesses[number] = np.concatenate(parts) if parts else np.empty(0, np.int64)
+    return guesses

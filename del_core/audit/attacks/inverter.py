@@ -1,0 +1,185 @@
+"""The trained inverter: a small transformer that reads a whole prompt's counts and names its tokens.
+
+It starts as the optimal attacker of a single position and learns what the neighbours add. At position t
+
+    logits_t = log P(K_t | .) + log prior + W h_t,    h = transformer([2K/u - 1 ; posterior mean of W]),
+
+with W the language model's embedding table, and the last map of the transformer zero at first: untrained it is the MAP
+attack exactly, and early stopping on other text never makes it worse on that text. Unlike the beam it looks in both
+directions. The noise is drawn afresh in every step, so that text is all it can overfit.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from del_core.audit.attacks.nearest import reproducible_bytes
+from del_core.mechanism import Mechanism
+from del_core.mechanism.likelihood import TokenLikelihood
+
+__all__ = ["Inverter", "InverterConfig", "TrainedInverter", "train_inverter"]
+
+
+@dataclass(frozen=True)
+class InverterConfig:
+    """Size and budget of one inverter; training ends early after ``patience`` evaluations without improvement."""
+
+    width: int = 128
+    layers: int = 2
+    steps: int = 300
+    batch: int = 16
+    learning_rate: float = 1e-3
+    evaluate_every: int = 25
+    patience: int = 4
+    seed: int = 0
+
+
+class Inverter(nn.Module):
+    """From counts (batch, tokens, dim) to token logits (batch, tokens, V)."""
+
+    embeddings: torch.Tensor
+    log_prior: torch.Tensor
+
+    def __init__(
+        self,
+        likelihood: TokenLikelihood,
+        log_prior: npt.NDArray[np.floating[Any]],
+        embeddings: npt.NDArray[np.float32],
+        length: int,
+        config: InverterConfig,
+    ) -> None:
+        super().__init__()
+        dim, hidden = likelihood.log_odds.shape[1], embeddings.shape[1]
+        self._likelihood = likelihood
+        scale = float(np.sqrt(np.mean(np.square(embeddings))))
+        self.register_buffer("embeddings", torch.from_numpy(embeddings / np.float32(max(scale, 1e-12))))
+        self.register_buffer("log_prior", torch.from_numpy(log_prior.astype(np.float32)))
+        self.read = nn.Linear(dim + hidden, config.width)
+        self.positions = nn.Parameter(0.02 * torch.randn(length, config.width))
+        layer = nn.TransformerEncoderLayer(
+            config.width,
+            nhead=max(1, config.width // 32),
+            dim_feedforward=4 * config.width,
+            dropout=0.1,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(config.width)
+        self.write = nn.Linear(config.width, hidden)
+        nn.init.zeros_(self.write.weight)
+        nn.init.zeros_(self.write.bias)
+
+    def forward(self, codes: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Logits (batch, tokens, V) of counts (batch, tokens, dim); log posteriors up to a constant."""
+        posterior = torch.from_numpy(self._likelihood(codes)) + self.log_prior
+        mean = torch.softmax(posterior, dim=-1) @ self.embeddings
+        trials = self._likelihood.trials
+        centred = torch.from_numpy(codes.astype(np.float32) * np.float32(2.0 / trials) - np.float32(1.0))
+        x = self.read(torch.cat([centred, mean], dim=-1)) + self.positions[: codes.shape[1]]
+        h = self.write(self.norm(self.encoder(x)))
+        logits: torch.Tensor = posterior + (h @ self.embeddings.T) * self.embeddings.shape[1] ** -0.5
+        return logits
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedInverter:
+    """The inverter with the best validation loss of its sizes, and what it cost.
+
+    ``loss`` and ``untrained_loss`` are nats a token on the validation text, the latter of the MAP posterior.
+    """
+
+    model: Inverter
+    config: InverterConfig
+    parameters: int
+    seconds: float
+    loss: float
+    untrained_loss: float
+
+    @torch.no_grad()
+    def tokens(self, codes: npt.NDArray[np.uint8], batch: int = 16) -> npt.NDArray[np.int64]:
+        """Guesses (prompts, tokens) for counts (prompts, tokens, dim)."""
+        parts = [
+            self.model(codes[start : start + batch]).argmax(dim=-1).numpy() for start in range(0, len(codes), batch)
+        ]
+        return np.concatenate(parts) if parts else np.empty(codes.shape[:2], np.int64)
+
+
+def train_inverter(
+    mechanism: Mechanism,
+    table: npt.NDArray[np.integer[Any]],
+    log_prior: npt.NDArray[np.floating[Any]],
+    embeddings: npt.NDArray[np.float32],
+    train: npt.NDArray[np.int64],
+    validation: npt.NDArray[np.int64],
+    config: InverterConfig,
+    progress: Callable[[float], None] | None = None,
+) -> TrainedInverter:
+    """Trains on random windows of ``train`` (tokens,), early-stopped on ``validation`` (windows, length).
+
+    ``progress`` is told the share of the steps that is done. Reproducible for a seed on one machine.
+    """
+    started = time.perf_counter()
+    length = validation.shape[1]
+    likelihood = TokenLikelihood.of(mechanism, table)
+    random = np.random.Generator(np.random.PCG64(config.seed))
+    noise = reproducible_bytes(config.seed + 1)
+
+    def release(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        return mechanism.sample(table[ids.reshape(-1)], noise).reshape(*ids.shape, mechanism.dim)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = Inverter(likelihood, log_prior, embeddings, length, config)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.05)
+        held_out = release(validation)
+        untrained = best = _loss(model, validation, held_out, config.batch)
+        best_state, waited = copy.deepcopy(model.state_dict()), 0
+        for step in range(1, config.steps + 1):
+            rate = config.learning_rate * min(1.0, step / 20, (config.steps - step + 1) / (0.3 * config.steps))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            starts = random.integers(0, len(train) - length + 1, size=config.batch)
+            ids = train[starts[:, None] + np.arange(length)]
+            model.train()
+            logits = model(release(ids))
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(ids).flatten())
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if progress is not None:
+                progress(step / config.steps)
+            if step % config.evaluate_every == 0 or step == config.steps:
+                value = _loss(model, validation, held_out, config.batch)
+                if value < best:
+                    best, best_state, waited = value, copy.deepcopy(model.state_dict()), 0
+                else:
+                    waited += 1
+                    if waited >= config.patience:
+                        break
+    model.load_state_dict(best_state)
+    model.eval()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return TrainedInverter(model, config, parameters, time.perf_counter() - started, best, untrained)
+
+
+@torch.no_grad()
+def _loss(model: Inverter, ids: npt.NDArray[np.int64], codes: npt.NDArray[np.uint8], batch: int) -> float:
+    model.eval()
+    total = 0.0
+    for start in range(0, len(ids), batch):
+        logits = model(codes[start : start + batch])
+        target = torch.from_numpy(ids[start : start + batch])
+        total += float(nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum"))
+    return total / ids.size

@@ -1,0 +1,191 @@
+"""The sequence attack: the server's own language model as the prior of a whole prompt, searched by a beam.
+
+The noise of the positions is independent, so the observer's posterior of the token sequence w_1 .. w_T is
+
+    log P(w | K) = const + sum_t [ log P(K_t | w_t) + log p(w_t | w_1 .. w_{t-1}) ],
+    p = lambda p_LM + (1 - lambda) p_unigram.
+
+A beam keeps the best partial sequences. lambda = 0 is the MAP attack of a single position. Under strong noise the
+beam's own words are mostly wrong, and a model that trusts them does worse than none; under weak noise they are right,
+and context decides what the counts leave open. The attacker therefore fits lambda, and how the guess is read from the
+beam, to simulated noise on other text (:func:`fit_sequence`):
+
+* filtered: the token with most weight over the beam, given the counts up to its own position;
+* voted: the token with most weight among the sequences that survive to the end of the prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from del_core.mechanism.likelihood import TokenLikelihood
+
+__all__ = ["SequenceConfig", "fit_sequence", "sequence_tokens"]
+
+_CONTEXT_WEIGHTS = (0.3, 0.6, 0.9, 0.98)
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """The search.
+
+    Attributes:
+        context_weight: lambda, 0 to below 1.
+        voted: how guesses are read from the beam.
+        beams: partial sequences kept for each prompt.
+        candidates: tokens considered at a position, those of greatest posterior under the unigram prior.
+        batch: prompts searched at once.
+    """
+
+    context_weight: float = 0.0
+    voted: bool = False
+    beams: int = 8
+    candidates: int = 512
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.context_weight < 1.0:
+            raise ValueError(f"context_weight: {self.context_weight}; 0 <= context_weight < 1 is allowed")
+        if not 1 <= self.beams <= self.candidates or self.batch < 1:
+            raise ValueError(
+                f"beams {self.beams}, candidates {self.candidates}, batch {self.batch}; "
+                "1 <= beams <= candidates and batch >= 1 are allowed"
+            )
+
+
+def fit_sequence(
+    model: PreTrainedModel,
+    likelihood: TokenLikelihood,
+    log_prior: npt.NDArray[np.floating[Any]],
+    codes: npt.NDArray[np.uint8],
+    token_ids: npt.NDArray[np.int64],
+    base: SequenceConfig,
+    *,
+    context_weights: Sequence[float] = _CONTEXT_WEIGHTS,
+    bos_token_id: int | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> SequenceConfig:
+    """``base`` with the lambda and the reading that recover most of ``token_ids`` (prompts, tokens) from ``codes``.
+
+    The MAP attack, lambda = 0, stays unless another choice does better by more than the standard error of the
+    difference: on few prompts the best of many choices would otherwise be the luckiest one.
+    """
+    unaided = replace(base, context_weight=0.0, voted=False)
+    alone = _guesses(model, likelihood, log_prior, codes, unaided, bos_token_id)[0] == token_ids
+    best, best_gain = unaided, 0
+    for number, weight in enumerate(context_weights):
+        config = replace(base, context_weight=weight)
+        filtered, voted = _guesses(model, likelihood, log_prior, codes, config, bos_token_id)
+        for guesses, is_voted in ((filtered, False), (voted, True)):
+            right = guesses == token_ids
+            gain = int(right.sum()) - int(alone.sum())
+            if gain > best_gain and gain**2 > int(np.sum(right != alone)):
+                best, best_gain = replace(config, voted=is_voted), gain
+        if progress is not None:
+            progress((number + 1) / len(context_weights))
+    return best
+
+
+def sequence_tokens(
+    model: PreTrainedModel,
+    likelihood: TokenLikelihood,
+    log_prior: npt.NDArray[np.floating[Any]],
+    codes: npt.NDArray[np.uint8],
+    config: SequenceConfig,
+    *,
+    bos_token_id: int | None = None,
+) -> npt.NDArray[np.int64]:
+    """Guesses (prompts, tokens) for the counts ``codes`` (prompts, tokens, dim).
+
+    Args:
+        log_prior: natural-log unigram probabilities (V,).
+        bos_token_id: the public first token of every prompt, where the bundle has one.
+
+    Raises:
+        ValueError: if ``codes`` has another number of axes or no tokens.
+    """
+    return _guesses(model, likelihood, log_prior, codes, config, bos_token_id)[int(config.voted)]
+
+
+def _guesses(
+    model: PreTrainedModel,
+    likelihood: TokenLikelihood,
+    log_prior: npt.NDArray[np.floating[Any]],
+    codes: npt.NDArray[np.uint8],
+    config: SequenceConfig,
+    bos_token_id: int | None,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Filtered and voted guesses."""
+    if codes.ndim != 3 or codes.shape[1] < 1:
+        raise ValueError(f"codes: shape {codes.shape}; (prompts, tokens, dim) with at least one token is needed")
+    prior = torch.from_numpy(np.exp(log_prior.astype(np.float64)).astype(np.float32))
+    parts = [
+        _search(model, likelihood, prior, codes[start : start + config.batch], config, bos_token_id)
+        for start in range(0, len(codes), config.batch)
+    ]
+    if not parts:
+        return np.empty(codes.shape[:2], np.int64), np.empty(codes.shape[:2], np.int64)
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+@torch.no_grad()
+def _search(
+    model: PreTrainedModel,
+    likelihood: TokenLikelihood,
+    prior: torch.Tensor,
+    codes: npt.NDArray[np.uint8],
+    config: SequenceConfig,
+    bos_token_id: int | None,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    (prompts, length), weight = codes.shape[:2], config.context_weight
+    candidates = min(config.candidates, len(prior))
+    beams = config.beams if weight else 1  # without context the prefixes make no difference
+    cache = DynamicCache(config=model.config)
+    scores = torch.full((prompts, beams), -math.inf)
+    scores[:, 0] = 0.0  # one empty sequence; the others must not duplicate it
+    paths = torch.empty((prompts, beams, 0), dtype=torch.int64)
+    filtered = torch.empty((prompts, length), dtype=torch.int64)
+    logits: torch.Tensor | None = None
+    if weight and bos_token_id is not None:
+        first = torch.full((prompts * beams, 1), bos_token_id)
+        logits = model(input_ids=first, past_key_values=cache, use_cache=True).logits[:, -1].float()
+    for position in range(length):
+        evidence, ids = (torch.from_numpy(likelihood(codes[:, position])) + prior.log()).topk(candidates, dim=1)
+        unigram = prior[ids]
+        if logits is None:  # word frequencies are all that is known of the first token
+            total = scores.unsqueeze(2) + evidence.unsqueeze(1)
+        else:
+            wide = ids.unsqueeze(1).expand(-1, beams, -1)
+            picked = logits.view(prompts, beams, -1).gather(2, wide)
+            context = (picked - torch.logsumexp(logits, dim=1).view(prompts, beams, 1)).exp()
+            # Evidence holds the unigram prior already, so the mixture enters as its ratio to it.
+            ratio = (weight * context / unigram.unsqueeze(1) + (1 - weight)).log()
+            total = scores.unsqueeze(2) + ratio + evidence.unsqueeze(1)
+        marginal = torch.logsumexp(total, dim=1)
+        filtered[:, position] = ids.gather(1, marginal.argmax(dim=1, keepdim=True)).squeeze(1)
+        scores, chosen = total.view(prompts, -1).topk(beams, dim=1)
+        parents = chosen // candidates
+        tokens = ids.gather(1, chosen % candidates)
+        paths = torch.cat([paths.gather(1, parents.unsqueeze(2).expand(-1, -1, position)), tokens.unsqueeze(2)], dim=2)
+        if weight and position + 1 < length:
+            if position or bos_token_id is not None:
+                cache.batch_select_indices((torch.arange(prompts).unsqueeze(1) * beams + parents).view(-1))
+            logits = model(input_ids=tokens.view(-1, 1), past_key_values=cache, use_cache=True).logits[:, -1].float()
+    return filtered.numpy(), _vote(paths, scores).numpy()
+
+
+def _vote(paths: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """At every position the token that holds most posterior weight among the surviving sequences, (prompts, tokens)."""
+    weights = torch.softmax(scores.double(), dim=1)
+    votes = torch.zeros(paths.shape, dtype=torch.float64)
+    for beam in range(paths.shape[1]):
+        votes += weights[:, beam, None, None] * (paths == paths[:, beam : beam + 1])
+    return paths.gather(1, votes.argmax(dim=1, keepdim=True)).squeeze(1)

@@ -1,0 +1,1 @@
+"""The audit's report: a self-contained HTML page and its JSON."""

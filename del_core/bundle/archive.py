@@ -1,0 +1,91 @@
+"""The one tar archive of the project: what ``GET /v1/bundle`` serves. docs/reference/bundle-format.md, section
+"Archive".
+
+POSIX ustar, uncompressed, regular files in a fixed order, owner and times zero. So little of the format is used
+that reader and writer fit on a page, and the reader accepts nothing but what the writer writes: no links, no
+paths, no extension headers, no sparse files, no second member of one name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from del_core.errors import BundleError
+
+_BLOCK: Final = 512
+_END: Final = bytes(2 * _BLOCK)
+_OCTAL: Final = re.compile(rb"[0-7]{11}\x00")
+_ARCHIVE: Final = "archive"
+
+
+def _header(name: str, size: int) -> bytes:
+    """The 512-byte header of a regular file, as POSIX.1-1988 lays it out."""
+    fields = [
+        name.encode("ascii").ljust(100, b"\0"),
+        b"0000644\0",  # mode
+        b"0000000\0",  # uid
+        b"0000000\0",  # gid
+        b"%011o\0" % size,
+        b"00000000000\0",  # mtime
+        b" " * 8,  # checksum, counted as spaces
+        b"0",  # type: regular file
+        bytes(100),  # link name
+        b"ustar\0" + b"00",
+        bytes(32),  # user name
+        bytes(32),  # group name
+        b"0000000\0",  # device major
+        b"0000000\0",  # device minor
+        bytes(155 + 12),  # prefix, padding
+    ]
+    block = bytearray(b"".join(fields))
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def pack(files: Sequence[tuple[str, bytes]]) -> bytes:
+    """The archive of these files, in this order; the same files give the same bytes."""
+    parts: list[bytes] = []
+    for name, data in files:
+        parts += [_header(name, len(data)), data, bytes(-len(data) % _BLOCK)]
+    return b"".join([*parts, _END])
+
+
+def unpack(data: bytes | bytearray | memoryview, limits: Mapping[str, int]) -> dict[str, memoryview]:
+    """Views of the members, which must be exactly the names of ``limits``, in order, none above its size limit.
+
+    Raises BundleError. Nothing is copied.
+    """
+    view = memoryview(data).cast("B")
+    files: dict[str, memoryview] = {}
+    position = 0
+    for name, most in limits.items():
+        header = bytes(view[position : position + _BLOCK])
+        if len(header) < _BLOCK:
+            raise BundleError(_ARCHIVE, f"ends at byte {len(view)}, within the header of {name}")
+        found = header[:100].split(b"\0", 1)[0]
+        if found != name.encode("ascii"):
+            raise BundleError(_ARCHIVE, f"has the member {ascii(found)[1:]} where {name} is allowed")
+        if header[156:157] != b"0":
+            kind = ascii(header[156:157])[1:]
+            raise BundleError(name, f"has the member type {kind}; '0', a regular file, is allowed")
+        if not _OCTAL.fullmatch(header[124:136]):
+            raise BundleError(name, "has a size field that is not 11 octal digits and a zero byte")
+        size = int(header[124:135], 8)
+        if size > most:
+            raise BundleError(name, f"declares {size} bytes; at most {most} are allowed")
+        if header != _header(name, size):
+            raise BundleError(name, "has a member header other than the one docs/reference/bundle-format.md prescribes")
+        begin = position + _BLOCK
+        end = begin + size
+        position = end + -size % _BLOCK
+        if position > len(view):
+            raise BundleError(name, f"declares {size} bytes; the archive holds {len(view) - begin} after its header")
+        if any(view[end:position]):
+            raise BundleError(name, "is followed by padding that is not zero")
+        files[name] = view[begin:end]
+    rest = view[position : position + len(_END) + 1]
+    if rest != _END:
+        raise BundleError(_ARCHIVE, f"does not end with {len(_END)} zero bytes, and nothing else, after its members")
+    return files

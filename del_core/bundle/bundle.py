@@ -1,0 +1,469 @@
+"""The bundle: what a client downloads and what a server loads. docs/reference/bundle-format.md.
+
+    bundle/manifest.json           the client manifest and the server section
+    bundle/client/                 manifest.json, table.safetensors, tokenizer.json
+    bundle/server/                 decoder-<variant>, soft-prompt-<variant>, prior (.safetensors)
+
+A bundle is content-addressed: its fingerprint is a SHA-256 over the canonical client manifest, which holds the
+digests of the client's files and of the server section, which holds the digests of the server's. Loading
+executes nothing. A truncated, altered, incomplete or newer bundle is refused with a :class:`BundleError` that
+names the file and the reason. Needs numpy, safetensors and the standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from del_core import _json as strict
+from del_core.bundle import archive as _tar
+from del_core.bundle import files
+from del_core.bundle.manifest import (
+    CLIENT_LIMITS,
+    FORMAT_VERSION,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    PRIOR,
+    RESERVED_VARIANT,
+    TABLE,
+    TOKENIZER,
+    BaseModel,
+    FileEntry,
+    Guarantees,
+    Manifest,
+    ServerSection,
+    Variant,
+    parse_manifest,
+    server_file_names,
+)
+from del_core.bundle.tensors import Specs, SpecsOf, TensorSpec, dump, map_tensors
+from del_core.decoders.tensors import DECODER_KINDS, DecoderSizes
+from del_core.errors import BundleError
+from del_core.mechanism import Mechanism
+
+__all__ = [
+    "CLIENT_FILES",
+    "FORMAT_VERSION",
+    "MAX_ARCHIVE_BYTES",
+    "RESERVED_VARIANT",
+    "BaseModel",
+    "Bundle",
+    "BundleError",
+    "ClientBundle",
+    "FileEntry",
+    "Guarantees",
+    "Manifest",
+    "ServerSection",
+    "Variant",
+    "VariantContent",
+    "checksum_model",
+    "load_bundle",
+    "load_client",
+    "pack_client",
+    "replace_audit",
+    "unpack_client",
+    "write_bundle",
+]
+
+FloatArray = NDArray[np.floating[Any]]
+
+CLIENT_FILES: Final = (MANIFEST, TABLE, TOKENIZER)
+_ARCHIVE_LIMITS: Final = {MANIFEST: MAX_MANIFEST_BYTES, **CLIENT_LIMITS}
+MAX_ARCHIVE_BYTES: Final = sum(_ARCHIVE_LIMITS.values()) + 8192
+"""No archive of a client part is larger; a download may be cut off there."""
+
+_FLOATS: Final = ("F32", "F16")
+_BLOCK_ROWS: Final = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class VariantContent:
+    """A variant with its server side: weight (b, dim) and bias (b,) of the linear decoder, R, soft prompt (m, b).
+
+    ``tensors``: what a decoder of another kind has beside weight and bias.
+    """
+
+    variant: Variant
+    weight: FloatArray = field(repr=False)
+    bias: FloatArray = field(repr=False)
+    norm_limit: float
+    soft_prompt: FloatArray | None = field(default=None, repr=False)
+    tensors: Mapping[str, FloatArray] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class ClientBundle:
+    """The client part of a bundle, verified.
+
+    ``table``: levels (V, dim), int8 or int16 in -max_level..max_level, mapped read-only from the file.
+    """
+
+    path: Path
+    manifest: Manifest
+    table: NDArray[np.int16] | NDArray[np.int8] = field(repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits that client and server have to agree on."""
+        return self.manifest.fingerprint
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokeniser's file, as the ``tokenizers`` library reads it."""
+        return self.path / TOKENIZER
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """The variants by name, in the manifest's order."""
+        return {variant.name: variant for variant in self.manifest.variants}
+
+    def variant(self, name: str) -> Variant:
+        """The variant of this name. Raises BundleError for an unknown one."""
+        try:
+            return self.variants[name]
+        except KeyError:
+            known = ", ".join(self.variants)
+            raise BundleError(MANIFEST, f"has no variant {strict.shown(name)}; {known} are in it") from None
+
+    def mechanism(self, name: str) -> Mechanism:
+        """The mechanism of a variant on this table."""
+        return self.variant(name).mechanism(self.manifest.dim, self.manifest.max_level)
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A whole bundle, verified. The arrays that its methods return are the caller's own."""
+
+    path: Path
+    client: ClientBundle = field(repr=False)
+    manifest: Manifest
+    _tensors: Mapping[str, Mapping[str, NDArray[Any]]] = field(repr=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits that client and server have to agree on."""
+        return self.manifest.fingerprint
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """The variants by name, in the manifest's order."""
+        return self.client.variants
+
+    def mechanism(self, name: str) -> Mechanism:
+        """The mechanism of a variant."""
+        return self.client.mechanism(name)
+
+    def decoder(self, name: str) -> dict[str, NDArray[np.float32]]:
+        """A variant's decoder, float32: "weight" (b, dim) and "bias" (b,) of the linear one, and what its kind adds."""
+        tensors = self._tensors[f"decoder-{self.client.variant(name).name}.safetensors"]
+        return {key: np.array(value, dtype=np.float32) for key, value in tensors.items()}
+
+    def norm_limit(self, name: str) -> float:
+        """R of a variant: the most that the norm of a dequantised row may be."""
+        assert self.manifest.server is not None
+        return self.manifest.server.norm_limits[self.client.variant(name).name]
+
+    def soft_prompt(self, name: str) -> NDArray[np.float32]:
+        """The soft prompt (m, b) of a variant, float32; m is 0 for one without."""
+        variant = self.client.variant(name)
+        if not variant.soft_prompt_length:
+            return np.zeros((0, self.manifest.base_model.hidden_size), dtype=np.float32)
+        return np.array(self._tensors[f"soft-prompt-{name}.safetensors"]["soft_prompt"], dtype=np.float32)
+
+    @property
+    def log_prior(self) -> NDArray[np.float32]:
+        """Natural logarithms (V,) of the tokens' frequencies in the training text, float32."""
+        return np.array(self._tensors[PRIOR]["log_prior"], dtype=np.float32)
+
+
+def load_client(path: str | os.PathLike[str], *, verify: bool = True, prefix: str = "") -> ClientBundle:
+    """The client part in a directory.
+
+    ``verify=False`` compares sizes, types and shapes but reads no tensor: for a copy that this program verified
+    when it stored it. ``prefix`` comes before file names in errors. Raises BundleError.
+    """
+    directory = Path(path)
+    files.check_listing(directory, prefix.rstrip("/"), CLIENT_FILES)
+    data = files.read_small(directory / MANIFEST, prefix + MANIFEST, MAX_MANIFEST_BYTES)
+    manifest = parse_manifest(data, prefix + MANIFEST, server=False)
+    with files.opened(directory / TOKENIZER, prefix + TOKENIZER) as file:
+        files.check_entry(file, prefix + TOKENIZER, manifest.files[TOKENIZER], digest=verify)
+    shape = (manifest.base_model.vocabulary_size, manifest.dim)
+    spec = TensorSpec(("I8",) if manifest.table_dtype == "int8" else ("I16",), shape)
+    name = prefix + TABLE
+    with files.opened(directory / TABLE, name) as file:
+        files.check_entry(file, name, manifest.files[TABLE], digest=verify)
+        table = map_tensors(file, name, {"levels": spec})["levels"]
+    if verify:
+        _check_levels(table, manifest.max_level, name)
+    return ClientBundle(directory, manifest, table)
+
+
+def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
+    """The bundle in a directory; ``verify`` as for :func:`load_client`. Raises BundleError."""
+    directory = Path(path)
+    files.check_listing(directory, "", (MANIFEST, "client", "server"))
+    data = files.read_small(directory / MANIFEST, MANIFEST, MAX_MANIFEST_BYTES)
+    manifest = parse_manifest(data, MANIFEST, server=True)
+    assert manifest.server is not None
+    for name in ("client", "server"):
+        if (directory / name).is_symlink() or not (directory / name).is_dir():
+            raise BundleError(name, "is not a directory; a directory, not a link to one, is required")
+    client = load_client(directory / "client", verify=verify, prefix="client/")
+    if client.manifest != replace(manifest, server=None):
+        raise BundleError("client/manifest.json", "differs from manifest.json; the same client manifest is required")
+    files.check_listing(directory / "server", "server", manifest.server.files)
+    for variant in manifest.variants:
+        if variant.decoder not in DECODER_KINDS:
+            raise BundleError(
+                MANIFEST,
+                f"variant {variant.name} has the decoder {variant.decoder}; {', '.join(DECODER_KINDS)} are allowed",
+            )
+    tensors: dict[str, dict[str, NDArray[Any]]] = {}
+    for short, specs in _server_specs(manifest):
+        name = f"server/{short}"
+        with files.opened(directory / name, name) as file:
+            files.check_entry(file, name, manifest.server.files[short], digest=verify)
+            tensors[short] = map_tensors(file, name, specs)
+        if verify:
+            for key, array in tensors[short].items():
+                _check_finite(array, f"tensor {key}", name)
+    return Bundle(directory, client, manifest, tensors)
+
+
+def _server_specs(manifest: Manifest) -> Iterator[tuple[str, Specs | SpecsOf]]:
+    """Every file of server/ and what it has to hold."""
+    hidden = manifest.base_model.hidden_size
+    for variant in manifest.variants:
+        yield f"decoder-{variant.name}.safetensors", partial(_decoder_specs, manifest, variant.decoder)
+        if variant.soft_prompt_length:
+            shape = (variant.soft_prompt_length, hidden)
+            yield f"soft-prompt-{variant.name}.safetensors", {"soft_prompt": TensorSpec(_FLOATS, shape)}
+    yield PRIOR, {"log_prior": TensorSpec(("F32",), (manifest.base_model.vocabulary_size,))}
+
+
+def _decoder_specs(manifest: Manifest, kind: str, claimed: Mapping[str, tuple[int, ...]]) -> Specs:
+    model = manifest.base_model
+    shapes = DecoderSizes.of_shapes(kind, claimed).shapes(kind, model.hidden_size, manifest.dim, model.vocabulary_size)
+    return {key: TensorSpec(_FLOATS, shape) for key, shape in shapes.items()}
+
+
+def _check_levels(table: NDArray[Any], max_level: int, name: str) -> None:
+    for start in range(0, len(table), _BLOCK_ROWS):
+        block = table[start : start + _BLOCK_ROWS]
+        low, high = int(block.min()), int(block.max())
+        if low < -max_level or high > max_level:
+            found = low if low < -max_level else high
+            raise BundleError(name, f"has the level {found}; {-max_level}..{max_level} are allowed")
+
+
+def _check_finite(array: NDArray[Any], what: str, name: str) -> None:
+    for start in range(0, len(array), _BLOCK_ROWS):
+        if not np.isfinite(array[start : start + _BLOCK_ROWS]).all():
+            raise BundleError(name, f"{what} has NaN or infinite values; finite ones are required")
+
+
+def write_bundle(
+    path: str | os.PathLike[str],
+    *,
+    base_model: BaseModel,
+    table: NDArray[np.integer[Any]],
+    max_level: int,
+    clip: float,
+    tokenizer_json: bytes,
+    variants: Sequence[VariantContent],
+    log_prior: FloatArray,
+    bos_token_id: int | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Writes a bundle: all of it or nothing.
+
+    ``table``: integer levels (V, dim) in -max_level..max_level, stored as int8 where that holds them. Decoders and
+    soft prompts keep float16, anything else becomes float32. What was written is loaded again, verified, before it
+    takes its place, so that everything :func:`load_bundle` refuses is refused here. Raises BundleError.
+    """
+    if table.ndim != 2 or not np.issubdtype(table.dtype, np.integer):
+        raise BundleError(TABLE, f"is {table.dtype} with {table.ndim} axes; integers (vocabulary, dim) are allowed")
+    dtype = "int8" if max_level <= 127 else "int16"
+    if table.size and max(-int(table.min()), int(table.max())) > max_level:
+        raise BundleError(TABLE, f"has levels outside -{max_level}..{max_level}, the range allowed")
+    _check_tokenizer(tokenizer_json)
+    client = {TABLE: dump({"levels": table.astype("int8" if dtype == "int8" else "<i2")}), TOKENIZER: tokenizer_json}
+    server = {PRIOR: dump({"log_prior": log_prior.astype("<f4")})}
+    for content in variants:
+        name = content.variant.name
+        server[f"decoder-{name}.safetensors"] = dump(
+            {
+                key: _as_float(array)
+                for key, array in {**content.tensors, "weight": content.weight, "bias": content.bias}.items()
+            }
+        )
+        if content.variant.soft_prompt_length or (content.soft_prompt is not None and len(content.soft_prompt)):
+            file = f"soft-prompt-{name}.safetensors"
+            if content.soft_prompt is None:
+                raise BundleError(file, f"is missing; {content.variant.soft_prompt_length} rows are required")
+            server[file] = dump({"soft_prompt": _as_float(content.soft_prompt)})
+    manifest = Manifest(
+        base_model=base_model,
+        dim=int(table.shape[1]),
+        table_dtype=dtype,
+        max_level=int(max_level),
+        clip=float(clip),
+        bos_token_id=bos_token_id,
+        variants=tuple(content.variant for content in variants),
+        files={name: FileEntry.of(data) for name, data in client.items()},
+        server_digest="",
+        server=ServerSection(
+            files={name: FileEntry.of(data) for name, data in server.items()},
+            norm_limits={content.variant.name: float(content.norm_limit) for content in variants},
+        ),
+    )
+    manifest = _sealed(manifest)
+
+    def fill(directory: Path) -> None:
+        for folder, contents in (("client", client), ("server", server)):
+            (directory / folder).mkdir()
+            for name, data in contents.items():
+                files.write_file(directory / folder / name, data)
+        _write_manifests(directory, manifest)
+        load_bundle(directory)
+
+    files.install(Path(path), fill, overwrite=overwrite)
+    return manifest
+
+
+def _as_float(array: FloatArray) -> FloatArray:
+    return array.astype("<f2" if array.dtype == np.float16 else "<f4")
+
+
+def _check_tokenizer(data: bytes) -> None:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise BundleError(TOKENIZER, "is not a JSON object; a file of the tokenizers library is required")
+
+
+def _sealed(manifest: Manifest) -> Manifest:
+    """The manifest with its digests, checked as if it had been read, before a file is written under a name in it."""
+    try:
+        sealed = manifest.sealed()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BundleError(
+            MANIFEST, f"would hold what is not JSON ({error}); finite numbers, strings, lists, ... are allowed"
+        ) from None
+    parse_manifest(strict.canonical(sealed.to_json()), MANIFEST, server=True)
+    return sealed
+
+
+def _write_manifests(directory: Path, manifest: Manifest) -> None:
+    files.write_file(directory / MANIFEST, strict.canonical(manifest.to_json()))
+    files.write_file(directory / "client" / MANIFEST, strict.canonical(manifest.client_json()))
+
+
+def pack_client(path: str | os.PathLike[str]) -> bytes:
+    """The archive of the client part of a bundle (its directory, or the bundle's), verified. Raises BundleError."""
+    directory = Path(path)
+    if (directory / "client").is_dir():
+        directory = directory / "client"
+    load_client(directory)
+    return _tar.pack([(name, files.read_small(directory / name, name, _ARCHIVE_LIMITS[name])) for name in CLIENT_FILES])
+
+
+def unpack_client(
+    data: bytes | bytearray | memoryview, target: str | os.PathLike[str], *, fingerprint: str | None = None
+) -> ClientBundle:
+    """Stores the client part that an archive holds as the directory ``target``: verified and complete, or not at all.
+
+    With ``fingerprint`` given, an archive of another bundle is refused. If ``target`` is there already and holds the
+    same bundle, as when two processes fetch it at once, it stays and is loaded. Raises BundleError.
+    """
+    contents = _tar.unpack(data, _ARCHIVE_LIMITS)
+    manifest = parse_manifest(bytes(contents[MANIFEST]), MANIFEST, server=False)
+    if fingerprint is not None and manifest.fingerprint != fingerprint:
+        raise BundleError(MANIFEST, f"has the fingerprint {manifest.fingerprint}; {fingerprint} is required")
+
+    def fill(directory: Path) -> None:
+        for name, view in contents.items():
+            files.write_file(directory / name, view)
+        load_client(directory)
+
+    try:
+        files.install(Path(target), fill)
+    except BundleError:
+        if not os.path.lexists(target):
+            raise
+        present = load_client(target)
+        if present.fingerprint != manifest.fingerprint:
+            raise
+        return present
+    return load_client(target, verify=False)
+
+
+def replace_audit(
+    path: str | os.PathLike[str],
+    audits: Mapping[str, Mapping[str, Any]],
+    epsilon_vocabulary: Mapping[str, float] | None = None,
+) -> Manifest:
+    """Gives variants of a bundle new audits, and the bundle the new fingerprint that follows. Raises BundleError.
+
+    ``epsilon_vocabulary``: for variants whose vocabulary-tight guarantee was computed with the audit.
+    """
+    tight = epsilon_vocabulary or {}
+    directory = Path(path)
+    bundle = load_bundle(directory)
+    for name in (*audits, *tight):
+        bundle.client.variant(name)
+    variants = tuple(
+        replace(
+            variant,
+            audit=dict(audits.get(variant.name, variant.audit)),
+            guarantees=replace(
+                variant.guarantees,
+                epsilon_vocabulary=tight.get(variant.name, variant.guarantees.epsilon_vocabulary),
+            ),
+        )
+        for variant in bundle.manifest.variants
+    )
+    manifest = _sealed(replace(bundle.manifest, variants=variants))
+
+    def fill(fresh: Path) -> None:
+        for folder, names in (("client", (TABLE, TOKENIZER)), ("server", server_file_names(variants))):
+            (fresh / folder).mkdir()
+            for name in names:
+                shutil.copyfile(directory / folder / name, fresh / folder / name)
+        _write_manifests(fresh, manifest)
+        load_bundle(fresh)
+
+    files.install(directory, fill, overwrite=True)
+    return manifest
+
+
+def checksum_model(path: str | os.PathLike[str]) -> str:
+    """Checksum of a Hugging Face model directory: SHA-256 of the canonical JSON {file name: SHA-256}.
+
+    Covers config.json and every *.safetensors, which may be links into a cache. Raises BundleError.
+    """
+    directory = Path(path)
+    names = ["config.json", *sorted(entry.name for entry in directory.glob("*.safetensors"))]
+    if len(names) == 1:
+        raise BundleError(str(directory), "has no *.safetensors file; a model directory is required")
+    digests: dict[str, str] = {}
+    for name in names:
+        try:
+            with open(directory / name, "rb") as file:
+                digests[name] = files.sha256_of(file)
+        except OSError as error:
+            raise BundleError(str(directory / name), f"cannot be read: {error.strerror}") from None
+    return hashlib.sha256(strict.canonical(digests)).hexdigest()

@@ -1,0 +1,146 @@
+"""Files and directories of a bundle: verified reading, atomic writing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Final
+
+from del_core.bundle.manifest import MANIFEST, FileEntry
+from del_core.errors import BundleError
+
+_CHUNK: Final = 1024 * 1024
+
+
+def check_listing(directory: Path, name: str, allowed: Collection[str]) -> None:
+    """Refuses a directory that holds anything but entries of these names, or lacks one. ``name`` is for errors."""
+    try:
+        found = set(os.listdir(directory))
+    except OSError as error:
+        raise BundleError(name or str(directory), f"cannot be listed: {error.strerror}") from None
+    prefix = f"{name}/" if name else ""
+    missing = sorted(set(allowed) - found)
+    if missing:
+        raise BundleError(prefix + missing[0], f"is missing; {_listed(allowed)} are required")
+    extra = sorted(found - set(allowed))
+    if extra:
+        raise BundleError(prefix + ascii(extra[0])[1:-1], f"does not belong here; only {_listed(allowed)} are allowed")
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+@contextmanager
+def opened(path: Path, name: str) -> Iterator[IO[bytes]]:
+    """A regular file, open for reading; a link, a device or whatever else is refused. ``name`` is for errors."""
+    try:
+        # O_NONBLOCK: opening a named pipe must not wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        reason = "is a symbolic link" if path.is_symlink() else f"cannot be opened: {error.strerror}"
+        raise BundleError(name, f"{reason}; a regular file is required") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BundleError(name, "is not a regular file; a regular file is required")
+    with open(descriptor, "rb") as file:
+        try:
+            yield file
+        except OSError as error:
+            raise BundleError(name, f"cannot be read: {error.strerror}") from error
+
+
+def read_small(path: Path, name: str, most: int) -> bytes:
+    """The bytes of a file of at most ``most`` bytes; a larger one is refused unread."""
+    with opened(path, name) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise BundleError(name, f"has {size} bytes; at most {most} are allowed")
+        return file.read(most)
+
+
+def check_entry(file: IO[bytes], name: str, entry: FileEntry, *, digest: bool) -> None:
+    """Compares an open file's size and, on demand, its SHA-256 with the manifest's entry."""
+    size = os.fstat(file.fileno()).st_size
+    if size != entry.size:
+        raise BundleError(name, f"has {size} bytes; the manifest allows exactly {entry.size}")
+    if not digest:
+        return
+    file.seek(0)
+    found = sha256_of(file)
+    if found != entry.sha256:
+        raise BundleError(name, f"has the SHA-256 {found}; the manifest allows {entry.sha256}: it was altered")
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """SHA-256, in hexadecimal, of an open file from its position on, read in pieces."""
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_file(path: Path, data: bytes | memoryview) -> None:
+    """A new file with these bytes, on the disk when the call returns."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def install(target: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
+    """Makes the directory ``target``, complete or not at all: ``fill`` writes into a new one beside it.
+
+    What stands at ``target`` already is refused or, with ``overwrite``, replaced if it is a bundle. Replacing takes
+    two renames, as no portable call exchanges two directories; a crash between them leaves the old bundle beside
+    ``target`` under a name that begins with a dot. Raises BundleError.
+    """
+    target = Path(os.path.abspath(target))
+    if os.path.lexists(target):
+        if not overwrite:
+            raise BundleError(str(target), "exists already; it is replaced only with overwrite=True")
+        if not (target / MANIFEST).is_file():
+            raise BundleError(str(target), f"exists and has no {MANIFEST}; only a bundle is replaced")
+    token = secrets.token_hex(8)
+    fresh = target.with_name(f".{target.name}.{token}.new")
+    aside = target.with_name(f".{target.name}.{token}.old")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
+        fill(fresh)
+        for directory in [*(path for path in fresh.iterdir() if path.is_dir()), fresh]:
+            _sync(directory)
+        if overwrite and os.path.lexists(target):
+            os.rename(target, aside)
+            try:
+                os.rename(fresh, target)
+            except OSError:
+                os.rename(aside, target)
+                raise
+        else:
+            os.rename(fresh, target)
+        _sync(target.parent)
+    except OSError as error:
+        raise BundleError(str(target), f"cannot be written: {error.strerror}") from error
+    finally:
+        for path in (fresh, aside):
+            if path.is_symlink():
+                with suppress(OSError):
+                    path.unlink()
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(directory: Path) -> None:
+    """Puts a directory's entries on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

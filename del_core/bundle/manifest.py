@@ -1,0 +1,334 @@
+"""The bundle's manifest: values, JSON, fingerprint. docs/reference/bundle-format.md has it as a table."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from del_core import _json as strict
+from del_core.errors import BundleError
+from del_core.mechanism import Mechanism
+
+FORMAT_VERSION: Final = 1
+RESERVED_VARIANT: Final = "clear"
+SOFT_PROMPT_STEP: Final = 32  # a soft prompt fills whole cache blocks, so that the engine computes it once
+
+MAX_MANIFEST_BYTES: Final = 1024 * 1024
+MAX_TABLE_BYTES: Final = 4 * 1024**3
+MAX_TOKENIZER_BYTES: Final = 64 * 1024**2
+MAX_SERVER_FILE_BYTES: Final = 4 * 1024**3
+
+MANIFEST: Final = "manifest.json"
+TABLE: Final = "table.safetensors"
+TOKENIZER: Final = "tokenizer.json"
+PRIOR: Final = "prior.safetensors"
+CLIENT_LIMITS: Final = {TABLE: MAX_TABLE_BYTES, TOKENIZER: MAX_TOKENIZER_BYTES}
+
+_MAX_DEPTH: Final = 12  # the format needs 4, the audit section may nest
+_MAX_VARIANTS: Final = 64
+_HEX: Final = re.compile(r"[0-9a-f]{64}")
+_SLUG: Final = re.compile(r"[a-z0-9-]{1,64}")
+_MODEL_NAME: Final = re.compile(r"[ -~]{1,256}")
+_DTYPE: Final = re.compile(r"int8|int16")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256, in hexadecimal, of a file of the bundle."""
+
+    sha256: str
+    size: int
+
+    @classmethod
+    def of(cls, data: bytes) -> FileEntry:
+        """The entry of a file with these bytes."""
+        return cls(hashlib.sha256(data).hexdigest(), len(data))
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as it stands in the manifest."""
+        return {"sha256": self.sha256, "size": self.size}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The frozen language model: its name, its checksum (``checksum_model``), b and V."""
+
+    name: str
+    sha256: str
+    hidden_size: int
+    vocabulary_size: int
+
+
+@dataclass(frozen=True)
+class Guarantees:
+    """What one private token is promised, as computed when the bundle was made.
+
+    ``epsilon`` at ``delta`` for the worst pair of points of the cube, exact; ``epsilon_vocabulary`` the same for
+    the worst pair of real tokens, None where it was not computed; ``mu`` the Gaussian mu of the paper.
+    """
+
+    delta: float
+    epsilon: float
+    epsilon_vocabulary: float | None
+    mu: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One privacy level of one task.
+
+    ``ratio_numerator``: the mechanism's ratio r = c/A times 2^31. ``soft_prompt_length``: rows, a multiple of 32.
+    ``audit``: what attacks recovered, with the data and date; JSON values only.
+    """
+
+    name: str
+    task: str
+    bits: int
+    ratio_numerator: int
+    soft_prompt_length: int
+    guarantees: Guarantees
+    decoder: str = "linear"
+    audit: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """r = c/A, exact."""
+        return float(self.ratio_numerator / 2**31)
+
+    def mechanism(self, dim: int, max_level: int) -> Mechanism:
+        """The variant's mechanism on a table of ``dim`` columns with levels -max_level..max_level."""
+        return Mechanism(self.bits, dim, self.ratio, max_level=max_level)
+
+    def to_json(self) -> dict[str, Any]:
+        """The variant as it stands in the manifest."""
+        return {
+            "name": self.name,
+            "task": self.task,
+            "bits": self.bits,
+            "ratio_numerator": self.ratio_numerator,
+            "soft_prompt_length": self.soft_prompt_length,
+            "decoder": self.decoder,
+            "guarantees": {
+                "delta": self.guarantees.delta,
+                "epsilon": self.guarantees.epsilon,
+                "epsilon_vocabulary": self.guarantees.epsilon_vocabulary,
+                "mu": self.guarantees.mu,
+            },
+            "audit": dict(self.audit),
+        }
+
+
+@dataclass(frozen=True)
+class ServerSection:
+    """What only a server needs: its files and, per variant, R, the most that the norm of y may be."""
+
+    files: Mapping[str, FileEntry]
+    norm_limits: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The section as it stands in the manifest."""
+        return {
+            "files": {name: entry.to_json() for name, entry in self.files.items()},
+            "variants": {name: {"norm_limit": limit} for name, limit in self.norm_limits.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A client manifest, or, with ``server`` set, the manifest of a whole bundle."""
+
+    base_model: BaseModel
+    dim: int
+    table_dtype: str
+    max_level: int
+    clip: float
+    bos_token_id: int | None
+    variants: tuple[Variant, ...]
+    files: Mapping[str, FileEntry]
+    server_digest: str
+    fingerprint: str = ""
+    server: ServerSection | None = None
+    format_version: int = FORMAT_VERSION
+
+    def client_json(self) -> dict[str, Any]:
+        """The client manifest as an object, the fingerprint included if it is set."""
+        result: dict[str, Any] = {
+            "format_version": self.format_version,
+            "base_model": {
+                "name": self.base_model.name,
+                "sha256": self.base_model.sha256,
+                "hidden_size": self.base_model.hidden_size,
+                "vocabulary_size": self.base_model.vocabulary_size,
+            },
+            "dim": self.dim,
+            "table_dtype": self.table_dtype,
+            "max_level": self.max_level,
+            "clip": self.clip,
+            "bos_token_id": self.bos_token_id,
+            "variants": [variant.to_json() for variant in self.variants],
+            "files": {name: entry.to_json() for name, entry in self.files.items()},
+            "server_digest": self.server_digest,
+        }
+        if self.fingerprint:
+            result["fingerprint"] = self.fingerprint
+        return result
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as an object, the server section included if there is one."""
+        server = {} if self.server is None else {"server": self.server.to_json()}
+        return {**self.client_json(), **server}
+
+    def sealed(self) -> Manifest:
+        """This manifest with server digest and fingerprint computed anew."""
+        digest = self.server_digest if self.server is None else digest_of(self.server.to_json())
+        bare = replace(self, server_digest=digest, fingerprint="")
+        return replace(bare, fingerprint=digest_of(bare.client_json()))
+
+
+def digest_of(value: object) -> str:
+    """SHA-256, in hexadecimal, of a value's canonical JSON."""
+    return hashlib.sha256(strict.canonical(value)).hexdigest()
+
+
+def server_file_names(variants: Sequence[Variant]) -> list[str]:
+    """The names of exactly the files that server/ holds."""
+    names = [f"decoder-{variant.name}.safetensors" for variant in variants]
+    names += [f"soft-prompt-{variant.name}.safetensors" for variant in variants if variant.soft_prompt_length]
+    return [*names, PRIOR]
+
+
+def parse_manifest(data: bytes, name: str, *, server: bool) -> Manifest:
+    """Checks the bytes of a manifest file and everything in it that can be checked without the other files.
+
+    ``name`` is how errors call the file; ``server`` says which of the two manifests it is. Raises BundleError.
+    """
+    try:
+        value = strict.parse(data, name="manifest", max_depth=_MAX_DEPTH)
+        if not isinstance(value, dict):
+            raise strict.invalid("manifest", f"is {strict.shown(value)}; an object is allowed")
+        # A newer manifest may have any other fields, so its version is judged before them.
+        version = value.get("format_version")
+        if type(version) is int and version > FORMAT_VERSION:
+            raise strict.invalid(
+                "format_version",
+                f"is {version}; this program reads {FORMAT_VERSION}: update it, or fetch an older bundle",
+            )
+        strict.integer(version, "format_version", FORMAT_VERSION, FORMAT_VERSION)
+        if strict.canonical(value) != data:
+            raise strict.invalid("manifest", "is not in canonical JSON: sorted names, no spaces, shortest numbers")
+        return _manifest(value, server=server)
+    except strict.JsonError as error:
+        raise BundleError(name, f"{error.field} {error.message}") from None
+
+
+def _manifest(value: dict[str, Any], *, server: bool) -> Manifest:
+    required = [
+        "format_version", "fingerprint", "base_model", "dim", "table_dtype", "max_level", "clip", "bos_token_id",
+        "variants", "files", "server_digest",
+    ]  # fmt: skip
+    fields = strict.members(value, "manifest", required=[*required, "server"] if server else required)
+    model = strict.members(
+        fields["base_model"], "base_model", required=("name", "sha256", "hidden_size", "vocabulary_size")
+    )
+    base_model = BaseModel(
+        strict.text(model["name"], "base_model.name", _MODEL_NAME),
+        strict.text(model["sha256"], "base_model.sha256", _HEX),
+        strict.integer(model["hidden_size"], "base_model.hidden_size", 1, 2**20),
+        strict.integer(model["vocabulary_size"], "base_model.vocabulary_size", 1, 2**24),
+    )
+    dtype = strict.text(fields["table_dtype"], "table_dtype", _DTYPE)
+    bos = fields["bos_token_id"]
+    items = strict.array(fields["variants"], "variants", least=1, most=_MAX_VARIANTS)
+    variants = tuple(_variant(item, f"variants[{index}]") for index, item in enumerate(items))
+    names = [variant.name for variant in variants]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise strict.invalid(f"variants[{index}].name", f"is {strict.shown(name)} again; each name is allowed once")
+    manifest = Manifest(
+        base_model=base_model,
+        dim=strict.integer(fields["dim"], "dim", 1, 2**16),
+        table_dtype=dtype,
+        max_level=strict.integer(fields["max_level"], "max_level", 1, 127 if dtype == "int8" else 32767),
+        clip=strict.number(fields["clip"], "clip", 0.0, 1e30, above=True),
+        bos_token_id=None if bos is None else strict.integer(bos, "bos_token_id", 0, base_model.vocabulary_size - 1),
+        variants=variants,
+        files=_files(fields["files"], "files", CLIENT_LIMITS),
+        server_digest=strict.text(fields["server_digest"], "server_digest", _HEX),
+        fingerprint=strict.text(fields["fingerprint"], "fingerprint", _HEX),
+        server=_server(fields["server"], variants) if server else None,
+    )
+    client = {key: item for key, item in value.items() if key not in ("fingerprint", "server")}
+    _same_digest("fingerprint", manifest.fingerprint, digest_of(client))
+    if server:
+        _same_digest("server_digest", manifest.server_digest, digest_of(value["server"]))
+    return manifest
+
+
+def _same_digest(name: str, found: str, allowed: str) -> None:
+    if found != allowed:
+        raise strict.invalid(name, f"is {found}; the manifest's own content gives {allowed}: it was altered")
+
+
+def _variant(value: object, where: str) -> Variant:
+    fields = strict.members(
+        value,
+        where,
+        required=(
+            "name", "task", "bits", "ratio_numerator", "soft_prompt_length", "decoder", "guarantees", "audit",
+        ),
+    )  # fmt: skip
+    name = strict.text(fields["name"], f"{where}.name", _SLUG)
+    if name == RESERVED_VARIANT:
+        raise strict.invalid(f"{where}.name", f'is "{name}", which is reserved; any other name is allowed')
+    length = strict.integer(fields["soft_prompt_length"], f"{where}.soft_prompt_length", 0, 4096)
+    if length % SOFT_PROMPT_STEP:
+        raise strict.invalid(f"{where}.soft_prompt_length", f"is {length}; a multiple of {SOFT_PROMPT_STEP} is allowed")
+    inside = f"{where}.guarantees"
+    promised = strict.members(fields["guarantees"], inside, required=("delta", "epsilon", "epsilon_vocabulary", "mu"))
+    vocabulary = promised["epsilon_vocabulary"]
+    if not isinstance(fields["audit"], dict):
+        raise strict.invalid(f"{where}.audit", f"is {strict.shown(fields['audit'])}; an object is allowed")
+    return Variant(
+        name=name,
+        task=strict.text(fields["task"], f"{where}.task", _SLUG),
+        bits=strict.integer(fields["bits"], f"{where}.bits", 1, 8),
+        ratio_numerator=strict.integer(fields["ratio_numerator"], f"{where}.ratio_numerator", 1, 2**31 - 1),
+        soft_prompt_length=length,
+        decoder=strict.text(fields["decoder"], f"{where}.decoder", _SLUG),
+        guarantees=Guarantees(
+            delta=strict.number(promised["delta"], f"{inside}.delta", 0.0, 1.0, above=True),
+            epsilon=strict.number(promised["epsilon"], f"{inside}.epsilon", 0.0, 1e30),
+            epsilon_vocabulary=(
+                None if vocabulary is None else strict.number(vocabulary, f"{inside}.epsilon_vocabulary", 0.0, 1e30)
+            ),
+            mu=strict.number(promised["mu"], f"{inside}.mu", 0.0, 1e30, above=True),
+        ),
+        audit=fields["audit"],
+    )
+
+
+def _files(value: object, where: str, limits: Mapping[str, int]) -> dict[str, FileEntry]:
+    entries = strict.members(value, where, required=tuple(limits))
+    result: dict[str, FileEntry] = {}
+    for name, most in limits.items():
+        fields = strict.members(entries[name], f"{where}[{name}]", required=("sha256", "size"))
+        result[name] = FileEntry(
+            strict.text(fields["sha256"], f"{where}[{name}].sha256", _HEX),
+            strict.integer(fields["size"], f"{where}[{name}].size", 0, most),
+        )
+    return result
+
+
+def _server(value: object, variants: Sequence[Variant]) -> ServerSection:
+    fields = strict.members(value, "server", required=("files", "variants"))
+    limits = dict.fromkeys(server_file_names(variants), MAX_SERVER_FILE_BYTES)
+    settings = strict.members(fields["variants"], "server.variants", required=[variant.name for variant in variants])
+    norm_limits: dict[str, float] = {}
+    for name, item in settings.items():
+        where = f"server.variants[{name}]"
+        entry = strict.members(item, where, required=("norm_limit",))
+        norm_limits[name] = strict.number(entry["norm_limit"], f"{where}.norm_limit", 0.0, 1e30, above=True)
+    return ServerSection(_files(fields["files"], "server.files", limits), norm_limits)

@@ -1,0 +1,116 @@
+"""Safetensors files of a bundle: read under bounds, mapped instead of loaded, written without metadata.
+
+    u64 header length (little-endian) | header (JSON) | tensors        https://github.com/huggingface/safetensors
+
+The reader knows beforehand which tensors a file has to hold; it compares the header's length with a limit before
+it reads the header, and every declared type, shape and offset with the expected ones and with the size of the
+file before it maps a byte of the tensors.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import IO, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from del_core import _json as strict
+from del_core.errors import BundleError
+
+MAX_HEADER_BYTES: Final = 64 * 1024  # our files hold at most 14 tensors
+_LENGTH: Final = struct.Struct("<Q")
+_DTYPES: Final = {"I8": "int8", "I16": "<i2", "F16": "<f2", "F32": "<f4"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What one tensor of a file has to be: allowed safetensors types and the exact shape."""
+
+    dtypes: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+Specs = Mapping[str, TensorSpec]
+SpecsOf = Callable[[Mapping[str, tuple[int, ...]]], Specs]
+"""From the shapes that a header claims to what the file has to hold. Raises ValueError for sizes out of range."""
+
+
+def dump(tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    """The safetensors file of these arrays; the same arrays give the same bytes."""
+    return save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
+
+
+def map_tensors(file: IO[bytes], name: str, specs: Specs | SpecsOf) -> dict[str, NDArray[Any]]:
+    """Read-only arrays over an open file, which must hold exactly the tensors of ``specs``.
+
+    Where sizes are the file's own to say, ``specs`` is a function of the shapes in its header. ``name`` is how
+    errors call the file. Raises BundleError.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if size < _LENGTH.size:
+        raise BundleError(name, f"has {size} bytes; a safetensors file has at least {_LENGTH.size}")
+    file.seek(0)
+    (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+    most = min(MAX_HEADER_BYTES, size - _LENGTH.size)
+    if length > most:
+        raise BundleError(name, f"declares a header of {length} bytes; at most {most} are allowed")
+    start = _LENGTH.size + length
+    try:
+        header = strict.parse(file.read(length), name="header", max_depth=4)
+        if callable(specs):
+            specs = specs(_claimed_shapes(header))
+        entries = strict.members(header, "header", required=tuple(specs))
+        found = {key: _tensor(entries[key], key, spec) for key, spec in specs.items()}
+    except strict.JsonError as error:
+        raise BundleError(name, f"{error.field} {error.message}") from None
+    except ValueError as error:
+        raise BundleError(name, str(error)) from None
+    end = 0
+    for begin, stop, _, key in sorted((begin, stop, dtype, key) for key, (dtype, begin, stop) in found.items()):
+        if begin != end:
+            raise BundleError(name, f"tensor {key} begins at {begin}; {end} is allowed, without gap or overlap")
+        end = stop
+    if start + end != size:
+        raise BundleError(name, f"has {size} bytes; its header and tensors take {start + end}")
+    arrays: dict[str, NDArray[Any]] = {}
+    for key, (dtype, begin, _) in found.items():
+        shape = specs[key].shape
+        if prod(shape) == 0:  # nothing to map, and mmap refuses a length of 0
+            arrays[key] = np.empty(shape, dtype=dtype)
+        else:
+            arrays[key] = np.memmap(file, dtype=dtype, mode="r", offset=start + begin, shape=shape)
+    return arrays
+
+
+def _claimed_shapes(header: object) -> dict[str, tuple[int, ...]]:
+    """The shapes in a header as far as they are well formed; what is not is refused when it is compared."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key, entry in header.items() if isinstance(header, dict) else ():
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if isinstance(shape, list) and all(type(extent) is int for extent in shape):
+            shapes[key] = tuple(shape)
+    return shapes
+
+
+def _tensor(entry: object, key: str, spec: TensorSpec) -> tuple[str, int, int]:
+    """Type and byte range (from the end of the header) of one tensor, checked against what it has to be."""
+    fields = strict.members(entry, key, required=("dtype", "shape", "data_offsets"))
+    dtype = fields["dtype"]
+    if not isinstance(dtype, str) or dtype not in spec.dtypes:
+        raise strict.invalid(f"{key}.dtype", f"is {strict.shown(dtype)}; {' or '.join(spec.dtypes)} is allowed")
+    shape = strict.array(fields["shape"], f"{key}.shape", least=0, most=8)
+    if any(type(extent) is not int for extent in shape) or tuple(shape) != spec.shape:
+        found = "x".join(strict.shown(extent) for extent in shape)
+        raise strict.invalid(f"{key}.shape", f"is {found}; {'x'.join(map(str, spec.shape))} is allowed")
+    offsets = strict.array(fields["data_offsets"], f"{key}.data_offsets", least=2, most=2)
+    begin, stop = (strict.integer(offset, f"{key}.data_offsets", 0, 2**62) for offset in offsets)
+    size = prod(spec.shape) * np.dtype(_DTYPES[dtype]).itemsize
+    if stop - begin != size:
+        raise strict.invalid(f"{key}.data_offsets", f"span {stop - begin} bytes; its type and shape take {size}")
+    return _DTYPES[dtype], begin, stop

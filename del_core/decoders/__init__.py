@@ -1,0 +1,1 @@
+"""Decoders: from released counts to the embeddings that the language model reads."""

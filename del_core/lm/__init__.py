@@ -1,0 +1,1 @@
+"""The frozen language model: weights, tokenised text, device, precision, perplexity (needs torch)."""

@@ -1,0 +1,114 @@
+"""What stages 1 and 2 share: the frozen language model, its tokenizer and the text in three disjoint parts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from del_core.bundle import checksum_model
+from del_core.errors import DelError
+from del_core.lm.device import check_device
+from del_core.lm.text import HELD_OUT, TextError, TokenWindows, split_text, tokenize
+
+__all__ = ["BaseLM", "FrozenLM", "ModelError", "load_base_lm", "load_frozen_lm"]
+
+
+class ModelError(DelError):
+    """A model directory, or something trained for it, is incomplete or does not fit."""
+
+
+@dataclass(frozen=True)
+class BaseLM:
+    """A causal LM without gradients, and what a bundle must say of it."""
+
+    model: PreTrainedModel
+    tokenizer_json: bytes
+    checksum: str
+    bos_token_id: int | None
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """The input embedding table W, (V, b)."""
+        return self.model.get_input_embeddings().weight
+
+
+def check_rows(rows: int) -> None:
+    """Raises ValueError unless a soft prompt may have this length: whole KV-cache blocks, or none."""
+    if rows < 0 or rows % 32:
+        raise ValueError(f"rows: {rows} is not a multiple of 32")
+
+
+@dataclass(frozen=True)
+class FrozenLM(BaseLM):
+    """A frozen LM with the token ids (one dimension, int64) of the training, validation and test parts of a text."""
+
+    text_sha256: str
+    train: torch.Tensor
+    validation: torch.Tensor
+    test: torch.Tensor
+
+    def unigram(self) -> torch.Tensor:
+        """Token probabilities (V,) of the training part, add-one smoothed so that none is zero."""
+        counts = torch.bincount(self.train, minlength=len(self.embeddings)).double() + 1.0
+        return counts / counts.sum()
+
+    def frequent_rows(self, rows: int) -> torch.Tensor:
+        """Embeddings (rows, b) of the most frequent tokens: where a soft prompt starts (Lester et al., 2021, 3.2)."""
+        return self.embeddings[self.unigram().topk(rows).indices.to(self.embeddings.device)].detach().clone()
+
+    def windows(self, part: torch.Tensor, length: int, count: int) -> torch.Tensor:
+        """``count`` evenly spaced windows (count, length) of one part, the same ones every time."""
+        return TokenWindows(part, length, seed=0).first(count)
+
+
+def load_base_lm(directory: Path, device: str = "cpu") -> BaseLM:
+    """Loads a Hugging Face causal-LM directory with its ``tokenizer.json``.
+
+    Raises:
+        ModelError: if the directory lacks config.json or tokenizer.json.
+        BundleError: if it lacks safetensors weights.
+        DeviceError: if there is no such device.
+    """
+    place = check_device(device)
+    for name in ("config.json", "tokenizer.json"):
+        if not (directory / name).is_file():
+            raise ModelError(f"model directory {directory}: {name} is missing; a Hugging Face causal LM is needed")
+    tokenizer_json = (directory / "tokenizer.json").read_bytes()
+    checksum = checksum_model(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+    model.to(place).eval().requires_grad_(False)
+    bos = model.config.bos_token_id
+    # Only a tokenizer that itself puts a beginning-of-sequence token in front makes it part of the prompt.
+    adds_bos = bos is not None and Tokenizer.from_str(tokenizer_json.decode()).encode("a").ids[:1] == [bos]
+    return BaseLM(model, tokenizer_json, checksum, bos if adds_bos else None)
+
+
+def load_frozen_lm(
+    directory: Path, texts: Sequence[str], device: str = "cpu", *, held_out: float = HELD_OUT
+) -> FrozenLM:
+    """Loads an LM as ``load_base_lm`` does, and tokenizes ``texts`` for it, split as ``split_text`` does.
+
+    Raises:
+        TextError: if a text is too short to be split.
+    """
+    lm = load_base_lm(directory, device)
+    tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
+    splits = split_text(texts, held_out)
+    if not (splits.train and splits.validation and splits.test):
+        raise TextError("text: too short to be split into training, validation and test parts")
+    return FrozenLM(
+        model=lm.model,
+        tokenizer_json=lm.tokenizer_json,
+        checksum=lm.checksum,
+        bos_token_id=lm.bos_token_id,
+        text_sha256=hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+        train=tokenize(tokenizer, splits.train).to(device),
+        validation=tokenize(tokenizer, splits.validation).to(device),
+        test=tokenize(tokenizer, splits.test).to(device),
+    )

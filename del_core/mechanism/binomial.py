@@ -1,0 +1,303 @@
+"""The mechanism: from a token's table levels to the counts that leave the device, and back to real numbers.
+
+Contract: every count is an exact ``Binomial(trials, q)`` draw with ``q`` an integer multiple of 2^-32, made by integer
+and bit operations from bytes of the caller's random source (by default a stream cipher keyed by the operating system's
+CSPRNG, :mod:`del_core.mechanism.randomness`). No floating point number decides a released bit. The guarantee that
+follows is in
+:mod:`del_core.accounting`, its proof in ``docs/privacy/guarantee.md``. Needs numpy only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from del_core._validation import check_array, check_integer, check_number
+from del_core.mechanism.randomness import random_bytes
+
+__all__ = ["MAX_BITS", "MAX_LEVEL", "Mechanism"]
+
+MAX_BITS = 8
+MAX_LEVEL = 32767
+"""Largest level of an int16 table; an int8 table uses 127."""
+
+_RATIO_BITS = 31
+_RATIO_ONE = 1 << _RATIO_BITS
+_PLANES = 8  # bits of q that are compared for all trials at once; after them one trial in 256 is undecided
+_BLOCK_COORDINATES = 1 << 15  # handled at once, or fewer where their random bytes would exceed the next bound;
+_BLOCK_BYTES = 1 << 20  # both fastest of the powers of two when measured
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """Stochastic quantisation of a clipped vector to ``bits``-bit counts (DEL, arXiv 2602.11513).
+
+    A coordinate x in [-c, c] is held as an integer ``level``, x = c level / max_level. With u = 2^bits - 1 trials, an
+    output scale A > c and ``ratio`` r = c / A,
+
+        q = 1/2 + x / (2A) = (1 + r level / max_level) / 2        (rounded to a multiple of 2^-32)
+        K ~ Binomial(u, q), independently for every coordinate    (:meth:`sample`)
+        y = A (2K/u - 1),  E[y] = x,  Var[y] = (A^2 - x^2) / u    (:meth:`dequantize`, in units of c)
+
+    A small ratio is much noise. ``ratio`` is a multiple of 2^-31, so that q at the clips, (1 +- r)/2, is exact and the
+    accounting describes precisely what is sampled.
+
+    Args:
+        bits: n, bits per coordinate, 1 to 8.
+        dim: d, coordinates per token, at least 1.
+        ratio: r = c/A, a multiple of 2^-31 with 0 < r < 1; see :meth:`nearest_ratio`.
+        max_level: the level that stands for x = c, 1 to 32767.
+
+    Raises:
+        ValueError: a field is out of range; the message names it.
+    """
+
+    bits: int
+    dim: int
+    ratio: float
+    max_level: int = field(default=MAX_LEVEL, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_integer("bits", self.bits, 1, MAX_BITS)
+        check_integer("dim", self.dim, 1)
+        check_integer("max_level", self.max_level, 1, MAX_LEVEL)
+        check_number("ratio", self.ratio, 0.0, 1.0, open_low=True, open_high=True)
+        if not (self.ratio * _RATIO_ONE).is_integer():  # scaling by a power of two is exact
+            raise ValueError(
+                f"ratio must be a multiple of 2**-31, got {self.ratio!r}; Mechanism.nearest_ratio rounds down to one"
+            )
+
+    @property
+    def trials(self) -> int:
+        """u = 2^bits - 1, the largest count."""
+        return (1 << self.bits) - 1
+
+    @property
+    def ratio_numerator(self) -> int:
+        """The integer r 2^31, 1 to 2^31 - 1."""
+        return int(self.ratio * _RATIO_ONE)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one token's packed counts."""
+        return (self.dim * self.bits + 7) // 8
+
+    @staticmethod
+    def nearest_ratio(x: float) -> float:
+        """Largest multiple of 2^-31 that is at most ``x``: rounding adds noise, never removes any.
+
+        Raises:
+            ValueError: ``x`` is not in [2^-31, 1).
+        """
+        check_number("x", x, 1 / _RATIO_ONE, 1.0, open_low=False, open_high=True)
+        return math.floor(x * _RATIO_ONE) / _RATIO_ONE
+
+    @classmethod
+    def from_mu(cls, mu: float, *, bits: int, dim: int, max_level: int = MAX_LEVEL) -> Mechanism:
+        """The mechanism that the paper calls mu-GDP for one token: A = c sqrt(4 u d / mu^2 + 1).
+
+        The ratio c/A is rounded down to a multiple of 2^-31. What ``mu`` means exactly: ``docs/privacy/guarantee.md``.
+
+        Raises:
+            ValueError: ``mu`` is not positive and finite, or so small that the ratio rounds to zero.
+        """
+        check_number("mu", mu, 0.0, math.inf, open_low=True, open_high=True)
+        template = cls(bits, dim, 0.5, max_level=max_level)  # checks the other fields first
+        # r^2 = mu^2 / (4 u d + mu^2) as a fraction of integers, so that the rounding down is exact.
+        square = Fraction(mu) ** 2
+        square /= 4 * template.trials * dim + square
+        numerator = math.isqrt((square.numerator << 2 * _RATIO_BITS) // square.denominator)
+        if numerator == 0:
+            raise ValueError(f"mu is too small for a ratio of at least 2**-31 at bits={bits}, dim={dim}: got {mu!r}")
+        return cls(bits, dim, numerator / _RATIO_ONE, max_level=max_level)
+
+    @classmethod
+    def from_epsilon(
+        cls, epsilon: float, delta: float, *, bits: int, dim: int, max_level: int = MAX_LEVEL
+    ) -> Mechanism:
+        """The least noisy mechanism that is (epsilon, delta)-DP for one token by the exact accounting.
+
+        ``accounting.epsilon(result, delta) <= epsilon`` holds for the returned mechanism.
+
+        Raises:
+            ValueError: ``epsilon`` is not positive and finite, ``delta`` is not in [0, 1), or even the smallest
+                ratio, 2^-31, does not reach them.
+        """
+        from del_core import accounting  # loads only for those who calibrate
+
+        check_number("epsilon", epsilon, 0.0, math.inf, open_low=True, open_high=True)
+        check_number("delta", delta, 0.0, 1.0, open_low=False, open_high=True)
+
+        def build(numerator: int) -> Mechanism:
+            return cls(bits, dim, numerator / _RATIO_ONE, max_level=max_level)
+
+        # More ratio is less noise, so epsilon grows with it. Invariant: `good` meets the guarantee, `bad` does not.
+        good, bad = 0, _RATIO_ONE
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            if accounting.epsilon(build(middle), delta) <= epsilon:
+                good = middle
+            else:
+                bad = middle
+        if good == 0:
+            raise ValueError(
+                f"epsilon is out of reach at bits={bits}, dim={dim}, delta={delta!r}: got {epsilon!r}, "
+                f"allowed at least {accounting.epsilon(build(1), delta)!r}"
+            )
+        return build(good)
+
+    def numerators(self, levels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        """q 2^32 for every level: 2^31 + level ratio_numerator / max_level, halves rounded away from zero.
+
+        Args:
+            levels: integers in -max_level..max_level, any shape.
+
+        Returns:
+            int64 of the same shape, each in 1..2^32 - 1 and symmetric: q(level) + q(-level) = 2^32.
+
+        Raises:
+            ValueError: wrong type or range. The message never contains a level.
+        """
+        self._check_levels(levels)
+        return self._numerators(levels).astype(np.int64)
+
+    def sample(
+        self,
+        levels: npt.NDArray[np.integer[Any]],
+        random_source: Callable[[int], bytes] = random_bytes,
+    ) -> npt.NDArray[np.uint8]:
+        """Draws the counts that are sent: K[t, j] ~ Binomial(trials, q(levels[t, j])), all independent, exactly.
+
+        A trial succeeds when a uniform 32-bit integer R is below Q = q 2^32. Let J be the first bit, from the most
+        significant, in which R and Q differ. R < Q says that Q has the one there: the trial succeeds if and only if
+        bit J of Q is set. Now every bit of R differs from that of Q with probability 1/2, independently and whatever Q
+        is, so instead of R it is J that is drawn: P(J = j) = 2^-j for j = 1..32, and no J (failure) with 2^-32. Then
+
+            P(success) = sum over j of 2^-j [bit j of Q is set] = Q / 2^32 = q.
+
+        With M_j the number of a coordinate's trials that have not differed in the first j bits, M_0 = trials, the
+        trials decided by bit j are M_(j-1) - M_j, and K is the sum of those over the set bits of Q. The trials are
+        bits of bytes: M_j counts the ones in the conjunction of j random strings of ``trials`` bits. That is done for
+        the first eight bits of Q; the M_8 trials left, one in 256, draw the remaining 24 bits as an integer and
+        compare it with Q's, which is the same thing. What is drawn, how much and when does not depend on the levels.
+
+        Order of the draws (part of the contract, so that an independent implementation can be compared bit by bit):
+        coordinates in row-major order, in blocks of min(2^15, 2^20 // (8 rows)) with rows = ceil(trials / 8). Per block
+        one draw of 8 x rows x coordinates bytes, bit j of Q by bit j: a one in bit i of row k leaves trial 8 k + i of
+        the coordinate undecided. The bits beyond ``trials`` are not used. Then, if trials are left, one draw of four
+        bytes for each, coordinate by coordinate: a little-endian integer, of which the upper 24 bits are compared.
+
+        Args:
+            levels: integers in -max_level..max_level, shape (tokens, dim).
+            random_source: ``random_source(n)`` returns n independent uniform bytes. Anything but the system's CSPRNG
+                or a stream cipher keyed by it voids the guarantee; the parameter exists for those and for tests.
+
+        Returns:
+            uint8 counts in 0..trials, shape (tokens, dim).
+
+        Raises:
+            ValueError: wrong type, shape or range of ``levels``, or ``random_source`` did not return n bytes. The
+                message never contains a level.
+        """
+        self._check_levels(levels)
+        self._check_shape("levels", levels)
+        flat = levels.reshape(-1)
+        codes = np.empty(flat.size, dtype=np.uint8)
+        rows = (self.trials + 7) // 8
+        block = min(_BLOCK_COORDINATES, _BLOCK_BYTES // (_PLANES * rows))
+        for start in range(0, flat.size, block):
+            q = self._numerators(flat[start : start + block])
+            codes[start : start + block] = self._counts(q, rows, random_source)
+        return codes.reshape(levels.shape)
+
+    def _counts(
+        self, q: npt.NDArray[np.uint32], rows: int, random_source: Callable[[int], bytes]
+    ) -> npt.NDArray[np.uint8]:
+        """One block of :meth:`sample`; q, and with it Q, is given times 2^32."""
+        differs = _draw(random_source, _PLANES * rows * q.size).reshape(_PLANES, rows, q.size)
+        undecided = np.full((rows, q.size), 0xFF, dtype=np.uint8)
+        undecided[-1] = (1 << (self.trials - 8 * (rows - 1))) - 1
+        ones = np.empty_like(undecided)
+        counts = np.zeros(q.size, dtype=np.uint8)
+        before = np.full(q.size, self.trials, dtype=np.uint8)
+        top = (q >> 24).astype(np.uint8)
+        for plane in range(_PLANES):
+            undecided &= differs[plane]
+            np.bitwise_count(undecided, out=ones)
+            left = np.add.reduce(ones, axis=0, dtype=np.uint8)  # at most 255
+            before -= left
+            before *= top >> (_PLANES - 1 - plane) & 1
+            counts += before
+            before = left
+        where = np.flatnonzero(before != 0)  # of bools: four times as fast
+        tied = np.repeat(where, before[where])
+        if tied.size:
+            rest = _draw(random_source, 4 * tied.size).view("<u4")
+            # The shift drops the eight bits that were compared. Failures are added too, as zeros.
+            np.add.at(counts, tied, (rest < q[tied] << 8).view(np.uint8))
+        return counts
+
+    def dequantize(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Unbiased estimate of x from the counts: y = A (2K/u - 1) in units of c, that is with c = 1 and A = 1/ratio.
+
+        Args:
+            codes: uint8 counts in 0..trials, shape (tokens, dim).
+
+        Returns:
+            float32, shape (tokens, dim), each in [-1/ratio, 1/ratio].
+
+        Raises:
+            ValueError: wrong type, shape or range. The message never contains a count.
+        """
+        check_array("codes", codes, np.uint8)
+        self._check_shape("codes", codes)
+        trials = self.trials
+        if trials < 255 and codes.size and codes.max() > trials:
+            raise ValueError(f"codes must be in 0..{trials} at bits={self.bits}, got one above")
+        values = (2.0 * np.arange(trials + 1) - trials) / (trials * self.ratio)
+        return values.astype(np.float32)[codes]
+
+    def _numerators(self, levels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint32]:
+        # Halves away from zero: of the absolute value, half up is floor((2 |level| r + m) / 2m) with r the ratio's
+        # numerator and m = max_level. With r = a m + b, 0 <= b < m, that is |level| a + floor((2 |level| b + m) / 2m),
+        # in which every step is below 2^31: |level| a <= m a <= r, and 2 |level| b + m <= 2 m (m - 1) + m < 2 m^2.
+        a, b = divmod(self.ratio_numerator, self.max_level)
+        signed = levels.astype(np.int32)
+        level = np.abs(signed).view(np.uint32)
+        size = level * np.uint32(2 * b)
+        size += np.uint32(self.max_level)
+        size //= np.uint32(2 * self.max_level)
+        level *= np.uint32(a)
+        size += level
+        # 2^31 - size for a negative level, by two's complement: -x = ~x + 1.
+        sign = (signed >> 31).view(np.uint32)
+        size ^= sign
+        size -= sign
+        size += np.uint32(_RATIO_ONE)
+        return size
+
+    def _check_levels(self, levels: npt.NDArray[np.integer[Any]]) -> None:
+        check_array("levels", levels, np.integer)
+        if levels.size and (levels.max() > self.max_level or levels.min() < -self.max_level):
+            raise ValueError(f"levels must be in -{self.max_level}..{self.max_level}, got one outside")
+
+    def _check_shape(self, name: str, array: npt.NDArray[Any]) -> None:
+        if array.ndim != 2 or array.shape[1] != self.dim:
+            raise ValueError(f"{name} must have shape (tokens, {self.dim}), got {array.shape}")
+
+
+def _draw(random_source: Callable[[int], bytes], count: int) -> npt.NDArray[np.uint8]:
+    """``count`` random bytes as a read-only array; anything else from the source is refused."""
+    data: object = random_source(count)
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ValueError(f"random_source must return bytes, got {type(data).__name__}")
+    array = np.frombuffer(data, dtype=np.uint8)
+    if array.size != count:
+        raise ValueError(f"random_source must return the {count} bytes asked for, got {array.size}")
+    return array

@@ -1,0 +1,489 @@
+"""Accounting for the inputs there are: the rows of a vocabulary's table, not the whole cube.
+
+Contract: neighbours are two prompts that differ in one private token, replaced by any other token of the vocabulary.
+What the server sees of the token is a product of binomials with the sampler's own integer probabilities, so the
+guarantee is the largest epsilon over all ordered pairs of rows. It is found by branch and bound: a certified screen of
+all pairs (``_vocabulary_screen``, and ``_vocabulary_kernel`` where that leaves many), Renyi divergences of those that
+remain, and the privacy loss distribution (``product_pair``) of those that could still be the worst. Every figure
+reported as a bound is one, at whatever point the search stops; ``epsilon_lower`` says how much could be left to gain.
+
+Proofs: ``docs/privacy/vocabulary.md``. Needs numpy and scipy. Memory: about 3 KiB a token of a table with 128 columns.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from del_core import accounting
+from del_core._validation import check_array, check_integer, check_number
+from del_core.accounting.composition import DEFAULT_ORDERS, Composition, RenyiCurve
+from del_core.accounting.product_pair import Bracket, ProductPair, renyi_epsilon
+from del_core.mechanism import Mechanism
+from del_core.vocabulary_accounting._kernel import DivergenceKernel, KernelRows
+from del_core.vocabulary_accounting._screen import PairDistances, Screen, pair_divergences
+
+__all__ = [
+    "TokenEpsilons",
+    "VocabularyBound",
+    "pair_epsilon",
+    "token_epsilons",
+    "vocabulary_curve",
+    "vocabulary_epsilon",
+]
+
+Table = npt.NDArray[np.integer[Any]]
+FloatArray = npt.NDArray[np.float64]
+IndexArray = npt.NDArray[np.int64]
+Progress = Callable[[float], None]
+
+_FEW_TOKENS = 200  # up to here every pair is looked at
+_COARSE, _FINE = 1 << 12, 1 << 16  # lattice points of a first and of a final evaluation
+_CHUNK = 4096  # pairs whose Renyi divergences are computed at once
+_TOLERANCE = 1e-6  # relative gap between upper and lower bound at which the search ends
+_KERNEL_PAIRS = 1 << 28  # up to here token_epsilons spends a few times as long on sharper bounds
+_KERNEL_WORK = 1 << 41  # multiplications per order that vocabulary_curve spends on them: a minute or two
+_EXPONENTS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class VocabularyBound:
+    """Worst pair of a vocabulary: one private token replaced by any other.
+
+    Attributes:
+        epsilon: proven upper bound over all ordered pairs of tokens, at ``delta``; never above ``cube_epsilon``.
+        epsilon_lower: an epsilon that ``pair`` really needs (up to rounding), so the exact figure lies between.
+        pair: token ids (v, w): telling v from w is easiest.
+        cube_epsilon: the figure for arbitrary inputs within the clip, ``accounting.epsilon(mechanism, delta)``.
+        delta: the delta of all of them.
+        method: how ``epsilon`` was certified: ``"loss distribution"`` (of the pair that is the worst), ``"renyi"`` (the
+            search ended at its limit), ``"cube"`` (a pair attains the cube's figure), ``"single"`` (one distinct row).
+        pairs: pairs near enough to the worst that their divergences were computed.
+        evaluations: loss distributions computed.
+    """
+
+    epsilon: float
+    epsilon_lower: float
+    pair: tuple[int, int]
+    cube_epsilon: float
+    delta: float
+    method: str
+    pairs: int
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class TokenEpsilons:
+    """Per token: against its easiest and its hardest alternatives. Arrays of equal length, epsilons at ``delta``.
+
+    Attributes:
+        tokens: token ids.
+        worst: upper bound of the epsilon against any other token.
+        worst_rival: the token farthest away, against which it is (nearly) attained.
+        nearest: upper bound against ``nearest_rival``, the token most like it: what hides among synonyms and variants.
+        nearest_rival: id.
+        typical: median of the bounds against the ``rivals`` nearest tokens.
+        rivals: how many.
+        delta: of all epsilons.
+    """
+
+    tokens: IndexArray
+    worst: FloatArray
+    worst_rival: IndexArray
+    nearest: FloatArray
+    nearest_rival: IndexArray
+    typical: FloatArray
+    rivals: int
+    delta: float
+
+
+def pair_epsilon(mechanism: Mechanism, table: Table, v: int, w: int, delta: float, points: int = _FINE) -> Bracket:
+    """Bracket of the epsilon at which token ``v`` is indistinguishable from ``w``, in this direction alone."""
+    _check(mechanism, table, delta)
+    for name, token in (("v", v), ("w", w)):
+        check_integer(name, token, 0, len(table) - 1)
+    return _pair(mechanism, table, v, w).epsilon_bounds(delta, points)
+
+
+def vocabulary_epsilon(
+    mechanism: Mechanism,
+    table: Table,
+    delta: float,
+    *,
+    progress: Progress | None = None,
+    evaluations: int = 4000,
+    pairs: int = 1 << 21,
+) -> VocabularyBound:
+    """Worst epsilon at ``delta`` over all ordered pairs of tokens.
+
+    Args:
+        mechanism: of the variant.
+        table: levels (V, dim), as the bundle ships them.
+        delta: in (0, 1).
+        progress: called with the share of the scan done, 0 to 1, now and then.
+        evaluations: most loss distributions to compute (10 to 60 ms each).
+        pairs: most pairs to hold (32 bytes each). Both limits only make the bound less tight, never wrong.
+
+    Raises:
+        ValueError: an argument is out of range; the message names it and never contains a level.
+    """
+    _check(mechanism, table, delta)
+    cube = accounting.epsilon(mechanism, delta)
+    report = progress or _silent
+    if not _distinct(table):
+        report(1.0)
+        return VocabularyBound(0.0, 0.0, (0, 0), cube, delta, "single", 0, 0)
+    guess = PairDistances(_plain_screen(mechanism), table).far_pair()
+    search = _Search(mechanism, table, delta, cube, evaluations)
+    search.start(guess)
+    if search.lower >= cube * (1.0 - 1e-12):
+        report(1.0)
+        return VocabularyBound(cube, min(search.lower, cube), search.pair, cube, delta, "cube", 1, search.evaluations)
+    orders = 1.0 + _best_excess(mechanism, table, guess, delta) * np.array([0.6, 0.8, 1.0, 1.25, 1.6, 2.5])
+    if len(table) <= _FEW_TOKENS:
+        # No screen is needed: every pair is a candidate, as good as any other to begin with.
+        candidates = np.stack(np.triu_indices(len(table), 1), axis=1)
+        epsilon, method = search.run(candidates, np.full(len(candidates), cube), 0.0, orders)
+        report(1.0)
+        return search.result(epsilon, method, len(candidates))
+    screen = Screen.fitted(mechanism, table, orders, _EXPONENTS, guess, delta, _nodes(table))
+    threshold = screen.distance(search.lower, delta)
+    sieve = _Sieve(mechanism, table, float(orders[2]), search.lower, delta)
+    candidates, distances, rest = PairDistances(screen, table).beyond(threshold, pairs, report, sieve)
+    epsilon, method = search.run(
+        candidates, screen.epsilon(distances, delta), float(screen.epsilon(rest, delta)), orders
+    )
+    report(1.0)
+    return search.result(epsilon, method, len(candidates))
+
+
+def vocabulary_curve(
+    mechanism: Mechanism,
+    table: Table,
+    orders: tuple[float, ...] = DEFAULT_ORDERS,
+    *,
+    progress: Progress | None = None,
+    pairs: int = 2048,
+) -> RenyiCurve:
+    """Upper bounds of the Renyi divergences of all pairs of tokens, for composition over tokens and requests.
+
+    ``vocabulary_curve(...) * T`` bounds the replacement of T tokens, and curves of variants add. Never above the
+    cube's curve. ``pairs`` of the farthest pairs are evaluated exactly and the screen bounds the rest. At a dozen
+    orders around the best the kernel bounds it better, where affordable, and the orders between follow by convexity.
+    """
+    _check(mechanism, table, 0.5)
+    order_array = np.asarray(orders, np.float64)
+    cube = np.asarray(Composition.of(mechanism).renyi(orders).divergences)
+    if not _distinct(table):
+        return RenyiCurve.nothing(orders)
+    screen = Screen.fitted(mechanism, table, order_array, nodes=513)
+    distances = PairDistances(screen, table)
+    v, w = distances.far_pair()
+    features = screen.features(table[[v, w]])
+    threshold = 0.93 * float(np.linalg.norm(features[0] - features[1]))
+    candidates, _, rest = distances.beyond(threshold, pairs, progress)
+    exact_bound = np.zeros_like(order_array)
+    for first, second in ((0, 1), (1, 0)):
+        for start in range(0, len(candidates), _CHUNK):
+            here = candidates[start : start + _CHUNK]
+            exact = pair_divergences(mechanism, table[here[:, first]], table[here[:, second]], order_array)
+            exact_bound = np.maximum(exact_bound, exact.max(axis=0))
+    bound = np.minimum(np.maximum(screen.divergences(rest), exact_bound), cube)
+    excess = _best_excess(mechanism, table, (v, w), 1e-6) * np.geomspace(1 / 200, 3.0, 12)
+    nodes = np.unique(np.argmin(np.abs(np.log((order_array[:, None] - 1.0) / excess)), axis=0))
+    for node in nodes.tolist():
+        one = Screen(mechanism, screen.orders[[node]], screen.kappa[[node]], screen.exponent, screen.slack)
+        bound[node] = min(bound[node], _largest_divergence(table, one, distances, float(exact_bound[node])))
+    return RenyiCurve(orders, tuple(_convex(order_array, bound).tolist()))
+
+
+def _largest_divergence(table: Table, screen: Screen, distances: PairDistances, attained: float) -> float:
+    """Kernel bound of the divergence of all pairs at the one order of ``screen``; inf if it would take too long."""
+    mechanism, size = screen.mechanism, 1024
+    starts = np.arange(0, len(table), size)
+    outer = distances.radii[starts]
+    near = screen.divergences(outer[:, None] + outer[None, :])[..., 0] <= attained  # blocks that cannot exceed it
+    open_blocks = np.argwhere(~near & (starts[:, None] >= starts[None, :]))
+    kernel = DivergenceKernel.fitted(mechanism, table, float(screen.orders[0]), min(_nodes(table), 1025))
+    if len(open_blocks) * size * size * table.shape[1] * kernel.left.shape[1] > _KERNEL_WORK:
+        return math.inf
+    rows = kernel.rows(
+        table[distances.order[: int(starts[open_blocks.max()]) + size]] if len(open_blocks) else table[:1]
+    )
+    largest = attained
+    for i, k in open_blocks.tolist():
+        block = np.arange(starts[i], min(starts[i] + size, len(table)))
+        largest = max(largest, float(rows.mutual(block, slice(int(starts[k]), int(starts[k]) + size)).max()))
+    return largest
+
+
+def _convex(orders: FloatArray, bounds: FloatArray) -> FloatArray:
+    """Sharpens upper bounds of D_a: (a-1) D_a is convex in a and 0 at a = 1 for every pair, hence for the largest too.
+
+    Between any two orders (a-1) D_a is therefore at most on the line between its bounds there: the lower convex hull.
+    """
+    rank = np.argsort(orders)
+    x, y = np.concatenate(([0.0], orders[rank] - 1.0)), np.concatenate(([0.0], (orders[rank] - 1.0) * bounds[rank]))
+    hull: list[int] = []
+    for i in range(len(x)):
+        while len(hull) > 1 and (y[hull[-1]] - y[hull[-2]]) * (x[i] - x[hull[-1]]) >= (y[i] - y[hull[-1]]) * (
+            x[hull[-1]] - x[hull[-2]]
+        ):
+            hull.pop()
+        hull.append(i)
+    result = np.empty_like(bounds)
+    result[rank] = np.interp(x[1:], x[hull], y[hull]) / (orders[rank] - 1.0)
+    return np.minimum(bounds, result * (1.0 + 1e-12))
+
+
+def token_epsilons(
+    mechanism: Mechanism,
+    table: Table,
+    delta: float,
+    tokens: npt.NDArray[np.integer[Any]] | None = None,
+    *,
+    rivals: int = 10,
+    farthest: int = 16,
+    progress: Progress | None = None,
+) -> TokenEpsilons:
+    """For every token of ``tokens`` (all by default) its worst and its typical epsilon, as upper bounds.
+
+    The bounds come from Renyi divergences, 3 to 9 % above the exact figures; :func:`pair_epsilon` gives those. Both
+    directions of a pair count. Time: one product of ``tokens`` x V x dim (a few more while ``tokens`` x V is at most
+    2^28, for sharper worst figures), and 2 (rivals + farthest) pairs a token.
+
+    Args:
+        tokens: ids, shape (n,).
+        rivals: how many nearest tokens the typical figure is taken over; fewer if the vocabulary is smaller.
+        farthest: how many of the farthest tokens are evaluated exactly; the screen bounds the rest.
+    """
+    _check(mechanism, table, delta)
+    check_integer("rivals", rivals, 1)
+    check_integer("farthest", farthest, 1)
+    chosen = np.arange(len(table)) if tokens is None else np.asarray(tokens, np.int64)
+    if chosen.ndim != 1 or (len(chosen) and not (0 <= int(chosen.min()) <= int(chosen.max()) < len(table))):
+        raise ValueError(f"tokens must be ids in 0..{len(table) - 1}, shape (n,), got shape {chosen.shape}")
+    if len(table) < 2:
+        raise ValueError(f"table must have at least 2 rows to compare tokens, got {len(table)}")
+    rivals, farthest = min(rivals, len(table) - 1), min(farthest, len(table) - 1)
+    guess = PairDistances(_plain_screen(mechanism), table).far_pair()
+    excess = _best_excess(mechanism, table, guess, delta)
+    screen = Screen.fitted(
+        mechanism, table, 1.0 + excess * np.geomspace(0.6, 8.0, 9), _EXPONENTS, guess, delta, _nodes(table)
+    )
+    distances = PairDistances(screen, table)
+    position = np.empty(len(table), np.int64)
+    position[distances.order] = np.arange(len(table))
+    cube = accounting.epsilon(mechanism, delta)
+    count = len(chosen)
+    worst, nearest, typical = np.empty(count), np.empty(count), np.empty(count)
+    worst_rival, nearest_rival = np.empty(count, np.int64), np.empty(count, np.int64)
+    rows = max(1, min(1024, (1 << 25) // len(table)))
+    kernel = None
+    if count * len(table) <= _KERNEL_PAIRS:
+        kernel = DivergenceKernel.fitted(mechanism, table, 1.0 + excess, _nodes(table)).rows(table)
+    for start in range(0, count, rows):
+        here = chosen[start : start + rows]
+        near, far, distance = distances.rivals(position[here], rivals, farthest)
+        rest = screen.epsilon(distance, delta)
+        if kernel is not None:
+            far, divergence = _farthest(kernel, here, farthest)
+            rest = np.minimum(np.maximum(divergence + _conversion(1.0 + excess, delta), 0.0), cube)
+        both = np.concatenate((near, far), axis=1)
+        epsilons = _mutual_epsilons(mechanism, table, np.repeat(here, both.shape[1]), both.reshape(-1), delta)
+        epsilons = np.minimum(epsilons.reshape(both.shape), cube)
+        out = slice(start, start + len(here))
+        close, distant = epsilons[:, : near.shape[1]], epsilons[:, near.shape[1] :]
+        best = np.argmax(distant, axis=1)
+        worst_rival[out] = far[np.arange(len(here)), best]
+        worst[out] = np.minimum(np.maximum(distant.max(axis=1), rest), cube)
+        nearest[out], nearest_rival[out] = close[:, 0], near[:, 0]
+        typical[out] = np.median(close, axis=1)
+        if progress is not None:
+            progress((start + len(here)) / count)
+    return TokenEpsilons(chosen, worst, worst_rival, nearest, nearest_rival, typical, rivals, delta)
+
+
+# ---------------------------------------------------------------------------------------------------------- the search
+
+
+@dataclass(order=True)
+class _Item:
+    """A pair with an upper bound of its epsilon, best first in a heap."""
+
+    key: float
+    stage: int  # 0: Renyi, 1: coarse lattice, 2: fine lattice
+    v: int = field(compare=False)
+    w: int = field(compare=False)
+
+
+@dataclass
+class _Search:
+    """Branch and bound over ordered pairs: always refines the pair with the largest bound."""
+
+    mechanism: Mechanism
+    table: Table
+    delta: float
+    cube: float
+    limit: int
+    lower: float = 0.0
+    pair: tuple[int, int] = (0, 0)
+    evaluations: int = 0
+
+    def start(self, guess: tuple[int, int]) -> None:
+        """A first lower bound, from a pair that is far apart."""
+        self.pair = guess
+        for v, w in (guess, guess[::-1]):
+            self._raise_lower(v, w, _COARSE)
+
+    def result(self, epsilon: float, method: str, pairs: int) -> VocabularyBound:
+        """The outcome of :meth:`run` over ``pairs`` candidates."""
+        return VocabularyBound(
+            epsilon=min(epsilon, self.cube),
+            epsilon_lower=min(self.lower, epsilon, self.cube),
+            pair=self.pair,
+            cube_epsilon=self.cube,
+            delta=self.delta,
+            method=method if epsilon < self.cube else "cube",
+            pairs=pairs,
+            evaluations=self.evaluations,
+        )
+
+    def run(self, candidates: IndexArray, bounds: FloatArray, rest: float, orders: FloatArray) -> tuple[float, str]:
+        """Certified maximum over the candidates (falling ``bounds``) and everything else (bound ``rest``)."""
+        heap: list[_Item] = []
+        expanded = 0
+        while True:
+            unexpanded = float(bounds[expanded]) if expanded < len(candidates) else rest
+            top = -heap[0].key if heap else -math.inf
+            best = max(top, unexpanded)
+            if best <= self.lower * (1.0 + _TOLERANCE):
+                # Nothing can be above the lower bound by more than the tolerance.
+                return max(best, self.lower), "loss distribution"
+            if unexpanded >= top:
+                if expanded >= len(candidates):
+                    return rest, "renyi"
+                here = candidates[expanded : expanded + _CHUNK]
+                expanded += len(here)
+                for item in self._expand(here, orders):
+                    heapq.heappush(heap, item)
+                continue
+            item = heap[0]
+            if item.stage == 2:
+                return top, "loss distribution"
+            if self.evaluations >= self.limit:
+                return top, "renyi" if item.stage == 0 else "loss distribution"
+            points = _COARSE if item.stage == 0 else _FINE
+            upper = min(top, _pair(self.mechanism, self.table, item.v, item.w).epsilon_upper(self.delta, points))
+            self.evaluations += 1
+            heapq.heapreplace(heap, _Item(-upper, item.stage + 1, item.v, item.w))
+            if upper > self.lower:
+                self._raise_lower(item.v, item.w, points)
+
+    def _expand(self, candidates: IndexArray, orders: FloatArray) -> list[_Item]:
+        items = []
+        for first, second in ((0, 1), (1, 0)):
+            v, w = candidates[:, first], candidates[:, second]
+            divergences = pair_divergences(self.mechanism, self.table[v], self.table[w], orders)
+            epsilons = renyi_epsilon(orders, divergences, self.delta).min(axis=1)
+            for index in np.flatnonzero(epsilons > self.lower).tolist():
+                items.append(_Item(-float(epsilons[index]), 0, int(v[index]), int(w[index])))
+        return items
+
+    def _raise_lower(self, v: int, w: int, points: int) -> None:
+        lower = _pair(self.mechanism, self.table, v, w).epsilon_lower(self.delta, points)
+        self.evaluations += 1
+        if lower > self.lower:
+            self.lower, self.pair = lower, (v, w)
+
+
+class _Sieve:
+    """Drops pairs whose epsilon is proven to be at most ``epsilon``; its factors are made when first needed."""
+
+    def __init__(self, mechanism: Mechanism, table: Table, order: float, epsilon: float, delta: float) -> None:
+        self._mechanism, self._table, self._order = mechanism, table, order
+        # The conversion adds a constant to the divergence, so that a limit for epsilon is one for the divergence.
+        self._limit = epsilon - _conversion(order, delta)
+        self._rows: KernelRows | None = None
+
+    def __call__(self, first: IndexArray, second: IndexArray) -> npt.NDArray[np.bool_]:
+        if self._rows is None:
+            self._rows = DivergenceKernel.fitted(self._mechanism, self._table, self._order).rows(self._table)
+        return self._rows.mutual(first, second) > np.float32(self._limit * (1.0 - 1e-6))
+
+
+def _conversion(order: float, delta: float) -> float:
+    """epsilon less divergence in the conversion of one Renyi order; may be negative."""
+    return math.log1p(-1.0 / order) - (math.log(delta) + math.log(order)) / (order - 1.0)
+
+
+def _nodes(table: Table) -> int:
+    """Fineness of the grids of probabilities: a small vocabulary does not repay a fine one."""
+    return 2 * min(1024, max(128, len(table))) + 1
+
+
+def _pair(mechanism: Mechanism, table: Table, v: int, w: int) -> ProductPair:
+    return ProductPair.of(mechanism.trials, mechanism.numerators(table[v]), mechanism.numerators(table[w]))
+
+
+def _best_excess(mechanism: Mechanism, table: Table, pair: tuple[int, int], delta: float) -> float:
+    """Renyi order minus one that is best for the pair."""
+    return _pair(mechanism, table, *pair).best_excess(delta)
+
+
+def _distinct(table: Table) -> bool:
+    """Whether the table has two rows that differ."""
+    return any(bool(np.any(table[start : start + 4096] != table[0])) for start in range(0, len(table), 4096))
+
+
+def _plain_screen(mechanism: Mechanism) -> Screen:
+    """Features alone, for finding tokens far apart."""
+    return Screen(mechanism, np.array([2.0]), np.array([1.0]), 0.5, 0.0)
+
+
+def _farthest(kernel: KernelRows, tokens: IndexArray, count: int) -> tuple[IndexArray, FloatArray]:
+    """The ``count`` tokens of largest divergence from each of ``tokens``, and what bounds it for all others."""
+    bounds = kernel.mutual(tokens, slice(None))
+    vocabulary = bounds.shape[1]
+    parts = np.argpartition(bounds, vocabulary - count - 1, axis=1)
+    rest = np.take_along_axis(bounds, parts[:, [vocabulary - count - 1]], axis=1)[:, 0]
+    return parts[:, vocabulary - count :], rest.astype(np.float64) * (1.0 + 1e-6)
+
+
+def _mutual_epsilons(
+    mechanism: Mechanism, table: Table, first: IndexArray, second: IndexArray, delta: float
+) -> FloatArray:
+    """Renyi bound of epsilon of pairs of tokens, the larger of both directions, shape (pairs,)."""
+    result = np.empty(len(first))
+    plain = _plain_screen(mechanism)
+    factors = np.array([0.6, 0.85, 1.15, 1.6])
+    for start in range(0, len(first), _CHUNK):
+        here = slice(start, start + _CHUNK)
+        a, b = table[first[here]], table[second[here]]
+        # A Gaussian of the pair's distance has its best order at about 1 + sqrt(2 log(1/delta)) / mu.
+        mu = np.sqrt(mechanism.trials * ((plain.features(a) - plain.features(b)) ** 2).sum(axis=1))
+        excess = np.clip(math.sqrt(-2.0 * math.log(delta)) / np.maximum(mu, 1e-4), 1e-3, 1e4)
+        orders = 1.0 + excess[:, None] * factors
+        both = np.maximum(*(pair_divergences(mechanism, *sides, orders) for sides in ((a, b), (b, a))))
+        result[here] = renyi_epsilon(orders, both, delta).min(axis=1)
+        result[here][both.max(axis=1) == 0.0] = 0.0  # equal rows, where any order leaves a little
+    return result
+
+
+def _check(mechanism: Mechanism, table: Table, delta: float) -> None:
+    check_array("table", table, np.integer)
+    if table.ndim != 2 or table.shape[1] != mechanism.dim or len(table) == 0:
+        raise ValueError(f"table must have shape (tokens, {mechanism.dim}) with tokens >= 1, got {table.shape}")
+    if int(table.max()) > mechanism.max_level or int(table.min()) < -mechanism.max_level:
+        raise ValueError(f"table must hold levels in -{mechanism.max_level}..{mechanism.max_level}, got one outside")
+    check_number("delta", delta, 0.0, 1.0, open_low=True, open_high=True)
+
+
+def _silent(share: float) -> None:
+    pass

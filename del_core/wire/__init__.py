@@ -1,0 +1,43 @@
+"""The wire format between client and server; specified in docs/reference/wire-format.md."""
+
+from del_core.wire.frame import (
+    DEFAULT_LIMITS,
+    ERROR_STATUS,
+    MAGIC,
+    MEDIA_TYPE,
+    VERSION,
+    FrameError,
+    Limits,
+    PrivateSegment,
+    PublicSegment,
+    Request,
+    Sampling,
+    Segment,
+    Shape,
+    decode_frame,
+    encode_frame,
+    pack_codes,
+    row_bytes,
+    unpack_codes,
+)
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "ERROR_STATUS",
+    "MAGIC",
+    "MEDIA_TYPE",
+    "VERSION",
+    "FrameError",
+    "Limits",
+    "PrivateSegment",
+    "PublicSegment",
+    "Request",
+    "Sampling",
+    "Segment",
+    "Shape",
+    "decode_frame",
+    "encode_frame",
+    "pack_codes",
+    "row_bytes",
+    "unpack_codes",
+]

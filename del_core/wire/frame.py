@@ -1,0 +1,182 @@
+"""The request frame between client and server: docs/reference/wire-format.md, vectors in tests/vectors.
+
+    magic "DELF" | u8 version = 1 | u32 header length | header (UTF-8 JSON) | payload        all little-endian
+
+:func:`encode_frame` and :func:`decode_frame` are inverse to each other. Both raise :class:`FrameError` and
+nothing else for a request or a frame that breaks the format; every size is compared with a limit, and with
+what is really there, before anything of that size is allocated. Needs numpy and the standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from del_core import _json as _strict_json
+from del_core.errors import (
+    ERROR_STATUS,
+    FRAME_TOO_LARGE,
+    HEADER_TOO_LARGE,
+    INVALID_MAGIC,
+    INVALID_VALUE,
+    PAYLOAD_LENGTH_MISMATCH,
+    PRIVATE_NOT_ACCEPTED,
+    TRUNCATED_FRAME,
+    UNKNOWN_VARIANT,
+    UNSUPPORTED_VERSION,
+    FrameError,
+)
+from del_core.wire import header as _header
+from del_core.wire.packing import Codes, pack_codes, row_bytes, unpack_codes
+from del_core.wire.types import Limits, PrivateSegment, PublicSegment, Request, Sampling, Segment, Shape
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "ERROR_STATUS",
+    "MAGIC",
+    "MEDIA_TYPE",
+    "VERSION",
+    "FrameError",
+    "Limits",
+    "PrivateSegment",
+    "PublicSegment",
+    "Request",
+    "Sampling",
+    "Segment",
+    "Shape",
+    "decode_frame",
+    "encode_frame",
+    "pack_codes",
+    "row_bytes",
+    "unpack_codes",
+]
+
+MEDIA_TYPE: Final = "application/vnd.del.frame"
+MAGIC: Final = b"DELF"
+VERSION: Final = 1
+DEFAULT_LIMITS: Final = Limits()
+_PREFIX: Final = struct.Struct("<4sBI")
+
+
+def encode_frame(request: Request, *, bits: int, limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """The bytes of a request. ``bits``: of the variant's counts; ignored when no segment is private.
+
+    Raises FrameError for every request that :func:`decode_frame` would refuse under the same limits.
+    """
+    private: list[Codes] = []
+    for index, segment in enumerate(request.segments):
+        if isinstance(segment, PrivateSegment):
+            codes = segment.codes
+            where = f"segments[{index}].codes"
+            if codes.dtype != np.uint8 or codes.ndim != 2:
+                raise FrameError(
+                    INVALID_VALUE,
+                    where,
+                    f"is {codes.dtype} with {codes.ndim} axes; a uint8 array (tokens, dim) is allowed",
+                )
+            if private and codes.shape[1] != private[0].shape[1]:
+                raise FrameError(
+                    INVALID_VALUE, where, f"has dim {codes.shape[1]}; the segments before have {private[0].shape[1]}"
+                )
+            private.append(codes)
+    fields = _header.to_json(request)
+    try:
+        checked = _header.read(fields, limits)
+    except _strict_json.JsonError as problem:
+        raise FrameError(problem.code, problem.field, problem.message) from None
+    header = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
+    if len(header) > limits.max_header_bytes:
+        raise FrameError(
+            HEADER_TOO_LARGE, "header", f"has {len(header)} bytes; at most {limits.max_header_bytes} are allowed"
+        )
+    payload_size = checked.private_tokens * row_bytes(private[0].shape[1], bits) if private else 0
+    _check_frame_size(_PREFIX.size + len(header) + payload_size, limits)
+    payload = b"".join(pack_codes(codes, bits) for codes in private)
+    return _PREFIX.pack(MAGIC, VERSION, len(header)) + header + payload
+
+
+def decode_frame(
+    data: bytes | bytearray | memoryview,
+    shapes: Mapping[str, Shape | None],
+    limits: Limits = DEFAULT_LIMITS,
+    *,
+    fingerprint: str | None = None,
+) -> Request:
+    """The request of a frame.
+
+    ``shapes`` maps the name of every variant served to the shape of its counts, or to None for one that takes
+    public segments only. With ``fingerprint`` given, a frame made for another bundle is refused with code
+    "bundle_outdated" before its variant and payload are judged by shapes that are not its own. Raises
+    FrameError only.
+    """
+    view = memoryview(data).cast("B")
+    _check_frame_size(len(view), limits)
+    if len(view) < _PREFIX.size:
+        raise FrameError(
+            TRUNCATED_FRAME, "frame", f"has {len(view)} bytes; at least {_PREFIX.size} are needed before the header"
+        )
+    magic, version, header_size = _PREFIX.unpack_from(view)
+    if magic != MAGIC:
+        # What stands there instead is not shown: it may be the prompt, sent by mistake.
+        raise FrameError(INVALID_MAGIC, "magic", 'the first 4 bytes are not "DELF" (44 45 4c 46)')
+    if version != VERSION:
+        raise FrameError(UNSUPPORTED_VERSION, "version", f"is {version}; {VERSION} is allowed")
+    if header_size > limits.max_header_bytes:
+        raise FrameError(
+            HEADER_TOO_LARGE, "header", f"has {header_size} bytes; at most {limits.max_header_bytes} are allowed"
+        )
+    if header_size > len(view) - _PREFIX.size:
+        raise FrameError(
+            TRUNCATED_FRAME,
+            "header",
+            f"has {header_size} bytes; {len(view) - _PREFIX.size} follow the frame's first {_PREFIX.size}",
+        )
+    payload = view[_PREFIX.size + header_size :]
+    try:
+        text = bytes(view[_PREFIX.size : _PREFIX.size + header_size])
+        parsed = _strict_json.parse(text, name="header", max_depth=_header.MAX_DEPTH)
+        header = _header.read(parsed, limits, fingerprint=fingerprint)
+    except _strict_json.JsonError as problem:
+        raise FrameError(problem.code, problem.field, problem.message) from None
+    if header.variant not in shapes:
+        raise FrameError(
+            UNKNOWN_VARIANT,
+            "header.variant",
+            f"is {_strict_json.shown(header.variant)}; this server has {', '.join(sorted(shapes))}",
+        )
+    codes = _read_payload(header, payload, shapes[header.variant])
+    segments: list[Segment] = []
+    row = 0
+    for segment in header.segments:
+        if isinstance(segment, PublicSegment):
+            segments.append(segment)
+        else:
+            segments.append(PrivateSegment(codes[row : row + segment]))
+            row += segment
+    return Request(header.fingerprint, header.variant, tuple(segments), header.sampling, header.resume)
+
+
+def _check_frame_size(size: int, limits: Limits) -> None:
+    if size > limits.max_frame_bytes:
+        raise FrameError(FRAME_TOO_LARGE, "frame", f"has {size} bytes; at most {limits.max_frame_bytes} are allowed")
+
+
+def _read_payload(header: _header.Header, payload: memoryview, shape: Shape | None) -> Codes:
+    """The counts of all private segments, (private tokens, dim)."""
+    if header.private_tokens == 0:
+        if len(payload):
+            raise FrameError(
+                PAYLOAD_LENGTH_MISMATCH, "payload", f"has {len(payload)} bytes; without private segments 0 are allowed"
+            )
+        return np.empty((0, shape.dim if shape else 0), dtype=np.uint8)
+    if shape is None:
+        raise FrameError(
+            PRIVATE_NOT_ACCEPTED,
+            "header.segments",
+            f"has a private segment; variant {header.variant!r} takes public segments only",
+        )
+    return unpack_codes(payload, header.private_tokens, shape.dim, shape.bits)

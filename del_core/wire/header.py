@@ -1,0 +1,221 @@
+"""The frame's JSON header, to and from the values of :mod:`del_core.wire.types`; docs/reference/wire-format.md has it
+as a table.
+
+The same checks run on both sides: what :func:`read` would refuse, the encoder refuses before it is sent.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from del_core import _json as strict
+from del_core.errors import BUNDLE_OUTDATED, CONTEXT_LENGTH_EXCEEDED, UNSUPPORTED_PARAMETER
+from del_core.wire.types import Limits, PrivateSegment, PublicSegment, Request, Sampling
+
+MAX_DEPTH: Final = 8  # the format needs 4; a little room, so that a wrong type is named and not just "too deep"
+FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
+VARIANT: Final = re.compile(r"[a-z0-9-]{1,64}")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")  # what a Python string may hold and UTF-8 may not
+
+_REQUIRED: Final = ("fingerprint", "variant", "segments")
+_SAMPLING: Final = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "stop",
+    "stream",
+    "stop_token_ids",
+    "ignore_eos",
+)
+# Parameters of OpenAI's or vLLM's completions that cannot be served with prompt embeddings, or not yet. They
+# are accepted at the value that changes nothing, so that a general client need not strip them.
+NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "logit_bias": ({},),
+    "logprobs": (),
+    "prompt_logprobs": (),
+    "echo": (False,),
+    "n": (1,),
+    "best_of": (1,),
+    "suffix": ("",),
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header: the private segments as token counts, everything else as values."""
+
+    fingerprint: str
+    variant: str
+    segments: tuple[int | PublicSegment, ...]
+    sampling: Sampling
+    resume: tuple[int, ...]
+
+    @property
+    def private_tokens(self) -> int:
+        """Rows that the payload has to hold."""
+        return sum(segment for segment in self.segments if isinstance(segment, int))
+
+
+def to_json(request: Request) -> dict[str, Any]:
+    """The header of a request, unchecked; sampling fields at their default are left out."""
+    segments: list[dict[str, Any]] = []
+    for segment in request.segments:
+        if isinstance(segment, PrivateSegment):
+            segments.append({"private": segment.tokens})
+        else:
+            segments.append({"public": _plain(segment.token_ids)})
+    header: dict[str, Any] = {
+        "fingerprint": request.fingerprint,
+        "variant": request.variant,
+        "segments": segments,
+        "max_tokens": request.sampling.max_tokens,
+    }
+    default = Sampling()
+    for name in _SAMPLING[1:]:
+        value = getattr(request.sampling, name)
+        if value != getattr(default, name) or type(value) is not type(getattr(default, name)):
+            header[name] = _plain(value) if isinstance(value, tuple) else value
+    if request.resume:
+        header["resume"] = _plain(request.resume)
+    return header
+
+
+def _plain(values: tuple[Any, ...]) -> list[Any]:
+    """NumPy integers, which tokenisers like to return, as Python's; the rest as it is, for the checks to judge."""
+    return [int(value) if isinstance(value, np.integer) else value for value in values]
+
+
+def read(header: object, limits: Limits, *, fingerprint: str | None = None) -> Header:
+    """Checks a parsed header. Raises JsonError with the code, the field and what is allowed.
+
+    With ``fingerprint`` given, another one in the header is refused before anything that depends on the bundle.
+    """
+    values = strict.members(header, "header", required=_REQUIRED, optional=(*_SAMPLING, *NEUTRAL, "resume"))
+    found = strict.text(values["fingerprint"], "header.fingerprint", FINGERPRINT)
+    if fingerprint is not None and found != fingerprint:
+        raise strict.JsonError(
+            BUNDLE_OUTDATED,
+            "header.fingerprint",
+            f"is {found}; this server holds {fingerprint}; fetch the bundle again and encode the prompt with it",
+        )
+    variant = strict.text(values["variant"], "header.variant", VARIANT)
+    segments = _segments(values["segments"], limits)
+    _refuse_unsupported(values)
+    sampling = _sampling(values, limits)
+    resume = _resume(values.get("resume"), sampling, limits)
+    return Header(found, variant, segments, sampling, resume)
+
+
+def _segments(value: object, limits: Limits) -> tuple[int | PublicSegment, ...]:
+    items = strict.array(value, "header.segments", least=1, most=limits.max_segments)
+    segments: list[int | PublicSegment] = []
+    total = 0
+    for index, item in enumerate(items):
+        where = f"header.segments[{index}]"
+        members = strict.members(item, where, optional=("private", "public"))
+        if len(members) != 1:
+            raise strict.invalid(where, f"has {len(members)} members; exactly one of private, public is allowed")
+        if "private" in members:
+            count = strict.integer(members["private"], f"{where}.private", 1, 2**31 - 1)
+            segments.append(count)
+        else:
+            ids = members["public"]
+            # An array longer than the header could hold does not exist, so its length needs no bound of its own.
+            most = max(1, limits.max_header_bytes)
+            public = PublicSegment(
+                strict.secret_integers(ids, f"{where}.public", limits.max_token_id, least=1, most=most)
+            )
+            count = public.tokens
+            segments.append(public)
+        total += count
+        if total > limits.max_prompt_tokens:
+            raise strict.JsonError(
+                CONTEXT_LENGTH_EXCEEDED,
+                where,
+                f"brings the prompt to {total} tokens; at most {limits.max_prompt_tokens} are allowed",
+            )
+    return tuple(segments)
+
+
+def _refuse_unsupported(values: dict[str, Any]) -> None:
+    for name, neutral in NEUTRAL.items():
+        value = values.get(name)
+        if value is None or any(_same(value, allowed) for allowed in neutral):
+            continue
+        allowed = " or ".join(["null", *(strict.shown(item) if item != {} else "{}" for item in neutral)])
+        raise strict.JsonError(
+            UNSUPPORTED_PARAMETER, f"header.{name}", f"is not supported; it may be left out, or be {allowed}"
+        )
+
+
+def _same(value: object, neutral: object) -> bool:
+    """Equal as JSON: 0 and 0.0 are, 0 and false are not."""
+    return isinstance(value, bool) == isinstance(neutral, bool) and value == neutral
+
+
+def _sampling(values: dict[str, Any], limits: Limits) -> Sampling:
+    """The sampling fields; one that is absent or null has its default."""
+    given: dict[str, Any] = {}
+
+    def present(name: str) -> bool:
+        return values.get(name) is not None
+
+    if present("max_tokens"):
+        given["max_tokens"] = strict.integer(values["max_tokens"], "header.max_tokens", 1, limits.max_output_tokens)
+    elif limits.max_output_tokens < Sampling.max_tokens:
+        given["max_tokens"] = limits.max_output_tokens
+    if present("temperature"):
+        given["temperature"] = strict.number(values["temperature"], "header.temperature", 0.0, 2.0)
+    if present("top_p"):
+        given["top_p"] = strict.number(values["top_p"], "header.top_p", 0.0, 1.0, above=True)
+    if present("seed"):
+        given["seed"] = strict.integer(values["seed"], "header.seed", -(2**63), 2**63 - 1)
+    if present("stop"):
+        given["stop"] = _stop(values["stop"], limits)
+    if present("stop_token_ids"):
+        given["stop_token_ids"] = strict.secret_integers(
+            values["stop_token_ids"],
+            "header.stop_token_ids",
+            limits.max_token_id,
+            least=0,
+            most=limits.max_stop_token_ids,
+        )
+    for name in ("stream", "ignore_eos"):
+        if present(name):
+            given[name] = strict.boolean(values[name], f"header.{name}")
+    return Sampling(**given)
+
+
+def _stop(value: object, limits: Limits) -> tuple[str, ...]:
+    items = [value] if isinstance(value, str) else value
+    items = strict.array(items, "header.stop", least=0, most=limits.max_stop_strings)
+    for index, item in enumerate(items):
+        fits = (
+            isinstance(item, str) and not _SURROGATE.search(item) and 1 <= len(item.encode()) <= limits.max_stop_bytes
+        )
+        if not fits:
+            raise strict.invalid(
+                f"header.stop[{index}]", f"is not a string of 1 to {limits.max_stop_bytes} bytes of UTF-8"
+            )
+    return tuple(items)
+
+
+def _resume(value: object, sampling: Sampling, limits: Limits) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    most = sampling.max_tokens - 1
+    ids = strict.secret_integers(value, "header.resume", limits.max_token_id, least=0, most=limits.max_output_tokens)
+    if len(ids) > most:
+        raise strict.invalid(
+            "header.resume",
+            f"has {len(ids)} token ids; at most max_tokens - 1 = {most} are allowed, as they count as generated",
+        )
+    return ids

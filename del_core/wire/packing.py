@@ -1,0 +1,135 @@
+"""Packing of n-bit counts into bytes: docs/reference/wire-format.md, section "Payload".
+
+Row t holds the counts K_0..K_{dim-1} of token t. Count j occupies the row's bits j n .. j n + n - 1, its least
+significant bit first; bit i of a row is bit i % 8 (value 2^(i % 8)) of the row's byte i // 8. A row takes
+ceil(dim n / 8) bytes; the bits above dim n in its last byte are zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from del_core.errors import INVALID_PADDING, INVALID_VALUE, PAYLOAD_LENGTH_MISMATCH, FrameError
+
+Codes = NDArray[np.uint8]
+
+
+def row_bytes(dim: int, bits: int) -> int:
+    """Bytes of one token's packed counts."""
+    return (dim * bits + 7) // 8
+
+
+def _check_shape(dim: int, bits: int) -> None:
+    if not 1 <= bits <= 8:
+        raise FrameError(INVALID_VALUE, "bits", f"is {bits}; 1 to 8 are allowed")
+    if dim < 1:
+        raise FrameError(INVALID_VALUE, "dim", f"is {dim}; at least 1 is allowed")
+
+
+def pack_codes(codes: Codes, bits: int) -> bytes:
+    """Counts (tokens, dim), uint8 in 0..2^bits - 1, as tokens * row_bytes(dim, bits) bytes.
+
+    Raises FrameError for another type or shape, or for a count that does not fit.
+    """
+    if codes.dtype != np.uint8 or codes.ndim != 2:
+        raise FrameError(
+            INVALID_VALUE, "codes", f"is {codes.dtype} with {codes.ndim} axes; a uint8 array (tokens, dim) is allowed"
+        )
+    tokens, dim = codes.shape
+    _check_shape(dim, bits)
+    if bits < 8 and tokens and int(codes.max()) >= 1 << bits:
+        row = int(np.argmax((codes >> bits).any(axis=1)))
+        most = (1 << bits) - 1
+        raise FrameError(INVALID_VALUE, f"codes[{row}]", f"has a count above {most}, the most {bits} bits hold")
+    if bits == 8:
+        return codes.tobytes()
+    if bits == 1:
+        return np.packbits(codes, axis=1, bitorder="little").tobytes()
+    if bits in (2, 4):
+        return _pack_divisor(codes, bits).tobytes()
+    return _pack_words(codes, bits).tobytes()
+
+
+def unpack_codes(payload: bytes | bytearray | memoryview, tokens: int, dim: int, bits: int) -> Codes:
+    """The inverse of :func:`pack_codes`: a new uint8 array (tokens, dim).
+
+    Raises FrameError unless the payload has exactly tokens * row_bytes(dim, bits) bytes and zero padding bits.
+    """
+    _check_shape(dim, bits)
+    width = row_bytes(dim, bits)
+    size = memoryview(payload).nbytes
+    if tokens < 0 or size != tokens * width:
+        raise FrameError(
+            PAYLOAD_LENGTH_MISMATCH,
+            "payload",
+            f"has {size} bytes; {tokens} tokens of {dim} counts of {bits} bits take {tokens * width}",
+        )
+    rows = np.frombuffer(payload, dtype=np.uint8).reshape(tokens, width)
+    used = dim * bits % 8
+    if used and tokens:
+        dirty = rows[:, -1] >> used
+        if dirty.any():
+            row = int(np.argmax(dirty != 0))
+            raise FrameError(
+                INVALID_PADDING,
+                f"payload row {row}",
+                f"has padding bits set; the bits of a row from bit {dim * bits} on are zero",
+            )
+    if bits == 8:
+        return rows.copy()
+    if bits == 1:
+        return np.unpackbits(rows, axis=1, count=dim, bitorder="little")
+    if bits in (2, 4):
+        return _unpack_divisor(rows, dim, bits)
+    return _unpack_words(rows, dim, bits)
+
+
+def _pack_divisor(codes: Codes, bits: int) -> Codes:
+    """Packing where a byte holds a whole number of counts (2 or 4 bits): one shift per place in the byte."""
+    tokens, dim = codes.shape
+    packed = np.zeros((tokens, row_bytes(dim, bits)), dtype=np.uint8)
+    for place in range(8 // bits):
+        column = codes[:, place :: 8 // bits]
+        packed[:, : column.shape[1]] |= column << (bits * place)
+    return packed
+
+
+def _unpack_divisor(rows: Codes, dim: int, bits: int) -> Codes:
+    codes: NDArray[Any] = np.empty((len(rows), dim), dtype=np.uint8)
+    mask = (1 << bits) - 1
+    for place in range(8 // bits):
+        column = codes[:, place :: 8 // bits]
+        column[...] = (rows[:, : column.shape[1]] >> (bits * place)) & mask
+    return codes
+
+
+def _pack_words(codes: Codes, bits: int) -> Codes:
+    """Packing for any number of bits: eight counts fill ``bits`` whole bytes, so each eight are put into one word."""
+    tokens, dim = codes.shape
+    groups = (dim + 7) // 8
+    places = np.zeros((tokens, groups * 8), dtype=np.uint8)
+    places[:, :dim] = codes
+    places = places.reshape(tokens, groups, 8)
+    words = np.zeros((tokens, groups), dtype="<u8")
+    for place in range(8):
+        words |= places[:, :, place].astype("<u8") << np.uint64(bits * place)
+    packed = words.view(np.uint8).reshape(tokens, groups, 8)[:, :, :bits]
+    return packed.reshape(tokens, groups * bits)[:, : row_bytes(dim, bits)]
+
+
+def _unpack_words(rows: Codes, dim: int, bits: int) -> Codes:
+    tokens, width = rows.shape
+    groups = (dim + 7) // 8
+    packed = np.zeros((tokens, groups * bits), dtype=np.uint8)
+    packed[:, :width] = rows
+    padded = np.zeros((tokens, groups, 8), dtype=np.uint8)
+    padded[:, :, :bits] = packed.reshape(tokens, groups, bits)
+    words = padded.view("<u8")[:, :, 0]
+    codes = np.empty((tokens, groups, 8), dtype=np.uint8)
+    mask = np.uint64((1 << bits) - 1)
+    for place in range(8):
+        codes[:, :, place] = (words >> np.uint64(bits * place)) & mask
+    return np.ascontiguousarray(codes.reshape(tokens, groups * 8)[:, :dim])

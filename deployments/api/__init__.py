@@ -1,0 +1,1 @@
+"""The HTTP surface: routes, event streams, error objects, middleware."""

@@ -1,0 +1,233 @@
+"""Completions as they are written: the JSON around tokens, and event streams that end when their reader goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from starlette.datastructures import Headers
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from del_core.errors import DEADLINE_EXCEEDED, ENGINE_UNAVAILABLE, INTERNAL_ERROR
+from del_core.wire import Request
+from deployments.api.deadlines import Deadline
+from deployments.api.errors import ENGINE_UNAVAILABLE_MESSAGE, INTERNAL_ERROR_MESSAGE, error_body, log_defect
+from deployments.engines.base import EngineDeadError
+from deployments.service.service import Piece
+from deployments.telemetry.observation import CLIENT_GONE, OK, Observation, Observer
+
+__all__ = ["Coalescing", "Disconnected", "Envelope", "EventStream", "unless_disconnected"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Coalescing:
+    """How tokens of a stream are gathered into events.
+
+    The first tokens are written at once. After that an event is written when ``max_tokens`` tokens wait, or when the
+    first of those that wait has done so for ``max_delay`` seconds, whichever comes first.
+    """
+
+    max_tokens: int = 16
+    max_delay: float = 0.05
+
+
+class Disconnected(Exception):  # noqa: N818 - no failure, and never seen outside the HTTP surface
+    """The client has gone."""
+
+
+async def unless_disconnected(http: HTTPRequest, work: Awaitable[T]) -> T:
+    """The result of ``work``, which is cancelled if the client goes first."""
+
+    async def run() -> T:
+        return await work
+
+    task = asyncio.ensure_future(run())
+    gone = asyncio.ensure_future(disconnected(http.receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Disconnected
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            # Wait until the engine has been told, so that the slot is not given away too soon.
+            await asyncio.wait((task,))
+
+
+async def disconnected(receive: Receive) -> None:
+    """Wait until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Envelope:
+    """The JSON around a request's output: everything but text, token ids and finish reason is written once."""
+
+    def __init__(self, request: Request) -> None:
+        self._prompt_tokens = request.prompt_tokens
+        self._head = (
+            f'{{"id":"cmpl-{uuid.uuid4().hex}","object":"text_completion","created":{int(time.time())},'
+            f'"model":{json.dumps(request.variant)},"choices":[{{"index":0,"text":'
+        )
+        self.completion_tokens = 0
+
+    def _choice(self, text: str, token_ids: tuple[int, ...], finish_reason: str | None) -> str:
+        reason = f'"{finish_reason}"' if finish_reason else "null"
+        ids = ",".join(map(str, token_ids))
+        return f'{self._head}{json.dumps(text)},"token_ids":[{ids}],"logprobs":null,"finish_reason":{reason}}}]'
+
+    def _usage(self) -> str:
+        total = self._prompt_tokens + self.completion_tokens
+        return (
+            f'"usage":{{"prompt_tokens":{self._prompt_tokens},"completion_tokens":{self.completion_tokens},'
+            f'"total_tokens":{total}}}'
+        )
+
+    def completion(self, text: str, token_ids: tuple[int, ...], finish_reason: str) -> bytes:
+        """The completion object."""
+        self.completion_tokens = len(token_ids)
+        return f"{self._choice(text, token_ids, finish_reason)},{self._usage()}}}".encode()
+
+    def event(self, text: str, token_ids: tuple[int, ...], finish_reason: str | None) -> bytes:
+        """A chunk of a stream as a server-sent event; the last one carries the usage."""
+        self.completion_tokens += len(token_ids)
+        usage = f",{self._usage()}" if finish_reason else ""
+        return f"data: {self._choice(text, token_ids, finish_reason)}{usage}}}\n\n".encode()
+
+
+class EventStream(Response):
+    """A stream of completion chunks: coalesced, ended by ``[DONE]``, and stopped when the client goes."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        envelope: Envelope,
+        first: Piece,
+        pieces: AsyncGenerator[Piece, None],
+        coalescing: Coalescing,
+        slots: contextlib.ExitStack,
+        deadline: Deadline,
+        write_timeout: float,
+        seen: Observation,
+    ) -> None:
+        # `no-transform` and the other one keep proxies from compressing or holding back what is small and urgent.
+        super().__init__(headers={"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._envelope = envelope
+        self._waiting = [first]
+        self._pieces = pieces
+        self._coalescing = coalescing
+        self._slots = slots
+        self._deadline = deadline
+        self._write_timeout = write_timeout
+        self._seen = seen
+        self.observer: Observer | None = None
+        self._code = CLIENT_GONE  # until the last byte is written
+        self._expired = False
+        self._more = asyncio.Event()
+        self._ended: BaseException | bool = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        pump = asyncio.ensure_future(self._pump())
+        write = asyncio.ensure_future(self._write(send, Headers(scope=scope).get("x-request-id")))
+        gone = asyncio.ensure_future(disconnected(receive))
+        try:
+            done, _ = await asyncio.wait(
+                (write, gone), timeout=self._deadline.remaining(), return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                # Nobody waits any more: the engine stops first, and whoever still listens is told.
+                self._expired = True
+                pump.cancel()
+                await asyncio.wait((write, gone), timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+            if write.done():
+                with contextlib.suppress(OSError):  # the client went, or stopped reading, while something was sent
+                    write.result()
+        finally:
+            for task in (pump, write, gone):
+                task.cancel()
+            await asyncio.wait((pump, write))
+            await self._pieces.aclose()
+            self._slots.close()
+            self._seen.end(self._code)
+            if self.observer is not None:
+                self.observer(self._seen)
+
+    async def _pump(self) -> None:
+        """Take pieces from the engine as they come, however slowly they are written."""
+        try:
+            async for piece in self._pieces:
+                self._waiting.append(piece)
+                self._more.set()
+            self._ended = True
+        except BaseException as error:
+            self._ended = error
+            raise
+        finally:
+            self._more.set()
+
+    async def _write(self, send: Send, request_id: str | None) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        done = False
+        while not done:
+            pieces, self._waiting = self._waiting, []
+            if pieces:
+                done = pieces[-1].finish_reason is not None
+                text = "".join(piece.text for piece in pieces)
+                token_ids = tuple(token_id for piece in pieces for token_id in piece.token_ids)
+                body = self._envelope.event(text, token_ids, pieces[-1].finish_reason)
+                if done:
+                    body += b"data: [DONE]\n\n"
+                async with asyncio.timeout(self._write_timeout):
+                    await send({"type": "http.response.body", "body": body, "more_body": not done})
+            if not done and not await self._gather():
+                body = self._failure(request_id)
+                await send({"type": "http.response.body", "body": body, "more_body": False})
+                return
+        self._code = OK
+
+    async def _gather(self) -> bool:
+        """Wait until an event is due; false if the pieces ended without a last one."""
+        deadline: float | None = None
+        loop = asyncio.get_running_loop()
+        while True:
+            self._more.clear()
+            if self._waiting:
+                if self._ended or self._waiting[-1].gathered:
+                    return True
+                if sum(len(piece.token_ids) for piece in self._waiting) >= self._coalescing.max_tokens:
+                    return True
+                deadline = deadline or loop.time() + self._coalescing.max_delay
+            elif self._ended:
+                return False
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._more.wait()
+            except TimeoutError:
+                return True
+
+    def _failure(self, request_id: str | None) -> bytes:
+        """The event for an engine that failed after the stream had begun."""
+        if self._expired:
+            self._code, message = DEADLINE_EXCEEDED, str(Deadline.exceeded())
+        elif isinstance(self._ended, EngineDeadError):
+            self._code, message = ENGINE_UNAVAILABLE, ENGINE_UNAVAILABLE_MESSAGE
+        else:
+            if isinstance(self._ended, Exception):
+                log_defect(self._ended, request_id)
+            self._code, message = INTERNAL_ERROR, INTERNAL_ERROR_MESSAGE
+        return b"data: " + error_body(self._code, message) + b"\n\n"

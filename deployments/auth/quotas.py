@@ -1,0 +1,185 @@
+"""Quotas of requests and tokens a minute that hold over all replicas together.
+
+One :class:`Book` counts what has been granted to each name in the current minute. Replicas take parts of a name's
+budget from it ahead of need (leases) and spend these by themselves, so most requests ask nobody. A lease ends with its
+minute; what was not spent of it is lost, never carried over, so no name gets more than its quota in any minute of the
+clock. As a budget runs out the leases become smaller, down to what the request at hand needs.
+
+The book knows no Ray; :mod:`deployments.auth.quota_actor` keeps it in a named actor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from del_core.errors import INVALID_VALUE, DelError, FrameError
+from deployments.auth.keys import Caller
+
+__all__ = ["Book", "Charge", "Lease", "QuotaExceededError", "QuotaUnavailableError", "Quotas"]
+
+WINDOW_S = 60
+_PLENTY = 1 << 30  # where there is no limit: enough never to ask again in this minute
+
+
+class QuotaExceededError(DelError):
+    """The requests or tokens of this minute are spent. ``retry_after``: whole seconds until there are new ones."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message, retry_after)
+        self.message = message
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class QuotaUnavailableError(DelError):
+    """The book of quotas does not answer, so it is not known whether the caller has any left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What was granted: ``requests`` and ``tokens`` (both 0 if it was refused), for the next ``seconds``."""
+
+    requests: int
+    tokens: int
+    seconds: float
+
+
+class Book:
+    """What was granted in the current minute, by name."""
+
+    def __init__(self, state: Mapping[str, object] | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        """``state`` is the last :meth:`state` of a book that is no more."""
+        self._clock = clock
+        self._window = -1
+        self._granted: dict[str, tuple[int, int]] = {}
+        if state is not None:
+            granted = state["granted"]
+            assert isinstance(granted, dict)
+            self._window = int(str(state["window"]))
+            self._granted = {name: (int(requests), int(tokens)) for name, (requests, tokens) in granted.items()}
+
+    def state(self) -> dict[str, object]:
+        """All that a successor has to know, as JSON values."""
+        return {"window": self._window, "granted": {name: list(pair) for name, pair in self._granted.items()}}
+
+    def lease(self, name: str, requests: int | None, tokens: int | None, need: int) -> Lease:
+        """Grant a part of a quota (None is no limit) that covers one request of ``need`` tokens, or nothing."""
+        now = self._clock()
+        window = int(now // WINDOW_S)
+        if window > self._window:  # a clock that was set back does not give a minute's budget again
+            self._window, self._granted = window, {}
+        seconds = (self._window + 1) * WINDOW_S - now
+        used_requests, used_tokens = self._granted.get(name, (0, 0))
+        part_requests = _part(requests, used_requests, 1)
+        part_tokens = _part(tokens, used_tokens, need)
+        if part_requests < 1 or part_tokens < need:
+            return Lease(0, 0, seconds)
+        self._granted[name] = (used_requests + part_requests, used_tokens + part_tokens)
+        return Lease(part_requests, part_tokens, seconds)
+
+
+def _part(limit: int | None, used: int, need: int) -> int:
+    """How much of a limit to grant where ``need`` is needed now."""
+    if limit is None:
+        return max(need, _PLENTY)
+    left = limit - used
+    return min(left, max(need, min(limit // 16, left // 8)))
+
+
+@dataclass
+class _Held:
+    """What this replica holds of a name's quota."""
+
+    lock: asyncio.Lock
+    requests: int = 0
+    tokens: int = 0
+    until: float = 0.0
+    refused: int | None = None  # the smallest need that was refused in this minute
+
+
+class Charge:
+    """What one request was charged; :meth:`settle` gives back what it did not use."""
+
+    def __init__(self, held: _Held | None, tokens: int) -> None:
+        self._held = held
+        self._until = 0.0 if held is None else held.until
+        self._tokens = tokens
+
+    def settle(self, used: int) -> None:
+        """Say how many tokens were used after all; call once."""
+        if self._held is not None and self._held.until == self._until:
+            self._held.tokens += max(0, self._tokens - used)
+
+
+FREE = Charge(None, 0)
+"""The charge of a caller without limits."""
+
+LeaseSource = Callable[[str, int | None, int | None, int], Awaitable[Lease]]
+
+
+class Quotas:
+    """One replica's side: spends leases, and takes new ones from ``source`` (:meth:`Book.lease`, wherever it runs)."""
+
+    def __init__(self, source: LeaseSource, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._source = source
+        self._clock = clock
+        self._held: dict[str, _Held] = {}
+
+    async def charge(self, caller: Caller, tokens: int) -> Charge:
+        """Charge one request of so many tokens, prompt and ``max_tokens`` together.
+
+        Raises:
+            FrameError: more tokens than the caller has in a whole minute.
+            QuotaExceededError: not enough is left in this minute.
+            QuotaUnavailableError: the source of leases does not answer.
+        """
+        if caller.requests_per_minute is None and caller.tokens_per_minute is None:
+            return FREE
+        if caller.tokens_per_minute is not None and tokens > caller.tokens_per_minute:
+            raise FrameError(
+                INVALID_VALUE,
+                "header.max_tokens",
+                f"with the prompt makes {tokens} tokens; the key allows {caller.tokens_per_minute} in a minute",
+            )
+        held = self._held.get(caller.name)
+        if held is None:
+            held = self._held[caller.name] = _Held(asyncio.Lock())
+        counted = tokens if caller.tokens_per_minute is not None else 0
+        if not self._spend(held, counted):
+            async with held.lock:
+                while not self._spend(held, counted):
+                    await self._renew(held, caller, counted)
+        return Charge(held, counted)
+
+    def _spend(self, held: _Held, tokens: int) -> bool:
+        if held.requests < 1 or held.tokens < tokens or self._clock() >= held.until:
+            return False
+        held.requests -= 1
+        held.tokens -= tokens
+        return True
+
+    async def _renew(self, held: _Held, caller: Caller, tokens: int) -> None:
+        """Take another lease. Raises QuotaExceededError, QuotaUnavailableError."""
+        began = self._clock()
+        if began < held.until and held.refused is not None and tokens >= held.refused:
+            raise self._exceeded(held)
+        lease = await self._source(caller.name, caller.requests_per_minute, caller.tokens_per_minute, tokens)
+        # Counted from before the question: a lease never outlives its minute.
+        until = began + lease.seconds
+        if began >= held.until or until > held.until + WINDOW_S / 2:
+            held.requests, held.tokens, held.refused, held.until = 0, 0, None, until
+        if lease.requests == 0:
+            held.refused = tokens
+            raise self._exceeded(held)
+        held.requests += lease.requests
+        held.tokens += lease.tokens
+
+    def _exceeded(self, held: _Held) -> QuotaExceededError:
+        seconds = max(1, math.ceil(held.until - self._clock()))
+        return QuotaExceededError("the key's quota of this minute is spent", seconds)

@@ -1,0 +1,171 @@
+"""The side of vLLM's engine process that the replica sees: requests in, tokens out, gathered before anybody is woken.
+
+AsyncLLM makes an output object, a queue entry and a task switch of every token of every request, which costs a replica
+more than everything else that it does for a completion. Here a step of the engine appends its token ids to the lists of
+their requests, and a request's reader is woken when there is something to write: for the first tokens, when
+``gather_tokens`` wait, when one has waited for ``gather_s``, and at the end. AsyncLLM starts the engine, prepares the
+requests and watches the process; only its output loop is not used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+from deployments.engines.base import Delta, EngineDeadError, EngineSampling, FinishReason
+
+if TYPE_CHECKING:
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+__all__ = ["Frontend"]
+
+
+class _Output:
+    """What one request has generated and nobody has read yet."""
+
+    def __init__(self, sampling: EngineSampling) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._gather_tokens = sampling.gather_tokens
+        self._gather_s = sampling.gather_s
+        self._begun = not sampling.incremental
+        if not sampling.incremental:
+            self._gather_tokens, self._gather_s = sampling.max_tokens + 1, None
+        self.cached_rows: int | None = None
+        """Rows of the prompt that the engine had in its cache; known with the first token."""
+        self._tokens: list[int] = []
+        self._reason: FinishReason | None = None
+        self._error = False
+        self._due = False
+        self._reader: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the engine is done with the request."""
+        return self._reason is not None or self._error
+
+    def push(self, token_ids: list[int], reason: FinishReason | None) -> None:
+        """New tokens, and in the end why it was the end."""
+        self._tokens += token_ids
+        self._reason = reason
+        if reason is not None or not self._begun or len(self._tokens) >= self._gather_tokens:
+            self._begun = True
+            self._wake()
+        elif self._timer is None and self._gather_s is not None and not self._due:
+            self._timer = self._loop.call_later(self._gather_s, self._wake)
+
+    def fail(self) -> None:
+        """The engine has stopped."""
+        self._error = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._due = True
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def read(self) -> Delta:
+        """The next tokens that are due. Raises EngineDeadError."""
+        if not self._due:
+            self._reader = self._loop.create_future()
+            await self._reader
+        self._due = False
+        if self._error:
+            raise EngineDeadError("the engine has stopped")
+        token_ids, self._tokens = tuple(self._tokens), []
+        return Delta(token_ids, self._reason, self.cached_rows, gathered=self._gather_tokens > 1)
+
+    def close(self) -> None:
+        """Nobody reads any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+class Frontend:
+    """Talks to the engine's process of an AsyncLLM that was made outside of any event loop."""
+
+    def __init__(self, llm: AsyncLLM) -> None:
+        self._llm = llm
+        self._core = llm.engine_core
+        self._outputs: dict[str, _Output] = {}
+        self._tasks: tuple[Any, ...] = ()
+        self._receiver: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to receive; call once, in the event loop that makes the requests."""
+        self._receiver = asyncio.create_task(self._receive(), name="engine-outputs")
+        self._tasks = tuple(await self._llm.get_supported_tasks())
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine has stopped."""
+        return self._llm.errored or (self._receiver is not None and self._receiver.done())
+
+    async def generate(
+        self, request_id: str, prompt: Any, parameters: SamplingParams, sampling: EngineSampling
+    ) -> AsyncGenerator[Delta, None]:
+        """Generate after a prompt of embeddings, as ``Engine.generate`` does. Raises EngineDeadError."""
+        from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
+
+        request = self._llm.input_processor.process_inputs(request_id, prompt, parameters, self._tasks)
+        # The id is unique already: AsyncLLM would add more random characters to it.
+        request.external_req_id = request_id
+        output = _Output(sampling)
+        self._outputs[request_id] = output
+        sent = False
+        try:
+            if self.dead:
+                raise EngineDeadError("the engine has stopped")
+            sent = True
+            await self._core.add_request_async(request)
+            delta = Delta(())
+            while delta.finish_reason is None:
+                delta = await output.read()
+                yield delta
+        except VllmEngineDeadError:
+            raise EngineDeadError("the engine has stopped") from None
+        finally:
+            output.close()
+            self._outputs.pop(request_id, None)
+            if sent and not output.finished and not self.dead:
+                await self._core.abort_requests_async([request_id])
+
+    async def abort(self, request_id: str) -> None:
+        """Stop a request; unknown and finished ones are ignored."""
+        if request_id in self._outputs and not self.dead:
+            await self._core.abort_requests_async([request_id])
+
+    async def _receive(self) -> None:
+        from vllm.v1.engine import FinishReason as VllmReason
+
+        reasons: dict[Any, FinishReason | None] = {None: None, VllmReason.STOP: "stop", VllmReason.LENGTH: "length"}
+        try:
+            while True:
+                step = await self._core.get_output_async()
+                for one in step.outputs:
+                    output = self._outputs.get(one.request_id)
+                    if output is None:
+                        continue
+                    if one.prefill_stats is not None:
+                        output.cached_rows = one.prefill_stats.num_cached_tokens
+                    if one.finish_reason in reasons:
+                        output.push(one.new_token_ids, reasons[one.finish_reason])
+                    else:
+                        # The engine gave the request up ("abort", "error"), which it does only when it goes down.
+                        output.fail()
+        finally:
+            for output in tuple(self._outputs.values()):
+                output.fail()
+
+    async def stop(self) -> None:
+        """Receive no more."""
+        if self._receiver is not None:
+            self._receiver.cancel()
+            await asyncio.wait((self._receiver,))
+            if not self._receiver.cancelled():
+                self._receiver.exception()  # the engine's death, which every request has been told

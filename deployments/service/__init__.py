@@ -1,0 +1,1 @@
+"""From a request frame to a completion; knows no HTTP."""

@@ -1,0 +1,1 @@
+"""Observations of requests: metrics, traces, logs, and the autoscaling signal."""

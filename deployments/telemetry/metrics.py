@@ -1,0 +1,110 @@
+"""The replica's Prometheus metrics, through Ray: docs/guides/observability.md lists them.
+
+Ray exports what its processes record on every node's metrics port, each name with ``ray_`` before it, and Serve adds
+the tags ``application``, ``deployment`` and ``replica``. A recording costs Ray some ten microseconds, so what can be
+added up is added up here and recorded about once a second; what is left is at most four histograms a completion.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Sums
+from dataclasses import dataclass
+from typing import Any
+
+from deployments.telemetry.observation import OK, Observation
+
+__all__ = ["HISTOGRAMS", "METRICS", "Metric", "ReplicaMetrics"]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_DECODE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as Ray is told of it; Prometheus shows a counter as ``ray_NAME_total``, others as ``ray_NAME``."""
+
+    name: str
+    kind: str
+    """counter, gauge or histogram"""
+    description: str
+    tags: tuple[str, ...] = ("variant",)
+    boundaries: tuple[float, ...] = ()
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("del_requests", "counter", "Completions that have ended, by code (ok, or that of the error)",
+               ("variant", "code")),
+        Metric("del_prompt_tokens", "counter", "Prompt tokens of completions that reached the engine"),
+        Metric("del_output_tokens", "counter", "Tokens generated"),
+        Metric("del_request_bytes", "counter", "Bytes of request frames"),
+        Metric("del_soft_prompts", "counter", "Soft prompts asked for, by whether the cache had them (hit, miss)",
+               ("variant", "cache")),
+        Metric("del_cached_rows", "counter", "Rows of prompts, soft prompts included, that the engine's cache had"),
+        Metric("del_first_token_seconds", "histogram", "From the request to its first token",
+               boundaries=_SECONDS),
+        Metric("del_inter_token_seconds", "histogram", "Mean time between two tokens of a streamed completion",
+               boundaries=_SECONDS),
+        Metric("del_queue_seconds", "histogram",
+               "From the engine's getting a prompt to its first token: the engine's queue and the prompt's computation",
+               boundaries=_SECONDS),
+        Metric("del_decode_seconds", "histogram", "Decoding a prompt's counts to embeddings",
+               boundaries=_DECODE_SECONDS),
+        Metric("del_requests_in_flight", "gauge", "Completions that hold a place in the replica", ()),
+        Metric("del_outstanding_tokens", "gauge", "Tokens that the replica has promised and not yet generated", ()),
+    )
+}  # fmt: skip
+"""Every metric of a replica, by name."""
+
+HISTOGRAMS = tuple(name for name, metric in METRICS.items() if metric.kind == "histogram")
+
+
+def _make(metric: Metric) -> Any:
+    from ray.serve import metrics
+
+    if metric.kind == "counter":
+        return metrics.Counter(metric.name, metric.description, metric.tags)
+    if metric.kind == "gauge":
+        return metrics.Gauge(metric.name, metric.description, metric.tags)
+    return metrics.Histogram(metric.name, metric.description, list(metric.boundaries), metric.tags)
+
+
+class ReplicaMetrics:
+    """Records completions; call :meth:`flush` about once a second."""
+
+    def __init__(self) -> None:
+        self._made = {name: _make(metric) for name, metric in METRICS.items()}
+        self._sums: Sums[tuple[str, tuple[tuple[str, str], ...]]] = Sums()
+
+    def observe(self, seen: Observation) -> None:
+        """Take up a completion that has ended."""
+        sums, variant = self._sums, ("variant", seen.variant)
+        sums["del_requests", (variant, ("code", seen.code))] += 1
+        sums["del_request_bytes", (variant,)] += seen.request_bytes
+        if seen.decoded is None:
+            return
+        sums["del_prompt_tokens", (variant,)] += seen.prompt_tokens
+        sums["del_output_tokens", (variant,)] += seen.output_tokens
+        cached = seen.soft_prompt_cached
+        if cached is not None:
+            sums["del_soft_prompts", (variant, ("cache", "hit" if cached else "miss"))] += 1
+        sums["del_cached_rows", (variant,)] += seen.cached_rows or 0
+        tags = {"variant": seen.variant}
+        self._made["del_decode_seconds"].observe(seen.decode_s, tags)
+        for name, value in (
+            ("del_first_token_seconds", seen.first_token_s if seen.stream or seen.code == OK else None),
+            ("del_queue_seconds", seen.queue_s),
+            ("del_inter_token_seconds", seen.inter_token_s),
+        ):
+            if value is not None:
+                self._made[name].observe(value, tags)
+
+    def flush(self, *, in_flight: int, outstanding_tokens: int) -> None:
+        """Record what was added up since the last time, and what is so now."""
+        sums, self._sums = self._sums, Sums()
+        for (name, tags), value in sums.items():
+            if value:
+                self._made[name].inc(value, dict(tags))
+        self._made["del_requests_in_flight"].set(in_flight)
+        self._made["del_outstanding_tokens"].set(outstanding_tokens)

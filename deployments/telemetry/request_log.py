@@ -1,0 +1,96 @@
+"""The replica's own log: lines of JSON (or text) with request ids, in the file where Serve writes the replica's.
+
+One line for each completion, when ``telemetry.request_log`` asks for it: id, variant, code, sizes and times, the same
+that metrics add up. What is logged is what :class:`deployments.telemetry.observation.Observation` holds, so nothing
+of a prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Literal
+
+from deployments.telemetry.observation import Observation
+
+__all__ = ["JsonLines", "attach", "log_request"]
+
+LogFormat = Literal["json", "text"]
+
+logger = logging.getLogger("deployments.requests")
+
+_FIELDS = "fields"
+
+
+def _milliseconds(later: float | None, earlier: float | None) -> float | None:
+    return None if later is None or earlier is None else round((later - earlier) * 1000, 3)
+
+
+def log_request(seen: Observation) -> None:
+    """Write the line of a completion that has ended."""
+    fields = {
+        "request_id": seen.request_id,
+        "code": seen.code,
+        "variant": seen.variant,
+        "stream": seen.stream,
+        "request_bytes": seen.request_bytes,
+        "prompt_tokens": seen.prompt_tokens,
+        "output_tokens": seen.output_tokens,
+        "cached_rows": seen.cached_rows,
+        "receive_ms": _milliseconds(seen.received, seen.began),
+        "decode_ms": None if seen.decoded is None else round(seen.decode_s * 1000, 3),
+        "queue_ms": _milliseconds(seen.first_token, seen.decoded),
+        "first_token_ms": _milliseconds(seen.first_token, seen.began),
+        "total_ms": _milliseconds(seen.ended, seen.began),
+    }
+    known = {name: value for name, value in fields.items() if value is not None}
+    logger.info("completion %s", " ".join(f"{name}={value}" for name, value in known.items()), extra={_FIELDS: known})
+
+
+class JsonLines(logging.Formatter):
+    """A record as one JSON object on one line: ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``message``, fields."""
+
+    def __init__(self, replica: str | None = None) -> None:
+        super().__init__()
+        self._replica = replica
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging."""
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, object] = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+        }
+        if self._replica is not None:
+            line["replica"] = self._replica
+        fields = getattr(record, _FIELDS, None)
+        if fields is not None:
+            line |= {"message": "completion", **fields}
+        else:
+            line["message"] = record.getMessage()
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception"] = record.exc_info[0].__name__  # never its message, which could hold anything
+        return json.dumps(line, default=str)
+
+
+def attach(log_format: LogFormat, replica: str | None, *, requests: bool) -> None:
+    """Let everything under ``deployments`` go to where Serve writes this replica's log, in this format."""
+    ours = logging.getLogger("deployments")
+    for handler in list(ours.handlers):
+        ours.removeHandler(handler)
+    for file in logging.getLogger("ray.serve").handlers:
+        name = getattr(file, "baseFilename", None) or getattr(getattr(file, "target", None), "baseFilename", None)
+        if name is None:
+            continue
+        handler = logging.FileHandler(name, encoding="utf-8", delay=True)
+        handler.setFormatter(
+            JsonLines(replica)
+            if log_format == "json"
+            else logging.Formatter("%(levelname)s %(asctime)s %(name)s %(message)s")
+        )
+        ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = not ours.handlers
+    logger.setLevel(logging.INFO if requests else logging.WARNING)

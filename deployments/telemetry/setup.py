@@ -1,0 +1,49 @@
+"""Joins what a replica tells of itself, by its settings: metrics, log, traces."""
+
+from __future__ import annotations
+
+from deployments.settings import TelemetrySettings
+from deployments.telemetry.observation import Observation, Observer, observe_all
+
+__all__ = ["Telemetry"]
+
+
+class Telemetry:
+    """The observers of one replica; made inside it."""
+
+    def __init__(self, settings: TelemetrySettings) -> None:
+        from ray import serve
+
+        from deployments.telemetry import request_log
+
+        observers: list[Observer] = []
+        self._metrics = None
+        self._tracing = None
+        if settings.metrics:
+            from deployments.telemetry.metrics import ReplicaMetrics
+
+            self._metrics = ReplicaMetrics()
+            observers.append(self._metrics.observe)
+        request_log.attach(settings.log_format, serve.get_replica_context().replica_tag, requests=settings.request_log)
+        if settings.request_log:
+            observers.append(request_log.log_request)
+        if settings.traces is not None:
+            from deployments.telemetry.traces import Tracing
+
+            self._tracing = Tracing(settings.traces, settings.trace_ratio)
+            observers.append(self._tracing.observe)
+        self._observe = observe_all(tuple(observers))
+
+    def observe(self, seen: Observation) -> None:
+        """Take up a completion that has ended."""
+        self._observe(seen)
+
+    def flush(self, *, in_flight: int, outstanding_tokens: int) -> None:
+        """Called about once a second, with what is so now."""
+        if self._metrics is not None:
+            self._metrics.flush(in_flight=in_flight, outstanding_tokens=outstanding_tokens)
+
+    def shutdown(self) -> None:
+        """Send what waits."""
+        if self._tracing is not None:
+            self._tracing.shutdown()

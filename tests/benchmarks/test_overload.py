@@ -1,0 +1,22 @@
+"""A short run of the overload benchmark: what is accepted is whole, what is refused hears so, room comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.overload import run
+from benchmarks.serving.command import settings_for
+
+
+@pytest.mark.slow
+def test_ten_times_too_much_is_refused_and_forgotten(tmp_path: Path) -> None:
+    settings, variant = settings_for("tiny", tmp_path)
+    report = run(settings, variant, places=4, seconds=3.0)
+    for phase in ("alone", "capacity", "overload", "recovery", "after_abandoned"):
+        found = report[phase]
+        assert found["accepted"]["count"] > 0, phase
+        assert (found["broken"], found["unfinished"], found["without_retry_after"]) == (0, 0, 0), phase
+    assert set(report["overload"]["codes"]) == {"503 overloaded"}
+    assert report["recovery"]["codes"] == {}

@@ -1,0 +1,158 @@
+"""Fixtures of the client's tests: bundles, a scripted server, and clients of both kinds behind one interface."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+
+from client_lib import AsyncClient, Chunk, Client, Completion, EncodedPrompt, Prompt
+from client_lib._core import settings
+from client_lib._core.retry import RetryPolicy
+from del_core.bundle import ClientBundle
+from tests.support.client_bundle import make_bundle
+from tests.support.redis_server import RedisServer
+from tests.support.scripted_server import ScriptedServer
+
+# A machine that is busy with other things is no failure.
+hypothesis_settings.register_profile("no-deadline", deadline=None)
+hypothesis_settings.load_profile("no-deadline")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks() -> Iterator[None]:
+    """Bundles and cache entries need not outlive a power cut here, and waiting for the disk took most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> ClientBundle:
+    """The bundle that servers hand out unless a test says otherwise."""
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[RedisServer]:
+    """A Redis server that keeps what it acknowledges."""
+    with RedisServer.running() as running:
+        yield running
+
+
+@pytest.fixture
+def server(bundle: ClientBundle) -> Iterator[ScriptedServer]:
+    with ScriptedServer(bundle).running() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back off for milliseconds."""
+    monkeypatch.setattr(settings, "RetryPolicy", functools.partial(RetryPolicy, first_pause=0.001))
+
+
+class Calls(Protocol):
+    """A client of either kind, called the same way."""
+
+    def complete(self, prompt: Prompt | EncodedPrompt, **options: Any) -> Completion: ...
+    def stream(
+        self, prompt: Prompt | EncodedPrompt, *, take: int | None = None, **options: Any
+    ) -> tuple[list[Chunk], Completion | None]: ...
+    def call(self, method: str, *arguments: Any, **options: Any) -> Any: ...
+    def with_options(self, **options: Any) -> Calls: ...
+    def close(self) -> None: ...
+
+
+class SyncCalls:
+    """The synchronous client."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def complete(self, prompt: Prompt | EncodedPrompt, **options: Any) -> Completion:
+        return self.client.complete(prompt, **options)
+
+    def stream(
+        self, prompt: Prompt | EncodedPrompt, *, take: int | None = None, **options: Any
+    ) -> tuple[list[Chunk], Completion | None]:
+        """All chunks, or the first ``take``, and the completion."""
+        chunks = []
+        with self.client.stream(prompt, **options) as stream:
+            for chunk in stream:
+                chunks.append(chunk)
+                if len(chunks) == take:
+                    break
+            return chunks, stream.completion
+
+    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return getattr(self.client, method)(*arguments, **options)
+
+    def with_options(self, **options: Any) -> Calls:
+        return SyncCalls(self.client.with_options(**options))
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class AsyncCalls:
+    """The asynchronous client, driven from a test that is not asynchronous, on an event loop that stays the same."""
+
+    def __init__(self, client: AsyncClient, runner: asyncio.Runner) -> None:
+        self.client = client
+        self._runner = runner
+
+    def complete(self, prompt: Prompt | EncodedPrompt, **options: Any) -> Completion:
+        return self._runner.run(self.client.complete(prompt, **options))
+
+    def stream(
+        self, prompt: Prompt | EncodedPrompt, *, take: int | None = None, **options: Any
+    ) -> tuple[list[Chunk], Completion | None]:
+        """All chunks, or the first ``take``, and the completion."""
+
+        async def collect() -> tuple[list[Chunk], Completion | None]:
+            chunks = []
+            async with self.client.stream(prompt, **options) as stream:
+                async for chunk in stream:
+                    chunks.append(chunk)
+                    if len(chunks) == take:
+                        break
+                return chunks, stream.completion
+
+        return self._runner.run(collect())
+
+    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return self._runner.run(getattr(self.client, method)(*arguments, **options))
+
+    def with_options(self, **options: Any) -> Calls:
+        return AsyncCalls(self.client.with_options(**options), self._runner)
+
+    def close(self) -> None:
+        self._runner.run(self.client.close())
+
+
+@pytest.fixture(params=["sync", "async"])
+def connect(request: pytest.FixtureRequest, server: ScriptedServer, tmp_path: Path) -> Iterator[Callable[..., Calls]]:
+    """Makes clients of the server, of both kinds in turn; their cache is empty at first and shared in a test."""
+    opened: list[SyncCalls | AsyncCalls] = []
+    with asyncio.Runner() as runner:
+
+        def make(**options: Any) -> Calls:
+            options = {"base_url": server.url, "cache_dir": tmp_path / "cache", **options}
+            calls: SyncCalls | AsyncCalls
+            if request.param == "sync":
+                calls = SyncCalls(Client(**options))
+            else:
+                calls = AsyncCalls(AsyncClient(**options), runner)
+            opened.append(calls)
+            return calls
+
+        yield make
+        for calls in opened:
+            calls.close()

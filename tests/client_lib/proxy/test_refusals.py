@@ -1,0 +1,197 @@
+"""What cannot be served is refused with the field's name, and nothing is sent for it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.client_lib.proxy.conftest import MakeProxy
+from tests.support.running_proxy import RunningProxy
+from tests.support.scripted_server import ScriptedServer
+
+CHAT = {"model": "open", "messages": [{"role": "user", "content": "hello"}]}
+COMPLETION = {"model": "open", "prompt": "hello"}
+ROUTES = {"chat": ("/v1/chat/completions", CHAT), "completion": ("/v1/completions", COMPLETION)}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+CANARY = "heliotrope"
+
+UNSUPPORTED: list[tuple[str, dict[str, Any], str]] = [
+    ("both", {"n": 2}, "n"),
+    ("both", {"frequency_penalty": 0.5}, "frequency_penalty"),
+    ("both", {"presence_penalty": -1}, "presence_penalty"),
+    ("both", {"logit_bias": {"50256": -100}}, "logit_bias"),
+    ("completion", {"best_of": 3}, "best_of"),
+    ("completion", {"echo": True}, "echo"),
+    ("completion", {"logprobs": 0}, "logprobs"),
+    ("completion", {"suffix": CANARY}, "suffix"),
+    ("completion", {"prompt": [CANARY, "b"]}, "prompt"),
+    ("completion", {"prompt": [1, 2, 3]}, "prompt"),
+    ("completion", {"prompt": [[1, 2], [3]]}, "prompt"),
+    ("chat", {"logprobs": True}, "logprobs"),
+    ("chat", {"top_logprobs": 2}, "top_logprobs"),
+    ("chat", {"tools": [TOOL]}, "tools"),
+    ("chat", {"tool_choice": "auto"}, "tool_choice"),
+    ("chat", {"parallel_tool_calls": True}, "parallel_tool_calls"),
+    ("chat", {"functions": [{"name": "f"}]}, "functions"),
+    ("chat", {"function_call": "auto"}, "function_call"),
+    ("chat", {"response_format": {"type": "json_object"}}, "response_format"),
+    ("chat", {"modalities": ["text", "audio"]}, "modalities"),
+    ("chat", {"audio": {"voice": "x", "format": "mp3"}}, "audio"),
+    ("chat", {"prediction": {"type": "content", "content": CANARY}}, "prediction"),
+    ("chat", {"store": True}, "store"),
+    ("chat", {"metadata": {"a": CANARY}}, "metadata"),
+    ("chat", {"reasoning_effort": "high"}, "reasoning_effort"),
+    ("chat", {"service_tier": "flex"}, "service_tier"),
+    ("chat", {"web_search_options": {}}, "web_search_options"),
+    ("chat", {"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+    ("chat", {"messages": [{"role": "tool", "content": CANARY, "tool_call_id": "1"}]}, "messages[0].tool_call_id"),
+    ("chat", {"messages": [{"role": "tool", "content": CANARY}]}, "messages[0].role"),
+    ("chat", {"messages": [{"role": "user", "content": CANARY, "name": CANARY}]}, "messages[0].name"),
+    ("chat", {"messages": [{"role": "assistant", "tool_calls": [TOOL]}]}, "messages[0].tool_calls"),
+    (
+        "chat",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": CANARY}}]}]},
+        "messages[0].content[0].type",
+    ),
+]
+INVALID: list[tuple[str, dict[str, Any], str]] = [
+    ("both", {"model": None}, "model"),
+    ("both", {"model": 3}, "model"),
+    ("both", {"max_tokens": 0}, "max_tokens"),
+    ("both", {"max_tokens": 1.5}, "max_tokens"),
+    ("both", {"max_tokens": True}, "max_tokens"),
+    ("both", {"temperature": 2.1}, "temperature"),
+    ("both", {"temperature": "1"}, "temperature"),
+    ("both", {"top_p": 0}, "top_p"),
+    ("both", {"seed": 1 << 63}, "seed"),
+    ("both", {"stop": [CANARY] * 5}, "stop"),
+    ("both", {"stop": ["x", ""]}, "stop"),
+    ("both", {"stream": "yes"}, "stream"),
+    ("both", {"stream_options": {"include_usage": True}}, "stream_options"),
+    ("both", {"stream": True, "stream_options": []}, "stream_options"),
+    ("both", {"user": ""}, "user"),
+    ("both", {"user": 7}, "user"),
+    ("both", {"n": True}, "n"),
+    ("completion", {"prompt": None}, "prompt"),
+    ("completion", {"prompt": ""}, "prompt"),
+    ("completion", {"prompt": {"a": CANARY}}, "prompt"),
+    ("completion", {"prompt": f"\ud800 {CANARY}"}, "prompt"),
+    ("chat", {"max_tokens": 3, "max_completion_tokens": 3}, "max_tokens"),
+    ("chat", {"max_completion_tokens": -1}, "max_completion_tokens"),
+    ("chat", {"messages": None}, "messages"),
+    ("chat", {"messages": []}, "messages"),
+    ("chat", {"messages": CANARY}, "messages"),
+    ("chat", {"messages": [CANARY]}, "messages[0]"),
+    ("chat", {"messages": [{"content": CANARY}]}, "messages[0].role"),
+    ("chat", {"messages": [{"role": "robot", "content": CANARY}]}, "messages[0].role"),
+    ("chat", {"messages": [{"role": "user"}]}, "messages[0].content"),
+    ("chat", {"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+    ("chat", {"messages": [{"role": "user", "content": [CANARY]}]}, "messages[0].content[0]"),
+    ("chat", {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+    ("chat", {"messages": [{"role": "user", "content": f"{CANARY}\udfff"}]}, "messages[0].content"),
+]
+UNKNOWN: list[tuple[str, dict[str, Any], str]] = [
+    ("both", {"top_k": 5}, "top_k"),
+    ("both", {"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+    ("completion", {"messages": []}, "messages"),
+    ("chat", {"prompt": CANARY}, "prompt"),
+    ("chat", {"messages": [{"role": "user", "content": "a", "cache": True}]}, "messages[0].cache"),
+]
+
+
+def _cases(table: list[tuple[str, dict[str, Any], str]]) -> list[Any]:
+    return [
+        pytest.param(route, fields, param, id=f"{route}-{index}-{param}")
+        for index, (which, fields, param) in enumerate(table)
+        for route in (ROUTES if which == "both" else [which])
+    ]
+
+
+@pytest.fixture(scope="module")
+def shared(bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One server and one proxy for all cases: a refusal leaves nothing behind."""
+    from client_lib.proxy import ProxySettings
+
+    cache = tmp_path_factory.mktemp("cache")
+    with (
+        ScriptedServer(bundle).running() as server,
+        RunningProxy(server.url, ProxySettings(), cache_dir=cache).running() as proxy,
+    ):
+        yield server, proxy
+
+
+def _refused(shared: Any, route: str, fields: dict[str, Any]) -> dict[str, Any]:
+    server, proxy = shared
+    path, body = ROUTES[route]
+    text = json.dumps({**body, **fields})  # escapes lone surrogates, as JavaScript does
+    answer = proxy.post(path, None, headers={"content-type": "application/json"}, content=text)
+    assert answer.status_code == 400
+    assert answer.headers["x-should-retry"] == "false"
+    assert CANARY not in answer.text
+    assert server.frames == []
+    error: dict[str, Any] = answer.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+@pytest.mark.parametrize(("route", "fields", "param"), _cases(UNSUPPORTED))
+def test_unsupported(shared: Any, route: str, fields: dict[str, Any], param: str) -> None:
+    error = _refused(shared, route, fields)
+    if error["code"] == "unknown_parameter":  # tool_call_id, of a role that is refused as well
+        assert param == "messages[0].tool_call_id"
+        return
+    assert (error["param"], error["code"]) == (param, "unsupported_parameter")
+    assert f"{param}: " in error["message"]
+    assert "allowed: " in error["message"]
+
+
+@pytest.mark.parametrize(("route", "fields", "param"), _cases(INVALID))
+def test_invalid(shared: Any, route: str, fields: dict[str, Any], param: str) -> None:
+    error = _refused(shared, route, fields)
+    assert error["param"] == param
+    assert f"{param}: " in error["message"]
+    assert "allowed: " in error["message"]
+
+
+@pytest.mark.parametrize(("route", "fields", "param"), _cases(UNKNOWN))
+def test_unknown(shared: Any, route: str, fields: dict[str, Any], param: str) -> None:
+    error = _refused(shared, route, fields)
+    assert (error["param"], error["code"]) == (param, "unknown_parameter")
+    assert error["message"] == f"Unrecognized request argument supplied: {param}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"nonsense heliotrope", b'["heliotrope"]', b"null", b'{"model": NaN}', b'"\xff"', b"[" * 100_000, b'{"a": 1'],
+)
+def test_a_body_that_is_no_json_object(shared: Any, body: bytes) -> None:
+    _, proxy = shared
+    answer = proxy.post("/v1/completions", None, headers={"content-type": "application/json"}, content=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "invalid_json"
+    assert CANARY not in answer.text
+
+
+def test_fields_at_the_values_that_change_nothing(proxy: RunningProxy) -> None:
+    neutral = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": None, "stop": None, "seed": None}
+    assert proxy.post("/v1/completions", {**COMPLETION, **neutral, "echo": False, "best_of": 1}).status_code == 200
+    chat = {
+        "tools": [],
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+        "logprobs": False,
+        "store": False,
+        "prompt_cache_key": "a",
+        "service_tier": "auto",
+        "modalities": ["text"],
+    }
+    assert proxy.post("/v1/chat/completions", {**CHAT, **neutral, **chat}).status_code == 200
+
+
+def test_a_field_that_only_the_server_can_judge_has_the_requests_name(make_proxy: MakeProxy) -> None:
+    answer = make_proxy().post("/v1/chat/completions", {**CHAT, "stop": ["x" * 300]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith("stop")

@@ -1,0 +1,107 @@
+"""Spans by a caller's detector, and private spans filled up to a bucket."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client_lib import InvalidRequest, Padding, mark, private, public
+from client_lib.prompts.encoder import Encoder
+from del_core.bundle import ClientBundle
+from del_core.wire import PrivateSegment
+from tests.client_lib.conftest import Calls
+from tests.client_lib.test_hooks import Ledger
+from tests.support.scripted_server import ScriptedServer
+
+Connect = Callable[..., Calls]
+
+
+@given(st.text(), st.data())
+def test_marked_spans_are_the_text(text: str, data: st.DataObject) -> None:
+    """For every set of ranges that do not overlap, in any order."""
+    ends = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))
+    ranges = data.draw(st.permutations(list(zip(ends[::2], ends[1::2], strict=False))))
+    spans = mark(text, lambda _: ranges)
+    assert "".join(span.text for span in spans) == text
+    assert [span.text for span in spans if span.is_private] == [text[start:end] for start, end in sorted(ranges)]
+    assert all(span.text for span in spans)
+
+
+def test_a_detector_is_a_function_of_the_text() -> None:
+    def digits(text: str) -> Iterable[tuple[int, int]]:
+        return (found.span() for found in re.finditer(r"\d+", text))
+
+    assert mark("call 5512 or 77", digits) == (public("call "), private("5512"), public(" or "), private("77"))
+    assert mark("", digits) == ()
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [(0, 3), (2, 4)],
+        [(0, 6)],
+        [(-1, 2)],
+        [(2, 2)],
+        [(3, 1)],
+        [(0, 1), (0, 1)],
+        [(0.0, 1)],
+        [(True, 2)],
+        [5],
+        [(1, 2, 3)],
+    ],
+)
+def test_unusable_ranges_are_refused(ranges: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        mark("Zebra", lambda _: ranges)
+    assert caught.value.field == "detector"
+    assert "Z" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bucket", [2, 16, 64])
+@given(text=st.text("abc de", min_size=1, max_size=60))
+def test_private_spans_fill_buckets(bundle: ClientBundle, bucket: int, text: str) -> None:
+    encoder = Encoder(bundle)
+    plain = encoder.tokenise([public(text), private(text)], "open")
+    padded = encoder.tokenise([public(text), private(text)], "open", Padding(bucket))
+    assert padded[0].ids == plain[0].ids
+    ids = padded[1].ids
+    assert len(ids) % bucket == 0
+    assert 0 <= len(ids) - len(plain[1].ids) < bucket
+    assert ids[len(ids) - len(plain[1].ids) :] == plain[1].ids
+    filling = encoder.tokenise("\n", "open")[0].ids
+    assert set(ids[: len(ids) - len(plain[1].ids)]) <= set(filling)
+
+
+def test_padding_is_charged_and_reused(connect: Connect, server: ScriptedServer) -> None:
+    ledger = Ledger()
+    calls = connect(variant="open", padding=Padding(32), ledger=ledger, subject="ann")
+    calls.complete([private("hello"), public("and"), private("a letter " * 20)])
+    segments = [s for s in server.decode(server.frames[0]).segments if isinstance(s, PrivateSegment)]
+    assert segments[0].tokens == 32
+    assert segments[1].tokens % 32 == 0
+    assert sum(ledger.charged.values()) == sum(segment.tokens for segment in segments)
+    calls.with_options(padding=None).complete("hello")
+    assert sum(ledger.charged.values()) < sum(segment.tokens for segment in segments) + 32
+
+
+def test_padding_is_noisy_like_the_rest(bundle: ClientBundle) -> None:
+    """Equal padding tokens have independent counts: 63 rows of 8 coordinates with 15 trials are not all equal."""
+    encoder = Encoder(bundle)
+    encoded = encoder.draw(encoder.tokenise("a", "open", Padding(64)), "open")
+    codes = next(s for s in encoded.segments if isinstance(s, PrivateSegment)).codes[:-1]
+    assert len(np.unique(codes, axis=0)) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"), [((1,), "bucket"), ((5000,), "bucket"), ((8.0,), "bucket"), ((8, ""), "text")]
+)
+def test_unusable_padding_is_refused(arguments: Any, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Padding(*arguments)
+    assert caught.value.field == f"padding.{field}"

@@ -1,0 +1,245 @@
+"""The bundle: what is written is loaded, and what could not be loaded is not written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from del_core import _json as _strict_json
+from del_core.bundle import (
+    BundleError,
+    checksum_model,
+    load_bundle,
+    load_client,
+    replace_audit,
+    write_bundle,
+)
+from tests.support.core_bundles import (
+    ALL_FILES,
+    DIM,
+    HIDDEN,
+    MAX_LEVEL,
+    VOCABULARY,
+    content,
+    refusal,
+    variant,
+)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundle") / "original"
+    write_bundle(path, **content())
+    return path
+
+
+@pytest.fixture
+def bundle(original: Path, tmp_path: Path) -> Path:
+    """A bundle that the test may destroy."""
+    return Path(shutil.copytree(original, tmp_path / "bundle"))
+
+
+def test_a_bundle_holds_what_was_written(original: Path) -> None:
+    given_ = content()
+    loaded = load_bundle(original)
+    assert loaded.fingerprint == loaded.client.fingerprint == loaded.manifest.fingerprint
+    assert sorted(path.relative_to(original).as_posix() for path in original.rglob("*") if path.is_file()) == sorted(
+        ALL_FILES
+    )
+    np.testing.assert_array_equal(loaded.client.table, given_["table"])
+    assert list(loaded.variants) == ["open", "strict"]
+    for item in given_["variants"]:
+        name = item.variant.name
+        assert loaded.variants[name] == loaded.client.variant(name) == item.variant
+        decoder = loaded.decoder(name)
+        np.testing.assert_array_equal(decoder["weight"], item.weight.astype(np.float32))
+        np.testing.assert_array_equal(decoder["bias"], item.bias.astype(np.float32))
+        assert loaded.norm_limit(name) == item.norm_limit
+        soft_prompt = loaded.soft_prompt(name)
+        assert soft_prompt.shape == (item.variant.soft_prompt_length, HIDDEN)
+        if item.soft_prompt is not None:
+            np.testing.assert_array_equal(soft_prompt, item.soft_prompt)
+        assert {array.dtype for array in (*decoder.values(), soft_prompt)} == {np.dtype(np.float32)}
+        mechanism = loaded.mechanism(name)
+        assert (mechanism.bits, mechanism.dim, mechanism.ratio, mechanism.max_level) == (4, DIM, 0.5, MAX_LEVEL)
+    np.testing.assert_allclose(loaded.log_prior, given_["log_prior"], rtol=1e-6)
+    manifest = loaded.manifest
+    assert manifest.base_model == given_["base_model"]
+    assert (manifest.dim, manifest.clip, manifest.bos_token_id) == (DIM, 1.5, 1)
+    assert loaded.client.tokenizer_path.read_bytes() == given_["tokenizer_json"]
+
+
+def test_the_table_is_mapped_read_only(original: Path) -> None:
+    for verify in (True, False):
+        table = load_client(original / "client", verify=verify).table
+        assert isinstance(table, np.memmap)
+        assert not table.flags.writeable
+        assert table.dtype == np.int16
+
+
+def test_a_small_table_takes_a_byte_a_level(tmp_path: Path) -> None:
+    table = np.random.default_rng(1).integers(-127, 127, size=(VOCABULARY, DIM), endpoint=True)
+    manifest = write_bundle(tmp_path / "b", **content(table=table, max_level=127))
+    assert manifest.table_dtype == "int8"
+    loaded = load_client(tmp_path / "b" / "client").table
+    assert loaded.dtype == np.int8
+    np.testing.assert_array_equal(loaded, table)
+
+
+def test_the_same_content_has_the_same_fingerprint(tmp_path: Path, original: Path) -> None:
+    assert write_bundle(tmp_path / "b", **content()).fingerprint == load_bundle(original).fingerprint
+    for name in ALL_FILES:
+        assert (tmp_path / "b" / name).read_bytes() == (original / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"clip": 1.25},
+        {"bos_token_id": None},
+        {"tokenizer_json": b"{}"},
+        {"table": np.zeros((VOCABULARY, DIM), dtype=np.int64)},
+        {"log_prior": np.zeros(VOCABULARY)},
+        {"variants": [variant("open", 32)]},
+        {"variants": [replace(variant("open", 32), norm_limit=2.25), variant("strict", 0)]},
+        {"variants": [variant("open", 32, audit={"nearest": 0.3}), variant("strict", 0)]},
+    ],
+    ids=["clip", "bos", "tokenizer", "table", "prior", "variants", "norm limit", "audit"],
+)
+def test_other_content_has_another_fingerprint(tmp_path: Path, original: Path, change: dict[str, Any]) -> None:
+    assert write_bundle(tmp_path / "b", **content(**change)).fingerprint != load_bundle(original).fingerprint
+
+
+def test_client_and_server_compute_the_same_fingerprint_from_what_they_hold(original: Path) -> None:
+    """docs/reference/bundle-format.md, section "Fingerprint": cut the member out of the text, and hash the rest."""
+    text = (original / "client" / "manifest.json").read_text("utf-8")
+    fingerprint = load_client(original / "client").fingerprint
+    member = f'"fingerprint":"{fingerprint}",'
+    assert text.count(member) == 1
+    assert hashlib.sha256(text.replace(member, "").encode()).hexdigest() == fingerprint
+    whole = json.loads((original / "manifest.json").read_bytes())
+    server = whole.pop("server")
+    assert hashlib.sha256(_strict_json.canonical(server)).hexdigest() == whole["server_digest"]
+    assert whole == json.loads(text)
+
+
+def test_unknown_variants_are_named(original: Path) -> None:
+    loaded = load_bundle(original)
+    for method in (loaded.decoder, loaded.soft_prompt, loaded.norm_limit, loaded.mechanism, loaded.client.mechanism):
+        error = refusal(lambda method=method: method("other"), "manifest.json")
+        assert "open, strict are in it" in error.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"table": np.zeros((VOCABULARY, DIM))}, "integers"),
+        ({"table": np.zeros(VOCABULARY, dtype=int)}, "integers"),
+        ({"table": np.full((VOCABULARY, DIM), MAX_LEVEL + 1)}, "-1000..1000"),
+        ({"table": np.zeros((VOCABULARY - 1, DIM), dtype=int)}, "20x6 is allowed"),
+        ({"max_level": 32768, "table": np.zeros((VOCABULARY, DIM), dtype=int)}, "max_level is 32768"),
+        ({"clip": float("nan")}, "not JSON"),
+        ({"clip": -1}, "clip is -1"),
+        ({"tokenizer_json": b"not json"}, "not a JSON object"),
+        ({"tokenizer_json": b"[" * 100_000}, "not a JSON object"),
+        ({"log_prior": np.full(VOCABULARY, -np.inf)}, "NaN or infinite"),
+        ({"log_prior": np.zeros(VOCABULARY + 1)}, "20 is allowed"),
+        ({"variants": []}, "variants has 0 elements"),
+        ({"variants": [variant("clear", 0)]}, "reserved"),
+        ({"variants": [variant("a", 0), variant("a", 0)]}, "once"),
+        ({"variants": [variant("a/b", 0)]}, "a-z0-9-"),
+        ({"variants": [variant("a", 33)]}, "multiple of 32"),
+        ({"variants": [replace(variant("a", 32), soft_prompt=None)]}, "32 rows are required"),
+        ({"variants": [replace(variant("a", 32), soft_prompt=np.zeros((64, HIDDEN), np.float32))]}, "32x8 is allowed"),
+        ({"variants": [replace(variant("a", 0), soft_prompt=np.zeros((32, HIDDEN), np.float32))]}, "unknown member"),
+        ({"variants": [replace(variant("a", 0), bias=np.full(HIDDEN, np.nan))]}, "NaN"),
+        ({"variants": [replace(variant("a", 0), weight=np.zeros((DIM, HIDDEN)))]}, "8x6 is allowed"),
+        ({"variants": [variant("a", 0, audit={"when": {1, 2}})]}, "not JSON"),
+        ({"variants": [variant("a", 0, audit={"x": float("inf")})]}, "not JSON"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_written(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        write_bundle(tmp_path / "b", **content(**change))
+    assert reason in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_bundle_is_replaced_only_on_demand(bundle: Path) -> None:
+    before = load_bundle(bundle).fingerprint
+    error = refusal(lambda: write_bundle(bundle, **content(clip=2.0)), str(bundle))
+    assert "overwrite=True" in error.reason
+    assert load_bundle(bundle).fingerprint == before
+    after = write_bundle(bundle, **content(clip=2.0), overwrite=True)
+    assert load_bundle(bundle).fingerprint == after.fingerprint != before
+    with pytest.raises(BundleError):
+        write_bundle(bundle, **content(clip=-1.0), overwrite=True)
+    assert load_bundle(bundle).fingerprint == after.fingerprint
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_what_is_not_a_bundle_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    (tmp_path / "file").write_text("dear")
+    for name in ("home", "file"):
+        error = refusal(
+            lambda name=name: write_bundle(tmp_path / name, **content(), overwrite=True), str(tmp_path / name)
+        )
+        assert "only a bundle is replaced" in error.reason
+    assert (tmp_path / "home" / "letter.txt").read_text() == (tmp_path / "file").read_text() == "dear"
+
+
+def test_a_place_that_cannot_be_written_is_a_bundle_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    error = refusal(lambda: write_bundle(tmp_path / "file" / "b", **content()), str(tmp_path / "file" / "b"))
+    assert "cannot be written" in error.reason
+
+
+def test_audits_are_replaced_with_the_fingerprint(bundle: Path) -> None:
+    before = load_bundle(bundle)
+    audit = {
+        "nearest": {"success": 0.3, "low": 0.28, "high": 0.32, "tokens": 10_000, "data": "Тест", "date": "2026-01-01"}
+    }
+    manifest = replace_audit(bundle, {"open": audit})
+    after = load_bundle(bundle)
+    assert after.fingerprint == manifest.fingerprint != before.fingerprint
+    assert after.variants["open"].audit == audit
+    assert after.variants["strict"] == before.variants["strict"]
+    assert after.manifest.files == before.manifest.files
+    assert after.manifest.server == before.manifest.server
+    np.testing.assert_array_equal(before.client.table, after.client.table)  # the old mapping stays valid
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+    assert replace_audit(bundle, {"open": {}}).fingerprint == before.fingerprint
+    assert "open, strict are in it" in refusal(lambda: replace_audit(bundle, {"x": {}}), "manifest.json").reason
+    with pytest.raises(BundleError, match="not JSON"):
+        replace_audit(bundle, {"open": {"x": float("nan")}})
+    assert load_bundle(bundle).fingerprint == before.fingerprint
+
+
+def test_checksum_of_a_model(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    refusal(lambda: checksum_model(model), str(model))
+    (model / "b.safetensors").write_bytes(b"b")
+    refusal(lambda: checksum_model(model), str(model / "config.json"))
+    (model / "config.json").write_bytes(b"{}")
+    (model / "a.safetensors").write_bytes(b"a")
+    names = {"config.json": b"{}", "a.safetensors": b"a", "b.safetensors": b"b"}
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in names.items()}
+    expected = hashlib.sha256(json.dumps(digests, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    assert checksum_model(model) == expected
+    # Files that do not decide what the model computes do not count; links, as in a hub's cache, do.
+    (model / "README.md").write_text("hello")
+    shutil.move(model / "a.safetensors", tmp_path / "blob")
+    (model / "a.safetensors").symlink_to(tmp_path / "blob")
+    assert checksum_model(model) == expected
+    (tmp_path / "blob").write_bytes(b"A")
+    assert checksum_model(model) != expected

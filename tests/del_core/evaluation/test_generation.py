@@ -1,0 +1,156 @@
+"""Likelihood, greedy writing and scores of passages, on the demo's model and text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from tokenizers import Tokenizer
+
+from benchmarks.privacy_utility.baselines import Finish, GaussianNoise
+from benchmarks.privacy_utility.local_model import LocalModel
+from del_core.audit.similarity import SentenceSimilarity
+from del_core.demo import model_path
+from del_core.evaluation.generation import coherence, continuations, decode_texts, passage_nll, written_texts
+from del_core.evaluation.view import ClearPrompt, NoPrompt
+from del_core.lm.model import load_base_lm
+from del_core.lm.perplexity import evaluate_perplexity
+from del_core.lm.text import TokenWindows, tokenize
+
+_PROMPT, _CONTINUATION = 48, 16
+
+
+@pytest.fixture(scope="module")
+def lm():
+    """The shipped model."""
+    return load_base_lm(model_path())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(lm):
+    """Its tokenizer."""
+    return Tokenizer.from_str(lm.tokenizer_json.decode())
+
+
+@pytest.fixture(scope="module")
+def windows(tokenizer):
+    """Forty passages that the model was not trained on."""
+    text = (Path(__file__).parents[3] / "examples/demo_model/held_out.txt").read_text(encoding="utf-8")
+    return TokenWindows(tokenize(tokenizer, [text]), _PROMPT + _CONTINUATION, 0).first(40)
+
+
+def test_likelihood_is_the_models_own(lm, windows):
+    nll = passage_nll(lm.model, ClearPrompt(lm.embeddings), windows, _PROMPT, seed=0)
+    with torch.no_grad():
+        log_probabilities = lm.model(windows).logits.log_softmax(-1)[:, _PROMPT - 1 : -1]
+    expected = -log_probabilities.gather(2, windows[:, _PROMPT:, None])[..., 0].mean(1)
+    np.testing.assert_allclose(nll, expected.numpy(), atol=2e-5)
+    assert np.exp(nll.mean()) == pytest.approx(
+        evaluate_perplexity(lm.model, windows, _PROMPT, lambda tokens: lm.embeddings[tokens]), rel=1e-5
+    )
+
+
+def test_prompts_help_and_noise_hurts(lm, windows):
+    def mean(view) -> float:
+        return float(passage_nll(lm.model, view, windows, _PROMPT, seed=0).mean())
+
+    typical = float(lm.embeddings.norm(dim=1).median())
+    noisy = [
+        GaussianNoise(lm.embeddings, strength / typical * 16, Finish(2 * typical)) for strength in (4.0, 1.0, 0.25)
+    ]
+    losses = [mean(ClearPrompt(lm.embeddings)), *map(mean, noisy)]
+    assert losses == sorted(losses)
+    assert losses[0] < mean(NoPrompt(lm.embeddings, 0))
+    # A local model reads instead of the server's: with the same one and the clear prompt, the same figure.
+    assert mean(LocalModel(lm.model)) == pytest.approx(losses[0], abs=1e-6)
+
+
+def test_noise_is_of_the_seed_and_rough_arithmetic_is_close(lm, windows):
+    view = GaussianNoise(lm.embeddings, 20.0, Finish())
+    first, again, other = (passage_nll(lm.model, view, windows, _PROMPT, seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    rough = passage_nll(lm.model, view, windows, _PROMPT, seed=1, bf16=True)
+    assert rough.mean() == pytest.approx(first.mean(), abs=0.05)
+
+
+def test_greedy_writing_is_that_of_transformers(lm, windows):
+    embedded = lm.embeddings[windows[:6, :_PROMPT]]
+    written = continuations(lm.model, embedded, 12)
+    expected = lm.model.generate(
+        inputs_embeds=embedded,
+        attention_mask=torch.ones(embedded.shape[:2], dtype=torch.int64),
+        max_new_tokens=12,
+        min_new_tokens=12,
+        do_sample=False,
+    )
+    assert torch.equal(written, expected)
+
+
+def test_texts_end_where_the_model_ends_them(tokenizer, lm, windows):
+    ids = torch.tensor([[40, 41, 0, 42], [0, 40, 41, 42], [40, 41, 42, 43]])
+    whole, cut = decode_texts(tokenizer, ids), decode_texts(tokenizer, ids, end=0)
+    assert cut == [tokenizer.decode([40, 41]), "", whole[2]]
+    texts = written_texts(lm.model, ClearPrompt(lm.embeddings), tokenizer, windows[:3, :_PROMPT], 12, seed=0)
+    assert texts == decode_texts(tokenizer, continuations(lm.model, lm.embeddings[windows[:3, :_PROMPT]], 12))
+
+
+def test_scores_rank_the_clear_prompt_over_none(lm, tokenizer, windows):
+    prompts = windows[:, :_PROMPT]
+    true = decode_texts(tokenizer, windows[:, _PROMPT:])
+    clear = written_texts(lm.model, ClearPrompt(lm.embeddings), tokenizer, prompts, _CONTINUATION, seed=0)
+    blind = written_texts(lm.model, NoPrompt(lm.embeddings, 0), tokenizer, prompts, _CONTINUATION, seed=0)
+    similarity = SentenceSimilarity.installed()
+    assert similarity is not None, "the extra `audit` is part of the test environment"
+    of_clear, of_blind, of_true = (coherence(similarity, texts, true) for texts in (clear, blind, true))
+    assert of_clear.coh.shape == of_clear.lift.shape == (40,)
+    assert of_blind.coh.mean() < of_clear.coh.mean() < of_true.coh.mean() == pytest.approx(1.0)
+    # Without a prompt every passage gets the same text: whatever its coherence, none of it is of the prompt.
+    assert of_blind.lift.mean() == pytest.approx(0.0, abs=1e-6)
+    assert 0 < of_clear.lift.mean() < of_true.lift.mean()
+
+
+def test_lift_is_what_the_pairing_of_texts_is_worth():
+    """Samples of a passage are averaged; against texts of another passage nothing is left."""
+    similarity = SentenceSimilarity.installed()
+    assert similarity is not None
+    true = ["A man is eating food.", "The ship sailed north in the storm.", "Parliament votes on the budget."]
+    near = ["Someone has lunch.", "A boat at sea.", "The government spends money."]
+    found = coherence(similarity, [text for pair in zip(near, true, strict=True) for text in pair], true)
+    single = coherence(similarity, near, true)
+    np.testing.assert_allclose(found.coh, (single.coh + 1) / 2, atol=1e-6)
+    np.testing.assert_allclose(single.coh, similarity.cosines(near, true), atol=1e-6)
+    turned = [coherence(similarity, near[k:] + near[:k], true).coh.mean() for k in (1, 2)]
+    assert single.lift.mean() == pytest.approx(single.coh.mean() - np.mean(turned), abs=1e-6)
+    for written, truth in ((near, true[:2]), (near[:1], true[:1])):
+        with pytest.raises(ValueError, match="written"):
+            coherence(similarity, written, truth)
+
+
+def test_samples_are_draws_of_the_model(lm, windows):
+    """The first token's frequencies over many draws against the LM's own distribution: a chi-square test."""
+    embedded, draws = lm.embeddings[windows[:1, :4]], 4000
+    written = continuations(lm.model, embedded, 2, torch.Generator().manual_seed(3), draws)
+    with torch.no_grad():
+        expected = lm.model(inputs_embeds=embedded).logits[0, -1].double().softmax(-1) * draws
+    seen = torch.bincount(written[:, 0], minlength=len(expected)).double()
+    often = expected >= 5
+    groups = (
+        torch.cat([seen[often], seen[~often].sum()[None]]),
+        torch.cat([expected[often], expected[~often].sum()[None]]),
+    )
+    found = scipy.stats.chisquare(*(group.numpy() for group in groups), sum_check=False)
+    assert found.pvalue > 1e-6
+
+
+def test_samples_of_a_passage_differ_and_are_of_the_seed(lm, tokenizer, windows):
+    def drawn(seed: int) -> list[str]:
+        view, prompts = ClearPrompt(lm.embeddings), windows[:3, :_PROMPT]
+        return written_texts(lm.model, view, tokenizer, prompts, 12, seed, samples=4)
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert len(drawn(1)) == 12
+    assert len(set(drawn(1))) > 6

@@ -1,0 +1,198 @@
+"""From text to a bundle through the command line, at a size that takes seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from del_core.accounting import epsilon
+from del_core.bundle import load_bundle
+from del_core.decoders.decoding import build_decoder
+from delctl.commands.bundle import bundle as bundle_command
+from delctl.commands.train import train
+
+_TEXT = Path(__file__).resolve().parents[2] / "data" / "alice.txt"
+_SIZES = ("--vocabulary", 400, "--hidden", 64, "--layers", 2, "--heads", 2, "--feed-forward", 128, "--context", 64)
+_SHORT = ("--prompt-tokens", 24, "--continuation-tokens", 8, "--batch", 8, "--quiet")
+
+
+def _run(command, *arguments, code=0):
+    result = CliRunner().invoke(command, [str(a) for a in arguments])
+    if code == 0 and result.exception:
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model, a projection, one variant and their bundle."""
+    work = tmp_path_factory.mktemp("pipeline")
+    model, projection, variant = work / "model", work / "projection", work / "noisy"
+    text = ("--text", _TEXT)
+    _run(
+        train, "base", *text, "--out", model, *_SIZES, "--steps", 120, "--batch", 8, "--learning-rate", 4e-3, "--quiet"
+    )
+    _run(train, "projection", "--model", model, *text, "--out", projection, "--dim", 16, "--steps", 20, *_SHORT)
+    output = _run(
+        train, "soft-prompt", "--model", model, "--projection", projection, *text, "--out", variant,
+        "--name", "noisy", "--bits", 2, "--nearest-asr", 0.2, "--steps", 60, *_SHORT,
+    )  # fmt: skip
+    _run(bundle_command, "--model", model, "--projection", projection, "--variant", variant, "--out", work / "bundle")
+    return work, output
+
+
+def test_each_stage_does_its_work(trained):
+    work, output = trained
+    stage1 = json.loads((work / "projection/projection.json").read_text())
+    stage2 = json.loads((work / "noisy/variant.json").read_text())
+    assert stage1["ppl_clean"] < 150, "the base model learned next to nothing"
+    assert stage1["ppl_projected"] < stage1["ppl_pca"]
+    assert stage2["ppl_clean"] < stage2["ppl_noisy"]
+    assert stage2["ppl_soft_prompt"] < stage2["ppl_noisy"], "the soft prompt must help"
+    assert "ppl_soft_prompt" in output
+    assert "nearest ASR" in output
+
+
+def test_the_noise_meets_its_target_on_text_that_calibration_did_not_see(trained):
+    audit = json.loads((trained[0] / "noisy/variant.json").read_text())["audit"]
+    assert audit["nearest"]["tokens"] > 1000
+    assert abs(audit["nearest"]["success"] - 0.2) < 0.06
+    # MAP is optimal for one token; both attacks saw the same counts, so only chance could reverse this.
+    assert audit["map"]["high"] > audit["nearest"]["low"]
+
+
+def test_the_bundle_holds_what_was_trained(trained):
+    bundle = load_bundle(trained[0] / "bundle")
+    summary = json.loads((trained[0] / "noisy/variant.json").read_text())
+    variant = bundle.variants["noisy"]
+    mechanism = bundle.mechanism("noisy")
+    assert (variant.bits, variant.ratio_numerator) == (2, summary["ratio_numerator"])
+    assert variant.guarantees.epsilon == pytest.approx(epsilon(mechanism, 1e-6), rel=1e-12)
+    assert bundle.soft_prompt("noisy").shape == (32, 64)
+    assert np.exp(bundle.log_prior).sum() == pytest.approx(1.0, abs=1e-5)
+    decoded = build_decoder(bundle, "noisy").decode(mechanism.sample(np.asarray(bundle.client.table[:50])))
+    assert decoded.shape == (50, 64)
+    assert decoded.dtype == np.float32
+    assert np.isfinite(decoded).all()
+
+
+def test_the_best_decoder_is_chosen_on_validation_text_and_bundled(trained, tmp_path):
+    work, _ = trained
+    common = ("--model", work / "model", "--projection", work / "projection")
+    _run(
+        train, "soft-prompt", *common, "--text", _TEXT, "--out", tmp_path / "v", "--name", "fine", "--bits", 2,
+        "--mu", 8, "--decoder", "best", "--steps", 25, *_SHORT,
+    )  # fmt: skip
+    summary = json.loads((tmp_path / "v/variant.json").read_text())
+    assert set(summary["candidates"]) == {"linear", "posterior", "trained", "contextual"}
+    assert summary["candidates"][summary["decoder"]] == min(summary["candidates"].values())
+    for kind, loss in summary["candidates"].items():
+        candidate = tmp_path / "v/candidates" / kind
+        assert json.loads((candidate / "variant.json").read_text())["held_out_loss"] == loss
+        # Every kind survives the way into a bundle and serves.
+        (candidate / "variant.json").write_text(
+            json.dumps(summary | json.loads((candidate / "variant.json").read_text()) | {"name": kind})
+        )
+    variants = [("--variant", tmp_path / "v/candidates" / kind) for kind in summary["candidates"]]
+    _run(bundle_command, *common, *(part for pair in variants for part in pair), "--out", tmp_path / "b")
+    bundle = load_bundle(tmp_path / "b")
+    for kind, variant in bundle.variants.items():
+        codes = bundle.mechanism(kind).sample(np.asarray(bundle.client.table[:40]))
+        assert variant.decoder == kind
+        assert np.isfinite(build_decoder(bundle, kind).decode(codes)).all()
+
+
+@pytest.mark.parametrize(("rows", "decoder", "kinds"), [(32, "trained", None), (0, "best", {"trained", "contextual"})])
+def test_an_encoder_trained_with_noise_goes_the_same_way_into_a_bundle(trained, tmp_path, rows, decoder, kinds):
+    work, _ = trained
+    model, text = ("--model", work / "model"), ("--text", _TEXT)
+    output = _run(
+        train, "encoder", *model, "--projection", work / "projection", *text, "--out", tmp_path / "encoder",
+        "--map-asr", 0.25, "--width", 16, "--rows", rows, "--steps", 30, *_SHORT,
+    )  # fmt: skip
+    assert "ppl_trained" in output
+    common = (*model, "--projection", tmp_path / "encoder")
+    _run(
+        train, "soft-prompt", *common, *text, "--out", tmp_path / "v", "--name", "level", "--map-asr", 0.25,
+        "--decoder", decoder, "--rows", rows, "--steps", 10, *_SHORT,
+    )  # fmt: skip
+    summary = json.loads((tmp_path / "v/variant.json").read_text())
+    assert kinds is None or set(summary["candidates"]) == kinds
+    assert summary["calibration"]["attack"] == "map"
+    assert summary["calibration"]["low"] <= 0.26
+    assert summary["calibration"]["high"] >= 0.24
+    _run(bundle_command, *common, "--variant", tmp_path / "v", "--out", tmp_path / "b")
+    bundle = load_bundle(tmp_path / "b")
+    assert bundle.variants["level"].soft_prompt_length == rows
+    codes = bundle.mechanism("level").sample(np.asarray(bundle.client.table[:40]))
+    assert np.isfinite(build_decoder(bundle, "level").decode(codes)).all()
+    output = _run(
+        train, "encoder", *model, "--projection", tmp_path / "encoder", *text, "--out", tmp_path / "again",
+        "--map-asr", 0.2, "--width", 16, "--rows", rows, "--steps", 2, *_SHORT,
+    )  # fmt: skip
+    assert "ppl_trained" in output
+
+
+def test_averaged_noise_decodes_to_what_the_projection_gives(trained):
+    """Unbiasedness through the whole path: with the norm limit out of the way, the mean embedding is D x + a'."""
+    bundle = load_bundle(trained[0] / "bundle")
+    mechanism, tensors = bundle.mechanism("noisy"), bundle.decoder("noisy")
+    levels = np.asarray(bundle.client.table[100:101])
+    repeats = 40_000
+    y = mechanism.dequantize(mechanism.sample(np.repeat(levels, repeats, axis=0))).astype(np.float64)
+    x = levels[0] / mechanism.max_level
+    # Each y is within 1 / ratio, so its standard deviation is at most that over sqrt(u); z = 6 for alpha below 1e-6.
+    tolerance = 6 / (mechanism.ratio * (mechanism.trials * repeats) ** 0.5)
+    assert np.abs(y.mean(0) - x).max() < tolerance
+    assert tensors["weight"].shape == (64, 16)
+
+
+def test_parts_of_different_models_are_refused(trained, tmp_path):
+    work, _ = trained
+    other = tmp_path / "projection"
+    other.mkdir()
+    summary = json.loads((work / "projection/projection.json").read_text())
+    (other / "projection.json").write_text(json.dumps(summary | {"model_sha256": "0" * 64}))
+    result = CliRunner().invoke(
+        bundle_command,
+        [
+            "--model",
+            f"{work}/model",
+            "--projection",
+            str(other),
+            "--variant",
+            f"{work}/noisy",
+            "--out",
+            f"{tmp_path}/b",
+        ],
+    )
+    assert result.exit_code != 0
+    assert "is not that of the given model" in str(result.exception)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "exactly one of --map-asr, --nearest-asr, --mu and --epsilon"),
+        (("--mu", 10, "--epsilon", 3), "exactly one of --map-asr, --nearest-asr, --mu and --epsilon"),
+        (("--nearest-asr", 1.5), "1.5 is not in the range 0<x<1"),
+        (("--mu", 10, "--bits", 9), "9 is not in the range 1<=x<=8"),
+    ],
+)
+def test_bad_options_are_named(trained, tmp_path, arguments, message):
+    work, _ = trained
+    base = ("--model", work / "model", "--projection", work / "projection", "--text", _TEXT, "--out", tmp_path)
+    assert message in _run(train, "soft-prompt", *base, "--name", "x", *arguments, code=2)
+
+
+def test_a_soft_prompt_of_the_encoder_has_whole_blocks(trained, tmp_path):
+    work, _ = trained
+    base = ("--model", work / "model", "--projection", work / "projection", "--text", _TEXT, "--out", tmp_path)
+    message = _run(train, "encoder", *base, "--map-asr", 0.25, "--rows", 40, code=2)
+    assert "rows: 40 is not a multiple of 32" in message

@@ -1,0 +1,156 @@
+"""Projection, training noise and the nearest-neighbour attack, against closed forms."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from del_core.audit.attacks.nearest import nearest_tokens, reproducible_bytes
+from del_core.audit.calibration import ATTACKS, MAP, NEAREST, AttackSurface, calibrate
+from del_core.audit.intervals import wilson
+from del_core.mechanism import Mechanism
+from del_core.projection import Projection, default_dim
+from del_core.training.noise import NoisyTable, limit_norm
+
+_Z = 4.891638  # two-sided alpha = 1e-6
+
+
+def test_default_dimension():
+    assert [default_dim(b) for b in (16, 256, 1024, 4096)] == [16, 32, 32, 128]
+
+
+def test_pca_with_all_components_and_no_clipping_is_lossless():
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(200, 12, generator=generator) * 0.3 + 1.0
+    projection = Projection.from_pca(embeddings, torch.ones(200), 12, inside=1.0)
+    assert torch.allclose(projection(embeddings), embeddings, atol=1e-4)
+    assert projection.encode(embeddings).abs().max() <= 1.0
+
+
+def test_pca_is_weighted_by_frequency():
+    # Two directions: rare tokens vary much along the first, frequent ones a little along the second.
+    embeddings = torch.tensor([[10.0, 0.0], [-10.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    frequent = Projection.from_pca(embeddings, torch.tensor([1e-6, 1e-6, 1.0, 1.0]), 1)
+    uniform = Projection.from_pca(embeddings, torch.ones(4), 1)
+    assert frequent.encoder.weight.abs().argmax() == 1
+    assert uniform.encoder.weight.abs().argmax() == 0
+
+
+def test_the_table_stays_in_range_and_rounds():
+    projection = Projection(3, 2)
+    with torch.no_grad():
+        projection.encoder.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]))
+        projection.encoder.bias.zero_()
+    table = projection.table(torch.tensor([[5.0, -5.0, 0.0], [0.5, 0.249, 0.0]]), 100)
+    assert table.tolist() == [[100, -100], [50, 25]]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_training_noise_has_the_mean_and_variance_of_the_mechanism(bits):
+    mechanism = Mechanism(bits, 3, Mechanism.nearest_ratio(0.3))
+    table = torch.tensor([[32767, -32767, 12000]], dtype=torch.int16)
+    count = 200_000
+    y = NoisyTable(table, mechanism).sample(torch.zeros(count, dtype=torch.int64), torch.Generator().manual_seed(1))
+    x = table[0].double() / 32767
+    amplitude = 1 / mechanism.ratio
+    variance = (amplitude**2 - x**2) / mechanism.trials  # DESIGN section 2, step 4
+    assert torch.all((y.double().mean(0) - x).abs() < _Z * (variance / count).sqrt())
+    # The sample variance's own standard deviation is at most that of a variable bounded by the amplitude.
+    assert torch.all((y.double().var(0) - variance).abs() < _Z * 2 * amplitude**2 / count**0.5)
+
+
+def test_training_noise_and_the_released_counts_have_one_distribution():
+    mechanism = Mechanism(4, 1, Mechanism.nearest_ratio(0.4))
+    count = 50_000
+    table = torch.tensor([[20000]], dtype=torch.int16)
+    y = NoisyTable(table, mechanism).sample(torch.zeros(count, dtype=torch.int64), torch.Generator().manual_seed(2))
+    trained = ((y[:, 0] * mechanism.ratio + 1) / 2 * mechanism.trials).round().long().bincount(minlength=16).numpy()
+    codes = mechanism.sample(np.full((count, 1), 20000, np.int16), reproducible_bytes(3))
+    released = np.bincount(codes[:, 0], minlength=16)
+    enough = trained + released >= 10
+    assert stats.chi2_contingency(np.stack([trained[enough], released[enough]])).pvalue > 1e-6
+
+
+def test_limit_norm_shortens_only_what_is_too_long():
+    y = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    assert torch.allclose(limit_norm(y, 1.0), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
+
+
+def test_nearest_tokens_agrees_with_brute_force():
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(50, 8)).astype(np.float32)
+    decoded = rng.normal(size=(333, 8)).astype(np.float32)
+    distances = np.linalg.norm(decoded[:, None] - embeddings[None], axis=2)
+    assert np.array_equal(nearest_tokens(decoded, embeddings, block=100), distances.argmin(1))
+
+
+@pytest.fixture(scope="module")
+def surface():
+    """A table of 64 tokens that are told apart by noise alone, and a prior that is far from even."""
+    rng = np.random.default_rng(1)
+    table = rng.integers(-32767, 32768, size=(64, 8)).astype(np.int16)
+    embeddings = (table / 32767).astype(np.float32)
+    prior = rng.dirichlet(np.ones(64))
+    return AttackSurface(
+        table, np.eye(8, dtype=np.float32), np.zeros(8, np.float32), embeddings, np.log(prior).astype(np.float32)
+    )
+
+
+def _text(surface, seed):
+    """Tokens of the prior."""
+    prior = np.exp(surface.log_prior.astype(np.float64))
+    return np.random.default_rng(seed).choice(64, size=4000, p=prior / prior.sum())
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_calibration_meets_its_target_on_fresh_noise(surface, attack):
+    tokens = _text(surface, 2)
+    found = calibrate(attack, 0.3, 4, surface, tokens, max_level=32767)
+    assert found.low < found.success < found.high
+    # The rate that is reported, and one of yet other noise, are each a binomial share around the target.
+    margin = _Z * (2 * 0.3 * 0.7 / 4000) ** 0.5
+    assert abs(found.success - 0.3) < margin
+    assert abs(surface.hits(attack, found.mechanism, tokens, seed=99) / 4000 - 0.3) < margin
+
+
+def test_the_map_attack_recovers_more_than_the_nearest_neighbour(surface):
+    tokens = _text(surface, 4)
+    at_nearest = calibrate(NEAREST, 0.3, 4, surface, tokens, max_level=32767).mechanism
+    rates = {attack: surface.hits(attack, at_nearest, _text(surface, 3), seed=5) / 4000 for attack in ATTACKS}
+    assert rates[MAP] > rates[NEAREST], "the optimal guess is at least as good on text of its prior"
+
+
+def test_an_unreachable_target_is_refused(surface):
+    nothing = dataclasses.replace(surface, table=np.zeros_like(surface.table))
+    with pytest.raises(ValueError, match=r"target: success rate 0\.9 cannot be reached"):
+        calibrate(NEAREST, 0.9, 2, nothing, np.arange(64), max_level=32767)
+
+
+def test_where_no_noise_is_too_much_the_least_noise_can_do(surface):
+    tokens = _text(surface, 2)
+    halves = dataclasses.replace(surface, table=np.repeat(surface.table[::8], 8, axis=0))  # eight tokens look alike
+    with pytest.raises(ValueError, match=r"target: success rate 0\.95 cannot be reached"):
+        calibrate(MAP, 0.95, 4, halves, tokens, max_level=32767)
+    found = calibrate(MAP, 0.95, 4, halves, tokens, max_level=32767, at_most=True)
+    assert 0.5 < found.mechanism.ratio < 1
+    assert found.success < found.target == 0.95
+    # What is in reach is met, and what the prior alone exceeds is refused all the same.
+    near = calibrate(MAP, 0.1, 4, halves, tokens, max_level=32767, at_most=True)
+    assert near == calibrate(MAP, 0.1, 4, halves, tokens, max_level=32767)
+    with pytest.raises(ValueError, match="cannot be reached"):
+        calibrate(MAP, 0.0001, 4, halves, tokens, max_level=32767, at_most=True)
+
+
+def test_an_unknown_attack_is_refused(surface):
+    with pytest.raises(ValueError, match="attack: guess is not one of map, nearest"):
+        calibrate("guess", 0.3, 4, surface, np.arange(64), max_level=32767)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (10, 10), (200, 10_000)])
+def test_wilson_agrees_with_scipy(successes, trials):
+    expected = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    assert wilson(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)

@@ -1,0 +1,75 @@
+"""Every command of docs/guides/quickstart.md runs, in order, as a reader would type them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.client_bundle import make_bundle
+from tests.support.guide import ROOT, Block, Shell, blocks
+from tests.support.scripted_server import ScriptedServer, expected_text, expected_tokens
+
+GUIDE = ROOT / "docs/guides/quickstart.md"
+READY = {"serve": "8000/readyz", "proxy": "8081/healthz", "uvicorn": "9000/openapi.json"}
+
+
+def _ready(block: Block) -> str:
+    """Where a server answers when it is up."""
+    (found,) = [place for word, place in READY.items() if re.search(rf"\b{word}\b", block.text)]
+    return found
+
+
+def _walk(shell: Shell, *, skip: tuple[str, ...]) -> list[str]:
+    """Run the page to its end, its servers in the background; what the commands printed."""
+    install, *others = blocks(GUIDE)
+    # What makes the environment that this test runs in; scripts/install has tests of its own.
+    assert install.text == "make venv"
+    printed = []
+    with contextlib.ExitStack() as servers:
+        for block in others:
+            if any(word in block.text for word in skip):
+                continue
+            if block.is_server:
+                servers.enter_context(shell.serving(block, _ready(block)))
+            else:
+                printed.append(shell.run(block))
+    return printed
+
+
+def _check(printed: list[str], text: str | None) -> None:
+    """What the reader sees: a completion, the proxy's answer, a chat, what it cost, the backend's stream, the batch."""
+    asked, proxied, chatted, spent, streamed, batch = printed
+    answer = json.loads(proxied)
+    assert answer["object"] == "chat.completion"
+    assert answer["usage"]["completion_tokens"] >= 1
+    events = [json.loads(line.removeprefix("data: ")) for line in streamed.split("\n\n") if line]
+    assert "finish_reason" in events[-1]
+    assert batch == ""
+    assert re.search(r"^alice +\d+\.\d\d +\d+\.\d%$", spent, re.MULTILINE), spent
+    if text is not None:
+        assert answer["choices"][0]["message"]["content"] == text
+        assert chatted.startswith(text)
+    assert asked.strip()
+    assert chatted.strip()
+
+
+def test_the_guide_against_a_scripted_server(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", names=("strict", "balanced"))
+    with ScriptedServer(bundle).running() as server:
+        shell = Shell(tmp_path / "clone", {"DEL_CACHE_DIR": str(tmp_path / "cache")})
+        shell.use("8000", server.url.rpartition(":")[2])
+        printed = _walk(shell, skip=("delctl serve",))
+        _check(printed, expected_text(expected_tokens(16)))
+        answers = (tmp_path / "clone" / "answers.jsonl").read_text().splitlines()
+        assert len(answers) == 2
+        assert (tmp_path / "clone" / "privacy.db").exists()
+
+
+@pytest.mark.slow
+def test_the_guide_as_it_stands(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "clone", {"DEL_CACHE_DIR": str(tmp_path / "cache")})
+    _check(_walk(shell, skip=()), None)

@@ -1,0 +1,114 @@
+"""The commands of docs/guides/quickstart.md, and a way to run them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ROOT", "Block", "Shell", "blocks"]
+
+ROOT = Path(__file__).resolve().parents[2]
+_FENCE = re.compile(r"^```sh(?P<server> server)?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of commands; a server's runs until the end."""
+
+    text: str
+    is_server: bool
+
+
+def blocks(page: Path) -> list[Block]:
+    """The blocks of a page marked ``sh``, in order."""
+    return [Block(match["text"].strip(), bool(match["server"])) for match in _FENCE.finditer(page.read_text("utf-8"))]
+
+
+class Shell:
+    """Runs blocks in a directory that looks like a clone, with other ports than the page has."""
+
+    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
+        self._directory = directory
+        self._environment = {**os.environ, **environment, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        self._ports: dict[str, str] = {}
+        directory.mkdir()
+        (directory / "examples").symlink_to(ROOT / "examples")
+        (directory / ".venv" / "bin").mkdir(parents=True)
+        for name in ("python", "delctl", "uvicorn"):
+            program = Path(sys.executable).parent / name
+            (directory / ".venv" / "bin" / name).write_text(f'#!/bin/sh\nexec "{program}" "$@"\n')
+            (directory / ".venv" / "bin" / name).chmod(0o755)
+
+    def moved(self, text: str) -> str:
+        """The text with every port replaced by one that is free now, the same port always by the same."""
+        return re.sub(r"(?<=127\.0\.0\.1:)\d{4}|(?<=--port )\d{4}", lambda match: self._port(match[0]), text)
+
+    def use(self, port: str, real: str) -> None:
+        """Say where a port of the page is."""
+        self._ports[port] = real
+
+    def _port(self, port: str) -> str:
+        if port not in self._ports:
+            with socket.socket() as taken:
+                taken.bind(("127.0.0.1", 0))
+                self._ports[port] = str(taken.getsockname()[1])
+        return self._ports[port]
+
+    def run(self, block: Block) -> str:
+        """What a block prints. Fails with what it said if a command of it fails."""
+        done = subprocess.run(
+            ["sh", "-e", "-c", self.moved(block.text)],
+            cwd=self._directory,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    @contextlib.contextmanager
+    def serving(self, block: Block, ready: str, within_s: float = 180.0) -> Iterator[None]:
+        """A server that answers at ``ready`` (port of the page, path), stopped by SIGTERM at the end."""
+        process = subprocess.Popen(
+            ["sh", "-c", "exec env " + self.moved(block.text)],
+            cwd=self._directory,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            url = "http://127.0.0.1:" + self.moved(f"127.0.0.1:{ready}").partition(":")[2]
+            end = time.monotonic() + within_s
+            while not _answers(url):
+                assert process.poll() is None, f"{block.text}\n{process.stdout and process.stdout.read()}"
+                assert time.monotonic() < end, f"{block.text}: not ready after {within_s} s"
+                time.sleep(0.05)
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.communicate(timeout=60)
+            finally:
+                process.kill()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=2) as answer:
+            return int(answer.status) == 200
+    except (urllib.error.URLError, OSError):
+        return False

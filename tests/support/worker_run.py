@@ -1,0 +1,26 @@
+"""A short stage 1 on two of Ray Train's workers, for a test that kills one of them: worker_run.py MODEL OUT STEPS."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+
+from cluster.training import train_on_workers
+from del_core.lm.model import load_frozen_lm
+from del_core.lm.text import read_texts
+from del_core.training.projection import ProjectionConfig, train_projection
+from tests.support.texts import ALICE
+
+
+def stage(model: Path, out: Path, steps: int) -> dict[str, float]:
+    """Stage 1, small."""
+    config = ProjectionConfig(
+        dim=16, steps=steps, prompt_tokens=24, continuation_tokens=8, batch=8, evaluation_windows=16
+    )
+    return train_projection(load_frozen_lm(model, read_texts([ALICE])), out, config, progress=False)
+
+
+if __name__ == "__main__":
+    model, out, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    print(train_on_workers(functools.partial(stage, model, out, steps), 2))
