@@ -50,6 +50,7 @@ def test_a_key_is_256_random_bits_and_its_hash_is_what_is_configured() -> None:
 @pytest.mark.parametrize(
     "header",
     [None, "", OLD, f"Basic {OLD}", f"Bearer {OTHER}", "Bearer ", f"Bearer {OLD} x", f"Bearer {hash_key(OLD)}"],
+    ids=["none", "empty", "bare", "basic", "other", "no-key", "trailing", "hash"],
 )
 def test_everything_else_is_refused_without_repeating_it(header: str | None) -> None:
     with pytest.raises(InvalidKeyError) as caught:
@@ -101,7 +102,9 @@ def write(file: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["- a list\n", "app: {hashes: []}\n", "app: {hash: x}\n", ": : :\n", f"app: {{hashes: [{OLD}]}}"]
+    "text",
+    ["- a list\n", "app: {hashes: []}\n", "app: {hash: x}\n", ": : :\n", f"app: {{hashes: [{OLD}]}}"],
+    ids=["list", "no-hashes", "unknown-field", "no-yaml", "key-in-place-of-hash"],
 )
 def test_a_malformed_file_is_refused_without_repeating_keys(tmp_path: Path, text: str) -> None:
     (tmp_path / "keys.yaml").write_text(text)

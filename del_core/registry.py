@@ -1,0 +1,87 @@
+"""Registries: one for each kind of thing that a user may add to, such as decoders, attacks, mechanisms and engines.
+
+A kind is one module that registers itself when it is imported. The package of the kind imports the modules that
+the project ships. A distribution of somebody else adds kinds of its own by an entry point in the group
+``del_serve.plugins`` whose value is a module to import; it is imported the first time that a registry is asked for
+a name that it does not know, or for all its names. So an installation without plugins pays nothing for them, in
+every process: command line, Serve replica, engine.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Generic, TypeVar
+
+__all__ = ["PLUGIN_GROUP", "Registry", "load_plugins"]
+
+PLUGIN_GROUP = "del_serve.plugins"
+
+T = TypeVar("T")
+
+_lock = threading.RLock()
+_loaded = False
+
+
+def load_plugins() -> None:
+    """Import the modules of the entry points in :data:`PLUGIN_GROUP`, once for each process.
+
+    An error of a plugin's import is raised as it is: a broken plugin is not skipped.
+    """
+    global _loaded
+    with _lock:
+        if not _loaded:
+            _loaded = True  # before the imports, which may ask a registry for its names
+            for entry_point in metadata.entry_points(group=PLUGIN_GROUP):
+                entry_point.load()
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """The kinds of one thing by name, in the order of their registration.
+
+    Looking up a missing name raises ``KeyError`` after the plugins were loaded; :meth:`find` raises ``ValueError``
+    with the names that are allowed.
+
+    Args:
+        what: the thing in the singular, for messages: ``"decoder"``.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._kinds: dict[str, T] = {}
+
+    def register(self, name: str, kind: T) -> T:
+        """Add a kind and return it.
+
+        Raises:
+            ValueError: the name is taken by another kind.
+        """
+        if self._kinds.setdefault(name, kind) is not kind:
+            raise ValueError(f"{self.what} must have a name that is not registered yet, got {name!r}")
+        return kind
+
+    def find(self, name: str) -> T:
+        """The kind of this name.
+
+        Raises:
+            ValueError: no such kind; the message lists the names.
+        """
+        if name not in self._kinds:
+            load_plugins()
+        if name not in self._kinds:
+            raise ValueError(f"{self.what} must be one of {', '.join(self._kinds)}, got {name!r}")
+        return self._kinds[name]
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._kinds:
+            load_plugins()
+        return self._kinds[name]
+
+    def __iter__(self) -> Iterator[str]:
+        load_plugins()
+        return iter(tuple(self._kinds))
+
+    def __len__(self) -> int:
+        load_plugins()
+        return len(self._kinds)
