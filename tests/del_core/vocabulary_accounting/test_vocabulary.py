@@ -248,7 +248,7 @@ def test_token_figures_of_a_larger_table(monkeypatch):
     bound = vocabulary_epsilon(mechanism, table, DELTA)
     ids = np.array([7, 500, bound.pair[0], bound.pair[1]])
     for kernel_pairs in (1 << 28, 0):  # with and without the kernel's sharper bounds
-        monkeypatch.setattr("del_core.vocabulary_accounting._KERNEL_PAIRS", kernel_pairs)
+        monkeypatch.setattr("del_core.vocabulary_accounting.search._KERNEL_PAIRS", kernel_pairs)
         tokens = token_epsilons(mechanism, table, DELTA, ids, rivals=5)
         assert (tokens.nearest <= tokens.typical).all()
         assert (tokens.typical <= tokens.worst).all()
