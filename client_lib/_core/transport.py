@@ -15,6 +15,7 @@ from client_lib._core.effects import Head, Send
 from client_lib._validation import invalid
 from client_lib.errors import ConnectionFailed, DELClientError, InvalidRequest, TimeoutExceeded, error_from_transport
 from client_lib.types import Timeout
+from del_core.net.addresses import is_loopback
 
 __all__ = ["FAILURES", "Deadline", "check_base_url", "head_of", "http_options", "typed_failure"]
 
@@ -22,8 +23,6 @@ __all__ = ["FAILURES", "Deadline", "check_base_url", "head_of", "http_options", 
 FAILURES = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL)
 
 _LONGEST_DEADLINE_S = 24 * 60 * 60  # the wire format's bound
-
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def http_options(base_url: str, *, http2: bool) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def http_options(base_url: str, *, http2: bool) -> dict[str, Any]:
     if http2 and importlib.util.find_spec("h2") is None:
         raise invalid("http2", "needs the package h2", "pip install 'del-serve[http2]'")
     url = httpx.URL(base_url)
-    is_local = url.host in _LOOPBACK
+    is_local = is_loopback(url.host)
     # Over plain HTTP to this machine no certificate is ever looked at, and loading the usual ones takes a while; this
     # context trusts nobody.
     without_tls = is_local and url.scheme == "http"

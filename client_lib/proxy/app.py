@@ -26,10 +26,11 @@ from client_lib.prompts.spans import CLEAR
 from client_lib.proxy.answers import DONE, Answer, ChatAnswer, CompletionAnswer, event
 from client_lib.proxy.errors import ApiError, invalid
 from client_lib.proxy.fields import name_of
-from client_lib.proxy.http import EventStream, Guard, as_api_error, not_routed, read_body, until_disconnect
+from client_lib.proxy.http import EventStream, Guard, as_api_error, not_routed, read_body
 from client_lib.proxy.prompts import Prompts, Submission
 from client_lib.proxy.requests import ChatRequest, CompletionRequest, parse_chat, parse_completion, parse_json
 from client_lib.proxy.settings import ProxySettings
+from del_core.net.asgi import unless_disconnected
 
 __all__ = ["SUBJECT_HEADER", "create_app"]
 
@@ -139,12 +140,12 @@ class _Proxy:
             )
             answer = kind(variant, (await self._client.bundle()).fingerprint, asked.include_usage)
             if not asked.stream:
-                completion = await until_disconnect(request, self._prompts.complete(submission))
+                completion = await unless_disconnected(request.receive, self._prompts.complete(submission))
                 response: Response = JSONResponse(answer.whole(completion))
                 if completion.request_id:
                     response.headers["x-del-server-request-id"] = completion.request_id
                 return response
-            stream = await until_disconnect(request, self._prompts.stream(submission))
+            stream = await unless_disconnected(request.receive, self._prompts.stream(submission))
             # What fails before the first piece is answered with a status, what fails later with an event.
             return await self._stream(request, stream, answer, fields)
         except DELClientError as error:
@@ -155,7 +156,7 @@ class _Proxy:
 
     async def _stream(self, request: Request, stream: AsyncStream, answer: Answer, fields: dict[str, str]) -> Response:
         try:
-            first = await until_disconnect(request, anext(stream))
+            first = await unless_disconnected(request.receive, anext(stream))
         except BaseException:
             await stream.close()
             raise

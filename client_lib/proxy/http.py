@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import logging
 import secrets
 import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import TypeVar
 
 import anyio
 from starlette.exceptions import HTTPException
@@ -19,49 +19,15 @@ from starlette.types import Receive, Scope, Send
 from client_lib.errors import DELClientError
 from client_lib.proxy.errors import ApiError, api_error, invalid
 from client_lib.proxy.settings import ProxySettings
+from del_core.net.addresses import is_loopback
+from del_core.net.asgi import DisconnectedError, unless_disconnected
 
-__all__ = ["EventStream", "Guard", "Handler", "as_api_error", "not_routed", "read_body", "until_disconnect"]
+__all__ = ["EventStream", "Guard", "Handler", "as_api_error", "not_routed", "read_body"]
 
-T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
 # One line a request: route, status, duration and id. No body, no query, no subject, no message of an error.
 log = logging.getLogger("client_lib.proxy")
-
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
-
-
-class Disconnected(Exception):  # noqa: N818 - it says what happened, and nobody outside sees it
-    """The caller has gone."""
-
-
-async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
-    """The result of ``work``, which is cancelled as soon as the caller disconnects. The body must have been read."""
-    result: list[T] = []
-    failure: list[Exception] = []
-    async with anyio.create_task_group() as group:
-
-        async def run() -> None:
-            # Caught here, since a task group would wrap it.
-            try:
-                result.append(await work)
-            except Exception as error:
-                failure.append(error)
-            group.cancel_scope.cancel()
-
-        group.start_soon(run)
-        await _disconnect(request.receive)
-        group.cancel_scope.cancel()
-    if failure:
-        raise failure[0]
-    if not result:
-        raise Disconnected
-    return result[0]
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 class EventStream(Response):
@@ -74,27 +40,21 @@ class EventStream(Response):
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send everything."""
+        """Send all events."""
         try:
-            async with anyio.create_task_group() as group:
-
-                async def write() -> None:
-                    try:
-                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                        async for data in self._events:
-                            await send({"type": "http.response.body", "body": data, "more_body": True})
-                        await send({"type": "http.response.body", "body": b"", "more_body": False})
-                    except OSError:
-                        pass  # how newer servers say that the caller has gone
-                    group.cancel_scope.cancel()
-
-                group.start_soon(write)
-                await _disconnect(receive)
-                group.cancel_scope.cancel()
+            # uvicorn raises OSError when the caller has disconnected.
+            with contextlib.suppress(DisconnectedError, OSError):
+                await unless_disconnected(receive, self._write(send))
         finally:
             with anyio.CancelScope(shield=True):
                 await self._events.aclose()
                 await self._close()
+
+    async def _write(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for data in self._events:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -153,7 +113,7 @@ class Guard:
                     self._check_key(request)
                 response = await handler(request)
                 status: int | str = response.status_code
-            except (Disconnected, ClientDisconnect):
+            except (DisconnectedError, ClientDisconnect):
                 response, status = Response(status_code=499), "disconnected"  # nobody is there to read it
             except Exception as error:
                 failure = as_api_error(error)
@@ -168,7 +128,7 @@ class Guard:
     def _check_host(self, request: Request) -> None:
         host = request.headers.get("host", "")
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        if self._settings.loopback_hosts and name.lower() not in _LOOPBACK:
+        if self._settings.loopback_hosts and not is_loopback(name):
             raise invalid(
                 "host", "is not this machine; allowed: 127.0.0.1, localhost, [::1]", code="host_refused", status=403
             )

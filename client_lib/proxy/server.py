@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import signal
 import socket
@@ -15,17 +14,7 @@ from starlette.applications import Starlette
 
 from client_lib._validation import invalid
 
-__all__ = ["bind", "configure", "is_loopback", "serve", "url_of"]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reachable from this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+__all__ = ["bind", "configure", "serve", "url_of"]
 
 
 def bind(host: str, port: int) -> socket.socket:

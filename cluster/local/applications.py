@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from del_core.bundle import load_bundle
+from del_core.net.addresses import is_loopback
 from deployments.applications import ServedApplication
 from deployments.service.base_model import verify_checksum
 from deployments.settings import Settings
 
-__all__ = ["check", "grace_s", "is_loopback", "num_cpus", "to_json"]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on ``host``."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+__all__ = ["check", "grace_s", "num_cpus", "to_json"]
 
 
 def check(applications: Sequence[ServedApplication], host: str) -> None:

@@ -158,7 +158,8 @@ def proxy(
     from client_lib.policy import PrivacyPolicy
     from client_lib.prompts.chat import ChatTemplate
     from client_lib.proxy import ProxySettings
-    from client_lib.proxy.server import bind, is_loopback
+    from client_lib.proxy.server import bind
+    from del_core.net.addresses import is_loopback
 
     if not is_loopback(host) and client_key is None:
         raise click.UsageError(
@@ -236,7 +237,8 @@ class _Proxy:
             await serve(create_app(self.client, self.settings), self.bound, grace_s=self.grace)
 
     async def _announce(self) -> None:
-        from client_lib.proxy.server import is_loopback, url_of
+        from client_lib.proxy.server import url_of
+        from del_core.net.addresses import is_loopback
 
         # Whoever starts it waits at the terminal, and may have mistyped the URL: seconds, not a minute.
         await self.client.with_options(max_retries=4).bundle()

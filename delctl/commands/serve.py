@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
 
 @click.command()
 @click.option("--bundle", type=bundle_place, metavar=PLACE, help="The bundle to serve.  [default: demo]")
@@ -101,6 +99,7 @@ def _served(
 
 def _announce(server: LocalServer, host: str) -> None:
     from del_core.bundle import load_bundle
+    from del_core.net.addresses import is_loopback
 
     out = console()
     out.print(server.url, style="bold")
@@ -109,14 +108,14 @@ def _announce(server: LocalServer, host: str) -> None:
         if one.path:
             out.print(f"{server.url}{printable(one.path)}", style="bold")
         _describe(one.settings)
-    if host not in _LOOPBACK:
+    if not is_loopback(host):
         open_ones = [one for one in server.applications if not one.settings.keys.given]
         keys = " or keys" if open_ones else ""
         warning = f"Attention: {printable(host)} can be reached from other machines, without encryption{keys}."
         out.print(warning, style="bold red", soft_wrap=True)
     first = server.applications[0]
     url = server.url + first.path
-    place = "" if url.endswith(":8000") and host in _LOOPBACK else f" --url {url}"
+    place = "" if url.endswith(":8000") and is_loopback(host) else f" --url {url}"
     variant = next(iter(load_bundle(first.settings.bundle_path, verify=False).variants))
     out.print(f'Try: delctl ask "My fellow citizens" --variant {variant}{place}', soft_wrap=True)
     out.print("Stop with Ctrl-C.")

@@ -32,6 +32,7 @@ from del_core.errors import (
     UNSUPPORTED_MEDIA_TYPE,
     FrameError,
 )
+from del_core.net.asgi import DisconnectedError, unless_disconnected
 from del_core.wire import MEDIA_TYPE, Request
 from deployments.api import deadlines
 from deployments.api.deadlines import Deadline
@@ -45,7 +46,7 @@ from deployments.api.errors import (
     invalid_key,
 )
 from deployments.api.middleware import Guard, RequestIds
-from deployments.api.streaming import Coalescing, Disconnected, Envelope, EventStream, unless_disconnected
+from deployments.api.streaming import Coalescing, Envelope, EventStream
 from deployments.auth.keys import Caller, InvalidKeyError, Keys
 from deployments.auth.quotas import Charge, QuotaExceededError, Quotas, QuotaUnavailableError
 from deployments.engines.base import EngineDeadError
@@ -181,7 +182,7 @@ class _Surface:
             )
         except EngineDeadError:
             response = engine_unavailable()
-        except Disconnected:
+        except DisconnectedError:
             response = ErrorResponse(CLIENT_GONE, b"", 499)  # nobody reads it
         except BaseException:
             slots.close()
@@ -211,7 +212,7 @@ class _Surface:
             slots.callback(lambda: charge.settle(request.prompt_tokens + envelope.completion_tokens))
         if not request.sampling.stream:
             completing = self._service.complete(request, cache_salt=caller.cache_salt, seen=seen)
-            completion = await unless_disconnected(http, completing)
+            completion = await unless_disconnected(http.receive, completing)
             body = envelope.completion(completion.text, completion.token_ids, completion.finish_reason)
             return Response(body, media_type="application/json")
         pieces = self._service.stream(
@@ -222,7 +223,7 @@ class _Surface:
             seen=seen,
         )
         # A failure before the first piece still gets its own status, since nothing has been sent.
-        first = await unless_disconnected(http, anext(pieces))
+        first = await unless_disconnected(http.receive, anext(pieces))
         return EventStream(envelope, first, pieces, self._coalescing, slots, deadline, self._write_timeout, seen)
 
     async def _charge(self, caller: Caller, request: Request) -> Charge | None:
@@ -247,7 +248,7 @@ class _Surface:
                 while more:
                     message = await http.receive()
                     if message["type"] == "http.disconnect":
-                        raise Disconnected
+                        raise DisconnectedError
                     body += message.get("body", b"")
                     size = max(size, len(body))
                     more = size <= limit and message.get("more_body", False)

@@ -7,16 +7,15 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import TypeVar
 
 from starlette.datastructures import Headers
-from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from del_core.errors import DEADLINE_EXCEEDED, ENGINE_UNAVAILABLE, INTERNAL_ERROR
+from del_core.net.asgi import wait_for_disconnect
 from del_core.wire import Request
 from deployments.api.deadlines import Deadline
 from deployments.api.errors import ENGINE_UNAVAILABLE_MESSAGE, INTERNAL_ERROR_MESSAGE, error_body, log_defect
@@ -24,9 +23,7 @@ from deployments.engines.base import EngineDeadError
 from deployments.service.service import Piece
 from deployments.telemetry.observation import CLIENT_GONE, OK, Observation, Observer
 
-__all__ = ["Coalescing", "Disconnected", "Envelope", "EventStream", "unless_disconnected"]
-
-T = TypeVar("T")
+__all__ = ["Coalescing", "Envelope", "EventStream"]
 
 
 @dataclass(frozen=True)
@@ -39,37 +36,6 @@ class Coalescing:
 
     max_tokens: int = 16
     max_delay: float = 0.05
-
-
-class Disconnected(Exception):  # noqa: N818 - no failure, and never seen outside the HTTP surface
-    """The client has gone."""
-
-
-async def unless_disconnected(http: HTTPRequest, work: Awaitable[T]) -> T:
-    """The result of ``work``, which is cancelled if the client goes first."""
-
-    async def run() -> T:
-        return await work
-
-    task = asyncio.ensure_future(run())
-    gone = asyncio.ensure_future(disconnected(http.receive))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Disconnected
-        return task.result()
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            # Wait until the engine has been told, so that the slot is not given away too soon.
-            await asyncio.wait((task,))
-
-
-async def disconnected(receive: Receive) -> None:
-    """Wait until the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 class Envelope:
@@ -144,7 +110,7 @@ class EventStream(Response):
         """See ASGI."""
         pump = asyncio.ensure_future(self._pump())
         write = asyncio.ensure_future(self._write(send, Headers(scope=scope).get("x-request-id")))
-        gone = asyncio.ensure_future(disconnected(receive))
+        gone = asyncio.ensure_future(wait_for_disconnect(receive))
         try:
             done, _ = await asyncio.wait(
                 (write, gone), timeout=self._deadline.remaining(), return_when=asyncio.FIRST_COMPLETED

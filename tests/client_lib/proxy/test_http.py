@@ -15,7 +15,6 @@ import pytest
 from client_lib import errors
 from client_lib.proxy import ProxySettings
 from client_lib.proxy.errors import api_error
-from client_lib.proxy.server import is_loopback
 from tests.client_lib.proxy.conftest import MakeProxy
 from tests.support.running_proxy import RunningProxy
 from tests.support.scripted_server import Received, ScriptedServer, error, hang, reset
@@ -71,7 +70,7 @@ def test_a_name_that_leads_here_is_not_enough(make_proxy: MakeProxy) -> None:
     proxy = make_proxy(loopback_hosts=True)
     for host in ("localhost:8081", "127.0.0.1", "[::1]:8081", "[::1]"):
         assert proxy.post("/v1/chat/completions", CHAT, headers={"host": host}).status_code == 200
-    for host in ("evil.example:8081", "127.0.0.1.evil.example", ""):
+    for host in ("evil.example:8081", "127.0.0.1.evil.example", "127.example.org:8081", ""):
         refused = proxy.post("/v1/chat/completions", CHAT, headers={"host": host})
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "host_refused")
 
@@ -248,8 +247,3 @@ def test_failures_of_the_server(
 def test_settings_are_checked(changes: dict, name: str) -> None:
     with pytest.raises(errors.InvalidRequest, match=f"^{name}: "):
         ProxySettings(**changes)
-
-
-def test_which_hosts_are_this_machine_alone() -> None:
-    assert all(is_loopback(host) for host in ("127.0.0.1", "127.8.0.1", "localhost", "::1"))
-    assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "192.0.2.1", "del.example.com", ""))

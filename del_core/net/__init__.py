@@ -1,0 +1,1 @@
+"""Network helpers that the client, the server and the command line share."""
