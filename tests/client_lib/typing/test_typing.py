@@ -51,7 +51,7 @@ def pyright(project: Path, *options: str) -> dict[str, Any]:
     """What pyright reports, as it does in JSON."""
     node = shutil.which("node")
     if node is None or not PYRIGHT.exists():
-        pytest.fail("needs Node.js 20 and the packages of tests/client_lib/typing: make venv, or npm ci in that directory")
+        pytest.fail("needs Node.js 20 and the packages of tests/client_lib/typing: npm ci in that directory")
     command = [node, PYRIGHT, "--pythonpath", sys.executable, "--outputjson", *options]
     done = subprocess.run(
         command, cwd=project, env=environment(project), capture_output=True, text=True, timeout=240, check=False
