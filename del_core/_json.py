@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -134,6 +136,24 @@ def canonical(value: object) -> bytes:
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8")
+
+
+def write_json_atomic(path: Path, value: object, *, indent: int | None = 2) -> None:
+    """Write a JSON file that is complete before it takes its name; no NaN.
+
+    Only one process may write a path at a time.
+    """
+    write_atomic(path, (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode("utf-8"))
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file that is complete before it takes its name."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def invalid(field: str, message: str) -> JsonError:

@@ -23,6 +23,7 @@ from del_core._validation import check_array, check_integer, check_number
 from del_core.accounting._tails import PROBABILITY_ONE
 from del_core.audit.intervals import wilson
 from del_core.mechanism import Mechanism
+from del_core.mechanism.likelihood import blocks
 
 __all__ = [
     "Band",
@@ -44,7 +45,6 @@ Table = npt.NDArray[np.integer[Any]]
 
 _BITS = 1.0 / math.log(2.0)
 _LEAST_LOG = -600.0  # smaller probabilities count as none or as this: subnormal numbers are slow and change no digit
-_BLOCK_SCORES = 1 << 22  # pairs of (token, vocabulary) held at once: 32 MiB
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,7 @@ def measure_leakage(
         constant = constant + np.log(prior)
     entropies, largest, gained = np.empty(samples), np.empty(samples), np.empty(samples)
     hits = np.zeros(samples, np.bool_)
-    rows = max(1, _BLOCK_SCORES // len(prior))
-    for start in range(0, samples, rows):
-        here = slice(start, start + rows)
+    for here in blocks(samples, len(prior)):
         scores = codes[here].astype(np.float64) @ log_odds.T + constant
         scores -= scores.max(axis=1, keepdims=True)
         scores = np.maximum(scores, _LEAST_LOG)
@@ -183,7 +181,7 @@ def measure_leakage(
         true = scores[np.arange(len(scores)), tokens[here]]
         gained[here] = true - np.log(total[:, 0]) - np.log(prior[tokens[here]])
         if progress is not None:
-            progress(min(1.0, (start + rows) / samples))
+            progress(here.stop / samples)
     entropy = entropy_bits(log_prior)
     mean, low, high = _mean_interval(entropies * _BITS)
     expected = _mean_interval(largest)

@@ -24,13 +24,11 @@ from del_core.bundle import Bundle
 from del_core.decoders.network import DecoderNetwork
 from del_core.decoders.tensors import LINEAR, DecoderSizes
 from del_core.mechanism import Mechanism
-from del_core.mechanism.likelihood import TokenLikelihood
+from del_core.mechanism.likelihood import TokenLikelihood, blocks
 
 __all__ = ["BayesDecoder", "Decoder", "LinearDecoder", "build_decoder", "limit_norm", "products_per_token"]
 
 FloatArray = npt.NDArray[np.float32]
-
-_BLOCK_SCORES = 1 << 22  # posterior probabilities held at once: 16 MiB, whatever the vocabulary
 
 
 class Decoder(Protocol):
@@ -98,13 +96,12 @@ class BayesDecoder:
     def posterior_mean(self, codes: npt.NDArray[np.uint8]) -> FloatArray:
         """m of every position, (tokens, rank)."""
         mean = np.empty((len(codes), self.values.shape[1]), dtype=np.float32)
-        rows = max(1, _BLOCK_SCORES // len(self.values))
-        for start in range(0, len(codes), rows):
-            scores = self.likelihood(codes[start : start + rows]) + self.log_prior
+        for here in blocks(len(codes), len(self.values)):
+            scores = self.likelihood(codes[here]) + self.log_prior
             scores -= scores.max(axis=1, keepdims=True)
             np.exp(scores, out=scores)
             scores /= scores.sum(axis=1, keepdims=True)
-            mean[start : start + rows] = scores @ self.values
+            mean[here] = scores @ self.values
         return mean
 
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from del_core.audit.attacks.nearest import reproducible_bytes
 from del_core.audit.intervals import Rate
 from del_core.mechanism import Mechanism
-from del_core.mechanism.likelihood import TokenLikelihood
+from del_core.mechanism.likelihood import TokenLikelihood, blocks
 from del_core.training.noise import NoisyTable
 from del_core.vocabulary_accounting import vocabulary_epsilon
 
@@ -39,7 +39,6 @@ __all__ = [
     "timed",
 ]
 
-_BLOCK_SCORES = 1 << 22  # pairs of a token and one of the vocabulary that are held at a time: 16 MiB
 
 DELTA = 1e-6
 """Of every epsilon that is reported: two prompts that differ in one token of the vocabulary."""
@@ -215,11 +214,9 @@ class CountsView(ServerReads):
         """Of the binomial likelihood, ``del_core.mechanism.likelihood``."""
         likelihood = TokenLikelihood.of(self.mechanism, self.levels)
         codes, prior = self.counts(tokens, seed), torch.as_tensor(log_prior).float()
-        rows = max(1, _BLOCK_SCORES // len(prior))
 
         def scores() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            for start in range(0, len(tokens), rows):
-                here = slice(start, start + rows)
+            for here in blocks(len(tokens), len(prior)):
                 yield torch.from_numpy(tokens[here]), torch.from_numpy(likelihood(codes[here])).add_(prior)
 
         return TokenAttack.of(scores(), prior)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from del_core._validation import check_array, check_integer, check_number
+from del_core.mechanism.likelihood import TokenLikelihood
 from del_core.mechanism.randomness import random_bytes
 
 __all__ = ["MAX_BITS", "MAX_LEVEL", "Mechanism"]
@@ -82,6 +83,11 @@ class Mechanism:
     def ratio_numerator(self) -> int:
         """The integer r 2^31, 1 to 2^31 - 1."""
         return int(self.ratio * _RATIO_ONE)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the table that the mechanism reads."""
+        return self.dim
 
     @property
     def row_bytes(self) -> int:
@@ -262,6 +268,10 @@ class Mechanism:
             raise ValueError(f"codes must be in 0..{trials} at bits={self.bits}, got one above")
         values = (2.0 * np.arange(trials + 1) - trials) / (trials * self.ratio)
         return values.astype(np.float32)[codes]
+
+    def likelihood(self, table: npt.NDArray[np.integer[Any]], dtype: npt.DTypeLike = np.float32) -> TokenLikelihood:
+        """Return the likelihood of the tokens of ``table``."""
+        return TokenLikelihood.from_table(self, table, dtype)
 
     def _numerators(self, levels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint32]:
         # Halves away from zero: of the absolute value, half up is floor((2 |level| r + m) / 2m) with r the ratio's

@@ -13,11 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from del_core.mechanism import Mechanism
-from del_core.mechanism.likelihood import TokenLikelihood
+from del_core.mechanism.likelihood import TokenLikelihood, blocks
 
 __all__ = ["averaging_tokens"]
-
-_BLOCK_SCORES = 1 << 23  # (position, token) pairs held at once: 32 MiB
 
 
 def averaging_tokens(
@@ -42,13 +40,11 @@ def averaging_tokens(
     prior = log_prior.astype(np.float32)
     counts = np.zeros((len(token_ids), mechanism.dim), np.int32)
     guesses: dict[int, npt.NDArray[np.int64]] = {}
-    block = max(1, _BLOCK_SCORES // len(prior))
     for number in range(1, wanted[-1] + 1):
         counts += mechanism.sample(table[token_ids], random_source)
         if number in wanted:
             parts = [
-                np.argmax(likelihood(counts[start : start + block], number) + prior, axis=1)
-                for start in range(0, len(counts), block)
+                np.argmax(likelihood(counts[here], number) + prior, axis=1) for here in blocks(len(counts), len(prior))
             ]
             guesses[number] = np.concatenate(parts) if parts else np.empty(0, np.int64)
     return guesses

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from del_core.audit import leakage as module
 from del_core.audit.leakage import (
     channel_capacity,
     coordinate_information,
@@ -20,7 +19,7 @@ from del_core.audit.leakage import (
     success_ceiling,
     table_success,
 )
-from del_core.mechanism import MAX_LEVEL, Mechanism
+from del_core.mechanism import MAX_LEVEL, Mechanism, likelihood
 from tests.support.reference import token_laws
 
 
@@ -75,7 +74,7 @@ def test_intervals_cover_as_often_as_they_say():
 def test_blocks_and_progress(monkeypatch):
     mechanism, table, log_prior = case(1)
     whole = measure_leakage(mechanism, table, log_prior, samples=500, seed=1)
-    monkeypatch.setattr(module, "_BLOCK_SCORES", 70)
+    monkeypatch.setattr(likelihood, "BLOCK_SCORES", 70)
     shares: list[float] = []
     parts = measure_leakage(mechanism, table, log_prior, samples=500, seed=1, progress=shares.append)
     assert parts.leakage_bits.value == pytest.approx(whole.leakage_bits.value, rel=1e-12)

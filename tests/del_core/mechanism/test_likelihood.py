@@ -7,9 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from del_core.audit.attacks import map as map_attack
-from del_core.audit.attacks.map import map_tokens
-from del_core.mechanism import Mechanism
+from del_core.mechanism import Mechanism, map_tokens
+from del_core.mechanism.likelihood import blocks
 
 MAX_LEVEL = 127
 
@@ -45,15 +44,21 @@ def test_equals_the_posterior_evaluated_directly(bits: int) -> None:
         assert scores[guess] >= max(scores) - 1e-9
 
 
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_cover_everything_once() -> None:
+    assert list(blocks(10, 3, 12)) == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert list(blocks(2, 100, 12)) == [slice(0, 1), slice(1, 2)]
+    assert list(blocks(0, 3, 12)) == []
+
+
+def test_blocks_change_nothing() -> None:
     random = np.random.default_rng(0)
     mechanism = _mechanism(4, 8, 0.3)
     table = random.integers(-MAX_LEVEL, MAX_LEVEL + 1, size=(101, 8), dtype=np.int8)
     log_prior = np.log(random.dirichlet(np.ones(101))).astype(np.float32)
     codes = mechanism.sample(table[random.integers(0, 101, size=57)])
     whole = map_tokens(mechanism, table, log_prior, codes)
-    monkeypatch.setattr(map_attack, "_BLOCK_SCORES", 56)  # blocks of 7 rows of the table and 8 tokens
-    np.testing.assert_array_equal(map_tokens(mechanism, table, log_prior, codes), whole)
+    # Blocks of 7 rows of the table and 8 tokens.
+    np.testing.assert_array_equal(map_tokens(mechanism, table, log_prior, codes, block_scores=56), whole)
 
 
 def test_recovers_everything_without_noise_to_speak_of() -> None:
@@ -72,10 +77,10 @@ def test_the_prior_decides_where_the_counts_say_nothing() -> None:
     assert map_tokens(mechanism, table, log_prior, np.full((2, 3), 7, np.uint8)).tolist() == [2, 2]
 
 
-def test_equal_posteriors_give_the_lowest_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(map_attack, "_BLOCK_SCORES", 3)  # one row of the table at a time
-    table = np.zeros((4, 3), np.int8)
-    assert map_tokens(_mechanism(4, 3, 0.5), table, np.zeros(4), np.zeros((1, 3), np.uint8)).tolist() == [0]
+def test_equal_posteriors_give_the_lowest_id() -> None:
+    mechanism, table, codes = _mechanism(4, 3, 0.5), np.zeros((4, 3), np.int8), np.zeros((1, 3), np.uint8)
+    # One row of the table at a time.
+    assert map_tokens(mechanism, table, np.zeros(4), codes, block_scores=3).tolist() == [0]
 
 
 def test_no_tokens() -> None:
@@ -95,5 +100,5 @@ def test_no_tokens() -> None:
 def test_shapes_that_do_not_belong_together(
     table: tuple[int, ...], prior: tuple[int, ...], codes: tuple[int, ...], named: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"^{named}: "):
+    with pytest.raises(ValueError, match=f"^{named} must have "):
         map_tokens(_mechanism(4, 3, 0.5), np.zeros(table, np.int8), np.zeros(prior), np.zeros(codes, np.uint8))
