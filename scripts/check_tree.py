@@ -28,6 +28,7 @@ REFERENCES = frozenset(
         "keepachangelog.com",
         "semver.org",
         "www.apache.org",
+        "www.contributor-covenant.org",
         "www.gutenberg.org",
         "www.w3.org",
     }
