@@ -37,7 +37,7 @@ from del_core.evaluation.view import (
     TokenIds,
     timed,
 )
-from del_core.training.noise import limit_norm
+from del_core.lm.noise import limit_norm
 
 __all__ = [
     "METRICS",

@@ -65,8 +65,9 @@ from del_core.evaluation.measure import Passages, Written, coherence_of, measure
 from del_core.evaluation.view import DELTA, ClearPrompt, DelView, NoPrompt, PromptView
 from del_core.lm.model import FrozenLM, load_frozen_lm
 from del_core.mechanism import MAX_LEVEL
+from del_core.training.attack import attack_surface, attacked_tokens
 from del_core.training.base import train_base
-from del_core.training.encoder import EncoderConfig, attack_surface, attacked_tokens, load_decoder_start, train_encoder
+from del_core.training.encoder import EncoderConfig, load_decoder_start, train_encoder
 from del_core.training.projection import ProjectionConfig, load_projection, train_projection
 from del_core.training.soft_prompt import SoftPromptConfig, calibrate_norm_limit, load_variant
 from del_core.training.variant import Noise, train_variant

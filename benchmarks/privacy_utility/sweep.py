@@ -12,9 +12,9 @@ from del_core.accounting import epsilon
 from del_core.evaluation.generation import passage_nll
 from del_core.evaluation.view import DELTA, DelView
 from del_core.lm.model import FrozenLM
-from del_core.projection import Projection
-from del_core.training.encoder import attack_surface
-from del_core.training.noise import NoisyTable
+from del_core.lm.noise import NoisyTable
+from del_core.training.attack import attack_surface
+from del_core.training.projection import Projection
 from del_core.training.soft_prompt import SoftPromptConfig, start_decoder
 from del_core.training.variant import Noise
 

@@ -24,7 +24,8 @@ from del_core.audit.intervals import Rate
 from del_core.evaluation.bootstrap import Interval
 from del_core.evaluation.view import PromptView, in_front
 from del_core.lm.model import BaseLM
-from del_core.training.loop import Schedule, fit, identity, step_generator
+from del_core.lm.noise import step_generator
+from del_core.training.loop import Schedule, fit, identity
 
 __all__ = ["TaskConfig", "TaskScores", "auc", "auc_interval", "correct", "train_task"]
 

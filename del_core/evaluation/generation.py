@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.evaluation.view import PromptView
+from del_core.lm.noise import step_generator
 from del_core.lm.perplexity import continuation_nll
-from del_core.training.loop import step_generator
 
 __all__ = ["Coherence", "coherence", "continuations", "decode_texts", "passage_nll", "written_texts"]
 

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 
 from del_core.audit.attacks.nearest import reproducible_bytes
 from del_core.audit.intervals import Rate
+from del_core.lm.noise import NoisyTable
 from del_core.mechanism import Mechanism
 from del_core.mechanism.likelihood import TokenLikelihood, blocks
-from del_core.training.noise import NoisyTable
 from del_core.vocabulary_accounting import vocabulary_epsilon
 
 __all__ = [

@@ -22,8 +22,8 @@ from del_core.decoders.tensors import (
     DecoderSizes,
 )
 from del_core.lm.model import FrozenLM
+from del_core.lm.noise import NoisyTable, TorchLikelihood, limit_norm
 from del_core.mechanism.likelihood import TokenLikelihood
-from del_core.training.noise import NoisyTable, limit_norm
 
 __all__ = ["DecoderStart", "NoisyDecoder", "choose_sizes", "principal_values"]
 
@@ -105,8 +105,8 @@ class NoisyDecoder(nn.Module):
             return
         device = embeddings.device
         likelihood = TokenLikelihood.of(noisy.mechanism, noisy.levels.cpu().numpy())
-        self.log_odds = torch.from_numpy(likelihood.log_odds).to(device)
-        self.constant = torch.from_numpy(likelihood.constant).to(device) + unigram.log().float().to(device)
+        self.likelihood = TorchLikelihood.from_numpy(likelihood, device)
+        self.log_prior = unigram.log().float().to(device)
         self.values, self.lift, self.mean = principal_values(embeddings, unigram, sizes.rank)
         features = weight.shape[1] + sizes.rank
         self.skip = nn.Parameter(torch.empty(len(weight), features, device=device))
@@ -151,7 +151,7 @@ class NoisyDecoder(nn.Module):
     def posterior_mean(self, y: torch.Tensor) -> torch.Tensor:
         """m (..., rank); y is what the counts dequantise to, before its norm is limited."""
         centred = y * (0.5 * self.trials * self.ratio)  # K - u/2
-        return torch.softmax(centred @ self.log_odds.T + self.constant, dim=-1) @ self.values
+        return self.likelihood.posterior(centred, self.log_prior) @ self.values
 
     def _network(self, features: torch.Tensor) -> torch.Tensor:
         h = functional.silu(functional.linear(features, self.in_weight, self.in_bias))

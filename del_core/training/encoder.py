@@ -29,29 +29,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from del_core.audit.calibration import MAP, AttackSurface, Calibration, calibrate
+from del_core.audit.calibration import MAP, Calibration, calibrate
 from del_core.decoders.tensors import LINEAR, TRAINED
 from del_core.lm.model import FrozenLM, ModelError, check_rows
+from del_core.lm.noise import NoisyTable, TorchLikelihood, step_generator
 from del_core.lm.perplexity import continuation_nll
 from del_core.lm.precision import products
 from del_core.lm.text import TokenWindows
 from del_core.mechanism import MAX_LEVEL, Mechanism
-from del_core.projection import Projection
+from del_core.training.attack import attack_surface, calibration_tokens
 from del_core.training.decoder import DecoderStart, NoisyDecoder, choose_sizes
-from del_core.training.loop import Schedule, fit, identity, step_generator
-from del_core.training.noise import NoisyTable
+from del_core.training.loop import Schedule, fit, identity
 from del_core.training.parallel import Shard, current_shard
+from del_core.training.projection import Projection
 
-__all__ = [
-    "EncoderConfig",
-    "attack_surface",
-    "attacked_tokens",
-    "calibration_tokens",
-    "load_decoder_start",
-    "train_encoder",
-]
+__all__ = ["EncoderConfig", "load_decoder_start", "train_encoder"]
 
-_ATTACKED_TOKENS = 20_000  # a rate of 2 % then has a standard error of 0.1 points
 _QUICK_TOKENS = 4_000  # at every evaluation
 _DECODERS = (TRAINED, LINEAR)  # stage 2 goes on to a contextual one from ``trained``
 _START = "decoder_start.safetensors"
@@ -93,28 +86,6 @@ class EncoderConfig:
         check_rows(self.rows)
 
 
-def attack_surface(lm: FrozenLM, projection: Projection) -> AttackSurface:
-    """What the attacks on ``projection``'s table read."""
-    return AttackSurface(
-        table=projection.table(lm.embeddings, MAX_LEVEL).cpu().numpy(),
-        weight=projection.decoder.weight.detach().cpu().numpy(),
-        bias=projection.decoder.bias.detach().cpu().numpy(),
-        embeddings=lm.embeddings.detach().cpu().numpy(),
-        log_prior=lm.unigram().log().float().cpu().numpy(),
-    )
-
-
-def attacked_tokens(part: torch.Tensor, count: int = _ATTACKED_TOKENS) -> np.ndarray:
-    """About ``count`` evenly spaced token ids of a part of a text: an attack costs V b a token, too much for all."""
-    tokens: np.ndarray = part.cpu().numpy()
-    return tokens[:: max(1, len(tokens) // count)]
-
-
-def calibration_tokens(lm: FrozenLM) -> np.ndarray:
-    """Of the validation part, which no result is reported on."""
-    return attacked_tokens(lm.validation)
-
-
 class _NoisyEncoder(nn.Module):
     """Encoder and noise scale with gradients: from tokens to y, posterior mean and the attacker's expected success."""
 
@@ -134,15 +105,13 @@ class _NoisyEncoder(nn.Module):
         """
         ratio = torch.sigmoid(self.log_odds_of_ratio).clamp(max=1 - 2.0**-16)
         q = 0.5 + 0.5 * ratio * self.projection.encode(self.embeddings)
-        log_success, log_failure = q.log(), torch.log1p(-q)
-        constant = self.log_prior + 0.5 * self.trials * (log_success + log_failure + math.log(4.0)).sum(dim=1)
+        likelihood = TorchLikelihood.from_probabilities(q, self.trials)
         with torch.no_grad():
             everyone = q[tokens]
             drawn = torch.binomial(torch.full_like(everyone, float(self.trials)), everyone, generator=generator)
         drawn, mine = shard.of(drawn), q[shard.of(tokens)]
         counts = drawn + self.trials * (mine - mine.detach())  # straight through the mean
-        centred = counts - 0.5 * self.trials
-        posterior = torch.softmax(centred @ (log_success - log_failure).T + constant, dim=-1)
+        posterior = likelihood.posterior(counts - 0.5 * self.trials, self.log_prior)
         y = (2.0 * counts / self.trials - 1.0) / ratio
         mean = None if self.values is None else posterior @ self.values
         return y, mean, posterior.amax(dim=-1).mean()

@@ -1,12 +1,12 @@
 """The training loop that every stage shares: schedule, evaluation, early stopping, resumable checkpoints.
 
-A stage gives a loss as a function of the step. Whatever is random inside it must be drawn from
-``step_generator(seed, step)``; then a run that was killed and resumed ends with the same weights as one that was not.
+A stage provides its loss as a function of the step and draws all randomness from
+``lm.noise.step_generator(seed, step)``. A run that was killed and resumed therefore ends with the same
+weights as an uninterrupted one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from del_core.errors import DelError
 from del_core.training.parallel import current_shard, differentiable
 
-__all__ = ["CheckpointError", "Schedule", "fit", "identity", "step_generator"]
+__all__ = ["CheckpointError", "Schedule", "fit", "identity"]
 
 
 class CheckpointError(DelError):
@@ -49,13 +49,6 @@ class Schedule:
         if step < start:
             return 1.0
         return 1.0 - 0.9 * (step - start) / max(1.0, self.steps - start)
-
-
-def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Generator for one step of training noise. Statistical, fit for training only: never for a released count."""
-    # Hashed, because PyTorch's generator on CPUs takes the low 32 bits of its seed and drops the others.
-    digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=4).digest()
-    return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "little"))
 
 
 def identity(config: Any, ignore: tuple[str, ...] = ("steps",)) -> dict[str, object]:

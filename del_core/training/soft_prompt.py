@@ -20,15 +20,15 @@ from safetensors.torch import load_file, save_file
 from del_core.accounting import mu
 from del_core.decoders.tensors import LINEAR, POSTERIOR, DecoderSizes
 from del_core.lm.model import FrozenLM, ModelError, check_rows
+from del_core.lm.noise import NoisyTable, step_generator
 from del_core.lm.perplexity import continuation_nll, evaluate_perplexity
 from del_core.lm.precision import products
 from del_core.lm.text import TokenWindows
 from del_core.mechanism import MAX_LEVEL, Mechanism
-from del_core.projection import Projection
 from del_core.training.decoder import DecoderStart, NoisyDecoder, choose_sizes
-from del_core.training.loop import Schedule, fit, identity, step_generator
-from del_core.training.noise import NoisyTable
+from del_core.training.loop import Schedule, fit, identity
 from del_core.training.parallel import current_shard
+from del_core.training.projection import Projection
 
 __all__ = ["SoftPromptConfig", "calibrate_norm_limit", "load_variant", "start_decoder", "train_soft_prompt"]
 

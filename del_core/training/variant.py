@@ -18,13 +18,13 @@ from del_core.audit.recovery import measure_recovery
 from del_core.decoders.tensors import DECODER_KINDS, NETWORK_KINDS
 from del_core.lm.model import FrozenLM
 from del_core.mechanism import MAX_LEVEL, Mechanism
-from del_core.projection import Projection
+from del_core.training.attack import attack_surface, attacked_tokens, calibration_tokens
 from del_core.training.decoder import DecoderStart
-from del_core.training.encoder import attack_surface, attacked_tokens, calibration_tokens
 from del_core.training.parallel import current_shard
+from del_core.training.projection import Projection
 from del_core.training.soft_prompt import SoftPromptConfig, train_soft_prompt
 
-__all__ = ["BEST", "Noise", "calibration_tokens", "train_variant"]
+__all__ = ["BEST", "Noise", "train_variant"]
 
 BEST = "best"
 """As a decoder's kind: train all, keep the one of least validation loss."""

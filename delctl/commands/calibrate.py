@@ -49,9 +49,9 @@ def calibrate(
     from del_core.audit.intervals import Rate
     from del_core.lm.model import load_frozen_lm
     from del_core.lm.text import read_texts
-    from del_core.training.encoder import attack_surface
+    from del_core.training.attack import attack_surface, calibration_tokens
     from del_core.training.projection import load_projection
-    from del_core.training.variant import Noise, calibration_tokens
+    from del_core.training.variant import Noise
     from del_core.vocabulary_accounting import vocabulary_epsilon
 
     lm = load_frozen_lm(model, read_texts(texts), device)

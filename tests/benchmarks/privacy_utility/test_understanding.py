@@ -15,8 +15,8 @@ from benchmarks.privacy_utility.tasks import Example, Segment, Task, read_mrpc, 
 from benchmarks.privacy_utility.understanding import TaskConfig, _batches, _Reader, auc, auc_interval, train_task
 from del_core.evaluation.view import ClearPrompt, NoPrompt
 from del_core.lm.model import BaseLM
+from del_core.lm.noise import step_generator
 from del_core.lm.text import TextError
-from del_core.training.loop import step_generator
 
 _WORDS = ["?", "no", "yes", "so", *"abcdefghij"]
 

@@ -24,9 +24,8 @@ from benchmarks.privacy_utility.baselines import (
 )
 from benchmarks.privacy_utility.local_model import LocalModel, LocalRewriter
 from del_core.evaluation.view import DELTA, ClearPrompt, DelView, NoPrompt
+from del_core.lm.noise import NoisyTable, step_generator
 from del_core.mechanism import Mechanism
-from del_core.training.loop import step_generator
-from del_core.training.noise import NoisyTable
 
 _V, _B, _D = 60, 16, 6
 

@@ -10,9 +10,9 @@ from del_core.audit.attacks.nearest import reproducible_bytes
 from del_core.bundle import BaseModel, BundleError, Guarantees, Variant, VariantContent, load_bundle, write_bundle
 from del_core.decoders.decoding import build_decoder, products_per_token
 from del_core.decoders.tensors import DECODER_KINDS, WINDOW, DecoderSizes
+from del_core.lm.noise import NoisyTable
 from del_core.mechanism import Mechanism
 from del_core.training.decoder import NoisyDecoder, choose_sizes
-from del_core.training.noise import NoisyTable
 
 _VOCABULARY, _HIDDEN, _DIM, _MAX = 300, 48, 12, 1000
 _MECHANISM = Mechanism(3, _DIM, 0.25, max_level=_MAX)
@@ -30,7 +30,7 @@ def _module(kind: str, norm_limit: float = 4.0) -> NoisyDecoder:
     module = NoisyDecoder(
         kind, sizes, weight, bias, NoisyTable(table, _MECHANISM), norm_limit, embeddings, unigram / unigram.sum(), 0.3
     )
-    module.levels, module.log_prior = table.numpy(), (unigram / unigram.sum()).log().float().numpy()
+    module.levels, module.shipped_prior = table.numpy(), (unigram / unigram.sum()).log().float().numpy()
     with torch.no_grad():
         for _, parameter in module.trained():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -60,7 +60,7 @@ def _bundle(path, kind: str, **changed):
         clip=1.0,
         tokenizer_json=b'{"version": "1.0"}',
         variants=[content],
-        log_prior=module.log_prior,
+        log_prior=module.shipped_prior,
     )
     return module, load_bundle(path)
 

@@ -12,20 +12,19 @@ import torch
 from del_core.audit.calibration import MAP
 from del_core.decoders.tensors import DECODER_KINDS
 from del_core.lm.model import ModelError, load_frozen_lm
+from del_core.lm.noise import NoisyTable
 from del_core.lm.text import read_texts
 from del_core.mechanism import MAX_LEVEL, Mechanism
-from del_core.projection import Projection
+from del_core.training.attack import attack_surface
 from del_core.training.base import BaseConfig, train_base
 from del_core.training.encoder import (
     EncoderConfig,
     _NoisyEncoder,
-    attack_surface,
     load_decoder_start,
     train_encoder,
 )
 from del_core.training.loop import CheckpointError
-from del_core.training.noise import NoisyTable
-from del_core.training.projection import load_projection
+from del_core.training.projection import Projection, load_projection
 from del_core.training.soft_prompt import SoftPromptConfig, load_variant, train_soft_prompt
 from tests.support.texts import ALICE
 

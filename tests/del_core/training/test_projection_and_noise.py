@@ -12,9 +12,9 @@ from scipy import stats
 from del_core.audit.attacks.nearest import nearest_tokens, reproducible_bytes
 from del_core.audit.calibration import ATTACKS, MAP, NEAREST, AttackSurface, calibrate
 from del_core.audit.intervals import wilson
+from del_core.lm.noise import NoisyTable, limit_norm
 from del_core.mechanism import Mechanism
-from del_core.projection import Projection, default_dim
-from del_core.training.noise import NoisyTable, limit_norm
+from del_core.training.projection import Projection, default_dim
 
 _Z = 4.891638  # two-sided alpha = 1e-6
 

@@ -8,8 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from del_core.lm.noise import step_generator
 from del_core.lm.text import TextError, TokenWindows, read_texts, split_text
-from del_core.training.loop import CheckpointError, Schedule, fit, step_generator
+from del_core.training.loop import CheckpointError, Schedule, fit
 
 
 def test_splits_are_disjoint_and_lose_nothing():
