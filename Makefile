@@ -15,7 +15,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow check format clean
+.PHONY: help venv demo test test-slow check docs format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,10 +49,21 @@ check: $(STAMP)  ## style, types, layers, and what may stand in the tree
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_tree.py
 
+# The site has an environment of its own: its packages and those of the project need not fit together.
+DOCS_VENV ?= .venv-docs
+
+$(DOCS_VENV)/.installed: requirements/docs.lock
+	"$${PYTHON:-python3}" -m venv --clear "$(DOCS_VENV)"
+	$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install -q --require-hashes -r requirements/docs.lock
+	@touch "$@"
+
+docs: $(DOCS_VENV)/.installed  ## the documentation site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+
 format: $(STAMP)  ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv and everything else that make and the tools have made
-	rm -rf "$(VENV)" tests/client_lib/proxy/node/node_modules tests/client_lib/typing/node_modules examples/typescript/node_modules examples/typescript/dist build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf "$(VENV)" "$(DOCS_VENV)" site tests/client_lib/proxy/node/node_modules tests/client_lib/typing/node_modules examples/typescript/node_modules examples/typescript/dist build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

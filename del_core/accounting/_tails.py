@@ -12,9 +12,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from del_core.mechanism.base import PROBABILITY_ONE
+__all__ = ["PROBABILITY_ONE", "log_probability", "log_weighted_tail"]
 
-__all__ = ["log_probability", "log_weighted_tail"]
+PROBABILITY_ONE = 1 << 32
 
 _Array = npt.NDArray[np.float64]
 

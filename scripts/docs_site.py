@@ -1,0 +1,120 @@
+"""Hooks of mkdocs: pages from the root of the repository, links out of docs/, diagrams, navigation.
+
+Markdown files link to each other as they lie in the repository, so that every link also works there. For the
+site, the pages in :data:`ROOT_PAGES` are added under ``project/``, links between the two are rewritten, links to
+files that are not part of the site become plain text, and mermaid sources become images
+(``scripts/render_diagrams.py``).
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from scripts.render_diagrams import BLOCK, DIAGRAMS, name_of, title_of  # noqa: E402
+
+ROOT_PAGES = {
+    "ARCHITECTURE.md": "project/architecture.md",
+    "CONTRIBUTING.md": "project/contributing.md",
+    "SECURITY.md": "project/security.md",
+    "CHANGELOG.md": "project/changelog.md",
+}
+# Files for people who read the repository; the site has the same content elsewhere.
+_REPOSITORY_PAGES = {"README.md": "index.md"}
+
+# Code comes first, so that a link inside of it is left alone.
+_CODE_OR_LINK = re.compile(
+    r"^```.*?^```$|`[^`\n]+`|(?<!!)\[(?P<text>(?:`[^`]*`|[^\]`])*)\]\((?P<target>[^)\s]+)\)", re.MULTILINE | re.DOTALL
+)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Expand the names ``folder/*`` in the navigation."""
+    config.nav = navigation(config.nav or [], Path(config.docs_dir))
+    return config
+
+
+def navigation(nav: list[Any], docs: Path) -> list[Any]:
+    """Return a navigation tree with the names ``folder/*`` expanded."""
+    return _expanded(nav, docs, set(pages_of(nav)))
+
+
+def pages_of(nav: list[Any]) -> Iterator[str]:
+    """Yield the page names in a navigation tree."""
+    for item in nav:
+        if isinstance(item, dict):
+            for value in item.values():
+                yield from pages_of(value if isinstance(value, list) else [value])
+        else:
+            yield item
+
+
+def _expanded(items: list[Any], docs: Path, listed: set[str]) -> list[Any]:
+    """Return the tree with each ``folder/*`` replaced by the folder's pages that are not in ``listed``."""
+    found: list[Any] = []
+    for item in items:
+        if isinstance(item, dict):
+            found.append(
+                {
+                    title: _expanded(value, docs, listed) if isinstance(value, list) else value
+                    for title, value in item.items()
+                }
+            )
+        elif item.endswith("/*"):
+            names = sorted(path.relative_to(docs).as_posix() for path in (docs / item[:-2]).glob("*.md"))
+            found += [name for name in names if name not in listed]
+        else:
+            found.append(item)
+    return found
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages of the repository's root."""
+    from mkdocs.structure.files import File
+
+    for source, page in ROOT_PAGES.items():
+        files.append(File.generated(config, page, content=(ROOT / source).read_text("utf-8")))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Replace diagrams by images and rewrite links that leave docs/."""
+    here = page.file.src_uri
+    sources = {site: source for source, site in ROOT_PAGES.items()}
+    in_repository = sources.get(here, f"docs/{here}")
+
+    def image(match: re.Match[str]) -> str:
+        name = name_of(match[1])
+        if not (DIAGRAMS / f"{name}.svg").is_file():
+            from mkdocs.exceptions import PluginError
+
+            raise PluginError(f"{in_repository} has a diagram that is not rendered; run scripts/render_diagrams.py")
+        target = posixpath.relpath(f"assets/diagrams/{name}.svg", posixpath.dirname(here) or ".")
+        return f"![{title_of(match[1])}]({target}){{ .diagram }}"
+
+    def link(match: re.Match[str]) -> str:
+        target = match["target"]
+        if target is None or "://" in target or target.startswith(("#", "mailto:")):
+            return match[0]
+        path, hash_sign, anchor = target.partition("#")
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(in_repository), path))
+        site = ROOT_PAGES.get(path) or _REPOSITORY_PAGES.get(path) or path.removeprefix("docs/")
+        if site == path:  # neither below docs/ nor one of the root's pages
+            return match["text"]
+        if files.get_file_from_path(site) is None:
+            return match[0]  # mkdocs warns
+        return f"[{match['text']}]({posixpath.relpath(site, posixpath.dirname(here) or '.')}{hash_sign}{anchor})"
+
+    return _CODE_OR_LINK.sub(link, BLOCK.sub(image, markdown))

@@ -1,0 +1,134 @@
+"""Write the tables of the documentation that come from code, between their marks.
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; :data:`TABLES` has the functions that make
+them. A test says whether the pages are current.
+
+Usage: docs_tables.py [--check]. With ``--check`` nothing is written, and the exit status is 1 if a page is stale.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from client_lib import errors as client_errors  # noqa: E402
+from del_core.errors import ERROR_STATUS  # noqa: E402
+
+PACKAGES = ("del_core", "client_lib", "deployments", "cluster", "delctl")
+_TABLE = re.compile(r"(<!-- table: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table."""
+    head = tuple(head)
+    lines = [head, ("---",) * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def first_sentence(docstring: str | None) -> str:
+    """Return the first sentence of a docstring as Markdown."""
+    text = " ".join((docstring or "").split("\n\n")[0].split())
+    text = re.sub(r":\w+:`~?\.?([^`]+)`", r"`\1`", text).replace("``", "`")
+    return re.split(r"(?<=[.!?])\s", text)[0].removesuffix(".")
+
+
+def error_codes() -> str:
+    """Return the table of the error codes, their status and the error that the client raises."""
+    rows = []
+    for code, status in ERROR_STATUS.items():
+        error = client_errors.error_from_status(
+            status, message=None, code=code, field=None, request_id=None, retry_after=None, url=""
+        )
+        rows.append((f"`{code}`", str(status), f"`{type(error).__name__}`"))
+    return table(("code", "status", "the client raises"), rows)
+
+
+def _classes() -> Iterator[tuple[str, ast.ClassDef]]:
+    """Yield every class of the packages with the name of its module."""
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            for node in ast.parse(path.read_text("utf-8")).body:
+                if isinstance(node, ast.ClassDef):
+                    yield module, node
+
+
+def _errors(of_client: bool) -> str:
+    """Return the table of the classes that derive from DelError, those of the client or the others."""
+    classes = list(_classes())
+    known = {"DelError"}
+    while added := {
+        node.name
+        for _, node in classes
+        if node.name not in known and any(isinstance(base, ast.Name) and base.id in known for base in node.bases)
+    }:
+        known |= added
+    rows = []
+    for module, node in classes:
+        if node.name not in known or node.name.startswith("_") or (module == client_errors.__name__) != of_client:
+            continue
+        bases = ", ".join(f"`{base.id}`" for base in node.bases if isinstance(base, ast.Name))
+        place = () if of_client else (f"`{module}`",)
+        rows.append((f"`{node.name}`", *place, bases, first_sentence(ast.get_docstring(node))))
+    return table(("class", *(() if of_client else ("module",)), "base", "meaning"), rows)
+
+
+def client_error_classes() -> str:
+    """Return the table of the client's errors."""
+    return _errors(of_client=True)
+
+
+def other_error_classes() -> str:
+    """Return the table of all other errors."""
+    return _errors(of_client=False)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "error-codes": error_codes,
+    "client-errors": client_error_classes,
+    "other-errors": other_error_classes,
+}
+
+
+def written(text: str) -> str:
+    """Return a page with its tables made anew.
+
+    Raises:
+        ValueError: the page has a mark with an unknown name.
+    """
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in TABLES:
+            raise ValueError(f"table must be one of {', '.join(TABLES)}, got {name}")
+        return match[1] + TABLES[name]() + match[3]
+
+    return _TABLE.sub(replacement, text)
+
+
+def stale_pages() -> dict[Path, str]:
+    """Return the pages whose tables are not current, with their new text."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    texts = {page: page.read_text("utf-8") for page in pages}
+    return {page: new for page, text in texts.items() if "<!-- table: " in text and (new := written(text)) != text}
+
+
+def main() -> int:
+    """Write the stale pages, or name them."""
+    check = sys.argv[1:] == ["--check"]
+    stale = stale_pages()
+    for page, text in stale.items():
+        if not check:
+            page.write_text(text, encoding="utf-8")
+        print(f"{page.relative_to(ROOT)}: {'stale' if check else 'written'}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
