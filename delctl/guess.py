@@ -60,7 +60,7 @@ def guess_tokens(
     """
     import numpy as np
 
-    from del_core.audit.attacks.map import map_tokens
+    from del_core.mechanism.likelihood import map_tokens
     from del_core.wire import PrivateSegment
 
     codes = np.concatenate([segment.codes for segment in encoded.segments if isinstance(segment, PrivateSegment)])

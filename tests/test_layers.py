@@ -16,7 +16,6 @@ LAYERS = {"del_core", "client_lib", "deployments", "cluster", "delctl"}
 # A module, and which of our layers may be loaded with it.
 LIGHT = {
     "del_core.accounting": {"del_core"},
-    "del_core.audit.attacks.map": {"del_core"},
     "del_core.bundle": {"del_core"},
     "del_core.decoders.decoding": {"del_core"},
     "del_core.demo": {"del_core"},

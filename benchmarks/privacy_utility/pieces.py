@@ -56,8 +56,8 @@ from benchmarks.privacy_utility.sweep import sweep_point
 from benchmarks.privacy_utility.tasks import Task
 from benchmarks.privacy_utility.understanding import train_task
 from del_core.accounting import epsilon
-from del_core.audit.attacks.nearest import nearest_success, reproducible_bytes
-from del_core.audit.calibration import MAP, calibrate
+from del_core.audit.attacks import AttackSurface
+from del_core.audit.calibration import MAP, NEAREST, calibrate
 from del_core.audit.similarity import EXTRA, SentenceSimilarity
 from del_core.decoders.tensors import LINEAR
 from del_core.evaluation.generation import passage_nll
@@ -397,8 +397,8 @@ class Bench:
             return {}
         weight, bias = (tensor.cpu().numpy() for tensor in (view.decode.weight, view.decode.bias))
         embeddings, tokens = self.lm.embeddings.cpu().numpy(), self.calibration[corpus]
-        source = reproducible_bytes(NOISE_SEED)
-        nearest = nearest_success(view.mechanism, view.levels, weight, bias, embeddings, tokens, source)
+        surface = AttackSurface(view.levels, weight, bias, embeddings, self.log_prior)
+        nearest = surface.hits(NEAREST, view.mechanism, tokens, NOISE_SEED)
         return {"epsilon": epsilon(view.mechanism, DELTA), "nearest_success": nearest / len(tokens)}
 
     def _best(self, candidates: list[Any]) -> Any:

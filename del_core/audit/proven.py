@@ -1,46 +1,39 @@
-"""A variant's proven figures and its leakage, as the JSON values of an audit: what ``run`` puts beside the attacks.
-
-Everything is computed by ``guarantee``, ``leakage`` and ``del_core.vocabulary_accounting``; here it is only named.
-"""
+"""Proven figures and measured leakage of a variant, as an audit reports them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from del_core.audit.guarantee import state_guarantee
-from del_core.audit.leakage import Estimate, measure_leakage, proven_ceilings
+from del_core.audit.leakage import Band, Estimate, measure_leakage, proven_ceilings
+from del_core.audit.results import (
+    LeakageFigures,
+    NamedToken,
+    OptimalGuess,
+    PerToken,
+    ProvenFigures,
+    Spread,
+    TokenSummary,
+)
+from del_core.audit.settings import ProvenConfig
 from del_core.mechanism import Mechanism
 from del_core.vocabulary_accounting import TokenEpsilons, token_epsilons
 
-__all__ = ["PROMPT_TOKENS", "ProvenConfig", "measured_leakage", "proven_figures"]
+__all__ = ["PROMPT_TOKENS", "measured_leakage", "proven_figures"]
 
 PROMPT_TOKENS = 32
-"""The prompt's length whose composed epsilon is reported by name."""
+"""Length of the prompt whose composed epsilon is reported by name."""
 
 _SCOPES = (1, PROMPT_TOKENS, 256, 4096)  # a token, a prompt, a long prompt, a conversation
-_QUANTILES = {"least": 0.0, "median": 0.5, "p95": 0.95, "greatest": 1.0}
 _SHOWN = 4  # tokens named at either end
 
 Table = npt.NDArray[np.integer[Any]]
 Progress = Callable[[float], None]
-
-
-@dataclass(frozen=True)
-class ProvenConfig:
-    """How much is computed.
-
-    Attributes:
-        compose_vocabulary: epsilon of the table for whole prompts too.
-        tokens: how many tokens get an epsilon of their own, evenly spaced by id; None for all.
-    """
-
-    compose_vocabulary: bool = True
-    tokens: int | None = None
 
 
 def proven_figures(
@@ -51,8 +44,8 @@ def proven_figures(
     config: ProvenConfig,
     text_of: Callable[[int], str],
     progress: Progress,
-) -> dict[str, Any]:
-    """Guarantees per token, prompt and conversation, each token's own epsilon, and the ceilings of every attack."""
+) -> ProvenFigures:
+    """Compute guarantees per token, prompt and conversation, each token's epsilon, and the ceilings."""
     stated = state_guarantee(
         mechanism,
         delta,
@@ -68,49 +61,60 @@ def proven_figures(
         chosen = np.linspace(0, len(table) - 1, config.tokens).astype(np.int64)
     each = token_epsilons(mechanism, table, delta, chosen, progress=progress)
     assert stated.vocabulary is not None
-    return {
-        "delta": delta,
-        "epsilon": one.epsilon,
-        "epsilon_vocabulary": one.epsilon_vocabulary,
-        "epsilon_prompt": prompt.epsilon,
-        "prompt_tokens": prompt.tokens,
-        "mu": one.mu,
-        "gdp_epsilon": one.gaussian_epsilon,
-        "scopes": [asdict(scope) for scope in stated.scopes],
-        "worst_pair": [text_of(token) for token in stated.vocabulary.pair],
-        "trade_off": asdict(stated.trade_off),
-        "ceiling": ceilings.success,
-        "ceilings": asdict(ceilings),
-        "token_epsilons": _tokens(each, text_of),
-    }
+    assert one.epsilon_vocabulary is not None
+    return ProvenFigures(
+        delta=delta,
+        epsilon=one.epsilon,
+        epsilon_vocabulary=one.epsilon_vocabulary,
+        epsilon_prompt=prompt.epsilon,
+        prompt_tokens=prompt.tokens,
+        mu=one.mu,
+        gdp_epsilon=one.gaussian_epsilon,
+        scopes=stated.scopes,
+        worst_pair=tuple(text_of(token) for token in stated.vocabulary.pair),
+        trade_off=stated.trade_off,
+        ceiling=ceilings.success,
+        ceilings=ceilings,
+        token_epsilons=_tokens(each, text_of),
+    )
 
 
-def _tokens(each: TokenEpsilons, text_of: Callable[[int], str]) -> dict[str, Any]:
-    def named(index: int) -> dict[str, Any]:
-        return {
-            "token": text_of(int(each.tokens[index])),
-            "worst": round(float(each.worst[index]), 3),
-            "worst_rival": text_of(int(each.worst_rival[index])),
-            "typical": round(float(each.typical[index]), 3),
-            "nearest": round(float(each.nearest[index]), 3),
-            "nearest_rival": text_of(int(each.nearest_rival[index])),
-        }
+def _tokens(each: TokenEpsilons, text_of: Callable[[int], str]) -> TokenSummary:
+    worst, typical, nearest = (_rounded(values) for values in (each.worst, each.typical, each.nearest))
+
+    def named(index: int) -> NamedToken:
+        return NamedToken(
+            token=text_of(int(each.tokens[index])),
+            worst=worst[index],
+            worst_rival=text_of(int(each.worst_rival[index])),
+            typical=typical[index],
+            nearest=nearest[index],
+            nearest_rival=text_of(int(each.nearest_rival[index])),
+        )
 
     order = np.argsort(-each.typical, kind="stable")
-    figures = {"worst": each.worst, "typical": each.typical, "nearest": each.nearest}
-    return {
-        "rivals": each.rivals,
-        "tokens": len(each.tokens),
-        **{
-            name: {label: round(float(np.quantile(values, share)), 3) for label, share in _QUANTILES.items()}
-            for name, values in figures.items()
-        },
-        "most_exposed": [named(int(index)) for index in order[:_SHOWN]],
-        "best_hidden": [named(int(index)) for index in order[::-1][:_SHOWN]],
-        "ids": each.tokens.tolist(),
-        "each": {name: [round(float(value), 3) for value in values] for name, values in figures.items()},
-        "each_rival": {"worst": each.worst_rival.tolist(), "nearest": each.nearest_rival.tolist()},
-    }
+    return TokenSummary(
+        rivals=each.rivals,
+        tokens=len(each.tokens),
+        worst=_spread(each.worst),
+        typical=_spread(each.typical),
+        nearest=_spread(each.nearest),
+        most_exposed=tuple(named(int(index)) for index in order[:_SHOWN]),
+        best_hidden=tuple(named(int(index)) for index in order[::-1][:_SHOWN]),
+        per_token=PerToken(
+            ids=tuple(each.tokens.tolist()),
+            each={"worst": worst, "typical": typical, "nearest": nearest},
+            each_rival={"worst": tuple(each.worst_rival.tolist()), "nearest": tuple(each.nearest_rival.tolist())},
+        ),
+    )
+
+
+def _rounded(values: npt.NDArray[np.floating[Any]]) -> tuple[float, ...]:
+    return tuple(round(float(value), 3) for value in values)
+
+
+def _spread(values: npt.NDArray[np.floating[Any]]) -> Spread:
+    return Spread(*_rounded(np.quantile(values, [0.0, 0.5, 0.95, 1.0])))
 
 
 def measured_leakage(
@@ -120,27 +124,27 @@ def measured_leakage(
     samples: int,
     seed: int,
     progress: Progress,
-) -> dict[str, Any]:
-    """Bits that a token's counts leak and the optimal guess's success, in all and by frequency of the token."""
+) -> LeakageFigures:
+    """Measure leaked bits and the success of the optimal guess, overall and by token frequency."""
     found = measure_leakage(mechanism, table, log_prior, samples=samples, seed=seed, progress=progress)
-    return {
-        "leakage_bits": round(found.leakage_bits.value, 4),
-        "leakage_interval": [round(found.leakage_bits.low, 4), round(found.leakage_bits.high, 4)],
-        "entropy_bits": round(found.entropy_bits, 4),
-        "optimal_guess": {**_estimate(found.success), "tokens": found.samples},
-        "leakage_by_frequency": [
-            {
-                "first": band.first,
-                "last": band.last,
-                "share": round(band.share, 5),
-                "samples": band.samples,
-                "leakage_bits": None if band.leakage_bits is None else _estimate(band.leakage_bits),
-                "success": None if band.success is None else _estimate(band.success),
-            }
-            for band in found.by_frequency
-        ],
-    }
+    bits, success = found.leakage_bits, _estimate(found.success)
+    return LeakageFigures(
+        leakage_bits=round(bits.value, 4),
+        leakage_interval=(round(bits.low, 4), round(bits.high, 4)),
+        entropy_bits=round(found.entropy_bits, 4),
+        optimal_guess=OptimalGuess(success.value, success.low, success.high, found.samples),
+        leakage_by_frequency=tuple(_band(band) for band in found.by_frequency),
+    )
 
 
-def _estimate(estimate: Estimate) -> dict[str, float]:
-    return {key: round(value, 5) for key, value in asdict(estimate).items()}
+def _band(band: Band) -> Band:
+    return replace(
+        band,
+        share=round(band.share, 5),
+        leakage_bits=band.leakage_bits and _estimate(band.leakage_bits),
+        success=band.success and _estimate(band.success),
+    )
+
+
+def _estimate(estimate: Estimate) -> Estimate:
+    return Estimate(*(round(value, 5) for value in (estimate.value, estimate.low, estimate.high)))

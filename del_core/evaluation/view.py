@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from del_core.audit.attacks.nearest import reproducible_bytes
+from del_core.audit.attacks import reproducible_bytes
 from del_core.audit.intervals import Rate
 from del_core.lm.noise import NoisyTable
 from del_core.mechanism import Mechanism

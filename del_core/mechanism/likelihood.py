@@ -104,8 +104,9 @@ def map_tokens(
     mechanism: _Mechanism,
     table: npt.NDArray[np.integer[Any]],
     log_prior: FloatArray,
-    codes: npt.NDArray[np.uint8],
+    codes: npt.NDArray[np.integer[Any]],
     *,
+    releases: int = 1,
     block_scores: int | None = None,
 ) -> npt.NDArray[np.int64]:
     """Return the tokens (tokens,) of greatest posterior probability, the lowest id among equals.
@@ -117,7 +118,7 @@ def map_tokens(
         mechanism: mechanism of the variant.
         table: levels (V, columns), as the bundle's client part ships them.
         log_prior: natural-log unigram probabilities (V,); -inf excludes a token.
-        codes: counts (tokens, dim).
+        codes: counts (tokens, dim), summed over ``releases`` releases of the same tokens.
         block_scores: size of a block, see :func:`blocks`.
 
     Raises:
@@ -137,7 +138,7 @@ def map_tokens(
         likelihood = mechanism.likelihood(table[rows], np.float64)
         prior = log_prior[rows].astype(np.float64)
         for here in blocks(len(codes), len(prior), block_scores):
-            scores = likelihood(codes[here]) + prior
+            scores = likelihood(codes[here], releases) + prior
             winner = np.argmax(scores, axis=1)
             score = scores[np.arange(len(winner)), winner]
             better = score > best[here]

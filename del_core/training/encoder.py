@@ -7,7 +7,7 @@ noise scale and decoder are trained together under a constraint on what the opti
     subject to E[ max_v P(v | K) ] = s
 
 E max_v P(v | K) is exactly the success rate of the best guess of a token from its own counts and a unigram prior (the
-MAP attack of ``del_core.audit.attacks.map``), so privacy and utility are traded in the currency in which they are
+MAP attack), so privacy and utility are traded in the currency in which they are
 reported.
 The constraint is kept by a Lagrange multiplier on log(success / s), raised by gradient ascent while descent goes on
 (Arrow, Hurwicz and Uzawa, 1958). Tokens that the LM treats alike may then look alike. Gradients pass

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from del_core.accounting import epsilon as exact_epsilon
+from del_core.audit.attacks import recovery
 from del_core.audit.calibration import MAP, NEAREST, AttackSurface, Calibration, calibrate
-from del_core.audit.recovery import measure_recovery
 from del_core.decoders.tensors import DECODER_KINDS, NETWORK_KINDS
 from del_core.lm.model import FrozenLM
 from del_core.mechanism import MAX_LEVEL, Mechanism
@@ -137,15 +137,7 @@ def train_variant(
         "mu": summary.pop("mu"),
     }
     summary["audit"] = {
-        **measure_recovery(
-            mechanism,
-            surface.table,
-            surface.weight,
-            surface.bias,
-            surface.embeddings,
-            surface.log_prior,
-            attacked_tokens(lm.test),
-        ),
+        **{name: rate.to_json() for name, rate in recovery(mechanism, surface, attacked_tokens(lm.test)).items()},
         "text_sha256": lm.text_sha256,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

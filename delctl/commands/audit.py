@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,9 @@ from delctl.terminal import console, plain_table, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from del_core.audit.results import AuditResult
+    from del_core.audit.runner import Observer
 
 __all__ = ["audit"]
 
@@ -43,7 +46,7 @@ __all__ = ["audit"]
 def audit(
     bundle: Path, model: Path | None, text: Path, out: Path, quick: bool, update: bool, seed: int, quiet: bool
 ) -> None:
-    """Attack every variant of BUNDLE on held-out text; write a page that says what the noise protects.
+    """Attack every variant of BUNDLE on held-out text and write a report on what the noise protects.
 
     BUNDLE is a bundle's directory, or the word demo. Nothing leaves this machine.
     """
@@ -52,58 +55,62 @@ def audit(
     model = model_of(bundle, model)
     loaded = load_bundle(bundle)
 
-    from del_core.audit.report.page import verdict
+    from del_core.audit import settings
     from del_core.audit.report.write import PartialResults, write_report
-    from del_core.audit.runner import FULL, QUICK, audit_bundle, manifest_audit
+    from del_core.audit.runner import audit_bundle
     from del_core.lm.model import load_base_lm
     from del_core.lm.text import read_texts
 
     content = read_texts([text])[0]
     notes = console(stderr=True, quiet=quiet)
     kept = PartialResults(out)
-    with _watched(notes) as (report, progress):
+    with _observer(notes) as observer:
         result = audit_bundle(
             loaded,
             load_base_lm(model),
             content,
-            replace(QUICK if quick else FULL, seed=seed),
-            load=kept.load,
-            store=kept.store,
-            report=report,
-            progress=progress,
+            replace(settings.QUICK if quick else settings.FULL, seed=seed),
+            results=kept,
+            observer=observer,
         )
     write_report(out, result)
     kept.clear()
     if update:
-        audits = {name: manifest_audit(result, name, dict(loaded.variants[name].audit)) for name in loaded.variants}
-        tight = {name: found["epsilon_vocabulary"] for name, found in result["variants"].items()}
-        manifest = replace_audit(bundle, audits, tight)
-        result["bundle"]["updated_fingerprint"] = manifest.fingerprint
+        audits = {name: result.manifest_summary(name, loaded.variants[name].audit) for name in loaded.variants}
+        tight = {name: found.proven.epsilon_vocabulary for name, found in result.variants.items()}
+        result = result.updated(replace_audit(bundle, audits, tight).fingerprint)
         write_report(out, result)
-        notes.print(f"bundle updated; its fingerprint is now {manifest.fingerprint}", soft_wrap=True)
-    shown = console(quiet=quiet)
-    numbers = ("nearest", "map", "sequence", "inverter", "leakage, bits")
-    table = plain_table("variant", *numbers, "protection", right=numbers)
-    for name, found in result["variants"].items():
-        rates = [f"{found['attacks'][attack]['success']:.1%}" for attack in numbers[:4]]
-        leaked = f"{found['leakage_bits']:.2f} of {found['entropy_bits']:.2f}"
+        notes.print(f"bundle updated; its fingerprint is now {result.bundle.updated_fingerprint}", soft_wrap=True)
+    _show(console(quiet=quiet), result, out)
+
+
+def _show(shown: Console, result: AuditResult, out: Path) -> None:
+    from del_core.audit.report.page import verdict
+
+    attacks = result.attack_names()
+    table = plain_table("variant", *attacks, "leakage, bits", "protection", right=(*attacks, "leakage, bits"))
+    for name, found in result.variants.items():
+        rates = [f"{found.attacks[attack].rate.success:.1%}" if attack in found.attacks else "" for attack in attacks]
+        leaked = f"{found.leakage.leakage_bits:.2f} of {found.leakage.entropy_bits:.2f}"
         table.add_row(printable(name), *rates, leaked, verdict(found)[0])
     shown.print(table)
     shown.print(f"report: {printable(str(out / 'index.html'))}", soft_wrap=True)
 
 
 @contextmanager
-def _watched(notes: Console) -> Iterator[tuple[Callable[[str], None], Callable[[float], None]]]:
-    """What is being done and the share of it: a progress bar on a terminal, a line for every step elsewhere."""
+def _observer(notes: Console) -> Iterator[Observer]:
+    """Show the current step: as a progress bar on a terminal, as a line for every step elsewhere."""
+    from del_core.audit.runner import Observer
+
     if not notes.is_terminal or notes.quiet:
-        yield lambda line: notes.print(printable(line), soft_wrap=True), lambda share: None
+        yield Observer(report=lambda line: notes.print(printable(line), soft_wrap=True))
         return
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=notes, transient=True) as bar:
         task = bar.add_task("reading", total=1.0)
-        yield (
-            lambda line: bar.update(task, description=printable(line), completed=0.0),
-            lambda share: bar.update(task, completed=share),
+        yield Observer(
+            report=lambda line: bar.update(task, description=printable(line), completed=0.0),
+            progress=lambda share: bar.update(task, completed=share),
         )

@@ -45,7 +45,7 @@ def calibrate(
     if attack is not None and asr is None:
         raise click.UsageError("--attack goes with --asr; --epsilon needs no attack")
     from del_core.accounting import epsilon as exact_epsilon
-    from del_core.audit.calibration import ATTACKS, MAP
+    from del_core.audit.calibration import MAP, token_attacks
     from del_core.audit.intervals import Rate
     from del_core.lm.model import load_frozen_lm
     from del_core.lm.text import read_texts
@@ -62,7 +62,7 @@ def calibrate(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--asr" if asr is not None else "--epsilon") from None
     # Fresh noise: the rate that the bisection ended with is fitted to the noise that it saw.
-    rates = {name: Rate(surface.hits(name, mechanism, tokens, seed=1), len(tokens)) for name in ATTACKS}
+    rates = {name: Rate(surface.hits(name, mechanism, tokens, seed=1), len(tokens)) for name in token_attacks()}
     found = {
         "bits": bits,
         "dim": mechanism.dim,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +15,28 @@ import pytest
 from safetensors.numpy import load_file, save
 
 from del_core import accounting
-from del_core.audit import runner as audit_run
-from del_core.audit.attacks.inverter import InverterConfig
-from del_core.audit.runner import AuditConfig
+from del_core.audit import settings
+from del_core.audit.attacks import ATTACKS
+from del_core.audit.report.write import PartialResults
+from del_core.audit.settings import AuditConfig, InverterConfig, ProvenConfig
 from del_core.bundle import load_bundle, replace_audit
 from delctl.main import run
+from tests.support import toys
 from tests.support.core_bundles import SERVER_FILES, reseal, unchanged
 from tests.support.tiny import Tiny, make_tiny
 
 _TEXT = Path(__file__).resolve().parents[1] / "data" / "alice.txt"
 _ATTACKS = ("nearest", "map", "sequence", "inverter")
+SMALL = AuditConfig(
+    prompts=16,
+    length=16,
+    tuning=4,
+    beams=2,
+    inverters=(InverterConfig(width=32, layers=1, steps=4, batch=4, evaluate_every=2),),
+    leakage_samples=200,
+    proven=ProvenConfig(compose_vocabulary=False, tokens=256),
+)
+"""Sizes that take seconds; the figures mean nothing here."""
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes that take seconds; the figures mean nothing here."""
-    quick = audit_run.QUICK.proven
-    inverter = InverterConfig(width=32, layers=1, steps=4, batch=4, evaluate_every=2)
-    size = AuditConfig(
-        prompts=16, length=16, tuning=4, beams=2, inverters=(inverter,), leakage_samples=200, proven=quick
-    )
-    monkeypatch.setattr(audit_run, "QUICK", size)
+    monkeypatch.setattr(settings, "QUICK", SMALL)
 
 
 @pytest.fixture
@@ -104,23 +113,59 @@ def test_an_interrupted_audit_leaves_no_report_and_is_resumed(
     tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     audited: list[str] = []
-    whole = audit_run._Audit.run
+    store = PartialResults.store
 
-    def interrupted(self):
+    def interrupted(self, name, key, result):
+        store(self, name, key, result)
+        audited.append(name)
         if len(audited) == 1:
-            audited.append("stopped")
             raise KeyboardInterrupt
-        audited.append(self.name)
-        return whole(self)
 
-    monkeypatch.setattr(audit_run._Audit, "run", interrupted)
+    monkeypatch.setattr(PartialResults, "store", interrupted)
     out = tmp_path / "report"
     assert _audit(tiny, text, out, "--quick", "--quiet") == 130
     assert not out.exists()
     assert _audit(tiny, text, out, "--quick", "--quiet") == 0
-    first, second = load_bundle(tiny.bundle).variants
-    assert audited == [first, "stopped", second], "the variant that was done is not attacked again"
-    assert set(json.loads((out / "audit.json").read_text(encoding="utf-8"))["variants"]) == {first, second}
+    names = list(load_bundle(tiny.bundle).variants)
+    assert audited == names, "the variant that was done is not attacked again"
+    assert list(json.loads((out / "audit.json").read_text(encoding="utf-8"))["variants"]) == names
+    assert len((out / "tokens.csv").read_text(encoding="utf-8").splitlines()) > 2 * 100, "of the kept variant, too"
+
+
+def test_an_attack_of_a_plugin_is_reported_everywhere(tiny: Tiny, text: Path, tmp_path: Path) -> None:
+    """A distribution with an entry point adds an attack; nothing inside the packages names it."""
+    root, plugins = Path(__file__).resolve().parents[2], tmp_path / "plugins"
+    (plugins / "toy-1.0.dist-info").mkdir(parents=True)
+    (plugins / "toy-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    (plugins / "toy-1.0.dist-info" / "entry_points.txt").write_text("[del_serve.plugins]\ntoy = toy_plugin\n")
+    (plugins / "toy_plugin.py").write_text("from tests.support.toys import register_attack\nregister_attack()\n")
+    program = (
+        "import sys\nfrom del_core.audit import settings\nfrom tests.delctl.test_audit import SMALL\n"
+        "settings.QUICK = SMALL\nfrom delctl.main import run\nsys.exit(run(sys.argv[1:]))\n"
+    )
+    out = tmp_path / "report"
+    arguments = ["audit", tiny.bundle, "--model", tiny.model, "--text", text, "--out", out, "--quick", "--update"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(plugins), str(root)))},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert toys.ATTACK not in ATTACKS, "this process has no plugin"
+    head = next(line for line in done.stdout.splitlines() if line.startswith("variant"))
+    assert head.split()[1:6] == [*_ATTACKS, toys.ATTACK]
+    audit = json.loads((out / "audit.json").read_text(encoding="utf-8"))
+    for name, variant in load_bundle(tiny.bundle).variants.items():
+        found = audit["variants"][name]
+        assert found["attacks"][toys.ATTACK]["success"] == found["guessing"]["success"]
+        assert variant.audit[toys.ATTACK]["success"] == found["guessing"]["success"]
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert page.count(toys.ATTACK_LABEL) == len(audit["variants"])
+    assert page.count(toys.ATTACK_EXPLANATION) == 1
 
 
 def test_bad_text_is_refused_and_leaves_nothing(

@@ -57,7 +57,7 @@ def test_an_epsilon_is_solved_exactly(arguments):
         (("--asr", 0.2, "--epsilon", 5), "give exactly one of --asr and --epsilon"),
         (("--attack", "map", "--epsilon", 5), "--attack goes with --asr"),
         (("--asr", 1.5), "1.5 is not in the range 0<x<1"),
-        (("--asr", 0.001), "success rate 0.001 cannot be reached"),
+        (("--asr", 0.001), "got 0.001"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(arguments, options, message):

@@ -9,8 +9,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from client_lib import Encoder
-from del_core.audit.attacks.map import map_tokens
 from del_core.bundle import load_bundle
+from del_core.mechanism.likelihood import map_tokens
 from del_core.wire import Limits, PrivateSegment, Sampling, Shape, decode_frame
 from delctl.guess import Guess, guess_tokens
 from delctl.terminal import bytes_words, console, printable

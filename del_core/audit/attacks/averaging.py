@@ -1,7 +1,7 @@
-"""The averaging attack: the same prompt submitted k times with fresh noise.
+"""The averaging attack: the MAP guess after the same prompt was submitted k times with fresh noise.
 
-Privacy adds up over releases: k of them are as good as one of a mechanism with k times the trials. This is why a client
-that retries sends the same bytes again and never draws new counts for the same prompt.
+Privacy loss adds up over releases: k of them equal one release of a mechanism with k times the
+trials. A client that retries therefore sends the same bytes again and draws no new counts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from del_core.mechanism import Mechanism
-from del_core.mechanism.likelihood import TokenLikelihood, blocks
+from del_core.mechanism.likelihood import map_tokens
 
 __all__ = ["averaging_tokens"]
 
@@ -26,25 +26,20 @@ def averaging_tokens(
     releases: Sequence[int],
     random_source: Callable[[int], bytes],
 ) -> dict[int, npt.NDArray[np.int64]]:
-    """The MAP guesses (tokens,) after each number of fresh releases of ``token_ids`` (tokens,).
+    """Return the MAP guesses (tokens,) after each number of fresh releases of ``token_ids`` (tokens,).
 
     The releases of a larger number contain those of a smaller one.
 
     Raises:
-        ValueError: if ``releases`` is empty or holds a number below 1.
+        ValueError: ``releases`` is empty or holds a number below 1.
     """
     wanted = sorted(set(releases))
     if not wanted or wanted[0] < 1:
-        raise ValueError(f"releases: {list(releases)}; at least one number, each at least 1, is needed")
-    likelihood = TokenLikelihood.of(mechanism, table)
-    prior = log_prior.astype(np.float32)
+        raise ValueError(f"releases must be numbers of at least 1, at least one of them, got {list(releases)}")
     counts = np.zeros((len(token_ids), mechanism.dim), np.int32)
     guesses: dict[int, npt.NDArray[np.int64]] = {}
     for number in range(1, wanted[-1] + 1):
         counts += mechanism.sample(table[token_ids], random_source)
         if number in wanted:
-            parts = [
-                np.argmax(likelihood(counts[here], number) + prior, axis=1) for here in blocks(len(counts), len(prior))
-            ]
-            guesses[number] = np.concatenate(parts) if parts else np.empty(0, np.int64)
+            guesses[number] = map_tokens(mechanism, table, log_prior, counts, releases=number)
     return guesses

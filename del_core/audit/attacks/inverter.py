@@ -1,12 +1,13 @@
-"""The trained inverter: a small transformer that reads a whole prompt's counts and names its tokens.
+"""The trained inverter: a small transformer that maps the counts of a whole prompt to its tokens.
 
-It starts as the optimal attacker of a single position and learns what the neighbours add. At position t
+It starts as the optimal attack on a single position and learns what the neighbors add. At position t
 
     logits_t = log P(K_t | .) + log prior + W h_t,    h = transformer([2K/u - 1 ; posterior mean of W]),
 
-with W the language model's embedding table, and the last map of the transformer zero at first: untrained it is the MAP
-attack exactly, and early stopping on other text never makes it worse on that text. Unlike the beam it looks in both
-directions. The noise is drawn afresh in every step, so that text is all it can overfit.
+with W the language model's embedding table. The last map of the transformer starts at zero, so the
+untrained inverter is the MAP attack. Early stopping on other text keeps it at least as good on that
+text. Unlike the beam search it uses context in both directions. Every step draws fresh noise, so it
+can overfit only to the text.
 """
 
 from __future__ import annotations
@@ -22,29 +23,17 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from del_core.audit.attacks.nearest import reproducible_bytes
+from del_core.audit.attacks.base import Attack, Guesses, Target, register, reproducible_bytes
+from del_core.audit.results import ModelCost
+from del_core.audit.settings import InverterConfig
 from del_core.mechanism import Mechanism
 from del_core.mechanism.likelihood import TokenLikelihood
 
 __all__ = ["Inverter", "InverterConfig", "TrainedInverter", "train_inverter"]
 
 
-@dataclass(frozen=True)
-class InverterConfig:
-    """Size and budget of one inverter; training ends early after ``patience`` evaluations without improvement."""
-
-    width: int = 128
-    layers: int = 2
-    steps: int = 300
-    batch: int = 16
-    learning_rate: float = 1e-3
-    evaluate_every: int = 25
-    patience: int = 4
-    seed: int = 0
-
-
 class Inverter(nn.Module):
-    """From counts (batch, tokens, dim) to token logits (batch, tokens, V)."""
+    """Network from counts (batch, tokens, dim) to token logits (batch, tokens, V)."""
 
     embeddings: torch.Tensor
     log_prior: torch.Tensor
@@ -81,7 +70,7 @@ class Inverter(nn.Module):
         nn.init.zeros_(self.write.bias)
 
     def forward(self, codes: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """Logits (batch, tokens, V) of counts (batch, tokens, dim); log posteriors up to a constant."""
+        """Return log posteriors (batch, tokens, V), up to a constant, of counts (batch, tokens, dim)."""
         posterior = torch.from_numpy(self._likelihood(codes)) + self.log_prior
         mean = torch.softmax(posterior, dim=-1) @ self.embeddings
         trials = self._likelihood.trials
@@ -94,9 +83,10 @@ class Inverter(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class TrainedInverter:
-    """The inverter with the best validation loss of its sizes, and what it cost.
+    """A trained inverter and its cost.
 
-    ``loss`` and ``untrained_loss`` are nats a token on the validation text, the latter of the MAP posterior.
+    ``loss`` and ``untrained_loss`` are nats per token on the validation text; the latter is that of
+    the MAP posterior.
     """
 
     model: Inverter
@@ -106,9 +96,20 @@ class TrainedInverter:
     loss: float
     untrained_loss: float
 
+    def cost(self) -> ModelCost:
+        """Return the figures for the report."""
+        return ModelCost(
+            self.config.width,
+            self.config.layers,
+            self.parameters,
+            round(self.seconds, 1),
+            round(self.loss, 4),
+            round(self.untrained_loss, 4),
+        )
+
     @torch.no_grad()
     def tokens(self, codes: npt.NDArray[np.uint8], batch: int = 16) -> npt.NDArray[np.int64]:
-        """Guesses (prompts, tokens) for counts (prompts, tokens, dim)."""
+        """Return guesses (prompts, tokens) for counts (prompts, tokens, dim)."""
         parts = [
             self.model(codes[start : start + batch]).argmax(dim=-1).numpy() for start in range(0, len(codes), batch)
         ]
@@ -125,9 +126,10 @@ def train_inverter(
     config: InverterConfig,
     progress: Callable[[float], None] | None = None,
 ) -> TrainedInverter:
-    """Trains on random windows of ``train`` (tokens,), early-stopped on ``validation`` (windows, length).
+    """Train on random windows of ``train`` (tokens,), early-stopped on ``validation`` (windows, length).
 
-    ``progress`` is told the share of the steps that is done. Reproducible for a seed on one machine.
+    ``progress`` is called with the share of the steps that is done. A seed reproduces the result on
+    the same machine.
     """
     started = time.perf_counter()
     length = validation.shape[1]
@@ -183,3 +185,36 @@ def _loss(model: Inverter, ids: npt.NDArray[np.int64], codes: npt.NDArray[np.uin
         target = torch.from_numpy(ids[start : start + batch])
         total += float(nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum"))
     return total / ids.size
+
+
+class InverterAttack(Attack):
+    """Transformers of several sizes, of which the one with the least validation loss attacks."""
+
+    name = "inverter"
+    label = "Trained inverter (transformer)"
+    explanation = (
+        "Trains a transformer on simulated noise, starting from the `map` posterior, with early stopping on other text."
+    )
+    needs = "word frequencies, embeddings, text of the same kind"
+
+    def run(self, target: Target) -> Guesses:
+        """Train every size and attack with the best."""
+        surface, validation = target.surface, target.validation[:: max(1, len(target.validation) // 32)]
+        trained = [
+            train_inverter(
+                target.mechanism,
+                surface.table,
+                surface.log_prior,
+                surface.embeddings,
+                target.train,
+                validation,
+                size,
+                progress=target.progress,
+            )
+            for size in target.config.inverters
+        ]
+        best = min(trained, key=lambda one: one.loss)
+        return Guesses(best.tokens(target.counts), best.parameters, sizes=tuple(one.cost() for one in trained))
+
+
+register(InverterAttack())

@@ -1,17 +1,18 @@
-"""The sequence attack: the server's own language model as the prior of a whole prompt, searched by a beam.
+"""The sequence attack: beam search with the language model as the prior of a whole prompt.
 
-The noise of the positions is independent, so the observer's posterior of the token sequence w_1 .. w_T is
+The noise of the positions is independent, so the posterior of the token sequence w_1 .. w_T is
 
     log P(w | K) = const + sum_t [ log P(K_t | w_t) + log p(w_t | w_1 .. w_{t-1}) ],
     p = lambda p_LM + (1 - lambda) p_unigram.
 
-A beam keeps the best partial sequences. lambda = 0 is the MAP attack of a single position. Under strong noise the
-beam's own words are mostly wrong, and a model that trusts them does worse than none; under weak noise they are right,
-and context decides what the counts leave open. The attacker therefore fits lambda, and how the guess is read from the
-beam, to simulated noise on other text (:func:`fit_sequence`):
+A beam keeps the best partial sequences. lambda = 0 is the MAP attack of a single position. Under
+strong noise most words of the beam are wrong, and a language model that conditions on them does
+worse than none; under weak noise they are right, and context decides where the counts leave
+several candidates. The attacker therefore fits lambda, and the way in which guesses are read from
+the beam, to simulated noise on other text (:func:`fit_sequence`):
 
-* filtered: the token with most weight over the beam, given the counts up to its own position;
-* voted: the token with most weight among the sequences that survive to the end of the prompt.
+* filtered: the token of greatest weight over the beam, given the counts up to its own position;
+* voted: the token of greatest weight among the sequences that survive to the end of the prompt.
 """
 
 from __future__ import annotations
@@ -26,22 +27,25 @@ import numpy.typing as npt
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from del_core.mechanism.likelihood import TokenLikelihood
+from del_core.audit.attacks.base import Attack, Guesses, Target, register
+from del_core.mechanism.likelihood import Likelihood
 
-__all__ = ["SequenceConfig", "fit_sequence", "sequence_tokens"]
+__all__ = ["SEQUENCE", "SequenceConfig", "fit_sequence", "sequence_tokens"]
+
+SEQUENCE = "sequence"
 
 _CONTEXT_WEIGHTS = (0.3, 0.6, 0.9, 0.98)
 
 
 @dataclass(frozen=True)
 class SequenceConfig:
-    """The search.
+    """Settings of the search.
 
     Attributes:
-        context_weight: lambda, 0 to below 1.
-        voted: how guesses are read from the beam.
+        context_weight: lambda, at least 0 and below 1.
+        voted: whether guesses are voted rather than filtered.
         beams: partial sequences kept for each prompt.
-        candidates: tokens considered at a position, those of greatest posterior under the unigram prior.
+        candidates: tokens considered at a position: those of greatest unigram posterior.
         batch: prompts searched at once.
     """
 
@@ -53,17 +57,16 @@ class SequenceConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.context_weight < 1.0:
-            raise ValueError(f"context_weight: {self.context_weight}; 0 <= context_weight < 1 is allowed")
-        if not 1 <= self.beams <= self.candidates or self.batch < 1:
-            raise ValueError(
-                f"beams {self.beams}, candidates {self.candidates}, batch {self.batch}; "
-                "1 <= beams <= candidates and batch >= 1 are allowed"
-            )
+            raise ValueError(f"context_weight must be at least 0 and below 1, got {self.context_weight}")
+        if not 1 <= self.beams <= self.candidates:
+            raise ValueError(f"beams must be from 1 to {self.candidates}, the number of candidates, got {self.beams}")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
 
 
 def fit_sequence(
     model: PreTrainedModel,
-    likelihood: TokenLikelihood,
+    likelihood: Likelihood,
     log_prior: npt.NDArray[np.floating[Any]],
     codes: npt.NDArray[np.uint8],
     token_ids: npt.NDArray[np.int64],
@@ -73,10 +76,11 @@ def fit_sequence(
     bos_token_id: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> SequenceConfig:
-    """``base`` with the lambda and the reading that recover most of ``token_ids`` (prompts, tokens) from ``codes``.
+    """Return ``base`` with the lambda and the reading that recover most of ``token_ids``.
 
-    The MAP attack, lambda = 0, stays unless another choice does better by more than the standard error of the
-    difference: on few prompts the best of many choices would otherwise be the luckiest one.
+    ``codes`` are counts of ``token_ids`` (prompts, tokens). Lambda stays 0, the MAP attack, unless
+    another choice does better by more than the standard error of the difference: on few prompts
+    the best of many choices is often best by chance.
     """
     unaided = replace(base, context_weight=0.0, voted=False)
     alone = _guesses(model, likelihood, log_prior, codes, unaided, bos_token_id)[0] == token_ids
@@ -96,36 +100,36 @@ def fit_sequence(
 
 def sequence_tokens(
     model: PreTrainedModel,
-    likelihood: TokenLikelihood,
+    likelihood: Likelihood,
     log_prior: npt.NDArray[np.floating[Any]],
     codes: npt.NDArray[np.uint8],
     config: SequenceConfig,
     *,
     bos_token_id: int | None = None,
 ) -> npt.NDArray[np.int64]:
-    """Guesses (prompts, tokens) for the counts ``codes`` (prompts, tokens, dim).
+    """Return guesses (prompts, tokens) for the counts ``codes`` (prompts, tokens, dim).
 
     Args:
         log_prior: natural-log unigram probabilities (V,).
-        bos_token_id: the public first token of every prompt, where the bundle has one.
+        bos_token_id: public first token of every prompt, where the bundle has one.
 
     Raises:
-        ValueError: if ``codes`` has another number of axes or no tokens.
+        ValueError: ``codes`` has another number of axes or no tokens.
     """
     return _guesses(model, likelihood, log_prior, codes, config, bos_token_id)[int(config.voted)]
 
 
 def _guesses(
     model: PreTrainedModel,
-    likelihood: TokenLikelihood,
+    likelihood: Likelihood,
     log_prior: npt.NDArray[np.floating[Any]],
     codes: npt.NDArray[np.uint8],
     config: SequenceConfig,
     bos_token_id: int | None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Filtered and voted guesses."""
+    """Return filtered and voted guesses."""
     if codes.ndim != 3 or codes.shape[1] < 1:
-        raise ValueError(f"codes: shape {codes.shape}; (prompts, tokens, dim) with at least one token is needed")
+        raise ValueError(f"codes must have shape (prompts, tokens, dim) with tokens >= 1, got {codes.shape}")
     prior = torch.from_numpy(np.exp(log_prior.astype(np.float64)).astype(np.float32))
     parts = [
         _search(model, likelihood, prior, codes[start : start + config.batch], config, bos_token_id)
@@ -139,7 +143,7 @@ def _guesses(
 @torch.no_grad()
 def _search(
     model: PreTrainedModel,
-    likelihood: TokenLikelihood,
+    likelihood: Likelihood,
     prior: torch.Tensor,
     codes: npt.NDArray[np.uint8],
     config: SequenceConfig,
@@ -147,10 +151,10 @@ def _search(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     (prompts, length), weight = codes.shape[:2], config.context_weight
     candidates = min(config.candidates, len(prior))
-    beams = config.beams if weight else 1  # without context the prefixes make no difference
+    beams = config.beams if weight else 1  # without context prefixes do not matter
     cache = DynamicCache(config=model.config)
     scores = torch.full((prompts, beams), -math.inf)
-    scores[:, 0] = 0.0  # one empty sequence; the others must not duplicate it
+    scores[:, 0] = 0.0  # one empty sequence; the other beams must not duplicate it
     paths = torch.empty((prompts, beams, 0), dtype=torch.int64)
     filtered = torch.empty((prompts, length), dtype=torch.int64)
     logits: torch.Tensor | None = None
@@ -160,13 +164,13 @@ def _search(
     for position in range(length):
         evidence, ids = (torch.from_numpy(likelihood(codes[:, position])) + prior.log()).topk(candidates, dim=1)
         unigram = prior[ids]
-        if logits is None:  # word frequencies are all that is known of the first token
+        if logits is None:  # only word frequencies are known of the first token
             total = scores.unsqueeze(2) + evidence.unsqueeze(1)
         else:
             wide = ids.unsqueeze(1).expand(-1, beams, -1)
             picked = logits.view(prompts, beams, -1).gather(2, wide)
             context = (picked - torch.logsumexp(logits, dim=1).view(prompts, beams, 1)).exp()
-            # Evidence holds the unigram prior already, so the mixture enters as its ratio to it.
+            # The evidence contains the unigram prior, so the mixture enters as a ratio to it.
             ratio = (weight * context / unigram.unsqueeze(1) + (1 - weight)).log()
             total = scores.unsqueeze(2) + ratio + evidence.unsqueeze(1)
         marginal = torch.logsumexp(total, dim=1)
@@ -183,9 +187,50 @@ def _search(
 
 
 def _vote(paths: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """At every position the token that holds most posterior weight among the surviving sequences, (prompts, tokens)."""
+    """Return for every position the token of greatest weight among the surviving sequences."""
     weights = torch.softmax(scores.double(), dim=1)
     votes = torch.zeros(paths.shape, dtype=torch.float64)
     for beam in range(paths.shape[1]):
         votes += weights[:, beam, None, None] * (paths == paths[:, beam : beam + 1])
     return paths.gather(1, votes.argmax(dim=1, keepdim=True)).squeeze(1)
+
+
+class SequenceAttack(Attack):
+    """Beam search over whole prompts, tuned on validation prompts with simulated noise."""
+
+    name = SEQUENCE
+    label = "Language model over the whole prompt (beam search)"
+    explanation = (
+        "Searches whole prompts with a beam and the language model as prior. Other text with simulated noise tunes "
+        "the weight of the model; where context does not help, the attack is `map`."
+    )
+    needs = "word frequencies, the language model, text of the same kind"
+
+    def run(self, target: Target) -> Guesses:
+        """Fit the search to validation prompts, then search the prompts."""
+        model, log_prior, bos = target.lm.model, target.surface.log_prior, target.bos_token_id
+        windows = target.validation
+        windows = windows[np.linspace(0, len(windows) - 1, min(target.config.tuning, len(windows))).astype(np.int64)]
+        settings = fit_sequence(
+            model,
+            target.likelihood,
+            log_prior,
+            target.release(windows, 1),
+            windows,
+            SequenceConfig(beams=target.config.beams),
+            bos_token_id=bos,
+            progress=target.progress,
+        )
+        return Guesses(
+            sequence_tokens(model, target.likelihood, log_prior, target.counts, settings, bos_token_id=bos),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            settings={
+                "beams": settings.beams,
+                "candidates": settings.candidates,
+                "context_weight": settings.context_weight,
+                "reading": "voted" if settings.voted else "filtered",
+            },
+        )
+
+
+register(SequenceAttack())

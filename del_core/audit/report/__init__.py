@@ -1,1 +1,1 @@
-"""The audit's report: a self-contained HTML page and its JSON."""
+"""The report of an audit: page, charts, style and files."""

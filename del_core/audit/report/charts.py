@@ -1,6 +1,6 @@
-"""Charts of an audit's page: inline SVG without scripts, fonts or anything else that would have to be loaded.
+"""Charts of the report: inline SVG that loads no script, font or other resource.
 
-Colours come from the page's style sheet by class, so that they follow light, dark and print.
+The page's style sheet sets colors by class, so that they follow light, dark and print.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from del_core.audit.guarantee import TradeOff
+from del_core.audit.intervals import Rate
 
 __all__ = ["percent", "recovery_chart", "small_bars", "trade_off_chart"]
 
@@ -17,14 +19,14 @@ _DECADES = 6  # false alarms down to 10^-6
 
 
 def percent(value: float) -> str:
-    """A share as a person reads it; one that is not nothing is never shown as nothing."""
+    """Return a share in percent; only 0 itself is shown as 0."""
     if 0.0 < value < 0.0005:
         return "< 0.1 %"
     return f"{100 * value:.1f} %"
 
 
-def recovery_chart(attacks: Mapping[str, Mapping[str, Any]], blind: float, ceiling: float) -> str:
-    """Success by attack with intervals on 0 to 100 %, beside blind guessing and the per-token ceiling."""
+def recovery_chart(attacks: Mapping[str, Rate], blind: float, ceiling: float) -> str:
+    """Return success by attack with intervals, beside blind guessing and the per-token ceiling."""
     bottom = 26 + _STEP * len(attacks)
     parts = [
         f'<path d="M{_x(share):.1f} 22V{bottom}" class="grid"/>'
@@ -33,17 +35,17 @@ def recovery_chart(attacks: Mapping[str, Mapping[str, Any]], blind: float, ceili
     ]
     for index, (name, rate) in enumerate(attacks.items()):
         y = 28 + index * _STEP
-        low, middle, high = (_x(rate[key]) for key in ("low", "success", "high"))
+        low, middle, high = (_x(share) for share in (rate.low, rate.success, rate.high))
         parts.append(
             f'<text x="{_LEFT - 10}" y="{y + 15}" text-anchor="end">{html.escape(name)}</text>'
             f'<rect x="{_LEFT}" y="{y}" width="{max(1.0, middle - _LEFT):.1f}" height="20" rx="2" class="bar"/>'
             f'<path d="M{low:.1f} {y + 10}H{high:.1f}M{low:.1f} {y + 5}v10M{high:.1f} {y + 5}v10" class="whisker"/>'
-            f'<text x="{high + 8:.1f}" y="{y + 15}" class="strongly">{percent(rate["success"])}</text>'
+            f'<text x="{high + 8:.1f}" y="{y + 15}" class="strongly">{percent(rate.success)}</text>'
         )
     for share, style, label in ((blind, "blind", "guessing"), (ceiling, "ceiling", "ceiling per token")):
         if style == "ceiling" and share >= 0.995:
             continue
-        # Guessing is always the lower of the two: its words go to the left of its line, or stay clear of the other's.
+        # Guessing is the lower of the two: a label left of its line does not meet the ceiling's label.
         anchor = "end" if style == "blind" or share > 0.75 else "start"
         parts.append(
             f'<path d="M{_x(share):.1f} 18V{bottom}" class="{style}"/>'
@@ -60,7 +62,7 @@ def _x(share: float) -> float:
 
 
 def small_bars(rows: Sequence[tuple[str, float, str]], largest: float, label: str) -> str:
-    """Labelled bars: name, value on 0 to ``largest``, and the words at the bar's end."""
+    """Return labeled bars: name, value from 0 to ``largest``, and the text at the bar's end."""
     left, width, step = 150, 300, 26
     parts = []
     for index, (name, value, words) in enumerate(rows):
@@ -75,15 +77,16 @@ def small_bars(rows: Sequence[tuple[str, float, str]], largest: float, label: st
     return f'<svg viewBox="0 0 640 {height}" role="img" aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
 
 
-def trade_off_chart(points: Mapping[str, Sequence[float]]) -> str:
-    """Misses over false alarms of the best test for the worst pair, both on logarithmic scales.
+def trade_off_chart(curve: TradeOff) -> str:
+    """Return misses over false alarms of the best test for the worst pair, on logarithmic scales.
 
-    On linear scales the curves of loud mechanisms lie in a corner. Beyond a false alarm in two nothing is shown: the
-    curve is its own mirror image.
+    On linear scales the curves of mechanisms with little noise lie in a corner. Only false alarms up
+    to 1/2 are shown, since the curve is its own mirror image.
     """
-    shown = [index for index, alpha in enumerate(points["type_one"]) if 10.0**-_DECADES <= alpha <= 0.5]
-    curves = {name: [max(points[name][index], 1e-300) for index in shown] for name in ("exact", "gaussian")}
-    lowest = min(0.1, *(min(values) for values in curves.values())) if shown else 0.1
+    shown = [index for index, alpha in enumerate(curve.type_one) if 10.0**-_DECADES <= alpha <= 0.5]
+    alphas = [curve.type_one[index] for index in shown]
+    exact, gaussian = ([max(line[index], 1e-300) for index in shown] for line in (curve.exact, curve.gaussian))
+    lowest = min([0.1, *exact, *gaussian])
     decades = max(1, math.ceil(-math.log10(lowest)))
     left, top, width, height = 70, 12, 330, 220
 
@@ -92,7 +95,7 @@ def trade_off_chart(points: Mapping[str, Sequence[float]]) -> str:
         return x, top + height * min(1.0, -math.log10(beta) / decades)
 
     def line(values: Sequence[float], style: str) -> str:
-        spots = (place(points["type_one"][index], beta) for index, beta in zip(shown, values, strict=True))
+        spots = (place(alpha, beta) for alpha, beta in zip(alphas, values, strict=True))
         return f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in spots)}" class="{style}"/>'
 
     step = max(1, math.ceil(decades / 5))
@@ -106,7 +109,7 @@ def trade_off_chart(points: Mapping[str, Sequence[float]]) -> str:
         f'text-anchor="middle">{_power(power)}</text>'
         for power in range(0, _DECADES + 1, 2)
     ]
-    blind = [max(1.0 - points["type_one"][index], 1e-12) for index in shown]
+    blind = [max(1.0 - alpha, 1e-12) for alpha in alphas]
     legend = [("exact", "exact"), ("gaussian", "Gaussian (paper)"), ("chance", "perfect privacy")]
     keys = "".join(
         f'<path d="M0 {22 * index}h26" class="{style}"/><text x="34" y="{22 * index + 4}">{words}</text>'
@@ -114,7 +117,7 @@ def trade_off_chart(points: Mapping[str, Sequence[float]]) -> str:
     )
     return (
         f'<svg viewBox="0 0 600 {top + height + 46}" role="img" aria-label="Trade-off curve of the worst pair">'
-        f"{''.join(ticks)}{line(blind, 'chance')}{line(curves['gaussian'], 'gaussian')}{line(curves['exact'], 'exact')}"
+        f"{''.join(ticks)}{line(blind, 'chance')}{line(gaussian, 'gaussian')}{line(exact, 'exact')}"
         f'<rect x="{left}" y="{top}" width="{width}" height="{height}" class="frame"/>'
         f'<text x="{left + width / 2}" y="{top + height + 38}" text-anchor="middle">false alarms (type I error)</text>'
         f'<text transform="translate(14 {top + height / 2}) rotate(-90)" text-anchor="middle">misses (type II)</text>'

@@ -1,4 +1,4 @@
-"""The style sheet of an audit's page: light, dark and print, from system fonts alone."""
+"""The style sheet of the report: light, dark and print, with system fonts."""
 
 __all__ = ["STYLE"]
 

@@ -1,4 +1,4 @@
-"""An audit as files that are whole or not there."""
+"""Files of an audit report, and the results of variants that an interrupted audit has finished."""
 
 from __future__ import annotations
 
@@ -8,28 +8,46 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from del_core._json import write_json_atomic
+from del_core.audit import records
 from del_core.audit.report.page import render_page
+from del_core.audit.results import AuditResult, VariantAudit
+from del_core.audit.runner import Results
 
-__all__ = ["PartialResults", "write_report"]
+__all__ = ["PartialResults", "read_report", "write_page", "write_report"]
 
-JSON_FILE, PAGE_FILE, TOKENS_FILE = "audit.json", "index.html", "tokens.csv"
-
-_PER_TOKEN = ("ids", "each", "each_rival")
-"""What a variant's ``token_epsilons`` holds of every single token: a table of its own."""
+_JSON_FILE, _PAGE_FILE, _TOKENS_FILE = "audit.json", "index.html", "tokens.csv"
 
 
-def write_report(directory: Path, audit: Mapping[str, Any]) -> None:
-    """Writes audit.json, tokens.csv and index.html into ``directory``, each complete before it takes its name."""
-    summary = {**audit, "variants": {name: _without_tokens(found) for name, found in audit["variants"].items()}}
-    contents = {
-        TOKENS_FILE: _tokens_table(audit),
-        PAGE_FILE: render_page(summary),
-        JSON_FILE: json.dumps(summary, indent=2, allow_nan=False) + "\n",
-    }
+def write_report(directory: Path, audit: AuditResult) -> None:
+    """Write audit.json, tokens.csv and index.html; each file appears when it is complete."""
+    _write(
+        directory,
+        {
+            _TOKENS_FILE: _tokens_table(audit),
+            _PAGE_FILE: render_page(audit),
+            _JSON_FILE: json.dumps(audit.to_json(), indent=2, allow_nan=False) + "\n",
+        },
+    )
+
+
+def read_report(directory: Path) -> AuditResult:
+    """Read the audit.json of a report.
+
+    Raises:
+        ValueError: the file is no audit of this format version.
+    """
+    return AuditResult.from_json(json.loads((directory / _JSON_FILE).read_text(encoding="utf-8")))
+
+
+def write_page(directory: Path) -> None:
+    """Render index.html anew from the audit.json beside it."""
+    _write(directory, {_PAGE_FILE: render_page(read_report(directory))})
+
+
+def _write(directory: Path, contents: dict[str, str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     partial = {name: directory / f".{name}.partial" for name in contents}
     try:
@@ -42,49 +60,42 @@ def write_report(directory: Path, audit: Mapping[str, Any]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _without_tokens(variant: Mapping[str, Any]) -> dict[str, Any]:
-    each = {key: value for key, value in variant["token_epsilons"].items() if key not in _PER_TOKEN}
-    return {**variant, "token_epsilons": each}
-
-
-def _tokens_table(audit: Mapping[str, Any]) -> str:
-    """Every token's own epsilons, one line for a variant's token; tokens by id, so that no text is in it."""
+def _tokens_table(audit: AuditResult) -> str:
+    """Return one line for every token of a variant; tokens by id, so that it holds no text."""
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
     table.writerow(("variant", "token", "worst", "worst_rival", "typical", "nearest", "nearest_rival"))
-    for name, variant in audit["variants"].items():
-        found = variant["token_epsilons"]
-        each, rival = found["each"], found["each_rival"]
+    for name, variant in audit.variants.items():
+        found = variant.proven.token_epsilons.per_token
+        if found is None:
+            continue
+        each, rival = found.each, found.each_rival
         columns = (each["worst"], rival["worst"], each["typical"], each["nearest"], rival["nearest"])
-        for token, *figures in zip(found["ids"], *columns, strict=True):
+        for token, *figures in zip(found.ids, *columns, strict=True):
             table.writerow((name, token, *figures))
     return lines.getvalue()
 
 
-class PartialResults:
-    """Results of variants that an interrupted audit has finished, in a directory beside the report's."""
+class PartialResults(Results):
+    """Finished variants in a directory beside the report's."""
 
     def __init__(self, out: Path) -> None:
         self._directory = out.parent / f".{out.name}.partial"
 
-    def load(self, name: str, key: str) -> dict[str, Any] | None:
-        """The stored result, or None if there is none for this key or it cannot be read."""
+    def load(self, name: str, key: str) -> VariantAudit | None:
+        """Return the stored result; None if there is none for this key or it cannot be read."""
         try:
-            found = json.loads(self._path(name, key).read_text(encoding="utf-8"))
+            return VariantAudit.from_json(json.loads(self._path(name, key).read_text(encoding="utf-8")))
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) else None
 
-    def store(self, name: str, key: str, result: Mapping[str, Any]) -> None:
-        """Keeps a variant's result."""
+    def store(self, name: str, key: str, result: VariantAudit) -> None:
+        """Keep the result of a variant, with the epsilons of every single token."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        path = self._path(name, key)
-        fresh = path.with_suffix(".writing")
-        fresh.write_text(json.dumps(result), encoding="utf-8")
-        os.replace(fresh, path)
+        write_json_atomic(self._path(name, key), records.to_json(result), indent=None)
 
     def clear(self) -> None:
-        """Removes everything that was kept."""
+        """Remove everything that was kept."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _path(self, name: str, key: str) -> Path:

@@ -10,15 +10,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from del_core.audit.attacks import reproducible_bytes
 from del_core.audit.attacks.averaging import averaging_tokens
 from del_core.audit.attacks.inverter import InverterConfig, train_inverter
-from del_core.audit.attacks.map import map_tokens
-from del_core.audit.attacks.nearest import reproducible_bytes
 from del_core.audit.attacks.sequence import SequenceConfig, fit_sequence, sequence_tokens
 from del_core.audit.corpus import KINDS, MIN_PROMPTS, make_corpus, rouge_l
 from del_core.lm.text import TextError
 from del_core.mechanism import Mechanism
-from del_core.mechanism.likelihood import TokenLikelihood
+from del_core.mechanism.likelihood import TokenLikelihood, map_tokens
 
 VOCABULARY, DIM, LENGTH, MAX_LEVEL = 24, 6, 16, 127
 _FOLLOWS = 0.9

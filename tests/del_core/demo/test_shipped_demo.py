@@ -12,8 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from del_core.accounting import epsilon
-from del_core.audit.attacks.nearest import reproducible_bytes
-from del_core.audit.recovery import measure_recovery
+from del_core.audit.attacks import AttackSurface, recovery, reproducible_bytes
 from del_core.bundle import load_bundle
 from del_core.decoders.decoding import build_decoder
 from del_core.demo import bundle_path, model_path
@@ -56,21 +55,19 @@ def test_attacks_recover_what_the_manifest_says(bundle, lm, held_out, name):
     audit, mechanism = bundle.variants[name].audit, bundle.mechanism(name)
     tensors = bundle.decoder(name)
     tokens = held_out[::4]
-    measured = measure_recovery(
-        mechanism,
-        np.asarray(bundle.client.table),
-        tensors["weight"],
-        tensors["bias"],
-        lm.embeddings.numpy(),
-        bundle.log_prior,
-        tokens,
-        seed=1,
+    surface = AttackSurface(
+        table=np.asarray(bundle.client.table),
+        weight=tensors["weight"],
+        bias=tensors["bias"],
+        embeddings=lm.embeddings.numpy(),
+        log_prior=bundle.log_prior,
     )
+    measured = recovery(mechanism, surface, tokens, seed=1)
     for attack in ("nearest", "map"):
         stated = audit[attack]["success"]
         # z = 6 over both samples: alpha below 1e-6.
         tolerance = 6 * (stated * (1 - stated) * (1 / len(tokens) + 1 / audit[attack]["tokens"])) ** 0.5
-        assert abs(measured[attack]["success"] - stated) < tolerance
+        assert abs(measured[attack].success - stated) < tolerance
 
 
 @pytest.mark.parametrize("name", _VARIANTS)

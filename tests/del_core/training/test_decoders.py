@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from del_core.audit.attacks.nearest import reproducible_bytes
+from del_core.audit.attacks import reproducible_bytes
 from del_core.bundle import BaseModel, BundleError, Guarantees, Variant, VariantContent, load_bundle, write_bundle
 from del_core.decoders.decoding import build_decoder, products_per_token
 from del_core.decoders.tensors import DECODER_KINDS, WINDOW, DecoderSizes

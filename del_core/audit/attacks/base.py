@@ -1,0 +1,190 @@
+"""The registry of attacks and the knowledge that an attack has.
+
+An attack is one module that defines a subclass of :class:`Attack` and registers an instance with
+:func:`register`. It then appears in every audit, its report, the manifest and the command line.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from del_core.audit.intervals import Rate
+from del_core.audit.results import ModelCost
+from del_core.audit.settings import AuditConfig
+from del_core.lm.model import BaseLM
+from del_core.mechanism import Mechanism
+from del_core.mechanism.likelihood import Likelihood
+from del_core.registry import Registry
+
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "AttackSurface",
+    "Guesses",
+    "Target",
+    "TokenAttack",
+    "recovery",
+    "register",
+    "reproducible_bytes",
+    "token_attacks",
+]
+
+Counts = npt.NDArray[np.uint8]
+Ids = npt.NDArray[np.int64]
+
+_TAKEN = ("text_sha256", "perplexity", "leakage_bits", "entropy_bits", "epsilon_vocabulary", "ceiling", "data", "date")
+
+
+def reproducible_bytes(seed: int) -> Callable[[int], bytes]:
+    """Return a seeded source of bytes for measurements; never for counts that leave a client."""
+    return np.random.Generator(np.random.PCG64(seed)).bytes
+
+
+@dataclass(frozen=True, eq=False)
+class AttackSurface:
+    """The part of a variant that attacks on single tokens read; the server knows all of it.
+
+    Attributes:
+        table: integer levels (V, d).
+        weight, bias: the linear decoder, (b, d) and (b,).
+        embeddings: the language model's input table (V, b).
+        log_prior: natural-log unigram probabilities (V,).
+    """
+
+    table: npt.NDArray[np.integer[Any]]
+    weight: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+    embeddings: npt.NDArray[np.float32]
+    log_prior: npt.NDArray[np.float32]
+
+    def release(self, mechanism: Mechanism, token_ids: Ids, seed: int) -> Counts:
+        """Return reproducible counts (..., dim) of the tokens (...)."""
+        counts = mechanism.sample(self.table[token_ids.reshape(-1)], reproducible_bytes(seed))
+        return counts.reshape(*token_ids.shape, -1)
+
+    def hits(self, attack: str, mechanism: Mechanism, token_ids: Ids, seed: int = 0) -> int:
+        """Return how many of ``token_ids`` a token attack recovers from one release of them.
+
+        Raises:
+            ValueError: no attack on single tokens has this name.
+        """
+        known = token_attacks()
+        if attack not in known:
+            raise ValueError(f"attack must be one of {', '.join(known)}, got {attack!r}")
+        return int(np.sum(known[attack].guess(self, mechanism, self.release(mechanism, token_ids, seed)) == token_ids))
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Everything that an attacker knows when it attacks the prompts of one variant.
+
+    Attributes:
+        counts: released counts (prompts, tokens, dim), the same for every attack.
+        lm: the base model.
+        bos_token_id: public first token of every prompt, where the bundle has one.
+        train: text (tokens,) of the kind that the prompts are from.
+        validation: prompts (windows, tokens) to tune an attack on.
+        progress: called with the share of the attack that is done.
+    """
+
+    mechanism: Mechanism
+    surface: AttackSurface
+    counts: Counts
+    lm: BaseLM
+    bos_token_id: int | None
+    train: Ids
+    validation: Ids
+    config: AuditConfig
+    progress: Callable[[float], None]
+
+    @cached_property
+    def likelihood(self) -> Likelihood:
+        """Likelihood of the counts of one position, for every token of the table."""
+        return self.mechanism.likelihood(self.surface.table)
+
+    def release(self, token_ids: Ids, stream: int) -> Counts:
+        """Return counts (..., dim) of tokens (...); each ``stream`` is independent noise."""
+        return self.surface.release(self.mechanism, token_ids, 1000 * self.config.seed + stream)
+
+
+@dataclass(frozen=True, eq=False)
+class Guesses:
+    """Guessed tokens (prompts, tokens) and what they cost; see :class:`del_core.audit.results.Cost`."""
+
+    token_ids: Ids
+    parameters: int = 0
+    settings: Mapping[str, int | float | str] = field(default_factory=dict)
+    sizes: tuple[ModelCost, ...] = ()
+
+
+class Attack(ABC):
+    """An attack that guesses the tokens of prompts from one release of their counts.
+
+    Attributes:
+        name: key in results, in the manifest and on the command line.
+        label: short label in the report.
+        explanation: one sentence for the report and the documentation.
+        needs: the knowledge that the attack uses beside counts, table and mechanism.
+    """
+
+    name: str
+    label: str
+    explanation: str
+    needs: str
+
+    @abstractmethod
+    def run(self, target: Target) -> Guesses:
+        """Guess the tokens behind ``target.counts``."""
+
+
+class TokenAttack(Attack):
+    """An attack on each position alone; noise can be calibrated to its success."""
+
+    @abstractmethod
+    def guess(self, surface: AttackSurface, mechanism: Mechanism, counts: Counts) -> Ids:
+        """Return the guessed tokens (tokens,) of counts (tokens, dim)."""
+
+    def run(self, target: Target) -> Guesses:
+        """Guess every position of every prompt."""
+        flat = target.counts.reshape(-1, target.counts.shape[-1])
+        found = self.guess(target.surface, target.mechanism, flat)
+        return Guesses(found.reshape(target.counts.shape[:2]))
+
+
+ATTACKS: Registry[Attack] = Registry("attack")
+"""All attacks by name, in the order of reports."""
+
+
+def register(attack: Attack) -> Attack:
+    """Add an attack to :data:`ATTACKS` and return it.
+
+    Raises:
+        ValueError: another attack or another entry of a bundle's audit has this name.
+    """
+    if attack.name in _TAKEN:
+        raise ValueError(f"attack must have a name that no other audit entry has, got {attack.name!r}")
+    return ATTACKS.register(attack.name, attack)
+
+
+def token_attacks() -> dict[str, TokenAttack]:
+    """Return the registered attacks on single tokens by name."""
+    return {name: attack for name, attack in ATTACKS.items() if isinstance(attack, TokenAttack)}
+
+
+def recovery(mechanism: Mechanism, surface: AttackSurface, token_ids: Ids, *, seed: int = 0) -> dict[str, Rate]:
+    """Return what every attack on single tokens recovers of ``token_ids`` (tokens,), by name.
+
+    All attacks see the same release.
+    """
+    counts = surface.release(mechanism, token_ids, seed)
+    return {
+        name: Rate.from_hits(attack.guess(surface, mechanism, counts) == token_ids)
+        for name, attack in token_attacks().items()
+    }

@@ -1,0 +1,349 @@
+"""Results of an audit, and their form in ``audit.json`` (docs/privacy/audit.md).
+
+Figures are rounded when a result is made, so a result that is read back from its JSON is equal to
+the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from del_core.audit import records
+from del_core.audit.guarantee import Scope, TradeOff
+from del_core.audit.intervals import Rate
+from del_core.audit.leakage import Band, Ceilings, Estimate
+from del_core.audit.records import FLAT, OMITTED
+from del_core.audit.settings import AuditConfig
+
+__all__ = [
+    "FORMAT_VERSION",
+    "AttackResult",
+    "AuditResult",
+    "AuditedBundle",
+    "AuditedText",
+    "Cost",
+    "Difference",
+    "Example",
+    "LeakageFigures",
+    "ModelCost",
+    "NamedToken",
+    "OptimalGuess",
+    "PerToken",
+    "ProvenFigures",
+    "SimilarityModel",
+    "Spread",
+    "TokenSummary",
+    "VariantAudit",
+]
+
+FORMAT_VERSION = 2
+
+_KEPT = ("text_sha256", "perplexity")  # entries of a manifest's audit that training writes
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Cost and validation loss of one trained inverter; losses in nats per token."""
+
+    width: int
+    layers: int
+    parameters: int
+    seconds: float
+    validation_loss: float
+    untrained_loss: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of an attack.
+
+    Attributes:
+        seconds: duration, training included.
+        parameters: parameters of the model that the attack uses.
+        settings: the settings that the attack ran with, by name.
+        sizes: models that were trained and compared, where there are any.
+    """
+
+    seconds: float
+    parameters: int
+    settings: Mapping[str, int | float | str] = field(default_factory=dict)
+    sizes: tuple[ModelCost, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one object in which the settings are members."""
+        sizes = {"sizes": records.to_json(self.sizes)} if self.sizes else {}
+        return {"seconds": self.seconds, "parameters": self.parameters, **self.settings, **sizes}
+
+    @classmethod
+    def from_json(cls, value: Any, name: str = "cost") -> Cost:
+        """Read what ``to_json`` wrote."""
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} must be an object, got {type(value).__name__}")
+        settings = dict(value)
+        seconds, parameters = settings.pop("seconds", 0.0), settings.pop("parameters", 0)
+        sizes = records.from_json(tuple[ModelCost, ...], settings.pop("sizes", []), f"{name}.sizes")
+        return cls(seconds, parameters, settings, sizes)
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """Success of one attack on the prompts of the audit.
+
+    Attributes:
+        rate: recovered tokens.
+        by_kind: the same for each kind of token.
+        rouge_l: mean ROUGE-L of the reconstructed prompts.
+        cosine: mean cosine of sentence embeddings; None without the extra ``audit``.
+    """
+
+    rate: Rate = field(metadata=FLAT)
+    by_kind: Mapping[str, Rate]
+    rouge_l: float
+    cosine: float | None
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class NamedToken:
+    """Epsilons of one token, against the tokens that are farthest, typical and nearest."""
+
+    token: str
+    worst: float
+    worst_rival: str
+    typical: float
+    nearest: float
+    nearest_rival: str
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Quantiles of a figure over tokens."""
+
+    least: float
+    median: float
+    p95: float
+    greatest: float
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """Epsilons of every single token; ``tokens.csv`` holds them, ``audit.json`` does not."""
+
+    ids: tuple[int, ...]
+    each: Mapping[str, tuple[float, ...]]
+    each_rival: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class TokenSummary:
+    """Epsilons of single tokens, each against other tokens of the vocabulary."""
+
+    rivals: int
+    tokens: int
+    worst: Spread
+    typical: Spread
+    nearest: Spread
+    most_exposed: tuple[NamedToken, ...]
+    best_hidden: tuple[NamedToken, ...]
+    per_token: PerToken | None = field(default=None, metadata={**FLAT, **OMITTED})
+
+
+@dataclass(frozen=True)
+class ProvenFigures:
+    """Guarantees of a variant and ceilings of every attack on it.
+
+    Attributes:
+        epsilon: for one token, over all inputs within the clip.
+        epsilon_vocabulary: for one token of the table.
+        epsilon_prompt: for ``prompt_tokens`` tokens.
+        mu, gdp_epsilon: the paper's noise figure and its bound, for one token.
+        worst_pair: texts of the two tokens that are told apart most easily.
+        ceiling: largest success of any attack on one position.
+    """
+
+    delta: float
+    epsilon: float
+    epsilon_vocabulary: float
+    epsilon_prompt: float
+    prompt_tokens: int
+    mu: float
+    gdp_epsilon: float
+    scopes: tuple[Scope, ...]
+    worst_pair: tuple[str, ...]
+    trade_off: TradeOff
+    ceiling: float
+    ceilings: Ceilings
+    token_epsilons: TokenSummary
+
+
+@dataclass(frozen=True)
+class OptimalGuess(Estimate):
+    """Success of the optimal guess of one position, on ``tokens`` tokens drawn from the prior."""
+
+    tokens: int
+
+
+@dataclass(frozen=True)
+class LeakageFigures:
+    """Mutual information of a token and its counts, with its interval, and the token's entropy."""
+
+    leakage_bits: float
+    leakage_interval: tuple[float, float]
+    entropy_bits: float
+    optimal_guess: OptimalGuess
+    leakage_by_frequency: tuple[Band, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference of two success rates with its 95 % interval over prompts."""
+
+    gain: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt beside its reconstruction by ``attack``; ``recovered`` is the share of right tokens."""
+
+    attack: str
+    recovered: float
+    original: str
+    reconstruction: str
+
+
+@dataclass(frozen=True)
+class VariantAudit:
+    """Everything that was measured and proven of one variant.
+
+    Attributes:
+        guessing: success of always guessing the most frequent token.
+        attacks: results by the attacks' registered names.
+        context_adds: success of the sequence attack minus that of the MAP attack.
+        averaging: success of the MAP attack after a number of fresh releases of the same tokens.
+        examples: the prompts that the strongest attack reconstructs best.
+        seconds: duration.
+    """
+
+    bits: int
+    ratio: float
+    proven: ProvenFigures = field(metadata=FLAT)
+    leakage: LeakageFigures = field(metadata=FLAT)
+    guessing: Rate
+    attacks: Mapping[str, AttackResult]
+    context_adds: Difference
+    averaging: Mapping[int, Rate]
+    examples: tuple[Example, ...]
+    seconds: float
+
+    def strongest(self) -> tuple[str, AttackResult]:
+        """Return name and result of the attack that recovered most."""
+        return max(self.attacks.items(), key=lambda item: item[1].rate.success)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the member of ``variants`` in ``audit.json``."""
+        return records.fields_to_json(self)
+
+    @classmethod
+    def from_json(cls, value: Any, name: str = "variant") -> VariantAudit:
+        """Read what ``to_json`` wrote."""
+        return records.fields_from_json(cls, value, name)
+
+    def without_tokens(self) -> VariantAudit:
+        """Return the same without the epsilons of every single token."""
+        summary = replace(self.proven.token_epsilons, per_token=None)
+        return replace(self, proven=replace(self.proven, token_epsilons=summary))
+
+
+@dataclass(frozen=True)
+class AuditedBundle:
+    """Identity of the bundle; ``updated_fingerprint`` is that of the bundle that holds this audit."""
+
+    fingerprint: str
+    base_model: str
+    vocabulary_size: int
+    dim: int
+    base_model_sha256: str
+    table_sha256: str
+    tokenizer_sha256: str
+    updated_fingerprint: str | None = field(default=None, metadata=OMITTED)
+
+
+@dataclass(frozen=True)
+class AuditedText:
+    """Identity of the held-out text and its division; ``kinds`` counts the attacked tokens."""
+
+    sha256: str
+    tokens: int
+    attacker_tokens: int
+    prompts: int
+    tokens_per_prompt: int
+    kinds: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class SimilarityModel:
+    """Identity of the sentence encoder."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """The audit of a bundle: what was measured, on what, and every variant's figures."""
+
+    format_version: int
+    date: str
+    bundle: AuditedBundle
+    text: AuditedText
+    settings: AuditConfig
+    similarity_model: SimilarityModel | None
+    versions: Mapping[str, str]
+    seconds: float
+    variants: Mapping[str, VariantAudit]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object of ``audit.json``, without the epsilons of every single token."""
+        variants = {name: variant.without_tokens() for name, variant in self.variants.items()}
+        return records.fields_to_json(replace(self, variants=variants))
+
+    @classmethod
+    def from_json(cls, value: Any, name: str = "") -> AuditResult:
+        """Read an ``audit.json`` of this format version.
+
+        Raises:
+            ValueError: the object has another format version or a member is missing or wrong.
+        """
+        result = records.fields_from_json(cls, value, name)
+        if result.format_version != FORMAT_VERSION:
+            raise ValueError(f"format_version must be {FORMAT_VERSION}, got {result.format_version}")
+        return result
+
+    def attack_names(self) -> tuple[str, ...]:
+        """Return the names of all attacks that ran on any variant, in their order."""
+        return tuple(dict.fromkeys(name for variant in self.variants.values() for name in variant.attacks))
+
+    def updated(self, fingerprint: str) -> AuditResult:
+        """Return the result with the fingerprint of the bundle that holds its summary."""
+        return replace(self, bundle=replace(self.bundle, updated_fingerprint=fingerprint))
+
+    def manifest_summary(self, variant: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the entry of the bundle's manifest for ``variant``.
+
+        Entries of ``earlier`` that training wrote are kept.
+        """
+        found = self.variants[variant]
+        return {
+            **{key: earlier[key] for key in _KEPT if key in earlier},
+            **{name: attack.rate.to_json() for name, attack in found.attacks.items()},
+            "leakage_bits": found.leakage.leakage_bits,
+            "entropy_bits": found.leakage.entropy_bits,
+            "epsilon_vocabulary": found.proven.epsilon_vocabulary,
+            "ceiling": found.proven.ceiling,
+            "data": f"held-out text {self.text.sha256[:12]}",
+            "date": self.date,
+        }
