@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.faults import run
 
 
+@pytest.mark.cluster
 def test_the_loss_of_a_node_under_load() -> None:
     report = run(seconds=150.0, kinds=iter(["node"]), concurrency=4, pause_s=2.0)
     assert report.kills == {"node": 1}

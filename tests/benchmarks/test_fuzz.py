@@ -47,6 +47,7 @@ def test_what_the_parser_should_not_do_is_found(tiny: Tiny, tmp_path: Path, monk
     assert any("IndexError" in finding for finding in report.findings)
 
 
+@pytest.mark.cluster
 def test_http_of_the_running_server(server: LocalServer, bundle: Bundle) -> None:
     """Requests wrong in every part, through the proxy and past it: no 5xx but 503, nothing hangs, all goes on."""
     report = fuzz.FuzzReport()
@@ -58,6 +59,7 @@ def test_http_of_the_running_server(server: LocalServer, bundle: Bundle) -> None
     assert set(report.request_answers) == ({"proxy", "replica"} if server.proxy == "haproxy" else {"proxy"})
 
 
+@pytest.mark.cluster
 def test_frames_are_judged(server: LocalServer, bundle: Bundle) -> None:
     """The run that sends frames to the server, with few of them (test_faults.py sends more)."""
     report = fuzz.FuzzReport()

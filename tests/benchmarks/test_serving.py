@@ -21,6 +21,7 @@ PROCESSES = {
 }
 
 
+@pytest.mark.cluster
 def test_every_system_answers_every_request(tmp_path: Path) -> None:
     """Three systems, one closed and one open loop; and the state file makes a second run measure nothing."""
     state, out = tmp_path / "state.jsonl", tmp_path / "rows.json"

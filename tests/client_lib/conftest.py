@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from hypothesis import settings as hypothesis_settings
 
 from client_lib import AsyncClient, Chunk, Client, Completion, EncodedPrompt, Prompt
 from client_lib._core import settings
@@ -19,10 +18,6 @@ from del_core.bundle import ClientBundle
 from tests.support.client_bundle import make_bundle
 from tests.support.redis_server import RedisServer
 from tests.support.scripted_server import ScriptedServer
-
-# A machine that is busy with other things is no failure.
-hypothesis_settings.register_profile("no-deadline", deadline=None)
-hypothesis_settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)

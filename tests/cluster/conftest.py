@@ -1,5 +1,16 @@
-"""Fixtures of the serving side: the tiny model and bundle, a service over a scripted engine, one running server."""
+"""The marker of this folder."""
 
-from tests.support.serving_fixtures import bundle, make_service, server, settings, table, tiny, tokenizer
+from __future__ import annotations
 
-__all__ = ["bundle", "make_service", "server", "settings", "table", "tiny", "tokenizer"]
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of this folder: `make test-cluster` runs them."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.cluster)

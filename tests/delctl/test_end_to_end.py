@@ -20,6 +20,8 @@ from openai.types.chat import ChatCompletionMessageParam
 from tests.support import typescript
 from tests.support.tiny import VARIANTS, make_tiny
 
+pytestmark = pytest.mark.cluster
+
 DELCTL = [sys.executable, "-m", "delctl.main"]
 _MARK = "DEL_TEST_RUN"
 START_TIMEOUT_S = 180.0

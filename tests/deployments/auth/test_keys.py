@@ -165,6 +165,7 @@ def test_the_command_prints_a_key_once_and_its_hash() -> None:
     assert hash_key(key) == hashed
 
 
+@pytest.mark.cluster
 async def test_callers_share_the_soft_prompt_and_nothing_else(tiny: Tiny) -> None:
     """By the engine's own count of the rows that it found in its cache."""
     engine = VllmEngine(tiny.model, parse_settings({}).engine)

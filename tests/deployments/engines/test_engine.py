@@ -41,6 +41,7 @@ def tokens(deltas: list[Delta]) -> tuple[int, ...]:
     return tuple(token for delta in deltas for token in delta.token_ids)
 
 
+@pytest.mark.cluster
 async def test_the_engine_s_frontend(tiny: Tiny) -> None:
     """One engine for all that follows, since starting it is what takes long."""
     async with started(tiny) as engine:
