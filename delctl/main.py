@@ -52,6 +52,7 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
         "ledger": LazyCommand(
             "delctl.commands.ledger:ledger", "Show, export and erase what is kept of people's privacy budgets."
         ),
+        "model": LazyCommand("delctl.commands.model:model", "Get, convert and check base models.", "train"),
         "inspect": LazyCommand(
             "delctl.commands.inspect:inspect", "Verify a bundle and show its variants, guarantees and audits."
         ),

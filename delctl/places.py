@@ -11,9 +11,10 @@ import click
 
 from del_core import demo
 
-__all__ = ["PLACE", "bundle_place", "model_of", "model_place"]
+__all__ = ["MODEL_PLACE", "PLACE", "bundle_place", "model_of", "model_place"]
 
 PLACE = "demo|DIRECTORY"
+MODEL_PLACE = "demo|smollm2|DIRECTORY"
 
 
 def bundle_place(value: str) -> Path:
@@ -22,7 +23,16 @@ def bundle_place(value: str) -> Path:
 
 
 def model_place(value: str) -> Path:
-    """The directory of a language model. Raises BadParameter if there is none."""
+    """The directory of a language model: a path, or a name. Raises BadParameter if there is none."""
+    from del_core.lm.known import MODELS, cached_model
+
+    if value in ("tiny", "demo"):
+        return _place("demo", "model", demo.model_path())
+    if value in MODELS and not Path(value).is_dir():
+        found = cached_model(value)
+        if found is None:
+            raise click.BadParameter(f"{value} is not on this machine yet; get it with: delctl model get {value}")
+        return found
     return _place(value, "model", demo.model_path())
 
 

@@ -1,1 +1,1 @@
-"""The tables of the pages under docs/results, written from the committed JSON of benchmarks/results."""
+"""Writer of the tables in docs/results from the committed JSON of benchmarks/results."""

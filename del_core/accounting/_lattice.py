@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from del_core.accounting._special import expit, find_root
-from del_core.accounting._tails import PROBABILITY_ONE
+from del_core.mechanism.base import PROBABILITY_ONE
 
 __all__ = ["Cumulant", "Group", "LossLattice"]
 

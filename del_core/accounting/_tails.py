@@ -12,9 +12,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PROBABILITY_ONE", "log_probability", "log_weighted_tail"]
+from del_core.mechanism.base import PROBABILITY_ONE
 
-PROBABILITY_ONE = 1 << 32
+__all__ = ["log_probability", "log_weighted_tail"]
 
 _Array = npt.NDArray[np.float64]
 

@@ -1,11 +1,11 @@
-"""Composition over requests: what a caller has spent when tokens went out under several mechanisms.
+"""Composition: the privacy loss of tokens released under several mechanisms.
 
-Contract: tokens under equal noise add their trials, exactly (one binomial pair with more trials, whatever the numbers
-of bits and coordinates). Different noise levels add their Renyi curves, a proven upper bound, or are convolved on a
-lattice of losses, which brackets the exact figure. All of it is worst case over the cube of inputs; a
-:class:`RenyiCurve` may also be the vocabulary's, from ``del_core.vocabulary_accounting``. Light enough for a ledger on
-a device: a composition is a few integers, an epsilon takes milliseconds. Needs numpy only. Proofs:
-``docs/privacy/vocabulary.md``.
+Releases at one noise level add their amounts exactly; for the binomial mechanism a level is a ratio,
+whatever bits and dimensions, and the amount is trials. Different levels add their Renyi curves, which
+is a proven upper bound; binomial levels can also be convolved on a lattice of losses, which brackets
+the exact value. All figures are worst case over the cube of inputs, but a :class:`RenyiCurve` may also
+be that of a vocabulary (``del_core.vocabulary_accounting``). A composition is a few integers and an
+epsilon takes milliseconds. Proofs: ``docs/privacy/vocabulary.md``.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from dataclasses import dataclass
 import numpy as np
 
 from del_core._validation import check_integer, check_number
-from del_core.accounting import binomial as accounting
-from del_core.accounting._tails import PROBABILITY_ONE
+from del_core.accounting.binomial import MAX_TRIALS
 from del_core.accounting.product_pair import Bracket, ProductPair, renyi_delta, renyi_epsilon
-from del_core.mechanism import Mechanism
+from del_core.mechanism.base import PROBABILITY_ONE, Level, TokenMechanism, WorstPair, mechanism_of_level
 
 __all__ = ["DEFAULT_ORDERS", "Composition", "RenyiCurve"]
 
 _HALF = PROBABILITY_ONE // 2
 
 DEFAULT_ORDERS: tuple[float, ...] = tuple(float(1.0 + x) for x in np.geomspace(1e-4, 1e4, 97))
-"""Orders of a curve unless others are given: 12 a decade, enough for mu from 10^-3 to 10^4."""
+"""Default orders of a curve: 12 a decade, enough for mu from 10^-3 to 10^4."""
 
 
 @dataclass(frozen=True)
 class RenyiCurve:
-    """Renyi divergences of a worst pair, or upper bounds of them, at a list of orders; curves of releases add.
+    """Upper bounds of a worst pair's Renyi divergences at a list of orders; curves of releases add.
 
-    If every release i bounds D_a(M_i(x) || M_i(x')) by R_i(a) for all neighbours, all releases together are bounded
-    by R(a) = sum R_i(a), also when each was chosen in view of what came before (Mironov, arXiv 1702.07476). From there
+    If every release i bounds D_a(M_i(x) || M_i(x')) by R_i(a) for all neighbors, all releases together
+    are bounded by R(a) = sum R_i(a), also if each was chosen in view of earlier ones (Mironov,
+    arXiv 1702.07476). Then
 
         epsilon = min over a of R(a) + log((a-1)/a) - (log delta + log a)/(a-1)
 
     (Canonne, Kamath and Steinke, arXiv 2004.00010). Orders are above 1, divergences in nats.
 
     Raises:
-        ValueError: lengths differ, an order is not above 1 or a divergence is negative or not a number.
+        ValueError: lengths differ, an order is not above 1, or a divergence is negative or NaN.
     """
 
     orders: tuple[float, ...]
@@ -51,7 +51,7 @@ class RenyiCurve:
     def __post_init__(self) -> None:
         if len(self.orders) != len(self.divergences) or not self.orders:
             raise ValueError(
-                f"divergences must be one for each of the orders, at least one, got {len(self.divergences)} "
+                f"divergences must be one for each order, at least one, got {len(self.divergences)} "
                 f"for {len(self.orders)} orders"
             )
         for order in self.orders:
@@ -60,17 +60,21 @@ class RenyiCurve:
             check_number("divergences", divergence, 0.0, math.inf, open_low=False, open_high=False)
 
     @classmethod
-    def of(cls, mechanism: Mechanism, tokens: int = 1, orders: tuple[float, ...] = DEFAULT_ORDERS) -> RenyiCurve:
-        """The exact curve of ``tokens`` replaced tokens in the worst case."""
-        return Composition.of(mechanism, tokens).renyi(orders)
+    def from_mechanism(
+        cls, mechanism: TokenMechanism, tokens: int = 1, orders: tuple[float, ...] = DEFAULT_ORDERS
+    ) -> RenyiCurve:
+        """Return the curve of ``tokens`` replaced tokens in the worst case."""
+        return Composition.from_mechanism(mechanism, tokens).renyi(orders)
+
+    of = from_mechanism  # the name until 1.0
 
     @classmethod
     def nothing(cls, orders: tuple[float, ...] = DEFAULT_ORDERS) -> RenyiCurve:
-        """The curve of no release."""
+        """Return the curve of no release."""
         return cls(orders, (0.0,) * len(orders))
 
     def __add__(self, other: RenyiCurve) -> RenyiCurve:
-        """Both releases."""
+        """Return the curve of both releases."""
         if self.orders != other.orders:
             raise ValueError(
                 f"orders must be equal to add curves, got {len(self.orders)} and {len(other.orders)} orders"
@@ -78,89 +82,144 @@ class RenyiCurve:
         return RenyiCurve(self.orders, tuple(a + b for a, b in zip(self.divergences, other.divergences, strict=True)))
 
     def __mul__(self, times: int) -> RenyiCurve:
-        """``times`` such releases."""
+        """Return the curve of ``times`` such releases."""
         check_integer("times", times, 0)
         return RenyiCurve(self.orders, tuple(times * divergence for divergence in self.divergences))
 
     def epsilon(self, delta: float) -> float:
-        """Upper bound of epsilon at ``delta`` in (0, 1]."""
+        """Return an upper bound of epsilon at ``delta`` in (0, 1]."""
         return float(renyi_epsilon(self.orders, self.divergences, delta).min())
 
     def delta(self, epsilon: float) -> float:
-        """Upper bound of delta at ``epsilon`` >= 0."""
+        """Return an upper bound of delta at ``epsilon`` >= 0."""
         check_number("epsilon", epsilon, 0.0, math.inf, open_low=False, open_high=False)
         return 0.0 if epsilon == math.inf else float(renyi_delta(self.orders, self.divergences, epsilon).min())
 
 
 @dataclass(frozen=True)
 class Composition:
-    """What was released, as far as the worst case is concerned: number of trials at every noise level.
+    """Released amounts at each noise level, which determine the worst case.
 
-    A token under ``Mechanism(bits, dim, ratio)`` is u dim trials of randomised response with q = (1 +- ratio)/2, so
-    two mechanisms of one ratio compose to one with their trials together.
+    Levels and amounts are those of ``TokenMechanism.charge``: a level is a binomial ratio times 2^31
+    with a number of trials, or another mechanism as JSON with a number of tokens. Each level's worst
+    pair dominates, so releases may be chosen in view of earlier ones.
 
     Args:
-        trials: (ratio 2^31, number of trials) of every noise level, by rising ratio; all that a ledger has to keep.
+        trials: (level, amount) of every noise level: ratios in rising order, then JSON in order.
 
     Raises:
-        ValueError: a ratio numerator is not in 1..2^31 - 1 or not rising, or trials are not in
-            1..``accounting.MAX_TRIALS``.
+        ValueError: a level is malformed or out of order, or an amount is not in 1..``MAX_TRIALS``.
     """
 
-    trials: tuple[tuple[int, int], ...] = ()
+    trials: tuple[tuple[Level, int], ...] = ()
 
     def __post_init__(self) -> None:
-        previous = 0
-        for ratio_numerator, count in self.trials:
-            check_integer("trials: ratio 2^31", ratio_numerator, previous + 1, _HALF - 1)
-            check_integer("trials: count", count, 1, accounting.MAX_TRIALS)
-            previous = ratio_numerator
+        if list(self.trials) != sorted(self.trials, key=_order):
+            raise ValueError("trials: levels must be in rising order, got another order")
+        previous: Level = 0
+        for level, count in self.trials:
+            if isinstance(level, str):
+                if level == previous:
+                    raise ValueError("trials: levels must be distinct, got one twice")
+                mechanism_of_level(level)
+            else:
+                check_integer("trials: ratio 2^31", level, int(previous) + 1, _HALF - 1)
+            check_integer("trials: count", count, 1, MAX_TRIALS)
+            previous = level
 
     @classmethod
-    def of(cls, mechanism: Mechanism, tokens: int = 1) -> Composition:
-        """``tokens`` private tokens under one mechanism."""
+    def from_mechanism(cls, mechanism: TokenMechanism, tokens: int = 1) -> Composition:
+        """Return ``tokens`` private tokens under one mechanism."""
         check_integer("tokens", tokens, 0)
-        return cls(((mechanism.ratio_numerator, mechanism.trials * mechanism.dim),)) * tokens
+        return cls((mechanism.charge(1),)) * tokens
+
+    of = from_mechanism  # the name until 1.0
+
+    @classmethod
+    def from_amounts(cls, amounts: Iterable[tuple[Level, int]]) -> Composition:
+        """Return the composition of (level, amount) in any order; equal levels add."""
+        merged: dict[Level, int] = {}
+        for level, count in amounts:
+            merged[level] = merged.get(level, 0) + count
+        return cls(tuple(sorted(merged.items(), key=_order)))
 
     @classmethod
     def total(cls, parts: Iterable[Composition]) -> Composition:
-        """All of ``parts`` together."""
-        merged: dict[int, int] = {}
-        for part in parts:
-            for ratio_numerator, count in part.trials:
-                merged[ratio_numerator] = merged.get(ratio_numerator, 0) + count
-        return cls(tuple(sorted(merged.items())))
+        """Return all of ``parts`` together."""
+        return cls.from_amounts(item for part in parts for item in part.trials)
 
     def __add__(self, other: Composition) -> Composition:
         return Composition.total((self, other))
 
     def __mul__(self, times: int) -> Composition:
-        """``times`` repetitions with fresh noise."""
+        """Return ``times`` repetitions with fresh noise."""
         check_integer("times", times, 0)
         return Composition(tuple((key, times * count) for key, count in self.trials) if times else ())
 
     @property
     def pair(self) -> ProductPair:
-        """The worst pair of output distributions."""
-        groups = ((count, _HALF + numerator, _HALF - numerator) for numerator, count in self.trials)
-        return ProductPair(tuple(sorted(groups)))
+        """Worst pair of output distributions; binomial levels only.
+
+        Raises:
+            ValueError: a level is of another kind.
+        """
+        if self._others:
+            raise ValueError("trials must be of binomial levels for one product pair, got another kind")
+        return self._binomial
+
+    @property
+    def largest_loss(self) -> float:
+        """epsilon at delta = 0."""
+        return math.fsum(pair.largest_loss for pair in self._pairs)
 
     def renyi(self, orders: tuple[float, ...] = DEFAULT_ORDERS) -> RenyiCurve:
-        """The worst pair's exact Renyi curve."""
-        return RenyiCurve(orders, tuple(self.pair.renyi(orders).tolist()))
+        """Return the Renyi curve of the worst pair."""
+        total = np.zeros(len(orders))
+        for pair in self._pairs:
+            total += pair.renyi(orders)
+        return RenyiCurve(orders, tuple(total.tolist()))
 
     def epsilon(self, delta: float) -> float:
-        """epsilon at ``delta``: exact for one noise level, else the Renyi bound at the best of all orders."""
+        """Return epsilon at ``delta``: exact for one level, else the Renyi bound at the best order."""
         check_number("delta", delta, 0.0, 1.0, open_low=False, open_high=False)
-        pair = self.pair
-        if len(pair.groups) < 2 or delta == 0.0:
-            return pair.epsilon_bounds(delta).upper
-        return pair.renyi_epsilon(delta)
+        if delta == 0.0:
+            return self.largest_loss
+        if len(self.trials) < 2:
+            return max((pair.epsilon(delta) for pair in self._pairs), default=0.0)
+        if not self._others:
+            return self._binomial.renyi_epsilon(delta)
+        return min(self.renyi().epsilon(delta), self.largest_loss)
+
+    def delta_of_one_level(self, epsilon: float) -> float:
+        """Return delta at ``epsilon`` of a composition with one noise level, or none."""
+        (pair,) = self._pairs or (ProductPair(()),)
+        return pair.delta(epsilon)
 
     def epsilon_bounds(self, delta: float, points: int = 1 << 16) -> Bracket:
-        """Bracket of the exact epsilon at ``delta``, for mixed noise levels too; see ``ProductPair``."""
+        """Return a bracket of the exact epsilon at ``delta``; binomial levels only."""
         return self.pair.epsilon_bounds(delta, points)
 
     def delta_bounds(self, epsilon: float, points: int = 1 << 16) -> Bracket:
-        """Bracket of the exact delta at ``epsilon``."""
+        """Return a bracket of the exact delta at ``epsilon``; binomial levels only."""
         return self.pair.delta_bounds(epsilon, points)
+
+    @property
+    def _others(self) -> tuple[WorstPair, ...]:
+        levels = ((level, count) for level, count in self.trials if isinstance(level, str))
+        return tuple(mechanism_of_level(level).worst_pair(count) for level, count in levels)
+
+    @property
+    def _binomial(self) -> ProductPair:
+        groups = ((count, _HALF + level, _HALF - level) for level, count in self.trials if isinstance(level, int))
+        return ProductPair(tuple(sorted(groups)))
+
+    @property
+    def _pairs(self) -> tuple[WorstPair, ...]:
+        """Independent worst pairs: that of all binomial levels, then one for each other level."""
+        binomial = self._binomial
+        return (*((binomial,) if binomial.groups else ()), *self._others)
+
+
+def _order(item: tuple[Level, int]) -> tuple[bool, int, str]:
+    level = item[0]
+    return (True, 0, level) if isinstance(level, str) else (False, level, "")

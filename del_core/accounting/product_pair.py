@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from del_core._validation import check_integer, check_number
 from del_core.accounting._lattice import Cumulant, LossLattice
-from del_core.accounting._tails import PROBABILITY_ONE, log_weighted_tail
+from del_core.accounting._tails import log_weighted_tail
+from del_core.mechanism.base import PROBABILITY_ONE, WorstPair
 
 __all__ = ["Bracket", "ProductPair", "renyi_delta", "renyi_epsilon"]
 
@@ -68,7 +69,7 @@ def renyi_delta(orders: npt.ArrayLike, divergences: npt.ArrayLike, epsilon: floa
 
 
 @dataclass(frozen=True)
-class ProductPair:
+class ProductPair(WorstPair):
     """P = product of Binomial(N_g, p_g) against Q = product of Binomial(N_g, q_g), coordinates independent.
 
     For k = (k_g) the privacy loss is additive, L(k) = log P(k)/Q(k) = sum_g [k_g log(p_g/q_g) + (N_g - k_g)
@@ -174,6 +175,36 @@ class ProductPair:
         """Bracket of the least epsilon >= 0 with delta(epsilon) <= ``delta``; arguments as :meth:`delta_bounds`."""
         return Bracket(self._epsilon(delta, points, upper=False), self._epsilon(delta, points, upper=True))
 
+    def epsilon(self, delta: float) -> float:
+        """Return the least epsilon at ``delta``: exact for one group, else an upper bound."""
+        return self._epsilon(delta, 1 << 16, upper=True)
+
+    def delta(self, epsilon: float) -> float:
+        """Return delta at ``epsilon``: exact for one group, else an upper bound."""
+        return self.delta_bounds(epsilon).upper
+
+    def type_two_error(self, alpha: float) -> float:
+        """Return the least P(accept Q) of a test with Q(reject Q) <= ``alpha``: exact for one group.
+
+        A test rejects Q at k or more successes (Neyman-Pearson), and at k - 1 with the probability
+        that uses up the rest of ``alpha``.
+        """
+        if len(self.groups) != 1:
+            return super().type_two_error(alpha)
+        if alpha == 1.0:
+            return 0.0
+        ((trials, p, q),) = self.groups
+        low, high = 0, trials + 1  # Q(K >= low) > alpha >= Q(K >= high)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if math.exp(log_weighted_tail(middle, trials, q)) <= alpha:
+                high = middle
+            else:
+                low = middle
+        unused = math.exp(log_weighted_tail(low, trials, q)) - alpha
+        below = math.exp(log_weighted_tail(trials - low + 1, trials, PROBABILITY_ONE - p))  # P(K < low)
+        return below if unused <= 0.0 else min(1.0, below + math.exp(math.log(unused) + self._loss(low)))
+
     def epsilon_upper(self, delta: float, points: int = 1 << 16) -> float:
         """The upper end of :meth:`epsilon_bounds` alone, in a third of the time."""
         return self._epsilon(delta, points, upper=True)
@@ -220,6 +251,8 @@ class ProductPair:
 
     def _loss(self, k: int) -> float:
         ((trials, p, q),) = self.groups
+        if p + q == PROBABILITY_ONE:  # without cancellation
+            return (2 * k - trials) * _log_ratio(p, q)
         return k * _log_ratio(p, q) - (trials - k) * _log_ratio(PROBABILITY_ONE - q, PROBABILITY_ONE - p)
 
     def _log_delta_from(self, start: int, margin: float) -> float:

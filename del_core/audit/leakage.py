@@ -20,9 +20,9 @@ import numpy.typing as npt
 from scipy import special, stats
 
 from del_core._validation import check_array, check_integer, check_number
-from del_core.accounting._tails import PROBABILITY_ONE
 from del_core.audit.intervals import wilson
 from del_core.mechanism import Mechanism
+from del_core.mechanism.base import PROBABILITY_ONE
 from del_core.mechanism.likelihood import blocks
 
 __all__ = [

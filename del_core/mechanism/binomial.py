@@ -1,53 +1,52 @@
-"""The mechanism: from a token's table levels to the counts that leave the device, and back to real numbers.
+"""The binomial mechanism: from a token's table levels to counts, and back to real numbers.
 
-Contract: every count is an exact ``Binomial(trials, q)`` draw with ``q`` an integer multiple of 2^-32, made by integer
-and bit operations from bytes of the caller's random source (by default a stream cipher keyed by the operating system's
-CSPRNG, :mod:`del_core.mechanism.randomness`). No floating point number decides a released bit. The guarantee that
-follows is in
-:mod:`del_core.accounting`, its proof in ``docs/privacy/guarantee.md``. Needs numpy only.
+Every count is an exact ``Binomial(trials, q)`` draw with ``q`` an integer multiple of 2^-32, made by
+integer and bit operations from bytes of the caller's random source. No floating-point number decides
+a released bit. Accounting: :mod:`del_core.accounting`; proof: ``docs/privacy/guarantee.md``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from del_core._validation import check_array, check_integer, check_number
+from del_core._validation import check_array, check_number
+from del_core.mechanism.base import MAX_BITS, MAX_LEVEL, MECHANISMS, Level, Parameter, TokenMechanism
 from del_core.mechanism.likelihood import TokenLikelihood
-from del_core.mechanism.randomness import random_bytes
+from del_core.mechanism.randomness import draw_array, random_bytes
 
-__all__ = ["MAX_BITS", "MAX_LEVEL", "Mechanism"]
+if TYPE_CHECKING:
+    from del_core.accounting.product_pair import ProductPair
 
-MAX_BITS = 8
-MAX_LEVEL = 32767
-"""Largest level of an int16 table; an int8 table uses 127."""
+__all__ = ["BINOMIAL", "MAX_BITS", "MAX_LEVEL", "BinomialMechanism", "Mechanism"]
 
+BINOMIAL = "binomial"
 _RATIO_BITS = 31
 _RATIO_ONE = 1 << _RATIO_BITS
-_PLANES = 8  # bits of q that are compared for all trials at once; after them one trial in 256 is undecided
-_BLOCK_COORDINATES = 1 << 15  # handled at once, or fewer where their random bytes would exceed the next bound;
-_BLOCK_BYTES = 1 << 20  # both fastest of the powers of two when measured
+_PLANES = 8  # bits of q that are compared for all trials at once; then one trial in 256 is undecided
+_BLOCK_COORDINATES = 1 << 15  # handled at once, or fewer if their random bytes exceed the next bound;
+_BLOCK_BYTES = 1 << 20  # both are the fastest powers of two that were measured
 
 
 @dataclass(frozen=True)
-class Mechanism:
-    """Stochastic quantisation of a clipped vector to ``bits``-bit counts (DEL, arXiv 2602.11513).
+class BinomialMechanism(TokenMechanism):
+    """Stochastic quantization of a clipped vector to ``bits``-bit counts (DEL, arXiv 2602.11513).
 
-    A coordinate x in [-c, c] is held as an integer ``level``, x = c level / max_level. With u = 2^bits - 1 trials, an
-    output scale A > c and ``ratio`` r = c / A,
+    A coordinate x in [-c, c] is held as an integer ``level``, x = c level / max_level. With
+    u = 2^bits - 1 trials, an output scale A > c and ``ratio`` r = c / A,
 
         q = 1/2 + x / (2A) = (1 + r level / max_level) / 2        (rounded to a multiple of 2^-32)
         K ~ Binomial(u, q), independently for every coordinate    (:meth:`sample`)
-        y = A (2K/u - 1),  E[y] = x,  Var[y] = (A^2 - x^2) / u    (:meth:`dequantize`, in units of c)
+        y = A (2K/u - 1),  E[y] = x,  Var[y] = (A^2 - x^2) / u    (:meth:`dequantize`, units of c)
 
-    A small ratio is much noise. ``ratio`` is a multiple of 2^-31, so that q at the clips, (1 +- r)/2, is exact and the
-    accounting describes precisely what is sampled.
+    A small ratio means much noise. ``ratio`` is a multiple of 2^-31, so that q at the clips,
+    (1 +- r)/2, is exact and the accounting describes precisely what is sampled.
 
     Args:
         bits: n, bits per coordinate, 1 to 8.
@@ -56,18 +55,16 @@ class Mechanism:
         max_level: the level that stands for x = c, 1 to 32767.
 
     Raises:
-        ValueError: a field is out of range; the message names it.
+        ValueError: a field is out of range.
     """
 
-    bits: int
-    dim: int
+    kind: ClassVar[str] = BINOMIAL
+    can_dequantize: ClassVar[bool] = True
+
     ratio: float
-    max_level: int = field(default=MAX_LEVEL, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_integer("bits", self.bits, 1, MAX_BITS)
-        check_integer("dim", self.dim, 1)
-        check_integer("max_level", self.max_level, 1, MAX_LEVEL)
+        super().__post_init__()
         check_number("ratio", self.ratio, 0.0, 1.0, open_low=True, open_high=True)
         if not (self.ratio * _RATIO_ONE).is_integer():  # scaling by a power of two is exact
             raise ValueError(
@@ -77,22 +74,37 @@ class Mechanism:
     @property
     def trials(self) -> int:
         """u = 2^bits - 1, the largest count."""
-        return (1 << self.bits) - 1
+        return self.largest_count
 
     @property
     def ratio_numerator(self) -> int:
         """The integer r 2^31, 1 to 2^31 - 1."""
         return int(self.ratio * _RATIO_ONE)
 
-    @property
-    def columns(self) -> int:
-        """Columns of the table that the mechanism reads."""
-        return self.dim
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Return bits and ratio numerator."""
+        return {"bits": self.bits, "ratio_numerator": self.ratio_numerator}
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one token's packed counts."""
-        return (self.dim * self.bits + 7) // 8
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Parameter], *, columns: int, max_level: int) -> BinomialMechanism:
+        """See :meth:`TokenMechanism.from_parameters`."""
+        bits, numerator = parameters.get("bits"), parameters.get("ratio_numerator")
+        if not isinstance(bits, int) or not isinstance(numerator, int) or len(parameters) != 2:
+            raise ValueError(
+                f"parameters must be bits and ratio_numerator, both integers, got {', '.join(parameters) or 'none'}"
+            )
+        return cls(bits, columns, numerator / _RATIO_ONE, max_level=max_level)
+
+    def charge(self, tokens: int) -> tuple[Level, int]:
+        """Return the ratio numerator and the number of trials: equal ratios add their trials."""
+        return self.ratio_numerator, self.trials * self.dim * tokens
+
+    def worst_pair(self, tokens: int = 1) -> ProductPair:
+        """Return Binomial(N, (1+r)/2) against Binomial(N, (1-r)/2), N = trials dim tokens."""
+        # The one import against the floors: accounting stands above this package (ADR 7).
+        from del_core.accounting.binomial import worst_pair
+
+        return worst_pair(self, tokens)
 
     @staticmethod
     def nearest_ratio(x: float) -> float:
@@ -105,7 +117,7 @@ class Mechanism:
         return math.floor(x * _RATIO_ONE) / _RATIO_ONE
 
     @classmethod
-    def from_mu(cls, mu: float, *, bits: int, dim: int, max_level: int = MAX_LEVEL) -> Mechanism:
+    def from_mu(cls, mu: float, *, bits: int, dim: int, max_level: int = MAX_LEVEL) -> BinomialMechanism:
         """The mechanism that the paper calls mu-GDP for one token: A = c sqrt(4 u d / mu^2 + 1).
 
         The ratio c/A is rounded down to a multiple of 2^-31. What ``mu`` means exactly: ``docs/privacy/guarantee.md``.
@@ -120,13 +132,13 @@ class Mechanism:
         square /= 4 * template.trials * dim + square
         numerator = math.isqrt((square.numerator << 2 * _RATIO_BITS) // square.denominator)
         if numerator == 0:
-            raise ValueError(f"mu is too small for a ratio of at least 2**-31 at bits={bits}, dim={dim}: got {mu!r}")
+            raise ValueError(f"mu must give a ratio of at least 2**-31 at bits={bits}, dim={dim}, got {mu!r}")
         return cls(bits, dim, numerator / _RATIO_ONE, max_level=max_level)
 
     @classmethod
     def from_epsilon(
         cls, epsilon: float, delta: float, *, bits: int, dim: int, max_level: int = MAX_LEVEL
-    ) -> Mechanism:
+    ) -> BinomialMechanism:
         """The least noisy mechanism that is (epsilon, delta)-DP for one token by the exact accounting.
 
         ``accounting.epsilon(result, delta) <= epsilon`` holds for the returned mechanism.
@@ -135,26 +147,24 @@ class Mechanism:
             ValueError: ``epsilon`` is not positive and finite, ``delta`` is not in [0, 1), or even the smallest
                 ratio, 2^-31, does not reach them.
         """
-        from del_core import accounting  # loads only for those who calibrate
-
         check_number("epsilon", epsilon, 0.0, math.inf, open_low=True, open_high=True)
         check_number("delta", delta, 0.0, 1.0, open_low=False, open_high=True)
 
-        def build(numerator: int) -> Mechanism:
+        def build(numerator: int) -> BinomialMechanism:
             return cls(bits, dim, numerator / _RATIO_ONE, max_level=max_level)
 
         # More ratio is less noise, so epsilon grows with it. Invariant: `good` meets the guarantee, `bad` does not.
         good, bad = 0, _RATIO_ONE
         while bad - good > 1:
             middle = (good + bad) // 2
-            if accounting.epsilon(build(middle), delta) <= epsilon:
+            if build(middle).worst_pair().epsilon(delta) <= epsilon:
                 good = middle
             else:
                 bad = middle
         if good == 0:
             raise ValueError(
-                f"epsilon is out of reach at bits={bits}, dim={dim}, delta={delta!r}: got {epsilon!r}, "
-                f"allowed at least {accounting.epsilon(build(1), delta)!r}"
+                f"epsilon must be at least {build(1).worst_pair().epsilon(delta)!r} at bits={bits}, dim={dim}, "
+                f"delta={delta!r}, got {epsilon!r}"
             )
         return build(good)
 
@@ -170,7 +180,7 @@ class Mechanism:
         Raises:
             ValueError: wrong type or range. The message never contains a level.
         """
-        self._check_levels(levels)
+        self.check_levels(levels)
         return self._numerators(levels).astype(np.int64)
 
     def sample(
@@ -211,8 +221,8 @@ class Mechanism:
             ValueError: wrong type, shape or range of ``levels``, or ``random_source`` did not return n bytes. The
                 message never contains a level.
         """
-        self._check_levels(levels)
-        self._check_shape("levels", levels)
+        self.check_levels(levels)
+        self.check_shape("levels", levels, self.columns)
         flat = levels.reshape(-1)
         codes = np.empty(flat.size, dtype=np.uint8)
         rows = (self.trials + 7) // 8
@@ -226,7 +236,7 @@ class Mechanism:
         self, q: npt.NDArray[np.uint32], rows: int, random_source: Callable[[int], bytes]
     ) -> npt.NDArray[np.uint8]:
         """One block of :meth:`sample`; q, and with it Q, is given times 2^32."""
-        differs = _draw(random_source, _PLANES * rows * q.size).reshape(_PLANES, rows, q.size)
+        differs = draw_array(random_source, _PLANES * rows * q.size).reshape(_PLANES, rows, q.size)
         undecided = np.full((rows, q.size), 0xFF, dtype=np.uint8)
         undecided[-1] = (1 << (self.trials - 8 * (rows - 1))) - 1
         ones = np.empty_like(undecided)
@@ -244,7 +254,7 @@ class Mechanism:
         where = np.flatnonzero(before != 0)  # of bools: four times as fast
         tied = np.repeat(where, before[where])
         if tied.size:
-            rest = _draw(random_source, 4 * tied.size).view("<u4")
+            rest = draw_array(random_source, 4 * tied.size).view("<u4")
             # The shift drops the eight bits that were compared. Failures are added too, as zeros.
             np.add.at(counts, tied, (rest < q[tied] << 8).view(np.uint8))
         return counts
@@ -262,10 +272,10 @@ class Mechanism:
             ValueError: wrong type, shape or range. The message never contains a count.
         """
         check_array("codes", codes, np.uint8)
-        self._check_shape("codes", codes)
+        self.check_shape("codes", codes, self.dim)
         trials = self.trials
         if trials < 255 and codes.size and codes.max() > trials:
-            raise ValueError(f"codes must be in 0..{trials} at bits={self.bits}, got one above")
+            raise ValueError(f"codes must be from 0 to {trials} at bits={self.bits}, got one above")
         values = (2.0 * np.arange(trials + 1) - trials) / (trials * self.ratio)
         return values.astype(np.float32)[codes]
 
@@ -292,22 +302,8 @@ class Mechanism:
         size += np.uint32(_RATIO_ONE)
         return size
 
-    def _check_levels(self, levels: npt.NDArray[np.integer[Any]]) -> None:
-        check_array("levels", levels, np.integer)
-        if levels.size and (levels.max() > self.max_level or levels.min() < -self.max_level):
-            raise ValueError(f"levels must be in -{self.max_level}..{self.max_level}, got one outside")
 
-    def _check_shape(self, name: str, array: npt.NDArray[Any]) -> None:
-        if array.ndim != 2 or array.shape[1] != self.dim:
-            raise ValueError(f"{name} must have shape (tokens, {self.dim}), got {array.shape}")
+MECHANISMS.register(BINOMIAL, BinomialMechanism)
 
-
-def _draw(random_source: Callable[[int], bytes], count: int) -> npt.NDArray[np.uint8]:
-    """``count`` random bytes as a read-only array; anything else from the source is refused."""
-    data: object = random_source(count)
-    if not isinstance(data, bytes | bytearray | memoryview):
-        raise ValueError(f"random_source must return bytes, got {type(data).__name__}")
-    array = np.frombuffer(data, dtype=np.uint8)
-    if array.size != count:
-        raise ValueError(f"random_source must return the {count} bytes asked for, got {array.size}")
-    return array
+Mechanism = BinomialMechanism
+"""The name of the binomial mechanism for callers that need no other kind."""

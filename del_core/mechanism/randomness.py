@@ -1,21 +1,24 @@
 """Random bytes for the mechanism: a stream cipher keyed by the operating system's CSPRNG.
 
-:func:`random_bytes` is OpenSSL's generator, which the standard library's ``ssl`` module reaches: CTR_DRBG with AES-256
-(NIST SP 800-90A Rev. 1, section 10.2.1), that is AES in counter mode under a key from the operating system, replaced
-after every request so that a later look into memory does not give back earlier output. It is an order of magnitude
-faster than reading the operating system's generator directly. Where Python was built without ``ssl``, ``os.urandom``
-takes its place.
+:func:`random_bytes` is OpenSSL's generator, reached through the standard library's ``ssl`` module:
+CTR_DRBG with AES-256 (NIST SP 800-90A Rev. 1, section 10.2.1). Its key comes from the operating
+system and is replaced after every request, so that later memory contents do not reveal earlier
+output. It is ten times as fast as reading the operating system's generator. If Python was built
+without ``ssl``, ``os.urandom`` takes its place.
 
-Before every request 32 bytes of ``os.urandom`` are mixed in, which reseeds the generator and the one of the calling
-thread below it. So two processes never continue the same stream: not after ``fork`` (which OpenSSL also notices by
-itself) and not after a virtual machine or a container was restored twice from one snapshot, where a generator in
-user space would otherwise repeat itself. Mixing in can only add to what the generator does not tell. OpenSSL holds a
-generator for each thread and a lock around the shared one, so any number of threads may call.
+Every request first mixes in 32 bytes of ``os.urandom``, which reseeds the generator. Therefore two
+processes never continue the same stream: neither after ``fork`` nor after a virtual machine or
+container was restored twice from one snapshot. Mixing in OS entropy cannot weaken the generator.
+OpenSSL locks its shared generator, so any number of threads may call.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
 
 try:
     import ssl
@@ -24,21 +27,36 @@ except ImportError:
 else:
     _OPENSSL = True
 
-__all__ = ["random_bytes"]
+__all__ = ["draw_array", "random_bytes"]
 
 _SEED_BYTES = 32  # the key of AES-256
 
 
 def random_bytes(count: int) -> bytes:
-    """``count`` independent uniform bytes that cannot be told from true randomness.
+    """Return ``count`` independent uniform bytes, computationally indistinguishable from random.
 
-    Safe to call from several threads and on both sides of a fork. Blocks only where ``os.urandom`` does: early in the
-    boot of a machine whose generator has not been seeded yet.
+    Safe to call from several threads and on both sides of a fork. It blocks only where
+    ``os.urandom`` does: early in the boot of a machine whose generator has not been seeded yet.
     """
     if not _OPENSSL:
         return os.urandom(count)
     try:
         ssl.RAND_add(os.urandom(_SEED_BYTES), 0.0)
         return ssl.RAND_bytes(count)
-    except ssl.SSLError:  # OpenSSL refuses when it cannot seed itself; the system's generator needs no such thing
+    except ssl.SSLError:  # OpenSSL cannot seed itself
         return os.urandom(count)
+
+
+def draw_array(random_source: Callable[[int], bytes], count: int) -> npt.NDArray[np.uint8]:
+    """Return ``count`` bytes of a random source as a read-only array.
+
+    Raises:
+        ValueError: the source returned anything else.
+    """
+    data: object = random_source(count)
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ValueError(f"random_source must return bytes, got {type(data).__name__}")
+    array = np.frombuffer(data, dtype=np.uint8)
+    if array.size != count:
+        raise ValueError(f"random_source must return {count} bytes, got {array.size}")
+    return array

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from del_core.accounting._tails import PROBABILITY_ONE
 from del_core.mechanism import Mechanism
+from del_core.mechanism.base import PROBABILITY_ONE
 from del_core.vocabulary_accounting._screen import bernoulli_divergence, probability_grid
 
 __all__ = ["DivergenceKernel", "KernelRows"]

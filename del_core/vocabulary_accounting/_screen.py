@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from del_core.accounting._tails import PROBABILITY_ONE
 from del_core.accounting.product_pair import renyi_epsilon
 from del_core.mechanism import Mechanism
+from del_core.mechanism.base import PROBABILITY_ONE
 
 __all__ = ["PairDistances", "Screen", "bernoulli_divergence", "pair_divergences", "probability_grid"]
 

