@@ -33,9 +33,9 @@ from urllib.parse import urlsplit
 import click
 import psutil
 
-from benchmarks._support.flood import Flood
-from benchmarks._support.load import Prompts, Round
 from benchmarks.serving.systems import stop_tree
+from benchmarks.support.flood import Flood
+from benchmarks.support.load import Prompts, Round
 from cluster.local import LocalServer, start_local
 from del_core.bundle import load_bundle
 from deployments.settings import Settings, parse_settings
@@ -56,7 +56,7 @@ class _Generator:
 
     def __init__(self, settings: Settings, variant: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks._support.flood"],
+            [sys.executable, "-m", "benchmarks.support.flood"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -29,8 +29,8 @@ from typing import Any
 import click
 import psutil
 
-from benchmarks._support.http import connection
 from benchmarks.serving.proxy_alone import completion, proxy_alone
+from benchmarks.support.http import connection, post_message
 from client_lib import private
 from client_lib.prompts.encoder import Encoder
 from cluster.local import LocalServer, start_local
@@ -125,6 +125,7 @@ def _frame(output_tokens: int) -> bytes:
 async def _flood(url: str, frame: bytes, seconds: float) -> tuple[int, int, float]:
     """Requests completed, events in them, and seconds, of clients that stream over and over."""
     host, _, port = url.removeprefix("http://").partition(":")
+    message = post_message(host, int(port), frame)
     requests = events = 0
     began = time.monotonic()
 
@@ -132,7 +133,7 @@ async def _flood(url: str, frame: bytes, seconds: float) -> tuple[int, int, floa
         nonlocal requests, events
         async with connection(host, int(port)) as connected:
             while time.monotonic() < began + seconds:
-                answer = await connected.post(frame)
+                answer = await connected.post(message, retry=True)
                 if answer.status != 200 or not answer.body.endswith(b"data: [DONE]\n\n"):
                     raise RuntimeError(f"answered {answer.status} {answer.body[-200:]!r}")
                 requests += 1

@@ -34,10 +34,10 @@ from urllib.parse import urlsplit
 import click
 import psutil
 
-from benchmarks._support.http import Connection, post_all
 from benchmarks.fuzz.frames import good_frames, long_frame
 from benchmarks.fuzz.http import exchange, requests
 from benchmarks.fuzz.mutations import mutated
+from benchmarks.support.http import connection, post_all, post_message
 from cluster.local import LocalServer, start_local
 from del_core.bundle import Bundle, load_bundle
 from del_core.errors import ERROR_STATUS
@@ -223,11 +223,8 @@ class _Unshaken:
 
     def _completion(self) -> Any:
         async def ask() -> Any:
-            one = Connection(self._host, self._port)
-            try:
-                answer = await one.post(self._frame)
-            finally:
-                one.close()
+            async with connection(self._host, self._port) as one:
+                answer = await one.post(post_message(self._host, self._port, self._frame))
             return json.loads(answer.body).get("choices", answer.status)
 
         return asyncio.run(ask())

@@ -34,8 +34,8 @@ from typing import Any
 import click
 import psutil
 
-from benchmarks._support.load import Round
 from benchmarks.serving.systems import Application, Engine, Generator, System, VllmServer
+from benchmarks.support.load import Round
 from deployments.settings import Settings, parse_settings
 
 SYSTEMS = ("engine", "vllm_serve", "application", "vllm_16")

@@ -23,10 +23,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks._support.http import PATH
+from benchmarks.support.http import post_message
 from cluster.local import free_port
 from cluster.local.proxy import haproxy_binary, haproxy_environment
-from del_core.wire import MEDIA_TYPE
 
 __all__ = ["ProxyAlone", "completion", "proxy_alone", "running", "write_configuration"]
 
@@ -199,5 +198,4 @@ def proxy_alone() -> Iterator[ProxyAlone]:
 
 def completion(frame: bytes) -> bytes:
     """A request for a completion, as bytes."""
-    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(frame)}\r\n\r\n"
-    return head.encode() + frame
+    return post_message("127.0.0.1", 80, frame)

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from benchmarks._support.load import Round
+from benchmarks.support.load import Round
 from cluster.local import LocalServer, free_port, start_local
 from cluster.local.server import LOOPBACK
 from deployments.engines.vllm.engine import engine_environment
@@ -34,7 +34,7 @@ _ROLES = {"ServeReplica": "replica", "EngineCore": "engine", "haproxy": "proxy",
 
 
 class Generator:
-    """The load generator's process (``benchmarks._support.load``); with ``engine`` it is a system under test as
+    """The load generator's process (``benchmarks.support.load``); with ``engine`` it is a system under test as
     well."""
 
     def __init__(self, settings: Settings, variant: str, *, engine: bool = False) -> None:
@@ -46,7 +46,7 @@ class Generator:
         }
         environment = {**os.environ, **engine_environment(settings.engine)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks._support.load"],
+            [sys.executable, "-m", "benchmarks.support.load"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

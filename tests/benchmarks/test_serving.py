@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks._support.sse import read_timeline
 from benchmarks.serving.table import markdown
+from benchmarks.support.http import Answer, connection, post_message, read_timeline
 
 COLUMNS = {"system", "concurrency", "prompt_tokens", "output_tokens", "rps", "ttft_p50_ms", "ttft_p95_ms"}
 COLUMNS |= {"itl_p50_ms", "ratio_to_vllm_serve", "failed", "cpu_ms_per_request", "soft_prompt_hit_rate"}
@@ -62,11 +63,46 @@ def test_events_are_dated_by_the_packets_that_end_them() -> None:
     first_end = raw.index(events[0]) + len(events[0])
     for size in (1, 7, len(raw)):
         packets = [(float(start), raw[start : start + size]) for start in range(0, len(raw), size)]
-        timeline = read_timeline(-1.0, packets)
+        timeline = read_timeline(-1.0, Answer(packets))
         assert timeline.tokens == 3
         assert timeline.events[0] == (first_end - 1) // size * size
         assert len(timeline.events) == 2
     with pytest.raises(ValueError, match="ended early"):
-        read_timeline(0.0, [(0.0, raw.replace(b"[DONE]", b"{    }"))])
+        read_timeline(0.0, Answer([(0.0, raw.replace(b"[DONE]", b"{    }"))]))
     with pytest.raises(ValueError, match="no streamed success"):
-        read_timeline(0.0, [(0.0, b"HTTP/1.1 503 No\r\n\r\n")])
+        read_timeline(0.0, Answer([(0.0, b"HTTP/1.1 503 No\r\n\r\n")]))
+
+
+async def test_connections_are_kept_and_opened_anew() -> None:
+    """Answers with a length and in chunks, cut anywhere; a server that closes; an answer that is cut off."""
+    sized = b"HTTP/1.1 503 No\r\nContent-Length: 4\r\nRetry-After: 7\r\n\r\nbusy"
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+    script = [sized, chunked, sized.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), chunked, b"", chunked[:-9]]
+    opened = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        while script and await reader.readuntil(b"hello"):
+            for byte in (answer := script.pop(0)):
+                writer.write(bytes([byte]))
+                await writer.drain()
+            if b"close" in answer or not answer.endswith((b"busy", b"0\r\n\r\n")):
+                break
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        message = post_message(host, port, b"hello")
+        async with connection(host, port) as one:
+            first, second, third = [await one.post(message) for _ in range(3)]
+            assert (first.status, first.body, first.header("retry-after"), opened) == (503, b"busy", "7", 1)
+            assert (second.status, second.body, second.chunks[0][1]) == (200, b"abcde", b"abc")
+            assert (third.body, (await one.post(message)).body, opened) == (b"busy", b"abcde", 2)
+            with pytest.raises(ConnectionError, match="cut off"):
+                await one.post(message)
+            script.insert(0, chunked)
+            assert (await one.post(message)).status == 200
+            script[:0] = [b""]
+            with pytest.raises(ConnectionError):
+                await one.post(message, retry=True)

@@ -13,8 +13,8 @@ import httpx
 import psutil
 import pytest
 
-from benchmarks._support.http import connection, post_all
 from benchmarks.fuzz.mutations import mutated
+from benchmarks.support.http import connection, post_all, post_message
 from client_lib import Client, private
 from cluster.local import LocalServer
 from del_core.bundle import Bundle
@@ -196,7 +196,7 @@ async def test_half_sent_requests_do_not_hold_the_server(server: LocalServer, bu
                 writer.close()
     # Replicas were killed before: proxies may still be taking note, and then say when to come back.
     async with asyncio.timeout(60), connection(host, port) as one:
-        while (status := (await one.post(make_frame(bundle))).status) == 503:
+        while (status := (await one.post(post_message(host, port, make_frame(bundle)), retry=True)).status) == 503:
             await asyncio.sleep(0.5)
     assert status == 200
     for _, writer in opened:

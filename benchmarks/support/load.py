@@ -1,4 +1,4 @@
-"""The load generator, a program of its own: ``python -m benchmarks._support.load``, told what to do by lines of JSON.
+"""The load generator, a program of its own: ``python -m benchmarks.support.load``, told what to do by lines of JSON.
 
     first line      {"bundle", "variant", "model", "engine"}; with ``engine`` (its settings) it starts the engine inside
                     itself and is a system under test, without it generates load for HTTP servers
@@ -25,10 +25,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks._support.sse import Connection, Timeline, read_timeline
+from benchmarks.support.http import Connection, Timeline, post_message, read_timeline
 from del_core.bundle import Bundle, load_bundle
 from del_core.decoders.decoding import build_decoder
-from del_core.wire import MEDIA_TYPE, PrivateSegment, Request, Sampling, encode_frame
+from del_core.wire import PrivateSegment, Request, Sampling, encode_frame
 
 __all__ = ["Prompts", "Round", "quantiles"]
 
@@ -102,19 +102,15 @@ class Prompts:
                 "stream": True,
                 "stream_options": {"include_usage": True},
             }
-            return _message(plan, "/v1/completions", "application/json", json.dumps(fields).encode())
+            body = json.dumps(fields).encode()
+            return post_message(plan.host, plan.port, body, path="/v1/completions", media_type="application/json")
         counts = self._mechanism.sample(self._table[token_ids])
         if plan.kind == "engine":
             return np.concatenate([self._soft, self._decoder.decode(counts)], dtype=np.float32)
         sampling = Sampling(temperature=0.0, max_tokens=plan.output_tokens, ignore_eos=True, stream=True)
         request = Request(self._bundle.fingerprint, self._variant, (PrivateSegment(counts),), sampling)
         frame = encode_frame(request, bits=self._bundle.variants[self._variant].bits)
-        return _message(plan, "/v1/private/completions", MEDIA_TYPE, frame)
-
-
-def _message(plan: Round, path: str, media_type: str, body: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nhost: {plan.host}:{plan.port}\r\ncontent-type: {media_type}\r\n"
-    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+        return post_message(plan.host, plan.port, frame)
 
 
 _Send = Callable[[Any, float], Awaitable[Callable[[], Timeline]]]
@@ -176,14 +172,14 @@ class _Generator:
         idle = self._idle
 
         async def send(message: bytes, due: float) -> Callable[[], Timeline]:
-            connection = idle.pop() if idle else Connection()
+            connection = idle.pop() if idle else Connection(plan.host, plan.port)
             try:
-                packets = await connection.post(plan.host, plan.port, message)
+                answer = await connection.post(message)
             except BaseException:
                 connection.close()
                 raise
             idle.append(connection)
-            return lambda: read_timeline(due, packets)
+            return lambda: read_timeline(due, answer)
 
         return send
 

@@ -1,12 +1,11 @@
-"""The load generator of ``benchmarks.overload``, a program of its own: ``python -m benchmarks._support.flood``.
+"""The load generator of ``benchmarks.overload``, a program of its own: ``python -m benchmarks.support.flood``.
 
     first line      {"bundle", "variant"}
     further lines   a :class:`Flood`: it answers {"prepared": true}, waits for a line, works, and answers its figures
 
-Unlike ``benchmarks._support.load`` it expects refusals: it keeps the connection after one, and counts them apart by
-status and
-code. Bounded in count (``most_in_flight`` open requests) and in time (an answer that takes longer than the limit is
-given up and counted as ``unfinished``).
+Unlike ``benchmarks.support.load`` it expects refusals and counts them by status and code. It is
+bounded in count (``most_in_flight`` open requests) and in time (an answer that takes longer than the
+limit is given up and counted as ``unfinished``).
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from benchmarks._support.load import Prompts, Round, quantiles
+from benchmarks.support.http import Connection
+from benchmarks.support.load import Prompts, Round, quantiles
 from del_core.bundle import load_bundle
 
 __all__ = ["Flood"]
@@ -64,69 +64,13 @@ class _Tally:
     not_sent: int = 0
 
 
-class _Connection(asyncio.Protocol):
-    """One keep-alive connection; one request at a time; the answer is its head and its body, chunks and all."""
-
-    def __init__(self) -> None:
-        self._transport: asyncio.Transport | None = None
-        self._data = bytearray()
-        self._answer: asyncio.Future[tuple[bytes, bytes]] | None = None
-
-    async def post(self, host: str, port: int, message: bytes) -> tuple[bytes, bytes]:
-        """Raises ConnectionError if the answer is cut off."""
-        loop = asyncio.get_running_loop()
-        if self._transport is None or self._transport.is_closing():
-            await loop.create_connection(lambda: self, host, port)
-        assert self._transport is not None
-        self._data.clear()
-        self._answer = loop.create_future()
-        self._transport.write(message)
-        return await self._answer
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio."""
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        """See asyncio."""
-        self._data += data
-        head, separator, body = bytes(self._data).partition(b"\r\n\r\n")
-        if not separator or self._answer is None or self._answer.done():
-            return
-        length = _header(head, b"content-length")
-        whole = body.endswith(b"0\r\n\r\n") if length is None else len(body) >= int(length)
-        if whole:
-            self._answer.set_result((head, body))
-            if (_header(head, b"connection") or b"").lower() == b"close":
-                self.close()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """See asyncio."""
-        self._transport = None
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(ConnectionError("the answer was cut off"))
-
-    def close(self) -> None:
-        """Close; the next request opens another."""
-        if self._transport is not None:
-            self._transport.close()
-
-
-def _header(head: bytes, name: bytes) -> bytes | None:
-    for line in head.split(b"\r\n")[1:]:
-        key, _, value = line.partition(b":")
-        if key.strip().lower() == name:
-            return value.strip()
-    return None
-
-
 class _Flooding:
     """One flood."""
 
     def __init__(self, flood: Flood, prompts: Iterator[bytes]) -> None:
         self._flood = flood
         self._prompts = prompts
-        self._idle: list[_Connection] = []
+        self._idle: list[Connection] = []
         self._tally = _Tally()
 
     async def run(self) -> dict[str, Any]:
@@ -174,11 +118,11 @@ class _Flooding:
         await asyncio.gather(*open_now)
 
     async def _one(self, due: float) -> None:
-        connection = self._idle.pop() if self._idle else _Connection()
+        connection = self._idle.pop() if self._idle else Connection(self._flood.host, self._flood.port)
         message = next(self._prompts)
         try:
             async with asyncio.timeout(_ANSWER_LIMIT_S):
-                head, body = await connection.post(self._flood.host, self._flood.port, message)
+                answer = await connection.post(message)
         except TimeoutError:
             self._tally.unfinished += 1
             connection.close()
@@ -189,16 +133,15 @@ class _Flooding:
             return
         took = time.perf_counter() - due
         self._idle.append(connection)
-        status = int(head[9:12])
-        if status == 200:
-            if b"data: [DONE]" in body:
+        if answer.status == 200:
+            if b"data: [DONE]" in answer.body:
                 self._tally.accepted.append(took)
             else:
                 self._tally.broken += 1
             return
         self._tally.refused.append(took)
-        self._tally.codes[f"{status} {_code(body)}"] += 1
-        self._tally.without_retry_after += _header(head, b"retry-after") is None
+        self._tally.codes[f"{answer.status} {_code(answer.body)}"] += 1
+        self._tally.without_retry_after += answer.header("retry-after") is None
 
 
 def _code(body: bytes) -> str:
