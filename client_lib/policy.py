@@ -20,7 +20,7 @@ from client_lib._validation import invalid
 from client_lib.errors import PolicyViolation
 from client_lib.prompts.spans import CLEAR
 from del_core.bundle import ClientBundle
-from del_core.mechanism import Mechanism
+from del_core.mechanism import TokenMechanism
 
 __all__ = ["PrivacyPolicy"]
 
@@ -98,7 +98,9 @@ class PrivacyPolicy:
         what = f"a prompt of {private_tokens} private tokens"
         self._check_epsilon(bundle.mechanism(variant), private_tokens, self.max_epsilon_per_prompt, variant, what)
 
-    def _check_epsilon(self, mechanism: Mechanism, tokens: int, limit: float | None, variant: str, what: str) -> None:
+    def _check_epsilon(
+        self, mechanism: TokenMechanism, tokens: int, limit: float | None, variant: str, what: str
+    ) -> None:
         if limit is None:
             return
         epsilon = _epsilon(mechanism, self.delta, tokens)
@@ -130,10 +132,10 @@ def _is_number(value: object) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _epsilon(mechanism: Mechanism, delta: float, tokens: int) -> float:
+def _epsilon(mechanism: TokenMechanism, delta: float, tokens: int) -> float:
     """Exact worst-case epsilon; infinite beyond what the accounting handles, which no limit allows."""
     from del_core import accounting  # loads only for those who set a limit
 
-    if mechanism.trials * mechanism.dim * tokens > accounting.MAX_TRIALS:
+    if mechanism.charge(tokens)[1] > accounting.MAX_TRIALS:
         return math.inf
     return accounting.epsilon(mechanism, delta, tokens)

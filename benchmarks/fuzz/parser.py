@@ -26,9 +26,7 @@ from benchmarks.fuzz.mutations import mutate
 def main() -> None:
     """Fuzz until libFuzzer has had enough."""
     bundle = load_bundle(Path(sys.argv[1]))
-    shapes: dict[str, Shape | None] = {
-        name: Shape(variant.bits, bundle.manifest.dim) for name, variant in bundle.variants.items()
-    }
+    shapes: dict[str, Shape | None] = {name: Shape.from_mechanism(bundle.mechanism(name)) for name in bundle.variants}
     shapes[RESERVED_VARIANT] = None
     limits = Limits(
         max_frame_bytes=1 << 20,

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from client_lib.prompts.encoder import Draw
 from del_core.bundle import ClientBundle
-from del_core.mechanism import Mechanism
+from del_core.mechanism import TokenMechanism
 
 __all__ = ["LedgerHook", "PolicyHook"]
 
@@ -25,5 +25,5 @@ class PolicyHook(Protocol):
 class LedgerHook(Protocol):
     """Records what is spent. Raises ``BudgetExceeded`` or ``LedgerUnavailable``, and then nothing is sent."""
 
-    def spend(self, subject: str, mechanism: Mechanism, draws: Sequence[Draw]) -> object:
+    def spend(self, subject: str, mechanism: TokenMechanism, draws: Sequence[Draw]) -> object:
         """Charge each draw once, durably, before it returns; draws that are known already cost nothing."""

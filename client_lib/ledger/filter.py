@@ -5,8 +5,8 @@ how much to send, and under which variant, after seeing earlier answers (Rogers 
 here stays valid then. Candidates i, each with a share delta_i of delta, the shares adding up to at most delta, are
 fixed before anything is released:
 
-- *one level*: all trials have one ratio. Exact: N bits of the worst pair are drawn in advance, and every adaptive use
-  of at most N of them is a post-processing, so (epsilon, delta_i) is that of Binomial(N, .) against Binomial(N, .).
+- *one level*: all releases have one noise level. Exact: N releases of its worst pair are drawn in advance, and every
+  adaptive use of at most N of them is a post-processing, so (epsilon, delta_i) is that of N releases of the pair.
 - *Renyi* at one fixed order a: the divergences of all releases added up (Feldman and Zrnic, NeurIPS 2021).
 - *pure*: the largest losses of all releases added up, with delta_i = 0.
 
@@ -22,9 +22,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from client_lib.errors import LedgerUnavailable
 from del_core import accounting
 from del_core.accounting.composition import Composition
 from del_core.accounting.product_pair import renyi_epsilon
+from del_core.mechanism.base import Level
 
 __all__ = ["Filter"]
 
@@ -55,24 +57,24 @@ class Filter:
         best = min(max(math.sqrt(log) / root, 1e-3), 1e3)
         return tuple(1.0 + best * multiple for multiple in _MULTIPLES)
 
-    def admits(self, trials: Mapping[int, int]) -> bool:
-        """Whether ``trials`` (ratio 2^31 -> number) keep the budget: without inverting anything, hence fast."""
+    def admits(self, trials: Mapping[Level, int]) -> bool:
+        """Whether ``trials`` (noise level -> amount) keep the budget: without inverting anything, hence fast."""
         if not trials:
             return True
         if max(trials.values()) > accounting.MAX_TRIALS:
             return False
-        composition = Composition(tuple(sorted(trials.items())))
+        composition = _composition(trials)
         if len(trials) == 1:
-            return composition.delta_bounds(self.epsilon).upper <= self.one_level_delta
+            return composition.delta_of_one_level(self.epsilon) <= self.one_level_delta
         return self.mixed and self._mixed(composition) <= self.epsilon
 
-    def spent(self, trials: Mapping[int, int]) -> float:
+    def spent(self, trials: Mapping[Level, int]) -> float:
         """The least epsilon of the candidates; inf where none applies."""
         if not trials:
             return 0.0
         if max(trials.values()) > accounting.MAX_TRIALS or (len(trials) > 1 and not self.mixed):
             return math.inf
-        composition = Composition(tuple(sorted(trials.items())))
+        composition = _composition(trials)
         if len(trials) == 1:
             return composition.epsilon(self.one_level_delta)
         return self._mixed(composition)
@@ -82,3 +84,10 @@ class Filter:
         share = self.delta / 2 / len(_MULTIPLES)
         renyi = float(renyi_epsilon(curve.orders, curve.divergences, share).min())
         return max(0.0, min(renyi, composition.epsilon(0.0)))
+
+
+def _composition(trials: Mapping[Level, int]) -> Composition:
+    try:
+        return Composition.from_amounts(trials.items())
+    except ValueError as error:
+        raise LedgerUnavailable(f"ledger: holds a noise level that cannot be read: {error}") from None

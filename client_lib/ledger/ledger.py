@@ -7,6 +7,7 @@ client.with_options(subject="user-4711").complete(...)
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -18,7 +19,8 @@ from client_lib.ledger.budget import Budget, Spending
 from client_lib.ledger.filter import Filter
 from client_lib.ledger.store import Entry, LedgerStore
 from client_lib.prompts.encoder import Draw
-from del_core.mechanism import Mechanism
+from del_core.mechanism import TokenMechanism
+from del_core.mechanism.base import Level
 
 __all__ = ["Ledger"]
 
@@ -38,7 +40,7 @@ class Ledger:
         self.budget = budget
         self._filter = Filter(budget.epsilon, budget.delta, budget.mixed)
 
-    def spend(self, subject: str, mechanism: Mechanism, draws: Sequence[Draw]) -> Spending:
+    def spend(self, subject: str, mechanism: TokenMechanism, draws: Sequence[Draw]) -> Spending:
         """Charge the draws that are not charged yet, durably before this returns.
 
         Raises:
@@ -53,11 +55,7 @@ class Ledger:
             before = account.entries()
             known = account.known([draw.id for draw in draws])
             new = {draw.id: draw.tokens for draw in draws if draw.id not in known}
-            entry = Entry(
-                self._bucket_end(account.now),
-                mechanism.ratio_numerator,
-                mechanism.trials * mechanism.dim * sum(new.values()),
-            )
+            entry = Entry(self._bucket_end(account.now), *mechanism.charge(sum(new.values())))
             if new:
                 if not self._filter.admits(_trials([*before, entry])):
                     raise self._exceeded(subject, before, entry, account.now)
@@ -79,7 +77,7 @@ class Ledger:
         """
         check_subject(subject)
         with self.store.account(subject) as account:
-            entries = sorted(account.entries(), key=lambda entry: (entry.end, entry.ratio_numerator))
+            entries = sorted(account.entries(), key=lambda entry: (entry.end, str(entry.level)))
             now = account.now
         spending = self._spending(subject, _trials(self._counted(entries, now)))
         return {
@@ -87,14 +85,7 @@ class Ledger:
             "epsilon": spending.epsilon if math.isfinite(spending.epsilon) else None,
             "delta": self.budget.delta,
             "budget": self.budget.epsilon,
-            "entries": [
-                {
-                    "expires": self._expiry(entry.end, now),
-                    "ratio": entry.ratio_numerator / 2**31,
-                    "trials": entry.trials,
-                }
-                for entry in entries
-            ],
+            "entries": [{"expires": self._expiry(entry.end, now), **_spent_at(entry)} for entry in entries],
         }
 
     def erase(self, subject: str) -> bool:
@@ -106,7 +97,7 @@ class Ledger:
         """Close the store."""
         self.store.close()
 
-    def _spending(self, subject: str, trials: dict[int, int]) -> Spending:
+    def _spending(self, subject: str, trials: dict[Level, int]) -> Spending:
         return Spending(subject, self._filter.spent(trials), self.budget.delta, self.budget.epsilon)
 
     def _bucket_end(self, now: float) -> float:
@@ -157,10 +148,16 @@ def check_subject(subject: object) -> None:
         raise invalid("subject", f"of {len(subject)} characters", f"1 to {_LONGEST_SUBJECT} valid ones without NUL")
 
 
-def _trials(entries: Sequence[Entry]) -> dict[int, int]:
-    """Number of trials at every noise level."""
-    trials: dict[int, int] = {}
+def _spent_at(entry: Entry) -> dict[str, Any]:
+    if isinstance(entry.level, str):
+        return {"mechanism": json.loads(entry.level)["mechanism"], "tokens": entry.trials}
+    return {"ratio": entry.level / 2**31, "trials": entry.trials}
+
+
+def _trials(entries: Sequence[Entry]) -> dict[Level, int]:
+    """Return the amount at every noise level."""
+    trials: dict[Level, int] = {}
     for entry in entries:
         if entry.trials:
-            trials[entry.ratio_numerator] = trials.get(entry.ratio_numerator, 0) + entry.trials
+            trials[entry.level] = trials.get(entry.level, 0) + entry.trials
     return trials

@@ -243,15 +243,15 @@ class _RedisAccount:
         fields: list[Any] = []
         ids: list[Any] = []
         for entry, draws in self._added:
-            fields += [f"{entry.end!r}|{entry.ratio_numerator}", entry.trials]
+            fields += [f"{entry.end!r}|{entry.level}", entry.trials]
             for draw in draws:
                 ids += [repr(entry.end), draw]
         return [self._now_text, before, len(self._added), *fields, *ids]
 
 
 def _entry(name: bytes, trials: bytes) -> Entry:
-    end, _, ratio = name.decode().partition("|")
-    return Entry(float(end), int(ratio), int(trials))
+    end, _, level = name.decode().partition("|")
+    return Entry(float(end), int(level) if level.isdigit() else level, int(trials))
 
 
 def _without_password(url: str) -> str:

@@ -1,7 +1,7 @@
 """What the Redis store does on the server, as Lua scripts: each runs as one step, and may be sent again.
 
 KEYS[1]  lock       the token of whoever holds the subject, with a time to live
-KEYS[2]  spending   a hash: "<end>|<ratio>" -> trials, and "now" -> the latest time that was seen, in microseconds
+KEYS[2]  spending   a hash: "<end>|<level>" -> trials, and "now" -> the latest time that was seen, in microseconds
 KEYS[3]  draws      a sorted set: id of a charged draw -> end of its bucket
 KEYS[4]  done       the token of the last holder whose changes were made, with a time to live
 

@@ -25,6 +25,7 @@ from client_lib.ledger.store import Account, Entry
 __all__ = ["SQLiteStore"]
 
 _VERSION = 1
+# The column "ratio" holds a noise level: an integer, or text for a mechanism that is not binomial.
 _SCHEMA = """
 CREATE TABLE clock (boot TEXT NOT NULL, boot_s REAL NOT NULL, now_s REAL NOT NULL);
 CREATE TABLE spending (
@@ -145,7 +146,7 @@ class _SQLiteAccount:
         self._connection.execute(
             "INSERT INTO spending VALUES (?, ?, ?, ?) "
             "ON CONFLICT (subject, end_s, ratio) DO UPDATE SET trials = trials + excluded.trials",
-            (self._subject, entry.end, entry.ratio_numerator, entry.trials),
+            (self._subject, entry.end, entry.level, entry.trials),
         )
         self._connection.executemany(
             "INSERT INTO draws VALUES (?, ?, ?)", [(self._subject, draw, entry.end) for draw in draws]

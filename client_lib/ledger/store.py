@@ -17,19 +17,22 @@ from typing import Protocol
 
 from client_lib._core.fork import renewed_after_fork
 from client_lib.errors import LedgerUnavailable
+from del_core.mechanism.base import Level
 
 __all__ = ["Account", "Entry", "LedgerStore", "MemoryStore"]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Trials of one noise level (``ratio_numerator`` = r 2^31) spent in the bucket that ends at ``end``.
+    """Amount spent at one noise level in the bucket that ends at ``end``.
 
+    ``level`` and ``trials`` are those of ``TokenMechanism.charge``: for the binomial mechanism the
+    ratio times 2^31 and a number of trials, else the mechanism as JSON and a number of tokens.
     ``end`` is in seconds of the store's clock, infinite where spending never expires.
     """
 
     end: float
-    ratio_numerator: int
+    level: Level
     trials: int
 
 
@@ -71,17 +74,17 @@ class LedgerStore(Protocol):
 @dataclass(slots=True)
 class _MemoryAccount:
     now: float = 0.0
-    _entries: dict[tuple[float, int], int] = field(default_factory=dict)
+    _entries: dict[tuple[float, Level], int] = field(default_factory=dict)
     _draws: dict[bytes, float] = field(default_factory=dict)
 
     def entries(self) -> Sequence[Entry]:
-        return [Entry(end, ratio, trials) for (end, ratio), trials in self._entries.items()]
+        return [Entry(end, level, trials) for (end, level), trials in self._entries.items()]
 
     def known(self, draws: Collection[bytes]) -> set[bytes]:
         return {draw for draw in draws if draw in self._draws}
 
     def add(self, entry: Entry, draws: Collection[bytes]) -> None:
-        key = (entry.end, entry.ratio_numerator)
+        key = (entry.end, entry.level)
         self._entries[key] = self._entries.get(key, 0) + entry.trials
         self._draws.update(dict.fromkeys(draws, entry.end))
 

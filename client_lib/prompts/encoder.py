@@ -203,7 +203,7 @@ class Encoder:
             raise InvalidRequest(
                 f"prompt: encoded for the bundle {encoded.fingerprint}; allowed: {self.fingerprint}", field="prompt"
             )
-        bits = 1 if encoded.variant == CLEAR else self.bundle.variants[encoded.variant].bits
+        bits = 1 if encoded.variant == CLEAR else self.bundle.mechanism(encoded.variant).bits
         request = Request(encoded.fingerprint, encoded.variant, encoded.segments, sampling, resume)
         try:
             return encode_frame(request, bits=bits)

@@ -45,6 +45,7 @@ from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle, BundleError
 from del_core.lm.model import BaseLM
 from del_core.lm.text import TextError
+from del_core.mechanism import require_binomial
 
 __all__ = ["Observer", "Results", "audit_bundle"]
 
@@ -180,7 +181,8 @@ class _Audit:
     def run(self) -> VariantAudit:
         """Prove, attack and measure."""
         began = time.perf_counter()
-        mechanism, decoder = self.bundle.mechanism(self.name), self.bundle.decoder(self.name)
+        mechanism = require_binomial(self.bundle.mechanism(self.name), "an audit")
+        decoder = self.bundle.decoder(self.name)
         surface = AttackSurface(
             table=np.asarray(self.bundle.client.table),
             weight=decoder["weight"],

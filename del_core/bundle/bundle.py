@@ -49,7 +49,7 @@ from del_core.bundle.manifest import (
 from del_core.bundle.tensors import Specs, SpecsOf, TensorSpec, dump, map_tensors
 from del_core.decoders.tensors import DECODER_KINDS, DecoderSizes
 from del_core.errors import BundleError
-from del_core.mechanism import Mechanism
+from del_core.mechanism import TokenMechanism
 
 __all__ = [
     "CLIENT_FILES",
@@ -135,7 +135,7 @@ class ClientBundle:
             known = ", ".join(self.variants)
             raise BundleError(MANIFEST, f"has no variant {strict.shown(name)}; {known} are in it") from None
 
-    def mechanism(self, name: str) -> Mechanism:
+    def mechanism(self, name: str) -> TokenMechanism:
         """The mechanism of a variant on this table."""
         return self.variant(name).mechanism(self.manifest.dim, self.manifest.max_level)
 
@@ -159,7 +159,7 @@ class Bundle:
         """The variants by name, in the manifest's order."""
         return self.client.variants
 
-    def mechanism(self, name: str) -> Mechanism:
+    def mechanism(self, name: str) -> TokenMechanism:
         """The mechanism of a variant."""
         return self.client.mechanism(name)
 
@@ -245,16 +245,17 @@ def _server_specs(manifest: Manifest) -> Iterator[tuple[str, Specs | SpecsOf]]:
     """Every file of server/ and what it has to hold."""
     hidden = manifest.base_model.hidden_size
     for variant in manifest.variants:
-        yield f"decoder-{variant.name}.safetensors", partial(_decoder_specs, manifest, variant.decoder)
+        yield f"decoder-{variant.name}.safetensors", partial(_decoder_specs, manifest, variant)
         if variant.soft_prompt_length:
             shape = (variant.soft_prompt_length, hidden)
             yield f"soft-prompt-{variant.name}.safetensors", {"soft_prompt": TensorSpec(_FLOATS, shape)}
     yield PRIOR, {"log_prior": TensorSpec(("F32",), (manifest.base_model.vocabulary_size,))}
 
 
-def _decoder_specs(manifest: Manifest, kind: str, claimed: Mapping[str, tuple[int, ...]]) -> Specs:
-    model = manifest.base_model
-    shapes = DecoderSizes.of_shapes(kind, claimed).shapes(kind, model.hidden_size, manifest.dim, model.vocabulary_size)
+def _decoder_specs(manifest: Manifest, variant: Variant, claimed: Mapping[str, tuple[int, ...]]) -> Specs:
+    model, kind = manifest.base_model, variant.decoder
+    dim = variant.mechanism(manifest.dim, manifest.max_level).dim
+    shapes = DecoderSizes.of_shapes(kind, claimed).shapes(kind, model.hidden_size, dim, model.vocabulary_size)
     return {key: TensorSpec(_FLOATS, shape) for key, shape in shapes.items()}
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from del_core import _json as strict
 from del_core.errors import BundleError
-from del_core.mechanism import Mechanism
+from del_core.mechanism import BINOMIAL, MechanismSpec, TokenMechanism
 
 FORMAT_VERSION: Final = 1
 RESERVED_VARIANT: Final = "clear"
@@ -49,7 +49,7 @@ class FileEntry:
 
     def to_json(self) -> dict[str, Any]:
         """The entry as it stands in the manifest."""
-        return {"sha256": self.sha256, "size": self.size}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -67,56 +67,82 @@ class Guarantees:
     """What one private token is promised, as computed when the bundle was made.
 
     ``epsilon`` at ``delta`` for the worst pair of points of the cube, exact; ``epsilon_vocabulary`` the same for
-    the worst pair of real tokens, None where it was not computed; ``mu`` the Gaussian mu of the paper.
+    the worst pair of real tokens, None where it was not computed; ``mu`` the Gaussian mu of the
+    binomial mechanism, None for another kind. ``delta`` may be 0 for another kind only.
     """
 
     delta: float
     epsilon: float
     epsilon_vocabulary: float | None
-    mu: float
+    mu: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of a manifest."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class Variant:
     """One privacy level of one task.
 
-    ``ratio_numerator``: the mechanism's ratio r = c/A times 2^31. ``soft_prompt_length``: rows, a multiple of 32.
-    ``audit``: what attacks recovered, with the data and date; JSON values only.
+    Attributes:
+        bits: bits per count on the wire.
+        ratio_numerator: the binomial mechanism's ratio r = c/A times 2^31; None for another kind.
+        soft_prompt_length: rows, a multiple of 32.
+        audit: what attacks recovered, with the data and date; JSON values only.
+        other: the mechanism, if it is not binomial.
     """
 
     name: str
     task: str
     bits: int
-    ratio_numerator: int
+    ratio_numerator: int | None
     soft_prompt_length: int
     guarantees: Guarantees
     decoder: str = "linear"
     audit: Mapping[str, Any] = field(default_factory=dict)
+    other: MechanismSpec | None = None
 
     @property
     def ratio(self) -> float:
-        """r = c/A, exact."""
+        """r = c/A of the binomial mechanism, exact.
+
+        Raises:
+            ValueError: the mechanism is of another kind.
+        """
+        if self.ratio_numerator is None:
+            raise ValueError(f"mechanism must be {BINOMIAL} to have a ratio, got {self.spec.kind}")
         return float(self.ratio_numerator / 2**31)
 
-    def mechanism(self, dim: int, max_level: int) -> Mechanism:
-        """The variant's mechanism on a table of ``dim`` columns with levels -max_level..max_level."""
-        return Mechanism(self.bits, dim, self.ratio, max_level=max_level)
+    @property
+    def spec(self) -> MechanismSpec:
+        """The mechanism, of whatever kind."""
+        if self.other is not None:
+            return self.other
+        return MechanismSpec(BINOMIAL, {"bits": self.bits, "ratio_numerator": self.ratio_numerator or 0})
+
+    def mechanism(self, dim: int, max_level: int) -> TokenMechanism:
+        """Return the mechanism on a table of ``dim`` columns with levels -max_level..max_level.
+
+        Raises:
+            ValueError: the kind is not installed or refuses the table.
+        """
+        return self.spec.build(dim, max_level)
 
     def to_json(self) -> dict[str, Any]:
-        """The variant as it stands in the manifest."""
+        """Return the JSON object of a manifest."""
+        if self.other is None:
+            noise: dict[str, Any] = {"ratio_numerator": self.ratio_numerator}
+        else:
+            noise = {"mechanism": self.other.to_json()}
         return {
             "name": self.name,
             "task": self.task,
             "bits": self.bits,
-            "ratio_numerator": self.ratio_numerator,
+            **noise,
             "soft_prompt_length": self.soft_prompt_length,
             "decoder": self.decoder,
-            "guarantees": {
-                "delta": self.guarantees.delta,
-                "epsilon": self.guarantees.epsilon,
-                "epsilon_vocabulary": self.guarantees.epsilon_vocabulary,
-                "mu": self.guarantees.mu,
-            },
+            "guarantees": self.guarantees.to_json(),
             "audit": dict(self.audit),
         }
 
@@ -157,12 +183,7 @@ class Manifest:
         """The client manifest as an object, the fingerprint included if it is set."""
         result: dict[str, Any] = {
             "format_version": self.format_version,
-            "base_model": {
-                "name": self.base_model.name,
-                "sha256": self.base_model.sha256,
-                "hidden_size": self.base_model.hidden_size,
-                "vocabulary_size": self.base_model.vocabulary_size,
-            },
+            "base_model": asdict(self.base_model),
             "dim": self.dim,
             "table_dtype": self.table_dtype,
             "max_level": self.max_level,
@@ -264,6 +285,7 @@ def _manifest(value: dict[str, Any], *, server: bool) -> Manifest:
     _same_digest("fingerprint", manifest.fingerprint, digest_of(client))
     if server:
         _same_digest("server_digest", manifest.server_digest, digest_of(value["server"]))
+    _check_mechanisms(manifest)
     return manifest
 
 
@@ -273,41 +295,70 @@ def _same_digest(name: str, found: str, allowed: str) -> None:
 
 
 def _variant(value: object, where: str) -> Variant:
-    fields = strict.members(
-        value,
-        where,
-        required=(
-            "name", "task", "bits", "ratio_numerator", "soft_prompt_length", "decoder", "guarantees", "audit",
-        ),
-    )  # fmt: skip
+    required = ["name", "task", "bits", "soft_prompt_length", "decoder", "guarantees", "audit"]
+    binomial = not (isinstance(value, dict) and "mechanism" in value)
+    fields = strict.members(value, where, required=[*required, "ratio_numerator" if binomial else "mechanism"])
     name = strict.text(fields["name"], f"{where}.name", _SLUG)
     if name == RESERVED_VARIANT:
         raise strict.invalid(f"{where}.name", f'is "{name}", which is reserved; any other name is allowed')
     length = strict.integer(fields["soft_prompt_length"], f"{where}.soft_prompt_length", 0, 4096)
     if length % SOFT_PROMPT_STEP:
         raise strict.invalid(f"{where}.soft_prompt_length", f"is {length}; a multiple of {SOFT_PROMPT_STEP} is allowed")
-    inside = f"{where}.guarantees"
-    promised = strict.members(fields["guarantees"], inside, required=("delta", "epsilon", "epsilon_vocabulary", "mu"))
-    vocabulary = promised["epsilon_vocabulary"]
     if not isinstance(fields["audit"], dict):
         raise strict.invalid(f"{where}.audit", f"is {strict.shown(fields['audit'])}; an object is allowed")
+    numerator = f"{where}.ratio_numerator"
     return Variant(
         name=name,
         task=strict.text(fields["task"], f"{where}.task", _SLUG),
         bits=strict.integer(fields["bits"], f"{where}.bits", 1, 8),
-        ratio_numerator=strict.integer(fields["ratio_numerator"], f"{where}.ratio_numerator", 1, 2**31 - 1),
+        ratio_numerator=strict.integer(fields["ratio_numerator"], numerator, 1, 2**31 - 1) if binomial else None,
         soft_prompt_length=length,
         decoder=strict.text(fields["decoder"], f"{where}.decoder", _SLUG),
-        guarantees=Guarantees(
-            delta=strict.number(promised["delta"], f"{inside}.delta", 0.0, 1.0, above=True),
-            epsilon=strict.number(promised["epsilon"], f"{inside}.epsilon", 0.0, 1e30),
-            epsilon_vocabulary=(
-                None if vocabulary is None else strict.number(vocabulary, f"{inside}.epsilon_vocabulary", 0.0, 1e30)
-            ),
-            mu=strict.number(promised["mu"], f"{inside}.mu", 0.0, 1e30, above=True),
-        ),
+        guarantees=_guarantees(fields["guarantees"], f"{where}.guarantees", binomial=binomial),
         audit=fields["audit"],
+        other=None if binomial else _spec(fields["mechanism"], f"{where}.mechanism"),
     )
+
+
+def _guarantees(value: object, where: str, *, binomial: bool) -> Guarantees:
+    fields = strict.members(value, where, required=("delta", "epsilon", "epsilon_vocabulary", "mu"))
+    vocabulary, mu = fields["epsilon_vocabulary"], fields["mu"]
+    return Guarantees(
+        delta=strict.number(fields["delta"], f"{where}.delta", 0.0, 1.0, above=binomial),
+        epsilon=strict.number(fields["epsilon"], f"{where}.epsilon", 0.0, 1e30),
+        epsilon_vocabulary=(
+            None if vocabulary is None else strict.number(vocabulary, f"{where}.epsilon_vocabulary", 0.0, 1e30)
+        ),
+        mu=None if mu is None and not binomial else strict.number(mu, f"{where}.mu", 0.0, 1e30, above=True),
+    )
+
+
+def _spec(value: object, where: str) -> MechanismSpec:
+    if not isinstance(value, dict):
+        raise strict.invalid(where, f"is {strict.shown(value)}; an object is allowed")
+    strict.text(value.get("kind"), f"{where}.kind", _SLUG)
+    if value["kind"] == BINOMIAL:
+        raise strict.invalid(where, f"is {BINOMIAL}; bits and ratio_numerator stand for that kind")
+    try:
+        return MechanismSpec.from_json(value)
+    except ValueError as error:
+        raise strict.invalid(where, str(error)) from None
+
+
+def _check_mechanisms(manifest: Manifest) -> None:
+    """Refuse a mechanism that is not installed, does not fit the table or disagrees with ``bits``."""
+    for index, variant in enumerate(manifest.variants):
+        where = f"variants[{index}].mechanism"
+        if variant.other is None:
+            continue
+        try:
+            mechanism = variant.mechanism(manifest.dim, manifest.max_level)
+        except ValueError as error:
+            raise strict.invalid(where, str(error)) from None
+        if mechanism.bits != variant.bits:
+            raise strict.invalid(where, f"has {mechanism.bits} bits; {variant.bits} are allowed, as in the variant")
+        if mechanism.columns != manifest.dim:
+            raise strict.invalid(where, f"reads {mechanism.columns} columns; the table has {manifest.dim}")
 
 
 def _files(value: object, where: str, limits: Mapping[str, int]) -> dict[str, FileEntry]:

@@ -23,8 +23,8 @@ import numpy.typing as npt
 from del_core.bundle import Bundle
 from del_core.decoders.network import DecoderNetwork
 from del_core.decoders.tensors import LINEAR, DecoderSizes
-from del_core.mechanism import Mechanism
-from del_core.mechanism.likelihood import TokenLikelihood, blocks
+from del_core.mechanism import Likelihood, TokenMechanism
+from del_core.mechanism.likelihood import blocks
 
 __all__ = ["BayesDecoder", "Decoder", "LinearDecoder", "build_decoder", "limit_norm", "products_per_token"]
 
@@ -53,7 +53,7 @@ class LinearDecoder:
     ``weight`` D is (hidden size, dim), ``bias`` a' is (hidden size,), both float32; y is in units of the clip c.
     """
 
-    mechanism: Mechanism
+    mechanism: TokenMechanism
     weight: FloatArray
     bias: FloatArray
     norm_limit: float
@@ -77,8 +77,8 @@ class BayesDecoder:
     ``values`` is (V, rank), ``skip`` (hidden size, dim + rank), all float32. ``network`` is None for ``posterior``.
     """
 
-    mechanism: Mechanism
-    likelihood: TokenLikelihood
+    mechanism: TokenMechanism
+    likelihood: Likelihood
     log_prior: FloatArray
     norm_limit: float
     values: FloatArray
@@ -117,7 +117,7 @@ def build_decoder(bundle: Bundle, variant: str) -> Decoder:
         return LinearDecoder(mechanism, tensors["weight"], tensors["bias"], bundle.norm_limit(variant))
     return BayesDecoder(
         mechanism=mechanism,
-        likelihood=TokenLikelihood.of(mechanism, np.asarray(bundle.client.table)),
+        likelihood=mechanism.likelihood(np.asarray(bundle.client.table)),
         log_prior=bundle.log_prior,
         norm_limit=bundle.norm_limit(variant),
         values=tensors["values"],
@@ -133,4 +133,4 @@ def products_per_token(bundle: Bundle, variant: str) -> int:
     kind = bundle.client.variant(variant).decoder
     shapes = {name: array.shape for name, array in bundle.decoder(variant).items()}
     sizes = DecoderSizes.of_shapes(kind, shapes)
-    return sizes.products_per_token(model.hidden_size, bundle.manifest.dim, model.vocabulary_size)
+    return sizes.products_per_token(model.hidden_size, bundle.client.mechanism(variant).dim, model.vocabulary_size)

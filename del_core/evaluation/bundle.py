@@ -22,6 +22,7 @@ from del_core.evaluation.measure import Measured, Passages, measure
 from del_core.evaluation.view import ClearPrompt, CountsView, NoPrompt, PromptView, in_front
 from del_core.lm.model import BaseLM
 from del_core.lm.text import TextError, TokenWindows, tokenize
+from del_core.mechanism import require_binomial
 
 __all__ = ["BundleView", "EvaluationSettings", "evaluate_bundle"]
 
@@ -30,7 +31,7 @@ class BundleView(CountsView):
     """One variant of a bundle as it is served, with its soft prompt or, for comparison, without."""
 
     def __init__(self, bundle: Bundle, variant: str, *, soft_prompt: bool = True) -> None:
-        super().__init__(variant, bundle.mechanism(variant), bundle.client.table)
+        super().__init__(variant, require_binomial(bundle.mechanism(variant), "an evaluation"), bundle.client.table)
         self._decoder = build_decoder(bundle, variant)
         self._soft_prompt = torch.from_numpy(bundle.soft_prompt(variant)) if soft_prompt else None
 

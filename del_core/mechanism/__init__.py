@@ -1,7 +1,7 @@
 """Mechanisms: how private tokens become released counts, and the likelihood of those counts."""
 
 from del_core.mechanism.base import MAX_BITS, MAX_LEVEL, MECHANISMS, MechanismSpec, TokenMechanism, WorstPair
-from del_core.mechanism.binomial import BINOMIAL, BinomialMechanism, Mechanism
+from del_core.mechanism.binomial import BINOMIAL, BinomialMechanism, Mechanism, require_binomial
 from del_core.mechanism.likelihood import Likelihood, TokenLikelihood, map_tokens
 from del_core.mechanism.randomness import random_bytes
 
@@ -19,4 +19,5 @@ __all__ = [
     "WorstPair",
     "map_tokens",
     "random_bytes",
+    "require_binomial",
 ]

@@ -24,7 +24,7 @@ from del_core.mechanism.randomness import draw_array, random_bytes
 if TYPE_CHECKING:
     from del_core.accounting.product_pair import ProductPair
 
-__all__ = ["BINOMIAL", "MAX_BITS", "MAX_LEVEL", "BinomialMechanism", "Mechanism"]
+__all__ = ["BINOMIAL", "MAX_BITS", "MAX_LEVEL", "BinomialMechanism", "Mechanism", "require_binomial"]
 
 BINOMIAL = "binomial"
 _RATIO_BITS = 31
@@ -101,7 +101,7 @@ class BinomialMechanism(TokenMechanism):
 
     def worst_pair(self, tokens: int = 1) -> ProductPair:
         """Return Binomial(N, (1+r)/2) against Binomial(N, (1-r)/2), N = trials dim tokens."""
-        # The one import against the floors: accounting stands above this package (ADR 7).
+        # The one import against the floors: accounting stands above this package (ADR 11).
         from del_core.accounting.binomial import worst_pair
 
         return worst_pair(self, tokens)
@@ -301,6 +301,17 @@ class BinomialMechanism(TokenMechanism):
         size -= sign
         size += np.uint32(_RATIO_ONE)
         return size
+
+
+def require_binomial(mechanism: TokenMechanism, purpose: str) -> BinomialMechanism:
+    """Return ``mechanism`` as a binomial one, for what is defined for that kind only.
+
+    Raises:
+        ValueError: the mechanism is of another kind.
+    """
+    if not isinstance(mechanism, BinomialMechanism):
+        raise ValueError(f"mechanism must be {BINOMIAL} for {purpose}, got {mechanism.kind}")
+    return mechanism
 
 
 MECHANISMS.register(BINOMIAL, BinomialMechanism)

@@ -12,6 +12,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from del_core._validation import check_integer
+from del_core.mechanism import MAX_BITS, TokenMechanism
+
 
 @dataclass(frozen=True, eq=False)
 class PrivateSegment:
@@ -108,10 +111,13 @@ class Shape:
     dim: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8:
-            raise ValueError(f"bits: is {self.bits}; 1 to 8 are allowed")
-        if self.dim < 1:
-            raise ValueError(f"dim: is {self.dim}; at least 1 is allowed")
+        check_integer("bits", self.bits, 1, MAX_BITS)
+        check_integer("dim", self.dim, 1)
+
+    @classmethod
+    def from_mechanism(cls, mechanism: TokenMechanism) -> Shape:
+        """Return the shape of a mechanism's counts."""
+        return cls(mechanism.bits, mechanism.dim)
 
 
 @dataclass(frozen=True)

@@ -74,17 +74,20 @@ def describe(manifest: Manifest) -> dict[str, Any]:
 
 def _describe_variant(variant: Variant, manifest: Manifest) -> dict[str, Any]:
     from del_core import accounting
+    from del_core.mechanism import BinomialMechanism
 
     mechanism = variant.mechanism(manifest.dim, manifest.max_level)
     delta = variant.guarantees.delta
     epsilon = accounting.epsilon(mechanism, delta)
-    mu = accounting.mu(mechanism)
+    binomial = mechanism if isinstance(mechanism, BinomialMechanism) else None
+    mu = None if binomial is None else accounting.mu(binomial)
     return {
         "name": variant.name,
         "task": variant.task,
-        "bits": variant.bits,
-        "ratio": mechanism.ratio,
-        "output_scale": 1.0 / mechanism.ratio,
+        "mechanism": mechanism.kind,
+        "bits": mechanism.bits,
+        "ratio": binomial and binomial.ratio,
+        "output_scale": binomial and 1.0 / binomial.ratio,
         "bytes_per_token": mechanism.row_bytes,
         "decoder": variant.decoder,
         "soft_prompt_length": variant.soft_prompt_length,
@@ -94,7 +97,7 @@ def _describe_variant(variant: Variant, manifest: Manifest) -> dict[str, Any]:
         "epsilon_vocabulary": variant.guarantees.epsilon_vocabulary,
         "epsilon_stated": variant.guarantees.epsilon,
         "mu": mu,
-        "gdp_epsilon": accounting.gdp_epsilon(mu, delta),
+        "gdp_epsilon": None if mu is None else accounting.gdp_epsilon(mu, delta),
         "audit": dict(variant.audit),
     }
 
@@ -135,8 +138,8 @@ def _show_variants(out: Console, variants: list[dict[str, Any]]) -> None:
             item["name"],
             item["task"],
             str(item["bits"]),
-            f"{item['ratio']:.6f}",
-            f"{item['output_scale']:.4g}",
+            _number(item["ratio"], ".6f"),
+            _number(item["output_scale"], ".4g"),
             str(item["bytes_per_token"]),
             f"{item['soft_prompt_length']} rows",
         )
@@ -156,8 +159,8 @@ def _show_guarantees(out: Console, variants: list[dict[str, Any]]) -> None:
             f"{item['epsilon']:.2f}",
             f"{item[f'epsilon_{PROMPT_TOKENS}_tokens']:.2f}",
             "not computed" if vocabulary is None else f"{vocabulary:.2f}",
-            f"{item['mu']:.2f}",
-            f"{item['gdp_epsilon']:.2f}",
+            _number(item["mu"], ".2f"),
+            _number(item["gdp_epsilon"], ".2f"),
         )
     out.print(table)
     out.print("vocabulary: the worst pair of real tokens, 1 token, as the bundle states it", style="dim")
@@ -170,6 +173,11 @@ def _show_guarantees(out: Console, variants: list[dict[str, Any]]) -> None:
                 style="bold red",
                 soft_wrap=True,
             )
+
+
+def _number(value: float | None, form: str) -> str:
+    """A figure of the binomial mechanism, or a dash for another kind."""
+    return "-" if value is None else format(value, form)
 
 
 def _bos(token_id: int | None) -> str:

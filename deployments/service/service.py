@@ -94,7 +94,7 @@ class _Served:
         }
         self.variants[CLEAR] = _Variant(None, np.zeros((0, hidden), dtype=np.float32), 0)
         self.shapes: dict[str, Shape | None] = {
-            name: Shape(variant.bits, bundle.manifest.dim) for name, variant in bundle.variants.items()
+            name: Shape.from_mechanism(bundle.mechanism(name)) for name in bundle.variants
         }
         self.shapes[CLEAR] = None
 
