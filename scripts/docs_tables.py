@@ -89,10 +89,18 @@ def other_error_classes() -> str:
     return _errors(of_client=False)
 
 
+def attacks() -> str:
+    """Return the table of the audit's attacks."""
+    from del_core.audit.attacks.base import ATTACKS
+
+    return table(("attack", "method"), ((f"`{name}`", attack.explanation) for name, attack in ATTACKS.items()))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "error-codes": error_codes,
     "client-errors": client_error_classes,
     "other-errors": other_error_classes,
+    "attacks": attacks,
 }
 
 
