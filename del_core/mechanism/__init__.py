@@ -2,15 +2,18 @@
 
 from del_core.mechanism.base import MAX_BITS, MAX_LEVEL, MECHANISMS, MechanismSpec, TokenMechanism, WorstPair
 from del_core.mechanism.binomial import BINOMIAL, BinomialMechanism, Mechanism, require_binomial
+from del_core.mechanism.categorical import CATEGORICAL, CategoricalMechanism
 from del_core.mechanism.likelihood import Likelihood, TokenLikelihood, map_tokens
 from del_core.mechanism.randomness import random_bytes
 
 __all__ = [
     "BINOMIAL",
+    "CATEGORICAL",
     "MAX_BITS",
     "MAX_LEVEL",
     "MECHANISMS",
     "BinomialMechanism",
+    "CategoricalMechanism",
     "Likelihood",
     "Mechanism",
     "MechanismSpec",
