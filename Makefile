@@ -55,6 +55,7 @@ check: $(DEV)  ## style, types, layers, and the rules on files in the tree
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_private.py
 	$(BIN)/python scripts/check_tree.py
 
 # The site has an environment of its own: its packages and those of the project need not fit together.

@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from del_core.accounting._special import expit, find_root
+from del_core.accounting.special import expit, find_root
 from del_core.mechanism.base import PROBABILITY_ONE
 
 __all__ = ["Cumulant", "Group", "LossLattice"]

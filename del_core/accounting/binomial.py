@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from del_core._validation import check_integer, check_number
-from del_core.accounting._special import erfcx, find_root, log_ndtr, ndtr
 from del_core.accounting.product_pair import ProductPair
+from del_core.accounting.special import erfcx, find_root, log_ndtr, ndtr
 from del_core.mechanism.base import PROBABILITY_ONE, TokenMechanism
 from del_core.mechanism.binomial import BinomialMechanism
 

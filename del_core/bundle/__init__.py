@@ -1,5 +1,6 @@
 """Bundles: what training produces and what client and server load; see docs/reference/bundle-format.md."""
 
+from del_core._json import canonical as canonical_json
 from del_core.bundle.bundle import (
     CLIENT_FILES,
     FORMAT_VERSION,
@@ -39,6 +40,7 @@ __all__ = [
     "ServerSection",
     "Variant",
     "VariantContent",
+    "canonical_json",
     "checksum_model",
     "load_bundle",
     "load_client",

@@ -3,7 +3,7 @@
 Contract: neighbours are two prompts that differ in one private token, replaced by any other token of the vocabulary.
 What the server sees of the token is a product of binomials with the sampler's own integer probabilities, so the
 guarantee is the largest epsilon over all ordered pairs of rows. It is found by branch and bound: a certified screen of
-all pairs (``_vocabulary_screen``, and ``_vocabulary_kernel`` where that leaves many), Renyi divergences of those that
+all pairs (``vocabulary_screen``, and ``_vocabulary_kernel`` where that leaves many), Renyi divergences of those that
 remain, and the privacy loss distribution (``product_pair``) of those that could still be the worst. Every figure
 reported as a bound is one, at whatever point the search stops; ``epsilon_lower`` says how much could be left to gain.
 
@@ -26,8 +26,8 @@ from del_core._validation import check_array, check_integer, check_number
 from del_core.accounting.composition import DEFAULT_ORDERS, Composition, RenyiCurve
 from del_core.accounting.product_pair import Bracket, ProductPair, renyi_epsilon
 from del_core.mechanism import Mechanism
-from del_core.vocabulary_accounting._kernel import DivergenceKernel, KernelRows
-from del_core.vocabulary_accounting._screen import PairDistances, Screen, pair_divergences
+from del_core.vocabulary_accounting.kernel import DivergenceKernel, KernelRows
+from del_core.vocabulary_accounting.screen import PairDistances, Screen, pair_divergences
 
 __all__ = [
     "TokenEpsilons",
@@ -47,7 +47,7 @@ _FEW_TOKENS = 200  # up to here every pair is looked at
 _COARSE, _FINE = 1 << 12, 1 << 16  # lattice points of a first and of a final evaluation
 _CHUNK = 4096  # pairs whose Renyi divergences are computed at once
 _TOLERANCE = 1e-6  # relative gap between upper and lower bound at which the search ends
-_KERNEL_PAIRS = 1 << 28  # up to here token_epsilons spends a few times as long on sharper bounds
+KERNEL_PAIRS = 1 << 28  # up to here token_epsilons spends a few times as long on sharper bounds
 _KERNEL_WORK = 1 << 41  # multiplications per order that vocabulary_curve spends on them: a minute or two
 _EXPONENTS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -286,7 +286,7 @@ def token_epsilons(
     worst_rival, nearest_rival = np.empty(count, np.int64), np.empty(count, np.int64)
     rows = max(1, min(1024, (1 << 25) // len(table)))
     kernel = None
-    if count * len(table) <= _KERNEL_PAIRS:
+    if count * len(table) <= KERNEL_PAIRS:
         kernel = DivergenceKernel.fitted(mechanism, table, 1.0 + excess, _nodes(table)).rows(table)
     for start in range(0, count, rows):
         here = chosen[start : start + rows]

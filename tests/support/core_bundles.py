@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from del_core import _json as _strict_json
 from del_core.bundle import (
     CLIENT_FILES,
     BaseModel,
@@ -19,6 +18,7 @@ from del_core.bundle import (
     Guarantees,
     Variant,
     VariantContent,
+    canonical_json,
 )
 
 VOCABULARY, DIM, HIDDEN = 20, 6, 8
@@ -90,12 +90,12 @@ def reseal(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
                 data = (path / folder / name).read_bytes()
                 entries[name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
     change(value)
-    value["server_digest"] = hashlib.sha256(_strict_json.canonical(value["server"])).hexdigest()
+    value["server_digest"] = hashlib.sha256(canonical_json(value["server"])).hexdigest()
     value.pop("fingerprint")
     client = {key: item for key, item in value.items() if key != "server"}
-    client["fingerprint"] = hashlib.sha256(_strict_json.canonical(client)).hexdigest()
-    (path / "manifest.json").write_bytes(_strict_json.canonical({**value, **client}))
-    (path / "client" / "manifest.json").write_bytes(_strict_json.canonical(client))
+    client["fingerprint"] = hashlib.sha256(canonical_json(client)).hexdigest()
+    (path / "manifest.json").write_bytes(canonical_json({**value, **client}))
+    (path / "client" / "manifest.json").write_bytes(canonical_json(client))
 
 
 def unchanged(_: dict[str, Any]) -> None:

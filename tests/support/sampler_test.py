@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from del_core._validation import check_integer, check_number
 from del_core.accounting.product_pair import ProductPair
 from del_core.mechanism import Mechanism
 from del_core.mechanism.base import PROBABILITY_ONE
@@ -149,9 +148,10 @@ def verify_sampler(
     Raises:
         ValueError: an argument is out of range, or ``release`` returns something else than counts of that shape.
     """
-    check_integer("codes", codes, 20_000)
-    check_integer("pairs", pairs, 1)
-    check_number("alpha", alpha, 0.0, 1.0, open_low=True, open_high=True)
+    if codes < 20_000 or pairs < 1 or not 0.0 < alpha < 1.0:
+        raise ValueError(
+            f"codes, pairs and alpha must be at least 20000, at least 1 and in (0, 1), got {codes, pairs, alpha}"
+        )
     path = release if release is not None else mechanism.sample
     generator = np.random.default_rng(seed)
     share = alpha / ((pairs + 2) * len(_FAMILIES))

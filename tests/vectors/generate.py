@@ -23,12 +23,12 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from del_core import _json as _strict_json  # noqa: E402
 from del_core.bundle import (  # noqa: E402
     BaseModel,
     Guarantees,
     Variant,
     VariantContent,
+    canonical_json,
     pack_client,
     write_bundle,
 )
@@ -418,11 +418,11 @@ def bundle() -> dict[str, Any]:
     ]
     return {
         "manifest": text,
-        "manifest_without_fingerprint": _strict_json.canonical(bare).decode(),
+        "manifest_without_fingerprint": canonical_json(bare).decode(),
         "fingerprint": manifest.fingerprint,
         "table": table.tolist(),
         "archive": archive.hex(),
-        "canonical": [{"value": value, "text": _strict_json.canonical(value).decode()} for value in values],
+        "canonical": [{"value": value, "text": canonical_json(value).decode()} for value in values],
     }
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, special
 
-from del_core.accounting._special import erfcx, expit, find_root, log_ndtr, ndtr
+from del_core.accounting.special import erfcx, expit, find_root, log_ndtr, ndtr
 
 
 def _close(value: float, exact: object, relative: float) -> bool:

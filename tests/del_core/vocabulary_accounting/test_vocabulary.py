@@ -12,10 +12,10 @@ from del_core import accounting
 from del_core.accounting.composition import RenyiCurve
 from del_core.accounting.product_pair import ProductPair
 from del_core.mechanism import MAX_LEVEL, Mechanism
-from del_core.vocabulary_accounting import _screen as _vocabulary_screen
 from del_core.vocabulary_accounting import pair_epsilon, token_epsilons, vocabulary_curve, vocabulary_epsilon
-from del_core.vocabulary_accounting._kernel import DivergenceKernel
-from del_core.vocabulary_accounting._screen import PairDistances, Screen, pair_divergences
+from del_core.vocabulary_accounting import screen as vocabulary_screen
+from del_core.vocabulary_accounting.kernel import DivergenceKernel
+from del_core.vocabulary_accounting.screen import PairDistances, Screen, pair_divergences
 from tests.support.reference import epsilon_of, renyi_of, token_laws
 
 DELTA = 1e-6
@@ -164,8 +164,8 @@ def test_int8_tables_and_duplicates():
 def test_blocks_change_nothing_and_progress_is_reported(monkeypatch):
     table, mechanism = compact(500, 16, seed=5), Mechanism.from_mu(8.0, bits=4, dim=16)
     whole = vocabulary_epsilon(mechanism, table, DELTA)
-    monkeypatch.setattr(_vocabulary_screen, "_BLOCK", 64)
-    monkeypatch.setattr(_vocabulary_screen, "_SIEVE_FROM", 8)
+    monkeypatch.setattr(vocabulary_screen, "_BLOCK", 64)
+    monkeypatch.setattr(vocabulary_screen, "_SIEVE_FROM", 8)
     shares: list[float] = []
     blockwise = vocabulary_epsilon(mechanism, table, DELTA, progress=shares.append)
     assert blockwise.epsilon == pytest.approx(whole.epsilon, rel=2e-6)
@@ -248,7 +248,7 @@ def test_token_figures_of_a_larger_table(monkeypatch):
     bound = vocabulary_epsilon(mechanism, table, DELTA)
     ids = np.array([7, 500, bound.pair[0], bound.pair[1]])
     for kernel_pairs in (1 << 28, 0):  # with and without the kernel's sharper bounds
-        monkeypatch.setattr("del_core.vocabulary_accounting.search._KERNEL_PAIRS", kernel_pairs)
+        monkeypatch.setattr("del_core.vocabulary_accounting.search.KERNEL_PAIRS", kernel_pairs)
         tokens = token_epsilons(mechanism, table, DELTA, ids, rivals=5)
         assert (tokens.nearest <= tokens.typical).all()
         assert (tokens.typical <= tokens.worst).all()

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from del_core.mechanism import Mechanism
 from del_core.mechanism.base import PROBABILITY_ONE
-from del_core.vocabulary_accounting._screen import bernoulli_divergence, probability_grid
+from del_core.vocabulary_accounting.screen import bernoulli_divergence, probability_grid
 
 __all__ = ["DivergenceKernel", "KernelRows"]
 
