@@ -63,6 +63,9 @@ HEADERS = {
 # The tools of `make check` and `make test`, on top of cpu.lock; `make dev` installs both.
 # dp-accounting pins attrs<24, which ray does not accept; it runs with the attrs of cpu.lock.
 """,
+    "docs": """\
+# The packages of requirements/docs.in, for `make docs`, in an environment of its own.
+""",
     "uv": """\
 # The resolver of scripts/lock.py.
 """,
@@ -172,6 +175,7 @@ def main() -> None:
         write_lock("client", compiler.compile(project, present={}, excluded=NOT_FOR_CLIENTS, options=(constraints,)))
         write_lock("cpu", new_cpu)
         write_lock("dev", {name: entry for name, entry in new_dev.items() if name not in new_cpu})
+        write_lock("docs", compiler.compile(str(LOCKS / "docs.in"), present=read_lock("docs")))
         write_lock("uv", compiler.compile(compiler.list("uv", ("uv",)), present=read_lock("uv")))
 
 
