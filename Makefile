@@ -35,20 +35,21 @@ $(DEV): $(RUNTIME) requirements/dev.lock tests/client_lib/proxy/node/package-loc
 demo: $(RUNTIME)  ## a private prompt under every variant of the demo bundle, end to end on this machine
 	@$(BIN)/delctl demo
 
+# Two at a time. The tests of a module stay together, and so do those that share a server.
 PYTEST := $(BIN)/python -m pytest
-SIDE_BY_SIDE := -n 2 --dist loadscope
+TESTS := $(PYTEST) -m "not slow and not cluster" -n 2 --dist loadscope
 
 test: $(DEV)  ## the tests that start no cluster (minutes)
-	$(PYTEST) -m "not slow and not cluster" $(SIDE_BY_SIDE)
+	$(TESTS)
 
 test-cluster: $(DEV)  ## the tests that start clusters, serve under load and kill processes
-	$(PYTEST) -m "not slow and cluster"
+	$(PYTEST) -m "not slow and cluster" -n 2 --dist loadgroup
 
 test-slow: $(DEV)  ## the tests marked slow
 	$(PYTEST) -m slow --timeout 1200
 
 coverage: $(DEV)  ## line coverage of `make test`, by file
-	$(PYTEST) -m "not slow and not cluster" $(SIDE_BY_SIDE) --cov --cov-report=term:skip-covered
+	$(TESTS) --cov --cov-report=term:skip-covered
 
 check: $(DEV)  ## style, types, layers, and the rules on files in the tree
 	$(BIN)/ruff check .

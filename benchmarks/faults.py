@@ -21,9 +21,10 @@ import random
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
+from typing import Any
 
 import click
 import httpx
@@ -168,9 +169,10 @@ def kill(server: LocalServer, kind: str, chooser: random.Random) -> set[int]:
     return {process.pid for process in doomed}
 
 
-def complete_without(server: LocalServer, replicas: int, not_these: set[int]) -> bool:
-    """Whether every process that there should be is there, and none of ``not_these``."""
-    wanted = {"engine": replicas, "replica": replicas, "haproxy": 1, "controller": 1, "node": 1}
+def complete_without(server: LocalServer, options: _Options, not_these: set[int]) -> bool:
+    """Tell whether every process that there should be is there, and none of ``not_these``."""
+    replicas = options.replicas
+    wanted = {"engine": options.engines, "replica": replicas, "haproxy": 1, "controller": 1, "node": 1}
     for kind, number in wanted.items():
         found = {process.pid for process in victims(server, kind)}
         if len(found) < number or found & not_these:
@@ -178,17 +180,17 @@ def complete_without(server: LocalServer, replicas: int, not_these: set[int]) ->
     return True
 
 
-async def whole(server: LocalServer, replicas: int, not_these: set[int]) -> float:
+async def whole(server: LocalServer, options: _Options, not_these: set[int]) -> float:
     """Wait until all processes are there, without ``not_these``, and answer; seconds until they began to do so."""
     began = time.monotonic()
     steady_since = None
     async with httpx.AsyncClient(base_url=server.url, timeout=5.0) as client:
         while time.monotonic() - began < WHOLE_WITHIN_S:
-            if not await asyncio.to_thread(complete_without, server, replicas, not_these):
+            if not await asyncio.to_thread(complete_without, server, options, not_these):
                 steady_since = None
             else:
                 try:
-                    answers = [await client.get("/readyz") for _ in range(2 * replicas)]
+                    answers = [await client.get("/readyz") for _ in range(2 * options.replicas)]
                 except httpx.HTTPError:
                     answers = []
                 if not answers or any(answer.status_code != 200 for answer in answers):
@@ -203,17 +205,17 @@ async def whole(server: LocalServer, replicas: int, not_these: set[int]) -> floa
 
 
 async def kill_at_random(
-    server: LocalServer, report: Report, kinds: Iterator[str], chooser: random.Random, replicas: int, pause_s: float
+    server: LocalServer, report: Report, kinds: Iterator[str], chooser: random.Random, options: _Options
 ) -> None:
     """One fault after another, until cancelled or ``kinds`` ends."""
     for kind in kinds:
-        await asyncio.sleep(chooser.uniform(0.2, 1.0) * pause_s)
+        await asyncio.sleep(chooser.uniform(0.2, 1.0) * options.pause_s)
         killed = await asyncio.to_thread(kill, server, kind, chooser)
         if not killed:
             continue
         report.kills[kind] = report.kills.get(kind, 0) + 1
         click.echo(f"killed: {kind}; so far {report.requests} requests, {report.succeeded} right", err=True)
-        report.whole_again_s.setdefault(kind, []).append(round(await whole(server, replicas, killed), 1))
+        report.whole_again_s.setdefault(kind, []).append(round(await whole(server, options, killed), 1))
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -264,7 +266,7 @@ async def _run(server: LocalServer, report: Report, kinds: Iterator[str], second
         report.memory_mb.append(await asyncio.to_thread(memory_mb, server))
         chooser = random.Random(options.seed)
         clients = [asyncio.create_task(load(client, expected, report, n)) for n in range(options.concurrency)]
-        killer = asyncio.create_task(kill_at_random(server, report, kinds, chooser, options.replicas, options.pause_s))
+        killer = asyncio.create_task(kill_at_random(server, report, kinds, chooser, options))
         began = time.monotonic()
         try:
             done, _ = await asyncio.wait((killer, *clients), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -275,7 +277,7 @@ async def _run(server: LocalServer, report: Report, kinds: Iterator[str], second
             for task in (killer, *clients):
                 task.cancel()
             await asyncio.gather(killer, *clients, return_exceptions=True)
-        await whole(server, options.replicas, set())
+        await whole(server, options, set())
         report.memory_mb.append(await asyncio.to_thread(memory_mb, server))
         report.resumed = transport.resumed
 
@@ -285,6 +287,7 @@ class _Options:
     seed: int
     concurrency: int
     replicas: int
+    engines: int
     pause_s: float
 
 
@@ -296,22 +299,28 @@ def run(
     replicas: int = 2,
     pause_s: float = 20.0,
     seed: int = 1,
+    settings: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Run for ``seconds``, or until ``kinds`` has ended; the default is every kind in random order, for ever."""
+    """Run for ``seconds``, or until ``kinds`` ends. The default is every kind in random order, without end.
+
+    Args:
+        settings: The server's settings, the demo's by default. Their scaling is replaced.
+    """
     report = Report()
-    settings = parse_settings({"scaling": {"min_replicas": replicas, "max_replicas": replicas}})
-    with start_local(settings, worker_nodes=1) as server:
+    scaling = {"scaling": {"min_replicas": replicas, "max_replicas": replicas}}
+    with start_local(parse_settings({**(settings or {}), **scaling}), worker_nodes=1) as server:
+        # The mock engine has no process of its own.
+        engines = len(victims(server, "engine"))
         asyncio.run(
             _run(
                 server,
                 report,
                 kinds or _shuffled(seed, tuple(KINDS)),
                 seconds,
-                _Options(seed, concurrency, replicas, pause_s),
+                _Options(seed, concurrency, replicas, engines, pause_s),
             )
         )
-        engines = Counter(command_line(process).split(" ")[0] for process in server.processes())
-        report.leaked = abs(engines["VLLM::EngineCore"] - replicas)
+        report.leaked = abs(len(victims(server, "engine")) - engines)
     report.leaked += len(server.processes())
     return report
 
