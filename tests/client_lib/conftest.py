@@ -15,7 +15,7 @@ from client_lib import AsyncClient, Chunk, Client, Completion, EncodedPrompt, Pr
 from client_lib._core import settings
 from client_lib._core.retry import RetryPolicy
 from del_core.bundle import ClientBundle
-from tests.support.client_bundle import make_bundle
+from tests.support.bundle import make_bundle
 from tests.support.redis_server import RedisServer
 from tests.support.scripted_server import ScriptedServer
 

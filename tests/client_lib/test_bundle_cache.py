@@ -15,7 +15,7 @@ import pytest
 from client_lib import BundleInvalid, CacheUnavailable
 from client_lib._bundle_cache import BundleCache, default_cache_dir, load_local
 from del_core.bundle import ClientBundle, pack_client
-from tests.support.client_bundle import make_bundle
+from tests.support.bundle import make_bundle
 
 URL = "http://127.0.0.1:1"
 

@@ -24,7 +24,7 @@ from del_core import accounting
 from del_core.bundle import ClientBundle, pack_client
 from del_core.wire import PrivateSegment, PublicSegment, Sampling
 from tests.client_lib.conftest import Calls
-from tests.support.client_bundle import make_bundle
+from tests.support.bundle import make_bundle
 from tests.support.scripted_server import ScriptedServer, answer, error, expected_text, expected_tokens, status
 
 Connect = Callable[..., Calls]

@@ -29,7 +29,7 @@ from client_lib.prompts.span_memory import Recall, SpanMemory
 from del_core.wire import PrivateSegment
 from tests.client_lib.conftest import Calls
 from tests.client_lib.test_hooks import Ledger
-from tests.support.client_bundle import make_bundle
+from tests.support.bundle import make_bundle
 from tests.support.scripted_server import ScriptedServer, cut, error, reset
 
 Connect = Callable[..., Calls]

@@ -17,7 +17,7 @@ from del_core import accounting
 from del_core.bundle import CLIENT_FILES, ClientBundle, load_client, replace_audit
 from del_core.bundle import archive as _tar
 from tests.client_lib.conftest import Calls
-from tests.support.client_bundle import make_bundle, make_tokenizer
+from tests.support.bundle import make_bundle, make_tokenizer
 from tests.support.scripted_server import ScriptedServer, cut, error, status
 
 Connect = Callable[..., Calls]

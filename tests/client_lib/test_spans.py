@@ -15,7 +15,7 @@ from client_lib import BundleInvalid, Encoder, InvalidRequest, Span, private, pu
 from client_lib.prompts.spans import spans_of
 from del_core.bundle import ClientBundle, load_client
 from del_core.wire import PrivateSegment, PublicSegment, Sampling, Shape, decode_frame
-from tests.support.client_bundle import BOS, DIM, make_bundle, make_tokenizer
+from tests.support.bundle import BOS, DIM, make_bundle, make_tokenizer
 
 SECRET = "my test was positive"
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), max_size=12)

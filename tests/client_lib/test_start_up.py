@@ -14,7 +14,7 @@ import pytest
 from client_lib._bundle_cache import BundleCache
 from client_lib._core import verified as _verified
 from del_core.bundle import ClientBundle, pack_client
-from tests.support.client_bundle import make_bundle
+from tests.support.bundle import make_bundle
 
 URL = "http://127.0.0.1:1"
 ROWS = 400_000  # of 8 int16 levels: a table of 6.4 MB

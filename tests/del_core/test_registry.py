@@ -22,7 +22,8 @@ from del_core.bundle import Bundle, BundleError, Guarantees, load_bundle, write_
 from del_core.mechanism import BINOMIAL, MECHANISMS, BinomialMechanism, MechanismSpec, require_binomial
 from del_core.mechanism.base import mechanism_of_level
 from del_core.registry import Registry
-from tests.support import client_bundle, core_bundles
+from tests.support import core_bundles
+from tests.support.bundle import make_tokenizer
 from tests.support.toys import ToyMechanism, install_plugin, register_mechanism
 
 ROOT = Path(__file__).parents[2]
@@ -175,7 +176,7 @@ def test_a_manifest_with_a_mechanism_that_is_not_right(tmp_path: Path, mechanism
 
 
 def test_a_plugin_adds_a_mechanism_to_every_part(tmp_path: Path) -> None:
-    tokenizer = client_bundle.make_tokenizer()
+    tokenizer = make_tokenizer()
     table = np.arange(300 * core_bundles.DIM).reshape(300, -1) % core_bundles.MAX_LEVEL
     content = _toy_content()
     content |= {"table": table, "tokenizer_json": tokenizer, "log_prior": np.full(300, -math.log(300))}

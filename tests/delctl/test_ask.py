@@ -13,7 +13,7 @@ from del_core import accounting
 from del_core.bundle import ClientBundle
 from del_core.wire import PrivateSegment, PublicSegment
 from delctl.main import run
-from tests.support.client_bundle import make_bundle
+from tests.support.bundle import make_bundle
 from tests.support.scripted_server import ScriptedServer, error, expected_text, expected_tokens, raw
 
 

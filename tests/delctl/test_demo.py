@@ -17,7 +17,7 @@ from del_core.bundle import Bundle, load_bundle
 from del_core.wire import PrivateSegment, PublicSegment
 from delctl.commands import demo
 from delctl.main import run
-from tests.support.client_bundle import make_bundle
+from tests.support.bundle import make_bundle
 from tests.support.scripted_server import ScriptedServer, error, expected_text, expected_tokens
 
 PROMPT = "the quick brown fox jumps over the lazy dog"

@@ -14,7 +14,7 @@ from del_core.mechanism.likelihood import map_tokens
 from del_core.wire import Limits, PrivateSegment, Sampling, Shape, decode_frame
 from delctl.guess import Guess, guess_tokens
 from delctl.terminal import bytes_words, console, printable
-from tests.support.client_bundle import DIM, make_bundle
+from tests.support.bundle import DIM, make_bundle
 
 
 def test_marks_what_is_right_and_keeps_spaces_outside() -> None:

@@ -11,7 +11,7 @@ import pytest
 from del_core import accounting
 from del_core.bundle import load_bundle, replace_audit
 from delctl.main import run
-from tests.support.client_bundle import make_bundle
+from tests.support.bundle import make_bundle
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import pytest
 
 from del_core import accounting
 from delctl import main
-from tests.support.client_bundle import make_bundle
+from tests.support.bundle import make_bundle
 from tests.support.redis_server import RedisServer
 from tests.support.scripted_server import Received, ScriptedServer, expected_text, expected_tokens, stream_events
 

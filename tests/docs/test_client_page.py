@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from client_lib import errors
-from tests.support.client_bundle import make_bundle
+from tests.support.bundle import make_bundle
 from tests.support.scripted_server import ScriptedServer, expected_text, expected_tokens
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.client_bundle import make_bundle
+from tests.support.bundle import make_bundle
 from tests.support.guide import ROOT, Block, Shell, blocks
 from tests.support.scripted_server import ScriptedServer, expected_text, expected_tokens
 

@@ -18,7 +18,7 @@ import pytest
 
 from del_core import accounting
 from del_core.wire import PrivateSegment
-from tests.support.client_bundle import make_bundle
+from tests.support.bundle import make_bundle
 from tests.support.guide import ROOT, Block, Shell
 from tests.support.scripted_server import Received, ScriptedServer, answer, cut, error, expected_text, expected_tokens
 

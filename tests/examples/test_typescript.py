@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from del_core.bundle import ClientBundle
-from tests.support.client_bundle import make_bundle
+from tests.support.bundle import make_bundle
 from tests.support.scripted_server import ScriptedServer, cut, error, expected_text, expected_tokens, raw
 from tests.support.statistics import ALPHA, binomial_pmf, chi_square_excess
 from tests.support.typescript import PROJECT, ask, build, node

@@ -1,4 +1,4 @@
-"""A small bundle for the tests of the bundle format, and what a forger would do to it."""
+"""A small bundle for the tests of the bundle format, and the means to forge it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from del_core.bundle import (
     BaseModel,
     BundleError,
     Guarantees,
-    Variant,
     VariantContent,
     canonical_json,
 )
+from tests.support.bundle import bundle_content, make_variant
 
 VOCABULARY, DIM, HIDDEN = 20, 6, 8
 MAX_LEVEL = 1000
@@ -36,42 +36,36 @@ ALL_FILES = (
 )
 
 
-def variant(name: str, rows: int, **more: Any) -> VariantContent:
+def variant(name: str, rows: int, **fields: Any) -> VariantContent:
+    """Make a variant whose numbers depend on the length of its name."""
     rng = np.random.default_rng(len(name))
-    return VariantContent(
-        Variant(
-            name=name,
-            task="general",
-            bits=4,
-            ratio_numerator=2**30,
-            soft_prompt_length=rows,
-            guarantees=Guarantees(delta=1e-6, epsilon=12.5, epsilon_vocabulary=None, mu=3.0),
-            **more,
-        ),
+    return make_variant(
+        name,
+        ratio_numerator=2**30,
+        guarantees=Guarantees(delta=1e-6, epsilon=12.5, epsilon_vocabulary=None, mu=3.0),
         weight=rng.normal(size=(HIDDEN, DIM)).astype(np.float16),
         bias=rng.normal(size=HIDDEN),
         norm_limit=2.5,
         soft_prompt=rng.normal(size=(rows, HIDDEN)).astype(np.float32) if rows else None,
+        **fields,
     )
 
 
-def content(**more: Any) -> dict[str, Any]:
+def content(**changes: Any) -> dict[str, Any]:
+    """Return the arguments of ``write_bundle`` for a bundle of two variants."""
     table = np.random.default_rng(0).integers(-MAX_LEVEL, MAX_LEVEL, size=(VOCABULARY, DIM), endpoint=True)
-    return {
+    values = {
         "base_model": BaseModel("tests/tiny", "ab" * 32, HIDDEN, VOCABULARY),
-        "table": table,
         "max_level": MAX_LEVEL,
         "clip": 1.5,
-        "tokenizer_json": b'{"version": "1.0"}',
-        "variants": [variant("open", 32), variant("strict", 0)],
         "log_prior": np.full(VOCABULARY, -np.log(VOCABULARY)),
         "bos_token_id": 1,
-        **more,
     }
+    return {**bundle_content(table, [variant("open", 32), variant("strict", 0)], **values), **changes}
 
 
 def refusal(call: Callable[[], object], *names: str) -> BundleError:
-    """The BundleError of a call, which has to name one of these files."""
+    """Return the BundleError of a call; it has to name one of these files."""
     with pytest.raises(BundleError) as caught:
         call()
     error = caught.value
@@ -82,7 +76,7 @@ def refusal(call: Callable[[], object], *names: str) -> BundleError:
 
 
 def reseal(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Alters a bundle's manifest, then makes digests, sizes and fingerprint fit again: what a forger would do."""
+    """Alter a bundle's manifest as a forger would: digests, sizes and fingerprint fit again."""
     value = json.loads((path / "manifest.json").read_bytes())
     for folder, entries in (("client", value["files"]), ("server", value["server"]["files"])):
         for name in entries:
@@ -99,4 +93,4 @@ def reseal(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def unchanged(_: dict[str, Any]) -> None:
-    """No change, for :func:`reseal`."""
+    """Change nothing; see :func:`reseal`."""

@@ -1,8 +1,9 @@
-"""A tiny random base model and its bundle, made in the test: nothing is downloaded and nothing is slow.
+"""A tiny random base model and its bundle, made in the test without a download.
 
-The model is a random two-layer Llama (hidden 64, head dimension 32, tied embeddings) over a byte-level BPE vocabulary
-that is trained here on a few sentences. The bundle holds two variants (4 bits with little noise, 1 bit with much),
-random linear decoders and random soft prompts. The figures mean nothing; shapes, formats and code paths are real.
+The model is a random two-layer Llama (hidden size 64, head dimension 32, tied embeddings) over a
+byte-level BPE vocabulary that is trained here on a few sentences. The bundle holds two variants (4
+bits with little noise, 1 bit with much), random linear decoders and random soft prompts. Its figures
+mean nothing; its shapes and formats are real.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from del_core import accounting
-from del_core.bundle import BaseModel, Guarantees, Variant, VariantContent, checksum_model, write_bundle
+from del_core.bundle import BaseModel, Guarantees, checksum_model, write_bundle
 from del_core.mechanism import Mechanism
+from tests.support.bundle import bundle_content, make_variant
+from tests.support.tokenizer import byte_level_bpe
 
 HIDDEN_SIZE = 64
 VOCABULARY_SIZE = 320
@@ -64,18 +67,7 @@ def make_other_bundle(tiny: Tiny, directory: Path, seed: int) -> Path:
 
 
 def _write_tokenizer(model: Path) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
-        special_tokens=[BOS, EOS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_SENTENCES * 4, trainer)
+    tokenizer = byte_level_bpe(_SENTENCES * 4, VOCABULARY_SIZE, (BOS, EOS))
     assert tokenizer.get_vocab_size() == VOCABULARY_SIZE
     tokenizer.save(str(model / "tokenizer.json"))
 
@@ -117,29 +109,25 @@ def _write_bundle(bundle: Path, model: Path, seed: int) -> None:
             delta=DELTA, epsilon=accounting.epsilon(mechanism, DELTA), epsilon_vocabulary=None, mu=MU[name]
         )
         variants.append(
-            VariantContent(
-                Variant(
-                    name=name,
-                    task="general",
-                    bits=bits,
-                    ratio_numerator=mechanism.ratio_numerator,
-                    soft_prompt_length=SOFT_PROMPT_LENGTH,
-                    guarantees=guarantees,
-                ),
+            make_variant(
+                name,
+                bits=bits,
+                ratio_numerator=mechanism.ratio_numerator,
+                guarantees=guarantees,
                 weight=0.2 * generator.standard_normal((HIDDEN_SIZE, DIM)).astype(np.float32),
                 bias=0.1 * generator.standard_normal(HIDDEN_SIZE).astype(np.float32),
                 norm_limit=4.0,
                 soft_prompt=0.3 * generator.standard_normal((SOFT_PROMPT_LENGTH, HIDDEN_SIZE)).astype(np.float32),
             )
         )
-    write_bundle(
-        bundle,
+    content = bundle_content(
+        table,
+        variants,
         base_model=BaseModel("tiny-random-llama", checksum_model(model), HIDDEN_SIZE, VOCABULARY_SIZE),
-        table=table,
         max_level=MAX_LEVEL,
         clip=CLIP,
         tokenizer_json=(model / "tokenizer.json").read_bytes(),
-        variants=variants,
         log_prior=np.log(counts / counts.sum()),
         bos_token_id=BOS_ID,
     )
+    write_bundle(bundle, **content)

@@ -15,7 +15,7 @@ from client_lib._core import settings as client_settings
 from client_lib._core.retry import RetryPolicy
 from client_lib.proxy import ProxySettings
 from del_core.bundle import ClientBundle
-from tests.support.client_bundle import make_bundle
+from tests.support.bundle import make_bundle
 from tests.support.running_proxy import RunningProxy
 from tests.support.scripted_server import ScriptedServer
 

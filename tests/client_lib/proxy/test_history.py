@@ -15,7 +15,7 @@ from client_lib.proxy import ProxySettings
 from client_lib.proxy.memory import CountMemory
 from del_core.wire import PrivateSegment
 from tests.client_lib.proxy.conftest import MakeProxy
-from tests.support.client_bundle import make_bundle, make_tokenizer
+from tests.support.bundle import make_bundle, make_tokenizer
 from tests.support.running_proxy import RunningProxy
 from tests.support.scripted_server import ScriptedServer, error
 
