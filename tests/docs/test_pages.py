@@ -17,8 +17,6 @@ DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "examples").glob("*/README.md")])
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 WIDTH = 100
-# Pages that are still to be rewritten.
-UNWRAPPED = ("docs/guides/client.md",)
 
 _LINK = re.compile(r"(?<!!)\[(?:`[^`]*`|[^\]`])*\]\(([^)\s]+)\)|^\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
 
@@ -65,7 +63,7 @@ def test_every_relative_link_leads_somewhere(name: str) -> None:
             assert anchor in _anchors(place), target
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(UNWRAPPED)])
+@pytest.mark.parametrize("name", NAMES)
 def test_prose_is_wrapped(name: str) -> None:
     # A line may be longer if it is one word, such as an address.
     long = [
