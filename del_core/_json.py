@@ -82,18 +82,18 @@ def parse(data: bytes, *, name: str, max_depth: int) -> Any:
             seen: set[str] = set()
             for key, _ in items:
                 if key in seen:
-                    refuse(f"a member {named(key)} appears twice in one object; each name is allowed once")
+                    refuse(f"must have each member once, got {named(key)} twice in one object")
                 seen.add(key)
         return result
 
     def finite(text: str) -> float:
         number = float(text)
         if not math.isfinite(number):
-            refuse("a number is beyond the range of a 64-bit float; finite numbers are allowed")
+            refuse("must have finite numbers, got one beyond the range of a 64-bit float")
         return number
 
     def constant(_: str) -> NoReturn:
-        refuse("NaN and Infinity are not JSON; finite numbers are allowed")
+        refuse("must have finite numbers, got NaN or Infinity")
 
     # Outside strings, brackets are structure and digits are numbers. Both substitutions take linear time.
     bare = _STRING.sub(b"", _ESCAPE.sub(b"", data) if b"\\" in data else data)
@@ -103,11 +103,11 @@ def parse(data: bytes, *, name: str, max_depth: int) -> Any:
     steps[(symbols == ord("]")) | (symbols == ord("}"))] = -1
     depth = int(np.cumsum(steps, dtype=np.int64).max(initial=0))
     if depth > max_depth:
-        refuse(f"nested {depth} levels deep; at most {max_depth} are allowed")
+        refuse(f"must be nested at most {max_depth} levels deep, got {depth}")
     if _LONG_DIGITS.search(bare):
-        refuse(f"a number has more than {_MAX_DIGITS} digits in a row; at most {_MAX_DIGITS} are allowed")
+        refuse(f"must have numbers of at most {_MAX_DIGITS} digits in a row, got more")
     if _MINUS_ZERO.search(bare):
-        refuse("the integer -0 is not allowed; write 0")
+        refuse("must write the integer zero as 0, got -0")
 
     problem = ""
     value: Any = None
@@ -117,11 +117,11 @@ def parse(data: bytes, *, name: str, max_depth: int) -> Any:
         if b"\\u" in data:  # only an escape can name an unpaired surrogate
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
-        problem = f"not UTF-8 at byte {error.start}; UTF-8 JSON is allowed"
+        problem = f"must be JSON in UTF-8, got another encoding at byte {error.start}"
     except UnicodeEncodeError:
-        problem = "a string holds an unpaired surrogate; only Unicode scalar values are allowed"
+        problem = "must have strings of Unicode scalar values, got an unpaired surrogate"
     except json.JSONDecodeError as error:
-        problem = f"not JSON at character {error.pos}; one JSON value is allowed"
+        problem = f"must be one JSON value, got an error at character {error.pos}"
     if problem:
         # Raised out here, so that no traceback carries the text that the parser's own errors hold.
         refuse(problem)
@@ -166,31 +166,31 @@ def members(
 ) -> dict[str, Any]:
     """An object that has every required member and none beyond the optional ones."""
     if not isinstance(value, dict):
-        raise invalid(field, f"is {kind(value)}; an object is allowed")
+        raise invalid(field, f"must be an object, got {kind(value)}")
     prefix = f"{field}." if field else ""
     for key in required:
         if key not in value:
-            raise JsonError(MISSING_FIELD, prefix + key, "is missing; it is required")
+            raise JsonError(MISSING_FIELD, prefix + key, "must be present, got no such member")
     for key in value:
         if key not in required and key not in optional:
             allowed = ", ".join(sorted({*required, *optional}))
-            raise JsonError(UNKNOWN_FIELD, field, f"has an unknown member {named(key)}; allowed are {allowed}")
+            raise JsonError(UNKNOWN_FIELD, field, f"must have no members but {allowed}, got {named(key)}")
     return value
 
 
 def array(value: object, field: str, *, least: int, most: int) -> list[Any]:
     """An array of least..most elements."""
     if not isinstance(value, list):
-        raise invalid(field, f"is not an array; an array of {least} to {most} elements is allowed")
+        raise invalid(field, f"must be an array of {least} to {most} elements, got another type")
     if not least <= len(value) <= most:
-        raise invalid(field, f"has {len(value)} elements; {least} to {most} are allowed")
+        raise invalid(field, f"must have {least} to {most} elements, got {len(value)}")
     return value
 
 
 def integer(value: object, field: str, low: int, high: int) -> int:
     """An integer in low..high; a float or a boolean is not one."""
     if type(value) is not int or not low <= value <= high:
-        raise invalid(field, f"is {kind(value)}; an integer in {low}..{high} is allowed")
+        raise invalid(field, f"must be an integer from {low} to {high}, got {kind(value)}")
     return value
 
 
@@ -201,7 +201,7 @@ def secret_integers(value: object, field: str, high: int, *, least: int, most: i
         return ()
     if set(map(type, items)) != {int} or min(items) < 0 or max(items) > high:
         position = next(i for i, item in enumerate(items) if type(item) is not int or not 0 <= item <= high)
-        raise invalid(f"{field}[{position}]", f"is not an integer in 0..{high}")
+        raise invalid(f"{field}[{position}]", f"must be an integer from 0 to {high}, got another value")
     return tuple(items)
 
 
@@ -211,19 +211,19 @@ def number(value: object, field: str, low: float, high: float, *, above: bool = 
         assert isinstance(value, int | float)
         if (low < value or (low == value and not above)) and value <= high:
             return float(value) + 0.0  # -0.0 becomes 0.0
-    bounds = f"above {low:g}, at most {high:g}" if above else f"in {low:g}..{high:g}"
-    raise invalid(field, f"is {kind(value)}; a number {bounds} is allowed")
+    bounds = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
+    raise invalid(field, f"must be a number {bounds}, got {kind(value)}")
 
 
 def boolean(value: object, field: str) -> bool:
     """True or false."""
     if not isinstance(value, bool):
-        raise invalid(field, f"is {kind(value)}; true or false is allowed")
+        raise invalid(field, f"must be true or false, got {kind(value)}")
     return value
 
 
 def text(value: object, field: str, pattern: re.Pattern[str]) -> str:
     """A string that the pattern matches from end to end."""
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise invalid(field, f"is {shown(value)}; a string matching {pattern.pattern} is allowed")
+        raise invalid(field, f"must be a string that matches {pattern.pattern}, got {shown(value)}")
     return value

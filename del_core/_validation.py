@@ -14,7 +14,7 @@ def check_integer(name: str, value: object, low: int, high: int | None = None) -
     """Refuses anything but an int (no bool, no float) in low..high; without ``high`` there is no upper limit."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high):
         return
-    allowed = f"of at least {low}" if high is None else f"in {low}..{high}"
+    allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
     raise ValueError(f"{name} must be an integer {allowed}, got {value!r}")
 
 

@@ -106,7 +106,7 @@ class FrameError(DelError):
         return ERROR_STATUS[self.code]
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.message}"
+        return f"{self.field} {self.message}"
 
 
 class BundleError(DelError):

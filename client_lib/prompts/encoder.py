@@ -209,7 +209,7 @@ class Encoder:
             return encode_frame(request, bits=bits)
         except FrameError as error:
             name = error.field.removeprefix("header.")
-            raise InvalidRequest(f"{name}: {error.message}", code=error.code, field=name) from None
+            raise InvalidRequest(f"{name} {error.message}", code=error.code, field=name) from None
 
     def check_variant(self, variant: str) -> None:
         """Raise :class:`InvalidRequest` unless the bundle has this variant or it is ``clear``."""

@@ -63,29 +63,29 @@ def unpack(data: bytes | bytearray | memoryview, limits: Mapping[str, int]) -> d
     for name, most in limits.items():
         header = bytes(view[position : position + _BLOCK])
         if len(header) < _BLOCK:
-            raise BundleError(_ARCHIVE, f"ends at byte {len(view)}, within the header of {name}")
+            raise BundleError(_ARCHIVE, f"must have the header of {name}, got the end at byte {len(view)}")
         found = header[:100].split(b"\0", 1)[0]
         if found != name.encode("ascii"):
-            raise BundleError(_ARCHIVE, f"has the member {ascii(found)[1:]} where {name} is allowed")
+            raise BundleError(_ARCHIVE, f"must have the member {name} next, got {ascii(found)[1:]}")
         if header[156:157] != b"0":
             kind = ascii(header[156:157])[1:]
-            raise BundleError(name, f"has the member type {kind}; '0', a regular file, is allowed")
+            raise BundleError(name, f"must have the member type '0', a regular file, got {kind}")
         if not _OCTAL.fullmatch(header[124:136]):
-            raise BundleError(name, "has a size field that is not 11 octal digits and a zero byte")
+            raise BundleError(name, "must have a size field of 11 octal digits and a zero byte, got another")
         size = int(header[124:135], 8)
         if size > most:
-            raise BundleError(name, f"declares {size} bytes; at most {most} are allowed")
+            raise BundleError(name, f"must have at most {most} bytes, got {size}")
         if header != _header(name, size):
-            raise BundleError(name, "has a member header other than the one docs/reference/bundle-format.md prescribes")
+            raise BundleError(name, "must have the header of docs/reference/bundle-format.md, got another")
         begin = position + _BLOCK
         end = begin + size
         position = end + -size % _BLOCK
         if position > len(view):
-            raise BundleError(name, f"declares {size} bytes; the archive holds {len(view) - begin} after its header")
+            raise BundleError(name, f"must have the {size} bytes that its header declares, got {len(view) - begin}")
         if any(view[end:position]):
-            raise BundleError(name, "is followed by padding that is not zero")
+            raise BundleError(name, "must be padded with zeros, got other bytes")
         files[name] = view[begin:end]
     rest = view[position : position + len(_END) + 1]
     if rest != _END:
-        raise BundleError(_ARCHIVE, f"does not end with {len(_END)} zero bytes, and nothing else, after its members")
+        raise BundleError(_ARCHIVE, f"must end with {len(_END)} zero bytes after its members, got something else")
     return files

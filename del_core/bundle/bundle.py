@@ -133,7 +133,7 @@ class ClientBundle:
             return self.variants[name]
         except KeyError:
             known = ", ".join(self.variants)
-            raise BundleError(MANIFEST, f"has no variant {strict.shown(name)}; {known} are in it") from None
+            raise BundleError(MANIFEST, f"variant must be one of {known}, got {strict.shown(name)}") from None
 
     def mechanism(self, name: str) -> TokenMechanism:
         """The mechanism of a variant on this table."""
@@ -218,16 +218,16 @@ def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
     assert manifest.server is not None
     for name in ("client", "server"):
         if (directory / name).is_symlink() or not (directory / name).is_dir():
-            raise BundleError(name, "is not a directory; a directory, not a link to one, is required")
+            raise BundleError(name, "must be a directory and no link, got something else")
     client = load_client(directory / "client", verify=verify, prefix="client/")
     if client.manifest != replace(manifest, server=None):
-        raise BundleError("client/manifest.json", "differs from manifest.json; the same client manifest is required")
+        raise BundleError("client/manifest.json", "must equal the client part of manifest.json, got another manifest")
     files.check_listing(directory / "server", "server", manifest.server.files)
     for variant in manifest.variants:
         if variant.decoder not in DECODER_KINDS:
             raise BundleError(
                 MANIFEST,
-                f"variant {variant.name} has the decoder {variant.decoder}; {', '.join(DECODER_KINDS)} are allowed",
+                f"decoder of variant {variant.name} must be one of {', '.join(DECODER_KINDS)}, got {variant.decoder}",
             )
     tensors: dict[str, dict[str, NDArray[Any]]] = {}
     for short, specs in _server_specs(manifest):
@@ -265,13 +265,13 @@ def _check_levels(table: NDArray[Any], max_level: int, name: str) -> None:
         low, high = int(block.min()), int(block.max())
         if low < -max_level or high > max_level:
             found = low if low < -max_level else high
-            raise BundleError(name, f"has the level {found}; {-max_level}..{max_level} are allowed")
+            raise BundleError(name, f"levels must be from {-max_level} to {max_level}, got {found}")
 
 
 def _check_finite(array: NDArray[Any], what: str, name: str) -> None:
     for start in range(0, len(array), _BLOCK_ROWS):
         if not np.isfinite(array[start : start + _BLOCK_ROWS]).all():
-            raise BundleError(name, f"{what} has NaN or infinite values; finite ones are required")
+            raise BundleError(name, f"{what} must be finite, got NaN or an infinite value")
 
 
 def write_bundle(
@@ -294,10 +294,10 @@ def write_bundle(
     takes its place, so that everything :func:`load_bundle` refuses is refused here. Raises BundleError.
     """
     if table.ndim != 2 or not np.issubdtype(table.dtype, np.integer):
-        raise BundleError(TABLE, f"is {table.dtype} with {table.ndim} axes; integers (vocabulary, dim) are allowed")
+        raise BundleError(TABLE, f"table must be integers (vocabulary, dim), got {table.dtype} with {table.ndim} axes")
     dtype = "int8" if max_level <= 127 else "int16"
     if table.size and max(-int(table.min()), int(table.max())) > max_level:
-        raise BundleError(TABLE, f"has levels outside -{max_level}..{max_level}, the range allowed")
+        raise BundleError(TABLE, f"levels must be from -{max_level} to {max_level}, got one outside")
     _check_tokenizer(tokenizer_json)
     client = {TABLE: dump({"levels": table.astype("int8" if dtype == "int8" else "<i2")}), TOKENIZER: tokenizer_json}
     server = {PRIOR: dump({"log_prior": log_prior.astype("<f4")})}
@@ -312,7 +312,7 @@ def write_bundle(
         if content.variant.soft_prompt_length or (content.soft_prompt is not None and len(content.soft_prompt)):
             file = f"soft-prompt-{name}.safetensors"
             if content.soft_prompt is None:
-                raise BundleError(file, f"is missing; {content.variant.soft_prompt_length} rows are required")
+                raise BundleError(file, f"must have {content.variant.soft_prompt_length} rows, got no soft prompt")
             server[file] = dump({"soft_prompt": _as_float(content.soft_prompt)})
     manifest = Manifest(
         base_model=base_model,
@@ -353,7 +353,7 @@ def _check_tokenizer(data: bytes) -> None:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise BundleError(TOKENIZER, "is not a JSON object; a file of the tokenizers library is required")
+        raise BundleError(TOKENIZER, "must be a JSON object of the tokenizers library, got something else")
 
 
 def _sealed(manifest: Manifest) -> Manifest:
@@ -361,9 +361,7 @@ def _sealed(manifest: Manifest) -> Manifest:
     try:
         sealed = manifest.sealed()
     except (TypeError, ValueError, RecursionError) as error:
-        raise BundleError(
-            MANIFEST, f"would hold what is not JSON ({error}); finite numbers, strings, lists, ... are allowed"
-        ) from None
+        raise BundleError(MANIFEST, f"must hold JSON values only, got another value ({error})") from None
     parse_manifest(strict.canonical(sealed.to_json()), MANIFEST, server=True)
     return sealed
 
@@ -393,7 +391,7 @@ def unpack_client(
     contents = _tar.unpack(data, _ARCHIVE_LIMITS)
     manifest = parse_manifest(bytes(contents[MANIFEST]), MANIFEST, server=False)
     if fingerprint is not None and manifest.fingerprint != fingerprint:
-        raise BundleError(MANIFEST, f"has the fingerprint {manifest.fingerprint}; {fingerprint} is required")
+        raise BundleError(MANIFEST, f"fingerprint must be {fingerprint}, got {manifest.fingerprint}")
 
     def fill(directory: Path) -> None:
         for name, view in contents.items():
@@ -459,12 +457,12 @@ def checksum_model(path: str | os.PathLike[str]) -> str:
     directory = Path(path)
     names = ["config.json", *sorted(entry.name for entry in directory.glob("*.safetensors"))]
     if len(names) == 1:
-        raise BundleError(str(directory), "has no *.safetensors file; a model directory is required")
+        raise BundleError(str(directory), "must be a model directory, got no *.safetensors file")
     digests: dict[str, str] = {}
     for name in names:
         try:
             with open(directory / name, "rb") as file:
                 digests[name] = files.sha256_of(file)
         except OSError as error:
-            raise BundleError(str(directory / name), f"cannot be read: {error.strerror}") from None
+            raise BundleError(str(directory / name), f"must be readable, got {error.strerror}") from None
     return hashlib.sha256(strict.canonical(digests)).hexdigest()

@@ -23,14 +23,18 @@ def check_listing(directory: Path, name: str, allowed: Collection[str]) -> None:
     try:
         found = set(os.listdir(directory))
     except OSError as error:
-        raise BundleError(name or str(directory), f"cannot be listed: {error.strerror}") from None
+        raise BundleError(
+            name or str(directory), f"must be a directory that can be listed, got {error.strerror}"
+        ) from None
     prefix = f"{name}/" if name else ""
     missing = sorted(set(allowed) - found)
     if missing:
-        raise BundleError(prefix + missing[0], f"is missing; {_listed(allowed)} are required")
+        raise BundleError(prefix + missing[0], f"must be present beside {_listed(allowed)}, got no such file")
     extra = sorted(found - set(allowed))
     if extra:
-        raise BundleError(prefix + ascii(extra[0])[1:-1], f"does not belong here; only {_listed(allowed)} are allowed")
+        raise BundleError(
+            prefix + ascii(extra[0])[1:-1], f"must be absent: only {_listed(allowed)} belong here, got this file"
+        )
 
 
 def _listed(names: Collection[str]) -> str:
@@ -44,16 +48,16 @@ def opened(path: Path, name: str) -> Iterator[IO[bytes]]:
         # O_NONBLOCK: opening a named pipe must not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        reason = "is a symbolic link" if path.is_symlink() else f"cannot be opened: {error.strerror}"
-        raise BundleError(name, f"{reason}; a regular file is required") from None
+        found = "a symbolic link" if path.is_symlink() else error.strerror
+        raise BundleError(name, f"must be a regular file, got {found}") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise BundleError(name, "is not a regular file; a regular file is required")
+        raise BundleError(name, "must be a regular file, got another kind")
     with open(descriptor, "rb") as file:
         try:
             yield file
         except OSError as error:
-            raise BundleError(name, f"cannot be read: {error.strerror}") from error
+            raise BundleError(name, f"must be readable, got {error.strerror}") from error
 
 
 def read_small(path: Path, name: str, most: int) -> bytes:
@@ -61,7 +65,7 @@ def read_small(path: Path, name: str, most: int) -> bytes:
     with opened(path, name) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
-            raise BundleError(name, f"has {size} bytes; at most {most} are allowed")
+            raise BundleError(name, f"must have at most {most} bytes, got {size}")
         return file.read(most)
 
 
@@ -69,13 +73,15 @@ def check_entry(file: IO[bytes], name: str, entry: FileEntry, *, digest: bool) -
     """Compares an open file's size and, on demand, its SHA-256 with the manifest's entry."""
     size = os.fstat(file.fileno()).st_size
     if size != entry.size:
-        raise BundleError(name, f"has {size} bytes; the manifest allows exactly {entry.size}")
+        raise BundleError(name, f"must have the {entry.size} bytes of the manifest, got {size}")
     if not digest:
         return
     file.seek(0)
     found = sha256_of(file)
     if found != entry.sha256:
-        raise BundleError(name, f"has the SHA-256 {found}; the manifest allows {entry.sha256}: it was altered")
+        raise BundleError(
+            name, f"must have the SHA-256 {entry.sha256} of the manifest, got {found}: the file was altered"
+        )
 
 
 def sha256_of(file: IO[bytes]) -> str:
@@ -104,9 +110,9 @@ def install(target: Path, fill: Callable[[Path], None], *, overwrite: bool = Fal
     target = Path(os.path.abspath(target))
     if os.path.lexists(target):
         if not overwrite:
-            raise BundleError(str(target), "exists already; it is replaced only with overwrite=True")
+            raise BundleError(str(target), "must not exist without overwrite=True, got an existing path")
         if not (target / MANIFEST).is_file():
-            raise BundleError(str(target), f"exists and has no {MANIFEST}; only a bundle is replaced")
+            raise BundleError(str(target), f"must be a bundle to be replaced, got a path without {MANIFEST}")
     token = secrets.token_hex(8)
     fresh = target.with_name(f".{target.name}.{token}.new")
     aside = target.with_name(f".{target.name}.{token}.old")
@@ -127,7 +133,7 @@ def install(target: Path, fill: Callable[[Path], None], *, overwrite: bool = Fal
             os.rename(fresh, target)
         _sync(target.parent)
     except OSError as error:
-        raise BundleError(str(target), f"cannot be written: {error.strerror}") from error
+        raise BundleError(str(target), f"must be writable, got {error.strerror}") from error
     finally:
         for path in (fresh, aside):
             if path.is_symlink():

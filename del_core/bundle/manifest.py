@@ -229,17 +229,19 @@ def parse_manifest(data: bytes, name: str, *, server: bool) -> Manifest:
     try:
         value = strict.parse(data, name="manifest", max_depth=_MAX_DEPTH)
         if not isinstance(value, dict):
-            raise strict.invalid("manifest", f"is {strict.shown(value)}; an object is allowed")
+            raise strict.invalid("manifest", f"must be an object, got {strict.shown(value)}")
         # A newer manifest may have any other fields, so its version is judged before them.
         version = value.get("format_version")
         if type(version) is int and version > FORMAT_VERSION:
             raise strict.invalid(
                 "format_version",
-                f"is {version}; this program reads {FORMAT_VERSION}: update it, or fetch an older bundle",
+                f"must be {FORMAT_VERSION}, got {version}: update this program or fetch an older bundle",
             )
         strict.integer(version, "format_version", FORMAT_VERSION, FORMAT_VERSION)
         if strict.canonical(value) != data:
-            raise strict.invalid("manifest", "is not in canonical JSON: sorted names, no spaces, shortest numbers")
+            raise strict.invalid(
+                "manifest", "must be canonical JSON (sorted names, no spaces, shortest numbers), got another form"
+            )
         return _manifest(value, server=server)
     except strict.JsonError as error:
         raise BundleError(name, f"{error.field} {error.message}") from None
@@ -267,7 +269,7 @@ def _manifest(value: dict[str, Any], *, server: bool) -> Manifest:
     names = [variant.name for variant in variants]
     for index, name in enumerate(names):
         if name in names[:index]:
-            raise strict.invalid(f"variants[{index}].name", f"is {strict.shown(name)} again; each name is allowed once")
+            raise strict.invalid(f"variants[{index}].name", f"must be unique, got {strict.shown(name)} again")
     manifest = Manifest(
         base_model=base_model,
         dim=strict.integer(fields["dim"], "dim", 1, 2**16),
@@ -291,7 +293,9 @@ def _manifest(value: dict[str, Any], *, server: bool) -> Manifest:
 
 def _same_digest(name: str, found: str, allowed: str) -> None:
     if found != allowed:
-        raise strict.invalid(name, f"is {found}; the manifest's own content gives {allowed}: it was altered")
+        raise strict.invalid(
+            name, f"must be {allowed} by the manifest's own content, got {found}: the manifest was altered"
+        )
 
 
 def _variant(value: object, where: str) -> Variant:
@@ -300,12 +304,12 @@ def _variant(value: object, where: str) -> Variant:
     fields = strict.members(value, where, required=[*required, "ratio_numerator" if binomial else "mechanism"])
     name = strict.text(fields["name"], f"{where}.name", _SLUG)
     if name == RESERVED_VARIANT:
-        raise strict.invalid(f"{where}.name", f'is "{name}", which is reserved; any other name is allowed')
+        raise strict.invalid(f"{where}.name", f'must not be a reserved name, got "{name}"')
     length = strict.integer(fields["soft_prompt_length"], f"{where}.soft_prompt_length", 0, 4096)
     if length % SOFT_PROMPT_STEP:
-        raise strict.invalid(f"{where}.soft_prompt_length", f"is {length}; a multiple of {SOFT_PROMPT_STEP} is allowed")
+        raise strict.invalid(f"{where}.soft_prompt_length", f"must be a multiple of {SOFT_PROMPT_STEP}, got {length}")
     if not isinstance(fields["audit"], dict):
-        raise strict.invalid(f"{where}.audit", f"is {strict.shown(fields['audit'])}; an object is allowed")
+        raise strict.invalid(f"{where}.audit", f"must be an object, got {strict.shown(fields['audit'])}")
     numerator = f"{where}.ratio_numerator"
     return Variant(
         name=name,
@@ -335,10 +339,10 @@ def _guarantees(value: object, where: str, *, binomial: bool) -> Guarantees:
 
 def _spec(value: object, where: str) -> MechanismSpec:
     if not isinstance(value, dict):
-        raise strict.invalid(where, f"is {strict.shown(value)}; an object is allowed")
+        raise strict.invalid(where, f"must be an object, got {strict.shown(value)}")
     strict.text(value.get("kind"), f"{where}.kind", _SLUG)
     if value["kind"] == BINOMIAL:
-        raise strict.invalid(where, f"is {BINOMIAL}; bits and ratio_numerator stand for that kind")
+        raise strict.invalid(where, f"must be absent for {BINOMIAL}, which bits and ratio_numerator describe, got it")
     try:
         return MechanismSpec.from_json(value)
     except ValueError as error:
@@ -356,9 +360,9 @@ def _check_mechanisms(manifest: Manifest) -> None:
         except ValueError as error:
             raise strict.invalid(where, str(error)) from None
         if mechanism.bits != variant.bits:
-            raise strict.invalid(where, f"has {mechanism.bits} bits; {variant.bits} are allowed, as in the variant")
+            raise strict.invalid(where, f"must have the {variant.bits} bits of the variant, got {mechanism.bits}")
         if mechanism.columns != manifest.dim:
-            raise strict.invalid(where, f"reads {mechanism.columns} columns; the table has {manifest.dim}")
+            raise strict.invalid(where, f"must read the {manifest.dim} columns of the table, got {mechanism.columns}")
 
 
 def _files(value: object, where: str, limits: Mapping[str, int]) -> dict[str, FileEntry]:

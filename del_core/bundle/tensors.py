@@ -54,12 +54,12 @@ def map_tensors(file: IO[bytes], name: str, specs: Specs | SpecsOf) -> dict[str,
     """
     size = os.fstat(file.fileno()).st_size
     if size < _LENGTH.size:
-        raise BundleError(name, f"has {size} bytes; a safetensors file has at least {_LENGTH.size}")
+        raise BundleError(name, f"must have at least {_LENGTH.size} bytes as a safetensors file, got {size}")
     file.seek(0)
     (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
     most = min(MAX_HEADER_BYTES, size - _LENGTH.size)
     if length > most:
-        raise BundleError(name, f"declares a header of {length} bytes; at most {most} are allowed")
+        raise BundleError(name, f"must have a header of at most {most} bytes, got {length}")
     start = _LENGTH.size + length
     try:
         header = strict.parse(file.read(length), name="header", max_depth=4)
@@ -74,10 +74,10 @@ def map_tensors(file: IO[bytes], name: str, specs: Specs | SpecsOf) -> dict[str,
     end = 0
     for begin, stop, _, key in sorted((begin, stop, dtype, key) for key, (dtype, begin, stop) in found.items()):
         if begin != end:
-            raise BundleError(name, f"tensor {key} begins at {begin}; {end} is allowed, without gap or overlap")
+            raise BundleError(name, f"tensor {key} must begin at {end}, without gap or overlap, got {begin}")
         end = stop
     if start + end != size:
-        raise BundleError(name, f"has {size} bytes; its header and tensors take {start + end}")
+        raise BundleError(name, f"must have {start + end} bytes for its header and tensors, got {size}")
     arrays: dict[str, NDArray[Any]] = {}
     for key, (dtype, begin, _) in found.items():
         shape = specs[key].shape
@@ -103,14 +103,16 @@ def _tensor(entry: object, key: str, spec: TensorSpec) -> tuple[str, int, int]:
     fields = strict.members(entry, key, required=("dtype", "shape", "data_offsets"))
     dtype = fields["dtype"]
     if not isinstance(dtype, str) or dtype not in spec.dtypes:
-        raise strict.invalid(f"{key}.dtype", f"is {strict.shown(dtype)}; {' or '.join(spec.dtypes)} is allowed")
+        raise strict.invalid(f"{key}.dtype", f"must be {' or '.join(spec.dtypes)}, got {strict.shown(dtype)}")
     shape = strict.array(fields["shape"], f"{key}.shape", least=0, most=8)
     if any(type(extent) is not int for extent in shape) or tuple(shape) != spec.shape:
         found = "x".join(strict.shown(extent) for extent in shape)
-        raise strict.invalid(f"{key}.shape", f"is {found}; {'x'.join(map(str, spec.shape))} is allowed")
+        raise strict.invalid(f"{key}.shape", f"must be {'x'.join(map(str, spec.shape))}, got {found}")
     offsets = strict.array(fields["data_offsets"], f"{key}.data_offsets", least=2, most=2)
     begin, stop = (strict.integer(offset, f"{key}.data_offsets", 0, 2**62) for offset in offsets)
     size = prod(spec.shape) * np.dtype(_DTYPES[dtype]).itemsize
     if stop - begin != size:
-        raise strict.invalid(f"{key}.data_offsets", f"span {stop - begin} bytes; its type and shape take {size}")
+        raise strict.invalid(
+            f"{key}.data_offsets", f"must span the {size} bytes of its type and shape, got {stop - begin}"
+        )
     return _DTYPES[dtype], begin, stop

@@ -76,11 +76,13 @@ def encode_frame(request: Request, *, bits: int, limits: Limits = DEFAULT_LIMITS
                 raise FrameError(
                     INVALID_VALUE,
                     where,
-                    f"is {codes.dtype} with {codes.ndim} axes; a uint8 array (tokens, dim) is allowed",
+                    f"must be a uint8 array (tokens, dim), got {codes.dtype} with {codes.ndim} axes",
                 )
             if private and codes.shape[1] != private[0].shape[1]:
                 raise FrameError(
-                    INVALID_VALUE, where, f"has dim {codes.shape[1]}; the segments before have {private[0].shape[1]}"
+                    INVALID_VALUE,
+                    where,
+                    f"must have dim {private[0].shape[1]} as the segments before, got {codes.shape[1]}",
                 )
             private.append(codes)
     fields = _header.to_json(request)
@@ -91,7 +93,7 @@ def encode_frame(request: Request, *, bits: int, limits: Limits = DEFAULT_LIMITS
     header = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
     if len(header) > limits.max_header_bytes:
         raise FrameError(
-            HEADER_TOO_LARGE, "header", f"has {len(header)} bytes; at most {limits.max_header_bytes} are allowed"
+            HEADER_TOO_LARGE, "header", f"must have at most {limits.max_header_bytes} bytes, got {len(header)}"
         )
     payload_size = checked.private_tokens * row_bytes(private[0].shape[1], bits) if private else 0
     _check_frame_size(_PREFIX.size + len(header) + payload_size, limits)
@@ -117,23 +119,23 @@ def decode_frame(
     _check_frame_size(len(view), limits)
     if len(view) < _PREFIX.size:
         raise FrameError(
-            TRUNCATED_FRAME, "frame", f"has {len(view)} bytes; at least {_PREFIX.size} are needed before the header"
+            TRUNCATED_FRAME, "frame", f"must have at least {_PREFIX.size} bytes before the header, got {len(view)}"
         )
     magic, version, header_size = _PREFIX.unpack_from(view)
     if magic != MAGIC:
         # What stands there instead is not shown: it may be the prompt, sent by mistake.
-        raise FrameError(INVALID_MAGIC, "magic", 'the first 4 bytes are not "DELF" (44 45 4c 46)')
+        raise FrameError(INVALID_MAGIC, "magic", 'must be "DELF" (44 45 4c 46), got other bytes')
     if version != VERSION:
-        raise FrameError(UNSUPPORTED_VERSION, "version", f"is {version}; {VERSION} is allowed")
+        raise FrameError(UNSUPPORTED_VERSION, "version", f"must be {VERSION}, got {version}")
     if header_size > limits.max_header_bytes:
         raise FrameError(
-            HEADER_TOO_LARGE, "header", f"has {header_size} bytes; at most {limits.max_header_bytes} are allowed"
+            HEADER_TOO_LARGE, "header", f"must have at most {limits.max_header_bytes} bytes, got {header_size}"
         )
     if header_size > len(view) - _PREFIX.size:
         raise FrameError(
             TRUNCATED_FRAME,
             "header",
-            f"has {header_size} bytes; {len(view) - _PREFIX.size} follow the frame's first {_PREFIX.size}",
+            f"must be complete: {header_size} bytes are declared, got {len(view) - _PREFIX.size}",
         )
     payload = view[_PREFIX.size + header_size :]
     try:
@@ -146,7 +148,7 @@ def decode_frame(
         raise FrameError(
             UNKNOWN_VARIANT,
             "header.variant",
-            f"is {_strict_json.shown(header.variant)}; this server has {', '.join(sorted(shapes))}",
+            f"must be one of {', '.join(sorted(shapes))}, got {_strict_json.shown(header.variant)}",
         )
     codes = _read_payload(header, payload, shapes[header.variant])
     segments: list[Segment] = []
@@ -162,7 +164,7 @@ def decode_frame(
 
 def _check_frame_size(size: int, limits: Limits) -> None:
     if size > limits.max_frame_bytes:
-        raise FrameError(FRAME_TOO_LARGE, "frame", f"has {size} bytes; at most {limits.max_frame_bytes} are allowed")
+        raise FrameError(FRAME_TOO_LARGE, "frame", f"must have at most {limits.max_frame_bytes} bytes, got {size}")
 
 
 def _read_payload(header: _header.Header, payload: memoryview, shape: Shape | None) -> Codes:
@@ -170,13 +172,13 @@ def _read_payload(header: _header.Header, payload: memoryview, shape: Shape | No
     if header.private_tokens == 0:
         if len(payload):
             raise FrameError(
-                PAYLOAD_LENGTH_MISMATCH, "payload", f"has {len(payload)} bytes; without private segments 0 are allowed"
+                PAYLOAD_LENGTH_MISMATCH, "payload", f"must be empty without private segments, got {len(payload)} bytes"
             )
         return np.empty((0, shape.dim if shape else 0), dtype=np.uint8)
     if shape is None:
         raise FrameError(
             PRIVATE_NOT_ACCEPTED,
             "header.segments",
-            f"has a private segment; variant {header.variant!r} takes public segments only",
+            f"must be public for variant {header.variant!r}, got a private segment",
         )
     return unpack_codes(payload, header.private_tokens, shape.dim, shape.bits)

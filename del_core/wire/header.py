@@ -104,7 +104,7 @@ def read(header: object, limits: Limits, *, fingerprint: str | None = None) -> H
         raise strict.JsonError(
             BUNDLE_OUTDATED,
             "header.fingerprint",
-            f"is {found}; this server holds {fingerprint}; fetch the bundle again and encode the prompt with it",
+            f"must be {fingerprint}, the bundle that this server holds, got {found}; fetch the bundle again",
         )
     variant = strict.text(values["variant"], "header.variant", VARIANT)
     segments = _segments(values["segments"], limits)
@@ -122,7 +122,7 @@ def _segments(value: object, limits: Limits) -> tuple[int | PublicSegment, ...]:
         where = f"header.segments[{index}]"
         members = strict.members(item, where, optional=("private", "public"))
         if len(members) != 1:
-            raise strict.invalid(where, f"has {len(members)} members; exactly one of private, public is allowed")
+            raise strict.invalid(where, f"must have exactly one of private, public, got {len(members)} of them")
         if "private" in members:
             count = strict.integer(members["private"], f"{where}.private", 1, 2**31 - 1)
             segments.append(count)
@@ -140,7 +140,7 @@ def _segments(value: object, limits: Limits) -> tuple[int | PublicSegment, ...]:
             raise strict.JsonError(
                 CONTEXT_LENGTH_EXCEEDED,
                 where,
-                f"brings the prompt to {total} tokens; at most {limits.max_prompt_tokens} are allowed",
+                f"must keep the prompt within {limits.max_prompt_tokens} tokens, got {total}",
             )
     return tuple(segments)
 
@@ -152,7 +152,7 @@ def _refuse_unsupported(values: dict[str, Any]) -> None:
             continue
         allowed = " or ".join(["null", *(strict.shown(item) if item != {} else "{}" for item in neutral)])
         raise strict.JsonError(
-            UNSUPPORTED_PARAMETER, f"header.{name}", f"is not supported; it may be left out, or be {allowed}"
+            UNSUPPORTED_PARAMETER, f"header.{name}", f"must be absent or {allowed}, got a value that is not supported"
         )
 
 
@@ -203,7 +203,8 @@ def _stop(value: object, limits: Limits) -> tuple[str, ...]:
         )
         if not fits:
             raise strict.invalid(
-                f"header.stop[{index}]", f"is not a string of 1 to {limits.max_stop_bytes} bytes of UTF-8"
+                f"header.stop[{index}]",
+                f"must be a string of 1 to {limits.max_stop_bytes} bytes of UTF-8, got another value",
             )
     return tuple(items)
 
@@ -216,6 +217,6 @@ def _resume(value: object, sampling: Sampling, limits: Limits) -> tuple[int, ...
     if len(ids) > most:
         raise strict.invalid(
             "header.resume",
-            f"has {len(ids)} token ids; at most max_tokens - 1 = {most} are allowed, as they count as generated",
+            f"must have at most max_tokens - 1 = {most} token ids, got {len(ids)}",
         )
     return ids

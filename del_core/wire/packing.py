@@ -24,9 +24,9 @@ def row_bytes(dim: int, bits: int) -> int:
 
 def _check_shape(dim: int, bits: int) -> None:
     if not 1 <= bits <= 8:
-        raise FrameError(INVALID_VALUE, "bits", f"is {bits}; 1 to 8 are allowed")
+        raise FrameError(INVALID_VALUE, "bits", f"must be from 1 to 8, got {bits}")
     if dim < 1:
-        raise FrameError(INVALID_VALUE, "dim", f"is {dim}; at least 1 is allowed")
+        raise FrameError(INVALID_VALUE, "dim", f"must be at least 1, got {dim}")
 
 
 def pack_codes(codes: Codes, bits: int) -> bytes:
@@ -36,14 +36,14 @@ def pack_codes(codes: Codes, bits: int) -> bytes:
     """
     if codes.dtype != np.uint8 or codes.ndim != 2:
         raise FrameError(
-            INVALID_VALUE, "codes", f"is {codes.dtype} with {codes.ndim} axes; a uint8 array (tokens, dim) is allowed"
+            INVALID_VALUE, "codes", f"must be a uint8 array (tokens, dim), got {codes.dtype} with {codes.ndim} axes"
         )
     tokens, dim = codes.shape
     _check_shape(dim, bits)
     if bits < 8 and tokens and int(codes.max()) >= 1 << bits:
         row = int(np.argmax((codes >> bits).any(axis=1)))
         most = (1 << bits) - 1
-        raise FrameError(INVALID_VALUE, f"codes[{row}]", f"has a count above {most}, the most {bits} bits hold")
+        raise FrameError(INVALID_VALUE, f"codes[{row}]", f"must hold counts up to {most} at {bits} bits, got one above")
     if bits == 8:
         return codes.tobytes()
     if bits == 1:
@@ -65,7 +65,7 @@ def unpack_codes(payload: bytes | bytearray | memoryview, tokens: int, dim: int,
         raise FrameError(
             PAYLOAD_LENGTH_MISMATCH,
             "payload",
-            f"has {size} bytes; {tokens} tokens of {dim} counts of {bits} bits take {tokens * width}",
+            f"must have {tokens * width} bytes for {tokens} tokens of {dim} counts of {bits} bits, got {size}",
         )
     rows = np.frombuffer(payload, dtype=np.uint8).reshape(tokens, width)
     used = dim * bits % 8
@@ -76,7 +76,7 @@ def unpack_codes(payload: bytes | bytearray | memoryview, tokens: int, dim: int,
             raise FrameError(
                 INVALID_PADDING,
                 f"payload row {row}",
-                f"has padding bits set; the bits of a row from bit {dim * bits} on are zero",
+                f"must have zero bits from bit {dim * bits} on, got one that is set",
             )
     if bits == 8:
         return rows.copy()

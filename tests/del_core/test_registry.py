@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -157,10 +158,10 @@ def test_a_bundle_holds_a_mechanism_from_outside(tmp_path: Path) -> None:
         ({"kind": "absent"}, "mechanism must be one of binomial"),
         ({"kind": BINOMIAL}, "bits and ratio_numerator"),
         ({"kind": "toy", "bits": 3, "replaced": 0}, "replaced must be"),
-        ({"kind": "toy", "bits": 2, "replaced": 5}, "has 2 bits; 3 are allowed"),
+        ({"kind": "toy", "bits": 2, "replaced": 5}, "must have the 3 bits of the variant, got 2"),
         ({"kind": "toy", "bits": 3.5, "replaced": 5}, "bits must be an integer"),
         ({"bits": 3}, "kind"),
-        ([], "an object is allowed"),
+        ([], "must be an object, got an array"),
     ],
 )
 def test_a_manifest_with_a_mechanism_that_is_not_right(tmp_path: Path, mechanism: object, said: str) -> None:
@@ -192,7 +193,7 @@ def test_a_plugin_adds_a_mechanism_to_every_part(tmp_path: Path) -> None:
 
     without = run()
     assert without.returncode != 0
-    assert "mechanism must be one of binomial, got 'toy'" in without.stderr
+    assert re.search(r"mechanism must be one of binomial.*, got 'toy'", without.stderr)
     done = run(plugin)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -222,12 +222,12 @@ def test_a_member_above_its_limit_is_refused(original: Path) -> None:
     assert list(_tar.unpack(archive, sizes)) == list(CLIENT_FILES)
     for name, size in sizes.items():
         error = refusal(lambda name=name, size=size: _tar.unpack(archive, {**sizes, name: size - 1}), name)
-        assert error.reason == f"declares {size} bytes; at most {size - 1} are allowed"
+        assert error.reason == f"must have at most {size - 1} bytes, got {size}"
 
 
 def test_an_archive_of_another_bundle_is_refused(original: Path, tmp_path: Path) -> None:
     error = refusal(lambda: unpack_client(pack_client(original), tmp_path / "c", fingerprint="0" * 64), "manifest.json")
-    assert f"{'0' * 64} is required" in error.reason
+    assert f"must be {'0' * 64}, got" in error.reason
     assert list(tmp_path.iterdir()) == []
 
 

@@ -81,7 +81,7 @@ def test_packing_refuses(codes: np.ndarray, bits: int, allowed: str) -> None:
 
 @pytest.mark.parametrize(("tokens", "size"), [(2, 3), (2, 5), (-1, 0), (0, 1), (2**40, 4)])
 def test_unpacking_refuses_another_length(tokens: int, size: int) -> None:
-    with pytest.raises(FrameError, match=f"payload: has {size} bytes") as caught:
+    with pytest.raises(FrameError, match=f"payload must have .*, got {size}$") as caught:
         unpack_codes(bytes(size), tokens, 3, 4)
     assert caught.value.code == "payload_length_mismatch"
 
@@ -192,7 +192,7 @@ def test_error_types() -> None:
 
 @pytest.mark.parametrize(("bits", "dim"), [(0, 1), (9, 1), (1, 0)])
 def test_shapes_are_checked(bits: int, dim: int) -> None:
-    with pytest.raises(ValueError, match="allowed"):
+    with pytest.raises(ValueError, match="must be an integer"):
         Shape(bits, dim)
 
 

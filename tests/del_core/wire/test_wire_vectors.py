@@ -88,7 +88,7 @@ def test_malformed_vectors(case: dict[str, Any]) -> None:
         )
     error = caught.value
     assert (error.code, error.status, error.field) == (case["code"], case["status"], case["field"])
-    assert str(error) == f"{error.field}: {error.message}"
+    assert str(error) == f"{error.field} {error.message}"
     assert str(error).isprintable()
     assert str(error).isascii()
 
@@ -127,9 +127,9 @@ def test_documented_members_are_the_members() -> None:
     page = (ROOT / "docs/reference/wire-format.md").read_text("utf-8")
     section = page[page.index("### Header") : page.index("### Payload")]
     table = set(re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE))
-    with pytest.raises(FrameError, match="unknown member") as caught:
+    with pytest.raises(FrameError, match="must have no members but") as caught:
         decode_frame(frame_of(json.dumps(header_of(surprise=1)).encode()), {})
-    accepted = set(caught.value.message.partition("allowed are ")[2].split(", "))
+    accepted = set(caught.value.message.partition("but ")[2].partition(", got")[0].split(", "))
     neutral = accepted - table
     assert table <= accepted
     assert neutral == set(re.findall(r"`([a-z_]+)`\s(?:0|1|`|null|false)", section[section.index("Parameters that") :]))
