@@ -10,8 +10,7 @@ from delctl.terminal import console
 
 if TYPE_CHECKING:
     from cluster.local import LocalServer
-    from deployments.applications import ServedApplication
-    from deployments.settings import Settings
+    from deployments.settings import ServedApplication, Settings
 
 __all__ = ["PROXY_WORDS", "running_server"]
 

@@ -1,4 +1,4 @@
-"""What a replica does before it answers: verify bundle and base model, start the engine, join them into a service."""
+"""Start of a replica: verify bundle and base model, start the engine, make the service."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from tokenizers import Tokenizer
 
 from del_core.bundle import Bundle, load_bundle
 from del_core.errors import BundleError
-from deployments.engines.base import Engine
+from deployments.engines import ENGINES
 from deployments.service.base_model import EmbeddingTable, end_of_text_ids, verify_checksum
 from deployments.service.service import Capacity, PrivateLMService
 from deployments.settings import Settings
 
-__all__ = ["start_service"]
+__all__ = ["load_extra_bundle", "start_service"]
 
 logger = logging.getLogger("deployments.replica")
 
-# Objects that are new since the last collection of garbage before there is another; Python's default is 700. Serve has
-# frozen what was there at the start, and a request leaves less than one object that only a collection finds: with 700
-# it looked through the requests under way some sixty times a second, for 5 % of the replica's time.
+# New objects between two garbage collections; Python's default is 700. Serve has frozen the objects that exist at the
+# start, and a request leaves less than one object that only a collection finds. With 700, collections ran about sixty
+# times a second and took 5 % of the replica's time.
 _GARBAGE_THRESHOLD = 10_000
 
 
 async def start_service(settings: Settings) -> PrivateLMService:
-    """The running service of these settings.
+    """Return the running service of these settings.
 
-    Raises BundleError or BaseModelError before the engine starts, if the bundle is damaged or made for another model.
+    Raises:
+        BundleError, BaseModelError: the bundle is damaged or made for another model; no engine was started.
     """
     began = time.monotonic()
     bundle, table = await asyncio.to_thread(_verify, settings.bundle_path, settings.base_model_path)
-    also = [await asyncio.to_thread(_load_other, path, bundle) for path in settings.also_paths]
-    engine = _engine(settings)
+    extra = [await asyncio.to_thread(load_extra_bundle, path, bundle) for path in settings.extra_bundle_paths]
+    engine = ENGINES.find(settings.engine.kind).create(settings.base_model_path, settings.engine)
     await engine.start()
     try:
         service = PrivateLMService(
@@ -46,7 +47,7 @@ async def start_service(settings: Settings) -> PrivateLMService:
             engine=engine,
             capacity=Capacity(requests=settings.scaling.max_ongoing_requests),
             max_frame_bytes=settings.http.max_frame_bytes,
-            also=also,
+            also=extra,
         )
     except BaseException:
         await engine.shutdown()
@@ -64,21 +65,11 @@ def _verify(bundle_path: Path, model_path: Path) -> tuple[Bundle, EmbeddingTable
     return bundle, EmbeddingTable.open(model_path, base_model)
 
 
-def _load_other(path: Path, bundle: Bundle) -> Bundle:
-    """Another bundle that this replica can serve beside ``bundle``. Raises BundleError."""
+def load_extra_bundle(path: Path, bundle: Bundle) -> Bundle:
+    """Load a bundle that can be served beside ``bundle``. Raises BundleError."""
     other = load_bundle(path)
     if other.manifest.base_model.sha256 != bundle.manifest.base_model.sha256:
-        raise BundleError(f"also: {path}", f"was made for another base model than {bundle.path}; the same is required")
+        raise BundleError(f"extra_bundles: {path}", f"must be for the same base model as {bundle.path}")
     if other.client.tokenizer_path.read_bytes() != bundle.client.tokenizer_path.read_bytes():
-        raise BundleError(f"also: {path}", f"has another tokenizer.json than {bundle.path}; the same is required")
+        raise BundleError(f"extra_bundles: {path}", f"must have the same tokenizer.json as {bundle.path}")
     return other
-
-
-def _engine(settings: Settings) -> Engine:
-    if settings.engine.stand_in is not None:
-        from deployments.engines.mock import TokenClock
-
-        return TokenClock(settings.engine, settings.engine.stand_in)
-    from deployments.engines.vllm.engine import VllmEngine
-
-    return VllmEngine(settings.base_model_path, settings.engine)

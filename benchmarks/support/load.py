@@ -257,10 +257,9 @@ async def _main() -> None:
     first = json.loads(sys.stdin.readline())
     engine = None
     if first["engine"] is not None:
-        from deployments.engines.vllm.engine import VllmEngine
-        from deployments.settings import EngineSettings
+        from deployments.engines.vllm.engine import VllmEngine, VllmSettings
 
-        engine = VllmEngine(Path(first["model"]), EngineSettings.model_validate(first["engine"]))
+        engine = VllmEngine(Path(first["model"]), VllmSettings.model_validate(first["engine"]))
         await engine.start()
     prompts = Prompts(load_bundle(Path(first["bundle"])), first["variant"])
     generator = _Generator(engine, prompts.soft_rows)

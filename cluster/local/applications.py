@@ -9,9 +9,8 @@ from typing import Any
 
 from del_core.bundle import load_bundle
 from del_core.net.addresses import is_loopback
-from deployments.applications import ServedApplication
 from deployments.service.base_model import verify_checksum
-from deployments.settings import Settings
+from deployments.settings import ServedApplication, Settings
 
 __all__ = ["check", "grace_s", "num_cpus", "to_json"]
 
@@ -58,7 +57,7 @@ def _values(settings: Settings, worker_nodes: int) -> dict[str, Any]:
     places: dict[str, Any] = {
         "bundle": str(settings.bundle_path.resolve()),
         "base_model": str(settings.base_model_path.resolve()),
-        "also": [str(path.resolve()) for path in settings.also_paths],
+        "extra_bundles": [str(path.resolve()) for path in settings.extra_bundle_paths],
     }
     values = {**settings.model_dump(mode="json"), **places}
     if settings.keys.file is not None:

@@ -3,7 +3,7 @@
     with local_server(settings) as url:
         ...                                # requests to url; at the end everything is stopped
 
-Several base models run side by side as applications under paths of their own (:mod:`deployments.applications`).
+Several base models run side by side as applications under paths of their own (:mod:`deployments.settings`).
 
 Everything runs under a supervisor process, which starts a Ray cluster of its own on loopback (token authentication on,
 no dashboard, no usage reports), Serve and the application. The supervisor stops it all when its standard input closes,
@@ -40,8 +40,7 @@ from cluster.local.channel import Channel
 from cluster.local.proxy import Proxy, haproxy_binary, haproxy_environment
 from del_core.errors import DelError
 from deployments.api.ingress import CALLBACK
-from deployments.applications import ServedApplication, as_applications
-from deployments.settings import Settings
+from deployments.settings import ServedApplication, Settings, as_applications
 
 __all__ = [
     "LocalServer",

@@ -15,8 +15,7 @@ from delctl.terminal import console, printable
 
 if TYPE_CHECKING:
     from cluster.local import LocalServer
-    from deployments.applications import ServedApplication
-    from deployments.settings import Settings
+    from deployments.settings import ServedApplication, Settings
 
 __all__ = ["serve"]
 
@@ -71,8 +70,7 @@ def _served(
 ) -> Settings | Sequence[ServedApplication]:
     """The settings of the file, or the defaults, with what the options say in place of theirs; or its applications."""
     from del_core import demo
-    from deployments.applications import load_config
-    from deployments.settings import DEMO, Settings, parse_settings
+    from deployments.settings import DEMO, Settings, load_config, parse_settings
 
     named = load_config(config) if config else Settings()
     if not isinstance(named, Settings):

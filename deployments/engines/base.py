@@ -1,42 +1,63 @@
-"""What the service needs of a language-model engine; nothing above this module knows which engine it is.
+"""The interface between the service and a language-model engine, and the registry of engines.
 
-An engine takes a prompt as embeddings, (tokens, hidden size) float32, and yields token ids. Text, stop strings and
-end-of-text tokens are the service's business (:mod:`deployments.service.text`), so that they work alike for every
-engine and
-across a resumed completion.
+An engine takes a prompt as embeddings, (tokens, hidden size) float32, and yields token ids. The service
+(:mod:`deployments.service.text`) handles text, stop strings and end-of-text tokens, so they behave the
+same for every engine and across a resumed completion.
+
+A kind of engine is one module that registers an :class:`EngineKind` in :data:`ENGINES`. The setting
+``engine.kind`` chooses it. Plugins add kinds (:mod:`del_core.registry`).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from del_core.errors import DelError
+from del_core.registry import Registry
+from deployments.sections import Section
 
-__all__ = ["Delta", "Engine", "EngineDeadError", "EngineSampling", "FinishReason"]
+__all__ = [
+    "ENGINES",
+    "Delta",
+    "Engine",
+    "EngineDeadError",
+    "EngineKind",
+    "EngineSampling",
+    "EngineSettings",
+    "FinishReason",
+    "parse_engine",
+]
 
 FinishReason = Literal["stop", "length"]
 
 
 class EngineDeadError(DelError):
-    """The engine has stopped and will not answer again; its replica has to be replaced."""
+    """The engine has stopped and will not answer again; its replica must be replaced."""
 
 
 @dataclass(frozen=True)
 class EngineSampling:
-    """How to sample one completion.
+    """Sampling of one completion.
 
-    ``max_tokens``: at least 1. ``temperature`` 0 is greedy. ``top_p`` in (0, 1]. ``seed``: None or a signed 64-bit
-    integer; the same seed, prompt and engine give the same tokens. ``position``: how many tokens of the completion the
-    prompt holds already (it is being resumed); with a seed, what is drawn for a token depends on its position in the
-    whole completion. ``stop_token_ids``: ids that end the completion, the model's end of text included where it
-    applies. ``incremental``: yield tokens as they come; without it the engine may yield all of them at the end, which
-    is cheaper. ``gather_tokens``, ``gather_s``: an engine may gather tokens after the first ones until that many wait
-    or one has waited that long (seconds).
+    Args:
+        max_tokens: at least 1.
+        temperature: 0 is greedy.
+        top_p: in (0, 1].
+        seed: None or a signed 64-bit integer. The same seed, prompt and engine give the same tokens.
+        position: number of tokens of a resumed completion that the prompt already holds. With a seed,
+            the draw for a token depends on its position in the whole completion.
+        stop_token_ids: ids that end the completion, with the model's end-of-text ids where they apply.
+        incremental: yield tokens as they are generated. Otherwise the engine may yield all tokens at
+            the end, which costs less.
+        gather_tokens: after the first tokens, an engine may hold tokens until this many are pending.
+        gather_s: or until one has been pending for this many seconds.
     """
 
     max_tokens: int
@@ -52,11 +73,13 @@ class EngineSampling:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Tokens that are new since the last one; the last one says why generation ended.
+    """New tokens of a completion; the last one has the finish reason.
 
-    ``finish_reason`` "stop": the last token id is one of ``stop_token_ids``; "length": ``max_tokens`` were generated.
-    ``cached_rows``: how many of the prompt's rows were not computed, as the cache had them; None if not known.
-    ``gathered``: they have waited for others as long as they should, and are to be passed on at once.
+    Args:
+        finish_reason: "stop" if the last token id is one of ``stop_token_ids``, "length" if
+            ``max_tokens`` tokens were generated.
+        cached_rows: prompt rows that the cache held and that were not computed; None if not known.
+        gathered: the tokens have been held long enough and must be sent at once.
     """
 
     token_ids: tuple[int, ...] = field(repr=False)
@@ -70,10 +93,10 @@ class Engine(Protocol):
 
     @property
     def context_length(self) -> int:
-        """Prompt rows and generated tokens that one request may have together; known once the engine has started."""
+        """Largest sum of prompt rows and generated tokens of one request; known after :meth:`start`."""
 
     async def start(self) -> None:
-        """Load the model. Raises if that fails. Called once, before anything else."""
+        """Load the model. Called once, before any other method."""
 
     def generate(
         self,
@@ -84,21 +107,67 @@ class Engine(Protocol):
         cache_salt: str | None = None,
         shared_rows: int = 0,
     ) -> AsyncGenerator[Delta, None]:
-        """Generate after ``embeddings`` (tokens, hidden size), float32 and finite, at least one row.
+        """Generate after a prompt; closing the generator early frees the request's resources.
 
-        ``request_id`` is unique among the requests in flight. Prompts share cached prefixes only with prompts of the
-        same ``cache_salt``, except for the first ``shared_rows`` rows, which all may share. Closing the
-        iterator before its end frees what the request holds.
+        Args:
+            request_id: unique among the requests in flight.
+            embeddings: (tokens, hidden size), float32 and finite, at least one row.
+            cache_salt: cached prefixes are shared only between prompts of the same salt,
+            shared_rows: except for this many first rows, which all prompts may share.
 
         Raises:
             EngineDeadError: the engine has stopped, before or during this request.
         """
 
-    async def abort(self, request_id: str) -> None:
-        """Stop a request; unknown and finished ones are ignored."""
-
     async def check_health(self) -> None:
-        """Return if the engine works; raise EngineDeadError if it has stopped."""
+        """Raise EngineDeadError if the engine has stopped."""
 
     async def shutdown(self) -> None:
         """Stop the engine and every process that it started. May be called more than once."""
+
+
+class EngineSettings(Section):
+    """Settings that every kind of engine has."""
+
+    kind: str = "vllm"
+    """Kind of engine: "vllm", "mock" (load tests without a model), or one that a plugin adds."""
+    max_model_len: int | None = Field(default=None, ge=64)
+    """Largest sum of soft prompt, prompt and generated tokens of one request; null means the model's own limit."""
+    max_num_seqs: int = Field(default=64, ge=1, le=4096)
+    """Requests that one step of the engine computes together; others wait inside the engine."""
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """A registered kind of engine.
+
+    Args:
+        settings: model of the section ``engine`` for this kind.
+        create: makes the engine from the directory of the base model and its settings. Heavy imports
+            belong inside, so that only replicas load them.
+    """
+
+    settings: type[EngineSettings]
+    create: Callable[[Path, Any], Engine]
+
+
+ENGINES: Registry[EngineKind] = Registry("engine.kind")
+"""Kinds of engines by name."""
+
+
+def parse_engine(values: Mapping[str, Any]) -> EngineSettings:
+    """Validate the section ``engine`` with the settings model of its kind.
+
+    Raises:
+        ValueError: no such kind is registered, or (pydantic's ValidationError) a field is invalid.
+    """
+    values = dict(values)
+    # Until 1.0: `stand_in: {...}` is the former spelling of `kind: mock`. Fields of vLLM had no effect beside it.
+    pace = values.pop("stand_in", None)
+    if isinstance(pace, Mapping):
+        general = {name: value for name, value in values.items() if name in EngineSettings.model_fields}
+        values = {**general, **pace, "kind": "mock"}
+    kind = values.get("kind", EngineSettings.model_fields["kind"].default)
+    if not isinstance(kind, str):
+        return EngineSettings.model_validate(values)
+    return ENGINES.find(kind).settings.model_validate(values)

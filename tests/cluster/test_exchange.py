@@ -12,7 +12,7 @@ import pytest
 
 from del_core.bundle import Bundle, load_bundle
 from del_core.errors import BundleError, FrameError
-from deployments.replica import _load_other
+from deployments.replica import load_extra_bundle
 from deployments.service.service import PrivateLMService
 from deployments.settings import load_settings
 from tests.support.scripted_engine import ScriptedEngine
@@ -68,12 +68,12 @@ async def test_faults_are_those_of_the_frames_own_bundle(exchanging: PrivateLMSe
 
 
 def test_another_base_model_is_refused(bundle: Bundle, other: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="another base model"):
-        _load_other(Path(other.path), bundle)
-    assert _load_other(Path(bundle.path), bundle).fingerprint == bundle.fingerprint
+    with pytest.raises(BundleError, match="must be for the same base model"):
+        load_extra_bundle(Path(other.path), bundle)
+    assert load_extra_bundle(Path(bundle.path), bundle).fingerprint == bundle.fingerprint
 
 
 def test_directories_in_a_file_are_relative_to_it(tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
     file.write_text("bundle: new\nbase_model: demo\nalso: [old, /elsewhere/older]\n")
-    assert load_settings(file).also_paths == (tmp_path / "old", Path("/elsewhere/older"))
+    assert load_settings(file).extra_bundle_paths == (tmp_path / "old", Path("/elsewhere/older"))

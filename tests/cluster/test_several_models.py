@@ -25,8 +25,8 @@ from client_lib import BundleOutdated, Client, ProtocolError, private, public
 from cluster.local import LocalServer, start_local
 from del_core.bundle import Bundle, load_bundle, unpack_client
 from deployments.api.ingress import HOLD
-from deployments.applications import load_config
 from deployments.auth.keys import hash_key
+from deployments.settings import load_config
 from tests.cluster.test_stack import complete, expected_tokens, stream
 from tests.support.serving_frames import HEADERS, PATH, make_frame, make_request
 from tests.support.tiny import Tiny, make_tiny

@@ -8,8 +8,15 @@ import pytest
 import yaml
 
 from cluster.local.applications import grace_s, num_cpus, to_json
-from deployments.applications import DEFAULT_NAME, ServedApplication, as_applications, load_config
-from deployments.settings import Settings, SettingsError, parse_settings
+from deployments.settings import (
+    DEFAULT_NAME,
+    ServedApplication,
+    Settings,
+    SettingsError,
+    as_applications,
+    load_config,
+    parse_settings,
+)
 
 
 def entry(name: str, **values: object) -> dict[str, object]:
@@ -57,15 +64,19 @@ def test_what_the_file_says_of_the_cluster_is_passed_over(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("entries", "others", "words"),
     [
-        ([], {}, "applications: is empty"),
-        ([entry("a"), entry("a")], {}, "a is the name of more than one"),
-        ([entry("a", route_prefix="/x"), entry("b", route_prefix="/x")], {}, "/x is the route_prefix of more than one"),
-        ([entry("a", route_prefix="x")], {}, r"applications\.0\.route_prefix: is 'x'; String should match pattern"),
-        ([entry("a", route_prefix="/x/")], {}, r"applications\.0\.route_prefix: is '/x/'; "),
-        ([entry("a b")], {}, r"applications\.0\.name: is 'a b'; "),
+        ([], {}, "applications must hold at least one"),
+        ([entry("a"), entry("a")], {}, "name must be unique .*, got a more than once"),
+        (
+            [entry("a", route_prefix="/x"), entry("b", route_prefix="/x")],
+            {},
+            "route_prefix must be unique",
+        ),
+        ([entry("a", route_prefix="x")], {}, r"applications\.0\.route_prefix must match pattern .*, got 'x'"),
+        ([entry("a", route_prefix="/x/")], {}, r"applications\.0\.route_prefix must .*, got '/x/'"),
+        ([entry("a b")], {}, r"applications\.0\.name must .*, got 'a b'"),
         ([entry("a", import_path="other:app")], {}, "deployments.app:build"),
-        ([entry("a", args={"config": "a.yaml", "bundle": "b"})], {}, "config alone"),
-        ([entry("a", args={"config": "a.yaml"})], {}, "a.yaml: cannot be read"),
+        ([entry("a", args={"config": "a.yaml", "bundle": "b"})], {}, "the path of a file"),
+        ([entry("a", args={"config": "a.yaml"})], {}, "a.yaml must be readable"),
         ([entry("a", args={"scaling": {"replicas": 2}})], {}, "a: args: scaling.replicas"),
         ([entry("a", runtime_env={})], {}, "runtime_env"),
         ([entry("a")], {"scaling": {}}, "scaling"),

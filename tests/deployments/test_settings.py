@@ -11,8 +11,10 @@ import yaml
 from pydantic import BaseModel
 
 from del_core import demo
-from deployments.engines.vllm.engine import engine_environment
-from deployments.settings import Settings, SettingsError, load_settings, parse_settings
+from deployments.engines import ENGINES
+from deployments.engines.mock import MockSettings
+from deployments.engines.vllm.engine import VllmSettings, engine_environment
+from deployments.settings import EngineSettings, Settings, SettingsError, load_settings, parse_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,18 +44,28 @@ def test_file_with_relative_directories(tmp_path: Path) -> None:
     ("values", "where"),
     [
         ({"colour": "red"}, "colour"),
+        ({"engine": {"kind": "other"}}, "engine.kind must be one of .*, got 'other'"),
+        ({"engine": {"kind": 3}}, "engine.kind must be .*, got 3"),
+        ({"engine": {"kind": "mock", "dtype": "float32"}}, "engine.dtype must be left out"),
+        ({"engine": {"stand_in": {"step_ms": 0}}}, "engine.step_ms must be .*, got 0"),
         ({"engine": {"max_num_seq": 4}}, "engine.max_num_seq"),
-        ({"engine": {"dtype": "float8"}}, "engine.dtype: is 'float8'"),
-        ({"engine": {"threads": 0}}, "engine.threads: is 0"),
-        ({"engine": {"block_size": 128}}, "engine.block_size: is 128"),
-        ({"scaling": {"min_replicas": 3, "max_replicas": 2}}, "max_replicas is 2; at least min_replicas = 3"),
+        ({"engine": {"dtype": "float8"}}, "engine.dtype must be .*, got 'float8'"),
+        ({"engine": {"threads": 0}}, "engine.threads must be .*, got 0"),
+        ({"engine": {"block_size": 128}}, "engine.block_size must be .*, got 128"),
+        (
+            {"scaling": {"min_replicas": 3, "max_replicas": 2}},
+            "scaling.max_replicas must be at least min_.* = 3, got 2",
+        ),
         ({"scaling": {"max_replicas": 0}}, "scaling.max_replicas"),
-        ({"scaling": {"look_back_period_s": 0.5}}, "look_back_period_s is 0.5; more than metrics_interval_s = 0.5"),
+        (
+            {"scaling": {"look_back_period_s": 0.5}},
+            "look_back_period_s must be greater than .* = 0.5, got 0.5",
+        ),
         ({"scaling": {"target_ongoing_requests": float("nan")}}, "scaling.target_ongoing_requests"),
-        ({"streaming": {"max_delay_s": -1}}, "streaming.max_delay_s: is -1"),
-        ({"http": {"max_frame_bytes": "many"}}, "http.max_frame_bytes: is 'many'"),
-        ({"bundle": "somewhere"}, "base_model is null"),
-        ({"engine": 3, "http": 4}, "engine: is 3.*http: is 4"),
+        ({"streaming": {"max_delay_s": -1}}, "streaming.max_delay_s must be .*, got -1"),
+        ({"http": {"max_frame_bytes": "many"}}, "http.max_frame_bytes must be .*, got 'many'"),
+        ({"bundle": "somewhere"}, "base_model must be .*, got null"),
+        ({"engine": 3, "http": 4}, "engine must be .*, got 3; http must be .*, got 4"),
     ],
 )
 def test_refusals_name_the_field(values: dict[str, Any], where: str) -> None:
@@ -63,7 +75,7 @@ def test_refusals_name_the_field(values: dict[str, Any], where: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("a: [1", "line"), ("- 1\n", "is a list"), ("engine: {threads: x}", "engine.threads"), ("\x00", "not YAML")],
+    [("a: [1", "line"), ("- 1\n", "got a list"), ("engine: {threads: x}", "engine.threads"), ("\x00", "must be YAML")],
 )
 def test_malformed_files_name_the_file(tmp_path: Path, content: str, reason: str) -> None:
     path = tmp_path / "serve.yaml"
@@ -73,8 +85,18 @@ def test_malformed_files_name_the_file(tmp_path: Path, content: str, reason: str
     assert str(path) in str(caught.value)
 
 
+def test_former_spellings_stay_valid() -> None:
+    """``engine.stand_in``, with fields of vLLM that had no effect beside it, and ``also``; up to 1.0."""
+    former = parse_settings({"engine": {"stand_in": {"step_ms": 2}, "max_num_seqs": 8, "threads": 2}, "also": ["a"]})
+    engine = {"kind": "mock", "step_ms": 2, "max_num_seqs": 8}
+    assert former == parse_settings({"engine": engine, "extra_bundles": ["a"]})
+    assert isinstance(former.engine, MockSettings)
+    assert parse_settings(former.model_dump(mode="json")) == former
+    assert parse_settings({"engine": {"stand_in": None}}) == Settings()
+
+
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"nothing\.yaml: cannot be read"):
+    with pytest.raises(SettingsError, match=r"nothing\.yaml must be readable"):
         load_settings(tmp_path / "nothing.yaml")
 
 
@@ -102,31 +124,47 @@ def test_application_from_settings_and_from_a_file(tmp_path: Path) -> None:
 
 
 def test_the_environment_keeps_vllm_quiet_offline_and_unbound() -> None:
-    environment = engine_environment(parse_settings({"engine": {"threads": 3}}).engine)
+    environment = engine_environment(VllmSettings(threads=3))
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["HF_HUB_OFFLINE"] == environment["VLLM_NO_USAGE_STATS"] == "1"
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
 
 
+def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Every field with its default, those of nested sections included but not those of the engine."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        value = field.get_default(call_default_factory=True)
+        if isinstance(value, EngineSettings):
+            continue
+        if isinstance(value, BaseModel):
+            found |= fields_of(type(value), f"{prefix}{name}.")
+        else:
+            assert field.description, name
+            found[f"{prefix}{name}"] = value
+    return found
+
+
 def test_every_field_is_documented() -> None:
-    """docs/reference/configuration.md has a row for every field, with its default."""
+    """docs/reference/configuration.md has a row for every field, with its default, in a table for each kind."""
     page = (ROOT / "docs/reference/configuration.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `([a-z_.]+)` \| ([^|]*) \|", page, flags=re.MULTILINE))
+    sections = dict(re.findall(r"^##+ ([^\n]*)$(.*?)(?=^##|\Z)", page, flags=re.MULTILINE | re.DOTALL))
 
-    def fields(model: Any, prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, field in type(model).model_fields.items():
-            value = getattr(model, name)
-            if isinstance(value, BaseModel):
-                found |= fields(value, f"{prefix}{name}.")
-            else:
-                assert field.description, name
-                found[f"{prefix}{name}"] = value
-        return found
+    def rows(text: str) -> dict[str, str]:
+        return dict(re.findall(r"^\| `([a-z_.]+)` \| ([^|]*) \|", text, flags=re.MULTILINE))
 
-    expected = fields(Settings())
-    assert set(rows) == set(expected)
-    for name, value in expected.items():
-        assert rows[name].strip().strip("`") == ("null" if value is None else yaml.safe_dump(value).split("\n")[0]), (
-            name
-        )
+    def check(found: dict[str, str], expected: dict[str, Any]) -> None:
+        assert set(found) == set(expected)
+        for name, value in expected.items():
+            default = "null" if value is None else yaml.safe_dump(value).split("\n")[0]
+            assert found[name].strip().strip("`") == default, name
+
+    general = fields_of(EngineSettings, "engine.")
+    check(rows(sections["Engine"]), general)
+    headings = {"vllm": "vLLM", "mock": "Mock engine"}
+    assert set(headings) == set(ENGINES)
+    for kind, heading in headings.items():
+        own = fields_of(ENGINES[kind].settings, "engine.")
+        check(rows(sections[heading]), {name: value for name, value in own.items() if name not in general})
+    others = [text for heading, text in sections.items() if heading not in ("Engine", *headings.values())]
+    check(rows("".join(others)), fields_of(Settings))

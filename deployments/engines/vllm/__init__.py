@@ -1,1 +1,1 @@
-"""The vLLM engine."""
+"""vLLM as an engine: the replica's side (engine, frontend, startup) and the engine process's (worker, sampling)."""

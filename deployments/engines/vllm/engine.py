@@ -1,13 +1,13 @@
-"""The engine that runs in production: vLLM's AsyncLLM with prompt embeddings.
+"""The production engine: vLLM's AsyncLLM with prompt embeddings.
 
-What vLLM is told, and why (measured with 0.32):
+Constraints of vLLM (0.32) that this module respects:
 
-- The whole prompt goes in as embeddings. Mixing token ids and embeddings has an open wrong-KV bug; penalties with
-  embeddings kill the engine; so neither is ever passed on, and every tensor is built from validated integers, since a
-  NaN is accepted and a wrong width kills the engine.
-- No tokeniser is loaded and nothing is detokenised there: the service does that, and knows the end-of-text ids.
-- ``block_size`` has to divide the soft prompts' length, or their keys and values are computed for every request.
-- The environment is set before vllm is imported, as it reads it then. Statistics and request logging are off.
+- Prompts are embeddings throughout. Mixed token ids and embeddings can use wrong keys and values (an open
+  bug), and penalties with embeddings stop the engine, so neither is ever passed on. Every tensor is built
+  from validated integers, because vLLM accepts NaN and stops on a wrong width.
+- vLLM loads no tokenizer and detokenizes nothing: the service does, and knows the end-of-text ids.
+- ``block_size`` must divide the length of the soft prompts, or they are computed for every request.
+- vLLM reads its environment when it is imported, so it is set before. Statistics and request logs are off.
 """
 
 from __future__ import annotations
@@ -18,39 +18,64 @@ import importlib.metadata
 import os
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from deployments.engines.base import Delta, EngineDeadError, EngineSampling
-from deployments.engines.vllm import logging as _engine_logging
-from deployments.engines.vllm import startup as _quick_start
-from deployments.engines.vllm.cache_isolation import salt_for
+from deployments.engines.base import ENGINES, Delta, EngineDeadError, EngineKind, EngineSampling, EngineSettings
+from deployments.engines.vllm import startup
 from deployments.engines.vllm.frontend import Frontend
-from deployments.settings import EngineSettings
+from deployments.engines.vllm.worker import LOGGING_ENVIRONMENT, configure_logging, salt_for
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
-__all__ = ["VllmEngine", "engine_environment"]
-
-_GREEDY_BELOW = 1e-5
-"""Temperatures below are greedy for vLLM."""
+__all__ = ["VllmEngine", "VllmSettings", "engine_environment"]
 
 
-def engine_environment(settings: EngineSettings) -> dict[str, str]:
-    """The environment variables that vLLM and the numerical libraries have to see before they are loaded."""
+class VllmSettings(EngineSettings):
+    """Settings of the vLLM engine of one replica."""
+
+    kind: Literal["vllm"] = "vllm"
+    """Kind of engine."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the model; "auto" is the type of its weights."""
+    block_size: Literal[16, 32] = 32
+    """Tokens per block of the KV cache. It divides the length of the soft prompts, so that each is computed once."""
+    kv_cache_memory_bytes: int | None = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
+    """Size of the KV cache; null means what ``gpu_memory_utilization`` leaves."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of the device's memory for the engine if ``kv_cache_memory_bytes`` is null."""
+    max_num_batched_tokens: int | None = Field(default=None, ge=64)
+    """Largest number of tokens that one step computes; null means vLLM's default."""
+    enforce_eager: bool = True
+    """Skip compilation and graph capture: faster start and less memory, but slower steps on a GPU."""
+    prefix_caching: bool = True
+    """Cache keys and values of prompt prefixes, in particular of the soft prompts."""
+    tensor_parallel_size: int = Field(default=1, ge=1, le=64)
+    """GPUs that share one model."""
+    threads: int = Field(default=1, ge=1, le=1024)
+    """Threads of the numerical libraries in each process of a replica (OMP_NUM_THREADS)."""
+    quick_start: bool = True
+    """On CPUs with one thread: import vLLM in both processes of a replica at the same time."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
+    """Level of vLLM's log, which never holds prompts; DEBUG and INFO help to diagnose a failed start."""
+
+
+def engine_environment(settings: VllmSettings) -> dict[str, str]:
+    """Return the environment variables that vLLM and the numerical libraries read when they are loaded."""
     return {
         "OMP_NUM_THREADS": str(settings.threads),
         # One process fewer: the worker runs inside the engine's process.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        # The default binds every engine of a node to the same cores.
+        # By default every engine of a node is bound to the same cores.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": settings.log_level,
-        **_engine_logging.ENVIRONMENT,
-        # No plug-ins that happen to be installed.
+        **LOGGING_ENVIRONMENT,
+        # No vLLM plugins that happen to be installed.
         "VLLM_PLUGINS": "",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -59,7 +84,7 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
 
 
 def _is_cpu_build() -> bool:
-    """Whether the vLLM installed here is the one for CPUs; said without importing it."""
+    """Return whether the installed vLLM is the build for CPUs, without importing it."""
     try:
         importlib.metadata.distribution("vllm-cpu")
     except importlib.metadata.PackageNotFoundError:
@@ -67,21 +92,10 @@ def _is_cpu_build() -> bool:
     return True
 
 
-def _draw(sampling: EngineSampling) -> dict[str, Any]:
-    """The fields of SamplingParams that say how a token is drawn."""
-    if sampling.seed is None or sampling.temperature < _GREEDY_BELOW:
-        return {"temperature": sampling.temperature, "top_p": sampling.top_p}
-    from deployments.engines.vllm.sampling import extra_args
-
-    arguments = extra_args(sampling.seed, sampling.position, sampling.temperature, sampling.top_p)
-    return {"temperature": 0.0, "extra_args": arguments}
-
-
 class VllmEngine:
-    """:class:`deployments.engines.base.Engine` over vLLM. The model's process is a child of this one and ends with
-    it."""
+    """:class:`deployments.engines.base.Engine` over vLLM. The model runs in a child process."""
 
-    def __init__(self, model: Path, settings: EngineSettings) -> None:
+    def __init__(self, model: Path, settings: VllmSettings) -> None:
         self._model = model
         self._settings = settings
         self._llm: AsyncLLM | None = None
@@ -97,7 +111,7 @@ class VllmEngine:
         return self._context_length
 
     async def start(self) -> None:
-        """See ``Engine``. The loading runs in a thread, so that the event loop goes on answering."""
+        """See ``Engine``. A thread loads the model, so that the event loop stays responsive."""
         os.environ.update(engine_environment(self._settings))
         self._llm = llm = await asyncio.to_thread(self._load)
         self._frontend = Frontend(llm)
@@ -106,15 +120,15 @@ class VllmEngine:
             self.gives_ids = all(await llm.collective_rpc("give_ids_after_prompts"))
 
     def _load(self) -> AsyncLLM:
-        quick = self._settings.quick_start and self._settings.threads == 1 and _is_cpu_build()
+        settings = self._settings
+        quick = settings.quick_start and settings.threads == 1 and _is_cpu_build()
         if quick:
-            _quick_start.begin()
-        _engine_logging.configure()
+            startup.begin()
+        configure_logging()
         import torch
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        settings = self._settings
         optional = {
             "max_model_len": settings.max_model_len,
             "max_num_batched_tokens": settings.max_num_batched_tokens,
@@ -137,7 +151,7 @@ class VllmEngine:
             enable_log_requests=False,
             **{name: value for name, value in optional.items() if value is not None},
         )
-        with _quick_start.used() if quick else contextlib.nullcontext():
+        with startup.forked_engine() if quick else contextlib.nullcontext():
             llm = AsyncLLM.from_engine_args(arguments)
         dtype = llm.model_config.dtype
         self._tensor = lambda embeddings: torch.from_numpy(embeddings).to(dtype)
@@ -154,31 +168,15 @@ class VllmEngine:
         shared_rows: int = 0,
     ) -> AsyncGenerator[Delta, None]:
         """See ``Engine``."""
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
+        from deployments.engines.vllm.sampling import sampling_params
 
-        parameters = SamplingParams(
-            max_tokens=sampling.max_tokens,
-            **_draw(sampling),
-            stop_token_ids=list(sampling.stop_token_ids),
-            # The end-of-text ids are among the stop ids where they apply.
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-            # They are this request's own.
-            skip_clone=True,
-        )
         prompt: dict[str, Any] = {"type": "embeds", "prompt_embeds": self._tensor(embeddings)}
         if cache_salt is not None:
             prompt["cache_salt"] = salt_for(shared_rows, cache_salt)
-        deltas = self._started().generate(request_id, prompt, parameters, sampling)
+        deltas = self._started().generate(request_id, prompt, sampling_params(sampling), sampling)
         async with contextlib.aclosing(deltas):
             async for delta in deltas:
                 yield delta
-
-    async def abort(self, request_id: str) -> None:
-        """See ``Engine``."""
-        if self._frontend is not None:
-            await self._frontend.abort(request_id)
 
     async def check_health(self) -> None:
         """See ``Engine``."""
@@ -198,3 +196,6 @@ class VllmEngine:
         if self._frontend is None:
             raise EngineDeadError("the engine has not been started, or has stopped")
         return self._frontend
+
+
+ENGINES.register("vllm", EngineKind(VllmSettings, VllmEngine))

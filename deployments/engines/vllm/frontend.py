@@ -1,10 +1,10 @@
-"""The side of vLLM's engine process that the replica sees: requests in, tokens out, gathered before anybody is woken.
+"""The replica's side of vLLM's engine process: requests in, tokens out in batches.
 
-AsyncLLM makes an output object, a queue entry and a task switch of every token of every request, which costs a replica
-more than everything else that it does for a completion. Here a step of the engine appends its token ids to the lists of
-their requests, and a request's reader is woken when there is something to write: for the first tokens, when
-``gather_tokens`` wait, when one has waited for ``gather_s``, and at the end. AsyncLLM starts the engine, prepares the
-requests and watches the process; only its output loop is not used.
+AsyncLLM makes an output object, a queue entry and a task switch for every token of every request, which
+costs a replica more than all its other work for a completion. Here a step of the engine appends its token
+ids to the lists of their requests, and a reader is woken only when an event is due: for the first tokens,
+when ``gather_tokens`` are pending, when one has been pending for ``gather_s``, and at the end. AsyncLLM
+still starts the engine, prepares the requests and watches the process; only its output loop is unused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Frontend"]
 
 
 class _Output:
-    """What one request has generated and nobody has read yet."""
+    """Generated tokens of one request that have not been read."""
 
     def __init__(self, sampling: EngineSampling) -> None:
         self._loop = asyncio.get_running_loop()
@@ -33,7 +33,7 @@ class _Output:
         if not sampling.incremental:
             self._gather_tokens, self._gather_s = sampling.max_tokens + 1, None
         self.cached_rows: int | None = None
-        """Rows of the prompt that the engine had in its cache; known with the first token."""
+        """Prompt rows that the engine's cache held; known with the first token."""
         self._tokens: list[int] = []
         self._reason: FinishReason | None = None
         self._error = False
@@ -43,11 +43,11 @@ class _Output:
 
     @property
     def finished(self) -> bool:
-        """Whether the engine is done with the request."""
+        """Whether the engine has finished the request."""
         return self._reason is not None or self._error
 
     def push(self, token_ids: list[int], reason: FinishReason | None) -> None:
-        """New tokens, and in the end why it was the end."""
+        """Append new tokens, with the finish reason if they are the last ones."""
         self._tokens += token_ids
         self._reason = reason
         if reason is not None or not self._begun or len(self._tokens) >= self._gather_tokens:
@@ -57,7 +57,7 @@ class _Output:
             self._timer = self._loop.call_later(self._gather_s, self._wake)
 
     def fail(self) -> None:
-        """The engine has stopped."""
+        """Report that the engine has stopped."""
         self._error = True
         self._wake()
 
@@ -70,7 +70,7 @@ class _Output:
             self._reader.set_result(None)
 
     async def read(self) -> Delta:
-        """The next tokens that are due. Raises EngineDeadError."""
+        """Return the next tokens when they are due. Raises EngineDeadError."""
         if not self._due:
             self._reader = self._loop.create_future()
             await self._reader
@@ -81,13 +81,13 @@ class _Output:
         return Delta(token_ids, self._reason, self.cached_rows, gathered=self._gather_tokens > 1)
 
     def close(self) -> None:
-        """Nobody reads any more."""
+        """Stop the timer; nothing is read after this."""
         if self._timer is not None:
             self._timer.cancel()
 
 
 class Frontend:
-    """Talks to the engine's process of an AsyncLLM that was made outside of any event loop."""
+    """Connection to the engine process of an AsyncLLM that was made outside any event loop."""
 
     def __init__(self, llm: AsyncLLM) -> None:
         self._llm = llm
@@ -97,7 +97,7 @@ class Frontend:
         self._receiver: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to receive; call once, in the event loop that makes the requests."""
+        """Start receiving; call once, in the event loop that makes the requests."""
         self._receiver = asyncio.create_task(self._receive(), name="engine-outputs")
         self._tasks = tuple(await self._llm.get_supported_tasks())
 
@@ -109,11 +109,11 @@ class Frontend:
     async def generate(
         self, request_id: str, prompt: Any, parameters: SamplingParams, sampling: EngineSampling
     ) -> AsyncGenerator[Delta, None]:
-        """Generate after a prompt of embeddings, as ``Engine.generate`` does. Raises EngineDeadError."""
+        """Generate as ``Engine.generate`` does. Raises EngineDeadError."""
         from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
 
         request = self._llm.input_processor.process_inputs(request_id, prompt, parameters, self._tasks)
-        # The id is unique already: AsyncLLM would add more random characters to it.
+        # The id is already unique; AsyncLLM would append random characters to it.
         request.external_req_id = request_id
         output = _Output(sampling)
         self._outputs[request_id] = output
@@ -135,11 +135,6 @@ class Frontend:
             if sent and not output.finished and not self.dead:
                 await self._core.abort_requests_async([request_id])
 
-    async def abort(self, request_id: str) -> None:
-        """Stop a request; unknown and finished ones are ignored."""
-        if request_id in self._outputs and not self.dead:
-            await self._core.abort_requests_async([request_id])
-
     async def _receive(self) -> None:
         from vllm.v1.engine import FinishReason as VllmReason
 
@@ -156,16 +151,16 @@ class Frontend:
                     if one.finish_reason in reasons:
                         output.push(one.new_token_ids, reasons[one.finish_reason])
                     else:
-                        # The engine gave the request up ("abort", "error"), which it does only when it goes down.
+                        # The engine abandons a request ("abort", "error") only when it stops.
                         output.fail()
         finally:
             for output in tuple(self._outputs.values()):
                 output.fail()
 
     async def stop(self) -> None:
-        """Receive no more."""
+        """Stop receiving."""
         if self._receiver is not None:
             self._receiver.cancel()
             await asyncio.wait((self._receiver,))
             if not self._receiver.cancelled():
-                self._receiver.exception()  # the engine's death, which every request has been told
+                self._receiver.exception()  # retrieved; every request has been told that the engine stopped

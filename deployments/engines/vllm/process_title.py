@@ -1,8 +1,8 @@
-"""Imported first by the helper process that the engine is forked from, so that the engine can name itself.
+"""Import-time initialization of setproctitle in the process that vLLM's engine is forked from.
 
-vLLM names its processes (``VLLM::EngineCore``) with setproctitle, which looks for the memory of the command line right
-before that of the first environment variable, once, when it is first used. vLLM sets variables as it is imported; where
-one of them happens to be the first, setproctitle would find nothing afterwards, and say nothing. So it looks now.
+setproctitle locates the command line in memory from the first environment variable, once, on its first
+use. If vLLM's import has replaced that variable before, it fails silently and the engine's process keeps
+the helper's name. A fork server can import modules but not call functions, so this module acts on import.
 """
 
 import setproctitle

@@ -1,20 +1,20 @@
-"""Sampling with a seed whose draw at a position depends on nothing but seed and position; runs inside vLLM.
+"""vLLM's sampling parameters, and seeded sampling that depends on seed and position only.
 
-vLLM's own seeded sampling advances one generator per request, token by token, so a completion that is resumed on
-another replica would draw other numbers than the undisturbed one. Here the draw for the t-th token of a completion is a
-function of (seed, t), and a completion that is resumed after k tokens goes on at t = k with what it would have drawn.
+vLLM's seeded sampling advances one generator per request, token by token, so a completion that resumes on
+another replica would draw other numbers. Here the draw for the t-th token of a completion is a function
+of (seed, t), and a completion that resumes after k tokens continues at t = k with the same draws.
 
-The method is Gumbel-max (Gumbel 1954; Maddison et al., "A* Sampling", NeurIPS 2014, section 2): with logits l (V,),
-temperature T and independent standard Gumbel g (V,),
+The method is Gumbel-max (Gumbel 1954; Maddison et al., "A* Sampling", NeurIPS 2014, section 2). With
+logits l (V,), temperature T and independent standard Gumbel g (V,),
 
     argmax_v (l_v / T + g_v)  ~  softmax(l / T),        g = -log(e),  e ~ Exponential(1)
 
-so the engine is told to decode greedily, and this processor adds the noise to the logits before. ``top_p`` removes
+vLLM decodes greedily, and the logits processor adds the noise to the logits before. ``top_p`` removes
 tokens before the noise is added: those after the most probable ones that together reach ``top_p``.
 
-The same tokens come out as long as the logits do up to rounding: a resumed prompt is computed in one pass where the
-undisturbed one was computed token by token. In float32 the rounding is about 1e-6 of a logit and practically never
-decides; in bfloat16 it can, as it can for greedy decoding.
+The tokens are the same as long as the logits are the same up to rounding: a resumed prompt is computed in
+one pass, and an undisturbed completion token by token. In float32 the rounding is about 1e-6 of a logit
+and practically never decides. In bfloat16 it can, as in greedy decoding.
 """
 
 from __future__ import annotations
@@ -26,17 +26,40 @@ from typing import Any
 
 import torch
 from vllm import SamplingParams
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-__all__ = ["SeededSampling", "extra_args", "gumbel_logits"]
+from deployments.engines.base import EngineSampling
+
+__all__ = ["SeededSampling", "extra_args", "gumbel_logits", "sampling_params"]
 
 _KEY = "del_seeded"
+_GREEDY_BELOW = 1e-5  # vLLM decodes greedily below this temperature
+
+
+def sampling_params(sampling: EngineSampling) -> SamplingParams:
+    """Return vLLM's parameters of a completion."""
+    draw: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    if sampling.seed is not None and sampling.temperature >= _GREEDY_BELOW:
+        arguments = extra_args(sampling.seed, sampling.position, sampling.temperature, sampling.top_p)
+        draw = {"temperature": 0.0, "extra_args": arguments}
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        **draw,
+        stop_token_ids=list(sampling.stop_token_ids),
+        # The end-of-text ids are among the stop ids where they apply.
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        # The parameters belong to this request alone.
+        skip_clone=True,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One request of the batch: how it samples, and the engine's own list of its output, which grows."""
+    """Sampling of one request of the batch, with the engine's growing list of its output."""
 
     seed: int
     position: int
@@ -46,20 +69,23 @@ class _Row:
 
 
 def extra_args(seed: int, position: int, temperature: float, top_p: float) -> dict[str, Any]:
-    """``SamplingParams.extra_args`` for a completion whose first token is the ``position``-th (from 0)."""
+    """Return ``SamplingParams.extra_args`` of a completion that continues at ``position`` (from 0)."""
     return {_KEY: [seed, position, temperature, top_p]}
 
 
 def gumbel_logits(logits: torch.Tensor, seed: int, position: int, temperature: float, top_p: float) -> torch.Tensor:
-    """Perturbed logits (V,), whose argmax is the sample for this seed and position.
+    """Return perturbed logits (V,) whose argmax is the sample for this seed and position.
 
-    ``logits`` (V,) float32; ``temperature`` > 0; ``top_p`` in (0, 1].
+    Args:
+        logits: (V,) float32.
+        temperature: positive.
+        top_p: in (0, 1].
     """
     logits = logits / temperature
     if top_p < 1.0:
         ordered, order = logits.sort(descending=True)
         probabilities = ordered.softmax(-1)
-        # A token stays if those before it have less than top_p together; so the first one always does.
+        # A token stays if the ones before it have less than top_p together: the first one always stays.
         removed = probabilities.cumsum(-1) - probabilities >= top_p
         logits = logits.index_fill(-1, order[removed], -torch.inf)
     digest = hashlib.blake2b(b"%d %d" % (seed, position), digest_size=8).digest()
@@ -68,13 +94,13 @@ def gumbel_logits(logits: torch.Tensor, seed: int, position: int, temperature: f
 
 
 class SeededSampling(LogitsProcessor):
-    """vLLM's hook: perturbs the rows of requests that carry :func:`extra_args`, and costs the others nothing."""
+    """Logits processor that perturbs the rows of requests with :func:`extra_args` only."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, _Row] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """It exists to change the argmax."""
+        """Return False: the processor changes the argmax."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:

@@ -1,66 +1,168 @@
-"""What this project adds to vLLM's worker, inside the engine's process.
+"""Extension of vLLM's worker: code that runs in the engine's process.
 
-With prompt embeddings enabled, vLLM looks the embeddings of generated tokens up outside the model in every step, after
-it has gone through all requests for prompt rows. Most steps have none: every request has had its prompt computed. In
-such a step the model is given the token ids, as it is for prompts of ids, so that prompts of embeddings cost no more.
-The model looks up the same rows itself, so the numbers are the same.
+vLLM appends :class:`EngineWorker` to the bases of its worker class (``worker_extension_cls``). Creating
+the worker, before the model is loaded, calls :func:`prepare_process`:
+
+- **Parent watch.** vLLM's engine process outlives a replica that is killed and keeps its memory.
+  :func:`watch_parent` ends it.
+- **Logging.** See :func:`configure_logging`.
+- **Cache isolation.** vLLM names a cache block by a hash over the block, all blocks before it and, in a
+  request's first block, the request's ``cache_salt``. One salt per caller would keep a copy of each soft
+  prompt per caller. :func:`isolate_cache` applies the salt to the first block that holds anything but the
+  soft prompt; hashes are chained, so every later block depends on it. If it cannot be installed (a release
+  without that function, or several GPUs per model, where workers are separate processes), vLLM's rule
+  holds: callers are isolated, and each has its own copy of the soft prompts.
+
+After the start the replica calls :meth:`EngineWorker.give_ids_after_prompts`. With prompt embeddings
+enabled, vLLM looks up the embeddings of generated tokens outside the model in every step, after a search
+of all requests for prompt rows. Most steps have none. In such a step the model receives token ids, as it
+does for prompts of ids, and looks up the same rows itself: the same numbers at lower cost.
 """
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+import threading
 from typing import Any
 
-from deployments.engines.vllm.cache_isolation import EngineExtension
+__all__ = [
+    "LOGGING_ENVIRONMENT",
+    "EngineWorker",
+    "configure_logging",
+    "isolate_cache",
+    "prepare_process",
+    "salt_for",
+    "watch_parent",
+]
 
-__all__ = ["EngineWorker", "give_ids_after_prompts"]
+LOGGING_ENVIRONMENT = {"VLLM_CONFIGURE_LOGGING": "0"}
+"""Environment that must be set before vLLM is imported; see :func:`configure_logging`."""
+
+_HASH_KEYS = "generate_block_hash_extra_keys"
 
 
-class EngineWorker(EngineExtension):
-    """Mixed into vLLM's worker, by ``worker_extension_cls``; its methods are called from the replica by name."""
+def prepare_process() -> None:
+    """Prepare the engine's process: logging, parent watch, cache isolation."""
+    configure_logging()
+    watch_parent()
+    isolate_cache()
+
+
+def configure_logging() -> None:
+    """Send vLLM's log to standard error, at the level of ``VLLM_LOGGING_LEVEL``. May be called repeatedly.
+
+    By default vLLM calls ``logging.config.dictConfig``, which closes every handler in the process. The
+    replica would lose its log file, and Serve would replace it as soon as a restarted controller asks for
+    the file's name: the death of a controller would cost all replicas.
+    """
+    logger = logging.getLogger("vllm")
+    logger.setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"))
+    logger.propagate = False
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        logger.addHandler(handler)
+
+
+def watch_parent() -> threading.Thread | None:
+    """Start a thread that ends this process with its parent; return None if there is no such parent."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return None
+
+    def wait() -> None:
+        # The kernel closes this pipe with the parent, however the parent ended: no polling, no missed signal.
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    thread = threading.Thread(target=wait, name="parent-watch", daemon=True)
+    thread.start()
+    return thread
+
+
+def salt_for(shared_rows: int, secret: str) -> str:
+    """Return the ``cache_salt`` of a prompt whose first rows are shared by all callers."""
+    return f"{shared_rows}:{secret}"
+
+
+def isolate_cache() -> bool:
+    """Apply cache salts after the shared rows, in this process; return whether vLLM has the function for it."""
+    from vllm.v1.core import kv_cache_utils
+
+    original = getattr(kv_cache_utils, _HASH_KEYS, None)
+    if original is None or hasattr(original, "replaces"):
+        return original is not None
+
+    def extra_keys(request: Any, start: int, end: int, media: int) -> tuple[tuple[Any, ...] | None, int]:
+        keys, media = original(request, start, end, media)
+        salt = request.cache_salt
+        shared, separator, _ = (salt or "").partition(":")
+        if not separator or not shared.isdigit():
+            return keys, media
+        own = [key for key in keys or () if key != ("cache_salt", salt)]
+        if start <= int(shared) < end:
+            own.append(("cache_salt", salt))
+        return tuple(own) or None, media
+
+    extra_keys.replaces = original  # type: ignore[attr-defined]
+    # Other modules have imported the function by name.
+    for module in [module for name, module in sys.modules.items() if name.startswith("vllm.")]:
+        if getattr(module, _HASH_KEYS, None) is original:
+            setattr(module, _HASH_KEYS, extra_keys)
+    return True
+
+
+class EngineWorker:
+    """Base class that vLLM appends to its worker class; the replica calls its methods by name."""
 
     model_runner: Any
 
+    def __new__(cls, *arguments: Any, **options: Any) -> EngineWorker:
+        """Prepare the process. vLLM's workers never call ``__init__`` of an appended base class."""
+        prepare_process()
+        return super().__new__(cls)
+
     def give_ids_after_prompts(self) -> bool:
-        """See the module; whether this release of vLLM has what it takes."""
-        return give_ids_after_prompts(self.model_runner)
+        """Let the runner take token ids in steps without prompt rows; return False if vLLM's release differs.
 
+        Only for models without captured graphs, which are captured for embeddings.
+        """
+        runner = self.model_runner
+        batch = getattr(runner, "input_batch", None)
+        if not all(hasattr(runner, name) for name in ("_prepare_inputs", "_preprocess", "enable_prompt_embeds")):
+            return False
+        if not all(hasattr(batch, name) for name in ("req_prompt_embeds", "num_computed_tokens_cpu")):
+            return False
+        if not runner.enable_prompt_embeds or getattr(runner, "supports_mm_inputs", False):
+            return False
+        prepare_inputs, preprocess = runner._prepare_inputs, runner._preprocess
 
-def give_ids_after_prompts(runner: Any) -> bool:
-    """Let ``runner`` (a GPUModelRunner) take ids in steps without prompt rows; false if it is made differently.
+        def prepare(*arguments: Any, **options: Any) -> Any:
+            batch = runner.input_batch
+            embeddings = batch.req_prompt_embeds
+            computed = batch.num_computed_tokens_cpu
+            if any(computed[index] < rows.shape[0] for index, rows in embeddings.items()):
+                return prepare_inputs(*arguments, **options)
+            # The prompts are restored at once: the batch moves them when requests come and go.
+            batch.req_prompt_embeds = {}
+            runner.enable_prompt_embeds = False
+            try:
+                return prepare_inputs(*arguments, **options)
+            except BaseException:
+                runner.enable_prompt_embeds = True
+                raise
+            finally:
+                batch.req_prompt_embeds = embeddings
 
-    Only for models that run without captured graphs, which are made for embeddings alone.
-    """
-    batch = getattr(runner, "input_batch", None)
-    if not all(hasattr(runner, name) for name in ("_prepare_inputs", "_preprocess", "enable_prompt_embeds")):
-        return False
-    if not all(hasattr(batch, name) for name in ("req_prompt_embeds", "num_computed_tokens_cpu")):
-        return False
-    prepare_inputs, preprocess = runner._prepare_inputs, runner._preprocess
-    if not runner.enable_prompt_embeds or getattr(runner, "supports_mm_inputs", False):
-        return False
+        def give(*arguments: Any, **options: Any) -> Any:
+            try:
+                return preprocess(*arguments, **options)
+            finally:
+                runner.enable_prompt_embeds = True
 
-    def prepare(*arguments: Any, **options: Any) -> Any:
-        batch = runner.input_batch
-        embeddings = batch.req_prompt_embeds
-        computed = batch.num_computed_tokens_cpu
-        if any(computed[index] < rows.shape[0] for index, rows in embeddings.items()):
-            return prepare_inputs(*arguments, **options)
-        # The batch gets its prompts back at once: it moves them along when requests come and go.
-        batch.req_prompt_embeds = {}
-        runner.enable_prompt_embeds = False
-        try:
-            return prepare_inputs(*arguments, **options)
-        except BaseException:
-            runner.enable_prompt_embeds = True
-            raise
-        finally:
-            batch.req_prompt_embeds = embeddings
-
-    def give(*arguments: Any, **options: Any) -> Any:
-        try:
-            return preprocess(*arguments, **options)
-        finally:
-            runner.enable_prompt_embeds = True
-
-    runner._prepare_inputs, runner._preprocess = prepare, give
-    return True
+        runner._prepare_inputs, runner._preprocess = prepare, give
+        return True

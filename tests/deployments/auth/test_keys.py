@@ -20,7 +20,7 @@ from deployments.api.routes import create_app
 from deployments.app import build
 from deployments.auth.keys import InvalidKeyError, KeyRing, Keys, hash_key, new_key
 from deployments.engines.base import EngineSampling
-from deployments.engines.vllm.engine import VllmEngine
+from deployments.engines.vllm.engine import VllmEngine, VllmSettings
 from deployments.settings import SettingsError, parse_keys, parse_settings
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.serving_frames import HEADERS, PATH, make_frame
@@ -117,7 +117,7 @@ def test_settings_hold_hashes_and_a_cluster_is_closed_by_default() -> None:
     with pytest.raises(SettingsError, match=r"keys.names.app.hashes.0") as caught:
         parse_settings({"keys": {"names": {"app": {"hashes": [OLD]}}}})
     assert OLD not in str(caught.value)
-    with pytest.raises(SettingsError, match="exclude each other"):
+    with pytest.raises(SettingsError, match=r"keys\.file, names and open: true must not"):
         parse_settings({"keys": {"names": ring(OLD), "open": True}})
     with pytest.raises(SettingsError, match=r"keys\.open: true"):
         build({})
@@ -168,7 +168,7 @@ def test_the_command_prints_a_key_once_and_its_hash() -> None:
 @pytest.mark.cluster
 async def test_callers_share_the_soft_prompt_and_nothing_else(tiny: Tiny) -> None:
     """By the engine's own count of the rows that it found in its cache."""
-    engine = VllmEngine(tiny.model, parse_settings({}).engine)
+    engine = VllmEngine(tiny.model, VllmSettings())
     await engine.start()
     try:
         generator = np.random.default_rng(1)

@@ -11,14 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 from deployments.engines.base import Delta, EngineDeadError, EngineSampling
-from deployments.engines.vllm.engine import VllmEngine
-from deployments.settings import parse_settings
+from deployments.engines.vllm.engine import VllmEngine, VllmSettings
 from tests.support.tiny import HIDDEN_SIZE, SOFT_PROMPT_LENGTH, Tiny
 
 
 @contextlib.asynccontextmanager
 async def started(tiny: Tiny) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(tiny.model, parse_settings({}).engine)
+    engine = VllmEngine(tiny.model, VllmSettings())
     await engine.start()
     try:
         yield engine

@@ -14,7 +14,8 @@ PARENT = """
     import multiprocessing, os, sys, time
 
     def child():
-        import deployments.engines.vllm.parent_guard
+        from deployments.engines.vllm.worker import watch_parent
+        watch_parent()
         print(os.getpid(), flush=True)
         time.sleep(600)
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from deployments.engines.vllm.startup import _PRELOADED
+from deployments.engines.vllm.startup import PRELOADED
 
 #: What begins and forks as the replica does; the variable is changed between, as vLLM does when it is imported.
 _SCRIPT = """
@@ -30,7 +30,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("preloaded", [_PRELOADED[:1], ()], ids=["as it is", "without the module"])
+@pytest.mark.parametrize("preloaded", [PRELOADED[:1], ()], ids=["as it is", "without the module"])
 def test_the_first_variable_may_change(tmp_path, preloaded):
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT, encoding="utf-8")
