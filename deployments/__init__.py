@@ -1,6 +1,6 @@
-"""The Ray Serve application: private-LM replicas that are themselves the HTTP ingress.
+"""The Ray Serve application for private completions; each replica is an HTTP ingress.
 
-``engine`` is what a language-model engine must do; ``vllm_engine`` does it with vLLM. ``service`` turns request frames
-into completions and knows no HTTP; ``http`` puts it on the network and knows no engine. ``app`` joins them into the
-application that Ray Serve runs, from ``settings``.
+``app`` builds the application from ``settings``. ``api`` is the HTTP layer and does not depend on an engine.
+``service`` turns request frames into completions and does not depend on HTTP. ``engines`` holds the engine
+interface and its implementations, ``auth`` API keys and quotas, ``telemetry`` metrics, logs and traces.
 """

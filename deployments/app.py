@@ -1,8 +1,7 @@
 """The Ray Serve application: ``deployments.app:build``.
 
-One deployment, ``PrivateLM``. Each of its replicas is the HTTP ingress and holds everything that a completion takes:
-frame parser, decoders, soft prompts, and the engine. No token crosses a process boundary between the engine's
-frontend and the socket.
+The application has one deployment, ``PrivateLM``. Each replica is an HTTP ingress with its own frame parser, decoders,
+soft prompts and engine. No token crosses a process boundary between the engine's frontend and the socket.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ logger = logging.getLogger("deployments.app")
 
 DEPLOYMENT = "PrivateLM"
 
-# Serve lets this many more requests into a replica than it works on, so that health checks, listings and the refusal of
-# what is too much are answered while every slot is taken.
+# Serve admits this many requests beyond a replica's slots, so that it can answer health checks and listings and refuse
+# completions while every slot is taken.
 _SPARE_REQUESTS = 64
 
 
 @serve.ingress()
 class PrivateLM:
-    """One replica: a private-LM service with its engine, as an ASGI application."""
+    """A replica: a private-LM service with its engine, as an ASGI application."""
 
     async def __init__(self, settings: Mapping[str, Any], named_keys: bool) -> None:  # type: ignore[misc]
-        """With ``named_keys``, nobody may call before :meth:`reconfigure` has said who may."""
+        """With ``named_keys``, all requests are rejected until :meth:`reconfigure` supplies the keys."""
         self._settings = parse_settings(settings)
-        # Imported here, on the replica, so that whoever builds the application needs neither numpy nor an engine.
+        # Imported on the replica only: the process that builds the application does not need them.
         from deployments.auth.keys import Keys
         from deployments.replica import start_service
         from deployments.telemetry.setup import Telemetry
@@ -51,41 +50,39 @@ class PrivateLM:
         self._telemetry = Telemetry(self._settings.telemetry)
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Called by Serve, also while requests run, when the keys in the settings have changed and nothing else."""
+        """Replace the keys. Serve calls this, also during requests, if nothing but ``user_config`` has changed."""
         self._keys.replace(parse_keys(user_config["keys"]))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        """The application that Serve runs in this replica."""
-        from deployments.api.routes import Coalescing, create_app
+        """Return the application that Serve runs in this replica."""
+        from deployments.api.routes import APIOptions, create_app
         from deployments.auth.quota_actor import RayLeases
         from deployments.auth.quotas import Quotas
 
         settings = self._settings
-        streaming = settings.streaming
-        return create_app(
-            self._service,
-            coalescing=Coalescing(max_tokens=streaming.max_tokens, max_delay=streaming.max_delay_s),
-            body_timeout=settings.http.body_timeout_s,
-            write_timeout=settings.http.write_timeout_s,
-            add_request_id=False,
+        options = APIOptions(
+            http=settings.http,
+            streaming=settings.streaming,
             keys=self._keys,
             quotas=Quotas(RayLeases(serve.get_replica_context().app_name)),
-            quotas_fail_open=settings.quotas.fail_open,
+            quota_settings=settings.quotas,
             observer=self._telemetry.observe,
+            add_request_id=False,
         )
+        return create_app(self._service, options)
 
     async def check_health(self) -> None:
-        """Called by Serve; raises when the engine is dead, upon which the replica is replaced."""
+        """Raise if the engine has stopped; Serve then replaces the replica."""
         service = self._service
         self._telemetry.flush(in_flight=service.in_flight, outstanding_tokens=service.outstanding_tokens)
         await service.check_health()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Called by Serve for the autoscaling policy."""
+        """Return the statistics for the autoscaling policy."""
         return {OUTSTANDING_TOKENS: float(self._service.outstanding_tokens)}
 
     async def __del__(self) -> None:
-        """Called by Serve when the replica has finished its last request: no process of the engine stays behind."""
+        """Stop the engine. Serve calls this when the replica has finished its last request."""
         telemetry = getattr(self, "_telemetry", None)
         if telemetry is not None:
             telemetry.shutdown()
@@ -95,27 +92,28 @@ class PrivateLM:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application from Serve's ``args``: the settings themselves, or ``{"config": <path of a YAML file>}``.
+    """Return the application for Serve's ``args``: the settings, or ``{"config": <path of a YAML file>}``.
 
-    Raises SettingsError.
+    Raises:
+        SettingsError: invalid settings, or authentication is not configured.
     """
     if "config" in args:
         if len(args) != 1:
             others = ", ".join(sorted(set(args) - {"config"}))
-            raise SettingsError(f"args: has config and {others}; either config alone or the settings are allowed")
+            raise SettingsError(f"args must be config alone or the settings, got config and {others}")
         settings = load_settings(Path(args["config"]))
     else:
         settings = parse_settings(args)
-    # Who can reach a cluster's ports is not known here, so it is closed unless somebody has decided.
+    # It is not known here who can reach the cluster's ports, so the settings must configure authentication.
     settings.keys.check(loopback=False)
     return build_from(settings)
 
 
 def build_from(settings: Settings, *, start_attempts: int = 3) -> Application:
-    """The application for these settings; a replica that fails to start is tried ``start_attempts`` times."""
+    """Return the application for these settings; a failing replica is started ``start_attempts`` times."""
     scaling = settings.scaling
     with warnings.catch_warnings():
-        # Serve reads the measuring interval here, and warns that one day it will come from the environment alone.
+        # Serve still reads the interval here; it warns that a later release reads the environment only.
         warnings.filterwarnings("ignore", ".*metrics_interval_s", DeprecationWarning)
         autoscaling = AutoscalingConfig(
             min_replicas=scaling.min_replicas,
@@ -143,10 +141,10 @@ def build_from(settings: Settings, *, start_attempts: int = 3) -> Application:
         graceful_shutdown_wait_loop_s=0.5,
         max_surge_percent=scaling.max_surge_percent,
         max_constructor_retry_count=start_attempts,
-        # Apart from the other settings: Serve replaces replicas for a change of those, and tells running ones of this.
+        # Serve updates running replicas for a change of this field, and replaces them for any other change.
         user_config={"keys": settings.model_dump(mode="json")["keys"]["names"]},
         ray_actor_options={"num_cpus": scaling.num_cpus, "num_gpus": scaling.num_gpus},
-        # The access log would hold paths and ids that callers choose; metrics count the same.
+        # The access log would hold paths and ids that callers choose; metrics count the same requests.
         logging_config=LoggingConfig(
             enable_access_log=False, encoding="JSON" if settings.telemetry.log_format == "json" else "TEXT"
         ),

@@ -14,7 +14,7 @@ from del_core.bundle import Bundle, load_bundle
 from del_core.errors import BundleError
 from deployments.engines import ENGINES
 from deployments.service.base_model import EmbeddingTable, end_of_text_ids, verify_checksum
-from deployments.service.service import Capacity, PrivateLMService
+from deployments.service.service import Capacity, PrivateLMService, ServedModel
 from deployments.settings import Settings
 
 __all__ = ["load_extra_bundle", "start_service"]
@@ -40,14 +40,15 @@ async def start_service(settings: Settings) -> PrivateLMService:
     await engine.start()
     try:
         service = PrivateLMService(
-            bundle=bundle,
-            table=table,
-            tokenizer=Tokenizer.from_file(str(bundle.client.tokenizer_path)),
-            end_of_text=end_of_text_ids(settings.base_model_path),
-            engine=engine,
-            capacity=Capacity(requests=settings.scaling.max_ongoing_requests),
-            max_frame_bytes=settings.http.max_frame_bytes,
-            also=extra,
+            ServedModel(
+                bundle=bundle,
+                table=table,
+                tokenizer=Tokenizer.from_file(str(bundle.client.tokenizer_path)),
+                end_of_text=end_of_text_ids(settings.base_model_path),
+                extra_bundles=tuple(extra),
+            ),
+            engine,
+            Capacity(requests=settings.scaling.max_ongoing_requests, max_frame_bytes=settings.http.max_frame_bytes),
         )
     except BaseException:
         await engine.shutdown()

@@ -1,1 +1,1 @@
-"""The HTTP surface: routes, event streams, error objects, middleware."""
+"""HTTP API: routes, event streams, error objects, middleware."""

@@ -1,7 +1,7 @@
-"""How long a request may take, as its caller says: ``X-Request-Deadline-Ms``, milliseconds from its arrival.
+"""Deadlines of requests: ``X-Request-Deadline-Ms``, in milliseconds from the arrival.
 
-A client sends what is left of its own time limit. Work that nobody waits for any more is stopped: the engine's slot is
-free again, and a whole completion is answered 408 ``deadline_exceeded``, a stream ended by an event with that code.
+A client sends the rest of its own timeout. After the deadline the engine stops the work and its slot is
+free. A whole completion is answered 408 ``deadline_exceeded``; a stream ends with an event of that code.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ LONGEST_MS = 24 * 60 * 60 * 1000
 
 
 class Deadline:
-    """The moment until which a request is worth working on; ``end`` is None if its caller has set none."""
+    """The time until which a client waits for its request; ``end`` is None without a deadline."""
 
     __slots__ = ("end",)
 
     def __init__(self, header: str | None) -> None:
-        """From the header's value. Raises FrameError (``invalid_value``)."""
+        """Parse the header's value. Raises FrameError (``invalid_value``)."""
         self.end: float | None = None
         if header is None:
             return
@@ -33,10 +33,10 @@ class Deadline:
         self.end = time.monotonic() + int(header) / 1000
 
     def remaining(self) -> float | None:
-        """Seconds left, at least 0; None without a deadline."""
+        """Return the seconds left, at least 0; None without a deadline."""
         return None if self.end is None else max(0.0, self.end - time.monotonic())
 
     @staticmethod
     def exceeded() -> FrameError:
-        """The error to answer with."""
+        """Return the error of a request whose deadline has passed."""
         return FrameError(DEADLINE_EXCEEDED, "X-Request-Deadline-Ms", "the time that the request allowed has passed")

@@ -1,7 +1,7 @@
-"""The answers that are not a success: error objects with a stable code (docs/reference/wire-format.md).
+"""Error responses: objects with a stable code (docs/reference/wire-format.md).
 
-Nothing that derives from a prompt is put into them or logged: of an unexpected exception only its type and the lines of
-code that it passed through are logged, for its message could hold anything.
+They hold nothing derived from a prompt, and neither does the log: of an unexpected exception it has only
+the type and the lines of code, because the message could hold anything.
 """
 
 from __future__ import annotations
@@ -23,31 +23,34 @@ from del_core.errors import (
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
     OVERLOADED,
+    RATE_LIMIT_EXCEEDED,
     FrameError,
     error_type,
 )
 from deployments.auth.keys import InvalidKeyError
+from deployments.auth.quotas import QuotaExceededError, QuotaUnavailableError
+from deployments.engines.base import EngineDeadError
+from deployments.service.service import OverloadedError
 
 __all__ = [
     "ENGINE_UNAVAILABLE_MESSAGE",
+    "EXCEPTION_HANDLERS",
     "INTERNAL_ERROR_MESSAGE",
     "NO_SUCH_APPLICATION",
+    "REFUSALS",
     "RETRY_AFTER",
     "ErrorResponse",
-    "defect",
     "engine_unavailable",
     "error_body",
     "error_response",
-    "frame_error",
-    "http_exception",
     "internal_error",
-    "invalid_key",
     "log_defect",
+    "refusal",
 ]
 
 logger = logging.getLogger("deployments.api.routes")
 
-# Seconds after which the same request may be worth another try, by code.
+# Seconds after which a client may retry, by code.
 RETRY_AFTER: Mapping[str, int] = {OVERLOADED: 1, ENGINE_UNAVAILABLE: 5}
 
 ENGINE_UNAVAILABLE_MESSAGE = "the model is starting or being replaced; try again after the seconds in Retry-After"
@@ -55,16 +58,17 @@ NO_SUCH_APPLICATION = (
     "path: no model is served under it; where there are several, the base URL ends with the prefix of one of them"
 )
 INTERNAL_ERROR_MESSAGE = "the server failed; its log has the failure under the request id"
+_TRY_AGAIN = "try again after the seconds in Retry-After"
 
 
 def error_body(code: str, message: str, param: str | None = None) -> bytes:
-    """The JSON of an error object."""
+    """Return the JSON of an error object."""
     error = {"message": message, "type": error_type(code), "param": param, "code": code}
     return json.dumps({"error": error}, separators=(",", ":")).encode()
 
 
 class ErrorResponse(Response):
-    """A failure, with its code for whoever observes."""
+    """An error response that keeps its code for observers."""
 
     def __init__(self, code: str, body: bytes, status: int, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(body, status, headers, "application/json")
@@ -74,41 +78,64 @@ class ErrorResponse(Response):
 def error_response(
     code: str, message: str, param: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """An error object with its status and, where trying again helps, ``Retry-After``."""
-    extra = dict(headers or {})
-    if code in RETRY_AFTER:
-        extra["retry-after"] = str(RETRY_AFTER[code])
-    return ErrorResponse(code, error_body(code, message, param), ERROR_STATUS[code], extra)
+    """Return an error object with its status and, if a retry can help, ``Retry-After``."""
+    extra = {"retry-after": str(RETRY_AFTER[code])} if code in RETRY_AFTER else {}
+    return ErrorResponse(code, error_body(code, message, param), ERROR_STATUS[code], {**extra, **(headers or {})})
 
 
-def frame_error(error: FrameError) -> Response:
-    """The answer to a malformed request."""
-    param = error.field.removeprefix("header.") if error.field.startswith("header.") else None
-    return error_response(error.code, str(error), param)
+REFUSALS = (
+    FrameError,
+    InvalidKeyError,
+    QuotaExceededError,
+    QuotaUnavailableError,
+    OverloadedError,
+    EngineDeadError,
+)
+"""Exceptions that :func:`refusal` answers."""
 
 
-def invalid_key(error: InvalidKeyError) -> Response:
-    """The answer to a missing or unknown API key."""
-    return error_response(INVALID_API_KEY, str(error), headers={"www-authenticate": "Bearer"})
+def refusal(error: Exception) -> Response:
+    """Return the response for one of :data:`REFUSALS`."""
+    match error:
+        case FrameError():
+            param = error.field.removeprefix("header.") if error.field.startswith("header.") else None
+            return error_response(error.code, str(error), param)
+        case InvalidKeyError():
+            return error_response(INVALID_API_KEY, str(error), headers={"www-authenticate": "Bearer"})
+        case QuotaExceededError():
+            headers = {"retry-after": str(error.retry_after)}
+            return error_response(RATE_LIMIT_EXCEEDED, f"{error}; {_TRY_AGAIN}", headers=headers)
+        case QuotaUnavailableError():
+            return error_response(OVERLOADED, f"the rest of the key's quota is not known; {_TRY_AGAIN}")
+        case OverloadedError():
+            return error_response(OVERLOADED, f"{error}; {_TRY_AGAIN}")
+        case EngineDeadError():
+            return engine_unavailable()
+        case _:
+            raise error
 
 
 def engine_unavailable() -> Response:
-    """The answer while there is no working engine."""
+    """Return the response while no engine works."""
     return error_response(ENGINE_UNAVAILABLE, ENGINE_UNAVAILABLE_MESSAGE)
 
 
 def internal_error() -> Response:
-    """The answer to an exception that nobody expected."""
+    """Return the response to an unexpected exception."""
     return error_response(INTERNAL_ERROR, INTERNAL_ERROR_MESSAGE)
 
 
-async def defect(http: HTTPRequest, error: Exception) -> Response:
-    """An exception that nobody expected; it goes on to the guard, which logs it."""
+async def _refused(http: HTTPRequest, error: Exception) -> Response:
+    return refusal(error)
+
+
+async def _defect(http: HTTPRequest, error: Exception) -> Response:
+    """Starlette raises the error again after this response, and the guard logs it."""
     return internal_error()
 
 
-async def http_exception(http: HTTPRequest, error: Exception) -> Response:
-    """What the router refuses: an unknown path or another method."""
+async def _http_exception(http: HTTPRequest, error: Exception) -> Response:
+    """Answer a request that the router refuses: unknown path or method."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow", "")
@@ -116,8 +143,16 @@ async def http_exception(http: HTTPRequest, error: Exception) -> Response:
     return error_response(NOT_FOUND, "path: there is no such route; POST /v1/private/completions takes frames")
 
 
+EXCEPTION_HANDLERS = {
+    HTTPException: _http_exception,
+    Exception: _defect,
+    **dict.fromkeys(REFUSALS, _refused),
+}
+"""Exception handlers of the Starlette application."""
+
+
 def log_defect(error: BaseException, request_id: str | None) -> None:
-    """Log where an unexpected exception came from, without its message, which could hold a part of a prompt."""
+    """Log the origin of an unexpected exception without its message, which could hold part of a prompt."""
     frames = traceback.extract_tb(error.__traceback__)
     where = " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames))
     logger.error("request %s failed with %s at %s", request_id, type(error).__name__, where)

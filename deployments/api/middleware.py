@@ -1,4 +1,4 @@
-"""What every request passes through: its id, and a net under what nobody expected."""
+"""Request IDs, and the catch-all error handler."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def is_request_id(value: str | None) -> bool:
-    """Whether a caller's ``X-Request-Id`` may be used as it is."""
+    """Return whether a caller's ``X-Request-Id`` may be used unchanged."""
     return value is not None and _REQUEST_ID.fullmatch(value) is not None
 
 
 class RequestIds:
-    """ASGI middleware: gives every request an id, the caller's own if it is well formed, and echoes it."""
+    """ASGI middleware that gives every request an id, the caller's if it is well formed, and echoes it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -46,7 +46,7 @@ class RequestIds:
 
 
 class Guard:
-    """ASGI middleware: nothing but a defect in its own code leaves an exception to the server above."""
+    """ASGI middleware that logs unexpected exceptions and answers them with an error object."""
 
     def __init__(self, app: Starlette) -> None:
         self._app = app

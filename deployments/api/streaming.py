@@ -1,4 +1,4 @@
-"""Completions as they are written: the JSON around tokens, and event streams that end when their reader goes."""
+"""JSON of completions, and event streams that end when their client disconnects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -17,29 +16,18 @@ from starlette.types import Receive, Scope, Send
 from del_core.errors import DEADLINE_EXCEEDED, ENGINE_UNAVAILABLE, INTERNAL_ERROR
 from del_core.net.asgi import wait_for_disconnect
 from del_core.wire import Request
+from deployments.api.context import APIOptions, RequestContext
 from deployments.api.deadlines import Deadline
 from deployments.api.errors import ENGINE_UNAVAILABLE_MESSAGE, INTERNAL_ERROR_MESSAGE, error_body, log_defect
 from deployments.engines.base import EngineDeadError
 from deployments.service.service import Piece
-from deployments.telemetry.observation import CLIENT_GONE, OK, Observation, Observer
+from deployments.telemetry.observation import CLIENT_GONE, OK
 
-__all__ = ["Coalescing", "Envelope", "EventStream"]
-
-
-@dataclass(frozen=True)
-class Coalescing:
-    """How tokens of a stream are gathered into events.
-
-    The first tokens are written at once. After that an event is written when ``max_tokens`` tokens wait, or when the
-    first of those that wait has done so for ``max_delay`` seconds, whichever comes first.
-    """
-
-    max_tokens: int = 16
-    max_delay: float = 0.05
+__all__ = ["Envelope", "EventStream"]
 
 
 class Envelope:
-    """The JSON around a request's output: everything but text, token ids and finish reason is written once."""
+    """JSON around the output of a request; the constant part is built once."""
 
     def __init__(self, request: Request) -> None:
         self._prompt_tokens = request.prompt_tokens
@@ -62,19 +50,19 @@ class Envelope:
         )
 
     def completion(self, text: str, token_ids: tuple[int, ...], finish_reason: str) -> bytes:
-        """The completion object."""
+        """Return the completion object."""
         self.completion_tokens = len(token_ids)
         return f"{self._choice(text, token_ids, finish_reason)},{self._usage()}}}".encode()
 
     def event(self, text: str, token_ids: tuple[int, ...], finish_reason: str | None) -> bytes:
-        """A chunk of a stream as a server-sent event; the last one carries the usage."""
+        """Return a chunk as a server-sent event; the last one has the usage."""
         self.completion_tokens += len(token_ids)
         usage = f",{self._usage()}" if finish_reason else ""
         return f"data: {self._choice(text, token_ids, finish_reason)}{usage}}}\n\n".encode()
 
 
 class EventStream(Response):
-    """A stream of completion chunks: coalesced, ended by ``[DONE]``, and stopped when the client goes."""
+    """Stream of completion chunks that ends with ``[DONE]`` and stops when the client disconnects."""
 
     media_type = "text/event-stream"
 
@@ -83,24 +71,20 @@ class EventStream(Response):
         envelope: Envelope,
         first: Piece,
         pieces: AsyncGenerator[Piece, None],
-        coalescing: Coalescing,
-        slots: contextlib.ExitStack,
-        deadline: Deadline,
-        write_timeout: float,
-        seen: Observation,
+        *,
+        context: RequestContext,
+        options: APIOptions,
     ) -> None:
-        # `no-transform` and the other one keep proxies from compressing or holding back what is small and urgent.
+        # These headers keep proxies from compressing or buffering events.
         super().__init__(headers={"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._envelope = envelope
-        self._waiting = [first]
+        self._pending = [first]
         self._pieces = pieces
-        self._coalescing = coalescing
-        self._slots = slots
-        self._deadline = deadline
-        self._write_timeout = write_timeout
-        self._seen = seen
-        self.observer: Observer | None = None
+        self._deadline = context.deadline
+        self._observation = context.observation
+        self._resources = context.resources.pop_all()  # released when the stream ends
+        self._options = options
         self._code = CLIENT_GONE  # until the last byte is written
         self._expired = False
         self._more = asyncio.Event()
@@ -116,28 +100,27 @@ class EventStream(Response):
                 (write, gone), timeout=self._deadline.remaining(), return_when=asyncio.FIRST_COMPLETED
             )
             if not done:
-                # Nobody waits any more: the engine stops first, and whoever still listens is told.
+                # The deadline has passed: the engine stops first, then the client receives an error event.
                 self._expired = True
                 pump.cancel()
                 await asyncio.wait((write, gone), timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
             if write.done():
-                with contextlib.suppress(OSError):  # the client went, or stopped reading, while something was sent
+                with contextlib.suppress(OSError):  # the client disconnected or stopped reading during a write
                     write.result()
         finally:
             for task in (pump, write, gone):
                 task.cancel()
             await asyncio.wait((pump, write))
             await self._pieces.aclose()
-            self._slots.close()
-            self._seen.end(self._code)
-            if self.observer is not None:
-                self.observer(self._seen)
+            self._resources.close()
+            self._observation.end(self._code)
+            self._options.observer(self._observation)
 
     async def _pump(self) -> None:
-        """Take pieces from the engine as they come, however slowly they are written."""
+        """Take pieces from the engine as they are generated, however slowly the client reads."""
         try:
             async for piece in self._pieces:
-                self._waiting.append(piece)
+                self._pending.append(piece)
                 self._more.set()
             self._ended = True
         except BaseException as error:
@@ -150,7 +133,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         done = False
         while not done:
-            pieces, self._waiting = self._waiting, []
+            pieces, self._pending = self._pending, []
             if pieces:
                 done = pieces[-1].finish_reason is not None
                 text = "".join(piece.text for piece in pieces)
@@ -158,7 +141,7 @@ class EventStream(Response):
                 body = self._envelope.event(text, token_ids, pieces[-1].finish_reason)
                 if done:
                     body += b"data: [DONE]\n\n"
-                async with asyncio.timeout(self._write_timeout):
+                async with asyncio.timeout(self._options.http.write_timeout_s):
                     await send({"type": "http.response.body", "body": body, "more_body": not done})
             if not done and not await self._gather():
                 body = self._failure(request_id)
@@ -167,17 +150,17 @@ class EventStream(Response):
         self._code = OK
 
     async def _gather(self) -> bool:
-        """Wait until an event is due; false if the pieces ended without a last one."""
+        """Wait until an event is due; return False if the pieces ended without a last one."""
         deadline: float | None = None
         loop = asyncio.get_running_loop()
         while True:
             self._more.clear()
-            if self._waiting:
-                if self._ended or self._waiting[-1].gathered:
+            if self._pending:
+                if self._ended or self._pending[-1].gathered:
                     return True
-                if sum(len(piece.token_ids) for piece in self._waiting) >= self._coalescing.max_tokens:
+                if sum(len(piece.token_ids) for piece in self._pending) >= self._options.streaming.max_tokens:
                     return True
-                deadline = deadline or loop.time() + self._coalescing.max_delay
+                deadline = deadline or loop.time() + self._options.streaming.max_delay_s
             elif self._ended:
                 return False
             try:
@@ -187,7 +170,7 @@ class EventStream(Response):
                 return True
 
     def _failure(self, request_id: str | None) -> bytes:
-        """The event for an engine that failed after the stream had begun."""
+        """Return the error event of a stream that failed after it had begun."""
         if self._expired:
             self._code, message = DEADLINE_EXCEEDED, str(Deadline.exceeded())
         elif isinstance(self._ended, EngineDeadError):

@@ -1,1 +1,1 @@
-"""Who may call, and how much: API keys and quotas."""
+"""Authentication by API keys, and quotas over all replicas."""

@@ -1,11 +1,11 @@
-"""Quotas of requests and tokens a minute that hold over all replicas together.
+"""Quotas of requests and tokens per minute that hold over all replicas.
 
-One :class:`Book` counts what has been granted to each name in the current minute. Replicas take parts of a name's
-budget from it ahead of need (leases) and spend these by themselves, so most requests ask nobody. A lease ends with its
-minute; what was not spent of it is lost, never carried over, so no name gets more than its quota in any minute of the
-clock. As a budget runs out the leases become smaller, down to what the request at hand needs.
+One :class:`QuotaLedger` counts the grants of each name in the current minute. Replicas take parts of a
+name's quota in advance (leases) and spend them locally, so most requests ask nobody. A lease ends with its
+minute, and its rest is never carried over, so no name exceeds its quota in any minute of the clock. As a
+quota runs out the leases become smaller, down to what one request needs.
 
-The book knows no Ray; :mod:`deployments.auth.quota_actor` keeps it in a named actor.
+The ledger does not depend on Ray; :mod:`deployments.auth.quota_actor` keeps it in a named actor.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from del_core.errors import INVALID_VALUE, DelError, FrameError
 from deployments.auth.keys import Caller
 
-__all__ = ["Book", "Charge", "Lease", "QuotaExceededError", "QuotaUnavailableError", "Quotas"]
+__all__ = ["Charge", "Lease", "QuotaExceededError", "QuotaLedger", "QuotaUnavailableError", "Quotas"]
 
 WINDOW_S = 60
-_PLENTY = 1 << 30  # where there is no limit: enough never to ask again in this minute
+_PLENTY = 1 << 30  # grant of a name without that limit: enough for the minute
 
 
 class QuotaExceededError(DelError):
-    """The requests or tokens of this minute are spent. ``retry_after``: whole seconds until there are new ones."""
+    """The quota of this minute is spent; the next minute begins in ``retry_after`` seconds."""
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message, retry_after)
@@ -38,23 +38,23 @@ class QuotaExceededError(DelError):
 
 
 class QuotaUnavailableError(DelError):
-    """The book of quotas does not answer, so it is not known whether the caller has any left."""
+    """The quota actor does not answer, so the rest of the caller's quota is not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """What was granted: ``requests`` and ``tokens`` (both 0 if it was refused), for the next ``seconds``."""
+    """Granted requests and tokens (both 0 if refused) for the next ``seconds``."""
 
     requests: int
     tokens: int
     seconds: float
 
 
-class Book:
-    """What was granted in the current minute, by name."""
+class QuotaLedger:
+    """Grants of the current minute by name."""
 
     def __init__(self, state: Mapping[str, object] | None = None, *, clock: Callable[[], float] = time.time) -> None:
-        """``state`` is the last :meth:`state` of a book that is no more."""
+        """Restore a ledger from its :meth:`state`."""
         self._clock = clock
         self._window = -1
         self._granted: dict[str, tuple[int, int]] = {}
@@ -65,14 +65,14 @@ class Book:
             self._granted = {name: (int(requests), int(tokens)) for name, (requests, tokens) in granted.items()}
 
     def state(self) -> dict[str, object]:
-        """All that a successor has to know, as JSON values."""
+        """Return the state as JSON values."""
         return {"window": self._window, "granted": {name: list(pair) for name, pair in self._granted.items()}}
 
     def lease(self, name: str, requests: int | None, tokens: int | None, need: int) -> Lease:
-        """Grant a part of a quota (None is no limit) that covers one request of ``need`` tokens, or nothing."""
+        """Grant a part of a quota (None: unlimited) that covers a request of ``need`` tokens, or nothing."""
         now = self._clock()
         window = int(now // WINDOW_S)
-        if window > self._window:  # a clock that was set back does not give a minute's budget again
+        if window > self._window:  # a clock that is set back does not renew a quota
             self._window, self._granted = window, {}
         seconds = (self._window + 1) * WINDOW_S - now
         used_requests, used_tokens = self._granted.get(name, (0, 0))
@@ -85,7 +85,7 @@ class Book:
 
 
 def _part(limit: int | None, used: int, need: int) -> int:
-    """How much of a limit to grant where ``need`` is needed now."""
+    """Return how much of a limit to grant for a request that needs ``need``."""
     if limit is None:
         return max(need, _PLENTY)
     left = limit - used
@@ -94,17 +94,17 @@ def _part(limit: int | None, used: int, need: int) -> int:
 
 @dataclass
 class _Held:
-    """What this replica holds of a name's quota."""
+    """Part of a name's quota that this replica holds."""
 
     lock: asyncio.Lock
     requests: int = 0
     tokens: int = 0
     until: float = 0.0
-    refused: int | None = None  # the smallest need that was refused in this minute
+    refused: int | None = None  # smallest need refused in this minute
 
 
 class Charge:
-    """What one request was charged; :meth:`settle` gives back what it did not use."""
+    """Tokens charged to one request; :meth:`settle` returns the unused ones."""
 
     def __init__(self, held: _Held | None, tokens: int) -> None:
         self._held = held
@@ -112,19 +112,19 @@ class Charge:
         self._tokens = tokens
 
     def settle(self, used: int) -> None:
-        """Say how many tokens were used after all; call once."""
+        """Return the tokens that were not used; call once."""
         if self._held is not None and self._held.until == self._until:
             self._held.tokens += max(0, self._tokens - used)
 
 
-FREE = Charge(None, 0)
+UNLIMITED = Charge(None, 0)
 """The charge of a caller without limits."""
 
 LeaseSource = Callable[[str, int | None, int | None, int], Awaitable[Lease]]
 
 
 class Quotas:
-    """One replica's side: spends leases, and takes new ones from ``source`` (:meth:`Book.lease`, wherever it runs)."""
+    """Quotas of one replica: spends leases and takes new ones from ``source`` (:meth:`QuotaLedger.lease`)."""
 
     def __init__(self, source: LeaseSource, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._source = source
@@ -132,15 +132,15 @@ class Quotas:
         self._held: dict[str, _Held] = {}
 
     async def charge(self, caller: Caller, tokens: int) -> Charge:
-        """Charge one request of so many tokens, prompt and ``max_tokens`` together.
+        """Charge a request for its tokens, prompt and ``max_tokens`` together.
 
         Raises:
-            FrameError: more tokens than the caller has in a whole minute.
-            QuotaExceededError: not enough is left in this minute.
+            FrameError: more tokens than the caller has in a minute.
+            QuotaExceededError: not enough is left of this minute.
             QuotaUnavailableError: the source of leases does not answer.
         """
         if caller.requests_per_minute is None and caller.tokens_per_minute is None:
-            return FREE
+            return UNLIMITED
         if caller.tokens_per_minute is not None and tokens > caller.tokens_per_minute:
             raise FrameError(
                 INVALID_VALUE,
@@ -170,7 +170,7 @@ class Quotas:
         if began < held.until and held.refused is not None and tokens >= held.refused:
             raise self._exceeded(held)
         lease = await self._source(caller.name, caller.requests_per_minute, caller.tokens_per_minute, tokens)
-        # Counted from before the question: a lease never outlives its minute.
+        # Counted from before the request to the ledger: a lease never outlives its minute.
         until = began + lease.seconds
         if began >= held.until or until > held.until + WINDOW_S / 2:
             held.requests, held.tokens, held.refused, held.until = 0, 0, None, until

@@ -1,1 +1,1 @@
-"""From a request frame to a completion; knows no HTTP."""
+"""From a request frame to a completion, without HTTP."""

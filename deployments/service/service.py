@@ -1,12 +1,14 @@
-"""From a request frame to a completion: the private-LM service, without HTTP and without a particular engine.
+"""The private-LM service: from a request frame to a completion, without HTTP and for any engine.
 
-The prompt that the engine sees is built here from validated integers alone; nobody can send embeddings:
+The service builds the prompt that the engine receives from validated integers; no client can send
+embeddings:
 
     [soft prompt of the variant; each segment in order; embeddings of the resumed tokens]
 
-with a private segment's rows decoded from its counts and a public segment's rows looked up in the base model's table.
-The built-in variant ``clear`` has no soft prompt and takes public segments only: it is for comparison and for text that
-is no secret. Nothing here writes a log line, and no exception raised here holds anything that derives from a prompt.
+The rows of a private segment are decoded from its counts, and those of a public segment are looked up in
+the base model's table. The built-in variant ``clear`` has no soft prompt and takes public segments only:
+for comparison, and for text that is not secret. Nothing here writes a log line, and no exception raised
+here holds anything derived from a prompt.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,42 +34,80 @@ from deployments.service.base_model import EmbeddingTable
 from deployments.service.text import TextStream, Tokenizer
 from deployments.telemetry.observation import Observation
 
-__all__ = ["CLEAR", "Capacity", "Completion", "OverloadedError", "Piece", "PrivateLMService"]
+__all__ = [
+    "CLEAR",
+    "Capacity",
+    "Completion",
+    "Delivery",
+    "OverloadedError",
+    "Piece",
+    "PrivateLMService",
+    "ServedModel",
+]
 
 CLEAR = RESERVED_VARIANT
 """Name of the built-in variant without privacy."""
 
-# A frame of more bytes, or a prompt whose decoding takes more multiplications, is handled in a thread: it would hold
+# A larger frame, or a prompt whose decoding takes more multiplications, is handled in a thread, because it would block
 # the event loop for more than about 2 ms.
 _LARGE_FRAME_BYTES = 64 * 1024
 _LARGE_DECODE_PRODUCTS = 4_000_000
 
 
 class OverloadedError(DelError):
-    """As many requests as allowed are in flight; the caller should come back after a while."""
+    """As many requests as allowed are in flight; the caller should retry later."""
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """How much a service accepts at once: ``requests`` in flight, the engine's own queue included."""
+    """Limits of a service: requests in flight, those queued in the engine included, and the size of a frame."""
 
-    requests: int = 64
+    requests: int
+    max_frame_bytes: int
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A base model and its verified bundles.
+
+    Args:
+        table: embeddings of the base model.
+        tokenizer: the bundle's tokenizer.
+        end_of_text: the model's end-of-text ids.
+        extra_bundles: bundles for the same base model and tokenizer whose frames are served too, while
+            one bundle replaces another.
+    """
+
+    bundle: Bundle
+    table: EmbeddingTable
+    tokenizer: Tokenizer
+    end_of_text: tuple[int, ...]
+    extra_bundles: tuple[Bundle, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Granularity of a stream; the fields are those of ``EngineSampling``."""
+
+    incremental: bool = True
+    gather_tokens: int = 1
+    gather_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a completion: new text, new token ids, and in the last one why it ended."""
+    """Part of a completion: new text and token ids; the last one has the finish reason."""
 
     text: str = field(repr=False)
     token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: FinishReason | None = None
     gathered: bool = False
-    """It has waited for more long enough."""
+    """The piece has been held long enough and must be sent at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole completion: what follows the prompt and the resumed tokens."""
+    """A whole completion, without the prompt and the resumed tokens."""
 
     text: str = field(repr=False)
     token_ids: tuple[int, ...] = field(repr=False)
@@ -76,7 +116,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class _Variant:
-    """What serving one variant takes."""
+    """Decoder and soft prompt of one variant."""
 
     decoder: Decoder | None = field(repr=False)
     soft_prompt: NDArray[np.float32] = field(repr=False)
@@ -84,7 +124,7 @@ class _Variant:
 
 
 class _Served:
-    """The variants of one bundle, ``clear`` among them, and the shapes of their counts."""
+    """Variants of one bundle, ``clear`` included, and the shapes of their counts."""
 
     def __init__(self, bundle: Bundle) -> None:
         hidden = bundle.manifest.base_model.hidden_size
@@ -99,46 +139,48 @@ class _Served:
         self.shapes[CLEAR] = None
 
 
+_EVERY_TOKEN = Delivery()
+
+
+def _engine_sampling(request: Request, stop_ids: tuple[int, ...], delivery: Delivery) -> EngineSampling:
+    """Map the sampling of the wire format to that of an engine."""
+    sampling = request.sampling
+    return EngineSampling(
+        max_tokens=request.remaining_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        position=len(request.resume),
+        stop_token_ids=stop_ids,
+        incremental=delivery.incremental,
+        # Nothing may be generated after a stop string.
+        gather_tokens=1 if sampling.stop else delivery.gather_tokens,
+        gather_s=delivery.gather_s,
+    )
+
+
 def _reason(text: TextStream, given: FinishReason) -> FinishReason:
-    """Why a completion ended: what was held back until the end may have completed a stop string."""
+    """Return why a completion ended: text held until the end may complete a stop string."""
     return "stop" if text.stopped else given
 
 
 class PrivateLMService:
-    """Completions of one base model under the variants of a bundle.
+    """Completions of one base model under the variants of a bundle, by an engine that has started."""
 
-    ``also`` are other bundles whose frames are taken too, for the same base model and tokeniser: the one before or
-    after ``bundle`` while one replaces the other. All are verified; ``table`` holds the base model's embeddings;
-    ``tokenizer`` is the bundle's; ``end_of_text`` are the model's end-of-text ids; ``engine`` has started.
-    """
-
-    def __init__(
-        self,
-        *,
-        bundle: Bundle,
-        table: EmbeddingTable,
-        tokenizer: Tokenizer,
-        end_of_text: tuple[int, ...],
-        engine: Engine,
-        capacity: Capacity | None = None,
-        max_frame_bytes: int = 16 * 1024 * 1024,
-        also: Sequence[Bundle] = (),
-    ) -> None:
-        self._bundle = bundle
-        self._table = table
-        self._tokenizer = tokenizer
-        self._end_of_text = end_of_text
+    def __init__(self, model: ServedModel, engine: Engine, capacity: Capacity) -> None:
+        self._model = model
+        self._bundle = bundle = model.bundle
         self._engine = engine
-        self._capacity = capacity or Capacity()
+        self._capacity = capacity
         self._in_flight = 0
         self._outstanding_tokens = 0
         self._created = int(time.time())
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode")
         self._archive: asyncio.Future[bytes] | None = None
-        self._served = {one.fingerprint: _Served(one) for one in (*also, bundle)}
+        self._served = {one.fingerprint: _Served(one) for one in (*model.extra_bundles, bundle)}
         self._limits = Limits(
-            max_frame_bytes=max_frame_bytes,
-            max_header_bytes=min(max_frame_bytes, Limits().max_header_bytes),
+            max_frame_bytes=capacity.max_frame_bytes,
+            max_header_bytes=min(capacity.max_frame_bytes, Limits().max_header_bytes),
             max_prompt_tokens=engine.context_length - 1,
             max_output_tokens=engine.context_length - 1,
             vocabulary_size=bundle.manifest.base_model.vocabulary_size,
@@ -151,29 +193,29 @@ class PrivateLMService:
 
     @property
     def max_frame_bytes(self) -> int:
-        """Largest frame accepted, in bytes."""
+        """Size of the largest accepted frame in bytes."""
         return self._limits.max_frame_bytes
 
     @property
     def in_flight(self) -> int:
-        """Requests that hold a slot now."""
+        """Number of requests that hold a slot."""
         return self._in_flight
 
     @property
     def outstanding_tokens(self) -> int:
-        """Tokens of the requests in flight that may still be generated: what ``max_tokens`` has promised."""
+        """Tokens that the requests in flight may still generate, according to ``max_tokens``."""
         return self._outstanding_tokens
 
     def check_room(self) -> None:
-        """Raises OverloadedError if no slot for a request is free."""
+        """Raise OverloadedError if no slot is free."""
         if self._in_flight >= self._capacity.requests:
             raise OverloadedError(
-                f"{self._in_flight} requests are in flight; at most {self._capacity.requests} are allowed"
+                f"requests in flight must be at most {self._capacity.requests}, got {self._in_flight + 1}"
             )
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
-        """Hold one of the slots for requests; raises OverloadedError at once if none is free."""
+        """Hold a slot. Raises OverloadedError if none is free."""
         self.check_room()
         self._in_flight += 1
         try:
@@ -182,7 +224,7 @@ class PrivateLMService:
             self._in_flight -= 1
 
     async def parse(self, frame: bytes) -> Request:
-        """The request of a frame. Raises FrameError."""
+        """Parse a frame. Raises FrameError."""
         if len(frame) > _LARGE_FRAME_BYTES:
             return await asyncio.get_running_loop().run_in_executor(self._pool, self._parse, frame)
         return self._parse(frame)
@@ -207,7 +249,7 @@ class PrivateLMService:
             )
         except FrameError as error:
             refusal = error
-        # What another bundle's frame lacks is said by that bundle's measure; that none fits, by the first one's.
+        # Errors of a frame for an extra bundle are reported by that bundle; that no bundle fits, by the first one.
         for fingerprint, other in self._served.items():
             if refusal.code == BUNDLE_OUTDATED and fingerprint != self.fingerprint:
                 try:
@@ -221,13 +263,14 @@ class PrivateLMService:
         return self._served[request.fingerprint].variants[request.variant]
 
     async def complete(
-        self, request: Request, *, cache_salt: str | None = None, seen: Observation | None = None
+        self, request: Request, *, cache_salt: str | None = None, observation: Observation | None = None
     ) -> Completion:
-        """The whole completion of a request. Raises EngineDeadError."""
+        """Return the whole completion of a request. Raises EngineDeadError."""
         text: list[str] = []
         token_ids: list[int] = []
         finish_reason: FinishReason = "length"
-        pieces = self.stream(request, incremental=bool(request.sampling.stop), cache_salt=cache_salt, seen=seen)
+        delivery = Delivery(incremental=bool(request.sampling.stop))
+        pieces = self.stream(request, delivery=delivery, cache_salt=cache_salt, observation=observation)
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 text.append(piece.text)
@@ -239,43 +282,35 @@ class PrivateLMService:
         self,
         request: Request,
         *,
-        incremental: bool = True,
-        gather_tokens: int = 1,
-        gather_s: float | None = None,
+        delivery: Delivery = _EVERY_TOKEN,
         cache_salt: str | None = None,
-        seen: Observation | None = None,
+        observation: Observation | None = None,
     ) -> AsyncGenerator[Piece, None]:
-        """The completion of a request, piece by piece; the last piece, and no other, has a finish reason.
+        """Yield the completion of a request; only the last piece has a finish reason.
 
-        Beyond the soft prompt, cached prompts are shared only with requests of the same ``cache_salt``.
-        ``gather_tokens`` and ``gather_s``: see ``EngineSampling``; with stop strings every token is looked at as it
-        comes, so that nothing is generated after one.
-        Closing the iterator early stops the engine's work for the request. What is measured is noted in ``seen``.
-        Raises EngineDeadError.
+        Closing the generator early stops the engine's work for the request.
+
+        Args:
+            delivery: with stop strings, every token is examined as it is generated all the same.
+            cache_salt: cached prompts, soft prompts aside, are shared only between requests of one salt.
+            observation: receives the measurements.
+
+        Raises:
+            EngineDeadError: the engine has stopped.
         """
-        text = TextStream(self._tokenizer, request.sampling.stop)
+        text = TextStream(self._model.tokenizer, request.sampling.stop)
         stop_ids = self._stop_ids(request.sampling)
         ended = self._replay(text, request.resume, stop_ids)
         if ended:
             yield Piece(text.finish(), (), ended)
             return
-        sampling = EngineSampling(
-            max_tokens=request.remaining_tokens,
-            temperature=request.sampling.temperature,
-            top_p=request.sampling.top_p,
-            seed=request.sampling.seed,
-            position=len(request.resume),
-            stop_token_ids=stop_ids,
-            incremental=incremental,
-            gather_tokens=1 if request.sampling.stop else gather_tokens,
-            gather_s=gather_s,
-        )
-        seen = seen or Observation()
+        sampling = _engine_sampling(request, stop_ids, delivery)
+        observation = observation or Observation()
         began = time.monotonic()
         embeddings = await self._embed(request)
-        seen.decoded = time.monotonic()
-        seen.decode_s = seen.decoded - began
-        seen.soft_prompt_rows = shared = len(self._variant(request).soft_prompt)
+        observation.decoded = time.monotonic()
+        observation.decode_s = observation.decoded - began
+        observation.soft_prompt_rows = shared = len(self._variant(request).soft_prompt)
         deltas = self._engine.generate(
             secrets.token_hex(12), embeddings, sampling, cache_salt=cache_salt, shared_rows=shared
         )
@@ -285,7 +320,7 @@ class PrivateLMService:
             async with contextlib.aclosing(deltas):
                 async for delta in deltas:
                     tokens = len(delta.token_ids)
-                    seen.take(tokens, delta.cached_rows)
+                    observation.record_tokens(tokens, delta.cached_rows)
                     self._outstanding_tokens -= tokens
                     promised -= tokens
                     # The token that ends a completion is part of its ids but not of its text.
@@ -303,12 +338,12 @@ class PrivateLMService:
             self._outstanding_tokens -= promised
 
     def _stop_ids(self, sampling: Sampling) -> tuple[int, ...]:
-        end = () if sampling.ignore_eos else self._end_of_text
+        end = () if sampling.ignore_eos else self._model.end_of_text
         return tuple(dict.fromkeys((*sampling.stop_token_ids, *end)))
 
     @staticmethod
     def _replay(text: TextStream, resume: tuple[int, ...], stop_ids: tuple[int, ...]) -> FinishReason | None:
-        """Bring ``text`` to where it was after the resumed tokens; why the completion was over then, if it was."""
+        """Replay the resumed tokens; return the finish reason if the completion ends within them."""
         for token_id in resume:
             if token_id in stop_ids:
                 return "stop"
@@ -324,7 +359,7 @@ class PrivateLMService:
         return self._assemble(request)
 
     def _assemble(self, request: Request) -> NDArray[np.float32]:
-        """The rows that the engine reads, (soft prompt + prompt + resumed tokens, hidden size)."""
+        """Return the prompt of the engine, (soft prompt + prompt + resumed tokens, hidden size)."""
         variant = self._variant(request)
         parts = [variant.soft_prompt]
         for segment in request.segments:
@@ -332,13 +367,13 @@ class PrivateLMService:
                 assert variant.decoder is not None  # decode_frame refuses private segments under `clear`
                 parts.append(variant.decoder.decode(segment.codes))
             else:
-                parts.append(self._table.rows(segment.token_ids))
+                parts.append(self._model.table.rows(segment.token_ids))
         if request.resume:
-            parts.append(self._table.rows(request.resume))
+            parts.append(self._model.table.rows(request.resume))
         return np.concatenate(parts, dtype=np.float32)
 
     def models(self) -> list[dict[str, Any]]:
-        """The variants as ``GET /v1/models`` lists them, ``clear`` last and plainly marked."""
+        """Return the variants for ``GET /v1/models``, ``clear`` last and marked as not private."""
         common = {"object": "model", "created": self._created, "owned_by": "del-serve"}
         listed = []
         for name, variant in self._bundle.variants.items():
@@ -359,13 +394,13 @@ class PrivateLMService:
         return listed
 
     async def client_archive(self) -> bytes:
-        """The client part of the bundle as a tar archive, packed and verified once."""
+        """Return the client part of the bundle as a tar archive, packed and verified once."""
         if self._archive is None or (self._archive.done() and self._archive.exception() is not None):
             self._archive = asyncio.get_running_loop().run_in_executor(self._pool, pack_client, self._bundle.path)
         return await asyncio.shield(self._archive)
 
     async def check_health(self) -> None:
-        """Raises EngineDeadError if the engine has stopped."""
+        """Raise EngineDeadError if the engine has stopped."""
         await self._engine.check_health()
 
     async def shutdown(self) -> None:

@@ -1,1 +1,1 @@
-"""Observations of requests: metrics, traces, logs, and the autoscaling signal."""
+"""Metrics, logs, traces and the autoscaling policy of a replica."""

@@ -1,8 +1,8 @@
-"""The replica's Prometheus metrics, through Ray: docs/guides/observability.md lists them.
+"""Prometheus metrics of a replica, exported through Ray; docs/guides/observability.md lists them.
 
-Ray exports what its processes record on every node's metrics port, each name with ``ray_`` before it, and Serve adds
-the tags ``application``, ``deployment`` and ``replica``. A recording costs Ray some ten microseconds, so what can be
-added up is added up here and recorded about once a second; what is left is at most four histograms a completion.
+Ray exports the metrics of its processes on every node's metrics port with the prefix ``ray_``, and Serve
+adds the tags ``application``, ``deployment`` and ``replica``. One recording costs about ten microseconds,
+so counters are summed here and recorded about once a second. At most four histograms remain per completion.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from deployments.telemetry.observation import OK, Observation
 
-__all__ = ["HISTOGRAMS", "METRICS", "Metric", "ReplicaMetrics"]
+__all__ = ["METRICS", "Metric", "ReplicaMetrics"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _DECODE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
@@ -21,7 +21,7 @@ _DECODE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as Ray is told of it; Prometheus shows a counter as ``ray_NAME_total``, others as ``ray_NAME``."""
+    """Definition of a metric. Prometheus shows a counter as ``ray_NAME_total``, others as ``ray_NAME``."""
 
     name: str
     kind: str
@@ -57,8 +57,6 @@ METRICS = {
 }  # fmt: skip
 """Every metric of a replica, by name."""
 
-HISTOGRAMS = tuple(name for name, metric in METRICS.items() if metric.kind == "histogram")
-
 
 def _make(metric: Metric) -> Any:
     from ray.serve import metrics
@@ -77,31 +75,34 @@ class ReplicaMetrics:
         self._made = {name: _make(metric) for name, metric in METRICS.items()}
         self._sums: Sums[tuple[str, tuple[tuple[str, str], ...]]] = Sums()
 
-    def observe(self, seen: Observation) -> None:
-        """Take up a completion that has ended."""
-        sums, variant = self._sums, ("variant", seen.variant)
-        sums["del_requests", (variant, ("code", seen.code))] += 1
-        sums["del_request_bytes", (variant,)] += seen.request_bytes
-        if seen.decoded is None:
+    def observe(self, observation: Observation) -> None:
+        """Record a completion that has ended."""
+        sums, variant = self._sums, ("variant", observation.variant)
+        sums["del_requests", (variant, ("code", observation.code))] += 1
+        sums["del_request_bytes", (variant,)] += observation.request_bytes
+        if observation.decoded is None:
             return
-        sums["del_prompt_tokens", (variant,)] += seen.prompt_tokens
-        sums["del_output_tokens", (variant,)] += seen.output_tokens
-        cached = seen.soft_prompt_cached
+        sums["del_prompt_tokens", (variant,)] += observation.prompt_tokens
+        sums["del_output_tokens", (variant,)] += observation.output_tokens
+        cached = observation.soft_prompt_cached
         if cached is not None:
             sums["del_soft_prompts", (variant, ("cache", "hit" if cached else "miss"))] += 1
-        sums["del_cached_rows", (variant,)] += seen.cached_rows or 0
-        tags = {"variant": seen.variant}
-        self._made["del_decode_seconds"].observe(seen.decode_s, tags)
+        sums["del_cached_rows", (variant,)] += observation.cached_rows or 0
+        tags = {"variant": observation.variant}
+        self._made["del_decode_seconds"].observe(observation.decode_s, tags)
         for name, value in (
-            ("del_first_token_seconds", seen.first_token_s if seen.stream or seen.code == OK else None),
-            ("del_queue_seconds", seen.queue_s),
-            ("del_inter_token_seconds", seen.inter_token_s),
+            (
+                "del_first_token_seconds",
+                observation.first_token_s if observation.stream or observation.code == OK else None,
+            ),
+            ("del_queue_seconds", observation.queue_s),
+            ("del_inter_token_seconds", observation.inter_token_s),
         ):
             if value is not None:
                 self._made[name].observe(value, tags)
 
     def flush(self, *, in_flight: int, outstanding_tokens: int) -> None:
-        """Record what was added up since the last time, and what is so now."""
+        """Record the sums since the last call, and the current gauges."""
         sums, self._sums = self._sums, Sums()
         for (name, tags), value in sums.items():
             if value:

@@ -1,7 +1,7 @@
-"""What is noted of one completion for metrics, logs and traces: counts, times and a code; nothing of its content.
+"""Measurements of one completion for metrics, logs and traces: counts, times and a code, no content.
 
-An :class:`Observation` is filled by the parts that a request passes and handed, once, to whoever observes when it has
-ended. Nothing is done for a token: tokens are counted where the engine hands over a group of them.
+The parts of the server that handle a request fill its :class:`Observation`. When the request has ended,
+the observers receive it once. Tokens are counted in the groups that the engine yields, not one by one.
 """
 
 from __future__ import annotations
@@ -10,46 +10,45 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-__all__ = ["CLIENT_GONE", "OK", "Observation", "Observer", "observe_all"]
+__all__ = ["CLIENT_GONE", "OK", "Observation", "Observer", "ignore", "observe_all"]
 
 OK = "ok"
 CLIENT_GONE = "client_gone"
-"""Code of a completion whose client left before its end."""
+"""Code of a completion whose client disconnected before its end."""
 
 
 @dataclass(slots=True)
 class Observation:
-    """Times are ``time.monotonic`` seconds, None where a request did not get that far; sizes are numbers of tokens."""
+    """Times are ``time.monotonic`` seconds, None for a stage that was not reached; sizes are in tokens."""
 
     request_id: str | None = None
     trace_parent: str | None = None
     """The caller's ``traceparent`` header."""
     began_ns: int = field(default_factory=time.time_ns)
-    """Nanoseconds since 1970: where ``began`` lies in calendar time."""
+    """``began`` in nanoseconds since 1970."""
     began: float = field(default_factory=time.monotonic)
     received: float | None = None
-    """The body had arrived."""
+    """Arrival of the whole body."""
     variant: str = "none"
-    """Variant of the bundle; "none" for a frame that could not be read."""
+    """Variant of the bundle; "none" for a frame that could not be parsed."""
     stream: bool = False
     request_bytes: int = 0
     prompt_tokens: int = 0
-    resumed_tokens: int = 0
     soft_prompt_rows: int = 0
     decoded: float | None = None
-    """The prompt's rows were there, decoded from the counts."""
+    """End of the decoding of the prompt's counts."""
     decode_s: float = 0.0
-    """Seconds that the decoding took."""
+    """Duration of the decoding in seconds."""
     first_token: float | None = None
     last_token: float | None = None
     output_tokens: int = 0
     cached_rows: int | None = None
-    """Rows of the prompt, soft prompt included, that the engine had in its cache."""
+    """Prompt rows, soft prompt included, that the engine's cache held."""
     ended: float | None = None
     code: str = OK
 
-    def take(self, tokens: int, cached_rows: int | None) -> None:
-        """The engine has handed over a group of tokens."""
+    def record_tokens(self, tokens: int, cached_rows: int | None) -> None:
+        """Record a group of tokens from the engine."""
         self.last_token = time.monotonic()
         self.output_tokens += tokens
         if self.first_token is None:
@@ -57,32 +56,32 @@ class Observation:
             self.cached_rows = cached_rows
 
     def end(self, code: str) -> None:
-        """The last byte is written, or there will be none."""
+        """Record the end of the response."""
         self.code = code
         self.ended = time.monotonic()
 
     @property
     def first_token_s(self) -> float | None:
-        """Seconds from the request's beginning to its first token."""
+        """Seconds from the start of the request to its first token."""
         return None if self.first_token is None else self.first_token - self.began
 
     @property
     def queue_s(self) -> float | None:
-        """Seconds from the engine's getting the prompt to its first token: its queue, and the prompt's computation."""
+        """Seconds in the engine before the first token: its queue and the computation of the prompt."""
         if self.first_token is None or self.decoded is None:
             return None
         return self.first_token - self.decoded
 
     @property
     def inter_token_s(self) -> float | None:
-        """Mean seconds between two tokens of this completion; None for fewer than two."""
+        """Mean seconds between two tokens of a stream; None for fewer than two tokens."""
         if self.first_token is None or self.last_token is None or self.output_tokens < 2:
             return None
         return (self.last_token - self.first_token) / (self.output_tokens - 1) if self.stream else None
 
     @property
     def soft_prompt_cached(self) -> bool | None:
-        """Whether the soft prompt's keys and values were in the cache; None if that is not known or there is none."""
+        """Whether the cache held the soft prompt; None if not known or if there is none."""
         if self.cached_rows is None or not self.soft_prompt_rows:
             return None
         return self.cached_rows >= self.soft_prompt_rows
@@ -91,11 +90,15 @@ class Observation:
 Observer = Callable[[Observation], None]
 
 
-def observe_all(observers: tuple[Observer, ...]) -> Observer:
-    """One observer for several."""
+def ignore(observation: Observation) -> None:
+    """Do nothing with an observation."""
 
-    def observe(seen: Observation) -> None:
+
+def observe_all(observers: tuple[Observer, ...]) -> Observer:
+    """Combine observers into one."""
+
+    def observe(observation: Observation) -> None:
         for observer in observers:
-            observer(seen)
+            observer(observation)
 
     return observe

@@ -1,8 +1,7 @@
-"""The replica's own log: lines of JSON (or text) with request ids, in the file where Serve writes the replica's.
+"""Log of a replica as JSON lines (or text), in the file to which Serve writes the replica's log.
 
-One line for each completion, when ``telemetry.request_log`` asks for it: id, variant, code, sizes and times, the same
-that metrics add up. What is logged is what :class:`deployments.telemetry.observation.Observation` holds, so nothing
-of a prompt.
+With ``telemetry.request_log``, each completion has one line: id, variant, code, sizes and times. These are the fields
+of :class:`deployments.telemetry.observation.Observation`, so nothing derives from a prompt.
 """
 
 from __future__ import annotations
@@ -27,29 +26,29 @@ def _milliseconds(later: float | None, earlier: float | None) -> float | None:
     return None if later is None or earlier is None else round((later - earlier) * 1000, 3)
 
 
-def log_request(seen: Observation) -> None:
-    """Write the line of a completion that has ended."""
+def log_request(observation: Observation) -> None:
+    """Log a completion that has ended."""
     fields = {
-        "request_id": seen.request_id,
-        "code": seen.code,
-        "variant": seen.variant,
-        "stream": seen.stream,
-        "request_bytes": seen.request_bytes,
-        "prompt_tokens": seen.prompt_tokens,
-        "output_tokens": seen.output_tokens,
-        "cached_rows": seen.cached_rows,
-        "receive_ms": _milliseconds(seen.received, seen.began),
-        "decode_ms": None if seen.decoded is None else round(seen.decode_s * 1000, 3),
-        "queue_ms": _milliseconds(seen.first_token, seen.decoded),
-        "first_token_ms": _milliseconds(seen.first_token, seen.began),
-        "total_ms": _milliseconds(seen.ended, seen.began),
+        "request_id": observation.request_id,
+        "code": observation.code,
+        "variant": observation.variant,
+        "stream": observation.stream,
+        "request_bytes": observation.request_bytes,
+        "prompt_tokens": observation.prompt_tokens,
+        "output_tokens": observation.output_tokens,
+        "cached_rows": observation.cached_rows,
+        "receive_ms": _milliseconds(observation.received, observation.began),
+        "decode_ms": None if observation.decoded is None else round(observation.decode_s * 1000, 3),
+        "queue_ms": _milliseconds(observation.first_token, observation.decoded),
+        "first_token_ms": _milliseconds(observation.first_token, observation.began),
+        "total_ms": _milliseconds(observation.ended, observation.began),
     }
     known = {name: value for name, value in fields.items() if value is not None}
     logger.info("completion %s", " ".join(f"{name}={value}" for name, value in known.items()), extra={_FIELDS: known})
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object on one line: ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``message``, fields."""
+    """Format a record as one line of JSON: ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``message``, fields."""
 
     def __init__(self, replica: str | None = None) -> None:
         super().__init__()
@@ -71,12 +70,12 @@ class JsonLines(logging.Formatter):
         else:
             line["message"] = record.getMessage()
         if record.exc_info and record.exc_info[0] is not None:
-            line["exception"] = record.exc_info[0].__name__  # never its message, which could hold anything
+            line["exception"] = record.exc_info[0].__name__  # not the message, which could hold anything
         return json.dumps(line, default=str)
 
 
 def attach(log_format: LogFormat, replica: str | None, *, requests: bool) -> None:
-    """Let everything under ``deployments`` go to where Serve writes this replica's log, in this format."""
+    """Send the loggers under ``deployments`` to the files of Serve's replica log, in this format."""
     ours = logging.getLogger("deployments")
     for handler in list(ours.handlers):
         ours.removeHandler(handler)

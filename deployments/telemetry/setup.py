@@ -1,15 +1,15 @@
-"""Joins what a replica tells of itself, by its settings: metrics, log, traces."""
+"""Set-up of metrics, log and traces of a replica."""
 
 from __future__ import annotations
 
-from deployments.settings import TelemetrySettings
-from deployments.telemetry.observation import Observation, Observer, observe_all
+from deployments.sections import TelemetrySettings
+from deployments.telemetry.observation import Observer, observe_all
 
 __all__ = ["Telemetry"]
 
 
 class Telemetry:
-    """The observers of one replica; made inside it."""
+    """Observers of one replica, created in its process."""
 
     def __init__(self, settings: TelemetrySettings) -> None:
         from ray import serve
@@ -32,18 +32,15 @@ class Telemetry:
 
             self._tracing = Tracing(settings.traces, settings.trace_ratio)
             observers.append(self._tracing.observe)
-        self._observe = observe_all(tuple(observers))
-
-    def observe(self, seen: Observation) -> None:
-        """Take up a completion that has ended."""
-        self._observe(seen)
+        self.observe = observe_all(tuple(observers))
+        """Records a completion that has ended."""
 
     def flush(self, *, in_flight: int, outstanding_tokens: int) -> None:
-        """Called about once a second, with what is so now."""
+        """Record the current gauges; called about once a second."""
         if self._metrics is not None:
             self._metrics.flush(in_flight=in_flight, outstanding_tokens=outstanding_tokens)
 
     def shutdown(self) -> None:
-        """Send what waits."""
+        """Send pending traces."""
         if self._tracing is not None:
             self._tracing.shutdown()

@@ -1,12 +1,11 @@
 """OpenTelemetry traces of completions, sent to a collector over OTLP/HTTP.
 
-The spans of a completion are made when it has ended, from the times that were noted on its way, so tracing costs
-nothing while it runs:
+Spans are created from the recorded times when a completion has ended, so tracing costs nothing during it:
 
-    completion                      the whole; its parent is the caller's ``traceparent``, if there is one
+    completion                      its parent is the caller's ``traceparent``, if there is one
       receive  decode  queue  generate
 
-Attributes are the variant, the code, the request id and sizes. Nothing of a prompt is in them.
+Attributes are the variant, the code, the request id and sizes, nothing of a prompt.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ __all__ = ["Tracing"]
 
 
 class Tracing:
-    """An observer that exports spans. ``endpoint``: the collector's URL for traces; ``ratio``: share that is kept."""
+    """Observer that exports spans to the collector at ``endpoint`` for a share ``ratio`` of the requests."""
 
     def __init__(self, endpoint: str, ratio: float, exporter: Any = None) -> None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -29,7 +28,7 @@ class Tracing:
         from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        # A provider of its own, not the process's: nothing else in the replica gets traced by way of it.
+        # Not the process-wide provider: nothing else in the replica is traced.
         self._provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(ratio)),
             resource=Resource.create({"service.name": "del-serve"}),
@@ -39,48 +38,48 @@ class Tracing:
         self._tracer = self._provider.get_tracer("deployments")
         self._propagator = TraceContextTextMapPropagator()
 
-    def observe(self, seen: Observation) -> None:
-        """Make the spans of a completion that has ended."""
+    def observe(self, observation: Observation) -> None:
+        """Export the spans of a completion that has ended."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
-        carrier = {"traceparent": seen.trace_parent} if seen.trace_parent else {}
+        carrier = {"traceparent": observation.trace_parent} if observation.trace_parent else {}
         root = self._tracer.start_span(
             "completion",
             context=self._propagator.extract(carrier),
             kind=SpanKind.SERVER,
-            start_time=seen.began_ns,
+            start_time=observation.began_ns,
             attributes={
-                "del.variant": seen.variant,
-                "del.code": seen.code,
-                "del.request_id": seen.request_id or "",
-                "del.stream": seen.stream,
-                "del.request_bytes": seen.request_bytes,
-                "del.prompt_tokens": seen.prompt_tokens,
-                "del.output_tokens": seen.output_tokens,
-                "del.cached_rows": seen.cached_rows or 0,
+                "del.variant": observation.variant,
+                "del.code": observation.code,
+                "del.request_id": observation.request_id or "",
+                "del.stream": observation.stream,
+                "del.request_bytes": observation.request_bytes,
+                "del.prompt_tokens": observation.prompt_tokens,
+                "del.output_tokens": observation.output_tokens,
+                "del.cached_rows": observation.cached_rows or 0,
             },
         )
-        if seen.code != OK:
-            root.set_status(Status(StatusCode.ERROR, seen.code))
+        if observation.code != OK:
+            root.set_status(Status(StatusCode.ERROR, observation.code))
         if root.is_recording():
             inside = set_span_in_context(root)
-            began = None if seen.decoded is None else seen.decoded - seen.decode_s
+            began = None if observation.decoded is None else observation.decoded - observation.decode_s
             for name, start, end in (
-                ("receive", seen.began, seen.received),
-                ("decode", began, seen.decoded),
-                ("queue", seen.decoded, seen.first_token),
-                ("generate", seen.first_token, seen.last_token),
+                ("receive", observation.began, observation.received),
+                ("decode", began, observation.decoded),
+                ("queue", observation.decoded, observation.first_token),
+                ("generate", observation.first_token, observation.last_token),
             ):
                 if start is not None and end is not None:
-                    span = self._tracer.start_span(name, context=inside, start_time=_when(seen, start))
-                    span.end(_when(seen, end))
-        root.end(_when(seen, seen.ended if seen.ended is not None else seen.began))
+                    span = self._tracer.start_span(name, context=inside, start_time=_when(observation, start))
+                    span.end(_when(observation, end))
+        root.end(_when(observation, observation.ended if observation.ended is not None else observation.began))
 
     def shutdown(self) -> None:
-        """Send what waits, and stop."""
+        """Send pending spans and stop."""
         self._provider.shutdown()
 
 
-def _when(seen: Observation, moment: float) -> int:
-    """Nanoseconds since 1970 of a monotonic time."""
-    return seen.began_ns + int((moment - seen.began) * 1e9)
+def _when(observation: Observation, moment: float) -> int:
+    """Convert a monotonic time to nanoseconds since 1970."""
+    return observation.began_ns + int((moment - observation.began) * 1e9)

@@ -30,7 +30,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def exchanging(make_service: ServiceMaker, bundle: Bundle, other: Bundle) -> PrivateLMService:
-    return make_service(ScriptedEngine(), also=[other])
+    return make_service(ScriptedEngine(), extra_bundles=[other])
 
 
 async def rows(service: PrivateLMService, frame: bytes) -> Any:

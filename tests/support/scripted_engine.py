@@ -80,9 +80,6 @@ class ScriptedEngine:
         finally:
             call.closed = True
 
-    async def abort(self, request_id: str) -> None:
-        pass
-
     async def check_health(self) -> None:
         if self.dead:
             raise EngineDeadError("the engine has stopped")

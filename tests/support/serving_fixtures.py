@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from cluster.local import LocalServer, start_local
 from del_core.bundle import Bundle, load_bundle
 from deployments.service.base_model import EmbeddingTable, end_of_text_ids
-from deployments.service.service import Capacity, PrivateLMService
+from deployments.service.service import Capacity, PrivateLMService, ServedModel
 from deployments.settings import Settings, parse_settings
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.tiny import Tiny, make_tiny
@@ -56,17 +56,18 @@ def make_service(tiny: Tiny, bundle: Bundle, table: EmbeddingTable, tokenizer: T
         requests: int = 64,
         max_frame_bytes: int = 1 << 20,
         bundle: Bundle = default,
-        also: Sequence[Bundle] = (),
+        extra_bundles: Sequence[Bundle] = (),
     ) -> PrivateLMService:
         return PrivateLMService(
-            bundle=bundle,
-            also=also,
-            table=table,
-            tokenizer=tokenizer,
-            end_of_text=end_of_text_ids(tiny.model),
-            engine=engine,
-            capacity=Capacity(requests=requests),
-            max_frame_bytes=max_frame_bytes,
+            ServedModel(
+                bundle=bundle,
+                extra_bundles=tuple(extra_bundles),
+                table=table,
+                tokenizer=tokenizer,
+                end_of_text=end_of_text_ids(tiny.model),
+            ),
+            engine,
+            Capacity(requests=requests, max_frame_bytes=max_frame_bytes),
         )
 
     return make

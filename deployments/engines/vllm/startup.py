@@ -3,8 +3,8 @@
 - vLLM starts its engine in a spawned process, which imports everything only after the replica has
   imported the same (8 s on a laptop's core). Here both imports run at the same time: :func:`begin` starts
   a helper process (the standard library's fork server) that imports the engine's modules in one thread,
-  and within :func:`forked_engine` vLLM forks its engine from the helper. Measured: 17 s instead of 18 s
-  from ``delctl serve`` to the first answer on two cores, and half of a replica's start on one.
+  and within :func:`forked_engine` vLLM forks its engine from the helper. On two cores, a server answers
+  after 17 s instead of 18 s (docs/guides/serving.md).
 - Before the first start of a model class on a machine, vLLM inspects the class in another process, so
   that the inspection cannot touch a GPU. Within :func:`forked_engine` it inspects the class in place.
 

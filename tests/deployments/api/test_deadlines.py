@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from del_core.bundle import Bundle
-from deployments.api.routes import Coalescing, create_app
+from deployments.api.routes import APIOptions, create_app
+from deployments.sections import HTTPSettings, StreamingSettings
 from tests.support.scripted_engine import Exchange, ScriptedEngine
 from tests.support.serving_frames import HEADERS, PATH, make_frame
 
@@ -55,7 +56,7 @@ async def test_a_whole_completion_stops_at_its_deadline(make_service: ServiceMak
 async def test_a_stream_ends_with_an_event_at_its_deadline(make_service: ServiceMaker, bundle: Bundle) -> None:
     engine = ScriptedEngine(before=never)
     service = make_service(engine)
-    app = create_app(service, coalescing=Coalescing(max_tokens=1))
+    app = create_app(service, APIOptions(streaming=StreamingSettings(max_tokens=1)))
     exchange = Exchange(app, make_frame(bundle, stream=True), HEADERS | {"x-request-deadline-ms": "100"})
     await asyncio.wait_for(exchange.task, 10)
     assert engine.calls[0].closed
@@ -68,7 +69,9 @@ async def test_a_stream_ends_with_an_event_at_its_deadline(make_service: Service
 async def test_a_reader_that_stops_reading_is_given_up(make_service: ServiceMaker, bundle: Bundle) -> None:
     engine = ScriptedEngine()
     service = make_service(engine)
-    app = create_app(service, coalescing=Coalescing(max_tokens=1), write_timeout=0.05)
+    app = create_app(
+        service, APIOptions(streaming=StreamingSettings(max_tokens=1), http=HTTPSettings(write_timeout_s=0.05))
+    )
     exchange = Exchange.__new__(Exchange)
     blocked = asyncio.Event()
 

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 from del_core.bundle import Bundle, load_client, pack_client, unpack_client
 from del_core.errors import ERROR_STATUS
-from deployments.api.routes import Coalescing, create_app
+from deployments.api.routes import APIOptions, create_app
+from deployments.sections import HTTPSettings, StreamingSettings
 from deployments.service.service import PrivateLMService
 from tests.support.scripted_engine import Exchange, ScriptedEngine
 from tests.support.serving_frames import HEADERS, PATH, encode, make_frame, make_request
@@ -198,7 +199,7 @@ async def test_too_large_bodies_are_not_read(make_service: ServiceMaker, engine:
 
 async def test_slow_bodies_hold_no_slot_and_not_for_ever(make_service: ServiceMaker, engine: ScriptedEngine) -> None:
     service = make_service(engine, requests=1)
-    app = create_app(service, body_timeout=0.2)
+    app = create_app(service, APIOptions(http=HTTPSettings(body_timeout_s=0.2)))
     exchange = Exchange(app, b"DELF", HEADERS, more=True)
     await asyncio.sleep(0)
     assert service.in_flight == 0
@@ -332,7 +333,7 @@ def paced(delay: float) -> Callable[[int], Any]:
 async def test_first_token_is_sent_before_the_second_exists(make_service: ServiceMaker, bundle: Bundle) -> None:
     second = asyncio.Event()
     engine = ScriptedEngine(before=lambda number: second.wait() if number == 1 else asyncio.sleep(0))
-    app = create_app(make_service(engine), coalescing=Coalescing(max_tokens=1000, max_delay=1000.0))
+    app = create_app(make_service(engine), APIOptions(streaming=StreamingSettings(max_tokens=1000, max_delay_s=10.0)))
     exchange = Exchange(app, make_frame(bundle, stream=True), HEADERS)
     await exchange.until(lambda: len(exchange.bodies) == 1)
     assert events(exchange.bodies[0][1])[0]["choices"][0]["token_ids"] == [engine.tokens[0]]
@@ -343,7 +344,7 @@ async def test_first_token_is_sent_before_the_second_exists(make_service: Servic
 
 async def test_tokens_are_coalesced_by_number(make_service: ServiceMaker, bundle: Bundle) -> None:
     engine = ScriptedEngine(before=lambda number: asyncio.sleep(0))
-    app = create_app(make_service(engine), coalescing=Coalescing(max_tokens=8, max_delay=1000.0))
+    app = create_app(make_service(engine), APIOptions(streaming=StreamingSettings(max_tokens=8, max_delay_s=10.0)))
     exchange = Exchange(app, make_frame(bundle, stream=True, max_tokens=33), HEADERS)
     await exchange.task
     sizes = [len(events(body)[0]["choices"][0]["token_ids"]) for _, body in exchange.bodies]
@@ -358,7 +359,10 @@ async def test_tokens_are_coalesced_by_time(make_service: ServiceMaker, bundle: 
         await asyncio.sleep(0.01 if number else 0)
         arrivals.append(asyncio.get_running_loop().time())
 
-    app = create_app(make_service(ScriptedEngine(before=pace)), coalescing=Coalescing(max_tokens=1000, max_delay=0.1))
+    app = create_app(
+        make_service(ScriptedEngine(before=pace)),
+        APIOptions(streaming=StreamingSettings(max_tokens=1000, max_delay_s=0.1)),
+    )
     exchange = Exchange(app, make_frame(bundle, stream=True, max_tokens=40), HEADERS)
     await exchange.task
     sizes = [len(events(body)[0]["choices"][0]["token_ids"]) for _, body in exchange.bodies]

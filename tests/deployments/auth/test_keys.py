@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from del_core.bundle import Bundle
 from delctl.main import cli
-from deployments.api.routes import create_app
+from deployments.api.routes import APIOptions, create_app
 from deployments.app import build
 from deployments.auth.keys import InvalidKeyError, KeyRing, Keys, hash_key, new_key
 from deployments.engines.base import EngineSampling
@@ -76,7 +76,7 @@ def _seconds(call: Callable[[], Any], times: int = 1000) -> float:
 
 
 def test_a_file_is_exchanged_while_requests_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Keys, "LOOK_S", 0.0)
+    monkeypatch.setattr(Keys, "CHECK_S", 0.0)
     file = tmp_path / "keys.yaml"
     write(file, f"app: {{hashes: ['{hash_key(OLD)}']}}\n")
     keys = Keys(file=file)
@@ -136,7 +136,7 @@ def test_hashes_in_place_are_exchanged_without_new_replicas() -> None:
 async def test_http_refuses_before_it_reads_and_salts_by_name(make_service: Callable[..., Any], bundle: Bundle) -> None:
     engine = ScriptedEngine()
     keys = Keys(parse_keys({**ring(OLD, NEW), **ring(OTHER, name="web")}))
-    app = create_app(make_service(engine), keys=keys)
+    app = create_app(make_service(engine), APIOptions(keys=keys))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         for response in (
             await client.post(PATH, content=b"\x00", headers=HEADERS),

@@ -1,4 +1,4 @@
-"""Quotas: over many replicas exactly what a name has, in leases; refusals; what happens without the book."""
+"""Quotas: over many replicas exactly what a name has, in leases; refusals; what happens without the ledger."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import pytest
 
 from del_core.bundle import Bundle
 from del_core.errors import FrameError
-from deployments.api.routes import create_app
+from deployments.api.routes import APIOptions, create_app
 from deployments.auth.keys import Caller, Keys, hash_key, new_key
-from deployments.auth.quotas import Book, Lease, QuotaExceededError, Quotas, QuotaUnavailableError
+from deployments.auth.quotas import Lease, QuotaExceededError, QuotaLedger, Quotas, QuotaUnavailableError
+from deployments.sections import QuotaSettings
 from deployments.settings import parse_keys
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.serving_frames import HEADERS, PATH, make_frame
@@ -32,16 +33,16 @@ class Clock:
 
 
 class Counting:
-    """A source of leases over a book that counts how often it was asked."""
+    """A source of leases over a ledger that counts how often it was asked."""
 
-    def __init__(self, book: Book) -> None:
-        self.book = book
+    def __init__(self, ledger: QuotaLedger) -> None:
+        self.ledger = ledger
         self.asked = 0
 
     async def __call__(self, name: str, requests: int | None, tokens: int | None, need: int) -> Lease:
         self.asked += 1
         await asyncio.sleep(0)  # as over a network, others run meanwhile
-        return self.book.lease(name, requests, tokens, need)
+        return self.ledger.lease(name, requests, tokens, need)
 
 
 async def spend(replicas: list[Quotas], caller: Caller, needs: list[int]) -> tuple[int, int]:
@@ -63,7 +64,7 @@ async def spend(replicas: list[Quotas], caller: Caller, needs: list[int]) -> tup
 
 async def test_requests_hold_over_all_replicas_and_come_back_with_the_minute() -> None:
     clock = Clock()
-    source = Counting(Book(clock=clock))
+    source = Counting(QuotaLedger(clock=clock))
     replicas = [Quotas(source, clock=clock) for _ in range(5)]
     caller = Caller("app", requests_per_minute=300)
     requests, _ = await spend(replicas, caller, [1] * 1000)
@@ -79,8 +80,8 @@ async def test_requests_hold_over_all_replicas_and_come_back_with_the_minute() -
 
 async def test_tokens_hold_over_all_replicas_whatever_the_sizes() -> None:
     clock = Clock()
-    book = Book(clock=clock)
-    replicas = [Quotas(Counting(book), clock=clock) for _ in range(4)]
+    ledger = QuotaLedger(clock=clock)
+    replicas = [Quotas(Counting(ledger), clock=clock) for _ in range(4)]
     caller = Caller("app", tokens_per_minute=10_000)
     needs = [random.randrange(1, 400) for _ in range(500)]
     _, tokens = await spend(replicas, caller, needs)
@@ -91,7 +92,7 @@ async def test_tokens_hold_over_all_replicas_whatever_the_sizes() -> None:
 
 async def test_what_was_not_used_is_given_back_in_its_own_minute_only() -> None:
     clock = Clock()
-    quotas = Quotas(Counting(Book(clock=clock)), clock=clock)
+    quotas = Quotas(Counting(QuotaLedger(clock=clock)), clock=clock)
     caller = Caller("app", tokens_per_minute=100)
     charge = await quotas.charge(caller, 100)
     with pytest.raises(QuotaExceededError) as caught:
@@ -108,10 +109,10 @@ async def test_what_was_not_used_is_given_back_in_its_own_minute_only() -> None:
 
 async def test_a_book_that_comes_back_grants_nothing_twice() -> None:
     clock = Clock()
-    book = Book(clock=clock)
+    ledger = QuotaLedger(clock=clock)
     caller = Caller("app", requests_per_minute=100)
-    first = (await spend([Quotas(Counting(book), clock=clock)], caller, [1] * 70))[0]
-    again = Book(json.loads(json.dumps(book.state())), clock=clock)
+    first = (await spend([Quotas(Counting(ledger), clock=clock)], caller, [1] * 70))[0]
+    again = QuotaLedger(json.loads(json.dumps(ledger.state())), clock=clock)
     second = (await spend([Quotas(Counting(again), clock=clock)], caller, [1] * 70))[0]
     assert first == 70
     assert second <= 30
@@ -119,7 +120,7 @@ async def test_a_book_that_comes_back_grants_nothing_twice() -> None:
 
 async def test_a_refused_need_is_refused_without_asking_again() -> None:
     clock = Clock()
-    source = Counting(Book(clock=clock))
+    source = Counting(QuotaLedger(clock=clock))
     quotas = Quotas(source, clock=clock)
     caller = Caller("app", requests_per_minute=1)
     assert (await spend([quotas], caller, [1] * 500))[0] == 1
@@ -137,12 +138,12 @@ async def test_http_answers(make_service: Callable[..., Any], bundle: Bundle) ->
     frame = make_frame(bundle)
 
     async def ask(quotas: Quotas, times: int, **options: Any) -> list[httpx.Response]:
-        app = create_app(make_service(ScriptedEngine()), keys=keys, quotas=quotas, **options)
+        app = create_app(make_service(ScriptedEngine()), APIOptions(keys=keys, quotas=quotas, **options))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             return [await client.post(PATH, content=frame, headers=headers) for _ in range(times)]
 
     clock = Clock()
-    responses = await ask(Quotas(Counting(Book(clock=clock)), clock=clock), 3)
+    responses = await ask(Quotas(Counting(QuotaLedger(clock=clock)), clock=clock), 3)
     assert [response.status_code for response in responses] == [200, 200, 429]
     assert responses[2].json()["error"]["code"] == "rate_limit_exceeded"
     assert responses[2].headers["retry-after"] == "50"
@@ -153,5 +154,5 @@ async def test_http_answers(make_service: Callable[..., Any], bundle: Bundle) ->
     (closed,) = await ask(Quotas(gone), 1)
     assert (closed.status_code, closed.headers["retry-after"]) == (503, "1")
     assert closed.json()["error"]["code"] == "overloaded"
-    (opened,) = await ask(Quotas(gone), 1, quotas_fail_open=True)
+    (opened,) = await ask(Quotas(gone), 1, quota_settings=QuotaSettings(fail_open=True))
     assert opened.status_code == 200

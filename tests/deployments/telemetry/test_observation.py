@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from cluster.monitoring import dashboard
-from deployments.api.routes import Coalescing, create_app
+from deployments.api.routes import APIOptions, create_app
+from deployments.sections import StreamingSettings
 from deployments.telemetry import request_log
 from deployments.telemetry.metrics import METRICS
 from deployments.telemetry.observation import Observation
@@ -37,7 +38,7 @@ async def post(app: Any, frame: bytes, **headers: str) -> httpx.Response:
 
 async def observed(service: Any, frame: bytes, **headers: str) -> Observation:
     seen: list[Observation] = []
-    await post(create_app(service, observer=seen.append), frame, **headers)
+    await post(create_app(service, APIOptions(observer=seen.append)), frame, **headers)
     (one,) = seen
     return one
 
@@ -87,7 +88,7 @@ async def test_a_client_that_leaves_and_tokens_outstanding(
 
     service = make_service(ScriptedEngine(before=hold, group=4))
     seen: list[Observation] = []
-    app = create_app(service, coalescing=Coalescing(max_tokens=1), observer=seen.append)
+    app = create_app(service, APIOptions(streaming=StreamingSettings(max_tokens=1), observer=seen.append))
     exchange = Exchange(app, make_frame(bundle, max_tokens=20, stream=stream, stop=("never there",)), HEADERS)
     async with asyncio.timeout(10):
         while service.outstanding_tokens != 16:
@@ -132,7 +133,7 @@ def test_lines_of_the_log() -> None:
 async def test_spans_of_a_completion(make_service: ServiceMaker, bundle: Any) -> None:
     exporter = InMemorySpanExporter()
     tracing = Tracing("http://collector.invalid", 1.0, exporter)
-    app = create_app(make_service(ScriptedEngine()), observer=tracing.observe)
+    app = create_app(make_service(ScriptedEngine()), APIOptions(observer=tracing.observe))
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     await post(app, make_frame(bundle, stream=True), traceparent=parent)
     await post(app, b"nonsense", traceparent="garbage")
@@ -156,7 +157,7 @@ async def test_a_ratio_of_zero_traces_nothing_but_what_the_caller_traces(
 ) -> None:
     exporter = InMemorySpanExporter()
     tracing = Tracing("http://collector.invalid", 0.0, exporter)
-    app = create_app(make_service(ScriptedEngine()), observer=tracing.observe)
+    app = create_app(make_service(ScriptedEngine()), APIOptions(observer=tracing.observe))
     await post(app, make_frame(bundle))
     await post(app, make_frame(bundle), traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     tracing.shutdown()
