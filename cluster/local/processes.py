@@ -1,9 +1,8 @@
-"""Finding and ending the processes of one local cluster, and no others.
+"""The processes of one local cluster: find them and end them, and no others.
 
-The cluster's supervisor leads a session of its own, and the kernel keeps what it started in that session, whoever the
-parent is by now. For a process that should ever leave the session there is a second mark: an environment variable with
-the cluster's random token, which every process inherits (the session comes first because processes that change their
-title overwrite their environment). So orphans are found too, and other Ray clusters on the machine are never touched.
+The supervisor leads a session, in which the kernel keeps its descendants, even orphans. A process that
+leaves the session has a second mark: it inherits an environment variable with the cluster's random token.
+(The session is checked first, because processes that change their title overwrite their environment.)
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def members(token: str, session: int) -> Iterator[psutil.Process]:
-    """The living processes of the cluster with this token and session, without the calling process."""
-    # What was kept from the last look may be of a process whose number another one has by now.
+    """Yield the living processes of the cluster with this token and session, except the caller."""
+    # A cached entry may belong to an earlier process with the same number.
     psutil.process_iter.cache_clear()
     for process in psutil.process_iter():
         try:
@@ -36,14 +35,14 @@ def members(token: str, session: int) -> Iterator[psutil.Process]:
             if os.getsid(process.pid) == session or process.environ().get(MARKER) == token:
                 yield process
         except (psutil.Error, OSError):
-            continue  # it ended just now, or is another user's
+            continue  # it has just ended, or belongs to another user
 
 
 def end_all(token: str, session: int, *, timeout_s: float = 10.0) -> int:
-    """Kill every process of the cluster, and those that they start meanwhile; returns how many are left (0).
+    """Kill every process of the cluster, also those that start meanwhile; return how many are left.
 
-    Nothing gets the chance to clean up but the standard library's resource trackers: they remove the semaphores and
-    shared memory of processes that have died, and end by themselves when all of those have.
+    Only the standard library's resource trackers are spared for a while: they remove the semaphores and
+    shared memory of dead processes and then end by themselves.
     """
     began = time.monotonic()
     while True:
@@ -59,7 +58,7 @@ def end_all(token: str, session: int, *, timeout_s: float = 10.0) -> int:
 
 
 def is_worker_node(process: psutil.Process) -> bool:
-    """Whether the process is the one under which a Ray node beside the head runs."""
+    """Return whether the process is the root of a Ray node beside the head."""
     try:
         return WORKER_NODE in process.cmdline()
     except psutil.Error:
@@ -67,16 +66,16 @@ def is_worker_node(process: psutil.Process) -> bool:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent has died (Linux; elsewhere init is).
+    """Become the parent of orphaned descendants (Linux only; elsewhere init does).
 
-    In a container whose first process collects no dead children, they would stay in the process table for ever.
+    In a container whose first process does not collect dead children, they would stay in the process table.
     """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def collect_dead() -> None:
-    """Take all dead children, adopted ones included, out of the process table; for a process that is about to end."""
+    """Remove all dead children, adopted ones included, from the process table."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

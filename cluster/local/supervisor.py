@@ -1,19 +1,21 @@
-"""The process under which a local cluster runs; started by :mod:`cluster.local`, never by hand.
+"""The supervisor process of a local cluster, and the channel to it.
 
-Its first line of input says what to serve. Further ones are orders: ``{"deploy": applications}`` goes over to other
-ones or other settings, ``{"drain": seconds}`` finishes the requests under way and takes no more. It answers each with
-one line, ``{"ready": true}`` or ``{"failed": reason}``. The end of its input is the sign to stop everything, whatever
-goes on. Whatever else is printed in it goes where its errors go: Ray prints warnings, for one when many replicas start.
+The first line of its standard input holds :class:`SupervisorOptions`. Further lines are orders: ``{"deploy":
+applications}`` replaces the applications, ``{"drain": seconds}`` finishes the requests in flight and refuses others.
+Each is answered by one line, ``{"ready": true}`` or ``{"failed": reason}``. The end of standard input stops everything
+at once. All other output of the process, such as Ray's warnings, goes to standard error.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
 import os
 import queue
 import re
+import selectors
 import shutil
 import subprocess
 import sys
@@ -24,33 +26,100 @@ from typing import Any, NoReturn, TextIO
 
 import psutil
 
-from cluster.local import processes as _processes
+from cluster.local import processes
+
+__all__ = ["Channel", "SupervisorOptions", "main", "start_cluster"]
 
 logger = logging.getLogger("cluster.supervisor")
 
 LOOPBACK = "127.0.0.1"
 _LONGEST_REASON = 2000
-# Nothing large is passed through it: the smallest that Ray allows.
+# Ray's minimum: no large objects are stored.
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 _ENDING = threading.Lock()
 _SERVED: list[dict[str, Any]] = []
-"""The applications of the last order that went well."""
+"""Applications of the last successful deployment."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisorOptions:
+    """Options of a supervisor; ``applications`` is the JSON of its first deployment."""
+
+    applications: list[dict[str, Any]]
+    host: str
+    port: int
+    num_cpus: int
+    worker_nodes: int
+    dashboard_port: int | None
+    directory: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> SupervisorOptions:
+        """Return the options of :meth:`to_json`."""
+        return cls(**values)
+
+
+class Channel:
+    """Connection to a supervisor: each line to its standard input is answered by a line from its output."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._lock = threading.Lock()
+        self._unanswered = False
+
+    def ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Send a message and return the answer.
+
+        Raises:
+            TimeoutError: no answer in time; later messages fail too.
+            ChildProcessError: the supervisor has ended.
+        """
+        assert self._process.stdin is not None
+        deadline = time.monotonic() + timeout_s
+        with self._lock:
+            if self._unanswered:
+                raise TimeoutError("the previous message has not been answered")
+            try:
+                self._process.stdin.write(json.dumps(message).encode() + b"\n")
+                self._process.stdin.flush()
+            except (OSError, ValueError):  # a broken or closed pipe
+                raise ChildProcessError("its supervisor has ended") from None
+            self._unanswered = True  # stays after an interruption: the answer would be taken for the next one
+            answer = self._read(deadline)
+            self._unanswered = False
+        return answer
+
+    def _read(self, deadline: float) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                raise TimeoutError("it did not answer in time")
+        line = self._process.stdout.readline()
+        if not line:
+            raise ChildProcessError(f"its supervisor ended with status {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
 
 def main() -> None:
-    """Serve until standard input ends."""
+    """Run the supervisor until standard input ends."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     parent = os.getppid()
     report = functools.partial(_report, _reserve_output())
-    options = json.loads(sys.stdin.readline())
-    end = functools.partial(_end, options["directory"], parent)
+    options = SupervisorOptions.from_json(json.loads(sys.stdin.readline()))
+    end = functools.partial(_end, options.directory, parent)
     orders: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders, end), daemon=True).start()
     try:
-        # In the main thread, which stays: the kernel ends Ray's processes with the thread that started them.
-        nodes, metrics = _start(options)
+        # In the main thread: the kernel ends Ray's processes with the thread that started them.
+        nodes, metrics = start_cluster(options)
         report({"ready": True, "metrics": metrics})
-        threading.Thread(target=_obey, args=(orders, report), daemon=True).start()
+        threading.Thread(target=_execute, args=(orders, report), daemon=True).start()
         _wait_while_ray_lives(nodes)
         logger.error("Ray has ended")
     except Exception as error:
@@ -61,35 +130,34 @@ def main() -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The error in a few lines: without terminal colours, and of a replica's long traceback the end."""
+    """Return the message without terminal colors, cut to the end of a long traceback."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
     return text if len(text) <= _LONGEST_REASON else "..." + text[-_LONGEST_REASON:]
 
 
 def _wait_while_ray_lives(nodes: _WorkerNodes) -> None:
-    """Return once one of the two processes without which there is no cluster has died."""
+    """Return when one of the two processes that a cluster needs has died."""
     vital = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
     gone: list[psutil.Process] = []
     while len(vital) == 2 and not gone:
-        # Returns early only if all have died.
         gone, _ = psutil.wait_procs(vital, timeout=1.0)
-        nodes.keep()
+        nodes.start_missing()
 
 
 class _WorkerNodes:
-    """Ray nodes beside the head, on the same machine. One that dies is started again, as a cluster's manager would."""
+    """Ray nodes beside the head, on the same machine. A node that dies is restarted, as on a managed cluster."""
 
     def __init__(self, address: str, count: int, num_cpus: int) -> None:
         arguments = (address, str(num_cpus), str(_OBJECT_STORE_BYTES))
-        self._command = [sys.executable, "-m", _processes.WORKER_NODE, *arguments]
+        self._command = [sys.executable, "-m", processes.WORKER_NODE, *arguments]
         self._nodes: list[subprocess.Popen[bytes] | None] = [None] * count
-        self.keep()
+        self.start_missing()
 
-    def keep(self) -> None:
-        """Start every node that does not run."""
+    def start_missing(self) -> None:
+        """Start every node that is not running."""
         for index, node in enumerate(self._nodes):
             if node is None or node.poll() is not None:
-                # Its standard output, too, goes into the supervisor's log.
+                # Standard output goes to the supervisor's log too.
                 self._nodes[index] = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
 
 
@@ -99,8 +167,8 @@ def _listen(orders: queue.SimpleQueue[str], end: Callable[[], NoReturn]) -> None
     end()
 
 
-def _obey(orders: queue.SimpleQueue[str], report: Callable[[dict[str, Any]], None]) -> None:
-    """Carry out one order after the other."""
+def _execute(orders: queue.SimpleQueue[str], report: Callable[[dict[str, Any]], None]) -> None:
+    """Execute the orders one by one."""
     while True:
         order = json.loads(orders.get())
         try:
@@ -109,58 +177,58 @@ def _obey(orders: queue.SimpleQueue[str], report: Callable[[dict[str, Any]], Non
             else:
                 _drain(order["drain"])
         except Exception as error:
-            logger.exception("an order could not be carried out")
+            logger.exception("an order failed")
             report({"failed": _reason(error)})
         else:
             report({"ready": True})
 
 
 def _end(directory: str, parent: int) -> NoReturn:
-    """End the cluster and this process. Requests in flight are lost: whoever wants them finished orders that first."""
-    _ENDING.acquire()  # whoever comes second waits here for the end
-    _processes.adopt_orphans()
-    _processes.end_all(os.environ[_processes.MARKER], os.getpid())
-    _processes.collect_dead()
-    # A parent that lives looks after the files itself, since it may want to show them.
+    """End the cluster and this process. Requests in flight are lost; ``drain`` finishes them first."""
+    _ENDING.acquire()  # a second caller waits here for the end
+    processes.adopt_orphans()
+    processes.end_all(os.environ[processes.MARKER], os.getpid())
+    processes.collect_dead()
+    # A living parent removes the files itself, because it may want to show them.
     if os.getppid() != parent:
         shutil.rmtree(directory, ignore_errors=True)
     # Not sys.exit: Ray's exit handlers would wait for a cluster that is gone.
     os._exit(0)
 
 
-def _start(options: dict[str, Any]) -> tuple[_WorkerNodes, list[str]]:
-    """Start everything; the worker nodes, and where each of the nodes that are there has its metrics."""
+def start_cluster(options: SupervisorOptions) -> tuple[_WorkerNodes, list[str]]:
+    """Start Ray, Serve and the applications; return the worker nodes and each node's metrics address."""
     import ray
     from ray import serve
 
     context = ray.init(
         address="local",
-        num_cpus=options["num_cpus"],
-        include_dashboard=options["dashboard_port"] is not None,
+        num_cpus=options.num_cpus,
+        include_dashboard=options.dashboard_port is not None,
         dashboard_host=LOOPBACK,
-        dashboard_port=options["dashboard_port"],
+        dashboard_port=options.dashboard_port,
         object_store_memory=_OBJECT_STORE_BYTES,
         log_to_driver=False,
         logging_level=logging.WARNING,
         _node_ip_address=LOOPBACK,
-        _temp_dir=os.path.join(options["directory"], "r"),
+        _temp_dir=os.path.join(options.directory, "r"),
     )
-    nodes = _WorkerNodes(context.address_info["address"], options["worker_nodes"], options["num_cpus"])
+    nodes = _WorkerNodes(context.address_info["address"], options.worker_nodes, options.num_cpus)
     serve.start(
-        http_options={"host": options["host"], "port": options["port"]},
+        http_options={"host": options.host, "port": options.port},
         proxy_location="HeadOnly",
         logging_config={"enable_access_log": False},
     )
-    _deploy(options["applications"])
+    _deploy(options.applications)
     metrics = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
     return nodes, metrics
 
 
 def _deploy(applications: list[dict[str, Any]]) -> None:
-    """Serve these; what is served already goes over to its new settings replica by replica, or is taken away.
+    """Serve these applications: replace changed ones replica by replica, and delete missing ones.
 
-    Ray Serve would replace the replicas of all. So those that are as before are not named to it, unless nothing at all
-    has changed: then somebody wants them replaced, perhaps for other files under the same names.
+    Ray Serve replaces the replicas of every application that is passed to it, so unchanged ones are left out. If
+    nothing has changed, all are replaced: the files under the same names may be different.
     """
     from ray import serve
 
@@ -168,7 +236,7 @@ def _deploy(applications: list[dict[str, Any]]) -> None:
     from deployments.settings import parse_settings
 
     targets = [
-        # One attempt: what fails here once, on the machine of the one who waits for it, is to be heard of now.
+        # One attempt: on one machine, a failure should be reported at once.
         serve.RunTarget(
             build_from(parse_settings(one["settings"]), start_attempts=1),
             name=one["name"],
@@ -181,10 +249,10 @@ def _deploy(applications: list[dict[str, Any]]) -> None:
         if targets:
             serve.run_many(targets)
     except RuntimeError as error:
-        # It says that an application failed; why, the deployment's own status knows.
+        # The error only says that an application failed; the deployment's status has the reason.
         found = serve.status().applications
-        mine = [found[target.name] for target in targets if target.name in found]
-        deployments = [deployment for one in mine for deployment in one.deployments.values()]
+        failed = [found[target.name] for target in targets if target.name in found]
+        deployments = [deployment for one in failed for deployment in one.deployments.values()]
         messages = [one.message for one in deployments if one.message]
         raise RuntimeError("\n".join(messages) or str(error)) from error
     for name in {one["name"] for one in _SERVED} - {one["name"] for one in applications}:
@@ -193,7 +261,7 @@ def _deploy(applications: list[dict[str, Any]]) -> None:
 
 
 def _drain(timeout_s: float) -> None:
-    """Take all applications away; returns when their replicas have finished their requests and are gone."""
+    """Delete all applications; return when their replicas have finished their requests."""
     from ray import serve
 
     deadline = time.monotonic() + timeout_s
@@ -201,12 +269,12 @@ def _drain(timeout_s: float) -> None:
         serve.delete(name, _blocking=False)
     while serve.status().applications:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"requests are still under way after {timeout_s:.0f} s")
+            raise TimeoutError(f"requests are still in flight after {timeout_s:.0f} s")
         time.sleep(0.1)
 
 
 def _reserve_output() -> TextIO:
-    """Standard output for the reports alone: what is printed from now on, here or by a child, is on standard error."""
+    """Reserve standard output for reports; all later output of this process and its children is redirected."""
     reports = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return reports
@@ -217,7 +285,7 @@ def _report(reports: TextIO, report: dict[str, Any]) -> None:
         reports.write(json.dumps(report) + "\n")
         reports.flush()
     except OSError:
-        pass  # whoever wanted to know is gone, and the end of the input says so as well
+        pass  # the reader is gone; the end of standard input follows
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A Ray node beside the head of a local cluster, on the same machine; started by the supervisor, never by hand.
+"""A Ray node beside the head of a local cluster, on the same machine; started by the supervisor.
 
     python -m cluster.local.worker ADDRESS NUM_CPUS OBJECT_STORE_BYTES
 
-Everything of the node descends from this process, so that ending these descendants is the loss of a node. ``ray start``
-would do the same, but joins no cluster on a loopback address; Ray's own tests make their nodes this way.
+All processes of the node descend from this one, so killing them is the loss of a node. ``ray start`` cannot
+join a cluster on a loopback address; Ray's own tests make nodes as this module does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import psutil
 
 
 def main() -> None:
-    """Run until the node or the supervisor has died."""
+    """Run until the node or the supervisor ends."""
     address, num_cpus, object_store_bytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     from ray._private.node import Node
     from ray._private.parameter import RayParams

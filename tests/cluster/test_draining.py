@@ -18,8 +18,7 @@ import httpx
 import psutil
 import pytest
 
-from cluster.local import LocalServer, LocalServerError, start_local
-from cluster.local import processes as _processes
+from cluster.local import LocalServer, LocalServerError, processes, start_local
 from del_core.bundle import Bundle, load_bundle
 from del_core.errors import BundleError
 from deployments.settings import Settings, parse_settings
@@ -136,7 +135,7 @@ def test_settings_that_cannot_be_served_change_nothing(
     running.deploy(settings_of(tiny, newer, bundle))
     with pytest.raises(BundleError):
         running.deploy(parse_settings({"bundle": str(tmp_path), "base_model": str(tiny.model)}))
-    with pytest.raises(LocalServerError, match=r"scaling\.max_replicas: is 50 "):
+    with pytest.raises(LocalServerError, match=r"scaling\.max_replicas 50,"):
         running.deploy(settings_of(tiny, newer, max_replicas=50))
     answer = httpx.post(running.url + PATH, content=make_frame(bundle, max_tokens=2), headers=HEADERS)
     assert answer.status_code == 200
@@ -158,7 +157,7 @@ async def test_sigterm_finishes_the_streams_under_way(tiny: Tiny, bundle: Bundle
                 for child in psutil.Process(process.pid).children()
                 if "cluster.local.supervisor" in child.cmdline()
             )
-            token = supervisor.environ()[_processes.MARKER]
+            token = supervisor.environ()[processes.MARKER]
             begun = asyncio.Event()
             async with httpx.AsyncClient(base_url=url, timeout=GONE_WITHIN_S) as client:
                 under_way = asyncio.create_task(stream(client, long(bundle, 6.0), begun))
@@ -166,6 +165,6 @@ async def test_sigterm_finishes_the_streams_under_way(tiny: Tiny, bundle: Bundle
                 process.send_signal(signal.SIGTERM)
                 assert await under_way == "whole"
             assert await asyncio.to_thread(process.wait, GONE_WITHIN_S) == 128 + signal.SIGTERM
-            assert list(_processes.members(token, supervisor.pid)) == []
+            assert list(processes.members(token, supervisor.pid)) == []
         finally:
             process.kill()

@@ -20,8 +20,7 @@ import httpx
 import psutil
 import pytest
 
-from cluster.local import LocalServer, LocalServerError, start_local
-from cluster.local import processes as _processes
+from cluster.local import LocalServer, LocalServerError, processes, start_local
 from cluster.local.proxy import haproxy_binary
 from del_core.errors import BundleError
 from deployments.service.base_model import BaseModelError
@@ -44,13 +43,13 @@ with local_server(parse_settings(json.loads(sys.argv[1])), proxy="serve") as url
 # A supervisor in which something prints, as Ray does with its warnings.
 PRINTING = """
 import subprocess, sys
-from cluster.local import supervisor as _supervisor
+from cluster.local import supervisor
 def start(options):
     print("WARNING: 8 PYTHON worker processes have been started", flush=True)
     subprocess.run([sys.executable, "-c", "print('and a child does too')"], check=True)
     raise RuntimeError("the reason")
-_supervisor._start = start
-_supervisor.main()
+supervisor.start_cluster = start
+supervisor.main()
 """
 
 
@@ -93,7 +92,7 @@ def supervisor_of(process: subprocess.Popen[str]) -> tuple[psutil.Process, str]:
         return bool(children)
 
     eventually(found, STARTED_WITHIN_S, "a supervisor")
-    return children[0], children[0].environ()[_processes.MARKER]
+    return children[0], children[0].environ()[processes.MARKER]
 
 
 def kept_directory(error: LocalServerError) -> Path:
@@ -118,12 +117,12 @@ def test_terminated_while_starting(settings: Settings) -> None:
         session, directory = supervisor.pid, Path(supervisor.cwd())
 
         def raylet_runs() -> bool:
-            return any("raylet" in member.name() for member in _processes.members(token, session))
+            return any("raylet" in member.name() for member in processes.members(token, session))
 
         eventually(raylet_runs, STARTED_WITHIN_S, "a raylet")
         process.send_signal(signal.SIGTERM)
         assert process.wait(GONE_WITHIN_S) == 128 + signal.SIGTERM
-        assert list(_processes.members(token, session)) == []
+        assert list(processes.members(token, session)) == []
         assert not directory.exists()
 
 
@@ -138,13 +137,13 @@ def test_killed_while_serving(settings: Settings) -> None:
         members: list[psutil.Process] = []
 
         def all_are_there() -> bool:
-            members[:] = _processes.members(token, supervisor.pid)
+            members[:] = processes.members(token, supervisor.pid)
             names = " ".join(member.name() for member in members)
             return all(part in names for part in ("raylet", "gcs_serv", "EngineCo", "ServeRep"))
 
         eventually(all_are_there, STARTED_WITHIN_S, "raylet, GCS, engine and replica")
         process.kill()
-        eventually(lambda: not list(_processes.members(token, supervisor.pid)), GONE_WITHIN_S, "an end")
+        eventually(lambda: not list(processes.members(token, supervisor.pid)), GONE_WITHIN_S, "an end")
         for member in members:
             assert not member.is_running() or member.status() == psutil.STATUS_ZOMBIE
         assert not directory.exists()
@@ -240,7 +239,7 @@ def test_port_that_is_taken(settings: Settings) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(LocalServerError, match=f"port: 127.0.0.1:{port} cannot be had"):
+        with pytest.raises(LocalServerError, match=f"port must be free on 127.0.0.1 .*, got {port}"):
             start_local(settings, port=port)
 
 
@@ -258,7 +257,7 @@ def test_what_is_printed_is_not_taken_for_a_report() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), _processes.MARKER: "test-of-printing"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), processes.MARKER: "test-of-printing"},
         start_new_session=True,
     ) as process:
         assert process.stdin is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.local.applications import grace_s, num_cpus, to_json
+from cluster.local.server import applications_to_json, grace_period_s, required_cpus
 from deployments.settings import (
     DEFAULT_NAME,
     ServedApplication,
@@ -101,7 +101,7 @@ def test_the_cluster_has_room_for_all_of_them() -> None:
         )
         for index, (most, cpus, grace) in enumerate(values)
     ]
-    assert num_cpus(served, 0) == 3 + 1 + 2
-    assert num_cpus(served, 1) == 2 + 1
-    assert grace_s(served) == 90
-    assert [one["settings"]["scaling"]["max_surge_percent"] for one in to_json(served, 1)] == [0, 0]
+    assert required_cpus(served, 0) == 3 + 1 + 2
+    assert required_cpus(served, 1) == 2 + 1
+    assert grace_period_s(served) == 90
+    assert [one["settings"]["scaling"]["max_surge_percent"] for one in applications_to_json(served, 1)] == [0, 0]

@@ -146,3 +146,48 @@ def register_attack() -> None:
             return Guesses(np.full(target.counts.shape[:2], int(np.argmax(target.surface.log_prior))))
 
     register(MostFrequent())
+
+
+# ---------------------------------------------------------------------------------------- engine
+
+ENGINE = "toy"
+ENGINE_PLUGIN = "from tests.support.toys import register_engine\nregister_engine()\n"
+"""Source of a plugin module."""
+
+
+def register_engine() -> None:
+    """Register an engine with a setting of its own: it repeats one token."""
+    from collections.abc import AsyncGenerator
+    from typing import Any, Literal
+
+    from pydantic import Field
+
+    from deployments.engines import ENGINES, Delta, EngineKind, EngineSettings
+
+    class ToySettings(EngineSettings):
+        kind: Literal["toy"] = "toy"
+        """Kind of engine."""
+        token: int = Field(default=5, ge=0)
+        """Token id that every completion repeats."""
+
+    class ToyEngine:
+        context_length = 512
+
+        def __init__(self, settings: ToySettings) -> None:
+            self._token = settings.token
+
+        async def start(self) -> None:
+            pass
+
+        async def generate(
+            self, request_id: str, embeddings: Any, sampling: Any, **options: Any
+        ) -> AsyncGenerator[Delta, None]:
+            yield Delta((self._token,) * sampling.max_tokens, "length")
+
+        async def check_health(self) -> None:
+            pass
+
+        async def shutdown(self) -> None:
+            pass
+
+    ENGINES.register(ENGINE, EngineKind(ToySettings, lambda model, settings: ToyEngine(settings)))
