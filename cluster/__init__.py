@@ -1,1 +1,1 @@
-"""How the application is run: on this machine (``local``), and what runs it elsewhere."""
+"""Ways to run the application: a local cluster, config files, monitoring, training workers."""

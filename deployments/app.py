@@ -1,7 +1,8 @@
 """The Ray Serve application: ``deployments.app:build``.
 
-The application has one deployment, ``PrivateLM``. Each replica is an HTTP ingress with its own frame parser, decoders,
-soft prompts and engine. No token crosses a process boundary between the engine's frontend and the socket.
+The application has one deployment, ``PrivateLM``. Each replica is an HTTP ingress with its own
+frame parser, decoders, soft prompts and engine. No token crosses a process boundary between the
+engine's frontend and the socket.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ logger = logging.getLogger("deployments.app")
 
 DEPLOYMENT = "PrivateLM"
 
-# Serve admits this many requests beyond a replica's slots, so that it can answer health checks and listings and refuse
-# completions while every slot is taken.
+# Serve admits this many requests beyond a replica's slots, so that it can answer health checks and
+# listings and refuse completions while every slot is taken.
 _SPARE_REQUESTS = 64
 
 
@@ -37,7 +38,7 @@ class PrivateLM:
     """A replica: a private-LM service with its engine, as an ASGI application."""
 
     async def __init__(self, settings: Mapping[str, Any], named_keys: bool) -> None:  # type: ignore[misc]
-        """With ``named_keys``, all requests are rejected until :meth:`reconfigure` supplies the keys."""
+        """With ``named_keys``, reject all requests until :meth:`reconfigure` supplies the keys."""
         self._settings = parse_settings(settings)
         # Imported on the replica only: the process that builds the application does not need them.
         from deployments.auth.keys import Keys
@@ -50,7 +51,7 @@ class PrivateLM:
         self._telemetry = Telemetry(self._settings.telemetry)
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Replace the keys. Serve calls this, also during requests, if nothing but ``user_config`` has changed."""
+        """Replace the keys. Serve calls this if nothing but ``user_config`` has changed."""
         self._keys.replace(parse_keys(user_config["keys"]))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -92,7 +93,7 @@ class PrivateLM:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Return the application for Serve's ``args``: the settings, or ``{"config": <path of a YAML file>}``.
+    """Return the application for Serve's ``args``: the settings, or ``{"config": <YAML file>}``.
 
     Raises:
         SettingsError: invalid settings, or authentication is not configured.
@@ -104,16 +105,17 @@ def build(args: dict[str, Any]) -> Application:
         settings = load_settings(Path(args["config"]))
     else:
         settings = parse_settings(args)
-    # It is not known here who can reach the cluster's ports, so the settings must configure authentication.
+    # It is not known here who can reach the cluster's ports, so the settings must configure
+    # authentication.
     settings.keys.check(loopback=False)
     return build_from(settings)
 
 
 def build_from(settings: Settings, *, start_attempts: int = 3) -> Application:
-    """Return the application for these settings; a failing replica is started ``start_attempts`` times."""
+    """Return the application; a replica that fails is started ``start_attempts`` times."""
     scaling = settings.scaling
     with warnings.catch_warnings():
-        # Serve still reads the interval here; it warns that a later release reads the environment only.
+        # Serve still reads the interval here, with a warning.
         warnings.filterwarnings("ignore", ".*metrics_interval_s", DeprecationWarning)
         autoscaling = AutoscalingConfig(
             min_replicas=scaling.min_replicas,
@@ -141,10 +143,10 @@ def build_from(settings: Settings, *, start_attempts: int = 3) -> Application:
         graceful_shutdown_wait_loop_s=0.5,
         max_surge_percent=scaling.max_surge_percent,
         max_constructor_retry_count=start_attempts,
-        # Serve updates running replicas for a change of this field, and replaces them for any other change.
+        # Serve updates running replicas if only this field changes, and replaces them otherwise.
         user_config={"keys": settings.model_dump(mode="json")["keys"]["names"]},
         ray_actor_options={"num_cpus": scaling.num_cpus, "num_gpus": scaling.num_gpus},
-        # The access log would hold paths and ids that callers choose; metrics count the same requests.
+        # The access log would hold paths and ids that callers choose.
         logging_config=LoggingConfig(
             enable_access_log=False, encoding="JSON" if settings.telemetry.log_format == "json" else "TEXT"
         ),

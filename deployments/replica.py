@@ -21,9 +21,9 @@ __all__ = ["load_extra_bundle", "start_service"]
 
 logger = logging.getLogger("deployments.replica")
 
-# New objects between two garbage collections; Python's default is 700. Serve has frozen the objects that exist at the
-# start, and a request leaves less than one object that only a collection finds. With 700, collections ran about sixty
-# times a second and took 5 % of the replica's time.
+# New objects between two garbage collections; Python's default is 700. Serve has frozen the objects
+# that exist at the start, and a request leaves less than one object that only a collection finds.
+# With 700, collections ran about sixty times a second and took 5 % of the replica's time.
 _GARBAGE_THRESHOLD = 10_000
 
 
@@ -31,7 +31,8 @@ async def start_service(settings: Settings) -> PrivateLMService:
     """Return the running service of these settings.
 
     Raises:
-        BundleError, BaseModelError: the bundle is damaged or made for another model; no engine was started.
+        BundleError, BaseModelError: the bundle is damaged or made for another model; no engine was
+            started.
     """
     began = time.monotonic()
     bundle, table = await asyncio.to_thread(_verify, settings.bundle_path, settings.base_model_path)

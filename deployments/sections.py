@@ -79,7 +79,7 @@ class AuthSettings(Section):
     file: str | None = None
     """YAML file of names with their hashes and limits; checked for changes every second."""
     names: dict[KeyName, APIKey] = Field(default_factory=dict)
-    """The same, inline. If nothing else changes, Serve updates running replicas without a restart."""
+    """The same, inline. If nothing else changes, running replicas are updated."""
     open: bool | None = None
     """Without keys: whether any client may call. If null, only a server on loopback is open."""
 
@@ -95,7 +95,7 @@ class AuthSettings(Section):
         return self.file is not None or bool(self.names)
 
     def check(self, *, loopback: bool) -> None:
-        """Raise SettingsError if other machines can reach the server and authentication is not configured."""
+        """Raise SettingsError if authentication is not configured and the server not local."""
         if not (self.given or self.open or (loopback and self.open is None)):
             raise SettingsError(
                 "keys.file or keys.names must be given unless the server listens on loopback only; "
@@ -107,8 +107,7 @@ class QuotaSettings(Section):
     """Quotas of API keys."""
 
     fail_open: bool = False
-    """Whether requests of keys with limits are admitted while the quota actor does not answer; if false, they are
-    answered 503."""
+    """Whether keys with limits are admitted while the quota actor does not answer; else 503."""
 
 
 class StreamingSettings(Section):
@@ -121,7 +120,7 @@ class StreamingSettings(Section):
 
 
 class TelemetrySettings(Section):
-    """Metrics, logs and traces of a replica; none of them derives from a prompt (docs/guides/observability.md)."""
+    """Metrics, logs and traces of a replica; nothing in them derives from a prompt."""
 
     metrics: bool = True
     """Prometheus metrics through Ray."""
@@ -143,12 +142,12 @@ class ScalingSettings(Section):
     max_replicas: int = Field(default=1, ge=1)
     """Largest number of replicas."""
     target_ongoing_requests: float = Field(default=32, gt=0)
-    """Target of the autoscaler for requests in flight per replica: about half of ``engine.max_num_seqs``."""
+    """Autoscaling target of requests per replica: about half of ``engine.max_num_seqs``."""
     target_outstanding_tokens: int | None = Field(default=4096, ge=1)
-    """Target of the autoscaler for tokens per replica that are promised (``max_tokens``) and not yet generated. The
-    larger of both demands decides; null means that only requests count."""
+    """Target of the autoscaler for tokens per replica that are promised (``max_tokens``) and not
+    yet generated. The larger of both demands decides; null means that only requests count."""
     max_ongoing_requests: int = Field(default=96, ge=1)
-    """Requests that one replica accepts at once, those queued in the engine included; others are answered 503."""
+    """Requests that one replica accepts at once, queued ones included; others get a 503."""
     upscale_delay_s: float = Field(default=2, ge=0)
     """Time of overload before replicas are added."""
     downscale_delay_s: float = Field(default=60, ge=0)
@@ -164,8 +163,8 @@ class ScalingSettings(Section):
     graceful_shutdown_timeout_s: float = Field(default=60, ge=0)
     """Time that requests in flight may take when a replica is stopped."""
     max_surge_percent: int = Field(default=20, ge=0, le=100)
-    """Additional replicas while replicas are replaced for new settings, rounded up. With 0, an old replica stops before
-    its successor starts."""
+    """Additional replicas while replicas are replaced for new settings, rounded up. With 0, an old
+    replica stops before its successor starts."""
     num_cpus: float = Field(default=1, ge=0)
     """CPUs that Ray reserves for one replica, for scheduling only."""
     num_gpus: float = Field(default=0, ge=0)

@@ -4,8 +4,8 @@ The same fields come from a YAML file (:func:`load_settings`) or from Serve's ``
 models are served as applications under paths of their own, by a file in Serve's own schema:
 
     applications:
-      - {name: small, route_prefix: /small, import_path: "deployments.app:build", args: {config: small.yaml}}
-      - {name: large, route_prefix: /large, import_path: "deployments.app:build", args: {bundle: ..., base_model: ...}}
+      - {name: small, route_prefix: /small, args: {config: small.yaml}}
+      - {name: large, route_prefix: /large, args: {bundle: ..., base_model: ...}}
 
 The same file serves on one machine and on a cluster (``serve deploy``). The defaults suit a laptop.
 docs/reference/configuration.md lists every field with values for a GPU cluster.
@@ -70,7 +70,8 @@ DEMO = "demo"
 DEFAULT_NAME = "del-serve"
 """Name of the only application."""
 
-# Sections of a Serve config file that configure the cluster; locally, --host, --port and --proxy replace them.
+# Sections of a Serve config file that configure the cluster; locally, --host, --port and --proxy
+# replace them.
 _CLUSTER_SECTIONS = frozenset({"proxy_location", "http_options", "grpc_options", "logging_config"})
 
 
@@ -82,9 +83,9 @@ class Settings(Section):
     extra_bundles: tuple[str, ...] = Field(
         default=(), max_length=8, validation_alias=AliasChoices("extra_bundles", "also")
     )
-    """Directories of other bundles for the same base model that are served too, while one bundle replaces another."""
+    """Other bundles for the same base model, served while one bundle replaces another."""
     base_model: str | None = None
-    """Directory of the base model in Hugging Face layout, or "demo"; null means the demo model for the demo bundle."""
+    """Directory of the base model (Hugging Face layout), or "demo"; null for the demo bundle."""
     engine: SerializeAsAny[EngineSettings] = Field(default_factory=lambda: parse_engine({}))
     http: HTTPSettings = HTTPSettings()
     keys: AuthSettings = AuthSettings()
@@ -142,7 +143,7 @@ def parse_settings(values: Mapping[str, Any]) -> Settings:
 
 
 def load_settings(path: str | Path) -> Settings:
-    """Read settings from a YAML file; relative paths in it are relative to the file. Raises SettingsError."""
+    """Read settings from a YAML file, and paths relative to it. Raises SettingsError."""
     path = Path(path)
     return resolve_paths(read_yaml(path), path.parent, str(path))
 
@@ -187,7 +188,7 @@ class ServedApplication:
 
 
 def as_applications(served: Settings | Sequence[ServedApplication]) -> tuple[ServedApplication, ...]:
-    """Return the applications; settings alone become one application at ``/``. Raises SettingsError."""
+    """Return the applications; settings become one application at ``/``. Raises SettingsError."""
     if isinstance(served, Settings):
         return (ServedApplication(DEFAULT_NAME, "/", served),)
     for field in ("name", "route_prefix"):
@@ -214,7 +215,8 @@ class _Applications(Section):
 def load_config(path: str | Path) -> Settings | tuple[ServedApplication, ...]:
     """Read a YAML file of the settings of one model, or of several applications.
 
-    Relative paths, also those of ``args: {config: ...}``, are relative to the file. Raises SettingsError.
+    Relative paths, also those of ``args: {config: ...}``, are relative to the file. Raises
+    SettingsError.
     """
     path = Path(path)
     values = read_yaml(path)

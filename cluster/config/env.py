@@ -1,8 +1,9 @@
-"""Environment variables of Ray, Serve and HAProxy: one table for the local cluster and for operators.
+"""Environment variables of Ray, Serve and HAProxy, for the local cluster and for operators.
 
-Ray and Serve read them when they are imported, so a Serve config file cannot hold them. The local cluster
-(:mod:`cluster.local`) sets the ones with a local value; docs/guides/serving.md lists the ones with a value for
-clusters. Replicas set the variables of vLLM themselves (``deployments.engines.vllm.engine.engine_environment``).
+Ray and Serve read them when they are imported, so a Serve config file cannot hold them. The local
+cluster (:mod:`cluster.local`) sets the ones with a local value; docs/guides/serving.md lists the
+ones with a value for clusters. Replicas set the variables of vLLM themselves
+(``deployments.engines.vllm.engine.engine_environment``).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The processes of one local cluster: find them and end them, and no others.
 
-The supervisor leads a session, in which the kernel keeps its descendants, even orphans. A process that
-leaves the session has a second mark: it inherits an environment variable with the cluster's random token.
-(The session is checked first, because processes that change their title overwrite their environment.)
+The supervisor leads a session, in which the kernel keeps its descendants, even orphans. A process
+that leaves the session has a second mark: it inherits an environment variable with the cluster's
+random token. (The session is checked first, because processes that change their title overwrite
+their environment.)
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def members(token: str, session: int) -> Iterator[psutil.Process]:
 def end_all(token: str, session: int, *, timeout_s: float = 10.0) -> int:
     """Kill every process of the cluster, also those that start meanwhile; return how many are left.
 
-    Only the standard library's resource trackers are spared for a while: they remove the semaphores and
-    shared memory of dead processes and then end by themselves.
+    Only the standard library's resource trackers are spared for a while: they remove the semaphores
+    and shared memory of dead processes and then end by themselves.
     """
     began = time.monotonic()
     while True:
@@ -68,7 +69,8 @@ def is_worker_node(process: psutil.Process) -> bool:
 def adopt_orphans() -> None:
     """Become the parent of orphaned descendants (Linux only; elsewhere init does).
 
-    In a container whose first process does not collect dead children, they would stay in the process table.
+    In a container whose first process does not collect dead children, they would stay in the
+    process table.
     """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

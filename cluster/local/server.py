@@ -3,10 +3,11 @@
     with local_server(settings) as url:
         ...                                # requests to url; at the end everything is stopped
 
-A supervisor process (:mod:`cluster.local.supervisor`) starts a Ray cluster on loopback with token authentication,
-Serve and the application. It stops them when its standard input closes: when the context is left, and also when
-this process dies for any reason. Processes that are still alive after that are killed by the cluster's token
-(:mod:`cluster.local.processes`), so other Ray clusters on the machine are not affected.
+A supervisor process (:mod:`cluster.local.supervisor`) starts a Ray cluster on loopback with token
+authentication, Serve and the application. It stops them when its standard input closes: when the
+context is left, and also when this process dies for any reason. Processes that are still alive
+after that are killed by the cluster's token (:mod:`cluster.local.processes`), so other Ray clusters
+on the machine are not affected.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ LOOPBACK = "127.0.0.1"
 _STOP_TIMEOUT_S = 30.0
 # Duration of draining beyond the completions that it waits for.
 _DRAIN_SPARE_S = 15.0
-# Unix socket paths have at most 107 characters, and Ray's are long: the directory needs a short name.
+# Unix socket paths have at most 107 characters, and Ray's are long.
 _RUN_DIRECTORY = "/tmp" if os.path.isdir("/tmp") else None
 
 
@@ -119,7 +120,7 @@ class LocalServer:
         self.dashboard_url = None if port is None else f"http://{LOOPBACK}:{port}"
 
     def worker_nodes(self) -> list[psutil.Process]:
-        """Return the root process of each Ray node beside the head; killing its descendants loses the node."""
+        """Return the root process of each Ray node beside the head."""
         return [process for process in self.processes() if processes.is_worker_node(process)]
 
     def processes(self) -> list[psutil.Process]:
@@ -138,16 +139,17 @@ class LocalServer:
         return not self.running
 
     def deploy(self, served: Settings | Sequence[ServedApplication], *, timeout_s: float = 300.0) -> None:
-        """Replace the settings, such as the bundle, while requests are served; return when all replicas have them.
+        """Replace the settings, such as the bundle, while requests are served.
 
-        Replicas are replaced one by one: a new replica answers before an old one stops, and the old one
-        finishes its requests first, within ``scaling.graceful_shutdown_timeout_s``. Address and proxy stay. If
-        the new settings do not start, the old replicas continue. Applications whose settings are unchanged
-        are not touched (unless all are unchanged: then all are replaced). New names start, missing names stop.
+        Replicas are replaced one by one: a new replica answers before an old one stops, and the old
+        one finishes its requests first, within ``scaling.graceful_shutdown_timeout_s``. Address and
+        proxy stay. If the new settings do not start, the old replicas continue. Applications whose
+        settings are unchanged are not touched (unless all are unchanged: then all are replaced).
+        New names start, missing names stop.
 
         Raises:
             SettingsError, BundleError, BaseModelError: as :func:`start_local`; nothing has changed.
-            LocalServerError: it did not start, or needs more CPUs than the cluster was started with.
+            LocalServerError: it did not start, or needs more CPUs than the cluster has.
         """
         applications = as_applications(served)
         options = self._running.options
@@ -165,7 +167,7 @@ class LocalServer:
         self.applications = applications
 
     def drain(self) -> None:
-        """Refuse new requests and wait for those in flight, at most ``scaling.graceful_shutdown_timeout_s``.
+        """Refuse new requests and wait for those in flight, within the shutdown timeout.
 
         The server must still be stopped. Raises LocalServerError.
         """
@@ -182,7 +184,7 @@ class LocalServer:
             raise LocalServerError(f"{failure}: {answer['failed']}; its logs are in {self.directory}")
 
     def stop(self, *, keep_files: bool = False) -> None:
-        """Stop every process of the server and remove its files. Requests in flight are lost. Idempotent."""
+        """Stop all processes and remove the files. Requests in flight are lost. Idempotent."""
         if self._stopped:
             return
         self._stopped = True
@@ -213,13 +215,14 @@ def start_local(
         served: settings of one model, served at ``/``, or several applications.
         port: 0 takes a free port.
         proxy: "auto" is HAProxy if it is available, else Serve's own proxy.
-        worker_nodes: Ray nodes beside the head, to test the loss of a node. Each has room for its share of
-            the replicas; a node that dies is restarted.
+        worker_nodes: Ray nodes beside the head, to test the loss of a node. Each has room for its
+            share of the replicas; a node that dies is restarted.
         dashboard: start Ray's dashboard on loopback.
 
     Raises:
         SettingsError: other machines could reach the server, and authentication is not configured.
-        BundleError, BaseModelError: a bundle is damaged or made for another model; nothing was started.
+        BundleError, BaseModelError: a bundle is damaged or made for another model; nothing was
+            started.
         LocalServerError: the server did not start; nothing is left running.
     """
     began = time.monotonic()
@@ -287,7 +290,7 @@ def local_server(
     proxy: Literal["auto", "haproxy", "serve"] = "auto",
     startup_timeout_s: float = 300.0,
 ) -> Iterator[str]:
-    """Yield the URL of a local server; stop it at the end, also after an exception, SIGINT or SIGTERM.
+    """Yield the URL of a local server, and stop it at the end, however the context ends.
 
     After SIGTERM, requests in flight are finished first; a second SIGTERM ends that.
     """
@@ -305,7 +308,7 @@ def local_server(
 
 @contextlib.contextmanager
 def terminated_as_exit() -> Iterator[None]:
-    """Raise :class:`Terminated` for SIGTERM, so that contexts are left in order (main thread only)."""
+    """Raise :class:`Terminated` on SIGTERM, so that contexts exit in order (main thread only)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -371,7 +374,7 @@ def _settings_to_json(settings: Settings, worker_nodes: int) -> dict[str, Any]:
     if settings.keys.file is not None:
         values["keys"]["file"] = str(Path(settings.keys.file).resolve())
     if worker_nodes:
-        # Each node has room for its share of the replicas only: an additional one would never start.
+        # Each node has room for its share only: an additional replica would never start.
         values["scaling"]["max_surge_percent"] = 0
     return values
 

@@ -1,9 +1,10 @@
 """The supervisor process of a local cluster, and the channel to it.
 
-The first line of its standard input holds :class:`SupervisorOptions`. Further lines are orders: ``{"deploy":
-applications}`` replaces the applications, ``{"drain": seconds}`` finishes the requests in flight and refuses others.
-Each is answered by one line, ``{"ready": true}`` or ``{"failed": reason}``. The end of standard input stops everything
-at once. All other output of the process, such as Ray's warnings, goes to standard error.
+The first line of its standard input holds :class:`SupervisorOptions`. Further lines are orders:
+``{"deploy": applications}`` replaces the applications, ``{"drain": seconds}`` finishes the requests
+in flight and refuses others. Each is answered by one line, ``{"ready": true}`` or ``{"failed":
+reason}``. The end of standard input stops everything at once. All other output of the process, such
+as Ray's warnings, goes to standard error.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class SupervisorOptions:
 
 
 class Channel:
-    """Connection to a supervisor: each line to its standard input is answered by a line from its output."""
+    """Connection to a supervisor: each line to its input is answered by a line of its output."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -145,7 +146,7 @@ def _wait_while_ray_lives(nodes: _WorkerNodes) -> None:
 
 
 class _WorkerNodes:
-    """Ray nodes beside the head, on the same machine. A node that dies is restarted, as on a managed cluster."""
+    """Ray nodes beside the head. A node that dies is restarted, as on a managed cluster."""
 
     def __init__(self, address: str, count: int, num_cpus: int) -> None:
         arguments = (address, str(num_cpus), str(_OBJECT_STORE_BYTES))
@@ -184,7 +185,7 @@ def _execute(orders: queue.SimpleQueue[str], report: Callable[[dict[str, Any]], 
 
 
 def _end(directory: str, parent: int) -> NoReturn:
-    """End the cluster and this process. Requests in flight are lost; ``drain`` finishes them first."""
+    """End the cluster and this process. Requests in flight are lost unless drained first."""
     _ENDING.acquire()  # a second caller waits here for the end
     processes.adopt_orphans()
     processes.end_all(os.environ[processes.MARKER], os.getpid())
@@ -197,7 +198,7 @@ def _end(directory: str, parent: int) -> NoReturn:
 
 
 def start_cluster(options: SupervisorOptions) -> tuple[_WorkerNodes, list[str]]:
-    """Start Ray, Serve and the applications; return the worker nodes and each node's metrics address."""
+    """Start Ray, Serve and the applications; return worker nodes and metrics addresses."""
     import ray
     from ray import serve
 
@@ -227,8 +228,9 @@ def start_cluster(options: SupervisorOptions) -> tuple[_WorkerNodes, list[str]]:
 def _deploy(applications: list[dict[str, Any]]) -> None:
     """Serve these applications: replace changed ones replica by replica, and delete missing ones.
 
-    Ray Serve replaces the replicas of every application that is passed to it, so unchanged ones are left out. If
-    nothing has changed, all are replaced: the files under the same names may be different.
+    Ray Serve replaces the replicas of every application that is passed to it, so unchanged ones are
+    left out. If nothing has changed, all are replaced: the files under the same names may be
+    different.
     """
     from ray import serve
 
@@ -274,7 +276,7 @@ def _drain(timeout_s: float) -> None:
 
 
 def _reserve_output() -> TextIO:
-    """Reserve standard output for reports; all later output of this process and its children is redirected."""
+    """Reserve standard output for reports; redirect all other output to standard error."""
     reports = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return reports

@@ -1,1 +1,1 @@
-"""Dashboards and alerts."""
+"""Grafana dashboard of a service."""

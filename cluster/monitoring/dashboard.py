@@ -1,9 +1,10 @@
-"""The Grafana dashboard of a service, generated: ``python -m cluster.monitoring.dashboard >
-cluster/monitoring/dashboard.json``.
+"""Generator of the Grafana dashboard.
 
-Import the file into Grafana and choose the Prometheus that scrapes Ray's metrics ports. Every panel is made of metrics
-that :data:`deployments.telemetry.metrics.METRICS` defines, or that Ray Serve records itself, and can be limited to
-variants.
+    python -m cluster.monitoring.dashboard > cluster/monitoring/dashboard.json
+
+Import the file into Grafana and choose the Prometheus that scrapes Ray's metrics ports. The panels
+show metrics of :data:`deployments.telemetry.metrics.METRICS` and of Ray Serve, and can be limited
+to variants.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _APPLICATION = 'application=~"$application"'
 
 @dataclass(frozen=True)
 class Panel:
-    """A time series: title, unit of Grafana's, and what is drawn, as (legend, PromQL)."""
+    """A time series: title, unit of Grafana, pairs of legend and PromQL, description."""
 
     title: str
     unit: str
@@ -127,7 +128,7 @@ def _panel(index: int, panel: Panel) -> dict[str, Any]:
 
 
 def dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana reads it."""
+    """Return the dashboard in Grafana's JSON."""
     return {
         "uid": "del-serve",
         "title": "DEL Serve",

@@ -1,4 +1,4 @@
-"""Data that the handlers of the HTTP API share: options of the application, state of one request."""
+"""Options of the HTTP application, and the state of one request."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Deadlines of requests: ``X-Request-Deadline-Ms``, in milliseconds from the arrival.
 
-A client sends the rest of its own timeout. After the deadline the engine stops the work and its slot is
-free. A whole completion is answered 408 ``deadline_exceeded``; a stream ends with an event of that code.
+A client sends the rest of its own timeout. After the deadline the engine stops the work and its
+slot is free. A whole completion is answered 408 ``deadline_exceeded``; a stream ends with an event
+of that code.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Error responses: objects with a stable code (docs/reference/wire-format.md).
 
-They hold nothing derived from a prompt, and neither does the log: of an unexpected exception it has only
-the type and the lines of code, because the message could hold anything.
+They hold nothing derived from a prompt, and neither does the log: of an unexpected exception it has
+only the type and the lines of code, because the message could hold anything.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ EXCEPTION_HANDLERS = {
 
 
 def log_defect(error: BaseException, request_id: str | None) -> None:
-    """Log the origin of an unexpected exception without its message, which could hold part of a prompt."""
+    """Log the origin of an unexpected exception, but not its message (it could hold a prompt)."""
     frames = traceback.extract_tb(error.__traceback__)
     where = " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames))
     logger.error("request %s failed with %s at %s", request_id, type(error).__name__, where)

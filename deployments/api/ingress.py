@@ -1,13 +1,14 @@
-"""What stands in front of the application inside Serve's own HTTP servers: one ASGI middleware.
+"""ASGI middleware for Serve's own HTTP servers: error objects and request ids.
 
-Serve answers some requests itself, in plain text: when a replica has no room, when no application is there, when its
-own time limit passes. Clients are promised an error object with a stable code for every failure, and a well-formed
-``X-Request-Id`` on every answer, so these answers are rewritten here. Serve installs what :func:`middlewares` returns
-where ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deployments.api.ingress:middlewares`` is set.
+Serve answers some requests itself in plain text: without room on a replica, without an application,
+after its own timeout. This middleware replaces such answers, because the API promises an error
+object with a stable code for every failure and a well-formed ``X-Request-Id`` on every answer.
+Serve installs the result of :func:`middlewares` if ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` is
+:data:`CALLBACK`.
 
-Behind HAProxy, a request comes to Serve's own proxy (the fallback proxy) only while its application has no replica, and
-waits there for one to start. It waits no longer than :data:`HOLD` says and is then told to come again, since clients
-give up a connection that is silent for too long, and do not try again after that.
+Behind HAProxy, a request reaches Serve's own proxy (the fallback proxy) only while its application
+has no replica, and waits there for one to start. After the time in :data:`HOLD` it is answered 503,
+because clients abandon a silent connection without a retry.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ from deployments.api.middleware import is_request_id
 __all__ = ["CALLBACK", "HOLD", "ErrorObjects", "middlewares"]
 
 CALLBACK = "deployments.api.ingress:middlewares"
-"""For the environment variable that Serve reads."""
+"""Value of the environment variable that Serve reads."""
 
 HOLD = "DEL_WAKE_HOLD_S"
-"""Environment variable: seconds that a request waits for the first replica of an application that has none."""
+"""Environment variable: seconds that a request waits for the first replica of an application."""
 
-# Below the client library's 60 s of silence, above what a replica takes to start where models load quickly.
+# Below the client library's read timeout of 60 s, above the start of a replica with a small model.
 _HOLD_S = 45.0
 
-# A path that an application does not know is answered by the application, as JSON. Serve's own 404 means that a proxy
-# knows no application for the path: a wrong prefix, or that the proxy knows none at all yet, which is so for moments
-# while proxies are replaced: then a retry may well succeed.
+# An application answers unknown paths itself, as JSON. Serve's 404 means that the proxy knows no
+# application for the path: a wrong prefix, or a proxy that has just started and knows none yet; in
+# that case a retry can succeed.
 _CODES = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED, 503: OVERLOADED}
 _ROUTES = "/-/routes"
 _MESSAGES = {
@@ -56,14 +57,14 @@ _MESSAGES = {
     INTERNAL_ERROR: "the server could not complete the request",
 }
 
-# Headers that Serve itself reads as text, and fails on if they are not. A malformed one is as good as none.
+# Headers that Serve reads as text and fails on if they are malformed; malformed ones are dropped.
 _READ_BY_SERVE = frozenset(
     {b"x-request-id", b"x-session-id", b"serve-multiplexed-model-id", b"serve_multiplexed_model_id", b"traceparent"}
 )
 
 
 def middlewares() -> list[Middleware]:
-    """Called by Serve's HTTP servers as they start."""
+    """Return the middleware for Serve's HTTP servers, which call this when they start."""
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
         return [Middleware(ErrorObjects)]
     port = int(os.environ.get("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "8500"))
@@ -71,9 +72,9 @@ def middlewares() -> list[Middleware]:
 
 
 class ErrorObjects:
-    """ASGI middleware: plain-text failures become error objects; malformed ids do not reach Serve.
+    """ASGI middleware that turns plain-text failures into error objects and drops malformed ids.
 
-    An answer on ``fallback_port`` that has not begun after ``hold_s`` seconds is a 503 to try again.
+    A response on ``fallback_port`` that has not begun after ``hold_s`` seconds becomes a 503.
     """
 
     def __init__(self, app: ASGIApp, *, fallback_port: int | None = None, hold_s: float = _HOLD_S) -> None:
@@ -88,7 +89,7 @@ class ErrorObjects:
             return
         scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in _READ_BY_SERVE or _is_safe(pair[1])]
         headers = MutableHeaders(scope=scope)
-        headers["x-request-id"] = headers.get("x-request-id") or uuid.uuid4().hex  # one, however many there were
+        headers["x-request-id"] = headers.get("x-request-id") or uuid.uuid4().hex  # exactly one
         replacement: bytes | None = None
 
         async def send_typed(message: Message) -> None:
@@ -127,7 +128,7 @@ class ErrorObjects:
                 async def send_in_time(message: Message) -> None:
                     nonlocal begun
                     if limit.expired():
-                        return  # what Serve has to say about being cancelled
+                        return  # Serve's answer to the cancellation
                     begun = True
                     limit.reschedule(None)
                     await send(message)
@@ -140,7 +141,7 @@ class ErrorObjects:
             await engine_unavailable()(scope, receive, send)
 
     async def _knows_any(self, scope: Scope) -> bool:
-        """Whether this server of Serve's knows any application: it lists their paths, if only none, or answers 503."""
+        """Return whether this server of Serve knows any application, by its list of routes."""
         status, listed = 0, b""
         root = scope.get("root_path", "")
         asked = {**scope, "method": "GET", "path": root + _ROUTES, "raw_path": (root + _ROUTES).encode(), "headers": []}
@@ -158,5 +159,5 @@ class ErrorObjects:
 
 
 def _is_safe(value: bytes) -> bool:
-    """Whether this value of a header may be read as text, logged and used as an id."""
+    """Return whether a header's value may be read as text, logged and used as an id."""
     return value.isascii() and is_request_id(value.decode("ascii"))

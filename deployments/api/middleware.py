@@ -22,7 +22,7 @@ def is_request_id(value: str | None) -> bool:
 
 
 class RequestIds:
-    """ASGI middleware that gives every request an id, the caller's if it is well formed, and echoes it."""
+    """ASGI middleware that adds a request id, unless the caller's is well formed, and echoes it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

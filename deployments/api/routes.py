@@ -1,4 +1,4 @@
-"""The HTTP API of a private-LM service as an ASGI application, specified in docs/reference/wire-format.md.
+"""The HTTP API as an ASGI application; docs/reference/wire-format.md specifies it.
 
 POST /v1/private/completions    a frame in, a completion object or server-sent events out
 GET  /v1/models                 the variants with their guarantees and audits
@@ -89,7 +89,7 @@ class _Handlers:
                 if media_type != MEDIA_TYPE or "content-encoding" in http.headers:
                     message = f"Content-Type: only {MEDIA_TYPE}, without a Content-Encoding, is allowed"
                     return error_response(UNSUPPORTED_MEDIA_TYPE, message)
-                # An overloaded replica refuses before it reads the body; a slot is held only after that.
+                # Refuse overload before the body is read; hold a slot only after that.
                 self._service.check_room()
                 deadline = Deadline(http.headers.get(deadlines.HEADER))
                 context = RequestContext(http, caller, deadline, observation, resources)

@@ -62,7 +62,7 @@ class Envelope:
 
 
 class EventStream(Response):
-    """Stream of completion chunks that ends with ``[DONE]`` and stops when the client disconnects."""
+    """Stream of completion chunks, stopped when the client disconnects."""
 
     media_type = "text/event-stream"
 
@@ -100,7 +100,7 @@ class EventStream(Response):
                 (write, gone), timeout=self._deadline.remaining(), return_when=asyncio.FIRST_COMPLETED
             )
             if not done:
-                # The deadline has passed: the engine stops first, then the client receives an error event.
+                # Deadline passed: stop the engine first, then send an error event.
                 self._expired = True
                 pump.cancel()
                 await asyncio.wait((write, gone), timeout=1.0, return_when=asyncio.FIRST_COMPLETED)

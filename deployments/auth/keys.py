@@ -1,8 +1,9 @@
 """Authentication of callers by API keys, of which only the SHA-256 is stored.
 
-A key is 32 bytes of the system's CSPRNG, so its plain SHA-256 cannot be inverted by guessing and needs no
-salt. A name may have several hashes, so that a new key works before the old one is withdrawn. A
-:class:`KeyRing` is immutable; :class:`Keys` holds the current one and can replace it during requests.
+A key is 32 bytes of the system's CSPRNG, so its plain SHA-256 cannot be inverted by guessing and
+needs no salt. A name may have several hashes, so that a new key works before the old one is
+withdrawn. A :class:`KeyRing` is immutable; :class:`Keys` holds the current one and can replace it
+during requests.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class InvalidKeyError(DelError):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Authenticated caller: name of the key, limits per minute (None: unlimited), salt of its cached prompts."""
+    """Authenticated caller: name, limits per minute (None: unlimited), salt of cached prompts."""
 
     name: str
     requests_per_minute: int | None = None
@@ -63,8 +64,9 @@ def hash_key(key: str) -> str:
 class KeyRing:
     """Set of valid keys.
 
-    A presented key is looked up by a keyed hash of its SHA-256, under a secret of this process, and then
-    compared in constant time. The time reveals nothing about any key and does not grow with their number.
+    A presented key is looked up by a keyed hash of its SHA-256, under a secret of this process, and
+    then compared in constant time. The time reveals nothing about any key and does not grow with
+    their number.
     """
 
     def __init__(self, names: Mapping[str, APIKey]) -> None:
@@ -105,14 +107,14 @@ def _salt(name: str) -> str:
 class Keys:
     """Current key ring: from the settings, from a file that is checked every second, or none.
 
-    A changed file takes effect within about a second and does not affect requests in flight. If the file
-    becomes unreadable or malformed, an error is logged and the keys stay unchanged.
+    A changed file takes effect within about a second and does not affect requests in flight. If the
+    file becomes unreadable or malformed, an error is logged and the keys stay unchanged.
     """
 
     CHECK_S = 1.0
 
     def __init__(self, names: Mapping[str, APIKey] | None = None, *, file: Path | None = None) -> None:
-        """Without arguments every client may call; with empty ``names``, none. Raises SettingsError."""
+        """Admit all clients without arguments, none with empty ``names``. Raises SettingsError."""
         self._file = file
         self._stamp: tuple[int, int, int] | None = None
         self._next_check = 0.0

@@ -1,12 +1,12 @@
 """The quota ledger in a named Ray actor, and the leases that replicas take from it.
 
 The actor writes each grant into Ray's control store before it answers, and reads the store when it
-starts. A ledger that was killed, or whose node died, restarts (``max_restarts``) and grants nothing twice.
-Until then replicas spend the leases that they hold; after that a request is answered 503
+starts. A ledger that was killed, or whose node died, restarts (``max_restarts``) and grants nothing
+twice. Until then replicas spend the leases that they hold; after that a request is answered 503
 (:class:`QuotaUnavailableError`), or admitted if ``quotas.fail_open`` is set.
 
-All applications of a cluster share one actor. Names are counted per application, because the limits are
-settings of an application.
+All applications of a cluster share one actor. Names are counted per application, because the limits
+are settings of an application.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class QuotaActor:
 
 
 class RayLeases:
-    """Source of leases for :class:`deployments.auth.quotas.Quotas`; the first request starts the actor."""
+    """Source of leases for ``Quotas``; its first request starts the actor."""
 
     def __init__(self, application: str, *, timeout_s: float = 2.0) -> None:
         self._application = application

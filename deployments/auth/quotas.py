@@ -1,9 +1,9 @@
 """Quotas of requests and tokens per minute that hold over all replicas.
 
-One :class:`QuotaLedger` counts the grants of each name in the current minute. Replicas take parts of a
-name's quota in advance (leases) and spend them locally, so most requests ask nobody. A lease ends with its
-minute, and its rest is never carried over, so no name exceeds its quota in any minute of the clock. As a
-quota runs out the leases become smaller, down to what one request needs.
+One :class:`QuotaLedger` counts the grants of each name in the current minute. Replicas take parts
+of a name's quota in advance (leases) and spend them locally, so most requests ask nobody. A lease
+ends with its minute, and its rest is never carried over, so no name exceeds its quota in any minute
+of the clock. As a quota runs out the leases become smaller, down to what one request needs.
 
 The ledger does not depend on Ray; :mod:`deployments.auth.quota_actor` keeps it in a named actor.
 """
@@ -69,7 +69,7 @@ class QuotaLedger:
         return {"window": self._window, "granted": {name: list(pair) for name, pair in self._granted.items()}}
 
     def lease(self, name: str, requests: int | None, tokens: int | None, need: int) -> Lease:
-        """Grant a part of a quota (None: unlimited) that covers a request of ``need`` tokens, or nothing."""
+        """Grant a part of a quota (None: unlimited) that covers ``need`` tokens, or nothing."""
         now = self._clock()
         window = int(now // WINDOW_S)
         if window > self._window:  # a clock that is set back does not renew a quota
@@ -124,7 +124,7 @@ LeaseSource = Callable[[str, int | None, int | None, int], Awaitable[Lease]]
 
 
 class Quotas:
-    """Quotas of one replica: spends leases and takes new ones from ``source`` (:meth:`QuotaLedger.lease`)."""
+    """Quotas of one replica: spends leases and takes new ones from ``source``."""
 
     def __init__(self, source: LeaseSource, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._source = source

@@ -1,8 +1,8 @@
 """The interface between the service and a language-model engine, and the registry of engines.
 
-An engine takes a prompt as embeddings, (tokens, hidden size) float32, and yields token ids. The service
-(:mod:`deployments.service.text`) handles text, stop strings and end-of-text tokens, so they behave the
-same for every engine and across a resumed completion.
+An engine takes a prompt as embeddings, (tokens, hidden size) float32, and yields token ids. The
+service (:mod:`deployments.service.text`) handles text, stop strings and end-of-text tokens, so they
+behave the same for every engine and across a resumed completion.
 
 A kind of engine is one module that registers an :class:`EngineKind` in :data:`ENGINES`. The setting
 ``engine.kind`` chooses it. Plugins add kinds (:mod:`del_core.registry`).
@@ -50,13 +50,16 @@ class EngineSampling:
         max_tokens: at least 1.
         temperature: 0 is greedy.
         top_p: in (0, 1].
-        seed: None or a signed 64-bit integer. The same seed, prompt and engine give the same tokens.
-        position: number of tokens of a resumed completion that the prompt already holds. With a seed,
-            the draw for a token depends on its position in the whole completion.
-        stop_token_ids: ids that end the completion, with the model's end-of-text ids where they apply.
-        incremental: yield tokens as they are generated. Otherwise the engine may yield all tokens at
-            the end, which costs less.
-        gather_tokens: after the first tokens, an engine may hold tokens until this many are pending.
+        seed: None or a signed 64-bit integer. The same seed, prompt and engine give the same
+            tokens.
+        position: number of tokens of a resumed completion that the prompt already holds. With a
+            seed, the draw for a token depends on its position in the whole completion.
+        stop_token_ids: ids that end the completion, with the model's end-of-text ids where they
+            apply.
+        incremental: yield tokens as they are generated. Otherwise the engine may yield all tokens
+            at the end, which costs less.
+        gather_tokens: after the first tokens, an engine may hold tokens until this many are
+            pending.
         gather_s: or until one has been pending for this many seconds.
     """
 
@@ -93,7 +96,7 @@ class Engine(Protocol):
 
     @property
     def context_length(self) -> int:
-        """Largest sum of prompt rows and generated tokens of one request; known after :meth:`start`."""
+        """Most prompt rows and generated tokens of one request; known after :meth:`start`."""
 
     async def start(self) -> None:
         """Load the model. Called once, before any other method."""
@@ -132,7 +135,7 @@ class EngineSettings(Section):
     kind: str = "vllm"
     """Kind of engine: "vllm", "mock" (load tests without a model), or one that a plugin adds."""
     max_model_len: int | None = Field(default=None, ge=64)
-    """Largest sum of soft prompt, prompt and generated tokens of one request; null means the model's own limit."""
+    """Most soft prompt, prompt and generated tokens of one request; null: the model's limit."""
     max_num_seqs: int = Field(default=64, ge=1, le=4096)
     """Requests that one step of the engine computes together; others wait inside the engine."""
 
@@ -143,8 +146,8 @@ class EngineKind:
 
     Args:
         settings: model of the section ``engine`` for this kind.
-        create: makes the engine from the directory of the base model and its settings. Heavy imports
-            belong inside, so that only replicas load them.
+        create: makes the engine from the directory of the base model and its settings. Heavy
+            imports belong inside, so that only replicas load them.
     """
 
     settings: type[EngineSettings]
@@ -162,7 +165,8 @@ def parse_engine(values: Mapping[str, Any]) -> EngineSettings:
         ValueError: no such kind is registered, or (pydantic's ValidationError) a field is invalid.
     """
     values = dict(values)
-    # Until 1.0: `stand_in: {...}` is the former spelling of `kind: mock`. Fields of vLLM had no effect beside it.
+    # Until 1.0: `stand_in: {...}` is the former spelling of `kind: mock`. Fields of vLLM had no
+    # effect beside it.
     pace = values.pop("stand_in", None)
     if isinstance(pace, Mapping):
         general = {name: value for name, value in values.items() if name in EngineSettings.model_fields}

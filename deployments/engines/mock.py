@@ -1,12 +1,12 @@
 """Mock engine: generates meaningless tokens at the pace of a model, for load tests without GPUs.
 
-``engine.kind: mock`` selects it, and the log says so. It computes nothing: token k of a completion is a
-fixed function of k, so a resumed completion continues unchanged.
+``engine.kind: mock`` selects it, and the log says so. It computes nothing: token k of a completion
+is a fixed function of k, so a resumed completion continues unchanged.
 
 The timing follows continuous batching. One step takes ``step_ms + step_ms_per_request * running +
-prompt_token_ms * prompt tokens that join``. At most ``max_num_seqs`` requests run, the others wait in
-order of arrival, and every running request gets one token per step. Where no observer can tell the
-difference, several steps are taken at once, so that one processor can run many mock engines.
+prompt_token_ms * prompt tokens that join``. At most ``max_num_seqs`` requests run, the others wait
+in order of arrival, and every running request gets one token per step. Where no observer can tell
+the difference, several steps are taken at once, so that one processor can run many mock engines.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _CONTEXT_LENGTH = 8192
 class MockSettings(EngineSettings):
     """Pace of the mock engine.
 
-    The defaults are derived from data sheets, not measured: a model of 8 billion parameters in 16 bits
-    on one H100 (docs/guides/scaling.md).
+    The defaults are derived from data sheets, not measured: a model of 8 billion parameters in 16
+    bits on one H100 (docs/guides/scaling.md).
     """
 
     kind: Literal["mock"] = "mock"
@@ -49,7 +49,7 @@ class MockSettings(EngineSettings):
     prompt_token_ms: float = Field(default=0.035, ge=0, le=1000)
     """Additional duration of a step for each token of a prompt that joins."""
     quantum_ms: float = Field(default=50.0, gt=0, le=1000)
-    """Longest time over which steps are taken together; events of a stream are delayed by about as much."""
+    """Longest time over which steps are taken together; it delays events of a stream."""
 
 
 def token_at(position: int) -> int:
@@ -82,11 +82,9 @@ class MockEngine:
 
     @property
     def context_length(self) -> int:
-        """See ``Engine``."""
         return self._settings.max_model_len or _CONTEXT_LENGTH
 
     async def start(self) -> None:
-        """See ``Engine``."""
         logger.warning("engine.kind is mock: no model is served, the tokens have no meaning")
         self._clock = asyncio.create_task(self._tick(), name="mock-engine")
 
@@ -136,8 +134,8 @@ class MockEngine:
             joining = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
             self._running += joining
             step_s = (settings.step_ms + settings.step_ms_per_request * len(self._running)) / 1000
-            # A step that computes prompts is taken alone, because readers wait for its tokens. So is a step after
-            # which a request ends while another one waits for its slot.
+            # A step that computes prompts is taken alone, because readers wait for its tokens. So
+            # is a step after which a request ends while another one waits for its slot.
             steps = 1 if joining else max(1, int(quantum_s / step_s))
             if self._waiting and self._running:
                 steps = min(steps, max(1, min(request.left for request in self._running)))
@@ -151,12 +149,10 @@ class MockEngine:
                     self._running.remove(request)
 
     async def check_health(self) -> None:
-        """See ``Engine``."""
         if self._clock is None or self._clock.done():
             raise EngineDeadError("the engine has not been started, or has stopped")
 
     async def shutdown(self) -> None:
-        """See ``Engine``."""
         if self._clock is not None:
             self._clock.cancel()
             await asyncio.wait((self._clock,))

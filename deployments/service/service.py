@@ -5,10 +5,10 @@ embeddings:
 
     [soft prompt of the variant; each segment in order; embeddings of the resumed tokens]
 
-The rows of a private segment are decoded from its counts, and those of a public segment are looked up in
-the base model's table. The built-in variant ``clear`` has no soft prompt and takes public segments only:
-for comparison, and for text that is not secret. Nothing here writes a log line, and no exception raised
-here holds anything derived from a prompt.
+The rows of a private segment are decoded from its counts, and those of a public segment are looked
+up in the base model's table. The built-in variant ``clear`` has no soft prompt and takes public
+segments only: for comparison, and for text that is not secret. Nothing here writes a log line, and
+no exception raised here holds anything derived from a prompt.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ __all__ = [
 CLEAR = RESERVED_VARIANT
 """Name of the built-in variant without privacy."""
 
-# A larger frame, or a prompt whose decoding takes more multiplications, is handled in a thread, because it would block
-# the event loop for more than about 2 ms.
+# A larger frame, or a prompt whose decoding takes more multiplications, is handled in a thread,
+# because it would block the event loop for more than about 2 ms.
 _LARGE_FRAME_BYTES = 64 * 1024
 _LARGE_DECODE_PRODUCTS = 4_000_000
 
@@ -60,7 +60,7 @@ class OverloadedError(DelError):
 
 @dataclass(frozen=True)
 class Capacity:
-    """Limits of a service: requests in flight, those queued in the engine included, and the size of a frame."""
+    """Limits of a service: requests in flight, queued ones included, and size of a frame."""
 
     requests: int
     max_frame_bytes: int
@@ -74,8 +74,8 @@ class ServedModel:
         table: embeddings of the base model.
         tokenizer: the bundle's tokenizer.
         end_of_text: the model's end-of-text ids.
-        extra_bundles: bundles for the same base model and tokenizer whose frames are served too, while
-            one bundle replaces another.
+        extra_bundles: bundles for the same base model and tokenizer whose frames are served too,
+            while one bundle replaces another.
     """
 
     bundle: Bundle
@@ -165,7 +165,7 @@ def _reason(text: TextStream, given: FinishReason) -> FinishReason:
 
 
 class PrivateLMService:
-    """Completions of one base model under the variants of a bundle, by an engine that has started."""
+    """Completions of a base model under the variants of a bundle, by a started engine."""
 
     def __init__(self, model: ServedModel, engine: Engine, capacity: Capacity) -> None:
         self._model = model
@@ -249,7 +249,8 @@ class PrivateLMService:
             )
         except FrameError as error:
             refusal = error
-        # Errors of a frame for an extra bundle are reported by that bundle; that no bundle fits, by the first one.
+        # Errors of a frame for an extra bundle are reported by that bundle; that no bundle fits, by
+        # the first one.
         for fingerprint, other in self._served.items():
             if refusal.code == BUNDLE_OUTDATED and fingerprint != self.fingerprint:
                 try:
@@ -292,7 +293,8 @@ class PrivateLMService:
 
         Args:
             delivery: with stop strings, every token is examined as it is generated all the same.
-            cache_salt: cached prompts, soft prompts aside, are shared only between requests of one salt.
+            cache_salt: cached prompts, soft prompts aside, are shared only between requests of one
+                salt.
             observation: receives the measurements.
 
         Raises:
@@ -343,7 +345,7 @@ class PrivateLMService:
 
     @staticmethod
     def _replay(text: TextStream, resume: tuple[int, ...], stop_ids: tuple[int, ...]) -> FinishReason | None:
-        """Replay the resumed tokens; return the finish reason if the completion ends within them."""
+        """Replay the resumed tokens; return the finish reason if they end the completion."""
         for token_id in resume:
             if token_id in stop_ids:
                 return "stop"

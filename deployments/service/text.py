@@ -1,8 +1,8 @@
-"""From token ids to text, token by token: characters of several bytes, spaces, stop strings, resumed completions.
+"""Incremental detokenization: multi-byte characters, spaces, stop strings, resumed completions.
 
-What :class:`TextStream` has put out after k tokens depends on those k token ids and the stop strings alone, not on how
-the tokens were grouped on their way. So a completion that is resumed after k tokens goes on with exactly the text that
-the interrupted one had not put out yet.
+The output of :class:`TextStream` after k tokens depends only on those token ids and the stop
+strings, not on the grouping of the tokens. A completion that resumes after k tokens therefore
+continues with exactly the text that the interrupted one had not yet released.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ __all__ = ["TextStream", "Tokenizer"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
-# A character is spread over four tokens at most. Bytes that have not made one after this many never will: they are let
-# go, so that a model that writes garbage cannot make every token dearer than the one before.
+# A character spans at most four tokens. Bytes that form no character after this many tokens are
+# released, so that garbage cannot make the cost of a token grow.
 _LONGEST_WAIT = 32
 
 
 class Tokenizer(Protocol):
-    """The one method of ``tokenizers.Tokenizer`` that is used here."""
+    """The method of ``tokenizers.Tokenizer`` that :class:`TextStream` needs."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of token ids."""
+        """Return the text of token ids."""
 
 
 class TextStream:
-    """Incremental detokenisation with stop strings.
+    """Incremental detokenization with stop strings.
 
-    Tokens are decoded in a window that begins at an earlier token, so that the decoder sees the context it needs (some
-    tokenisers drop the space of a first word). Text that ends in an incomplete character waits for the next token.
-    With stop strings, the longest end of the text that could still become one waits too.
+    Tokens are decoded in a window that begins at an earlier token, because some tokenizers drop the
+    space of a first word. Text that ends in an incomplete character is held until the next token,
+    and so is the longest end of the text that could become a stop string.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
@@ -45,9 +45,9 @@ class TextStream:
         self.stopped = False
 
     def push(self, token_id: int) -> str:
-        """Take one more token; returns the text that it releases. Sets ``stopped`` when a stop string is complete."""
+        """Add a token and return the released text; set ``stopped`` after a stop string."""
         if self.stopped:
-            raise ValueError("the text has met a stop string; nothing may follow")
+            raise ValueError("token_id must not follow a complete stop string")
         self._ids.append(token_id)
         window = self._decode(self._ids[self._window_start :])
         waiting = window.endswith(_REPLACEMENT) or len(window) <= len(self._window_text)
@@ -60,10 +60,10 @@ class TextStream:
         return self._release(new) if new else ""
 
     def extend(self, token_ids: Sequence[int]) -> tuple[str, int]:
-        """Take several tokens; the text that they release, and how many were taken: fewer than all after a stop string.
+        """Add tokens up to a stop string; return the released text and the number added.
 
-        The same as one :meth:`push` after the other, but where nothing waits before or after them, the whole is decoded
-        at once.
+        The result is that of :meth:`push` for each token. If no text is held before or after them,
+        all are decoded at once.
         """
         clean = not self._stop and self._decoded == len(self._ids) and 1 < len(token_ids) < _LONGEST_WAIT
         if clean:
@@ -83,7 +83,7 @@ class TextStream:
         return "".join(text), len(token_ids)
 
     def finish(self) -> str:
-        """The text that is still held back; call once, after the last token."""
+        """Return the text that is still held; call once, after the last token."""
         if self.stopped:
             return ""
         window = self._decode(self._ids[self._window_start :])
@@ -97,11 +97,11 @@ class TextStream:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def _release(self, new: str) -> str:
-        """The part of the held and new text that no stop string can claim any more."""
+        """Return the part of the held and new text that cannot belong to a stop string."""
         if not self._stop:
             return new
         text = self._held + new
-        # What was held contains no whole stop string, so the first one found ends in the new part.
+        # The held text contains no whole stop string, so the first one found ends in the new text.
         found = [position for position in (text.find(stop) for stop in self._stop) if position >= 0]
         if found:
             self.stopped = True
@@ -113,7 +113,7 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that is a proper beginning of ``stop``."""
+    """Return the length of the longest end of ``text`` that is a proper prefix of ``stop``."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

@@ -1,8 +1,9 @@
 """Prometheus metrics of a replica, exported through Ray; docs/guides/observability.md lists them.
 
-Ray exports the metrics of its processes on every node's metrics port with the prefix ``ray_``, and Serve
-adds the tags ``application``, ``deployment`` and ``replica``. One recording costs about ten microseconds,
-so counters are summed here and recorded about once a second. At most four histograms remain per completion.
+Ray exports the metrics of its processes on every node's metrics port with the prefix ``ray_``, and
+Serve adds the tags ``application``, ``deployment`` and ``replica``. One recording costs about ten
+microseconds, so counters are summed here and recorded about once a second. At most four histograms
+remain per completion.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _DECODE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0
 
 @dataclass(frozen=True)
 class Metric:
-    """Definition of a metric. Prometheus shows a counter as ``ray_NAME_total``, others as ``ray_NAME``."""
+    """A metric. Prometheus shows a counter as ``ray_NAME_total``, others as ``ray_NAME``."""
 
     name: str
     kind: str

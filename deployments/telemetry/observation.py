@@ -1,7 +1,8 @@
-"""Measurements of one completion for metrics, logs and traces: counts, times and a code, no content.
+"""Measurements of one completion for metrics, logs and traces, without its content.
 
-The parts of the server that handle a request fill its :class:`Observation`. When the request has ended,
-the observers receive it once. Tokens are counted in the groups that the engine yields, not one by one.
+The parts of the server that handle a request fill its :class:`Observation`. When the request has
+ended, the observers receive it once. Tokens are counted in the groups that the engine yields, not
+one by one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ CLIENT_GONE = "client_gone"
 
 @dataclass(slots=True)
 class Observation:
-    """Times are ``time.monotonic`` seconds, None for a stage that was not reached; sizes are in tokens."""
+    """Times are ``time.monotonic`` seconds, None if not reached; sizes are in tokens."""
 
     request_id: str | None = None
     trace_parent: str | None = None
@@ -67,7 +68,7 @@ class Observation:
 
     @property
     def queue_s(self) -> float | None:
-        """Seconds in the engine before the first token: its queue and the computation of the prompt."""
+        """Seconds in the engine before the first token: queue and computation of the prompt."""
         if self.first_token is None or self.decoded is None:
             return None
         return self.first_token - self.decoded

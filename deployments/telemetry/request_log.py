@@ -1,7 +1,8 @@
 """Log of a replica as JSON lines (or text), in the file to which Serve writes the replica's log.
 
-With ``telemetry.request_log``, each completion has one line: id, variant, code, sizes and times. These are the fields
-of :class:`deployments.telemetry.observation.Observation`, so nothing derives from a prompt.
+With ``telemetry.request_log``, each completion has one line: id, variant, code, sizes and times.
+These are the fields of :class:`deployments.telemetry.observation.Observation`, so nothing derives
+from a prompt.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def log_request(observation: Observation) -> None:
 
 
 class JsonLines(logging.Formatter):
-    """Format a record as one line of JSON: ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``message``, fields."""
+    """Formatter of JSON lines: ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``message``."""
 
     def __init__(self, replica: str | None = None) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ class JsonLines(logging.Formatter):
 
 
 def attach(log_format: LogFormat, replica: str | None, *, requests: bool) -> None:
-    """Send the loggers under ``deployments`` to the files of Serve's replica log, in this format."""
+    """Send the loggers under ``deployments`` to Serve's replica log, in this format."""
     ours = logging.getLogger("deployments")
     for handler in list(ours.handlers):
         ours.removeHandler(handler)

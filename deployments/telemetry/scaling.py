@@ -1,13 +1,15 @@
 """Autoscaling policy: the number of replicas from requests in flight and outstanding tokens.
 
-The number of requests is not enough: eight completions of 16 tokens end in a moment, eight of 2,048 occupy
-a replica for a minute. Replicas therefore report the tokens that their requests may still generate
-(``record_autoscaling_stats``). The number of replicas is the larger of
+The number of requests is not enough: eight completions of 16 tokens end in a moment, eight of 2,048
+occupy a replica for a minute. Replicas therefore report the tokens that their requests may still
+generate (``record_autoscaling_stats``). The number of replicas is the larger of
 
-    requests in flight / target_ongoing_requests        outstanding tokens / target_outstanding_tokens
+    requests in flight / target_ongoing_requests
+    outstanding tokens / target_outstanding_tokens
 
-summed over all replicas. Serve applies bounds, delays and scaling factors as for its own policy. Completions
-often end before ``max_tokens``, so the target for tokens should be set in terms of ``max_tokens``.
+summed over all replicas. Serve applies bounds, delays and scaling factors as for its own policy.
+Completions often end before ``max_tokens``, so the target for tokens should be set in terms of
+``max_tokens``.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ class ByWork:
         self._target_tokens = target_outstanding_tokens
 
     def __call__(self, context: Any) -> tuple[float, dict[str, Any]]:
-        """Return the number of replicas, neither bounded nor rounded, and Serve's state for its delays."""
+        """Return the number of replicas, not yet bounded or rounded, and Serve's state."""
         running = context.current_num_replicas
         if running == 0:
-            # Serve starts the first replica when a request arrives; without replicas there is no measurement.
+            # Serve starts the first replica when a request arrives; without replicas there is no
+            # measurement.
             return context.target_num_replicas, {}
         desired = context.total_num_requests / context.config.get_target_ongoing_requests()
         if self._target_tokens is not None:

@@ -1,6 +1,7 @@
 """OpenTelemetry traces of completions, sent to a collector over OTLP/HTTP.
 
-Spans are created from the recorded times when a completion has ended, so tracing costs nothing during it:
+Spans are created from the recorded times when a completion has ended, so tracing costs nothing
+during it:
 
     completion                      its parent is the caller's ``traceparent``, if there is one
       receive  decode  queue  generate
@@ -18,7 +19,7 @@ __all__ = ["Tracing"]
 
 
 class Tracing:
-    """Observer that exports spans to the collector at ``endpoint`` for a share ``ratio`` of the requests."""
+    """Observer that exports spans of a share ``ratio`` of the requests to ``endpoint``."""
 
     def __init__(self, endpoint: str, ratio: float, exporter: Any = None) -> None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

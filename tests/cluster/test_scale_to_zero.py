@@ -22,7 +22,8 @@ TOKENS = 5
 @pytest.mark.slow
 @pytest.mark.parametrize("proxy", ["haproxy", "serve"])
 def test_requests_around_the_moment_of_going_to_sleep(proxy: Literal["haproxy", "serve"], tmp_path: Path) -> None:
-    """Pauses from less to more than what the last replica is kept for, so that some requests meet its end."""
+    """Pauses from less to more than what the last replica is kept for, so that some requests meet
+    its end."""
     settings = parse_settings(
         {
             "engine": {"stand_in": {}},

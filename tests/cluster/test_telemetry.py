@@ -1,6 +1,6 @@
-"""A running server observed from outside: a real Prometheus scrapes it, a collector takes its traces, and nothing that
-derives from a prompt is found anywhere afterwards: not in logs, tracebacks, session files, metrics, traces or what
-Ray's dashboard serves."""
+"""A running server observed from outside: a real Prometheus scrapes it, a collector takes its
+traces, and nothing that derives from a prompt is found anywhere afterwards: not in logs,
+tracebacks, session files, metrics, traces or what Ray's dashboard serves."""
 
 from __future__ import annotations
 
@@ -156,7 +156,8 @@ def total(url: str, expression: str) -> float:
 
 @pytest.fixture(scope="module")
 def evidence(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evidence]:
-    """The demo, asked for things that succeed and fail in every way, while Prometheus and a collector look on."""
+    """The demo, asked for things that succeed and fail in every way, while Prometheus and a
+    collector look on."""
     directory = tmp_path_factory.mktemp("prometheus")
     with collector() as (endpoint, spans), pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEL_METRICS_INTERVAL_MS", "500")
@@ -172,7 +173,8 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evidence]:
                 for legend, expression in panel.targets:
                     filled = expression.replace("$__rate_interval", "30s").replace('"$application"', '".*"')
                     filled = filled.replace('"$variant"', '".*"')
-                    # A rate needs two samples, and Serve's controller passes its figures on when it likes.
+                    # A rate needs two samples, and Serve's controller passes its figures on when it
+                    # likes.
                     result = eventually(lambda: query(url, filled), f"{panel.title}: {filled}")  # noqa: B023
                     run.queries[f"{panel.title}: {legend}"] = result
             run.queries["codes"] = {
@@ -204,7 +206,8 @@ def _codes(spans: list[Any]) -> Iterator[str]:
 
 
 def _use(run: Evidence) -> None:
-    """Completions under every variant, whole and streamed; refusals of every kind, with the canary in them."""
+    """Completions under every variant, whole and streamed; refusals of every kind, with the canary
+    in them."""
     prompt = [public(PUBLIC_CANARY), private(CANARY)]
     with Client(run.server.url) as client:
         for variant in VARIANTS:
@@ -264,8 +267,8 @@ def _secret(server: LocalServer, name: str) -> str:
 
 
 def _past_haproxy(run: Evidence) -> None:
-    """A completion by the way that requests take while there is no replica: Serve's own proxy and its handle, which
-    passes them on through Ray."""
+    """A completion by the way that requests take while there is no replica: Serve's own proxy and
+    its handle, which passes them on through Ray."""
     port = _secret(run.server, "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT")
     with Client(f"http://127.0.0.1:{port}") as client:
         client.complete([public(PUBLIC_CANARY), private(CANARY)], variant="open", max_tokens=12, stop=[STOP_CANARY])
@@ -273,8 +276,9 @@ def _past_haproxy(run: Evidence) -> None:
 
 
 def _seen_on_the_dashboard(server: LocalServer) -> dict[str, bytes]:
-    """What Ray's dashboard answers: every listing of its state API with all details, Serve's status, events, and every
-    file that it lists as a log. Profiles and stack traces are not among them: they need py-spy, which is not there."""
+    """What Ray's dashboard answers: every listing of its state API with all details, Serve's
+    status, events, and every file that it lists as a log. Profiles and stack traces are not among
+    them: they need py-spy, which is not there."""
     assert server.dashboard_url is not None
     assert httpx.get(f"{server.dashboard_url}/api/v0/tasks").status_code in (401, 403)
     seen: dict[str, bytes] = {}
@@ -309,7 +313,8 @@ def _seen_on_the_dashboard(server: LocalServer) -> dict[str, bytes]:
             for directory in ("", "serve/", "events/", "export_events/"):
                 listing = client.get("/api/v0/logs", params={"node_id": node["node_id"], "glob": f"{directory}*"})
                 if listing.status_code >= 500:
-                    # Some nodes' agents never list their logs. What it would have shown are these files.
+                    # Some nodes' agents never list their logs. What it would have shown are these
+                    # files.
                     seen |= _log_files(server, directory)
                     continue
                 for names in listing.json()["data"]["result"].values():
@@ -327,7 +332,8 @@ def _log_files(server: LocalServer, directory: str) -> dict[str, bytes]:
 
 
 def _break(run: Evidence) -> None:
-    """SIGKILL of the engine while a stream with the canary is under way: the tracebacks are written now."""
+    """SIGKILL of the engine while a stream with the canary is under way: the tracebacks are written
+    now."""
     engines = [p for p in run.server.processes() if " ".join(p.cmdline()).startswith("VLLM::EngineCore")]
     assert engines
     with Client(run.server.url) as client, suppress(DELClientError):
@@ -384,7 +390,8 @@ def test_the_log_has_a_line_of_json_for_every_request(evidence: Evidence) -> Non
 
 
 def test_nothing_of_a_prompt_is_left_anywhere(evidence: Evidence) -> None:
-    """Every file under the cluster's directory: logs, tracebacks, session files; metrics; traces."""
+    """Every file under the cluster's directory: logs, tracebacks, session files; metrics;
+    traces."""
     assert len(evidence.secrets) > 20
     searched = 0
     leaks = []
@@ -403,11 +410,13 @@ def test_nothing_of_a_prompt_is_left_anywhere(evidence: Evidence) -> None:
 
 
 def test_nothing_of_a_prompt_is_on_rays_dashboard(evidence: Evidence) -> None:
-    """Tasks, actors, Serve's status, events and all logs, as whoever has the cluster's token may read them there."""
+    """Tasks, actors, Serve's status, events and all logs, as whoever has the cluster's token may
+    read them there."""
     seen = evidence.dashboard
     everything = b"".join(seen.values())
-    # What the search would be worth nothing without: the replica's actor, Serve's status, and a replica's log. (Serve's
-    # own calls are not among the tasks, as long as nobody sets RAY_SERVE_ENABLE_TASK_EVENTS.)
+    # What the search would be worth nothing without: the replica's actor, Serve's status, and a
+    # replica's log. (Serve's own calls are not among the tasks, as long as nobody sets
+    # RAY_SERVE_ENABLE_TASK_EVENTS.)
     for expected in (b"ServeReplica:del-serve", b'"del-serve"', b"deployments.requests"):
         assert expected in everything, expected
     assert sum("/api/v0/logs/file" in url for url in seen) >= 10

@@ -1,1 +1,1 @@
-"""vLLM as an engine: the replica's side (engine, frontend, startup) and the engine process's (worker, sampling)."""
+"""vLLM: in the replica (engine, frontend, startup) and in its process (worker, sampling)."""

@@ -2,12 +2,13 @@
 
 Constraints of vLLM (0.32) that this module respects:
 
-- Prompts are embeddings throughout. Mixed token ids and embeddings can use wrong keys and values (an open
-  bug), and penalties with embeddings stop the engine, so neither is ever passed on. Every tensor is built
-  from validated integers, because vLLM accepts NaN and stops on a wrong width.
+- Prompts are embeddings throughout. Mixed token ids and embeddings can use wrong keys and values
+  (an open bug), and penalties with embeddings stop the engine, so neither is ever passed on. Every
+  tensor is built from validated integers, because vLLM accepts NaN and stops on a wrong width.
 - vLLM loads no tokenizer and detokenizes nothing: the service does, and knows the end-of-text ids.
 - ``block_size`` must divide the length of the soft prompts, or they are computed for every request.
-- vLLM reads its environment when it is imported, so it is set before. Statistics and request logs are off.
+- vLLM reads its environment when it is imported, so it is set before. Statistics and request logs
+  are off.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class VllmSettings(EngineSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the model; "auto" is the type of its weights."""
     block_size: Literal[16, 32] = 32
-    """Tokens per block of the KV cache. It divides the length of the soft prompts, so that each is computed once."""
+    """Tokens per block of the KV cache; a divisor of the length of every soft prompt."""
     kv_cache_memory_bytes: int | None = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
     """Size of the KV cache; null means what ``gpu_memory_utilization`` leaves."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
@@ -51,7 +52,7 @@ class VllmSettings(EngineSettings):
     max_num_batched_tokens: int | None = Field(default=None, ge=64)
     """Largest number of tokens that one step computes; null means vLLM's default."""
     enforce_eager: bool = True
-    """Skip compilation and graph capture: faster start and less memory, but slower steps on a GPU."""
+    """Skip compilation and graph capture: faster start, less memory, slower steps on a GPU."""
     prefix_caching: bool = True
     """Cache keys and values of prompt prefixes, in particular of the soft prompts."""
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)
@@ -61,11 +62,11 @@ class VllmSettings(EngineSettings):
     quick_start: bool = True
     """On CPUs with one thread: import vLLM in both processes of a replica at the same time."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
-    """Level of vLLM's log, which never holds prompts; DEBUG and INFO help to diagnose a failed start."""
+    """Level of vLLM's log, which never holds prompts."""
 
 
 def engine_environment(settings: VllmSettings) -> dict[str, str]:
-    """Return the environment variables that vLLM and the numerical libraries read when they are loaded."""
+    """Return the environment that vLLM and the numerical libraries read when they are loaded."""
     return {
         "OMP_NUM_THREADS": str(settings.threads),
         # One process fewer: the worker runs inside the engine's process.
@@ -101,13 +102,12 @@ class VllmEngine:
         self._llm: AsyncLLM | None = None
         self._frontend: Frontend | None = None
         self.gives_ids = False
-        """Whether steps after the prompts take token ids (:mod:`deployments.engines.vllm.worker`)."""
+        """Whether steps without prompts take token ids (see ``EngineWorker``)."""
         self._tensor: Callable[[NDArray[np.float32]], Any] = lambda embeddings: embeddings
         self._context_length = 0
 
     @property
     def context_length(self) -> int:
-        """See ``Engine``."""
         return self._context_length
 
     async def start(self) -> None:
@@ -167,7 +167,6 @@ class VllmEngine:
         cache_salt: str | None = None,
         shared_rows: int = 0,
     ) -> AsyncGenerator[Delta, None]:
-        """See ``Engine``."""
         from deployments.engines.vllm.sampling import sampling_params
 
         prompt: dict[str, Any] = {"type": "embeds", "prompt_embeds": self._tensor(embeddings)}
@@ -179,12 +178,10 @@ class VllmEngine:
                 yield delta
 
     async def check_health(self) -> None:
-        """See ``Engine``."""
         if self._started().dead:
             raise EngineDeadError("the engine has stopped")
 
     async def shutdown(self) -> None:
-        """See ``Engine``."""
         frontend, self._frontend = self._frontend, None
         llm, self._llm = self._llm, None
         if frontend is not None:

@@ -1,10 +1,11 @@
 """The replica's side of vLLM's engine process: requests in, tokens out in batches.
 
-AsyncLLM makes an output object, a queue entry and a task switch for every token of every request, which
-costs a replica more than all its other work for a completion. Here a step of the engine appends its token
-ids to the lists of their requests, and a reader is woken only when an event is due: for the first tokens,
-when ``gather_tokens`` are pending, when one has been pending for ``gather_s``, and at the end. AsyncLLM
-still starts the engine, prepares the requests and watches the process; only its output loop is unused.
+AsyncLLM makes an output object, a queue entry and a task switch for every token of every request,
+which costs a replica more than all its other work for a completion. Here a step of the engine
+appends its token ids to the lists of their requests, and a reader is woken only when an event is
+due: for the first tokens, when ``gather_tokens`` are pending, when one has been pending for
+``gather_s``, and at the end. AsyncLLM still starts the engine, prepares the requests and watches
+the process; only its output loop is unused.
 """
 
 from __future__ import annotations

@@ -1,20 +1,22 @@
 """vLLM's sampling parameters, and seeded sampling that depends on seed and position only.
 
-vLLM's seeded sampling advances one generator per request, token by token, so a completion that resumes on
-another replica would draw other numbers. Here the draw for the t-th token of a completion is a function
-of (seed, t), and a completion that resumes after k tokens continues at t = k with the same draws.
+vLLM's seeded sampling advances one generator per request, token by token, so a completion that
+resumes on another replica would draw other numbers. Here the draw for the t-th token of a
+completion is a function of (seed, t), and a completion that resumes after k tokens continues at t =
+k with the same draws.
 
-The method is Gumbel-max (Gumbel 1954; Maddison et al., "A* Sampling", NeurIPS 2014, section 2). With
-logits l (V,), temperature T and independent standard Gumbel g (V,),
+The method is Gumbel-max (Gumbel 1954; Maddison et al., "A* Sampling", NeurIPS 2014, section 2).
+With logits l (V,), temperature T and independent standard Gumbel g (V,),
 
     argmax_v (l_v / T + g_v)  ~  softmax(l / T),        g = -log(e),  e ~ Exponential(1)
 
-vLLM decodes greedily, and the logits processor adds the noise to the logits before. ``top_p`` removes
-tokens before the noise is added: those after the most probable ones that together reach ``top_p``.
+vLLM decodes greedily, and the logits processor adds the noise to the logits before. ``top_p``
+removes tokens before the noise is added: those after the most probable ones that together reach
+``top_p``.
 
-The tokens are the same as long as the logits are the same up to rounding: a resumed prompt is computed in
-one pass, and an undisturbed completion token by token. In float32 the rounding is about 1e-6 of a logit
-and practically never decides. In bfloat16 it can, as in greedy decoding.
+The tokens are the same as long as the logits are the same up to rounding: a resumed prompt is
+computed in one pass, and an undisturbed completion token by token. In float32 the rounding is about
+1e-6 of a logit and practically never decides. In bfloat16 it can, as in greedy decoding.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ class _Row:
 
 
 def extra_args(seed: int, position: int, temperature: float, top_p: float) -> dict[str, Any]:
-    """Return ``SamplingParams.extra_args`` of a completion that continues at ``position`` (from 0)."""
+    """Return ``extra_args`` of a completion that continues at ``position`` (from 0)."""
     return {_KEY: [seed, position, temperature, top_p]}
 
 
@@ -85,7 +87,8 @@ def gumbel_logits(logits: torch.Tensor, seed: int, position: int, temperature: f
     if top_p < 1.0:
         ordered, order = logits.sort(descending=True)
         probabilities = ordered.softmax(-1)
-        # A token stays if the ones before it have less than top_p together: the first one always stays.
+        # A token stays if the ones before it have less than top_p together: the first one always
+        # stays.
         removed = probabilities.cumsum(-1) - probabilities >= top_p
         logits = logits.index_fill(-1, order[removed], -torch.inf)
     digest = hashlib.blake2b(b"%d %d" % (seed, position), digest_size=8).digest()

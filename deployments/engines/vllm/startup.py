@@ -1,15 +1,16 @@
 """Faster start of vLLM's engine on CPUs, where no process can occupy a device by importing it.
 
 - vLLM starts its engine in a spawned process, which imports everything only after the replica has
-  imported the same (8 s on a laptop's core). Here both imports run at the same time: :func:`begin` starts
-  a helper process (the standard library's fork server) that imports the engine's modules in one thread,
-  and within :func:`forked_engine` vLLM forks its engine from the helper. On two cores, a server answers
-  after 17 s instead of 18 s (docs/guides/serving.md).
-- Before the first start of a model class on a machine, vLLM inspects the class in another process, so
-  that the inspection cannot touch a GPU. Within :func:`forked_engine` it inspects the class in place.
+  imported the same (8 s on a laptop's core). Here both imports run at the same time: :func:`begin`
+  starts a helper process (the standard library's fork server) that imports the engine's modules in
+  one thread, and within :func:`forked_engine` vLLM forks its engine from the helper. On two cores,
+  a server answers after 17 s instead of 18 s (docs/guides/serving.md).
+- Before the first start of a model class on a machine, vLLM inspects the class in another process,
+  so that the inspection cannot touch a GPU. Within :func:`forked_engine` it inspects the class in
+  place.
 
-Both replace a function of vLLM by name. If a release has no function of that name, nothing is replaced
-and the engine starts as vLLM starts it.
+Both replace a function of vLLM by name. If a release has no function of that name, nothing is
+replaced and the engine starts as vLLM starts it.
 """
 
 from __future__ import annotations

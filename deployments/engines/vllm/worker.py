@@ -1,22 +1,24 @@
 """Extension of vLLM's worker: code that runs in the engine's process.
 
-vLLM appends :class:`EngineWorker` to the bases of its worker class (``worker_extension_cls``). Creating
-the worker, before the model is loaded, calls :func:`prepare_process`:
+vLLM appends :class:`EngineWorker` to the bases of its worker class (``worker_extension_cls``).
+Creating the worker, before the model is loaded, calls :func:`prepare_process`:
 
 - **Parent watch.** vLLM's engine process outlives a replica that is killed and keeps its memory.
   :func:`watch_parent` ends it.
 - **Logging.** See :func:`configure_logging`.
-- **Cache isolation.** vLLM names a cache block by a hash over the block, all blocks before it and, in a
-  request's first block, the request's ``cache_salt``. One salt per caller would keep a copy of each soft
-  prompt per caller. :func:`isolate_cache` applies the salt to the first block that holds anything but the
-  soft prompt; hashes are chained, so every later block depends on it. If it cannot be installed (a release
-  without that function, or several GPUs per model, where workers are separate processes), vLLM's rule
-  holds: callers are isolated, and each has its own copy of the soft prompts.
+- **Cache isolation.** vLLM names a cache block by a hash over the block, all blocks before it and,
+  in a request's first block, the request's ``cache_salt``. One salt per caller would keep a copy of
+  each soft prompt per caller. :func:`isolate_cache` applies the salt to the first block that holds
+  anything but the soft prompt; hashes are chained, so every later block depends on it. If it cannot
+  be installed (a release without that function, or several GPUs per model, where workers are
+  separate processes), vLLM's rule holds: callers are isolated, and each has its own copy of the
+  soft prompts.
 
-After the start the replica calls :meth:`EngineWorker.give_ids_after_prompts`. With prompt embeddings
-enabled, vLLM looks up the embeddings of generated tokens outside the model in every step, after a search
-of all requests for prompt rows. Most steps have none. In such a step the model receives token ids, as it
-does for prompts of ids, and looks up the same rows itself: the same numbers at lower cost.
+After the start the replica calls :meth:`EngineWorker.give_ids_after_prompts`. With prompt
+embeddings enabled, vLLM looks up the embeddings of generated tokens outside the model in every
+step, after a search of all requests for prompt rows. Most steps have none. In such a step the model
+receives token ids, as it does for prompts of ids, and looks up the same rows itself: the same
+numbers at lower cost.
 """
 
 from __future__ import annotations
@@ -53,11 +55,11 @@ def prepare_process() -> None:
 
 
 def configure_logging() -> None:
-    """Send vLLM's log to standard error, at the level of ``VLLM_LOGGING_LEVEL``. May be called repeatedly.
+    """Send vLLM's log to standard error, at the level of ``VLLM_LOGGING_LEVEL``. Idempotent.
 
-    By default vLLM calls ``logging.config.dictConfig``, which closes every handler in the process. The
-    replica would lose its log file, and Serve would replace it as soon as a restarted controller asks for
-    the file's name: the death of a controller would cost all replicas.
+    By default vLLM calls ``logging.config.dictConfig``, which closes every handler in the process.
+    The replica would lose its log file, and Serve would replace it as soon as a restarted
+    controller asks for the file's name: the death of a controller would cost all replicas.
     """
     logger = logging.getLogger("vllm")
     logger.setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"))
@@ -69,13 +71,13 @@ def configure_logging() -> None:
 
 
 def watch_parent() -> threading.Thread | None:
-    """Start a thread that ends this process with its parent; return None if there is no such parent."""
+    """Start a thread that ends this process with its parent; return None without a parent."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return None
 
     def wait() -> None:
-        # The kernel closes this pipe with the parent, however the parent ended: no polling, no missed signal.
+        # The kernel closes this pipe with the parent: no polling, no missed signal.
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
@@ -90,7 +92,7 @@ def salt_for(shared_rows: int, secret: str) -> str:
 
 
 def isolate_cache() -> bool:
-    """Apply cache salts after the shared rows, in this process; return whether vLLM has the function for it."""
+    """Apply cache salts after the shared rows; return whether vLLM has the function for it."""
     from vllm.v1.core import kv_cache_utils
 
     original = getattr(kv_cache_utils, _HASH_KEYS, None)
@@ -127,7 +129,7 @@ class EngineWorker:
         return super().__new__(cls)
 
     def give_ids_after_prompts(self) -> bool:
-        """Let the runner take token ids in steps without prompt rows; return False if vLLM's release differs.
+        """Let the runner take token ids in steps without prompt rows; return whether it can.
 
         Only for models without captured graphs, which are captured for embeddings.
         """

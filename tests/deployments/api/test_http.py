@@ -60,7 +60,7 @@ def events(body: bytes) -> list[Any]:
     return [part[6:] if part[6:] == "[DONE]" else json.loads(part[6:]) for part in parts[:-1]]
 
 
-# --- completions -----------------------------------------------------------------------------------------------------
+# --- completions ----------------------------------------------------------------------------------
 
 
 async def test_completion_object(
@@ -124,7 +124,7 @@ async def test_resume_over_http(client: httpx.AsyncClient, bundle: Bundle, engin
     assert (chunk["choices"][0]["finish_reason"], chunk["choices"][0]["token_ids"], done) == ("stop", [], "[DONE]")
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 async def test_frame_errors_keep_their_code_and_name_the_member(client: httpx.AsyncClient, bundle: Bundle) -> None:
@@ -251,7 +251,7 @@ async def test_slots_are_given_back_after_refusals(make_service: ServiceMaker, e
     assert service.in_flight == 0
 
 
-# --- engine failures -------------------------------------------------------------------------------------------------
+# --- engine failures ------------------------------------------------------------------------------
 
 
 async def test_dead_engine(make_service: ServiceMaker, bundle: Bundle) -> None:
@@ -323,7 +323,7 @@ async def test_nothing_of_a_prompt_is_logged(
     assert not ours
 
 
-# --- time ------------------------------------------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------
 
 
 def paced(delay: float) -> Callable[[int], Any]:
@@ -352,7 +352,8 @@ async def test_tokens_are_coalesced_by_number(make_service: ServiceMaker, bundle
 
 
 async def test_tokens_are_coalesced_by_time(make_service: ServiceMaker, bundle: Bundle) -> None:
-    """Tokens every 10 ms and a bound of 100 ms: far fewer events than tokens, and no token waits much longer."""
+    """Tokens every 10 ms and a bound of 100 ms: far fewer events than tokens, and no token waits
+    much longer."""
     arrivals: list[float] = []
 
     async def pace(number: int) -> None:
@@ -430,7 +431,7 @@ async def test_client_that_goes_while_the_body_is_awaited(make_service: ServiceM
     assert not engine.calls
 
 
-# --- everything else -------------------------------------------------------------------------------------------------
+# --- everything else ------------------------------------------------------------------------------
 
 
 async def test_request_ids(client: httpx.AsyncClient) -> None:
@@ -469,7 +470,8 @@ async def test_bundle(client: httpx.AsyncClient, bundle: Bundle, tmp_path: Any) 
 async def test_damaged_bundle_is_not_served_and_is_retried(
     make_service: ServiceMaker, engine: ScriptedEngine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The archive is packed on first use; if that fails the answer is typed, and the next request tries again."""
+    """The archive is packed on first use; if that fails the answer is typed, and the next request
+    tries again."""
 
     def broken(path: Any) -> bytes:
         raise OSError("the disk is gone")

@@ -45,7 +45,8 @@ async def test_plain_text_failures_become_error_objects(status: int, code: str, 
     ],
 )
 async def test_a_path_of_no_application(listed: Response, code: str, answered: int) -> None:
-    """Whether trying again may help depends on whether Serve's server knows any application at all."""
+    """Whether trying again may help depends on whether Serve's server knows any application at
+    all."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         unknown = PlainTextResponse("Path '/v1/models' not found. Ping http://.../-/routes for available routes.", 404)

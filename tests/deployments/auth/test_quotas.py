@@ -1,4 +1,5 @@
-"""Quotas: over many replicas exactly what a name has, in leases; refusals; what happens without the ledger."""
+"""Quotas: over many replicas exactly what a name has, in leases; refusals; what happens without the
+ledger."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ async def test_requests_hold_over_all_replicas_and_come_back_with_the_minute() -
     replicas = [Quotas(source, clock=clock) for _ in range(5)]
     caller = Caller("app", requests_per_minute=300)
     requests, _ = await spend(replicas, caller, [1] * 1000)
-    # Never more; and no more than what four other replicas may still hold in leases is left unspent.
+    # Never more; and no more than what four other replicas may still hold in leases is left
+    # unspent.
     assert 300 - 4 * 18 <= requests <= 300
     # One by one, whatever is held anywhere is found: not one request more.
     later = [await spend([replica], caller, [1] * 40) for replica in replicas]

@@ -1,4 +1,5 @@
-"""The engine's frontend: what the soft prompt costs, how tokens are gathered, and what a request that is left costs."""
+"""The engine's frontend: what the soft prompt costs, how tokens are gathered, and what a request
+that is left costs."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ async def test_the_engine_s_frontend(tiny: Tiny) -> None:
 
 
 async def _soft_prompts_are_always_cached(engine: VllmEngine) -> None:
-    """By the engine's own count, of every prompt but the first: alone, together, with lengths that fill no block."""
+    """By the engine's own count, of every prompt but the first: alone, together, with lengths that
+    fill no block."""
     sampling = EngineSampling(max_tokens=2, temperature=0.0)
     (first,) = {delta.cached_rows for delta in await generate(engine, 1, sampling)}
     assert first == 0
@@ -63,7 +65,8 @@ async def _soft_prompts_are_always_cached(engine: VllmEngine) -> None:
 
 
 async def _gathering(engine: VllmEngine) -> None:
-    """The first token comes alone; after it as many as are asked for, or all at the end; the tokens are the same."""
+    """The first token comes alone; after it as many as are asked for, or all at the end; the tokens
+    are the same."""
     one_by_one = await generate(engine, 100, EngineSampling(max_tokens=40, temperature=0.0))
     assert not any(delta.gathered for delta in one_by_one)
     patient = EngineSampling(max_tokens=40, temperature=0.0, gather_tokens=8, gather_s=1000.0)
@@ -83,7 +86,8 @@ async def _gathering(engine: VllmEngine) -> None:
 
 
 async def _ids_after_prompts(engine: VllmEngine) -> None:
-    """Prompts that begin while others are being continued: each has the tokens that it has alone."""
+    """Prompts that begin while others are being continued: each has the tokens that it has
+    alone."""
     assert engine.gives_ids
     sampling = EngineSampling(max_tokens=24, temperature=0.0)
     expected = [tokens(await generate(engine, number, sampling)) for number in range(200, 216)]
@@ -101,7 +105,8 @@ async def _ids_after_prompts(engine: VllmEngine) -> None:
 
 
 async def _left_requests_stop(engine: VllmEngine) -> None:
-    """More requests than the engine computes together are left; one that comes then does not wait for their end."""
+    """More requests than the engine computes together are left; one that comes then does not wait
+    for their end."""
     long = EngineSampling(max_tokens=400, temperature=0.0)
     for number in range(300, 340):
         deltas = engine.generate(str(number), prompt(number), long)

@@ -1,4 +1,5 @@
-"""The stand-in engine keeps the clock of continuous batching, and its tokens are those of their positions."""
+"""The stand-in engine keeps the clock of continuous batching, and its tokens are those of their
+positions."""
 
 from __future__ import annotations
 

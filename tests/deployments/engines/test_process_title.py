@@ -1,4 +1,5 @@
-"""The engine's process names itself, whatever the environment's order: operators and the fault tests find it so."""
+"""The engine's process names itself, whatever the environment's order: operators and the fault
+tests find it so."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import pytest
 
 from deployments.engines.vllm.startup import PRELOADED
 
-#: What begins and forks as the replica does; the variable is changed between, as vLLM does when it is imported.
+# Forks as the replica does; the variable changes in between, as when vLLM is imported.
 _SCRIPT = """
 import multiprocessing, os, pathlib, sys
 

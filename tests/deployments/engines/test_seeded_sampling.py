@@ -1,4 +1,5 @@
-"""Seeded sampling follows softmax and top-p, depends on seed and position alone, and leaves other requests alone."""
+"""Seeded sampling follows softmax and top-p, depends on seed and position alone, and leaves other
+requests alone."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def sample(logits: torch.Tensor, seed: int, position: int, temperature: float = 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.8), (1.0, 0.3)])
 @pytest.mark.parametrize("along", ["positions", "seeds"])
 def test_draws_follow_the_distribution(temperature: float, top_p: float, along: str) -> None:
-    """Chi-square over the positions of one seed and over the seeds of one position, alpha = 1e-6."""
+    """Chi-square over the positions of one seed and over the seeds of one position, alpha =
+    1e-6."""
     probabilities = torch.softmax(LOGITS.double() / temperature, -1).numpy()
     order = np.argsort(-probabilities)
     before = np.cumsum(probabilities[order]) - probabilities[order]
@@ -44,7 +46,8 @@ def test_draws_follow_the_distribution(temperature: float, top_p: float, along: 
 
 
 def test_neighbouring_positions_and_seeds_are_independent() -> None:
-    """Pairs (draw at t, draw at t + 1) and (seed s, seed s + 1) against the product of the margins, alpha = 1e-6."""
+    """Pairs (draw at t, draw at t + 1) and (seed s, seed s + 1) against the product of the margins,
+    alpha = 1e-6."""
     logits = torch.zeros(4)
     for first, second in (
         ([sample(logits, 5, n) for n in range(DRAWS)], [sample(logits, 5, n + 1) for n in range(DRAWS)]),

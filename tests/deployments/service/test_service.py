@@ -1,4 +1,5 @@
-"""The service over a scripted engine: what the engine is given, what comes out, resuming, stopping, room."""
+"""The service over a scripted engine: what the engine is given, what comes out, resuming, stopping,
+room."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Incremental text: whatever the grouping, the text is that of all tokens, and stop strings end it exactly."""
+"""Incremental text: whatever the grouping, the text is that of all tokens, and stop strings end it
+exactly."""
 
 from __future__ import annotations
 
@@ -82,7 +83,8 @@ def test_nothing_follows_a_stop_string(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("stop", [(), ("END",), ("zzz", "🙃 to")])
 def test_resumed_text_continues_where_it_was(tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-    """Text put out after k tokens, plus what a replay of k tokens and the rest puts out after k, is the whole."""
+    """Text put out after k tokens, plus what a replay of k tokens and the rest puts out after k, is
+    the whole."""
     ids = tokenizer.encode(TEXT).ids
     whole, used = stream(tokenizer, ids, stop)
     for k in range(used):
@@ -96,7 +98,8 @@ def test_resumed_text_continues_where_it_was(tokenizer: Tokenizer, stop: tuple[s
 
 
 def test_garbage_costs_no_more_and_loses_nothing_readable(tokenizer: Tokenizer) -> None:
-    """Bytes that never make a character do not make the window grow without end, and text after them is whole."""
+    """Bytes that never make a character do not make the window grow without end, and text after
+    them is whole."""
     lone = tokenizer.encode("🙂").ids[:1]
     decoded = 0
 
@@ -125,8 +128,8 @@ def test_random_token_sequences(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("stop", [(), ("an",)])
 def test_groups_release_what_their_tokens_release_one_by_one(tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-    """After every group: characters cut by groups, bytes that are no text, special tokens; and a stream goes on from
-    one that took the same tokens singly, as a resumed completion does."""
+    """After every group: characters cut by groups, bytes that are no text, special tokens; and a
+    stream goes on from one that took the same tokens singly, as a resumed completion does."""
     generator = random.Random(7)
     text_ids = tokenizer.encode(TEXT).ids
     for _ in range(100):

@@ -1,4 +1,5 @@
-"""What is noted of completions, over a scripted engine: metrics' figures, the log's lines, the spans of a trace."""
+"""What is noted of completions, over a scripted engine: metrics' figures, the log's lines, the
+spans of a trace."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ async def test_a_completion(make_service: ServiceMaker, bundle: Any, stream: boo
     assert seen.soft_prompt_rows == 32
     moments = [seen.began, seen.received, seen.decoded, seen.first_token, seen.last_token, seen.ended]
     assert moments == sorted(moments)  # type: ignore[type-var]
-    assert (seen.inter_token_s is not None) == stream  # whole completions come at once: nothing lies between tokens
+    assert (seen.inter_token_s is not None) == stream
     assert seen.soft_prompt_cached is None  # this engine does not say
     seen.cached_rows = 32
     assert seen.soft_prompt_cached
@@ -164,7 +165,7 @@ async def test_a_ratio_of_zero_traces_nothing_but_what_the_caller_traces(
     assert sum(span.name == "completion" for span in exporter.get_finished_spans()) == 1
 
 
-# --- what follows the figures -----------------------------------------------------------------------------------------
+# --- what follows the figures ---------------------------------------------------------------------
 
 
 def context(requests: float, tokens: list[float], running: int = 2) -> Any:
