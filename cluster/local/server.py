@@ -35,8 +35,8 @@ import psutil
 
 from cluster.config.env import local_environment
 from cluster.local import processes
+from cluster.local.channel import Channel, SupervisorOptions
 from cluster.local.proxy import Proxy, haproxy_binary, haproxy_environment
-from cluster.local.supervisor import Channel, SupervisorOptions
 from del_core.bundle import load_bundle
 from del_core.errors import DelError
 from del_core.net.addresses import is_loopback

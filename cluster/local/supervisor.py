@@ -1,22 +1,17 @@
-"""The supervisor process of a local cluster, and the channel to it.
+"""The supervisor process of a local cluster; :mod:`cluster.local.channel` describes its input.
 
-The first line of its standard input holds :class:`SupervisorOptions`. Further lines are orders:
-``{"deploy": applications}`` replaces the applications, ``{"drain": seconds}`` finishes the requests
-in flight and refuses others. Each is answered by one line, ``{"ready": true}`` or ``{"failed":
-reason}``. The end of standard input stops everything at once. All other output of the process, such
-as Ray's warnings, goes to standard error.
+The end of its standard input stops everything at once. All output but its answers, such as Ray's
+warnings, goes to standard error.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import logging
 import os
 import queue
 import re
-import selectors
 import shutil
 import subprocess
 import sys
@@ -28,8 +23,9 @@ from typing import Any, NoReturn, TextIO
 import psutil
 
 from cluster.local import processes
+from cluster.local.channel import SupervisorOptions
 
-__all__ = ["Channel", "SupervisorOptions", "main", "start_cluster"]
+__all__ = ["main", "start_cluster"]
 
 logger = logging.getLogger("cluster.supervisor")
 
@@ -40,71 +36,6 @@ _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 _ENDING = threading.Lock()
 _SERVED: list[dict[str, Any]] = []
 """Applications of the last successful deployment."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SupervisorOptions:
-    """Options of a supervisor; ``applications`` is the JSON of its first deployment."""
-
-    applications: list[dict[str, Any]]
-    host: str
-    port: int
-    num_cpus: int
-    worker_nodes: int
-    dashboard_port: int | None
-    directory: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the options as JSON values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> SupervisorOptions:
-        """Return the options of :meth:`to_json`."""
-        return cls(**values)
-
-
-class Channel:
-    """Connection to a supervisor: each line to its input is answered by a line of its output."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self._lock = threading.Lock()
-        self._unanswered = False
-
-    def ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Send a message and return the answer.
-
-        Raises:
-            TimeoutError: no answer in time; later messages fail too.
-            ChildProcessError: the supervisor has ended.
-        """
-        assert self._process.stdin is not None
-        deadline = time.monotonic() + timeout_s
-        with self._lock:
-            if self._unanswered:
-                raise TimeoutError("the previous message has not been answered")
-            try:
-                self._process.stdin.write(json.dumps(message).encode() + b"\n")
-                self._process.stdin.flush()
-            except (OSError, ValueError):  # a broken or closed pipe
-                raise ChildProcessError("its supervisor has ended") from None
-            self._unanswered = True  # stays after an interruption: the answer would be taken for the next one
-            answer = self._read(deadline)
-            self._unanswered = False
-        return answer
-
-    def _read(self, deadline: float) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            if not selector.select(max(0.0, deadline - time.monotonic())):
-                raise TimeoutError("it did not answer in time")
-        line = self._process.stdout.readline()
-        if not line:
-            raise ChildProcessError(f"its supervisor ended with status {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
 
 def main() -> None:

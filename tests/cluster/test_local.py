@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from cluster.local import LocalServer, LocalServerError, processes, start_local
+from cluster.local.channel import SupervisorOptions
 from cluster.local.proxy import haproxy_binary
 from del_core.errors import BundleError
 from deployments.service.base_model import BaseModelError
@@ -108,7 +109,7 @@ def nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any, **keywords: Any) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr("cluster.local.subprocess.Popen", refuse)
+    monkeypatch.setattr("cluster.local.server.subprocess.Popen", refuse)
 
 
 def test_terminated_while_starting(settings: Settings) -> None:
@@ -251,12 +252,21 @@ def test_port_that_is_taken(settings: Settings) -> None:
 
 @pytest.mark.usefixtures("nothing_may_start")
 def test_proxy_that_is_not_there(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.local.haproxy_binary", lambda: None)
+    monkeypatch.setattr("cluster.local.server.haproxy_binary", lambda: None)
     with pytest.raises(LocalServerError, match="haproxy"):
         start_local(settings, proxy="haproxy")
 
 
 def test_what_is_printed_is_not_taken_for_a_report() -> None:
+    options = SupervisorOptions(
+        applications=[],
+        host="127.0.0.1",
+        port=0,
+        num_cpus=1,
+        worker_nodes=0,
+        dashboard_port=None,
+        directory="/nowhere",
+    )
     with subprocess.Popen(
         [sys.executable, "-c", PRINTING],
         stdin=subprocess.PIPE,
@@ -268,7 +278,7 @@ def test_what_is_printed_is_not_taken_for_a_report() -> None:
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps({"directory": "/nowhere"}) + "\n")
+        process.stdin.write(json.dumps(options.to_json()) + "\n")
         process.stdin.flush()
         assert json.loads(process.stdout.readline()) == {"failed": "the reason"}
         rest, errors = process.communicate(timeout=GONE_WITHIN_S)

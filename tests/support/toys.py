@@ -158,7 +158,7 @@ ENGINE_PLUGIN = "from tests.support.toys import register_engine\nregister_engine
 def register_engine() -> None:
     """Register an engine with a setting of its own: it repeats one token."""
     from collections.abc import AsyncGenerator
-    from typing import Any, Literal
+    from typing import Literal
 
     from pydantic import Field
 
