@@ -26,17 +26,9 @@ from typing import TypeVar
 
 import torch
 
+from benchmarks.privacy_utility.views import DELTA, ClientCost, MethodView, ServerReads, timed
 from del_core.accounting import gdp_epsilon
-from del_core.evaluation.view import (
-    DELTA,
-    ClientCost,
-    FloatArray,
-    PromptView,
-    ServerReads,
-    TokenAttack,
-    TokenIds,
-    timed,
-)
+from del_core.evaluation.view import FloatArray, Recovery, TokenIds
 from del_core.lm.noise import limit_norm
 
 __all__ = [
@@ -55,7 +47,7 @@ METRICS = ("euclidean", "cosine")
 
 _BLOCK = 1024  # tokens whose scores over the vocabulary are held at once
 _FEW_TOKENS = 2000  # for the first, rough part of a calibration
-_View = TypeVar("_View", bound=PromptView)
+_View = TypeVar("_View", bound=MethodView)
 
 
 @dataclass(frozen=True)
@@ -104,7 +96,7 @@ class _NoisyEmbeddings(ServerReads):
         return self.embeddings[torch.cat(nearest).view_as(tokens)]
 
     @torch.no_grad()
-    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
         """Of prior and the noise's density over the vocabulary; the attacker ignores the finish."""
         device = self.embeddings.device
         generator = torch.Generator(device).manual_seed(seed)
@@ -116,7 +108,7 @@ class _NoisyEmbeddings(ServerReads):
                 squares = self._squares(sent).add_(sent.square().sum(1, keepdim=True)).clamp_min_(0.0)
                 yield block, self._log_likelihood(squares).add_(prior)
 
-        return TokenAttack.of(scores(), prior)
+        return Recovery.from_scores(scores(), prior)
 
     def _diameter(self) -> float:
         """The largest distance between two tokens' embeddings."""
@@ -216,7 +208,7 @@ class TokenReplacement(ServerReads):
         return self.embeddings[self.replace(tokens, generator)]
 
     @torch.no_grad()
-    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
         """Of the channel: the column of what is seen, times the prior."""
         device = self.embeddings.device
         prior = torch.as_tensor(log_prior).float().to(device)
@@ -224,7 +216,7 @@ class TokenReplacement(ServerReads):
         seen = self.replace(original, torch.Generator(device).manual_seed(seed))
         of_seen = (self.log_channel + prior[:, None]).T.contiguous()  # its rows are read, not its columns
         blocks = zip(original.split(_BLOCK), seen.split(_BLOCK), strict=True)
-        return TokenAttack.of(((block, of_seen[at]) for block, at in blocks), prior)
+        return Recovery.from_scores(((block, of_seen[at]) for block, at in blocks), prior)
 
     def epsilon(self) -> float | None:
         """Exact and pure: the largest log ratio of two tokens' probabilities of the same replacement."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from benchmarks.privacy_utility.baselines import TokenReplacement
-from del_core.audit.intervals import Rate
+from benchmarks.privacy_utility.views import ClientCost, timed
 from del_core.evaluation.generation import continuations
-from del_core.evaluation.view import ClientCost, FloatArray, TokenAttack, TokenIds, timed
+from del_core.evaluation.view import FloatArray, Recovery, TokenIds
 
 __all__ = ["LocalModel", "LocalRewriter"]
 
@@ -38,9 +37,9 @@ class LocalModel:
         """The tokens' embeddings in the local model."""
         return self.local_model.get_input_embeddings()(tokens)
 
-    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
         """Of the guess that needs no prompt."""
-        return TokenAttack(Rate(int(np.sum(tokens == int(np.argmax(log_prior)))), len(tokens)), 0.0)
+        return Recovery.from_prior(tokens, log_prior)
 
     def epsilon(self) -> float | None:
         """Zero."""
@@ -98,7 +97,7 @@ class LocalRewriter(LocalModel):
         between = torch.full((len(tokens), 1), self.separator, dtype=torch.int64, device=tokens.device)
         return torch.cat([server_text, between, tokens], dim=1)
 
-    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
         """Of the replacement: nothing else leaves the client."""
         return self.replaced.attack(tokens, log_prior, seed)
 

@@ -55,6 +55,7 @@ from benchmarks.privacy_utility.plan import (
 from benchmarks.privacy_utility.sweep import sweep_point
 from benchmarks.privacy_utility.tasks import Task
 from benchmarks.privacy_utility.understanding import train_task
+from benchmarks.privacy_utility.views import DELTA, ClearPrompt, DelView, MethodView, NoPrompt
 from del_core.accounting import epsilon
 from del_core.audit.attacks import AttackSurface
 from del_core.audit.calibration import MAP, NEAREST, calibrate
@@ -62,7 +63,6 @@ from del_core.audit.similarity import EXTRA, SentenceSimilarity
 from del_core.decoders.tensors import LINEAR
 from del_core.evaluation.generation import passage_nll
 from del_core.evaluation.measure import Passages, Written, coherence_of, measure
-from del_core.evaluation.view import DELTA, ClearPrompt, DelView, NoPrompt, PromptView
 from del_core.lm.model import FrozenLM, load_frozen_lm
 from del_core.mechanism import MAX_LEVEL
 from del_core.training.attack import attack_surface, attacked_tokens
@@ -116,7 +116,7 @@ class Bench:
 
     def _from_clear(self, windows: torch.Tensor) -> Sequence[str]:
         written, bf16 = self.plan.written, self.rounded
-        return Passages.of(self.lm.model, self.tokenizer, windows, PROMPT, written, bf16=bf16).from_clear
+        return Passages.from_windows(self.lm.model, self.tokenizer, windows, PROMPT, written, bf16=bf16).from_clear
 
     @cached_property
     def passages(self) -> dict[str, Passages]:
@@ -130,7 +130,7 @@ class Bench:
         return {name: Passages(one.windows, PROMPT, texts[name]) for name, one in self.corpora.items()}
 
     def measure(
-        self, key: str, about: dict[str, Any], build: Callable[[str], PromptView], *, write: bool = True
+        self, key: str, about: dict[str, Any], build: Callable[[str], MethodView], *, write: bool = True
     ) -> None:
         """Likelihoods and attack of a method on every corpus, in ``scores/<key>.npz`` and ``.json``, and its texts.
 
@@ -149,7 +149,7 @@ class Bench:
             if not write:
                 passages = replace(passages, from_clear=())
             found = measure(
-                self.lm.model,
+                view.local_model or self.lm.model,
                 view,
                 self.tokenizer,
                 passages,
@@ -370,7 +370,7 @@ class Bench:
 
     def understanding(self, task: Task) -> None:
         """Accuracy under the clear prompt, DEL as published and this project, a soft prompt trained for each."""
-        views: dict[str, Callable[[], PromptView]] = {"clear": lambda: ClearPrompt(self.lm.embeddings)}
+        views: dict[str, Callable[[], MethodView]] = {"clear": lambda: ClearPrompt(self.lm.embeddings)}
         for short, method in (("best", BEST), ("published", PUBLISHED)):
             views[short] = lambda m=method: self._without_soft_prompt(*self.trained(m, TASK_LEVEL, 0))
         names = {"clear": CLEAR, "best": BEST, "published": PUBLISHED}
@@ -391,7 +391,7 @@ class Bench:
         noisy, decoder, _ = load_variant(self.lm, load_projection(projection, self.lm), variant)
         return DelView(variant.name, noisy, decoder)
 
-    def _promises(self, view: PromptView, corpus: str) -> dict[str, Any]:
+    def _promises(self, view: MethodView, corpus: str) -> dict[str, Any]:
         """What counts promise over the whole cube, and what the published method's own attack recovers of them."""
         if not isinstance(view, DelView):
             return {}

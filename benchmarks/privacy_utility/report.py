@@ -30,7 +30,6 @@ from del_core.audit.intervals import wilson
 from del_core.evaluation.bootstrap import (
     Interval,
     across_texts,
-    closed_share,
     mean_interval,
     paired_interval,
     perplexity_interval,
@@ -131,7 +130,7 @@ def _row(scores: _Scores, corpus: str, clear: _Scores | None) -> dict[str, Any]:
         "attack_bits": round(sum(one["bits"] * one["tokens"] for one in hits) / tokens, 3),
         **_figures("ppl", perplexity_interval(scores[f"nll {corpus}"]), 3),
         "ppl_by_seed": [round(value, 3) for value in seeds],
-        "ppl_to_clear": clear and ratio_interval(scores[f"nll {corpus}"], clear[f"nll {corpus}"]).rounded(),
+        "ppl_to_clear": clear and ratio_interval(scores[f"nll {corpus}"], clear[f"nll {corpus}"]).to_json(),
         **_text_figures(scores, corpus),
         **carried,
     }
@@ -147,6 +146,15 @@ def _text_figures(scores: _Scores, corpus: str) -> dict[str, float | None]:
         else:
             figures |= dict.fromkeys((name, f"{name}_low", f"{name}_high"))
     return figures
+
+
+def _closed_share(own: np.ndarray, baseline: np.ndarray, clear: np.ndarray) -> np.ndarray:
+    """Return the share of the perplexity gap between baseline and clear prompt that a method closes.
+
+    Arguments are means of negative log-likelihoods. 1 is the clear prompt; below 0 is worse than the baseline.
+    """
+    share: np.ndarray = (np.exp(baseline) - np.exp(own)) / (np.exp(baseline) - np.exp(clear))
+    return share
 
 
 def _difference(own: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -171,7 +179,7 @@ def _compared(
 
     def interval(statistic: Callable[..., np.ndarray], measure: str, *scores: _Scores) -> list[float]:
         names = [f"{measure} {corpus}" for corpus in corpora]
-        return across_texts(statistic, *([one[name] for one in scores] for name in names)).rounded()
+        return across_texts(statistic, *([one[name] for one in scores] for name in names)).to_json()
 
     here: dict[str, list[float]] = {}
     best, clear = found[BEST, level], found.get((CLEAR, None))
@@ -184,7 +192,7 @@ def _compared(
                     here[f"{name} minus {method}"] = interval(_difference, name, best, other)
     published = found.get((PUBLISHED, level))
     if published is not None and clear is not None:
-        here["share of the gap closed"] = interval(closed_share, "nll", best, published, clear)
+        here["share of the gap closed"] = interval(_closed_share, "nll", best, published, clear)
     for method in (BEST, PUBLISHED):
         pair = found.get((method, level)), found.get((method + WITHOUT, level))
         if pair[0] is not None and pair[1] is not None:
@@ -212,13 +220,13 @@ def _tasks(work: Path) -> list[dict[str, Any]]:
             "level": None if method == CLEAR else TASK_LEVEL,
             "examples": len(labels),
             "majority": round(majority, 4),
-            "accuracy": mean_interval(right).rounded(),
-            "auc": auc_interval(scores, labels).rounded(),
+            "accuracy": mean_interval(right).to_json(),
+            "auc": auc_interval(scores, labels).to_json(),
         }
         clear = found.get((task, CLEAR))
         if clear is not None and method != CLEAR:
             difference = paired_interval(_difference, right, correct(*clear[:2]))
-            row["accuracy minus clear"] = difference.rounded()
+            row["accuracy minus clear"] = difference.to_json()
         rows.append(row)
     return sorted(rows, key=lambda row: (row["task"], _ORDER.index(row["method"])))
 

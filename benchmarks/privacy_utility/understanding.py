@@ -20,9 +20,10 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.privacy_utility.tasks import Example, Task
+from benchmarks.privacy_utility.views import MethodView
 from del_core.audit.intervals import Rate
 from del_core.evaluation.bootstrap import Interval
-from del_core.evaluation.view import PromptView, in_front
+from del_core.evaluation.view import in_front
 from del_core.lm.model import BaseLM
 from del_core.lm.noise import step_generator
 from del_core.training.loop import Schedule, fit, identity
@@ -117,7 +118,7 @@ def auc_interval(scores: FloatArray, labels: npt.NDArray[np.int64], resamples: i
 class _Reader:
     """Reads examples through a view and gives the log odds of label 1."""
 
-    def __init__(self, lm: BaseLM, tokenizer: Tokenizer, view: PromptView, task: Task, config: TaskConfig) -> None:
+    def __init__(self, lm: BaseLM, tokenizer: Tokenizer, view: MethodView, task: Task, config: TaskConfig) -> None:
         self.model, self.tokenizer, self.view, self.config = view.local_model or lm.model, tokenizer, view, config
         self.table = self.model.get_input_embeddings().weight
         first = [self._ids(word, 1) for word in task.verbalisers]
@@ -191,7 +192,7 @@ def _batches(lengths: npt.NDArray[np.int64], batch: int, seed: int, step: int) -
 def train_task(
     lm: BaseLM,
     tokenizer: Tokenizer,
-    view: PromptView,
+    view: MethodView,
     task: Task,
     output: Path,
     config: TaskConfig | None = None,

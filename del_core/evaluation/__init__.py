@@ -1,1 +1,1 @@
-"""How good the generated text is: perplexity now; coherence and tasks build on the same functions."""
+"""Quality of the text that the language model writes behind each variant of a bundle."""

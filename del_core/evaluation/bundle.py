@@ -1,30 +1,31 @@
-"""A bundle's variants on a user's own text: what the LM writes behind them, and what a guesser reads out of them.
+"""Evaluation of a bundle's variants on a text: what the model writes and what a guesser reads.
 
-The counts are drawn by the sampler that clients ship and decoded by the decoder that servers run, with a reproducible
-stream in place of the system's CSPRNG.
+The counts are drawn by the sampler that clients ship, from a seeded source, and decoded by the
+decoder that servers run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from del_core.audit import records
+from del_core.audit.records import OMITTED
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle, BundleError
 from del_core.decoders.decoding import build_decoder
-from del_core.evaluation.bootstrap import mean_interval, perplexity_interval, ratio_interval
+from del_core.evaluation.bootstrap import Interval, mean_interval, perplexity_interval, ratio_interval
 from del_core.evaluation.measure import Measured, Passages, measure
-from del_core.evaluation.view import ClearPrompt, CountsView, NoPrompt, PromptView, in_front
+from del_core.evaluation.view import ClearPrompt, CountsView, NoPrompt, ServerView, in_front
 from del_core.lm.model import BaseLM
 from del_core.lm.text import TextError, TokenWindows, tokenize
 from del_core.mechanism import require_binomial
 
-__all__ = ["BundleView", "EvaluationSettings", "evaluate_bundle"]
+__all__ = ["BundleView", "EvaluationRow", "EvaluationSettings", "evaluate_bundle"]
 
 
 class BundleView(CountsView):
@@ -37,17 +38,23 @@ class BundleView(CountsView):
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Decoded rows of one noisy release of every prompt, behind the soft prompt."""
+        """Return decoded rows of one noisy release of every prompt, behind the soft prompt."""
         seed = int(torch.randint(2**31, (), generator=generator))
-        codes = self.counts(tokens.flatten().numpy(), seed)
-        prompts = codes.reshape(*tokens.shape, -1)  # each is decoded alone: a decoder may read a prompt's context
-        rows = np.stack([self._decoder.decode(prompt) for prompt in prompts])
+        counts = self.counts(tokens.flatten().numpy(), seed)
+        prompts = counts.reshape(*tokens.shape, -1)
+        rows = np.stack([self._decoder.decode(prompt) for prompt in prompts])  # a decoder may read the whole prompt
         return in_front(self._soft_prompt, torch.from_numpy(rows))
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How much is read: ``passages``, of which ``written`` are also continued, and the noise's ``seed``."""
+    """Sample sizes of an evaluation.
+
+    Attributes:
+        passages: passages whose likelihood is measured.
+        written: passages of these that are also continued.
+        seed: seed of the noise.
+    """
 
     passages: int = 256
     written: int = 64
@@ -58,9 +65,85 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         for name, least in (("passages", 2), ("written", 2), ("prompt_tokens", 1), ("continuation_tokens", 2)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)} is less than {least}")
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.written > self.passages:
-            raise ValueError(f"written: {self.written} is more than the {self.passages} passages")
+            raise ValueError(f"written must be at most {self.passages}, the number of passages, got {self.written}")
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """Figures of one view of the prompts, with 95 % intervals of a paired bootstrap over passages.
+
+    Attributes:
+        method: the clear prompt, no prompt, or a variant with or without its soft prompt.
+        attack_success: share of tokens that the optimal guess of single tokens recovers.
+        attack_bits: bits that it gains on the true token.
+        ppl: perplexity of the true continuations.
+        ppl_ratio: perplexity over that of the clear prompt, on the same passages.
+        coh, coh_lift: coherence of greedy texts; None without a sentence encoder.
+        rouge_l: overlap of greedy texts with those from the clear prompt.
+        soft_prompt_ratio: perplexity over that of the variant without its soft prompt: below 1, it helps.
+        without_soft_prompt: whether the soft prompt of the variant was left out.
+    """
+
+    method: str
+    passages: int
+    bits_per_token: float
+    attack_success: Interval
+    attack_bits: float
+    ppl: Interval
+    ppl_ratio: Interval
+    coh: Interval | None
+    coh_lift: Interval | None
+    rouge_l: Interval
+    soft_prompt_ratio: Interval | None = field(default=None, metadata=OMITTED)
+    without_soft_prompt: bool = field(default=False, metadata=OMITTED)
+
+    def to_json(self) -> dict[str, object]:
+        """Return one object; intervals are arrays [value, low, high]."""
+        return records.fields_to_json(self)
+
+    @classmethod
+    def from_json(cls, value: object, name: str = "row") -> EvaluationRow:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ValueError: a member is missing or wrong.
+        """
+        return records.fields_from_json(cls, value, name)
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """A view and its measurements."""
+
+    view: ServerView
+    found: Measured
+
+    def row(
+        self,
+        method: str,
+        clear: Measured,
+        *,
+        soft_prompt_ratio: Interval | None = None,
+        without_soft_prompt: bool = False,
+    ) -> EvaluationRow:
+        """Return the figures, relative to those of the clear prompt."""
+        found, rate = self.found, self.found.attack.rate
+        return EvaluationRow(
+            method=method,
+            passages=len(found.nll),
+            bits_per_token=self.view.bits_per_token,
+            attack_success=Interval(rate.success, rate.low, rate.high),
+            attack_bits=round(found.attack.bits, 3),
+            ppl=perplexity_interval(found.nll),
+            ppl_ratio=ratio_interval(found.nll, clear.nll),
+            coh=None if found.greedy is None else mean_interval(found.greedy.coh),
+            coh_lift=None if found.greedy is None else mean_interval(found.greedy.lift),
+            rouge_l=mean_interval(found.rouge_l),
+            soft_prompt_ratio=soft_prompt_ratio,
+            without_soft_prompt=without_soft_prompt,
+        )
 
 
 def evaluate_bundle(
@@ -71,21 +154,17 @@ def evaluate_bundle(
     *,
     variants: Sequence[str] = (),
     report: Callable[[str], None] = lambda line: None,
-) -> list[dict[str, Any]]:
-    """A row for the clear prompt, for no prompt at all, and for every variant with and without its soft prompt.
-
-    ``ppl_ratio`` is the perplexity over the clear prompt's, on the same passages; ``soft_prompt_ratio`` over the same
-    variant's without its soft prompt (below 1: it helps); rows of the latter have ``without_soft_prompt``. ``coh`` and
-    ``coh_lift`` are the ``Coherence`` of greedy texts. Figures are [value, low, high] of a 95 % paired bootstrap.
+) -> list[EvaluationRow]:
+    """Evaluate the clear prompt, no prompt, and every variant with and without its soft prompt.
 
     Args:
-        text: that neither LM nor bundle was trained on.
-        variants: their names; all of the bundle's by default.
-        report: gets a line for every view that is begun.
+        text: text on which neither model nor bundle was trained.
+        variants: names of variants; by default all of the bundle.
+        report: called with a line at the start of every view.
 
     Raises:
-        BundleError: if ``bundle`` was made for another LM or has no such variant.
-        TextError: if ``text`` is too short for two passages.
+        BundleError: ``bundle`` was made for another model or has no such variant.
+        TextError: ``text`` is too short for two passages.
     """
     settings = settings or EvaluationSettings()
     if bundle.manifest.base_model.sha256 != lm.checksum:
@@ -99,53 +178,28 @@ def evaluate_bundle(
     count = min(settings.passages, len(tokens) // length)
     if count < 2:
         raise TextError(f"text: {len(tokens)} tokens; two passages of {length} tokens are needed at least")
-    report("clear prompt")
-    windows = TokenWindows(tokens, length, seed=0).first(count)
-    passages = Passages.of(lm.model, tokenizer, windows, settings.prompt_tokens, min(settings.written, count))
+    windows, written = TokenWindows(tokens, length, seed=0).first(count), min(settings.written, count)
     similarity, log_prior = SentenceSimilarity.installed(), bundle.log_prior
 
-    def measured(view: PromptView) -> Measured:
-        return measure(lm.model, view, tokenizer, passages, similarity, log_prior, settings.seed)
+    def measured(line: str, view: ServerView) -> _Measured:
+        report(line)
+        return _Measured(view, measure(lm.model, view, tokenizer, passages, similarity, log_prior, settings.seed))
 
-    clear = measured(ClearPrompt(lm.embeddings))
-    rows = [_row("clear prompt", ClearPrompt(lm.embeddings), clear, clear)]
+    passages = Passages.from_windows(lm.model, tokenizer, windows, settings.prompt_tokens, written)
+    prompt = measured("clear prompt", ClearPrompt(lm.embeddings))
+    clear = prompt.found
+    rows = [prompt.row("clear prompt", clear)]
     end = lm.model.config.eos_token_id
     if isinstance(end, int):
-        report("no prompt")
-        nothing = NoPrompt(lm.embeddings, end)
-        rows.append(_row("no prompt", nothing, measured(nothing), clear))
+        rows.append(measured("no prompt", NoPrompt(lm.embeddings, end)).row("no prompt", clear))
     for name in variants or bundle.variants:
-        variant = bundle.client.variant(name)
-        report(name)
-        view = BundleView(bundle, name)
-        found = measured(view)
-        row = _row(name, view, found, clear)
-        if not variant.soft_prompt_length:
-            rows.append(row)
+        served = measured(name, BundleView(bundle, name))
+        if not bundle.client.variant(name).soft_prompt_length:
+            rows.append(served.row(name, clear))
             continue
-        report(f"{name}, soft prompt left out")
-        bare = BundleView(bundle, name, soft_prompt=False)
-        without = measured(bare)
-        row["soft_prompt_ratio"] = ratio_interval(found.nll, without.nll).rounded()
-        left_out = _row(f"{name}, soft prompt left out", bare, without, clear) | {"without_soft_prompt": True}
-        rows += [row, left_out]
+        left_out = f"{name}, soft prompt left out"
+        bare = measured(left_out, BundleView(bundle, name, soft_prompt=False))
+        ratio = ratio_interval(served.found.nll, bare.found.nll)
+        rows.append(served.row(name, clear, soft_prompt_ratio=ratio))
+        rows.append(bare.row(left_out, clear, without_soft_prompt=True))
     return rows
-
-
-def _row(method: str, view: PromptView, found: Measured, clear: Measured) -> dict[str, Any]:
-    figures: Mapping[str, Any] = {
-        "ppl": perplexity_interval(found.nll).rounded(),
-        "ppl_ratio": ratio_interval(found.nll, clear.nll).rounded(),
-        "coh": found.greedy and mean_interval(found.greedy.coh).rounded(),
-        "coh_lift": found.greedy and mean_interval(found.greedy.lift).rounded(),
-        "rouge_l": mean_interval(found.rouge_l).rounded(),
-    }
-    rate = found.attack.rate
-    return {
-        "method": method,
-        "passages": len(found.nll),
-        "bits_per_token": view.bits_per_token,
-        "attack_success": [round(value, 4) for value in (rate.success, rate.low, rate.high)],
-        "attack_bits": round(found.attack.bits, 3),
-        **figures,
-    }

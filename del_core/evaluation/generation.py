@@ -1,7 +1,7 @@
-"""Passages under a view: the likelihood of the true continuation, and what the LM writes instead.
+"""Passages under a view: the likelihood of the true continuation, and the text that the model writes.
 
-The prompt is what the view makes of it; the continuation's tokens are clean, as they are when the server itself has
-generated them. Where the view has an LM of its own on the client, that one reads and writes.
+The view embeds the prompt. Tokens of the continuation are clean, as when the server has generated
+them itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from del_core.audit.similarity import SentenceSimilarity
-from del_core.evaluation.view import PromptView
+from del_core.evaluation.view import ServerView
 from del_core.lm.noise import step_generator
 from del_core.lm.perplexity import continuation_nll
 
@@ -28,26 +28,26 @@ _BATCH = 32
 @torch.no_grad()
 def passage_nll(
     model: PreTrainedModel,
-    view: PromptView,
+    view: ServerView,
     windows: torch.Tensor,
     prompt_tokens: int,
     seed: int,
     *,
     bf16: bool = False,
 ) -> npt.NDArray[np.float64]:
-    """Mean negative log-likelihood in nats per continuation token of every passage, (passages,).
+    """Return the mean negative log-likelihood of every passage's continuation, in nats per token.
 
     Args:
-        model: the server's LM.
+        model: the model that reads.
         windows: token ids (passages, prompt tokens + continuation tokens).
-        seed: of the noise, which is a function of it and of the passage's place alone.
-        bf16: matrix products in bfloat16, for processors that have them.
+        seed: seed of the noise, which depends on nothing else but the position of the passage.
+        bf16: whether matrix products are computed in bfloat16.
     """
-    reader, parts = view.local_model or model, []
+    parts = []
     for index, part in enumerate(windows.split(_BATCH)):
         prompt = view.embed(part[:, :prompt_tokens], step_generator(seed, index, part.device))
         with torch.autocast(prompt.device.type, torch.bfloat16, enabled=bf16):
-            parts.append(continuation_nll(reader, prompt, part[:, prompt_tokens:]))
+            parts.append(continuation_nll(model, prompt, part[:, prompt_tokens:]))
     return torch.cat(parts).double().cpu().numpy()
 
 
@@ -59,14 +59,15 @@ def continuations(
     generator: torch.Generator | None = None,
     copies: int = 1,
 ) -> torch.Tensor:
-    """The next ``tokens`` tokens after each prompt, with a KV cache: ids (N * copies, tokens), a prompt's together.
+    """Generate ``tokens`` tokens after each prompt: ids (N * copies, tokens), copies of a prompt in sequence.
 
-    The likeliest at every place; with a ``generator`` draws from the LM's own distribution (temperature 1), by the
-    Gumbel-max trick, so that two views with generators of the same seed meet the same chance.
+    Greedy without a ``generator``. With one, tokens are drawn from the model's distribution
+    (temperature 1) by the Gumbel-max trick, so that views with generators of the same seed use the
+    same random numbers.
 
     Args:
-        embedded: what the model reads, (N, T, b), without padding.
-        copies: draws for each prompt, which is read once.
+        embedded: embeddings of the prompts, (N, T, b), without padding.
+        copies: continuations of each prompt.
     """
     table, written = model.get_input_embeddings().weight, []
     result = model(inputs_embeds=embedded.to(model.dtype), use_cache=True, logits_to_keep=1)
@@ -85,7 +86,7 @@ def continuations(
 
 
 def decode_texts(tokenizer: Tokenizer, ids: torch.Tensor, end: int | None = None) -> list[str]:
-    """The text of every row of ``ids`` (N, tokens), up to the first ``end`` where there is one."""
+    """Decode every row of ``ids`` (N, tokens), up to the first ``end`` token."""
     rows = ids.tolist()
     if end is not None:
         rows = [row[: row.index(end)] if end in row else row for row in rows]
@@ -94,7 +95,7 @@ def decode_texts(tokenizer: Tokenizer, ids: torch.Tensor, end: int | None = None
 
 def written_texts(
     model: PreTrainedModel,
-    view: PromptView,
+    view: ServerView,
     tokenizer: Tokenizer,
     prompts: torch.Tensor,
     tokens: int,
@@ -104,30 +105,30 @@ def written_texts(
     samples: int = 0,
     bf16: bool = False,
 ) -> list[str]:
-    """What is written after each of ``prompts`` (passages, T): at most ``tokens`` tokens, as text.
+    """Return the text that the model writes after each of ``prompts`` (passages, T).
 
-    Greedily, one text a passage; or ``samples`` texts a passage, one after the other, drawn from the LM's distribution
-    behind one release of the noise. ``bf16`` as for ``passage_nll``.
+    Writes at most ``tokens`` tokens: one greedy text per passage, or ``samples`` sampled texts per
+    passage after one release of the noise. ``bf16``: see ``passage_nll``.
     """
-    reader, texts = view.local_model or model, []
+    texts: list[str] = []
     for index, part in enumerate(prompts.split(_BATCH)):
         embedded = view.embed(part, step_generator(seed, index, part.device))
         chance = step_generator(seed + 1, index, embedded.device) if samples else None
         with torch.autocast(embedded.device.type, torch.bfloat16, enabled=bf16):
-            written = continuations(reader, embedded, tokens, chance, max(1, samples))
+            written = continuations(model, embedded, tokens, chance, max(1, samples))
         texts += decode_texts(tokenizer, written, end)
     return texts
 
 
 @dataclass(frozen=True, eq=False)
 class Coherence:
-    """How near written texts come to the true continuations in meaning, one value for each passage.
+    """Similarity of written texts to the true continuations, one value per passage.
 
     Attributes:
-        coh: cosine of the sentence embeddings of the written and the true continuation (COH), in -1..1.
-        lift: ``coh`` less the mean cosine with the true continuations of the other passages. That much comes of the
-            corpus' style and of its common subjects; a text that owes nothing to its own prompt has a lift of 0 in the
-            mean, however high its COH.
+        coh: cosine of the sentence embeddings of written and true continuation (COH), in -1..1.
+        lift: ``coh`` minus the mean cosine with the true continuations of the other passages, which
+            is due to style and common subjects of the corpus. Text that is independent of its
+            prompt has a mean lift of 0, however high its COH.
     """
 
     coh: npt.NDArray[np.float64]
@@ -135,16 +136,19 @@ class Coherence:
 
 
 def coherence(similarity: SentenceSimilarity, written: Sequence[str], true: Sequence[str]) -> Coherence:
-    """Coherence of ``written``: as many texts for every passage as for any other, a passage's together, averaged.
+    """Return the coherence of ``written``, averaged over the texts of each passage.
 
-    ``similarity`` keeps the embeddings of texts that it has seen, so give every method the same one.
+    ``written`` holds equally many texts for each passage, those of a passage in sequence.
+    ``similarity`` caches embeddings, so use the same object for all methods.
 
     Raises:
-        ValueError: fewer than two passages, or not as many texts for each.
+        ValueError: there are fewer than two passages, or not equally many texts for each.
     """
     passages = len(true)
     if passages < 2 or len(written) % passages:
-        raise ValueError(f"written: {len(written)} texts for {passages} passages; as many for each of at least 2")
+        raise ValueError(
+            f"written must hold equally many texts for each of at least 2 passages, got {len(written)} for {passages}"
+        )
     texts = similarity.embeddings(written).reshape(passages, len(written) // passages, -1)
     cosines = np.einsum("pse,qe->pq", texts, similarity.embeddings(true)) / texts.shape[1]
     own = np.diagonal(cosines).copy()

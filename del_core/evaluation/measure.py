@@ -1,4 +1,4 @@
-"""All that is measured of one view on one set of passages, by the same code for every method."""
+"""Measurements of one view on one set of passages, by the same code for every method."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from transformers import PreTrainedModel
 from del_core.audit.corpus import rouge_l
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.evaluation.generation import Coherence, coherence, decode_texts, passage_nll, written_texts
-from del_core.evaluation.view import ClearPrompt, PromptView, TokenAttack
+from del_core.evaluation.view import ClearPrompt, Recovery, ServerView
 
 __all__ = ["Measured", "Passages", "Written", "coherence_of", "measure"]
 
 
 @dataclass(frozen=True, eq=False)
 class Passages:
-    """What is read, and what the LM writes from it in the clear, which ROUGE-L compares with.
+    """Passages, and the model's continuations of the clear prompts, with which ROUGE-L compares.
 
     Attributes:
         windows: token ids (passages, prompt tokens + continuation tokens).
-        prompt_tokens: private tokens of each.
-        from_clear: the LM's own continuations of the first passages; as many are written under every view, be it none.
+        prompt_tokens: private tokens of each passage.
+        from_clear: the model's own continuations of the first passages. The same number of
+            continuations is generated for every view, which may be none.
     """
 
     windows: torch.Tensor
@@ -34,7 +35,7 @@ class Passages:
     from_clear: Sequence[str]
 
     @classmethod
-    def of(
+    def from_windows(
         cls,
         model: PreTrainedModel,
         tokenizer: Tokenizer,
@@ -44,7 +45,7 @@ class Passages:
         *,
         bf16: bool = False,
     ) -> Passages:
-        """Passages of which ``written`` are also continued."""
+        """Return passages of which the first ``written`` are continued."""
         clear = ClearPrompt(model.get_input_embeddings().weight)
         prompts = windows[:written, :prompt_tokens]
         length = windows.shape[1] - prompt_tokens
@@ -53,7 +54,7 @@ class Passages:
 
 @dataclass(frozen=True)
 class Written:
-    """Texts that the LM wrote: ``greedy``, one a passage; ``sampled``, several, those of a passage together."""
+    """Written texts: ``greedy``, one per passage; ``sampled``, several per passage in sequence."""
 
     greedy: Sequence[str]
     sampled: Sequence[str]
@@ -61,16 +62,16 @@ class Written:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """One value for each passage, and what was written.
+    """One value per passage, and the written texts.
 
     Attributes:
-        nll: of the true continuation, nats a token.
-        written: after the passages that ``Passages.from_clear`` has texts of.
+        nll: negative log-likelihood of the true continuation, nats per token.
+        written: texts after the passages that ``Passages.from_clear`` covers.
         greedy: coherence of the greedy text; None if no sentence encoder is installed.
-        sampled: coherence of several sampled texts a passage, averaged, where such were asked for.
-        rouge_l: ROUGE-L F1 over lower-case words of the greedy text against what the same LM writes from the clear
-            prompt. Coherence alone rewards fluent text about something else.
-        attack: what the view gives away of the prompts' tokens to the optimal guesser of single tokens.
+        sampled: coherence of the sampled texts, averaged per passage; None without samples.
+        rouge_l: ROUGE-L F1 over lower-case words of the greedy text against the text from the clear
+            prompt. Coherence alone rewards fluent text about another subject.
+        attack: recovery of the prompts' tokens by the optimal guesser of single tokens.
     """
 
     nll: npt.NDArray[np.float64]
@@ -78,13 +79,13 @@ class Measured:
     greedy: Coherence | None
     sampled: Coherence | None
     rouge_l: npt.NDArray[np.float64]
-    attack: TokenAttack
+    attack: Recovery
 
 
 def coherence_of(
     texts: Written, passages: Passages, tokenizer: Tokenizer, similarity: SentenceSimilarity
 ) -> tuple[Coherence | None, Coherence | None]:
-    """Of the greedy and of the sampled ones; None where there are none."""
+    """Return the coherence of greedy and of sampled texts; None where there are no texts."""
     true = decode_texts(tokenizer, passages.windows[: len(passages.from_clear), passages.prompt_tokens :])
     greedy, sampled = (coherence(similarity, some, true) if some else None for some in (texts.greedy, texts.sampled))
     return greedy, sampled
@@ -92,7 +93,7 @@ def coherence_of(
 
 def measure(
     model: PreTrainedModel,
-    view: PromptView,
+    view: ServerView,
     tokenizer: Tokenizer,
     passages: Passages,
     similarity: SentenceSimilarity | None,
@@ -102,15 +103,15 @@ def measure(
     samples: int = 0,
     bf16: bool = False,
 ) -> Measured:
-    """Likelihood, written text and attack of ``view``.
+    """Measure likelihood, written text and attack of ``view``.
 
     Args:
-        model: the server's LM.
-        similarity: without one there is no COH; ``coherence_of`` finds it later, from what was written.
-        log_prior: of the attacker, (V,).
-        seed: of the noise, which no stage trains or calibrates with.
-        samples: texts that are drawn for each passage, beside the greedy one.
-        bf16: matrix products in bfloat16, for processors that have them.
+        model: the model that reads and writes.
+        similarity: sentence encoder; without one, ``coherence_of`` can score the texts later.
+        log_prior: the attacker's unigram prior (V,).
+        seed: seed of the noise; no stage trains or calibrates with it.
+        samples: sampled texts per passage, beside the greedy one.
+        bf16: whether matrix products are computed in bfloat16.
     """
     windows, prompt_tokens, written = passages.windows, passages.prompt_tokens, len(passages.from_clear)
     prompts = windows[:, :prompt_tokens]

@@ -1,81 +1,49 @@
-"""What the server's LM reads in place of a prompt under each method, and what that method's best guesser recovers.
+"""What the server's language model reads in place of a prompt, and what a guesser recovers from it.
 
-Every method that is compared is a ``PromptView``, so that all are measured by the same code on the same passages. Noise
-comes from a statistical generator: this is measurement, never a release.
+All views are measured by the same code on the same passages. Noise comes from a seeded generator:
+this is measurement, never a release.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedModel
 
 from del_core.audit.attacks import reproducible_bytes
 from del_core.audit.intervals import Rate
-from del_core.lm.noise import NoisyTable
 from del_core.mechanism import Mechanism
-from del_core.mechanism.likelihood import TokenLikelihood, blocks
-from del_core.vocabulary_accounting import vocabulary_epsilon
+from del_core.mechanism.likelihood import blocks
 
-__all__ = [
-    "DELTA",
-    "ClearPrompt",
-    "ClientCost",
-    "CountsView",
-    "DelView",
-    "NoPrompt",
-    "PromptView",
-    "ServerReads",
-    "TokenAttack",
-    "in_front",
-    "timed",
-]
-
-
-DELTA = 1e-6
-"""Of every epsilon that is reported: two prompts that differ in one token of the vocabulary."""
+__all__ = ["ClearPrompt", "CountsView", "NoPrompt", "Recovery", "ServerView", "in_front"]
 
 TokenIds = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class ClientCost:
-    """What protecting one prompt costs the client: seconds on this machine, and megabytes (10^6) of what it must hold.
+class Recovery:
+    """What the optimal guesser of single tokens gains from one release of each token of a text.
 
-    The tokenizer, which every method needs, is not counted.
-    """
-
-    seconds: float
-    megabytes: float
-
-
-@dataclass(frozen=True)
-class TokenAttack:
-    """What one release of each of a text's tokens gives away to the optimal guesser of single tokens.
-
-    That guesser knows word frequencies and the law of what the server sees.
+    The guesser knows word frequencies and the distribution of what the server receives.
 
     Attributes:
-        rate: of tokens that are its best guess (MAP).
-        bits: gained on the true token: log2 of its probability with the release over that without, in the mean. Methods
-            of one rate may differ in it, and an attacker who also knows the language can use the difference.
+        rate: share of tokens that are its best guess (MAP).
+        bits: mean of log2 posterior over prior of the true token. Methods of equal rate can differ
+            in it, and an attacker who also knows the language can use the difference.
     """
 
     rate: Rate
     bits: float
 
     @classmethod
-    def of(cls, scores: Iterable[tuple[torch.Tensor, torch.Tensor]], log_prior: torch.Tensor) -> TokenAttack:
-        """From blocks of tokens (count,) and what log likelihood and prior sum up to for all of them (count, V)."""
+    def from_scores(cls, scores: Iterable[tuple[torch.Tensor, torch.Tensor]], log_prior: torch.Tensor) -> Recovery:
+        """Return the figures from blocks of tokens (count,) with log-likelihood plus prior (count, V)."""
         right, bits, count = 0, 0.0, 0
         for tokens, block in scores:
             right += int((block.argmax(1) == tokens).sum())
@@ -84,92 +52,64 @@ class TokenAttack:
             count += len(tokens)
         return cls(Rate(right, count), bits / count)
 
+    @classmethod
+    def from_prior(cls, tokens: TokenIds, log_prior: FloatArray) -> Recovery:
+        """Return the figures of a guesser who receives nothing and always guesses the most frequent token."""
+        return cls(Rate.from_hits(tokens == int(np.argmax(log_prior))), 0.0)
 
-class PromptView(Protocol):
-    """One method at one level of noise.
+
+class ServerView(Protocol):
+    """One method at one noise level.
 
     Attributes:
-        name: the method's, as it stands in tables.
-        bits_per_token: what a prompt's token costs on the wire.
-        local_model: the LM that reads and writes where that is not the server's, but one on the client; else None.
+        name: the method's name in tables.
+        bits_per_token: cost of a prompt's token on the wire.
     """
 
     name: str
     bits_per_token: float
-    local_model: PreTrainedModel | None
 
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """What the LM reads for the prompts ``tokens`` (N, T): (N, T', b), noise drawn afresh from ``generator``.
+        """Return what the model reads for the prompts ``tokens`` (N, T): (N, T', b).
 
-        Soft-prompt rows are in front already.
+        The noise comes from ``generator``. Rows of a soft prompt are already in front.
         """
 
-    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
-        """What one release of each of ``tokens`` (count,) gives away, by the posterior over the whole vocabulary.
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
+        """Return what one release of each of ``tokens`` (count,) reveals.
 
-        Computed from this method's own law of what the server sees and the unigram prior ``log_prior`` (V,).
+        Computed by the posterior over the whole vocabulary under the unigram prior ``log_prior`` (V,).
         """
-
-    def epsilon(self) -> float | None:
-        """Of (epsilon, ``DELTA``)-DP for one token replaced by any other; None without a guarantee."""
-
-    def client_cost(self, tokens: TokenIds) -> ClientCost:
-        """Of protecting the prompt ``tokens`` (T,), measured here."""
 
 
 def in_front(soft_prompt: torch.Tensor | None, embeddings: torch.Tensor) -> torch.Tensor:
-    """``soft_prompt`` (rows, b) in front of every row of ``embeddings`` (N, T, b)."""
+    """Return ``soft_prompt`` (rows, b) in front of every row of ``embeddings`` (N, T, b)."""
     if soft_prompt is None or not len(soft_prompt):
         return embeddings
     return torch.cat([soft_prompt.to(embeddings.dtype).expand(len(embeddings), -1, -1), embeddings], dim=1)
 
 
-def timed(work: Callable[[], object], repeats: int = 5) -> float:
-    """Median seconds of ``work``, after one call that is not counted."""
-    work()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+class ClearPrompt:
+    """The prompt itself: the upper end of utility, without privacy."""
 
-
-class ServerReads:
-    """What holds for every method in which the server's LM reads the prompt."""
-
-    local_model: PreTrainedModel | None = None
-
-
-class ClearPrompt(ServerReads):
-    """The prompt as it is: the upper end of utility, no privacy. ``soft_prompt`` (rows, b) goes in front."""
-
-    def __init__(self, embeddings: torch.Tensor, soft_prompt: torch.Tensor | None = None, name: str = "clear") -> None:
-        self.name, self.embeddings, self.soft_prompt = name, embeddings, soft_prompt
+    def __init__(self, embeddings: torch.Tensor, name: str = "clear") -> None:
+        self.name, self.embeddings = name, embeddings
         self.bits_per_token = float((len(embeddings) - 1).bit_length())
 
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The tokens' own embeddings."""
-        return in_front(self.soft_prompt, self.embeddings[tokens])
+        """Return the tokens' own embeddings."""
+        return self.embeddings[tokens]
 
-    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
-        """All of them."""
-        return TokenAttack(Rate(len(tokens), len(tokens)), float(-np.mean(log_prior[tokens])) / math.log(2.0))
-
-    def epsilon(self) -> float | None:
-        """None: there is no guarantee."""
-        return None
-
-    def client_cost(self, tokens: TokenIds) -> ClientCost:
-        """Nothing."""
-        return ClientCost(0.0, 0.0)
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
+        """Return full recovery."""
+        return Recovery(Rate(len(tokens), len(tokens)), float(-np.mean(log_prior[tokens])) / math.log(2.0))
 
 
-class NoPrompt(ServerReads):
-    """Nothing is sent: the LM reads ``start`` alone, its end-of-text token, as at the beginning of a document.
+class NoPrompt:
+    """No prompt: the model reads only ``start``, its end-of-text token, as before a document.
 
-    The attacker still knows word frequencies: always guessing the most frequent token succeeds at that token's rate,
-    and no method can be below it.
+    An attacker still knows word frequencies. Always guessing the most frequent token succeeds at
+    that token's rate, and no method can be below it.
     """
 
     name = "no prompt"
@@ -179,27 +119,19 @@ class NoPrompt(ServerReads):
         self.row = embeddings[start]
 
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """One row, whatever the prompt."""
+        """Return one row for each prompt."""
         return self.row.expand(len(tokens), 1, -1)
 
-    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
-        """Of the guess that needs no prompt."""
-        return TokenAttack(Rate(int(np.sum(tokens == int(np.argmax(log_prior)))), len(tokens)), 0.0)
-
-    def epsilon(self) -> float | None:
-        """Zero: what the server sees does not depend on the tokens."""
-        return 0.0
-
-    def client_cost(self, tokens: TokenIds) -> ClientCost:
-        """Nothing."""
-        return ClientCost(0.0, 0.0)
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
+        """Return the recovery of the guess that needs no prompt."""
+        return Recovery.from_prior(tokens, log_prior)
 
 
-class CountsView(ServerReads):
-    """Binomial counts of a table's rows: whoever decodes them, client and attacker do the same.
+class CountsView:
+    """Released counts of a table's rows, before a subclass decodes them.
 
     Args:
-        levels: table (V, d), the integers that clients ship.
+        levels: table (V, d) of integers, as clients ship it.
     """
 
     def __init__(self, name: str, mechanism: Mechanism, levels: npt.NDArray[np.integer]) -> None:
@@ -207,50 +139,16 @@ class CountsView(ServerReads):
         self.bits_per_token = float(8 * mechanism.row_bytes)
 
     def counts(self, tokens: TokenIds, seed: int) -> npt.NDArray[np.uint8]:
-        """Of the shipped sampler (count, d), from a reproducible stream in place of the system's CSPRNG."""
+        """Return counts (count, dim) of the shipped sampler, from a seeded source."""
         return self.mechanism.sample(self.levels[tokens], reproducible_bytes(seed))
 
-    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> TokenAttack:
-        """Of the binomial likelihood, ``del_core.mechanism.likelihood``."""
-        likelihood = TokenLikelihood.of(self.mechanism, self.levels)
-        codes, prior = self.counts(tokens, seed), torch.as_tensor(log_prior).float()
+    def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
+        """Return the recovery by the mechanism's likelihood."""
+        likelihood = self.mechanism.likelihood(self.levels)
+        counts, prior = self.counts(tokens, seed), torch.as_tensor(log_prior).float()
 
         def scores() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             for here in blocks(len(tokens), len(prior)):
-                yield torch.from_numpy(tokens[here]), torch.from_numpy(likelihood(codes[here])).add_(prior)
+                yield torch.from_numpy(tokens[here]), torch.from_numpy(likelihood(counts[here])).add_(prior)
 
-        return TokenAttack.of(scores(), prior)
-
-    def epsilon(self) -> float | None:
-        """Vocabulary-tight, an upper bound."""
-        return vocabulary_epsilon(self.mechanism, self.levels, DELTA).epsilon
-
-    def client_cost(self, tokens: TokenIds) -> ClientCost:
-        """The lookup and the noise, from the system's CSPRNG, as a client does it; and the table."""
-        seconds = timed(lambda: self.mechanism.sample(self.levels[tokens]))
-        return ClientCost(seconds, self.levels.nbytes / 1e6)
-
-
-class DelView(CountsView):
-    """Counts that a decoder in training reads, behind a soft prompt: DEL and this project.
-
-    Args:
-        noisy: table (V, d) and mechanism.
-        decode: from dequantised coordinates, not yet limited, (N, T, d) to embeddings (N, T, b); a ``NoisyDecoder``.
-        soft_prompt: (rows, b), or None to leave it out.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        noisy: NoisyTable,
-        decode: Callable[[torch.Tensor], torch.Tensor],
-        soft_prompt: torch.Tensor | None = None,
-    ) -> None:
-        super().__init__(name, noisy.mechanism, noisy.levels.cpu().numpy())
-        self.noisy, self.decode, self.soft_prompt = noisy, decode, soft_prompt
-
-    @torch.no_grad()
-    def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Decoded rows of one noisy release, behind the soft prompt."""
-        return in_front(self.soft_prompt, self.decode(self.noisy.sample(tokens, generator)))
+        return Recovery.from_scores(scores(), prior)

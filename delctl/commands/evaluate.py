@@ -1,4 +1,4 @@
-"""``delctl evaluate``: how good the LM's text is behind every variant of a bundle, on a user's own text."""
+"""``delctl evaluate``: quality of the generated text behind every variant, on a user's own text."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def evaluate(
     quiet: bool,
     **sizes: int,
 ) -> None:
-    """Measure the text behind every variant of BUNDLE: perplexity, coherence, and what an attacker reads.
+    """Measure the text behind every variant of BUNDLE: perplexity, coherence, and attack success.
 
-    BUNDLE is a bundle's directory, or the word demo. The clear prompt and no prompt at all are the two ends that
-    the variants lie between. Nothing leaves this machine.
+    BUNDLE is a bundle's directory, or the word demo. The clear prompt and no prompt are measured, too; the variants
+    lie between them. Nothing leaves this machine.
     """
     from del_core.bundle import load_bundle
 
@@ -76,23 +76,23 @@ def evaluate(
         report=lambda line: notes.print(printable(line), soft_wrap=True),
     )
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps([row.to_json() for row in rows], indent=2))
         return
     numbers = ("MAP", "bits", "PPL", "of clear", "soft prompt", "COH", "over others", "ROUGE-L")
     table = plain_table("method", *numbers, right=numbers)
     for row in rows:
-        if "without_soft_prompt" in row:
-            continue  # its ratio stands in its variant's row
-        soft, coh, lift = row.get("soft_prompt_ratio"), row["coh"], row["coh_lift"]
+        if row.without_soft_prompt:
+            continue  # the variant's own row shows the ratio
+        soft, coh, lift = row.soft_prompt_ratio, row.coh, row.coh_lift
         table.add_row(
-            printable(row["method"]),
-            f"{row['attack_success'][0]:.1%}",
-            f"{row['attack_bits']:.2f}",
-            f"{row['ppl'][0]:.1f}",
-            f"{row['ppl_ratio'][0]:.3f}",
-            "" if soft is None else f"{soft[0]:.3f}",
-            "not installed" if coh is None else f"{coh[0]:.3f}",
-            "" if lift is None else f"{lift[0]:+.3f}",
-            f"{row['rouge_l'][0]:.3f}",
+            printable(row.method),
+            f"{row.attack_success.value:.1%}",
+            f"{row.attack_bits:.2f}",
+            f"{row.ppl.value:.1f}",
+            f"{row.ppl_ratio.value:.3f}",
+            "" if soft is None else f"{soft.value:.3f}",
+            "not installed" if coh is None else f"{coh.value:.3f}",
+            "" if lift is None else f"{lift.value:+.3f}",
+            f"{row.rouge_l.value:.3f}",
         )
     console().print(table)

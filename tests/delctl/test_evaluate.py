@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from del_core.bundle import load_bundle
 from del_core.demo import bundle_path, model_path
 from del_core.errors import BundleError
-from del_core.evaluation.bundle import BundleView, EvaluationSettings, evaluate_bundle
+from del_core.evaluation.bundle import BundleView, EvaluationRow, EvaluationSettings, evaluate_bundle
 from del_core.lm.model import load_base_lm
 from del_core.lm.text import TextError
 from delctl.commands.evaluate import evaluate
@@ -102,5 +102,12 @@ def test_a_short_text_and_another_model_are_refused(tmp_path):
     other = type(lm)(lm.model, lm.tokenizer_json, "0" * 64, None)
     with pytest.raises(BundleError, match="was made for a model with checksum"):
         evaluate_bundle(bundle, other, "any")
-    with pytest.raises(ValueError, match="written: 9 is more than the 8 passages"):
+    with pytest.raises(ValueError, match="written must be at most 8, the number of passages, got 9"):
         EvaluationSettings(passages=8, written=9)
+
+
+def test_rows_are_read_back_from_their_json(rows):
+    for row in rows.values():
+        assert EvaluationRow.from_json(row).to_json() == row
+    with pytest.raises(ValueError, match=r"row\.ppl must be an array of 3 elements, got 2"):
+        EvaluationRow.from_json({**rows["open"], "ppl": [1.0, 2.0]})

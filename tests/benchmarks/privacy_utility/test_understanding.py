@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.privacy_utility.baselines import Finish, GaussianNoise
 from benchmarks.privacy_utility.tasks import Example, Segment, Task, read_mrpc, read_sentence_polarity
 from benchmarks.privacy_utility.understanding import TaskConfig, _batches, _Reader, auc, auc_interval, train_task
-from del_core.evaluation.view import ClearPrompt, NoPrompt
+from benchmarks.privacy_utility.views import ClearPrompt, NoPrompt
 from del_core.lm.model import BaseLM
 from del_core.lm.noise import step_generator
 from del_core.lm.text import TextError

@@ -11,15 +11,17 @@ from hypothesis import strategies as st
 
 from del_core.evaluation.bootstrap import (
     across_texts,
-    closed_share,
-    difference_interval,
     mean_interval,
     paired_interval,
     perplexity_interval,
     ppl_ratio,
     ratio_interval,
-    seed_spread,
 )
+
+
+def _gap_share(own: np.ndarray, baseline: np.ndarray, clear: np.ndarray) -> np.ndarray:
+    """A statistic of three columns: the share of a perplexity gap that is closed."""
+    return (np.exp(baseline) - np.exp(own)) / (np.exp(baseline) - np.exp(clear))
 
 
 def _passages(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -38,8 +40,7 @@ def test_values_are_the_plain_figures():
     ppl = [math.exp(column.mean()) for column in (own, base, clear)]
     assert perplexity_interval(own).value == pytest.approx(ppl[0])
     assert ratio_interval(own, base).value == pytest.approx(ppl[0] / ppl[1])
-    assert difference_interval(own, base).value == pytest.approx(ppl[0] - ppl[1])
-    assert paired_interval(closed_share, own, base, clear).value == pytest.approx((ppl[1] - ppl[0]) / (ppl[1] - ppl[2]))
+    assert paired_interval(_gap_share, own, base, clear).value == pytest.approx((ppl[1] - ppl[0]) / (ppl[1] - ppl[2]))
     assert mean_interval(own).value == pytest.approx(own.mean())
 
 
@@ -48,7 +49,7 @@ def test_what_is_hard_about_a_passage_cancels_in_a_comparison():
     alone, paired = perplexity_interval(own), ratio_interval(own, base)
     assert (alone.high - alone.low) / alone.value > 10 * (paired.high - paired.low)
     assert paired.high < 1.0
-    share = paired_interval(closed_share, own, base, clear)
+    share = paired_interval(_gap_share, own, base, clear)
     assert 0.4 < share.low < share.value < share.high < 0.6
 
 
@@ -59,7 +60,7 @@ def test_every_text_counts_the_same():
     mean = across_texts(ppl_ratio, *pair)
     assert mean.value == pytest.approx(np.mean([ratio_interval(*text).value for text in pair]))
     assert across_texts(ppl_ratio, pair[0]) == ratio_interval(*pair[0])
-    assert across_texts(closed_share, many) == paired_interval(closed_share, *many)
+    assert across_texts(_gap_share, many) == paired_interval(_gap_share, *many)
     wide = [own - base for own, base in pair]
     each = [mean_interval(one) for one in wide]
     both = across_texts(lambda a, b: a - b, *pair)
@@ -88,10 +89,6 @@ def test_seeds_are_averaged_passage_by_passage():
     own, base, _ = _passages(50, 4)
     noise = np.random.default_rng(5).normal(0, 0.1, (3, 50))
     assert ratio_interval(own + noise, base) == ratio_interval((own + noise).mean(axis=0), base)
-    low, high = seed_spread(own + noise)
-    each = np.exp((own + noise).mean(axis=1))
-    assert (low, high) == (pytest.approx(each.min()), pytest.approx(each.max()))
-    assert seed_spread(own) == (pytest.approx(math.exp(own.mean())),) * 2
 
 
 @settings(max_examples=50, deadline=None)
@@ -104,7 +101,7 @@ def test_a_constant_advantage_has_no_uncertainty(shift, count, seed):
 
 
 def test_unequal_or_single_passages_are_refused():
-    with pytest.raises(ValueError, match=r"columns: \[3, 4\] passages; the same number"):
+    with pytest.raises(ValueError, match=r"columns must have the same number of passages, at least 2, got \[3, 4\]"):
         ratio_interval(np.zeros(3), np.zeros(4))
-    with pytest.raises(ValueError, match=r"columns: \[1\] passages"):
+    with pytest.raises(ValueError, match=r"columns must .* got \[1\]"):
         perplexity_interval(np.zeros(1))

@@ -11,7 +11,6 @@ import torch
 from tokenizers import Tokenizer
 
 from benchmarks.privacy_utility.baselines import Finish, GaussianNoise
-from benchmarks.privacy_utility.local_model import LocalModel
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.demo import model_path
 from del_core.evaluation.generation import coherence, continuations, decode_texts, passage_nll, written_texts
@@ -64,8 +63,6 @@ def test_prompts_help_and_noise_hurts(lm, windows):
     losses = [mean(ClearPrompt(lm.embeddings)), *map(mean, noisy)]
     assert losses == sorted(losses)
     assert losses[0] < mean(NoPrompt(lm.embeddings, 0))
-    # A local model reads instead of the server's: with the same one and the clear prompt, the same figure.
-    assert mean(LocalModel(lm.model)) == pytest.approx(losses[0], abs=1e-6)
 
 
 def test_noise_is_of_the_seed_and_rough_arithmetic_is_close(lm, windows):
@@ -126,7 +123,7 @@ def test_lift_is_what_the_pairing_of_texts_is_worth():
     turned = [coherence(similarity, near[k:] + near[:k], true).coh.mean() for k in (1, 2)]
     assert single.lift.mean() == pytest.approx(single.coh.mean() - np.mean(turned), abs=1e-6)
     for written, truth in ((near, true[:2]), (near[:1], true[:1])):
-        with pytest.raises(ValueError, match="written"):
+        with pytest.raises(ValueError, match="written must hold equally many texts"):
             coherence(similarity, written, truth)
 
 

@@ -23,7 +23,7 @@ from benchmarks.privacy_utility.baselines import (
     token_distances,
 )
 from benchmarks.privacy_utility.local_model import LocalModel, LocalRewriter
-from del_core.evaluation.view import DELTA, ClearPrompt, DelView, NoPrompt
+from benchmarks.privacy_utility.views import DELTA, ClearPrompt, DelView, NoPrompt
 from del_core.lm.noise import NoisyTable, step_generator
 from del_core.mechanism import Mechanism
 
