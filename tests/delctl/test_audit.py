@@ -134,11 +134,7 @@ def test_an_interrupted_audit_leaves_no_report_and_is_resumed(
 
 def test_an_attack_of_a_plugin_is_reported_everywhere(tiny: Tiny, text: Path, tmp_path: Path) -> None:
     """A distribution with an entry point adds an attack; nothing inside the packages names it."""
-    root, plugins = Path(__file__).resolve().parents[2], tmp_path / "plugins"
-    (plugins / "toy-1.0.dist-info").mkdir(parents=True)
-    (plugins / "toy-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-    (plugins / "toy-1.0.dist-info" / "entry_points.txt").write_text("[del_serve.plugins]\ntoy = toy_plugin\n")
-    (plugins / "toy_plugin.py").write_text("from tests.support.toys import register_attack\nregister_attack()\n")
+    root, plugins = Path(__file__).resolve().parents[2], toys.install_plugin(tmp_path / "plugins", "register_attack")
     program = (
         "import sys\nfrom del_core.audit import settings\nfrom tests.delctl.test_audit import SMALL\n"
         "settings.QUICK = SMALL\nfrom delctl.main import run\nsys.exit(run(sys.argv[1:]))\n"
