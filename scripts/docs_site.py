@@ -34,6 +34,9 @@ ROOT_PAGES = {
 # Files for people who read the repository; the site has the same content elsewhere.
 _REPOSITORY_PAGES = {"README.md": "index.md"}
 
+NARROW = 520
+"""Largest width of a diagram, in pixels, that a phone can show as a whole."""
+
 # Code comes first, so that a link inside of it is left alone.
 _CODE_OR_LINK = re.compile(
     r"^```.*?^```$|`[^`\n]+`|(?<!!)\[(?P<text>(?:`[^`]*`|[^\]`])*)\]\((?P<target>[^)\s]+)\)", re.MULTILINE | re.DOTALL
@@ -102,7 +105,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
             raise PluginError(f"{in_repository} has a diagram that is not rendered; run scripts/render_diagrams.py")
         target = posixpath.relpath(f"assets/diagrams/{name}.svg", posixpath.dirname(here) or ".")
-        return f"![{title_of(match[1])}]({target}){{ .diagram }}"
+        width = int(re.search(r'width="(\d+)"', (DIAGRAMS / f"{name}.svg").read_text("utf-8"))[1])  # type: ignore[index]
+        return f"![{title_of(match[1])}]({target}){{ .diagram {'.wide ' if width > NARROW else ''}}}"
 
     def link(match: re.Match[str]) -> str:
         target = match["target"]

@@ -26,7 +26,7 @@ BLOCK = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGE = """<!doctype html><meta charset="utf-8"><body><pre id="source">{source}</pre><div id="out"></div>
 <script src="{script}"></script><script>
 mermaid.initialize({{startOnLoad: false, theme: "base", htmlLabels: false,
-  flowchart: {{htmlLabels: false, nodeSpacing: 30, rankSpacing: 28}},
+  flowchart: {{htmlLabels: false, nodeSpacing: 30, rankSpacing: 28, subGraphTitleMargin: {{top: 6, bottom: 16}}}},
   themeVariables: {{fontFamily: "system-ui, sans-serif", fontSize: "15px", primaryColor: "#e3ecf8",
     primaryTextColor: "#16202e", primaryBorderColor: "#5b7fa8", lineColor: "#7d8896",
     edgeLabelBackground: "#eceff3", tertiaryColor: "#eceff3"}}}});
