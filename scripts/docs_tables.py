@@ -96,11 +96,23 @@ def attacks() -> str:
     return table(("attack", "method"), ((f"`{name}`", attack.explanation) for name, attack in ATTACKS.items()))
 
 
+def mechanisms() -> str:
+    """Return the table of the mechanism kinds."""
+    from del_core.mechanism import MECHANISMS
+
+    rows = (
+        (f"`{name}`", first_sentence(kind.__doc__), "yes" if kind.can_dequantize else "no")
+        for name, kind in MECHANISMS.items()
+    )
+    return table(("kind", "mechanism", "counts stand for coordinates"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "error-codes": error_codes,
     "client-errors": client_error_classes,
     "other-errors": other_error_classes,
     "attacks": attacks,
+    "mechanisms": mechanisms,
 }
 
 
