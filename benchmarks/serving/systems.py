@@ -1,4 +1,4 @@
-"""The systems that ``benchmarks.serving`` compares: how each is started, stopped, and its CPU time counted."""
+"""The systems that ``benchmarks.serving`` compares: start, stop and CPU time of each."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ _START_LIMIT_S = 240.0
 _METRICS_WITHIN_S = 20.0
 
 _ROLES = {"ServeReplica": "replica", "EngineCore": "engine", "haproxy": "proxy", "ProxyActor": "proxy"}
-"""Parts of the command lines that say what a process does."""
+"""Parts of command lines that tell the role of a process."""
 
 
 class Generator:
-    """The load generator's process (``benchmarks.support.load``); with ``engine`` it is a system under test as
-    well."""
+    """The process of the load generator (``benchmarks.support.load``).
+
+    With ``engine`` it is a system under test as well.
+    """
 
     def __init__(self, settings: Settings, variant: str, *, engine: bool = False) -> None:
         first = {
@@ -55,7 +57,7 @@ class Generator:
         self._write(first)
 
     def wait_started(self) -> None:
-        """Wait until it takes rounds."""
+        """Wait until the process takes rounds."""
         self._read()
 
     def prepare(self, plan: Round) -> None:
@@ -64,12 +66,12 @@ class Generator:
         self._read()
 
     def run(self) -> dict[str, Any]:
-        """Work off the round that was prepared."""
+        """Run the prepared round."""
         self._write({})
         return self._read()
 
     def stop(self) -> None:
-        """End the process and what it has started."""
+        """End the process and its descendants."""
         stop_tree(self.process)
 
     def _write(self, message: Any) -> None:
@@ -111,21 +113,21 @@ class System:
     kind: str
     host, port = LOOPBACK, 0
     rest = "other"
-    """What the processes without a role of their own are called."""
+    """The role of all other processes."""
 
     def wait_started(self) -> None:
-        """Wait until it takes requests."""
+        """Wait until the system takes requests."""
 
     def processes(self) -> list[psutil.Process]:
-        """Its living processes."""
+        """List the living processes."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Stop every process of it."""
+        """Stop every process."""
         raise NotImplementedError
 
     def measure(self, generator: Generator, plan: Round) -> dict[str, Any]:
-        """The figures of one round, with the CPU seconds of each kind of process."""
+        """Return the figures of one round, with the CPU seconds of each role."""
         generator.prepare(plan)
         before = _Cpu.of(self.processes(), self.rest)
         figures = generator.run()
@@ -245,9 +247,9 @@ class Application(System):
         self.host, self.port = url.hostname, url.port
 
     def soft_prompts(self, requests: int) -> dict[str, int]:
-        """How often the engine's cache had the soft prompt (hit, miss), by the replica's metrics.
+        """Count cache hits and misses of the soft prompt by the replica's metrics.
 
-        Waits until they count ``requests``, or for as long as metrics take to get there.
+        Waits until the metrics count ``requests``, for at most 20 s.
         """
         deadline = time.monotonic() + _METRICS_WITHIN_S
         while True:

@@ -1,4 +1,4 @@
-"""The rows of ``benchmarks.serving`` as a Markdown table: python -m benchmarks.serving.table [FILE]"""
+"""A table of the rows of ``benchmarks.serving``: python -m benchmarks.serving.table [FILE]"""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _ratio(value: float | None) -> str:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """A line for each load, with what each system did under it; ratios are the application's to vLLM's server."""
+    """Make a line for each load; the ratios are those of the application to vLLM's server."""
     loads: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for row in rows:
         load = (row["loop"], row["concurrency"], f"{row['prompt_tokens']} -> {row['output_tokens']}")

@@ -1,11 +1,12 @@
-"""The load generator of ``benchmarks.overload``, a program of its own: ``python -m benchmarks.support.flood``.
+"""The load generator of ``benchmarks.overload``: ``python -m benchmarks.support.flood``.
 
     first line      {"bundle", "variant"}
-    further lines   a :class:`Flood`: it answers {"prepared": true}, waits for a line, works, and answers its figures
+    further lines   a :class:`Flood`: the program answers {"prepared": true}, waits for a line,
+                    works, and answers with the figures
 
-Unlike ``benchmarks.support.load`` it expects refusals and counts them by status and code. It is
-bounded in count (``most_in_flight`` open requests) and in time (an answer that takes longer than the
-limit is given up and counted as ``unfinished``).
+Unlike ``benchmarks.support.load`` it expects refusals and counts them by status and code. Its open
+requests are bounded in count (``most_in_flight``) and in time: an answer that takes too long counts
+as ``unfinished``.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ _ANSWER_LIMIT_S = 30.0
 class Flood:
     """Requests to one server for ``seconds``.
 
-    With ``rate`` (requests a second) they begin at Poisson times, at most ``most_in_flight`` open at once: what comes
-    due beyond that is not sent, and counted. Without, ``most_in_flight`` clients ask one after the other.
+    With ``rate`` (requests a second) they begin at Poisson times; a request that would exceed
+    ``most_in_flight`` open ones is not sent, and counted. Without, ``most_in_flight`` clients send
+    one request after the other.
     """
 
     host: str
@@ -53,7 +55,7 @@ class Flood:
 
 @dataclass
 class _Tally:
-    """Seconds from the moment a request was due to the end of its answer; and what else came."""
+    """Seconds from due times to the ends of answers, and counts of other outcomes."""
 
     accepted: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
@@ -74,7 +76,7 @@ class _Flooding:
         self._tally = _Tally()
 
     async def run(self) -> dict[str, Any]:
-        """The figures."""
+        """Run the flood and return the figures."""
         began = time.perf_counter()
         end = began + self._flood.seconds
         await (self._closed(end) if self._flood.rate is None else self._open(end, self._flood.rate))

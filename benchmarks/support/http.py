@@ -173,7 +173,7 @@ async def connection(host: str, port: int) -> AsyncIterator[Connection]:
 
 
 async def post_all(host: str, port: int, frames: Iterable[bytes], *, connections: int) -> list[tuple[int, Answer]]:
-    """Send every frame over several connections; return (index, answer) in the order of the answers."""
+    """Send every frame over several connections; return (index, answer) as they come."""
     waiting = iter(enumerate(frames))
     answers: list[tuple[int, Answer]] = []
 
@@ -190,7 +190,7 @@ async def post_all(host: str, port: int, frames: Iterable[bytes], *, connections
 
 @dataclass(frozen=True)
 class Timeline:
-    """The start of a request and the arrival of each event with tokens (seconds, one clock), and its tokens."""
+    """The start of a request, the arrival of each event with tokens (seconds), and the tokens."""
 
     began: float
     events: tuple[float, ...]
@@ -198,7 +198,7 @@ class Timeline:
 
 
 def read_timeline(began: float, answer: Answer) -> Timeline:
-    """Read the events of a streamed completion; the last event with a `usage` gives the number of tokens.
+    """Read the events of a streamed completion; the last `usage` gives the number of tokens.
 
     Raises:
         ValueError: The answer is not a whole streamed completion.

@@ -1,12 +1,15 @@
-"""The load generator, a program of its own: ``python -m benchmarks.support.load``, told what to do by lines of JSON.
+"""The load generator, a program that reads lines of JSON: ``python -m benchmarks.support.load``.
 
-    first line      {"bundle", "variant", "model", "engine"}; with ``engine`` (its settings) it starts the engine inside
-                    itself and is a system under test, without it generates load for HTTP servers
-    further lines   a :class:`Round`: it answers {"prepared": true}, waits for a line, works, and answers its figures
+    first line      {"bundle", "variant", "model", "engine"}; with ``engine`` (its settings) the
+                    program starts the engine inside itself and is a system under test, without
+                    it generates load for HTTP servers
+    further lines   a :class:`Round`: the program answers {"prepared": true}, waits for a line,
+                    works, and answers with the figures
 
-Prompts are drawn from the round's seed, the same for every system: token ids after as many ids as the soft prompt has
-rows (for vLLM's own server), their counts in a frame (for the application), the embeddings decoded from those counts
-(for the engine itself). No prompt comes twice, so no system finds more than the common beginning in its cache.
+The seed of the round determines the prompts, the same for every system: token ids after as many
+ids as the soft prompt has rows (for vLLM's own server), their counts in a frame (for the
+application), or the embeddings decoded from those counts (for the engine itself). No prompt occurs
+twice, so a system finds no more than the common beginning in its cache.
 """
 
 from __future__ import annotations
@@ -34,16 +37,16 @@ __all__ = ["Prompts", "Round", "quantiles"]
 
 _QUANTILES = (50, 95, 99)
 _TIME_LIMIT_S = 60.0
-"""A round that is not over by then is given up: what is unfinished counts as failed."""
+"""The limit of a round; unfinished requests count as failed."""
 
 
 @dataclass(frozen=True)
 class Round:
     """One measurement of one system.
 
-    Closed loop: ``concurrency`` requests in flight at any time, for ``seconds`` or until ``max_requests`` have been
-    begun. Open loop: requests begin at Poisson times of ``rate`` a second, at most ``concurrency`` in flight; latencies
-    count from the time at which the request was due.
+    Closed loop: ``concurrency`` requests in flight at any time, for ``seconds`` or until
+    ``max_requests`` have begun. Open loop: requests begin at Poisson times of ``rate`` a second,
+    with at most ``concurrency`` in flight; latencies count from the due time of a request.
     """
 
     kind: Literal["engine", "vllm", "application"]
@@ -59,14 +62,14 @@ class Round:
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
-    """p50, p95 and p99 of values in seconds, as milliseconds; empty for no values."""
+    """Return p50, p95 and p99 of values in seconds, as milliseconds; empty for no values."""
     if not values:
         return {}
     return {f"p{q}_ms": float(np.percentile(values, q)) * 1e3 for q in _QUANTILES}
 
 
 class Prompts:
-    """Makes the prompts of a round in the form that a system takes."""
+    """Makes the prompts of a round in the form of a system."""
 
     def __init__(self, bundle: Bundle, variant: str) -> None:
         self._bundle = bundle
@@ -78,11 +81,11 @@ class Prompts:
 
     @property
     def soft_rows(self) -> int:
-        """Rows of the soft prompt."""
+        """The rows of the soft prompt."""
         return len(self._soft)
 
     def make(self, plan: Round) -> list[Any]:
-        """Whole HTTP messages, or embeddings (rows, hidden size) for the engine."""
+        """Return whole HTTP messages, or embeddings (rows, hidden size) for the engine."""
         generator = np.random.default_rng(plan.seed)
         vocabulary = self._bundle.manifest.base_model.vocabulary_size
         prefix = [int(token) for token in np.random.default_rng(0).integers(2, vocabulary, len(self._soft))]
@@ -114,7 +117,7 @@ class Prompts:
 
 
 _Send = Callable[[Any, float], Awaitable[Callable[[], Timeline]]]
-"""Sends a prompt that was due at a time; what it returns is called after the run and reads the answer."""
+"""Sends a prompt with a due time; the result is called after the run and reads the answer."""
 
 
 class _Generator:
@@ -130,7 +133,7 @@ class _Generator:
         self._address: tuple[str, int] | None = None
 
     async def run(self, plan: Round, prompts: list[Any]) -> dict[str, Any]:
-        """The figures of a round."""
+        """Run a round and return its figures."""
         self._soft_prompts = dict.fromkeys(self._soft_prompts, 0)
         send = self._ask_engine(plan) if plan.kind == "engine" else self._ask_server(plan)
         answers: list[Callable[[], Timeline]] = []
@@ -246,9 +249,9 @@ def _figures(timelines: list[Timeline], elapsed: float) -> dict[str, Any]:
         "rps": len(timelines) / elapsed,
         "tokens_per_s": sum(one.tokens for one in timelines) / elapsed,
         "ttft": quantiles([one.events[0] - one.began for one in timelines]),
-        # Of one request: time from the first token to the last, a token. Events may hold several tokens.
+        # Of a request: the time from the first token to the last, per token.
         "itl": quantiles([(one.events[-1] - one.events[0]) / (one.tokens - 1) for one in several]),
-        # The pauses that a reader sees between events.
+        # The pauses between events.
         "gap": quantiles([b - a for one in timelines for a, b in zip(one.events, one.events[1:], strict=False)]),
     }
 
@@ -282,7 +285,7 @@ def _say(report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    # The engine's libraries write to standard output as well: they get the standard error instead.
+    # The engine's libraries write to standard output: they get standard error instead.
     _ANSWERS = os.dup(1)
     os.dup2(2, 1)
     import uvloop

@@ -1,9 +1,9 @@
 """The real path of a count, as a ``release`` for ``verify_sampler``.
 
-Every call writes a bundle whose table holds the rows asked for, and makes a prompt of the words that
+Every call writes a bundle whose table holds the given rows, and makes a prompt of the words that
 its tokenizer maps to them. The prompt goes through tokenization, lookup, noise and packing of the
-client library and through the parser of the server. The noise comes from the operating system unless
-a source is given.
+client library and through the parser of the server. By default the operating system gives the
+noise.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TOKENS = 2048  # a request
 
 
 class ClientPath:
-    """Releases levels through client and server of one mechanism; bundles go below ``directory``."""
+    """Releases levels through client and server; writes bundles below ``directory``."""
 
     def __init__(
         self, mechanism: Mechanism, directory: Path, random_source: Callable[[int], bytes] | None = None

@@ -1,4 +1,4 @@
-"""Sets the environment's first variable anew when it is imported; see test_process_title."""
+"""Sets the first variable of the environment on import; see test_process_title."""
 
 import os
 

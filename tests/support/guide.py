@@ -1,4 +1,4 @@
-"""The commands of docs/guides/quickstart.md, and a way to run them."""
+"""Runs the commands of docs/guides/quickstart.md."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _FENCE = re.compile(r"^```sh(?P<server> server)?\n(?P<text>.*?)^```$", re.MULTIL
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of commands; a server's runs until the end."""
+    """A fenced block of commands; the block of a server runs until the end."""
 
     text: str
     is_server: bool
 
 
 def blocks(page: Path) -> list[Block]:
-    """The blocks of a page marked ``sh``, in order."""
+    """Return the blocks of a page that are marked ``sh``, in order."""
     return [Block(match["text"].strip(), bool(match["server"])) for match in _FENCE.finditer(page.read_text("utf-8"))]
 
 
@@ -51,11 +51,11 @@ class Shell:
             (directory / ".venv" / "bin" / name).chmod(0o755)
 
     def moved(self, text: str) -> str:
-        """The text with every port replaced by one that is free now, the same port always by the same."""
+        """Replace every port by a free one, the same port always by the same one."""
         return re.sub(r"(?<=127\.0\.0\.1:)\d{4}|(?<=--port )\d{4}", lambda match: self._port(match[0]), text)
 
     def use(self, port: str, real: str) -> None:
-        """Say where a port of the page is."""
+        """Set the port that replaces a port of the page."""
         self._ports[port] = real
 
     def _port(self, port: str) -> str:
@@ -66,7 +66,7 @@ class Shell:
         return self._ports[port]
 
     def run(self, block: Block) -> str:
-        """What a block prints. Fails with what it said if a command of it fails."""
+        """Run a block and return its output; fail with the output if a command fails."""
         done = subprocess.run(
             ["sh", "-e", "-c", self.moved(block.text)],
             cwd=self._directory,
@@ -81,7 +81,7 @@ class Shell:
 
     @contextlib.contextmanager
     def serving(self, block: Block, ready: str, within_s: float = 180.0) -> Iterator[None]:
-        """A server that answers at ``ready`` (port of the page, path), stopped by SIGTERM at the end."""
+        """Run a server that answers at ``ready`` (port of the page, path); stop it by SIGTERM."""
         process = subprocess.Popen(
             ["sh", "-c", "exec env " + self.moved(block.text)],
             cwd=self._directory,

@@ -1,4 +1,4 @@
-"""An HTTP/2 server under TLS, in front of a scripted server: every stream becomes a request of its own behind it."""
+"""An HTTP/2 server under TLS in front of a scripted server; each stream becomes a request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["HTTP2Server", "make_certificate"]
 
 
 def make_certificate(directory: Path) -> Path:
-    """A key and its self-signed certificate for 127.0.0.1, in one PEM file."""
+    """Write a key and its self-signed certificate for 127.0.0.1 into one PEM file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
@@ -51,7 +51,7 @@ def make_certificate(directory: Path) -> Path:
 
 
 class HTTP2Server:
-    """Runs in a thread of its own on a free port. ``protocols`` is what it offers, in ALPN's words."""
+    """Runs in a thread on a free port; ``protocols`` are the ALPN names that it offers."""
 
     def __init__(self, behind: ScriptedServer, certificate: Path, protocols: tuple[str, ...] = ("h2",)) -> None:
         self.connections = 0

@@ -1,4 +1,4 @@
-"""A real Redis server for tests: a process of its own on a socket in a directory of its own, no port."""
+"""A Redis server for tests: a process with a Unix socket in a directory of its own, and no port."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 
 class RedisServer:
-    """``redis-server`` with the settings that a ledger needs, or with others."""
+    """A ``redis-server`` process; by default with the settings that a ledger needs."""
 
     def __init__(self, directory: Path, options: tuple[str, ...]) -> None:
         self._directory = directory
@@ -30,8 +31,8 @@ class RedisServer:
     @classmethod
     @contextlib.contextmanager
     def running(cls, *options: str) -> Iterator[RedisServer]:
-        """A server for the length of a with block. ``options`` replace those that make it durable."""
-        # A socket's path may have 107 bytes only, so pytest's directories are too deep.
+        """Run a server for the length of a with block; ``options`` replace the durable ones."""
+        # The path of a socket has at most 107 bytes; pytest's directories are deeper.
         with tempfile.TemporaryDirectory(prefix="redis-") as directory:
             server = cls(Path(directory), options or DURABLE)
             server.start()
@@ -42,16 +43,16 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """Where it is reached."""
+        """The URL of the socket."""
         return f"unix://{self._directory}/socket"
 
     def start(self) -> None:
-        """Start it, on what it has kept."""
-        program = shutil.which("redis-server")
+        """Start the process on the data that it has kept."""
+        program = shutil.which("redis-server") or shutil.which("redis-server", path=str(Path(sys.executable).parent))
         if program is None:
             pytest.fail(
-                "no redis-server found, with which the ledger's store in Redis is tested; on Debian and Ubuntu: "
-                "apt-get install redis-server (.ci/run does it where it may)"
+                "no redis-server found; make dev unpacks Debian's package, elsewhere install it: the tests of the "
+                "ledger's store in Redis need it"
             )
         command = [program, "--port", "0", "--unixsocket", "socket", "--save", "", *self._options]
         with (self._directory / "log").open("ab") as log:
@@ -82,6 +83,6 @@ class RedisServer:
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Go on."""
+        """Continue after :meth:`freeze`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)

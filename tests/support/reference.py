@@ -1,4 +1,4 @@
-"""Slow and obvious counterparts of the accounting: enumeration of all count vectors, and Google's dp-accounting."""
+"""Slow counterparts of the accounting: enumeration of all counts, and Google's dp-accounting."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ ONE = 1 << 32
 
 
 def law(trials: int, numerators: np.ndarray) -> np.ndarray:
-    """Probability of every vector of counts, flat, of coordinates with these success probabilities times 2^32."""
+    """Return the probability of every vector of counts, flattened.
+
+    The coordinates have the success probabilities ``numerators`` / 2^32.
+    """
     return reduce(np.multiply.outer, [binomial_pmf(trials, int(n)) for n in numerators], np.ones(1)).reshape(-1)
 
 
 def token_laws(mechanism: Mechanism, table: np.ndarray) -> np.ndarray:
-    """:func:`law` of every row of ``table``."""
+    """Return :func:`law` of every row of ``table``."""
     return np.array([law(mechanism.trials, row) for row in mechanism.numerators(table)])
 
 
@@ -30,7 +33,7 @@ def hockey_stick(p: np.ndarray, q: np.ndarray, epsilon: float) -> float:
 
 
 def epsilon_of(p: np.ndarray, q: np.ndarray, delta: float) -> float:
-    """Least epsilon >= 0 with hockey-stick divergence at most ``delta``."""
+    """Return the least epsilon >= 0 with a hockey-stick divergence of at most ``delta``."""
     if hockey_stick(p, q, 0.0) <= delta:
         return 0.0
     high = float(np.max(np.log(p) - np.log(q)))
@@ -42,7 +45,7 @@ def renyi_of(p: np.ndarray, q: np.ndarray, order: float) -> float:
 
 
 def binomial_loss(trials: int, p: int, q: int, interval: float, *, pessimistic: bool) -> pld.PrivacyLossDistribution:
-    """dp-accounting's distribution for Binomial(trials, p / 2^32) against Binomial(trials, q / 2^32)."""
+    """Return dp-accounting's privacy loss of success probabilities p / 2^32 and q / 2^32."""
     k = np.arange(trials + 1)
     choose = special.gammaln(trials + 1) - special.gammaln(k + 1) - special.gammaln(trials - k + 1)
 

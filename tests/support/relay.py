@@ -1,4 +1,4 @@
-"""A TCP relay in front of a server that breaks connections at chosen bytes, and can be killed and brought back."""
+"""A TCP relay that breaks connections at chosen bytes, can be killed and revived."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from collections.abc import Iterator
 
 __all__ = ["Relay"]
 
-# Closing sends a reset, as the kernel does for a process that was killed with data unread.
+# Closing sends a reset, as the kernel does for a killed process with unread data.
 _RESET = struct.pack("ii", 1, 0)
 
 
 class Relay:
-    """Passes bytes on to a server of this machine. While ``cutting`` is above 0, that share of the connections breaks
-    after a random number of bytes in one direction, head of the request and of the answer included."""
+    """Passes bytes on to a server of this machine.
+
+    The share ``cutting`` of the connections breaks after a random number of bytes in one direction,
+    which may lie in the head of the request or of the answer.
+    """
 
     def __init__(self, port: int, chooser: random.Random) -> None:
         self.cutting = 0.0
@@ -54,7 +57,7 @@ class Relay:
             assert not any(thread.is_alive() for thread in [accepting, *self._threads]), "the relay did not stop"
 
     def kill(self) -> None:
-        """Reset all connections and refuse new ones, as a machine does whose server was killed; the port is kept."""
+        """Reset all connections and refuse new ones, like a killed server; keep the port."""
         self.kills += 1
         self._is_up.clear()
         with contextlib.suppress(OSError):
@@ -120,7 +123,10 @@ def _break(*connections: socket.socket) -> None:
 
 
 def _listener() -> socket.socket:
-    """A listening socket that keeps its port while it does not listen: only a port that was asked for is kept so."""
+    """Listen on a free port that the socket keeps while it does not listen.
+
+    Only a port that was asked for by number is kept.
+    """
     for _ in range(100):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -129,7 +135,7 @@ def _listener() -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(address)
-        except OSError:  # somebody else was faster
+        except OSError:  # another process took it
             listener.close()
             continue
         listener.listen(128)

@@ -19,7 +19,7 @@ __all__ = ["RunningProxy"]
 
 
 class RunningProxy:
-    """The application under uvicorn; ``url`` is where it is, ``/v1`` not included."""
+    """The application under uvicorn; ``url`` does not include ``/v1``."""
 
     def __init__(self, server_url: str, settings: ProxySettings, **client_options: Any) -> None:
         self._socket = bind("127.0.0.1", 0)
@@ -52,9 +52,9 @@ class RunningProxy:
             self._socket.close()
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        """The answer to a JSON body."""
+        """Send a JSON body and return the answer."""
         return httpx.post(self.url + path, json=body, timeout=30, trust_env=False, **options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        """The answer to a GET."""
+        """Send a GET and return the answer."""
         return httpx.get(self.url + path, timeout=30, trust_env=False, **options)

@@ -1,13 +1,13 @@
-"""Statistical verification of a sampler as it is shipped: do the counts that leave have the proven distribution?
+"""Statistical verification that the counts of a shipped sampler have the proven distribution.
 
 Contract: the path under test is a callable ``release(levels) -> codes`` (tokens, dim), by default
-``Mechanism.sample``; a client library's encoder is passed in the same way. Counts of the two extreme levels and of
-random levels are drawn, 10^7 by default, and compared with the exact binomials: hockey-stick divergence at several
-epsilons, marginal distribution, and independence between coordinates, tokens and calls. All checks together fail a
-right sampler with probability at most ``alpha`` = 1e-6; every one of them is an exact test or a finite-sample bound at
-its share of alpha. What they can see is stated too (``detectable_ratio_error``): no statistic of that many counts
-tells a ratio that is wrong by less. How each critical value is derived: ``docs/privacy/proofs.md``. Needs numpy and
-scipy.
+``Mechanism.sample``; a client library's encoder is passed in the same way. Counts of the two
+extreme levels and of random levels are drawn, 10^7 by default, and compared with the exact
+binomials: hockey-stick divergence at several epsilons, marginal distribution, and independence
+between coordinates, tokens and calls. All checks together fail a right sampler with probability at
+most ``alpha`` = 1e-6; every one of them is an exact test or a finite-sample bound at its share of
+alpha. ``detectable_ratio_error`` states the smallest error of the ratio that so many counts reveal.
+For the critical values see ``docs/privacy/proofs.md``. Requires numpy and scipy.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _LAGS = (1, 2, 3, 4, 5, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Distances between tokens whose noise is compared; the distance of two calls is added."""
 
 _SHARES = (1.0, 0.5, 0.1, 0.02)
-"""Divergences are compared at the epsilons where the exact delta is this share of delta(0), or at smaller ones."""
+"""Divergences are compared where the exact delta is at most this share of delta(0)."""
 
 _DRAWS_PER_RATIO = 200
-"""Counts drawn for every unit of exp(epsilon), at the largest epsilon at which divergences are compared."""
+"""Counts drawn for every unit of exp(epsilon), at the largest compared epsilon."""
 
 _TOKEN_QUANTILES = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 _CALLS = 8  # calls of ``release`` a pair of levels at least, so that reuse between calls shows
@@ -60,7 +60,7 @@ class Check:
     Attributes:
         name: what was compared.
         statistic, limit: in the unit of the check; a larger statistic is a worse fit.
-        direction: for a failed divergence check ``"leaks more"`` or ``"leaks less"`` than proven; else empty.
+        direction: ``"leaks more"`` or ``"leaks less"`` than proven, for a failed divergence check.
     """
 
     name: str
@@ -79,11 +79,11 @@ class HockeyStick:
 
     Attributes:
         levels: the two, the first the larger.
-        unit: ``"count"``, one coordinate, or ``"token"``, the sum of a token's coordinates, all at that level.
+        unit: ``"count"``, one coordinate, or ``"token"``, the sum of a token's coordinates.
         epsilon: in nats.
         exact: delta(epsilon) of the two exact binomials.
-        estimate, low, high: P(S) - exp(epsilon) Q(S) for the optimal S, by relative frequencies; the interval holds at
-            the check's share of alpha.
+        estimate, low, high: P(S) - exp(epsilon) Q(S) for the optimal S, by relative frequencies;
+            the interval holds at the check's share of alpha.
     """
 
     levels: tuple[int, int]
@@ -105,7 +105,8 @@ class SamplerReport:
         divergences: the hockey-stick comparisons in numbers.
         codes: counts drawn.
         alpha: probability that a right sampler fails.
-        detectable_ratio_error: relative error of the ratio that this many counts reveal with probability 0.999.
+        detectable_ratio_error: relative error of the ratio that so many counts reveal with
+            probability 0.999.
     """
 
     passed: bool
@@ -130,15 +131,15 @@ def verify_sampler(
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> SamplerReport:
-    """Draws ``codes`` counts through ``release`` and compares them with the mechanism's exact distributions.
+    """Draw counts through ``release`` and compare them with the exact distributions.
 
-    Half of them are at the extreme levels, where the guarantee is attained, a tenth with another random level in every
-    coordinate, the others at ``pairs`` random pairs of levels.
+    Half of them are at the extreme levels, where the guarantee is attained, a tenth with another
+    random level in every coordinate, the others at ``pairs`` random pairs of levels.
 
     Args:
         mechanism: what the sampler claims to be.
-        release: the path under test; ``mechanism.sample`` with the system's randomness by default. It gets levels of
-            any number of tokens and is called several times.
+        release: the path under test; ``mechanism.sample`` with the system's randomness by default.
+            It is called several times with levels of any number of tokens.
         codes: counts to draw, at least 20000.
         pairs: random pairs of levels, at least 1.
         alpha: probability with which a right sampler may fail any check.
@@ -146,7 +147,7 @@ def verify_sampler(
         progress: called with the share done.
 
     Raises:
-        ValueError: an argument is out of range, or ``release`` returns something else than counts of that shape.
+        ValueError: an argument is out of range, or ``release`` returns no counts of that shape.
     """
     if codes < 20_000 or pairs < 1 or not 0.0 < alpha < 1.0:
         raise ValueError(
@@ -185,7 +186,7 @@ def verify_sampler(
 
 
 def _detectable(mechanism: Mechanism, codes: int, share: float) -> float:
-    """Relative error of r that moves the successes at the extremes by enough standard errors, two-sided."""
+    """Return the relative error of r that moves the successes at the extremes far enough."""
     q = 0.5 * (1.0 + mechanism.ratio)
     error = math.sqrt(q * (1.0 - q) / (codes * mechanism.trials))
     return float((stats.norm.isf(share / 6.0) + _POWER) * error / (0.5 * mechanism.ratio))
@@ -207,10 +208,10 @@ def _binomial_check(
     alpha: float,
     labels: Iterable[object] | None = None,
 ) -> Check:
-    """Exact two-sided binomial tests that share ``alpha`` evenly; the one nearest to failing, or farthest beyond.
+    """Run exact two-sided binomial tests that share ``alpha``; return the one that fits worst.
 
-    The statistic is -log10 of its p-value, at most 434294. ``{}`` in the name stands for its entry of ``labels``, by
-    default its index.
+    The statistic is -log10 of its p-value, at most 434294. ``{}`` in the name stands for its entry
+    of ``labels``, by default its index.
     """
     k = np.atleast_1d(np.asarray(successes, np.int64))
     tails = np.minimum(stats.binom.logcdf(k, trials, p), stats.binom.logsf(k - 1, trials, p))
@@ -222,7 +223,7 @@ def _binomial_check(
 
 @dataclass(frozen=True)
 class _Run:
-    """Checks of one pair of levels. Tokens alternate: even rows at ``high``, odd rows at ``low``, all coordinates."""
+    """Checks of one pair of levels; even rows are at ``high``, odd rows at ``low``."""
 
     mechanism: Mechanism
     high: int
@@ -250,7 +251,7 @@ class _Run:
         checks.append(Check(f"range of counts, {self._name}", float(batch.max()), float(self.mechanism.trials)))
         return checks[-1].passed
 
-    # --------------------------------------------------------------------------------------------------- divergence
+    # --- divergence
 
     def divergences(self, batch: Codes, checks: list[Check]) -> list[HockeyStick]:
         high, low = (np.array([numerator]) for numerator in self._numerators)
@@ -303,7 +304,7 @@ class _Run:
             high=high_p - weight * low_q,
         )
 
-    # ----------------------------------------------------------------------------------------------- distributions
+    # --- distributions
 
     def totals(self, batch: Codes, checks: list[Check]) -> None:
         """Exact binomial tests of sums and of the share of every count."""
@@ -331,14 +332,15 @@ class _Run:
                 _binomial_check(f"tokens with a sum above {{:.0f}}, {where}", over, len(sums), beyond, half, limits),
             ]
         if self.high == -self.low:
-            # Then failures at the lower level have the same probability as successes at the upper one.
+            # Then failures at the lower level have the same probability as successes at the upper
+            # one.
             size = batch.size * trials
             mirrored, p = successes[0] + size // 2 - successes[1], self._numerators[0] / PROBABILITY_ONE
             checks.append(
                 _binomial_check(f"successes and mirrored failures, {self._name}", mirrored, size, p, self.share / 3)
             )
 
-    # ------------------------------------------------------------------------------------------------ independence
+    # --- independence
 
     def independence(self, batch: Codes, checks: list[Check]) -> None:
         """Correlations of centred counts against Chernoff's bound, and repeated tokens."""
@@ -350,11 +352,13 @@ class _Run:
         lags = sorted({lag for lag in (*_LAGS, per_call, 2 * per_call) if 2 * lag <= len(batch)})
         results = []
         for lag in lags:
-            # Blocks of ``lag`` tokens against the next block: no token occurs twice, so that products are independent.
+            # Blocks of ``lag`` tokens against the next block: no token occurs twice, so that
+            # products are independent.
             usable = len(batch) // (2 * lag) * 2 * lag
             blocks = centred[:usable].reshape(-1, 2, lag * dim)
             total = float(np.einsum("ij,ij->", blocks[:, 0], blocks[:, 1]))
-            # Which levels meet: an odd distance joins a high and a low token, an even one two of a kind.
+            # Which levels meet: an odd distance joins a high and a low token, an even one two of a
+            # kind.
             pairs = usable // 2 * dim
             kinds = (0, pairs, 0) if lag % 2 else (pairs - pairs // 2, 0, pairs // 2)
             results.append(products.check(f"tokens {lag} apart, {name}", total, kinds, self.share / len(lags)))
@@ -378,7 +382,7 @@ class _Run:
         return tokens // per_call
 
     def _repeats(self, rows: Codes, p: float, level: int) -> Check:
-        """Equal groups of tokens, of so many tokens that independent noise repeats one with less than the share."""
+        """Split tokens into equal groups in which independent noise hardly repeats one."""
         law = stats.binom.pmf(np.arange(self.mechanism.trials + 1), self.mechanism.trials, p)
         per_token = self.mechanism.dim * math.log(float(np.sum(law**2)))  # log probability that two tokens are equal
         needed = 2.0 * math.log(len(rows)) - math.log(self.share)
@@ -395,9 +399,9 @@ class _Run:
 class _Products:
     """Exact Chernoff bounds for sums of products X Y of independent centred counts.
 
-    For n products with cumulant function c, P(sum >= t) <= exp(n c(s) - s t) for every s > 0. With n c(s) added over
-    the kinds of products, the sum exceeds min over s of (n c(s) + x) / s with probability at most exp(-x); likewise
-    below, with s < 0.
+    For n products with cumulant function c, P(sum >= t) <= exp(n c(s) - s t) for every s > 0. With
+    n c(s) added over the kinds of products, the sum exceeds min over s of (n c(s) + x) / s with
+    probability at most exp(-x); likewise below, with s < 0.
     """
 
     def __init__(self, trials: int, high: float, low: float) -> None:
@@ -412,10 +416,11 @@ class _Products:
         self._cache: dict[tuple[int, float], float] = {}
 
     def check(self, name: str, total: float, kinds: tuple[int, int, int], alpha: float) -> Check:
-        """``total`` of so many products of (high, high), (high, low) and (low, low); in standard deviations."""
+        """Return ``total`` in standard deviations, for numbers of products of each kind."""
         x = math.log(2.0 / alpha)
         power = sum(n * each for n, each in zip(kinds, self._powers, strict=True))
-        # A Gaussian sum has its best s at sqrt(2 x / power); any s gives a valid limit, so a grid of powers will do.
+        # A Gaussian sum has its best s at sqrt(2 x / power); any s gives a valid limit, so a grid
+        # of powers will do.
         middle = round(math.log(math.sqrt(2.0 * x / power)) / math.log(_GRID))
         limits = []
         for exponent in range(middle - 3, middle + 3):
@@ -446,7 +451,7 @@ def _clopper_pearson(successes: int, trials: int, alpha: float) -> tuple[float, 
 def _mixed_levels(
     mechanism: Mechanism, path: Release, tokens: int, share: float, generator: np.random.Generator, checks: list[Check]
 ) -> int:
-    """Every coordinate at a level of its own, the same for all tokens: catches levels that go to a wrong coordinate."""
+    """Check levels that differ between coordinates, which finds levels at a wrong coordinate."""
     levels = generator.integers(-mechanism.max_level, mechanism.max_level + 1, mechanism.dim).astype(np.int32)
     tokens = max(2, tokens)
     per_call = max(1, _CALL_CODES // mechanism.dim)

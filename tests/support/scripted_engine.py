@@ -1,4 +1,4 @@
-"""An engine that says what a test tells it to, and a caller that speaks ASGI to an application directly."""
+"""An engine with scripted output, and a caller that speaks ASGI to an application directly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONTEXT_LENGTH = 512
 
 @dataclass
 class Call:
-    """One call of ``generate``: what came in and what became of it."""
+    """One call of ``generate``: its arguments and its outcome."""
 
     request_id: str
     embeddings: NDArray[np.float32]
@@ -30,9 +30,10 @@ class Call:
 
 @dataclass
 class ScriptedEngine:
-    """Yields ``tokens`` in groups of ``group``; cuts at stop tokens and at ``max_tokens`` as a real engine does.
+    """Yields ``tokens`` in groups of ``group``, up to a stop token or ``max_tokens``.
 
-    ``before`` is awaited before each group, with the number of groups so far: a test holds or fails the engine there.
+    It awaits ``before`` before each group, with the number of groups so far. A test can hold the
+    engine there, or let it fail.
     """
 
     tokens: Sequence[int] = tuple(range(10, 60))
@@ -89,10 +90,10 @@ class ScriptedEngine:
 
 
 class Exchange:
-    """One HTTP request to an ASGI application whose messages can be watched, and which can be given up."""
+    """One HTTP request to an ASGI application; a test sees its messages and can abandon it."""
 
     def __init__(self, app: Any, body: bytes, headers: dict[str, str], *, more: bool = False) -> None:
-        """Send ``body``, or with ``more`` the beginning of a body that never goes on."""
+        """Send ``body``; with ``more``, the rest of the body never comes."""
         path = "/v1/private/completions"
         self._received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._received.put_nowait({"type": "http.request", "body": body, "more_body": more})
@@ -119,11 +120,11 @@ class Exchange:
         self._news.set()
 
     def disconnect(self) -> None:
-        """Let the client go."""
+        """Disconnect the client."""
         self._received.put_nowait({"type": "http.disconnect"})
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until a message has been sent after which ``condition`` holds."""
+        """Wait for a message after which ``condition`` holds."""
         async with asyncio.timeout(10):
             while not condition():
                 self._news.clear()
@@ -131,5 +132,5 @@ class Exchange:
 
     @property
     def bodies(self) -> list[tuple[float, bytes]]:
-        """Time and content of every body message."""
+        """The time and the content of every body message."""
         return [(when, message.get("body", b"")) for when, message in self.sent if message["type"].endswith(".body")]

@@ -1,8 +1,8 @@
-"""A real HTTP server on loopback that speaks the wire format and can be told to misbehave.
+"""An HTTP server on loopback that speaks the wire format, correctly or as a script says.
 
-Every request to ``/v1/private/completions`` is decoded with :func:`del_core.wire.decode_frame` and recorded. The next
-behaviour of ``script`` answers it; with the script empty, ``answer`` does, correctly: the model it plays "generates"
-token after token from a fixed sequence, and each token's text is known, so a test can tell what has to come out.
+The server decodes and records every request to ``/v1/private/completions``. The next behavior of
+``script`` answers it. If the script is empty, ``answer`` gives a correct answer: tokens of a fixed
+sequence with known texts, so a test can compute the expected completion.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ class Received:
 Behaviour = Callable[["ScriptedServer", Received, asyncio.StreamWriter], Awaitable[None]]
 
 
-# --- the model that is played -----------------------------------------------------------------------------------------
+# --- the scripted model ------------------------------------------------------------------------
 
 
 def expected_tokens(count: int) -> tuple[int, ...]:
-    """The first tokens that the server generates, whatever the prompt."""
+    """Return the first tokens that the server generates for any prompt."""
     return tuple((7 * index + 3) % 50 for index in range(count))
 
 
 def expected_text(tokens: tuple[int, ...]) -> str:
-    """Their text, with characters of one to four bytes."""
+    """Return the text of these tokens, with characters of one to four bytes."""
     return "".join(f" w{token}é日🙂"[: 2 + token % 6] for token in tokens)
 
 
 def completion(request: Request, variant: str) -> dict[str, object]:
-    """The completion object that answers a request."""
+    """Return the completion object that answers a request."""
     tokens = expected_tokens(request.sampling.max_tokens)[len(request.resume) :]
     return _object(request, variant, tokens, "length")
 
 
 def stream_events(request: Request, variant: str, tokens_per_event: int = 2) -> list[bytes]:
-    """The events that answer a streaming request, each as its bytes."""
+    """Return the events that answer a streaming request, each as bytes."""
     whole = expected_tokens(request.sampling.max_tokens)[len(request.resume) :]
     pieces = [whole[start : start + tokens_per_event] for start in range(0, len(whole), tokens_per_event)]
     events = []
@@ -85,7 +85,7 @@ def stream_events(request: Request, variant: str, tokens_per_event: int = 2) -> 
 
 
 def stream_bytes(request: Request, variant: str) -> bytes:
-    """The whole event stream."""
+    """Return the whole event stream."""
     return b"".join(stream_events(request, variant))
 
 
@@ -112,7 +112,7 @@ def _usage(request: Request, generated: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
 
 
-# --- behaviours -------------------------------------------------------------------------------------------------------
+# --- behaviors ---------------------------------------------------------------------------------
 
 
 async def answer(server: ScriptedServer, received: Received, writer: asyncio.StreamWriter) -> None:
@@ -183,7 +183,7 @@ def hang(head: bytes = b"") -> Behaviour:
 
 
 def chatter(piece: bytes, every: float = 0.05) -> Behaviour:
-    """Begin an event stream and send the same bytes again and again until the server stops or the client goes."""
+    """Begin an event stream and repeat the bytes until the server stops or the client leaves."""
 
     async def behave(server: ScriptedServer, _: Received, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
@@ -197,7 +197,7 @@ def chatter(piece: bytes, every: float = 0.05) -> Behaviour:
 
 
 def late(head: bytes, seconds: float) -> Behaviour:
-    """Send some bytes, and drop the connection that much later."""
+    """Send some bytes, and drop the connection after a while."""
 
     async def behave(server: ScriptedServer, _: Received, writer: asyncio.StreamWriter) -> None:
         writer.write(head)
@@ -219,11 +219,11 @@ def _write(writer: asyncio.StreamWriter, code: int, body: bytes, headers: dict[s
     writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + (b"" if code == 304 else body))
 
 
-# --- the server -------------------------------------------------------------------------------------------------------
+# --- the server --------------------------------------------------------------------------------
 
 
 class ScriptedServer:
-    """Runs in a thread of its own on a free port; ``script`` holds the behaviours of the next completion requests."""
+    """Runs in a thread on a free port; ``script`` answers the next completion requests."""
 
     def __init__(self, bundle: ClientBundle) -> None:
         self.bundle = bundle
@@ -253,7 +253,7 @@ class ScriptedServer:
         return [received for received in self.received if received.path == path]
 
     def decode(self, frame: bytes) -> Request:
-        """What a frame means under the bundle served."""
+        """Decode a frame under the served bundle."""
         shapes: dict[str, Shape | None] = {"clear": None}
         for name, variant in self.bundle.variants.items():
             shapes[name] = Shape(variant.bits, self.bundle.manifest.dim)

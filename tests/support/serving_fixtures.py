@@ -1,4 +1,4 @@
-"""What the serving tests share: the tiny model and bundle, a service over a scripted engine, and one running server."""
+"""Fixtures of the serving tests: tiny model, bundle, service with a scripted engine, server."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def table(tiny: Tiny, bundle: Bundle) -> EmbeddingTable:
 
 @pytest.fixture(scope="session")
 def tokenizer(bundle: Bundle) -> Tokenizer:
-    """The tiny tokeniser."""
+    """The tokenizer of the tiny bundle."""
     return Tokenizer.from_file(str(bundle.client.tokenizer_path))
 
 
@@ -46,7 +46,7 @@ ServiceMaker = Callable[..., PrivateLMService]
 
 @pytest.fixture
 def make_service(tiny: Tiny, bundle: Bundle, table: EmbeddingTable, tokenizer: Tokenizer) -> ServiceMaker:
-    """Makes a service over a scripted engine."""
+    """Return a function that makes a service with a scripted engine."""
 
     default = bundle
 
@@ -75,13 +75,13 @@ def make_service(tiny: Tiny, bundle: Bundle, table: EmbeddingTable, tokenizer: T
 
 @pytest.fixture(scope="session")
 def settings(tiny: Tiny) -> Settings:
-    """Settings that serve the tiny model exactly: float32 throughout."""
+    """Settings that serve the tiny model in float32."""
     return parse_settings({"bundle": str(tiny.bundle), "base_model": str(tiny.model), "engine": {"dtype": "float32"}})
 
 
 @pytest.fixture(scope="session")
 def server(settings: Settings) -> Iterator[LocalServer]:
-    """One server for all tests that need a real one: HTTP, Serve and vLLM. Nothing of it is left at the end."""
+    """A server with HTTP, Serve and vLLM; no process and no file is left at the end."""
     with start_local(settings) as running:
         yield running
         directory = running.directory

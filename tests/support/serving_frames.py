@@ -15,7 +15,7 @@ PATH = "/v1/private/completions"
 
 
 def private_segment(bundle: Bundle, variant: str, tokens: int, seed: int) -> PrivateSegment:
-    """Counts of random tokens, drawn by the variant's mechanism from a seeded source."""
+    """Draw the counts of random tokens by the variant's mechanism, from a seeded source."""
     generator = np.random.default_rng(seed)
     levels = np.asarray(bundle.client.table)[generator.integers(0, VOCABULARY_SIZE, size=tokens)]
     return PrivateSegment(bundle.mechanism(variant).sample(levels, generator.bytes))
@@ -32,9 +32,9 @@ def make_request(
     sampling_seed: int | None = None,
     **sampling: Any,
 ) -> Request:
-    """A request under a variant: beginning of text, a private span and a public one; all public under ``clear``.
+    """Make a request: beginning of text, a private span and a public one; all public if ``clear``.
 
-    ``seed`` chooses the prompt, ``sampling_seed`` is the request's own.
+    ``seed`` chooses the prompt; ``sampling_seed`` is the seed in the request.
     """
     if segments is None:
         generator = np.random.default_rng(seed + 1000)
@@ -48,12 +48,12 @@ def make_request(
 
 
 def make_frame(bundle: Bundle, variant: str = "open", **values: Any) -> bytes:
-    """The frame of :func:`make_request`."""
+    """Return the frame of :func:`make_request`."""
     return encode(bundle, make_request(bundle, variant, **values))
 
 
 def encode(bundle: Bundle, request: Request) -> bytes:
-    """The frame of a request under the tiny bundle."""
+    """Encode a request for the tiny bundle."""
     variant = bundle.variants.get(request.variant)
     return encode_frame(request, bits=variant.bits if variant else 1)
 

@@ -1,8 +1,9 @@
 """Constants and statistics shared by the tests of random behaviour.
 
-Every test of a distribution here compares a chi-square statistic with the critical value at ``ALPHA``, or a mean with
-its exact expectation within ``Z`` standard errors. Where the code under test accepts a random source the tests give it
-:class:`ReproducibleBytes`, so that they either always pass or always fail.
+Every test of a distribution here compares a chi-square statistic with the critical value at
+``ALPHA``, or a mean with its exact expectation within ``Z`` standard errors. Where the code under
+test accepts a random source the tests give it :class:`ReproducibleBytes`, so that they either
+always pass or always fail.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ import numpy as np
 from scipy import stats
 
 ALPHA = 1e-6
-"""Chance that a test on fresh randomness fails although the code is right."""
+"""Probability that a test on fresh randomness fails although the code is right."""
 
 Z = 6.0
-"""Standard errors allowed for a mean: P(|N(0, 1)| > 6) = 2e-9, which leaves ALPHA room for 500 means at once."""
+"""Standard errors allowed for a mean; P(|N(0, 1)| > 6) = 2e-9, so ALPHA covers 500 means."""
 
 MINIMUM_EXPECTED = 5.0
 """Smallest expected count of a chi-square cell; smaller neighbours are merged (Cochran's rule)."""
 
 
 class ReproducibleBytes:
-    """``random_source`` for tests: a seeded generator's bytes, with the number of calls and bytes counted."""
+    """A seeded ``random_source`` that counts its calls and bytes."""
 
     def __init__(self, seed: int) -> None:
         self._generator = np.random.default_rng(seed)
@@ -38,17 +39,17 @@ class ReproducibleBytes:
 
 
 def binomial_pmf(trials: int, numerator: int) -> np.ndarray:
-    """Binomial(trials, numerator / 2^32) by rational arithmetic, each value rounded once. Shape (trials + 1,)."""
+    """Return Binomial(trials, numerator / 2^32) by rational arithmetic, each value rounded once."""
     p = Fraction(numerator, 1 << 32)
     return np.array([float(comb(trials, k) * p**k * (1 - p) ** (trials - k)) for k in range(trials + 1)])
 
 
 def chi_square_excess(observed: np.ndarray, probabilities: np.ndarray, alpha: float = ALPHA) -> float:
-    """Chi-square statistic of counts against exact probabilities, divided by its critical value at ``alpha``.
+    """Divide the chi-square statistic of counts by its critical value at ``alpha``.
 
-    Cells in the order given are merged until each expects at least MINIMUM_EXPECTED; of m merged cells the statistic
-    has m - 1 degrees of freedom, and the critical value is the upper ``alpha`` quantile of that distribution. Above 1
-    is a failure.
+    Cells in the order given are merged until each expects at least MINIMUM_EXPECTED; of m merged
+    cells the statistic has m - 1 degrees of freedom, and the critical value is the upper ``alpha``
+    quantile of that distribution. Above 1 is a failure.
     """
     assert observed.shape == probabilities.shape
     assert abs(float(probabilities.sum()) - 1.0) < 1e-9
@@ -68,7 +69,7 @@ def chi_square_excess(observed: np.ndarray, probabilities: np.ndarray, alpha: fl
 
 
 def code_excess(codes: np.ndarray, trials: int, numerators: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
-    """:func:`chi_square_excess` of every column of ``codes`` (draws, dim) against Binomial(trials, numerators)."""
+    """Compare every column of ``codes`` (draws, dim) with Binomial(trials, numerators)."""
     return np.array(
         [
             chi_square_excess(np.bincount(column, minlength=trials + 1), binomial_pmf(trials, int(numerator)), alpha)
@@ -80,7 +81,7 @@ def code_excess(codes: np.ndarray, trials: int, numerators: np.ndarray, alpha: f
 def independence_excess(
     first: np.ndarray, second: np.ndarray, trials: int, numerators: tuple[int, int], alpha: float = ALPHA
 ) -> float:
-    """:func:`chi_square_excess` of pairs of counts against the product of their exact distributions."""
+    """Compare pairs of counts with the product of their exact distributions."""
     width = trials + 1
     pairs = np.bincount(first.astype(np.int64) * width + second, minlength=width * width)
     joint = np.outer(binomial_pmf(trials, numerators[0]), binomial_pmf(trials, numerators[1])).reshape(-1)

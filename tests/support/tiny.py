@@ -2,8 +2,8 @@
 
 The model is a random two-layer Llama (hidden size 64, head dimension 32, tied embeddings) over a
 byte-level BPE vocabulary that is trained here on a few sentences. The bundle holds two variants (4
-bits with little noise, 1 bit with much), random linear decoders and random soft prompts. Its figures
-mean nothing; its shapes and formats are real.
+bits with little noise, 1 bit with much), random linear decoders and random soft prompts. Its
+figures mean nothing; its shapes and formats are real.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Tiny:
 
 
 def make_tiny(directory: Path, seed: int = 20260) -> Tiny:
-    """Write ``directory/model`` (Hugging Face layout) and ``directory/bundle``; a seed gives the same numbers."""
+    """Write ``directory/model`` and ``directory/bundle``; the seed determines every number."""
     model = directory / "model"
     model.mkdir(parents=True)
     _write_tokenizer(model)
@@ -91,7 +91,8 @@ def _write_model(model: Path, seed: int) -> None:
         tie_word_embeddings=True,
         bos_token_id=BOS_ID,
         eos_token_id=EOS_ID,
-        # Larger than usual, so that logits differ by far more than float32 rounds: greedy decoding is well defined.
+        # Larger than usual, so that logits differ by far more than float32 rounds: greedy decoding
+        # is well defined.
         initializer_range=0.3,
         torch_dtype="float32",
     )

@@ -19,7 +19,7 @@ _MISSING = (
 
 
 def build(directory: Path) -> Path:
-    """Compile the client into a directory; fails the test where Node or the compiler is not installed."""
+    """Compile the client into a directory; fail the test without Node or the compiler."""
     compiler = PROJECT / "node_modules" / "typescript" / "bin" / "tsc"
     if shutil.which("node") is None or not compiler.is_file():
         pytest.fail(_MISSING)
@@ -36,7 +36,7 @@ def node(*arguments: object, text: str = "") -> subprocess.CompletedProcess[str]
 
 
 def ask(built: Path, url: str, prompt: str, *options: str) -> dict[str, Any]:
-    """The completion of a prompt, as the client's command prints it."""
+    """Return the completion that the client's command prints."""
     done = node(built / "main.js", "--url", url, "--json", *options, text=prompt)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)

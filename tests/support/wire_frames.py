@@ -1,4 +1,4 @@
-"""Requests at random, and frames from parts, for the tests of the wire format."""
+"""Random requests, and frames from parts, for the tests of the wire format."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ def encode(request: Request) -> bytes:
 
 
 def refused_or_valid(data: bytes, secrets: tuple[str, ...] = ()) -> FrameError | None:
-    """Decodes; whatever but a request or a FrameError of the contract fails the test."""
+    """Decode a frame; fail unless it is a request or gives a FrameError of the contract."""
     try:
         request = decode_frame(data, SHAPES, Limits(vocabulary_size=1 << 31))
     except FrameError as caught:
         error = caught
     else:
-        # What was accepted can be sent again, and means the same.
+        # A request that was accepted has the same meaning when it is sent again.
         assert decode_frame(encode(request), SHAPES) == request
         return None
     assert error.status == ERROR_STATUS[error.code]

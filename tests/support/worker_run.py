@@ -1,4 +1,4 @@
-"""A short stage 1 on two of Ray Train's workers, for a test that kills one of them: worker_run.py MODEL OUT STEPS."""
+"""A short stage 1 on two workers of Ray Train; a test kills one: worker_run.py MODEL OUT STEPS."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.texts import ALICE
 
 
 def stage(model: Path, out: Path, steps: int) -> dict[str, float]:
-    """Stage 1, small."""
+    """Run a small stage 1."""
     config = ProjectionConfig(
         dim=16, steps=steps, prompt_tokens=24, continuation_tokens=8, batch=8, evaluation_windows=16
     )
