@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from client_lib import Padding, private
 from client_lib.prompts.encoder import Encoder
 from del_core.bundle import Bundle, load_bundle
-from del_core.decoders.decoding import Decoder, build_decoder
+from del_core.decoders import Decoder
 from del_core.demo import bundle_path, model_path
 from del_core.evaluation.bootstrap import ratio_interval
 from del_core.lm.perplexity import continuation_nll
@@ -77,7 +77,7 @@ def measure(count: int = 160, buckets: tuple[int, ...] = BUCKETS) -> dict[str, A
     texts = passages(Tokenizer.from_file(str(bundle.client.tokenizer_path)), count)
     report: dict[str, Any] = {}
     for variant in bundle.variants:
-        decoder = build_decoder(bundle, variant)
+        decoder = bundle.build_decoder(variant)
         plain, _ = losses(bundle, encoder, model, decoder, variant, None, texts)
         report[variant] = {"without": {"perplexity": round(math.exp(plain.mean()), 2)}}
         for bucket in buckets:

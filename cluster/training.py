@@ -1,13 +1,13 @@
-"""Training on several workers: Ray Train starts them, and starts them again when one dies.
+"""Training on several workers, which Ray Train starts and restarts.
 
-    figures = train_on_workers(functools.partial(stage, ...), workers=4)
+    result = train_on_workers(functools.partial(stage, ...), workers=4)
 
-``stage`` takes no arguments and runs in every worker, within a process group: del_core.training shares each batch
-among them (:mod:`del_core.training.parallel`). Its checkpoints lie in its own output directory, which all workers must
-see; after the death of a worker Ray Train starts all of them anew and the stage goes on from there.
+``stage`` takes no arguments and runs in every worker, within a process group, which shares each batch
+(:mod:`del_core.training.parallel`). Its checkpoints lie in its own output directory, which all workers must
+see: if a worker dies, Ray Train restarts all of them and the stage resumes from its checkpoint.
 
-Where ``RAY_ADDRESS`` names a cluster, it is used. Otherwise one is started on this machine, on loopback, with token
-authentication, and ends with the call.
+If ``RAY_ADDRESS`` names a cluster, it is used. Otherwise a cluster starts on this machine, on loopback with
+token authentication, and ends with the call.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from del_core.errors import DelError
 
 __all__ = ["WorkersError", "train_on_workers"]
 
+Result = TypeVar("Result")
+
 _LOOPBACK = "127.0.0.1"
-_OBJECT_STORE_BYTES = 80 * 1024 * 1024  # nothing large passes through it: the smallest that Ray allows
+_OBJECT_STORE_BYTES = 80 * 1024 * 1024  # the smallest that Ray allows; nothing large passes through it
 _PACKAGES = str(Path(__file__).resolve().parent.parent)
 
 
@@ -35,22 +37,23 @@ class WorkersError(DelError):
     """Training on several workers failed; the message is the worker's own."""
 
 
-def train_on_workers(stage: Callable[[], Any], workers: int, *, gpu: bool = False, max_failures: int = 3) -> Any:
-    """Runs ``stage`` in ``workers`` processes and returns what it returned in the first.
+def train_on_workers(stage: Callable[[], Result], workers: int, *, gpu: bool = False, max_failures: int = 3) -> Result:
+    """Run ``stage`` in ``workers`` processes and return the result of the first.
 
     Args:
         gpu: one GPU for each worker (NCCL); else CPUs (gloo).
-        max_failures: deaths of workers after which it is given up.
+        max_failures: deaths of workers after which training fails.
 
     Raises:
-        WorkersError: if a worker raised, or workers died more often than that.
+        WorkersError: a worker raised an error, or more workers died.
     """
     if workers < 1:
-        raise ValueError(f"workers: {workers}; at least 1 is needed")
+        raise ValueError(f"workers must be at least 1, got {workers}")
     directory = Path(tempfile.mkdtemp(prefix="del-train-"))
     try:
         with _cluster(directory, workers):
-            return _run(stage, workers, gpu, max_failures, directory)
+            result: Result = _run(stage, workers, gpu, max_failures, directory)
+            return result
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -72,19 +75,19 @@ def _run(stage: Callable[[], Any], workers: int, gpu: bool, max_failures: int, d
     try:
         return trainer.fit().return_value
     except train.TrainingFailedError as error:
-        # The last line of the first worker's traceback says what was wrong; the others died of its death.
+        # The last line of the first worker's traceback names the cause; the others end because it died.
         causes = getattr(error, "worker_failures", None) or {0: error}
         raise WorkersError(str(causes[min(causes)]).strip().splitlines()[-1]) from error
 
 
 @contextlib.contextmanager
 def _cluster(directory: Path, workers: int) -> Iterator[None]:
-    """A cluster to train on: the one that RAY_ADDRESS names, or one of this machine for as long as it is needed."""
+    """Connect to the cluster of RAY_ADDRESS, or run one on this machine within the context."""
     foreign = os.environ.get("RAY_ADDRESS")
     before = dict(os.environ)
     if not foreign:
         os.environ |= {
-            # Ray's control ports listen on every interface whatever the node's address is: they ask for a token.
+            # Ray's control ports listen on every interface, whatever the node's address, so they require a token.
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             # The node's address is loopback (Ray does this by itself on macOS and Windows only).

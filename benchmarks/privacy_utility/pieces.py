@@ -60,17 +60,17 @@ from del_core.accounting import epsilon
 from del_core.audit.attacks import AttackSurface
 from del_core.audit.calibration import MAP, NEAREST, calibrate
 from del_core.audit.similarity import EXTRA, SentenceSimilarity
-from del_core.decoders.tensors import LINEAR
 from del_core.evaluation.generation import passage_nll
 from del_core.evaluation.measure import Passages, Written, coherence_of, measure
 from del_core.lm.model import FrozenLM, load_frozen_lm
 from del_core.mechanism import MAX_LEVEL
 from del_core.training.attack import attack_surface, attacked_tokens
 from del_core.training.base import train_base
-from del_core.training.encoder import EncoderConfig, load_decoder_start, train_encoder
-from del_core.training.projection import ProjectionConfig, load_projection, train_projection
-from del_core.training.soft_prompt import SoftPromptConfig, calibrate_norm_limit, load_variant
-from del_core.training.variant import Noise, train_variant
+from del_core.training.encoder import EncoderConfig, train_encoder
+from del_core.training.projection import ProjectionConfig, train_projection
+from del_core.training.soft_prompt import SoftPromptConfig, load_variant
+from del_core.training.start import calibrate_norm_limit, load_stage1
+from del_core.training.variant import Noise, VariantPlan, train_variant
 
 __all__ = ["Bench", "Corpus"]
 
@@ -265,7 +265,7 @@ class Bench:
             bf16=self.plan.bf16,
             seed=100 * (seed + 1),
         )
-        start = load_projection(self.projection(seed), self.lm)
+        start = load_stage1(self.projection(seed), self.lm)
         self._timed(
             out.name,
             out / "projection.json",
@@ -276,14 +276,12 @@ class Bench:
     def variant(self, name: str, level: float, seed: int, projection: Path, config: SoftPromptConfig) -> Path:
         """Stage 2 at the level's noise."""
         out = self.work / f"{name}-{level}-{seed}"
+        plan = VariantPlan(name, Noise(bits=4, map_asr=level), config=config)
         self._timed(
             out.name,
             out / "variant.json",
-            lambda: train_variant(
-                self.lm, load_projection(projection, self.lm), Noise(bits=4, map_asr=level), name, "general", out,
-                config, start=load_decoder_start(projection), progress=False,
-            ),
-        )  # fmt: skip
+            lambda: train_variant(self.lm, load_stage1(projection, self.lm), plan, out, progress=False),
+        )
         return out
 
     def del_views(self, projection: Path, variant: Path, level: float) -> dict[str, DelView]:
@@ -292,15 +290,17 @@ class Bench:
         What was trained stays as it is. Of the linear decoder the norm limit, its only part that depends on the noise,
         is calibrated anew.
         """
-        projected = load_projection(projection, self.lm)
-        surface = attack_surface(self.lm, projected)
+        stage1 = load_stage1(projection, self.lm)
+        surface = attack_surface(self.lm, stage1.projection)
+        config = SoftPromptConfig(prompt_tokens=PROMPT)
         views = {}
         for corpus, tokens in self.calibration.items():
             found = calibrate(MAP, level, 4, surface, tokens, max_level=MAX_LEVEL, at_most=True)
-            noisy, decoder, rows = load_variant(self.lm, projected, variant, found.mechanism)
-            if decoder.kind == LINEAR:
-                decoder.norm_limit = calibrate_norm_limit(self.lm, projected, noisy, self.validation, PROMPT, seed=1)
-            views[corpus] = DelView(variant.name, noisy, decoder, rows)
+            loaded = load_variant(self.lm, stage1, variant, found.mechanism)
+            noisy, decoder = loaded.noisy, loaded.decoder
+            if decoder.kind.refits_norm_limit:
+                decoder.norm_limit = calibrate_norm_limit(self.lm, stage1, noisy, self.validation, config)
+            views[corpus] = DelView(variant.name, noisy, decoder, loaded.soft_prompt)
         return views
 
     def trained(self, method: str, level: float, seed: int) -> tuple[Path, Path]:
@@ -388,7 +388,8 @@ class Bench:
 
     def _without_soft_prompt(self, projection: Path, variant: Path) -> DelView:
         """With the variant's own noise: its level is that of the text it was trained with."""
-        noisy, decoder, _ = load_variant(self.lm, load_projection(projection, self.lm), variant)
+        loaded = load_variant(self.lm, load_stage1(projection, self.lm), variant)
+        noisy, decoder = loaded.noisy, loaded.decoder
         return DelView(variant.name, noisy, decoder)
 
     def _promises(self, view: MethodView, corpus: str) -> dict[str, Any]:

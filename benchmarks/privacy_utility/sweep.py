@@ -15,7 +15,8 @@ from del_core.lm.model import FrozenLM
 from del_core.lm.noise import NoisyTable
 from del_core.training.attack import attack_surface
 from del_core.training.projection import Projection
-from del_core.training.soft_prompt import SoftPromptConfig, start_decoder
+from del_core.training.soft_prompt import SoftPromptConfig
+from del_core.training.start import Stage1, start_decoder
 from del_core.training.variant import Noise
 
 __all__ = ["sweep_point"]
@@ -44,7 +45,7 @@ def sweep_point(
     assert found is not None
     noisy = NoisyTable(projection.table(lm.embeddings, mechanism.max_level), mechanism)
     config = SoftPromptConfig(decoder="posterior")
-    view = DelView("sweep", noisy, start_decoder(lm, projection, noisy, validation, config))
+    view = DelView("sweep", noisy, start_decoder(lm, Stage1(projection), noisy, validation, config))
     nll = passage_nll(lm.model, view, windows, PROMPT, NOISE_SEED)
     return {
         "dim": dim,

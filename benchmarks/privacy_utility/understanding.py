@@ -8,7 +8,7 @@ the view. Rows are peft's prompt tuning (Lester et al., 2021, arXiv 2104.08691):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from del_core.evaluation.bootstrap import Interval
 from del_core.evaluation.view import in_front
 from del_core.lm.model import BaseLM
 from del_core.lm.noise import step_generator
-from del_core.training.loop import Schedule, fit, identity
+from del_core.training.loop import Run, Schedule, fit
 
 __all__ = ["TaskConfig", "TaskScores", "auc", "auc_interval", "correct", "train_task"]
 
@@ -242,22 +242,20 @@ def train_task(
         return odds
 
     validation = task.validation[: config.validation_examples]
+    identity = {key: value for key, value in asdict(config).items() if key not in ("steps", "test_examples")}
     fit(
         [("soft_prompt", rows)],
         loss,
-        Schedule(config.steps, config.learning_rate),
-        name="task",
-        directory=output,
-        run={
-            **identity(config, ("steps", "test_examples")),
-            "model": lm.checksum,
-            "task": task.name,
-            "view": view.name,
-        },
-        evaluate=lambda: float(loss_of(validation, odds_of(validation, config.seed + 1))),
-        evaluate_every=config.evaluate_every,
-        patience=config.patience,
-        progress=progress,
+        Run(
+            "task",
+            output,
+            Schedule(config.steps, config.learning_rate),
+            identity={**identity, "model": lm.checksum, "task": task.name, "view": view.name},
+            evaluate_every=config.evaluate_every,
+            patience=config.patience,
+            progress=progress,
+        ),
+        lambda: float(loss_of(validation, odds_of(validation, config.seed + 1))),
     )
     test = task.test[: config.test_examples]
     scores = odds_of(test, config.seed + 2).double().cpu().numpy()

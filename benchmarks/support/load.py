@@ -30,7 +30,6 @@ import numpy as np
 
 from benchmarks.support.http import Connection, Timeline, post_message, read_timeline
 from del_core.bundle import Bundle, load_bundle
-from del_core.decoders.decoding import build_decoder
 from del_core.wire import PrivateSegment, Request, Sampling, encode_frame
 
 __all__ = ["Prompts", "Round", "quantiles"]
@@ -77,7 +76,7 @@ class Prompts:
         self._table = np.asarray(bundle.client.table)
         self._mechanism = bundle.mechanism(variant)
         self._soft = bundle.soft_prompt(variant)
-        self._decoder = build_decoder(bundle, variant)
+        self._decoder = bundle.build_decoder(variant)
 
     @property
     def soft_rows(self) -> int:

@@ -47,7 +47,7 @@ from del_core.bundle.manifest import (
     server_file_names,
 )
 from del_core.bundle.tensors import Specs, SpecsOf, TensorSpec, dump, map_tensors
-from del_core.decoders.tensors import DECODER_KINDS, DecoderSizes
+from del_core.decoders import DECODERS, Decoder, DecoderInputs, DecoderKind, ModelSizes
 from del_core.errors import BundleError
 from del_core.mechanism import TokenMechanism
 
@@ -168,6 +168,27 @@ class Bundle:
         tensors = self._tensors[f"decoder-{self.client.variant(name).name}.safetensors"]
         return {key: np.array(value, dtype=np.float32) for key, value in tensors.items()}
 
+    def decoder_kind(self, name: str) -> DecoderKind:
+        """Return the kind of a variant's decoder."""
+        return DECODERS[self.client.variant(name).decoder]
+
+    def build_decoder(self, name: str) -> Decoder:
+        """Build a variant's decoder."""
+        return self.decoder_kind(name).build(
+            DecoderInputs(
+                self.client.mechanism(name),
+                np.asarray(self.client.table),
+                self.log_prior,
+                self.norm_limit(name),
+                self.decoder(name),
+            )
+        )
+
+    def decoder_multiplications(self, name: str) -> int:
+        """Return the number of multiplications that decoding one private token of a variant takes."""
+        shapes = {key: array.shape for key, array in self.decoder(name).items()}
+        return self.decoder_kind(name).multiplications(shapes, _model_sizes(self.manifest, self.client.variant(name)))
+
     def norm_limit(self, name: str) -> float:
         """R of a variant: the most that the norm of a dequantised row may be."""
         assert self.manifest.server is not None
@@ -224,10 +245,10 @@ def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
         raise BundleError("client/manifest.json", "must equal the client part of manifest.json, got another manifest")
     files.check_listing(directory / "server", "server", manifest.server.files)
     for variant in manifest.variants:
-        if variant.decoder not in DECODER_KINDS:
+        if variant.decoder not in DECODERS:
             raise BundleError(
                 MANIFEST,
-                f"decoder of variant {variant.name} must be one of {', '.join(DECODER_KINDS)}, got {variant.decoder}",
+                f"decoder of variant {variant.name} must be one of {', '.join(DECODERS)}, got {variant.decoder}",
             )
     tensors: dict[str, dict[str, NDArray[Any]]] = {}
     for short, specs in _server_specs(manifest):
@@ -252,10 +273,13 @@ def _server_specs(manifest: Manifest) -> Iterator[tuple[str, Specs | SpecsOf]]:
     yield PRIOR, {"log_prior": TensorSpec(("F32",), (manifest.base_model.vocabulary_size,))}
 
 
-def _decoder_specs(manifest: Manifest, variant: Variant, claimed: Mapping[str, tuple[int, ...]]) -> Specs:
-    model, kind = manifest.base_model, variant.decoder
+def _model_sizes(manifest: Manifest, variant: Variant) -> ModelSizes:
     dim = variant.mechanism(manifest.dim, manifest.max_level).dim
-    shapes = DecoderSizes.of_shapes(kind, claimed).shapes(kind, model.hidden_size, dim, model.vocabulary_size)
+    return ModelSizes(manifest.base_model.hidden_size, dim, manifest.base_model.vocabulary_size)
+
+
+def _decoder_specs(manifest: Manifest, variant: Variant, claimed: Mapping[str, tuple[int, ...]]) -> Specs:
+    shapes = DECODERS[variant.decoder].shapes(claimed, _model_sizes(manifest, variant))
     return {key: TensorSpec(_FLOATS, shape) for key, shape in shapes.items()}
 
 

@@ -1,1 +1,39 @@
 """Decoders: from released counts to the embeddings that the language model reads."""
+
+from del_core.decoders.base import (
+    DECODERS,
+    Decoder,
+    DecoderInputs,
+    DecoderKind,
+    DecoderOptions,
+    ModelSizes,
+    Shapes,
+    claimed_extent,
+    joint_kinds,
+    limit_norm,
+    stage2_kinds,
+)
+from del_core.decoders.linear import LinearDecoder, LinearKind
+from del_core.decoders.network import ContextualKind, NetworkDecoder, TrainedKind
+from del_core.decoders.posterior import PosteriorDecoder, PosteriorKind
+
+__all__ = [
+    "DECODERS",
+    "ContextualKind",
+    "Decoder",
+    "DecoderInputs",
+    "DecoderKind",
+    "DecoderOptions",
+    "LinearDecoder",
+    "LinearKind",
+    "ModelSizes",
+    "NetworkDecoder",
+    "PosteriorDecoder",
+    "PosteriorKind",
+    "Shapes",
+    "TrainedKind",
+    "claimed_extent",
+    "joint_kinds",
+    "limit_norm",
+    "stage2_kinds",
+]

@@ -1,31 +1,138 @@
-"""The network of the trained and contextual decoders, for serving. Its twin with gradients is in del_core.training.
+"""The trained and contextual decoders: the posterior decoder and a network.
 
-    h = silu(in_weight f + in_bias)
-    for every layer, with N the root-mean-square normalisation (Zhang and Sennrich, 2019):
-        h += attention_out attend(attention_in N(h))       causal, over at most WINDOW tokens
+    h = silu(in_weight f + in_bias)                     f = [y; m], the features of the posterior decoder
+    for every layer, with N the root-mean-square normalization (Zhang and Sennrich, 2019):
+        h += attention_out attend(attention_in N(h))    causal, over at most WINDOW tokens
         h += mlp_out silu(mlp_in N(h))
-    network(f) = out_weight h
+    e' = skip f + skip_bias + out_weight h
 
-Positions enter as in ALiBi (arXiv 2108.12409): head i of 1..H subtracts 2^(-8 i / H) from a score for every token of
-distance. So no row depends on a later one nor on where a prompt stands, and what does not change keeps its cached
-keys and values.
+``trained`` has no layers, ``contextual`` has. Positions enter as in ALiBi (arXiv 2108.12409): head i of 1..H
+subtracts 2^(-8 i / H) from a score for every token of distance. So no row depends on a later row or on
+the position of a prompt, and a prefix that does not change keeps its cached keys and values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from del_core.decoders.tensors import HEAD, WINDOW
+from del_core.decoders.base import (
+    DECODERS,
+    DecoderInputs,
+    DecoderOptions,
+    FloatArray,
+    ModelSizes,
+    Shapes,
+    claimed_extent,
+)
+from del_core.decoders.posterior import MAX_WIDTH, PosteriorDecoder, PosteriorKind
+from del_core.mechanism.likelihood import Likelihood
 
-FloatArray = npt.NDArray[np.float32]
+__all__ = ["HEAD", "WINDOW", "ContextualKind", "NetworkDecoder", "TrainedKind"]
+
+HEAD: Final = 32
+"""Columns of an attention head."""
+WINDOW: Final = 128
+"""Tokens that a position attends to, itself included: cost and memory stay linear in the prompt's length."""
+
+_MAX_LAYERS: Final = 16
+_LAYER_TENSORS: Final = ("norms", "attention_in", "attention_out", "mlp_in", "mlp_out")
+
+
+class NetworkDecoder:
+    """The posterior decoder plus the network."""
+
+    def __init__(self, inputs: DecoderInputs, likelihood: Likelihood) -> None:
+        self.posterior = PosteriorDecoder(inputs, likelihood)
+        self.network = _Network.from_tensors(inputs.tensors)
+
+    def decode(self, codes: npt.NDArray[np.uint8]) -> FloatArray:
+        """Return the embeddings of counts; see :class:`~del_core.decoders.base.Decoder`."""
+        features = self.posterior.features(codes)
+        return self.posterior.skip(features) + self.network(features)
+
+
+class TrainedKind(PosteriorKind):
+    """The kind ``trained``: a network for each token."""
+
+    name = "trained"
+    description = "posterior and a small network for each token"
+    trainable = "del_core.training.decoders.network:TrainableNetwork"
+    trained = True
+    joint = True
+    continues = ("trained",)
+
+    def shapes(self, claimed: Shapes, model: ModelSizes) -> dict[str, tuple[int, ...]]:
+        """See :class:`DecoderKind`."""
+        width = claimed_extent(claimed, "in_weight", 0, axes=2, most=MAX_WIDTH)
+        return _with_network(super().shapes(claimed, model), width)
+
+    def new_shapes(self, model: ModelSizes, options: DecoderOptions) -> dict[str, tuple[int, ...]]:
+        """See :class:`DecoderKind`. The default width is a quarter of the hidden size, at least 256."""
+        return _with_network(super().new_shapes(model, options), _width(model, options))
+
+    def multiplications(self, shapes: Shapes, model: ModelSizes) -> int:
+        """See :class:`DecoderKind`."""
+        width, features = shapes["in_weight"]
+        return super().multiplications(shapes, model) + width * (features + model.hidden_size)
+
+    def build(self, inputs: DecoderInputs) -> NetworkDecoder:
+        """See :class:`DecoderKind`."""
+        return NetworkDecoder(inputs, inputs.mechanism.likelihood(inputs.table))
+
+
+class ContextualKind(TrainedKind):
+    """The kind ``contextual``: the network attends to earlier tokens of the private segment."""
+
+    name = "contextual"
+    description = "posterior and a network with causal attention over the private segment"
+    joint = False
+
+    def shapes(self, claimed: Shapes, model: ModelSizes) -> dict[str, tuple[int, ...]]:
+        """See :class:`DecoderKind`."""
+        layers = claimed_extent(claimed, "attention_in", 0, axes=3, most=_MAX_LAYERS)
+        return _with_layers(super().shapes(claimed, model), layers)
+
+    def new_shapes(self, model: ModelSizes, options: DecoderOptions) -> dict[str, tuple[int, ...]]:
+        """See :class:`DecoderKind`."""
+        return _with_layers(super().new_shapes(model, options), options.layers)
+
+    def multiplications(self, shapes: Shapes, model: ModelSizes) -> int:
+        """See :class:`DecoderKind`: every layer's matrices and its attention window."""
+        layers, _, width = shapes["attention_in"]
+        return super().multiplications(shapes, model) + layers * (8 * width * width + 2 * WINDOW * width)
+
+
+def _width(model: ModelSizes, options: DecoderOptions) -> int:
+    return options.width or max(256, model.hidden_size // 4)
+
+
+def _with_network(shapes: dict[str, tuple[int, ...]], width: int) -> dict[str, tuple[int, ...]]:
+    hidden, features = shapes["skip"]
+    return shapes | {"in_weight": (width, features), "in_bias": (width,), "out_weight": (hidden, width)}
+
+
+def _with_layers(shapes: dict[str, tuple[int, ...]], layers: int) -> dict[str, tuple[int, ...]]:
+    width = shapes["in_weight"][0]
+    if width % HEAD:
+        raise ValueError(f"tensor in_weight must have a multiple of {HEAD} rows, got {width}")
+    if not 1 <= layers <= _MAX_LAYERS:
+        raise ValueError(f"layers must be in 1..{_MAX_LAYERS}, got {layers}")
+    return shapes | {
+        "norms": (layers, 2, width),
+        "attention_in": (layers, 3 * width, width),
+        "attention_out": (layers, width, width),
+        "mlp_in": (layers, 2 * width, width),
+        "mlp_out": (layers, width, 2 * width),
+    }
 
 
 @dataclass(frozen=True, eq=False)
-class DecoderNetwork:
+class _Network:
     """``in_weight`` (w, features), ``out_weight`` (hidden size, w); ``layers`` has the five tensors of each layer."""
 
     in_weight: FloatArray
@@ -34,19 +141,18 @@ class DecoderNetwork:
     layers: tuple[tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray], ...] = ()
 
     @classmethod
-    def of(cls, tensors: Mapping[str, FloatArray]) -> DecoderNetwork:
-        """The network of a decoder's tensors, as the bundle holds them."""
-        names = ("norms", "attention_in", "attention_out", "mlp_in", "mlp_out")
-        stacked = [tensors[name] for name in names] if "norms" in tensors else []
+    def from_tensors(cls, tensors: Mapping[str, FloatArray]) -> _Network:
+        """Return the network of a decoder's tensors."""
+        stacked = [tensors[name] for name in _LAYER_TENSORS] if "norms" in tensors else []
         layers = tuple(zip(*stacked, strict=True)) if stacked else ()
         return cls(tensors["in_weight"], tensors["in_bias"], tensors["out_weight"], layers)
 
     def __call__(self, features: FloatArray) -> FloatArray:
-        """Its share of the embeddings, (tokens, hidden size), of one segment's features."""
+        """Return the network's part of the embeddings, (tokens, hidden size), of one segment's features."""
         h = _silu(features @ self.in_weight.T + self.in_bias)
         for norms, attention_in, attention_out, mlp_in, mlp_out in self.layers:
-            h = h + _attend(_normalise(h, norms[0]) @ attention_in.T) @ attention_out.T
-            h = h + _silu(_normalise(h, norms[1]) @ mlp_in.T) @ mlp_out.T
+            h = h + _attend(_normalize(h, norms[0]) @ attention_in.T) @ attention_out.T
+            h = h + _silu(_normalize(h, norms[1]) @ mlp_in.T) @ mlp_out.T
         out: FloatArray = h @ self.out_weight.T
         return out
 
@@ -56,13 +162,13 @@ def _silu(x: FloatArray) -> FloatArray:
     return out
 
 
-def _normalise(h: FloatArray, gain: FloatArray) -> FloatArray:
+def _normalize(h: FloatArray, gain: FloatArray) -> FloatArray:
     out: FloatArray = h / np.sqrt(np.mean(h * h, axis=-1, keepdims=True) + np.float32(1e-6)) * gain
     return out
 
 
 def _attend(projected: FloatArray) -> FloatArray:
-    """Windowed causal attention, (tokens, w), of queries, keys and values side by side, (tokens, 3 w)."""
+    """Attend causally within the window: (tokens, w) from queries, keys and values (tokens, 3 w)."""
     tokens, width = len(projected), projected.shape[1] // 3
     heads = width // HEAD
     query, key, value = projected.reshape(tokens, 3, heads, HEAD).transpose(1, 2, 0, 3)
@@ -77,3 +183,7 @@ def _attend(projected: FloatArray) -> FloatArray:
         scores = np.exp(scores - scores.max(axis=2, keepdims=True))
         out[:, start:stop] = scores @ value[:, first:stop] / scores.sum(axis=2, keepdims=True)
     return out.transpose(1, 0, 2).reshape(tokens, width)
+
+
+DECODERS.register(TrainedKind.name, TrainedKind())
+DECODERS.register(ContextualKind.name, ContextualKind())

@@ -17,7 +17,6 @@ from del_core.audit import records
 from del_core.audit.records import OMITTED
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle, BundleError
-from del_core.decoders.decoding import build_decoder
 from del_core.evaluation.bootstrap import Interval, mean_interval, perplexity_interval, ratio_interval
 from del_core.evaluation.measure import Measured, Passages, measure
 from del_core.evaluation.view import ClearPrompt, CountsView, NoPrompt, ServerView, in_front
@@ -33,7 +32,7 @@ class BundleView(CountsView):
 
     def __init__(self, bundle: Bundle, variant: str, *, soft_prompt: bool = True) -> None:
         super().__init__(variant, require_binomial(bundle.mechanism(variant), "an evaluation"), bundle.client.table)
-        self._decoder = build_decoder(bundle, variant)
+        self._decoder = bundle.build_decoder(variant)
         self._soft_prompt = torch.from_numpy(bundle.soft_prompt(variant)) if soft_prompt else None
 
     @torch.no_grad()

@@ -39,9 +39,9 @@ class BaseLM:
 
 
 def check_rows(rows: int) -> None:
-    """Raises ValueError unless a soft prompt may have this length: whole KV-cache blocks, or none."""
+    """Raise ValueError unless a soft prompt may have this length: whole KV-cache blocks, or none."""
     if rows < 0 or rows % 32:
-        raise ValueError(f"rows: {rows} is not a multiple of 32")
+        raise ValueError(f"rows must be a multiple of 32, got {rows}")
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,19 @@
-"""Puts a trained projection and its variants together into a bundle."""
+"""Assembly of a bundle from a trained projection and its variants."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.numpy import load_file as load_decoder
+from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
-from del_core.bundle import BaseModel, Guarantees, Manifest, Variant, VariantContent, write_bundle
+from del_core.bundle import BaseModel, Manifest, Variant, VariantContent, write_bundle
 from del_core.lm.model import BaseLM, ModelError
 from del_core.mechanism import MAX_LEVEL
-from del_core.training.projection import load_log_prior, load_projection
+from del_core.training.projection import Projection, load_log_prior, load_projection
+from del_core.training.results import VariantResult, read_variant_result
+from del_core.training.soft_prompt import DECODER_FILE, SOFT_PROMPT_FILE
 
 __all__ = ["assemble_bundle"]
 
@@ -26,47 +27,16 @@ def assemble_bundle(
     name: str,
     overwrite: bool = False,
 ) -> Manifest:
-    """Writes the bundle of ``variant_directories`` (outputs of ``train_variant``) for the model called ``name``.
+    """Write the bundle of ``variant_directories`` (outputs of ``train_variant``) for the model called ``name``.
 
-    Decoder and soft prompts are stored as fp16, the precision that LMs are served in.
+    Decoders and soft prompts are stored as fp16, the precision in which LMs are served.
 
     Raises:
-        ModelError: naming the directory and what does not fit.
-        BundleError: if ``output`` exists and ``overwrite`` is not set.
+        ModelError: a directory is incomplete or does not fit the model; the message names it.
+        BundleError: ``output`` exists and ``overwrite`` is not set.
     """
     projection = load_projection(projection_directory, lm)
-    contents = []
-    for directory in variant_directories:
-        path = directory / "variant.json"
-        if not path.is_file():
-            raise ModelError(f"{path}: not found; run `delctl train soft-prompt` to its end first")
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        for key, expected in (("model_sha256", lm.checksum), ("dim", projection.encoder.out_features)):
-            if summary[key] != expected:
-                raise ModelError(f"{path}: {key} is {summary[key]}; the given model and projection have {expected}")
-        if "guarantees" not in summary:
-            raise ModelError(f"{path}: the attacks were not measured; run `delctl train soft-prompt` to its end first")
-        rows = load_file(directory / "soft_prompt.safetensors")["soft_prompt"].half().numpy()
-        perplexities = {key: round(value, 3) for key, value in summary.items() if key.startswith("ppl_")}
-        contents.append(
-            VariantContent(
-                variant=Variant(
-                    name=summary["name"],
-                    task=summary["task"],
-                    bits=summary["bits"],
-                    ratio_numerator=summary["ratio_numerator"],
-                    soft_prompt_length=summary["rows"],
-                    decoder=summary["decoder"],
-                    guarantees=Guarantees(**summary["guarantees"]),
-                    audit={**summary["audit"], "perplexity": perplexities},
-                ),
-                weight=projection.decoder.weight.detach().cpu().half().numpy(),
-                bias=projection.decoder.bias.detach().cpu().half().numpy(),
-                norm_limit=summary["norm_limit"],
-                soft_prompt=rows if len(rows) else None,
-                tensors=load_decoder(directory / "decoder.safetensors"),
-            )
-        )
+    contents = [_content(lm, projection, directory) for directory in variant_directories]
     vocabulary_size, hidden_size = lm.embeddings.shape
     return write_bundle(
         output,
@@ -82,3 +52,39 @@ def assemble_bundle(
         bos_token_id=lm.bos_token_id,
         overwrite=overwrite,
     )
+
+
+def _content(lm: BaseLM, projection: Projection, directory: Path) -> VariantContent:
+    result = read_variant_result(directory)
+    trained = result.trained
+    _check_fit(directory, "model_sha256", trained.model_sha256, lm.checksum)
+    _check_fit(directory, "dim", trained.dim, projection.encoder.out_features)
+    rows = load_file(directory / SOFT_PROMPT_FILE)["soft_prompt"].half().numpy()
+    return VariantContent(
+        variant=_manifest_variant(result),
+        weight=projection.decoder.weight.detach().cpu().half().numpy(),
+        bias=projection.decoder.bias.detach().cpu().half().numpy(),
+        norm_limit=trained.norm_limit,
+        soft_prompt=rows if len(rows) else None,
+        tensors=load_arrays(directory / DECODER_FILE),
+    )
+
+
+def _manifest_variant(result: VariantResult) -> Variant:
+    trained = result.trained
+    perplexities = {name: round(value, 3) for name, value in trained.perplexities().items()}
+    return Variant(
+        name=trained.name,
+        task=result.task,
+        bits=trained.bits,
+        ratio_numerator=trained.ratio_numerator,
+        soft_prompt_length=trained.config.rows,
+        decoder=trained.config.decoder,
+        guarantees=result.guarantees,
+        audit={**result.audit, "perplexity": perplexities},
+    )
+
+
+def _check_fit(directory: Path, field: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise ModelError(f"{field} of {directory} must be that of model and projection, {expected}, got {found}")

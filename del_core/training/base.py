@@ -1,6 +1,6 @@
-"""Trains a small Llama and its byte-level BPE tokenizer from text: the LM of the demo and of the benchmarks.
+"""A small Llama and its byte-level BPE tokenizer, trained from text: the LM of the demo and the benchmarks.
 
-Real deployments start from a published model; this exists so that nothing has to be downloaded to see the system work.
+Deployments start from a published model; the small one makes the demo run without a download.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from del_core.lm.device import check_device
 from del_core.lm.precision import products
 from del_core.lm.text import TokenWindows, split_text, tokenize
-from del_core.training.loop import Schedule, fit, identity
+from del_core.training.loop import Run, Schedule, fit
 
 __all__ = ["BaseConfig", "train_base"]
 
@@ -40,7 +40,7 @@ class BaseConfig:
     learning_rate: float = 1.5e-3
     seed: int = 0
     compile: bool = False  # torch.compile: 1.3 times faster on a CPU, needs a C++ compiler
-    bf16: bool = False  # matrix products in bfloat16, all else in float32: 1.5 times faster with AVX512-BF16
+    bf16: bool = False  # matrix products in bfloat16: 1.5 times faster with AVX512-BF16
 
 
 def _train_tokenizer(texts: Sequence[str], size: int) -> Tokenizer:
@@ -66,16 +66,16 @@ def train_base(
     device: str = "cpu",
     progress: bool = True,
 ) -> float:
-    """Trains tokenizer and LM on the training part of ``texts`` and writes a Hugging Face model directory (fp16).
+    """Train tokenizer and LM on the training part of ``texts`` and write a Hugging Face model directory (fp16).
 
-    The same split as every later stage uses is held out: see ``split_text``. An interrupted run resumes from
+    ``split_text`` holds out the same parts as in every later stage. An interrupted run resumes from
     ``output/checkpoints``.
 
     Returns:
-        Held-out perplexity on the validation part, of the weights after rounding to fp16.
+        Perplexity on the validation part, after rounding the weights to fp16.
 
     Raises:
-        DeviceError: if there is no such device.
+        DeviceError: there is no such device.
     """
     check_device(device)
     config = config or BaseConfig()
@@ -123,21 +123,20 @@ def train_base(
     def evaluate() -> float:
         return sum(float(loss_of(part)) * len(part) for part in held_out.split(16)) / len(held_out)
 
+    identity = {key: value for key, value in asdict(config).items() if key not in ("steps", "compile")}
     fit(
         model.named_parameters(),
         lambda step: loss_of(train.batch(step, config.batch)),
-        Schedule(config.steps, config.learning_rate, warmup=min(100, config.steps // 10 + 1)),
-        name="base",
-        directory=checkpoints,
-        run={
-            **identity(config, ignore=("steps", "compile")),
-            "text_sha256": hashlib.sha256("\0".join(texts).encode()).hexdigest(),
-        },
-        evaluate=evaluate,
-        evaluate_every=100,
-        checkpoint_every=200,  # one of them holds the model four times
-        weight_decay=0.1,
-        progress=progress,
+        Run(
+            "base",
+            checkpoints,
+            Schedule(config.steps, config.learning_rate, warmup=min(100, config.steps // 10 + 1)),
+            identity={**identity, "text_sha256": hashlib.sha256("\0".join(texts).encode()).hexdigest()},
+            checkpoint_every=200,  # each holds the model four times
+            weight_decay=0.1,
+            progress=progress,
+        ),
+        evaluate,
     )
     model.half().float()
     perplexity = math.exp(evaluate())

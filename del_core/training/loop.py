@@ -1,4 +1,4 @@
-"""The training loop that every stage shares: schedule, evaluation, early stopping, resumable checkpoints.
+"""The training loop of every stage: schedule, evaluation, early stopping, resumable checkpoints.
 
 A stage provides its loss as a function of the step and draws all randomness from
 ``lm.noise.step_generator(seed, step)``. A run that was killed and resumed therefore ends with the same
@@ -12,17 +12,17 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from del_core.errors import DelError
 from del_core.training.parallel import current_shard, differentiable
 
-__all__ = ["CheckpointError", "Schedule", "fit", "identity"]
+__all__ = ["CheckpointError", "Run", "Schedule", "fit"]
 
 
 class CheckpointError(DelError):
@@ -31,9 +31,9 @@ class CheckpointError(DelError):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Warm-up, constant, then linear decay to a tenth (WSD; arXiv 2405.18392).
+    """Warm-up, constant rate, then linear decay to a tenth (WSD; arXiv 2405.18392).
 
-    Unlike a cosine it does not need the end to be known while the constant part runs, so a run can be prolonged.
+    Unlike a cosine it does not depend on the end while the rate is constant, so a run can be prolonged.
     """
 
     steps: int
@@ -42,7 +42,7 @@ class Schedule:
     decay: float = 0.25
 
     def factor(self, step: int) -> float:
-        """The learning rate's factor in (0, 1] at ``step`` (0-based)."""
+        """Return the factor in (0, 1] of the learning rate at ``step``, counted from 0."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         start = self.steps * (1 - self.decay)
@@ -51,147 +51,169 @@ class Schedule:
         return 1.0 - 0.9 * (step - start) / max(1.0, self.steps - start)
 
 
-def identity(config: Any, ignore: tuple[str, ...] = ("steps",)) -> dict[str, object]:
-    """What of a stage's dataclass ``config`` makes a checkpoint belong to it: all but its length, which may change."""
-    return {key: value for key, value in asdict(config).items() if key not in ignore}
+@dataclass(frozen=True)
+class Run:
+    """Settings of one run of :func:`fit`.
+
+    Attributes:
+        name: names the progress bar, ``<name>.checkpoint`` and ``<name>.jsonl`` (the log) in ``directory``.
+        identity: identifies the run (checksum of the data, seed, sizes); :func:`fit` refuses a checkpoint of
+            another run.
+        evaluate_every: steps between evaluations; the last step is always evaluated.
+        patience: evaluations without improvement after which training stops; None never stops early.
+        keep_start: evaluate the given parameters too, and keep them if training finds no better ones.
+        rates: learning rates of single parameters, by name, as multiples of the schedule's.
+    """
+
+    name: str
+    directory: Path
+    schedule: Schedule
+    identity: Mapping[str, object]
+    evaluate_every: int = 100
+    checkpoint_every: int = 50
+    patience: int | None = None
+    keep_start: bool = False
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    rates: Mapping[str, float] = field(default_factory=dict)
+    progress: bool = True
+
+    def optimizer(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
+        """Return the optimizer. Only matrices decay, and every group knows its rate's multiple."""
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for name, parameter in parameters.items():
+            groups.setdefault((self.rates.get(name, 1.0), parameter.dim() >= 2), []).append(parameter)
+        return torch.optim.AdamW(
+            [
+                {"params": members, "weight_decay": self.weight_decay if matrix else 0.0, "rate": rate}
+                for (rate, matrix), members in groups.items()
+            ],
+            lr=self.schedule.learning_rate,
+            betas=(0.9, 0.95),
+        )
 
 
-def _save_atomically(state: dict[str, object], path: Path) -> None:
-    # A killed worker leaves the old checkpoint or the new one, never half of one.
-    temporary = path.with_suffix(".partial")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+class _Checkpoint:
+    """The state of a run that its file holds: parameters, optimizer, step and the best parameters so far."""
+
+    def __init__(self, run: Run, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        self.path = run.directory / f"{run.name}.checkpoint"
+        self.identity = json.dumps(dict(run.identity), sort_keys=True, default=str)
+        self.parameters, self.optimizer = parameters, optimizer
+        self.step, self.best, self.stale = 0, math.inf, 0
+        self.best_parameters: dict[str, torch.Tensor] = {}
+        if self.path.exists():
+            self._load()
+
+    @torch.no_grad()
+    def _load(self) -> None:
+        state = torch.load(self.path, weights_only=True)
+        if state["run"] != self.identity:
+            raise CheckpointError(
+                f"{self.path} must be of this run, {self.identity}, got {state['run']}: "
+                "choose another output directory or delete the checkpoint"
+            )
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state["parameters"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.best, self.stale = state["step"], state["best"], state["stale"]
+        self.best_parameters = state["best_parameters"]
+
+    def save(self) -> None:
+        """Write the file; a killed worker leaves the old one or the new one, never a part."""
+        state = {
+            "run": self.identity,
+            "step": self.step,
+            "best": self.best,
+            "stale": self.stale,
+            "best_parameters": self.best_parameters,
+            "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.path)
+
+    def judge(self, held_out: float) -> None:
+        """Keep the parameters if their held-out loss is the least so far."""
+        if held_out < self.best:
+            self.best, self.stale = held_out, 0
+            self.best_parameters = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        else:
+            self.stale += 1
+
+    @torch.no_grad()
+    def restore_best(self) -> None:
+        """Put the best parameters in place."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.best_parameters[name])
 
 
 def fit(
-    parameters: Iterable[tuple[str, torch.nn.Parameter]],
+    parameters: Iterable[tuple[str, nn.Parameter]],
     loss: Callable[[int], torch.Tensor],
-    schedule: Schedule,
-    *,
-    name: str,
-    directory: Path,
-    run: dict[str, object],
+    run: Run,
     evaluate: Callable[[], float] | None = None,
-    evaluate_every: int = 100,
-    checkpoint_every: int = 50,
-    patience: int | None = None,
-    keep_start: bool = False,
-    weight_decay: float = 0.0,
-    clip_norm: float = 1.0,
-    rates: Mapping[str, float] | None = None,
-    progress: bool = True,
 ) -> float:
-    """Minimises ``loss`` by AdamW and leaves the best parameters in place (the last ones without ``evaluate``).
+    """Minimize ``loss`` by AdamW and leave the best parameters in place (the last ones without ``evaluate``).
 
-    Under a process group every worker calls this with the same arguments; ``loss`` is then the mean of the worker's own
-    rows (``Shard.of``), and what is returned, logged and decided is the same for all.
+    Under a process group every worker calls this with the same arguments. ``loss`` is then the mean of the
+    worker's own rows (``Shard.of``); the result, the log and all decisions are the same in every worker.
 
     Args:
         parameters: (name, parameter) pairs to train; everything else stays frozen.
         loss: differentiable scalar of the step number.
-        name: names the progress bar, ``<name>.checkpoint`` and ``<name>.jsonl`` (the log) in ``directory``.
-        run: what identifies the run (data checksum, seed, sizes); a checkpoint of another run is refused.
-        evaluate: held-out loss (lower is better), called every ``evaluate_every`` steps and at the end.
-        rates: learning rates of single parameters, by name, as multiples of the schedule's.
-        keep_start: whether the parameters as given are evaluated too, and stay if training finds no better ones.
-        patience: evaluations without improvement after which training stops; None never stops early.
+        evaluate: held-out loss, lower is better.
 
     Returns:
-        The best held-out loss, or the last training loss without ``evaluate``.
+        The least held-out loss, or the last training loss without ``evaluate``.
 
     Raises:
-        CheckpointError: if the checkpoint in ``directory`` belongs to another run.
-        FloatingPointError: if the loss is not finite.
+        CheckpointError: the checkpoint in the run's directory belongs to another run.
+        FloatingPointError: the loss is not finite.
     """
     named = dict(parameters)
-    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
-    for key, parameter in named.items():
-        groups.setdefault(((rates or {}).get(key, 1.0), parameter.dim() >= 2), []).append(parameter)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": members, "weight_decay": weight_decay if matrix else 0.0, "rate": rate}
-            for (rate, matrix), members in groups.items()
-        ],
-        lr=schedule.learning_rate,
-        betas=(0.9, 0.95),
-    )
-    shard = current_shard()
-    directory.mkdir(parents=True, exist_ok=True)
-    path, log_path = directory / f"{name}.checkpoint", directory / f"{name}.jsonl"
-    start, best, stale = 0, math.inf, 0
-    best_parameters: dict[str, torch.Tensor] = {}
-    run_id = json.dumps(run, sort_keys=True, default=str)
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        if state["run"] != run_id:
-            raise CheckpointError(
-                f"{path}: belongs to another run ({state['run']}); this one is {run_id}. "
-                "Choose another output directory or delete the checkpoint"
-            )
-        with torch.no_grad():
-            for key, parameter in named.items():
-                parameter.copy_(state["parameters"][key])
-        optimizer.load_state_dict(state["optimizer"])
-        start, best, stale, best_parameters = state["step"], state["best"], state["stale"], state["best_parameters"]
-
+    schedule, shard = run.schedule, current_shard()
+    run.directory.mkdir(parents=True, exist_ok=True)
+    optimizer = run.optimizer(named)
+    state = _Checkpoint(run, named, optimizer)
     step_loss = differentiable(named.values(), loss)
-
-    def save(step: int) -> None:
-        if not shard.first:
-            return
-        _save_atomically(
-            {
-                "run": run_id,
-                "step": step,
-                "best": best,
-                "stale": stale,
-                "best_parameters": best_parameters,
-                "parameters": {key: p.detach() for key, p in named.items()},
-                "optimizer": optimizer.state_dict(),
-            },
-            path,
-        )
-
     began, last, averaged = time.monotonic(), math.nan, math.nan
-    bar = tqdm(total=schedule.steps, initial=start, desc=name, unit="step", disable=not (progress and shard.first))
+    bar = tqdm(
+        total=schedule.steps, initial=state.step, desc=run.name, unit="step", disable=not (run.progress and shard.first)
+    )
     shard.wait()  # all have read the checkpoint before the first worker writes another
-    if keep_start and evaluate is not None and not start:
-        best = shard.agree(evaluate())
-        best_parameters = {key: p.detach().clone() for key, p in named.items()}
-    with bar, log_path.open("a", encoding="utf-8") as log:
-        for step in range(start, schedule.steps):
-            if patience is not None and stale > patience:
+    if run.keep_start and evaluate is not None and not state.step:
+        state.judge(shard.agree(evaluate()))
+    with bar, (run.directory / f"{run.name}.jsonl").open("a", encoding="utf-8") as log:
+        for step in range(state.step, schedule.steps):
+            if run.patience is not None and state.stale > run.patience:
                 break
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * schedule.learning_rate * schedule.factor(step)
             value = step_loss(step)
             last = float(shard.mean(value))
             if not math.isfinite(last):
-                raise FloatingPointError(f"{name}: loss is {last} at step {step}; lower the learning rate")
+                raise FloatingPointError(f"{run.name}: loss is {last} at step {step}; lower the learning rate")
             optimizer.zero_grad(set_to_none=True)
             value.backward()
-            torch.nn.utils.clip_grad_norm_(named.values(), clip_norm)
+            nn.utils.clip_grad_norm_(named.values(), run.clip_norm)
             optimizer.step()
             averaged = last if math.isnan(averaged) else 0.95 * averaged + 0.05 * last
             bar.update()
-            bar.set_postfix(loss=f"{averaged:.3f}", held_out=f"{best:.3f}")
-            done = step + 1
-            if evaluate is not None and (done % evaluate_every == 0 or done == schedule.steps):
+            bar.set_postfix(loss=f"{averaged:.3f}", held_out=f"{state.best:.3f}")
+            state.step = step + 1
+            final = state.step == schedule.steps
+            if evaluate is not None and (state.step % run.evaluate_every == 0 or final):
                 held_out = shard.agree(evaluate())
-                improved = held_out < best
-                stale = 0 if improved else stale + 1
-                if improved:
-                    best = held_out
-                    best_parameters = {key: p.detach().clone() for key, p in named.items()}
+                state.judge(held_out)
                 if shard.first:
-                    figures = {"step": done, "loss": round(averaged, 4), "held_out_loss": round(held_out, 4)}
+                    figures = {"step": state.step, "loss": round(averaged, 4), "held_out_loss": round(held_out, 4)}
                     log.write(json.dumps({**figures, "seconds": round(time.monotonic() - began, 1)}) + "\n")
                     log.flush()
-            if done % checkpoint_every == 0 or done == schedule.steps:
-                save(done)
+            if shard.first and (state.step % run.checkpoint_every == 0 or final):
+                state.save()
     if evaluate is None:
         return last
-    with torch.no_grad():
-        for key, parameter in named.items():
-            parameter.copy_(best_parameters[key])
-    return best
+    state.restore_best()
+    return state.best

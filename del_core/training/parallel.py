@@ -1,8 +1,9 @@
-"""Data parallel training: what one of several workers does of a step, and how they stay of one mind.
+"""Data parallel training: the rows that each worker computes, and agreement between the workers.
 
-A stage is written for one process and a global batch. Every worker draws the batch and its noise as that one process
-would, and computes its own rows of it; gradients are averaged (``torch.nn.parallel.DistributedDataParallel``). So the
-losses of any number of workers are those of one, up to rounding. Who starts the workers is :mod:`cluster.training`.
+A stage is written for one process and a global batch. Every worker draws the batch and its noise as one
+process would and computes its own rows; ``torch.nn.parallel.DistributedDataParallel`` averages the gradients.
+The losses of any number of workers are therefore those of one, up to rounding. :mod:`cluster.training`
+starts the workers.
 """
 
 from __future__ import annotations
@@ -18,28 +19,28 @@ __all__ = ["Shard", "current_shard", "differentiable"]
 
 @dataclass(frozen=True)
 class Shard:
-    """This worker's place among ``workers``; the default is the only one."""
+    """The place of this worker among ``workers``; by default it is the only one."""
 
     rank: int = 0
     workers: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this worker is the one that writes files and shows progress."""
+        """Whether this worker writes files and shows progress."""
         return self.rank == 0
 
     def of(self, batch: torch.Tensor) -> torch.Tensor:
-        """This worker's rows of a global batch (rows, ...).
+        """Return this worker's rows of a global batch (rows, ...).
 
         Raises:
-            ValueError: if the rows cannot be shared evenly: the mean of means would not be the batch's mean.
+            ValueError: the rows cannot be shared evenly, so the mean of means would not be the batch's mean.
         """
         if len(batch) % self.workers:
-            raise ValueError(f"batch: {len(batch)} rows cannot be shared evenly by {self.workers} workers")
+            raise ValueError(f"batch must have a multiple of {self.workers} rows, one share a worker, got {len(batch)}")
         return batch[self.rank :: self.workers]
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The workers' mean of a scalar, without gradient."""
+        """Return the workers' mean of a scalar, without gradient."""
         result = value.detach().clone()
         if self.workers > 1:
             distributed.all_reduce(result)
@@ -47,7 +48,7 @@ class Shard:
         return result
 
     def agree(self, value: float) -> float:
-        """The first worker's ``value``: what all decide by has to be one number, to the last bit."""
+        """Return the first worker's ``value``, so that all workers decide by one number, to the last bit."""
         if self.workers == 1:
             return value
         shared = torch.tensor([value], dtype=torch.float64, device=_device())
@@ -55,13 +56,19 @@ class Shard:
         return float(shared)
 
     def wait(self) -> None:
-        """Until every worker is here."""
+        """Wait until every worker is here."""
         if self.workers > 1:
             distributed.barrier()
 
+    def once(self, action: Callable[[], None]) -> None:
+        """Run ``action`` in the first worker only, and return in all workers when it is done."""
+        if self.first:
+            action()
+        self.wait()
+
 
 def current_shard() -> Shard:
-    """The place that the process group gives this process; the only one where there is none."""
+    """Return the place of this process in its process group, if there is one."""
     if distributed.is_available() and distributed.is_initialized():
         return Shard(distributed.get_rank(), distributed.get_world_size())
     return Shard()
@@ -70,14 +77,14 @@ def current_shard() -> Shard:
 def differentiable(
     parameters: Iterable[nn.Parameter], loss: Callable[[int], torch.Tensor]
 ) -> Callable[[int], torch.Tensor]:
-    """``loss``, with gradients that are averaged over the workers once it is differentiated."""
+    """Return ``loss`` with gradients that are averaged over the workers."""
     if current_shard().workers == 1:
         return loss
     return nn.parallel.DistributedDataParallel(_Loss(parameters, loss))
 
 
 class _Loss(nn.Module):
-    """A loss as the module that DistributedDataParallel wants, holding what it trains."""
+    """A loss as the module that DistributedDataParallel requires, which holds the trained parameters."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], loss: Callable[[int], torch.Tensor]) -> None:
         super().__init__()

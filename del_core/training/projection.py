@@ -1,11 +1,13 @@
-"""Stage 1: trains encoder and decoder of the projection through the frozen LM (DESIGN section 6)."""
+"""Stage 1: the projection, trained through the frozen LM.
+
+The encoder is x = clip(E e + a, -1, 1), the linear decoder e' = D y + a'. Coordinates are in units of the
+clip, so c = 1. Both act on one token at a time: the client gets the encoder as the table of its values over
+the vocabulary, and E itself never leaves the training machine.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,23 +19,36 @@ from del_core.lm.model import BaseLM, FrozenLM, ModelError
 from del_core.lm.perplexity import continuation_nll, evaluate_perplexity
 from del_core.lm.precision import products
 from del_core.lm.text import TokenWindows
-from del_core.training.loop import Schedule, fit, identity
+from del_core.training.config import ProjectionConfig
+from del_core.training.loop import Run, Schedule, fit
 from del_core.training.parallel import current_shard
+from del_core.training.results import ProjectionResult, read_projection_result, write_result
 
-__all__ = ["Projection", "ProjectionConfig", "default_dim", "load_log_prior", "load_projection", "train_projection"]
+__all__ = [
+    "Projection",
+    "ProjectionConfig",
+    "default_dim",
+    "load_log_prior",
+    "load_projection",
+    "principal_components",
+    "save_projection",
+    "train_projection",
+]
+
+_TENSORS_FILE, _PRIOR_FILE = "projection.safetensors", "prior.safetensors"
 
 
 def default_dim(hidden_size: int) -> int:
-    """Projected dimension d for an LM of hidden size b: b / 32, at least 32, at most b."""
+    """Return the projected dimension d for an LM of hidden size b: b / 32, at least 32, at most b."""
     return min(hidden_size, max(32, hidden_size // 32))
 
 
 class Projection(nn.Module):
     """Encoder with clipping, and affine decoder.
 
-    ``encoder`` maps (..., b) to (..., d), ``decoder`` maps (..., d) to (..., b). The paper's encoder is affine. With
-    ``width`` it is x = clip(E e + a + F silu(G e / rms(e)), -1, 1): the client's table can hold any function of the
-    token, so a bent one costs it nothing. F starts at zero.
+    ``encoder`` maps (..., b) to (..., d), ``decoder`` maps (..., d) to (..., b). The published encoder is
+    affine. With ``width`` it is x = clip(E e + a + F silu(G e / rms(e)), -1, 1) and F starts at zero. The
+    client's table holds any function of the token, so this costs the client nothing.
     """
 
     def __init__(self, hidden_size: int, dim: int, width: int = 0) -> None:
@@ -47,47 +62,44 @@ class Projection(nn.Module):
             nn.init.zeros_(self.outer.weight)
 
     def encode(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Clipped coordinates in [-1, 1], (..., d)."""
+        """Return clipped coordinates in [-1, 1], (..., d)."""
         x = self.encoder(embeddings)
         if self.width:
             x = x + self.outer(functional.silu(self.inner(functional.rms_norm(embeddings, embeddings.shape[-1:]))))
         return x.clamp(-1.0, 1.0)
 
     def encoder_parameters(self) -> dict[str, nn.Parameter]:
-        """What the encoder trains, by name."""
+        """Return the parameters of the encoder by name."""
         return {name: p for name, p in self.named_parameters() if not name.startswith("decoder.")}
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Embeddings after encoding and decoding without noise, (..., b)."""
+        """Return embeddings after encoding and decoding without noise, (..., b)."""
         return self.decoder(self.encode(embeddings))
 
     @torch.no_grad()
     def table(self, embeddings: torch.Tensor, max_level: int) -> torch.Tensor:
-        """Integer levels (V, d) of the clipped coordinates of a whole vocabulary (V, b)."""
+        """Return integer levels (V, d) of the clipped coordinates of a vocabulary (V, b)."""
         return (self.encode(embeddings.float()) * max_level).round().to(torch.int16)
 
     @classmethod
     def from_pca(cls, embeddings: torch.Tensor, weights: torch.Tensor, dim: int, inside: float = 0.98) -> Projection:
-        """Principal components of the embedding table, every token counted by its frequency.
+        """Return the projection to principal components of the embedding table, tokens weighted by frequency.
 
-        E = s U^T and D = U / s with the top ``dim`` eigenvectors U of the weighted covariance, a and a' such that
-        the mean embedding maps to 0 and back. One scale s for all coordinates keeps distances; it is set such that
+        E = s U^T and D = U / s with the top ``dim`` eigenvectors U of the weighted covariance; a and a' map
+        the mean embedding to 0 and back. One scale s for all coordinates keeps distances. It is set so that
         the share ``inside`` of all coordinate values, by frequency, is not clipped.
 
         Args:
             embeddings: (V, b).
             weights: (V,) non-negative, unigram counts or probabilities.
         """
-        table = embeddings.detach().double()
+        mean, components = principal_components(embeddings, weights, dim)
+        centered = embeddings.detach().double() - mean
         weights = weights.double() / weights.sum()
-        mean = weights @ table
-        centred = table - mean
-        covariance = (centred * weights[:, None]).T @ centred
-        components = torch.linalg.eigh(covariance).eigenvectors[:, -dim:].flip(1)  # descending
-        magnitudes, order = (centred @ components).abs().flatten().sort()
+        magnitudes, order = (centered @ components).abs().flatten().sort()
         mass = (weights / dim).repeat_interleave(dim)[order].cumsum(0)
         scale = 1.0 / magnitudes[int((mass < inside).sum().clamp(max=len(mass) - 1))]
-        projection = cls(table.shape[1], dim)
+        projection = cls(embeddings.shape[1], dim)
         with torch.no_grad():
             projection.encoder.weight.copy_(components.T * scale)
             projection.encoder.bias.copy_(-(mean @ components) * scale)
@@ -96,41 +108,33 @@ class Projection(nn.Module):
         return projection
 
 
-@dataclass(frozen=True)
-class ProjectionConfig:
-    """Sizes and schedule of stage 1. ``dim`` None is the default of the LM's hidden size."""
-
-    dim: int | None = None
-    prompt_tokens: int = 96
-    continuation_tokens: int = 32
-    batch: int = 16
-    steps: int = 300
-    learning_rate: float = 1e-3
-    evaluation_windows: int = 128
-    bf16: bool = False
-    seed: int = 0
+def principal_components(
+    embeddings: torch.Tensor, weights: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weighted mean (b,) and the ``count`` leading eigenvectors (b, count) of the covariance, float64."""
+    table, weights = embeddings.detach().double(), (weights.double() / weights.sum()).to(embeddings.device)
+    mean = weights @ table
+    centered = table - mean
+    covariance = (centered * weights[:, None]).T @ centered
+    return mean, torch.linalg.eigh(covariance).eigenvectors[:, -count:].flip(1)  # descending
 
 
 def train_projection(
     lm: FrozenLM, output: Path, config: ProjectionConfig | None = None, *, progress: bool = True
-) -> dict[str, float]:
-    """Trains the projection and writes ``projection.safetensors`` and ``projection.json`` into ``output``.
+) -> ProjectionResult:
+    """Train the projection without noise and write it, with ``projection.json``, to ``output``.
 
-    The prompt's tokens pass through encoder and decoder, the continuation's stay clean, and the loss is on the
-    continuation alone: exactly what the server does with a prompt, less the noise.
-
-    Returns:
-        Perplexities on the test part: ``ppl_clean`` and ``ppl_pca`` (the initialisation) and ``ppl_projected``.
+    The prompt's tokens pass through encoder and decoder, the continuation's stay clean, and the loss is on
+    the continuation alone, as on the server.
     """
     config = config or ProjectionConfig()
     dim = config.dim or default_dim(lm.embeddings.shape[1])
     torch.manual_seed(config.seed)
     projection = Projection.from_pca(lm.embeddings, lm.unigram().to(lm.embeddings.device), dim).to(lm.embeddings.device)
     shard = current_shard()
-    length = config.prompt_tokens + config.continuation_tokens
-    train = TokenWindows(lm.train, length, config.seed)
-    validation = lm.windows(lm.validation, length, config.evaluation_windows)
-    test = lm.windows(lm.test, length, config.evaluation_windows)
+    train = TokenWindows(lm.train, config.length, config.seed)
+    validation = lm.windows(lm.validation, config.length, config.evaluation_windows)
+    test = lm.windows(lm.test, config.length, config.evaluation_windows)
 
     def project(tokens: torch.Tensor) -> torch.Tensor:
         return projection(lm.embeddings[tokens])
@@ -144,54 +148,53 @@ def train_projection(
     def perplexity(windows: torch.Tensor, embed: Callable[[torch.Tensor], torch.Tensor] = project) -> float:
         return evaluate_perplexity(lm.model, windows, config.prompt_tokens, embed)
 
-    figures = {"ppl_clean": perplexity(test, lambda tokens: lm.embeddings[tokens]), "ppl_pca": perplexity(test)}
+    clean, pca = perplexity(test, lambda tokens: lm.embeddings[tokens]), perplexity(test)
     fit(
         projection.named_parameters(),
         loss,
-        Schedule(config.steps, config.learning_rate),
-        name="projection",
-        directory=output / "checkpoints",
-        run={**identity(config), "model": lm.checksum, "text": lm.text_sha256},
-        evaluate=lambda: float(torch.tensor(perplexity(validation)).log()),
-        evaluate_every=50,
-        progress=progress,
+        Run(
+            "projection",
+            output / "checkpoints",
+            Schedule(config.steps, config.learning_rate),
+            identity={**config.identity(), "model": lm.checksum, "text": lm.text_sha256},
+            evaluate_every=50,
+            progress=progress,
+        ),
+        lambda: float(torch.tensor(perplexity(validation)).log()),
     )
-    figures["ppl_projected"] = perplexity(test)
-    if not shard.first:
-        shard.wait()
-        return figures
-    save_file(
-        {name: p.detach().cpu().contiguous() for name, p in projection.named_parameters()},
-        output / "projection.safetensors",
-    )
-    save_file({"log_prior": lm.unigram().log().float().cpu()}, output / "prior.safetensors")
-    summary = {**asdict(config), "dim": dim, "model_sha256": lm.checksum, "text_sha256": lm.text_sha256, **figures}
-    partial = output / "projection.json.partial"
-    partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, output / "projection.json")
-    shard.wait()  # what follows reads these files
-    return figures
+    result = ProjectionResult(config, dim, lm.checksum, lm.text_sha256, clean, pca, perplexity(test))
+
+    def write() -> None:
+        save_projection(lm, projection, output)
+        write_result(output, result)
+
+    shard.once(write)
+    return result
+
+
+def save_projection(lm: FrozenLM, projection: Projection, output: Path) -> None:
+    """Write the tensors of a projection, and the prior that was counted on the same text."""
+    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in projection.named_parameters()}
+    save_file(tensors, output / _TENSORS_FILE)
+    save_file({"log_prior": lm.unigram().log().float().cpu()}, output / _PRIOR_FILE)
 
 
 def load_log_prior(directory: Path) -> torch.Tensor:
-    """Natural-log unigram probabilities (V,), float32, of the text that ``directory``'s projection was trained on."""
-    return load_file(directory / "prior.safetensors")["log_prior"]
+    """Load natural-log unigram probabilities (V,), float32, of the text that the projection was trained on."""
+    return load_file(directory / _PRIOR_FILE)["log_prior"]
 
 
 def load_projection(directory: Path, lm: BaseLM) -> Projection:
-    """Loads what ``train_projection`` wrote.
+    """Load the projection that stage 1 wrote, with or without noise.
 
     Raises:
-        ModelError: if the stage has not been run to its end, or was for another LM.
+        ModelError: the stage has not been run to its end, or was for another LM.
     """
-    summary_path = directory / "projection.json"
-    if not summary_path.is_file():
-        raise ModelError(f"{summary_path}: not found; run `delctl train projection` to its end first")
-    summary = json.loads(summary_path.read_text(encoding="utf-8"))
-    if summary["model_sha256"] != lm.checksum:
+    result = read_projection_result(directory)
+    if result.model_sha256 != lm.checksum:
         raise ModelError(
-            f"{summary_path}: model_sha256 {summary['model_sha256']} is not that of the given model, {lm.checksum}"
+            f"model_sha256 in {directory} must be that of the given model, {lm.checksum}, got {result.model_sha256}"
         )
-    projection = Projection(lm.embeddings.shape[1], summary["dim"], summary.get("width", 0))
-    projection.load_state_dict(load_file(directory / "projection.safetensors"))
+    projection = Projection(lm.embeddings.shape[1], result.dim, result.width)
+    projection.load_state_dict(load_file(directory / _TENSORS_FILE))
     return projection.to(lm.embeddings.device).requires_grad_(False)

@@ -1,144 +1,175 @@
-"""Stage 2: one variant's soft prompt and decoder, trained for exactly that variant's noise (DESIGN section 6).
+"""Stage 2: the soft prompt and the decoder of one variant, trained for that variant's noise.
 
-Projection and LM are frozen; peft's prompt tuning (Lester et al., 2021, arXiv 2104.08691) holds the trained rows.
+Projection and LM are frozen. The soft prompt is trained by peft's prompt tuning (Lester et al., 2021,
+arXiv 2104.08691).
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PromptTuningConfig, TaskType, get_peft_model
-from safetensors.numpy import save_file as save_decoder
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from del_core.accounting import mu
-from del_core.decoders.tensors import LINEAR, POSTERIOR, DecoderSizes
-from del_core.lm.model import FrozenLM, ModelError, check_rows
+from del_core.decoders import DECODERS
+from del_core.lm.model import FrozenLM
 from del_core.lm.noise import NoisyTable, step_generator
 from del_core.lm.perplexity import continuation_nll, evaluate_perplexity
 from del_core.lm.precision import products
 from del_core.lm.text import TokenWindows
 from del_core.mechanism import MAX_LEVEL, Mechanism
-from del_core.training.decoder import DecoderStart, NoisyDecoder, choose_sizes
-from del_core.training.loop import Schedule, fit, identity
+from del_core.training.config import SoftPromptConfig
+from del_core.training.decoders import TrainableDecoder, new_decoder
+from del_core.training.loop import Run, Schedule, fit
 from del_core.training.parallel import current_shard
-from del_core.training.projection import Projection
+from del_core.training.results import SoftPromptResult, read_soft_prompt_result, write_result
+from del_core.training.start import NoisyPrompt, Stage1, start_decoder
 
-__all__ = ["SoftPromptConfig", "calibrate_norm_limit", "load_variant", "start_decoder", "train_soft_prompt"]
+__all__ = ["SoftPromptConfig", "SoftPromptRun", "TrainedVariant", "load_variant", "train_soft_prompt"]
+
+SOFT_PROMPT_FILE, DECODER_FILE = "soft_prompt.safetensors", "decoder.safetensors"
 
 
 @dataclass(frozen=True)
-class SoftPromptConfig:
-    """Sizes and schedule of stage 2. ``rows``: the soft prompt's length, a multiple of 32 so that its KV is cached.
+class SoftPromptRun:
+    """A run of stage 2: the variant's name, its noise and the settings."""
 
-    With 0 rows the decoder is trained alone.
+    name: str
+    mechanism: Mechanism
+    config: SoftPromptConfig
 
-    ``decoder``: its kind; ``width`` and ``layers`` are those of its network, where it has one.
+
+@dataclass(frozen=True, eq=False)
+class TrainedVariant:
+    """A trained variant for measurements: noise, decoder without gradients, soft prompt (rows, b)."""
+
+    noisy: NoisyTable
+    decoder: TrainableDecoder
+    soft_prompt: torch.Tensor
+
+
+def load_variant(lm: FrozenLM, stage1: Stage1, directory: Path, mechanism: Mechanism | None = None) -> TrainedVariant:
+    """Load the output of ``train_soft_prompt``, with ``mechanism`` instead of its own noise if given.
+
+    Raises:
+        ModelError: the stage has not been run to its end.
     """
-
-    rows: int = 32
-    min_prompt_tokens: int = 16
-    prompt_tokens: int = 96
-    continuation_tokens: int = 32
-    batch: int = 16
-    steps: int = 400
-    learning_rate: float = 1e-2
-    decoder: str = "linear"
-    width: int | None = None
-    layers: int = 2
-    decoder_learning_rate: float = 1e-3
-    patience: int = 4
-    evaluation_windows: int = 128
-    test_windows: int = 256
-    bf16: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_rows(self.rows)
-        if not self.rows and self.decoder in (LINEAR, POSTERIOR):
-            raise ValueError(f"rows: 0 with the {self.decoder} decoder leaves nothing to train")
-        if not 1 <= self.min_prompt_tokens <= self.prompt_tokens:
-            raise ValueError(f"min_prompt_tokens: {self.min_prompt_tokens} is outside 1..{self.prompt_tokens}")
+    result = read_soft_prompt_result(directory)
+    noisy = _noisy(lm, stage1, mechanism or result.mechanism)
+    inputs = stage1.inputs(lm, noisy, result.norm_limit)
+    decoder = new_decoder(result.config.decoder, inputs, result.config.decoder_options).requires_grad_(False)
+    decoder.start_from(load_file(directory / DECODER_FILE))
+    rows = load_file(directory / SOFT_PROMPT_FILE)["soft_prompt"]
+    return TrainedVariant(noisy, decoder, rows.to(lm.embeddings.device))
 
 
-class _NoisyPrompt:
-    """What the LM reads in place of private tokens: noise drawn afresh for every call's generator."""
+def train_soft_prompt(
+    lm: FrozenLM, stage1: Stage1, run: SoftPromptRun, output: Path, *, progress: bool = True
+) -> SoftPromptResult:
+    """Train soft prompt and decoder and write them, with ``variant.json``, to ``output``.
 
-    def __init__(self, noisy: NoisyTable, decoder: NoisyDecoder) -> None:
-        self.noisy, self.decoder = noisy, decoder
-
-    def __call__(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return self.decoder(self.noisy.sample(tokens, generator))
-
-    def fixed(self, seed: int) -> _FixedNoise:
-        """The same noise at every pass over the same windows, for comparisons that are paired."""
-        return _FixedNoise(self, seed)
-
-
-class _FixedNoise:
-    def __init__(self, prompt: _NoisyPrompt, seed: int) -> None:
-        self.prompt, self.seed, self.calls = prompt, seed, 0
-
-    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        return self.prompt(tokens, step_generator(self.seed, self.calls, tokens.device))
-
-
-def calibrate_norm_limit(
-    lm: FrozenLM, projection: Projection, noisy: NoisyTable, windows: torch.Tensor, prompt_tokens: int, seed: int
-) -> float:
-    """The norm limit R with the least perplexity on ``windows``, from a grid of multiples of the table's largest norm.
-
-    Counts of a noisy mechanism dequantise to rows far longer than any clean one; left so, they drown the LM.
+    If ``stage1`` has a decoder that was trained with its encoder and ``run.config.decoder`` can continue
+    from it, training starts there. The best rows by validation loss are kept.
     """
-    longest = float((noisy.levels.float() / noisy.mechanism.max_level).norm(dim=1).max())
-    best, best_limit = math.inf, longest
-    for factor in (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0):
-        prompt = _NoisyPrompt(noisy, _linear(lm, projection, noisy, factor * longest))
-        value = evaluate_perplexity(lm.model, windows, prompt_tokens, prompt.fixed(seed))
-        if value < best:
-            best, best_limit = value, factor * longest
-    return best_limit
+    config, mechanism = run.config, run.mechanism
+    torch.manual_seed(config.seed)
+    shard, device = current_shard(), lm.embeddings.device
+    noisy = _noisy(lm, stage1, mechanism)
+    train = TokenWindows(lm.train, config.length, config.seed)
+    validation = lm.windows(lm.validation, config.length, config.evaluation_windows)
+    decoder, first_rows = _start(lm, stage1, noisy, validation, config)
+    tuned, rows = _tuned(lm, first_rows)
+
+    def loss(step: int) -> torch.Tensor:
+        generator = step_generator(config.seed, step)
+        tokens = train.batch(step, config.batch)
+        # Prompts of every length up to the longest, so that short ones are served as well.
+        first = int(torch.randint(0, config.prompt_tokens - config.min_prompt_tokens + 1, (), generator=generator))
+        private, continuation = tokens[:, first : config.prompt_tokens], tokens[:, config.prompt_tokens :]
+        y = shard.of(noisy.sample(private, step_generator(config.seed, step, device)))
+        with products(device, config.bf16):
+            return continuation_nll(tuned, decoder(y), shard.of(continuation)).mean()
+
+    prompt = NoisyPrompt(noisy, decoder)
+
+    def held_out() -> float:
+        soft_prompt, seed = rows.detach(), config.seed + 1
+        return math.log(prompt.perplexity(lm, validation, config.prompt_tokens, seed=seed, soft_prompt=soft_prompt))
+
+    output.mkdir(parents=True, exist_ok=True)
+    best = fit(
+        [*([("soft_prompt", rows)] if config.rows else []), *decoder.trained()],
+        loss,
+        Run(
+            run.name,
+            output / "checkpoints",
+            Schedule(config.steps, config.learning_rate),
+            identity={
+                **config.identity(),
+                "model": lm.checksum,
+                "text": lm.text_sha256,
+                "bits": mechanism.bits,
+                "ratio_numerator": mechanism.ratio_numerator,
+            },
+            evaluate_every=50,
+            patience=config.patience,
+            keep_start=True,
+            rates={name: config.decoder_learning_rate / config.learning_rate for name, _ in decoder.trained()},
+            progress=progress,
+        ),
+        held_out,
+    )
+    soft_prompt = rows.detach().clone()
+    result = SoftPromptResult(
+        name=run.name,
+        config=config,
+        bits=mechanism.bits,
+        dim=mechanism.dim,
+        ratio_numerator=mechanism.ratio_numerator,
+        mu=mu(mechanism),
+        norm_limit=decoder.norm_limit,
+        held_out_loss=best,
+        model_sha256=lm.checksum,
+        text_sha256=lm.text_sha256,
+        **_test_perplexities(lm, stage1, prompt, soft_prompt, config),
+    )
+
+    def write() -> None:
+        save_file({"soft_prompt": soft_prompt.cpu().contiguous()}, output / SOFT_PROMPT_FILE)
+        save_arrays(decoder.tensors(), output / DECODER_FILE)
+        write_result(output, result)
+
+    shard.once(write)
+    return result
 
 
-def _linear(lm: FrozenLM, projection: Projection, noisy: NoisyTable, norm_limit: float) -> NoisyDecoder:
-    weight, bias = projection.decoder.weight, projection.decoder.bias
-    return NoisyDecoder(LINEAR, DecoderSizes(), weight, bias, noisy, norm_limit, lm.embeddings, lm.unigram())
+def _noisy(lm: FrozenLM, stage1: Stage1, mechanism: Mechanism) -> NoisyTable:
+    return NoisyTable(stage1.projection.table(lm.embeddings, MAX_LEVEL).to(lm.embeddings.device), mechanism)
 
 
-def _new_decoder(
-    lm: FrozenLM, projection: Projection, noisy: NoisyTable, norm_limit: float, config: SoftPromptConfig
-) -> NoisyDecoder:
-    weight, bias = projection.decoder.weight, projection.decoder.bias
-    sizes = choose_sizes(config.decoder, len(weight), weight.shape[1], config.width, config.layers)
-    return NoisyDecoder(config.decoder, sizes, weight, bias, noisy, norm_limit, lm.embeddings, lm.unigram())
-
-
-def start_decoder(
-    lm: FrozenLM, projection: Projection, noisy: NoisyTable, windows: torch.Tensor, config: SoftPromptConfig
-) -> NoisyDecoder:
-    """The decoder before training: of norm limits and mixtures of linear and posterior, those of least perplexity."""
-    norm_limit = calibrate_norm_limit(lm, projection, noisy, windows, config.prompt_tokens, config.seed + 1)
-    decoder = _new_decoder(lm, projection, noisy, norm_limit, config)
-    if config.decoder != LINEAR:
-        prompt = _NoisyPrompt(noisy, decoder)
-        tried = {}
-        for mix in (0.0, 0.25, 0.5, 0.75, 1.0):
-            decoder.set_mix(mix)
-            noise = prompt.fixed(config.seed + 1)
-            tried[mix] = evaluate_perplexity(lm.model, windows, config.prompt_tokens, noise)
-        decoder.set_mix(min(tried, key=tried.__getitem__))
-    return decoder
+def _start(
+    lm: FrozenLM, stage1: Stage1, noisy: NoisyTable, validation: torch.Tensor, config: SoftPromptConfig
+) -> tuple[TrainableDecoder, torch.Tensor]:
+    """Return decoder and soft prompt before training, from stage 1 where the decoder's kind continues from it."""
+    start = stage1.start
+    if start is None or not start.is_for(config.decoder):
+        return start_decoder(lm, stage1, noisy, validation, config), lm.frequent_rows(config.rows)
+    rows = start.first_rows(lm, config.rows)
+    if DECODERS[config.decoder].refits_norm_limit:  # the projection holds D and a' already
+        return start_decoder(lm, stage1, noisy, validation, config), rows
+    decoder = new_decoder(config.decoder, stage1.inputs(lm, noisy, start.norm_limit), config.decoder_options)
+    decoder.start_from(start.tensors)
+    return decoder, rows
 
 
 def _tuned(lm: FrozenLM, first_rows: torch.Tensor) -> tuple[Any, torch.nn.Parameter]:
-    """The LM behind a trainable soft prompt, and that (rows, b); the LM as it is for none."""
+    """Return the LM behind a trainable soft prompt, and that prompt (rows, b); the bare LM for 0 rows."""
     if not len(first_rows):
         return lm.model, torch.nn.Parameter(first_rows, requires_grad=False)
     config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(first_rows), inference_mode=False)
@@ -149,144 +180,19 @@ def _tuned(lm: FrozenLM, first_rows: torch.Tensor) -> tuple[Any, torch.nn.Parame
     return tuned, rows
 
 
-def load_variant(
-    lm: FrozenLM, projection: Projection, directory: Path, mechanism: Mechanism | None = None
-) -> tuple[NoisyTable, NoisyDecoder, torch.Tensor]:
-    """What ``train_soft_prompt`` wrote, for measurements: noise, decoder (no gradients), soft prompt (rows, b).
-
-    With ``mechanism`` in place of the noise that it was trained for.
-
-    Raises:
-        ModelError: if the stage has not been run to its end.
-    """
-    path = directory / "variant.json"
-    if not path.is_file():
-        raise ModelError(f"{path}: not found; run `delctl train soft-prompt` to its end first")
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    mechanism = mechanism or Mechanism(
-        summary["bits"], summary["dim"], summary["ratio_numerator"] / 2.0**31, max_level=MAX_LEVEL
-    )
-    noisy = NoisyTable(projection.table(lm.embeddings, MAX_LEVEL).to(lm.embeddings.device), mechanism)
-    config = SoftPromptConfig(**{key: summary[key] for key in ("decoder", "width", "layers")})
-    decoder = _new_decoder(lm, projection, noisy, summary["norm_limit"], config).requires_grad_(False)
-    decoder.start_from(load_file(directory / "decoder.safetensors"))
-    return noisy, decoder, load_file(directory / "soft_prompt.safetensors")["soft_prompt"].to(lm.embeddings.device)
-
-
-def train_soft_prompt(
-    lm: FrozenLM,
-    projection: Projection,
-    mechanism: Mechanism,
-    name: str,
-    output: Path,
-    config: SoftPromptConfig | None = None,
-    *,
-    start: DecoderStart | None = None,
-    progress: bool = True,
+def _test_perplexities(
+    lm: FrozenLM, stage1: Stage1, prompt: NoisyPrompt, soft_prompt: torch.Tensor, config: SoftPromptConfig
 ) -> dict[str, float]:
-    """Trains variant ``name`` into ``output``: ``soft_prompt``, ``decoder`` (safetensors) and ``variant.json``.
-
-    ``start``: decoder and soft prompt that an encoder was trained with, from which one of the same kind goes on.
-
-    Returns:
-        Perplexities on the test part, all over the same windows and the same noise: ``ppl_clean``, ``ppl_projected``,
-        ``ppl_noisy`` (linear decoder alone), ``ppl_decoder`` (the trained decoder, its soft prompt left out) and
-        ``ppl_soft_prompt`` (both).
-    """
-    config = config or SoftPromptConfig()
-    torch.manual_seed(config.seed)
-    shard = current_shard()
-    device = lm.embeddings.device
-    table = projection.table(lm.embeddings, mechanism.max_level).to(device)
-    noisy = NoisyTable(table, mechanism)
-    length = config.prompt_tokens + config.continuation_tokens
-    train = TokenWindows(lm.train, length, config.seed)
-    validation = lm.windows(lm.validation, length, config.evaluation_windows)
-    test = lm.windows(lm.test, length, config.test_windows)
-    if start is not None and not start.is_for(config.decoder):
-        start = None
-    first_rows = lm.frequent_rows(config.rows) if start is None else start.first_rows(lm, config.rows)
-    if start is None or config.decoder == LINEAR:  # D is the projection's already; its norm limit is this noise's own
-        decoder = start_decoder(lm, projection, noisy, validation, config)
-    else:
-        decoder = _new_decoder(lm, projection, noisy, start.norm_limit, config)
-        decoder.start_from(start.tensors)
-    norm_limit = decoder.norm_limit
-    prompt = _NoisyPrompt(noisy, decoder)
-    linear = _NoisyPrompt(noisy, _linear(lm, projection, noisy, norm_limit))
-
-    tuned, rows = _tuned(lm, first_rows)
-
-    def loss(step: int) -> torch.Tensor:
-        generator = step_generator(config.seed, step)
-        tokens = train.batch(step, config.batch)
-        # Prompts of every length up to the longest, so that short ones are served as well.
-        start = int(torch.randint(0, config.prompt_tokens - config.min_prompt_tokens + 1, (), generator=generator))
-        private, continuation = tokens[:, start : config.prompt_tokens], tokens[:, config.prompt_tokens :]
-        y = shard.of(noisy.sample(private, step_generator(config.seed, step, device)))
-        with products(device, config.bf16):
-            return continuation_nll(tuned, decoder(y), shard.of(continuation)).mean()
-
-    def perplexity(
-        windows: torch.Tensor, seed: int, soft_prompt: torch.Tensor | None, decoded: _NoisyPrompt = prompt
-    ) -> float:
-        return evaluate_perplexity(lm.model, windows, config.prompt_tokens, decoded.fixed(seed), soft_prompt)
-
-    output.mkdir(parents=True, exist_ok=True)
-    trained = [("soft_prompt", rows)] if config.rows else []
-    best = fit(
-        [*trained, *decoder.trained()],
-        loss,
-        Schedule(config.steps, config.learning_rate),
-        name=name,
-        directory=output / "checkpoints",
-        run={
-            **identity(config),
-            "model": lm.checksum,
-            "text": lm.text_sha256,
-            "bits": mechanism.bits,
-            "ratio_numerator": mechanism.ratio_numerator,
-        },
-        evaluate=lambda: math.log(perplexity(validation, config.seed + 1, rows.detach())),
-        evaluate_every=50,
-        patience=config.patience,
-        keep_start=True,
-        rates={key: config.decoder_learning_rate / config.learning_rate for key, _ in decoder.trained()},
-        progress=progress,
-    )
-    soft_prompt = rows.detach().clone()
-    figures = {
-        "ppl_clean": evaluate_perplexity(lm.model, test, config.prompt_tokens, lambda tokens: lm.embeddings[tokens]),
-        "ppl_projected": evaluate_perplexity(
-            lm.model,
-            test,
-            config.prompt_tokens,
-            lambda tokens: projection.decoder(table[tokens].float() / mechanism.max_level),
-        ),
-        "ppl_noisy": perplexity(test, config.seed + 2, None, linear),
-        "ppl_decoder": perplexity(test, config.seed + 2, None),
-        "ppl_soft_prompt": perplexity(test, config.seed + 2, soft_prompt),
+    """Measure the perplexities of :class:`SoftPromptResult` on the test part."""
+    windows = lm.windows(lm.test, config.length, config.test_windows)
+    tokens, seed, noisy = config.prompt_tokens, config.seed + 2, prompt.noisy
+    clean = noisy.levels.float() / noisy.mechanism.max_level
+    linear = NoisyPrompt(noisy, new_decoder("linear", stage1.inputs(lm, noisy, prompt.decoder.norm_limit)))
+    project = stage1.projection.decoder
+    return {
+        "ppl_clean": evaluate_perplexity(lm.model, windows, tokens, lambda ids: lm.embeddings[ids]),
+        "ppl_projected": evaluate_perplexity(lm.model, windows, tokens, lambda ids: project(clean[ids])),
+        "ppl_noisy": linear.perplexity(lm, windows, tokens, seed=seed),
+        "ppl_decoder": prompt.perplexity(lm, windows, tokens, seed=seed),
+        "ppl_soft_prompt": prompt.perplexity(lm, windows, tokens, seed=seed, soft_prompt=soft_prompt),
     }
-    if not shard.first:
-        shard.wait()
-        return figures
-    save_file({"soft_prompt": soft_prompt.cpu().contiguous()}, output / "soft_prompt.safetensors")
-    save_decoder(decoder.tensors(), output / "decoder.safetensors")
-    summary = {
-        "name": name,
-        "bits": mechanism.bits,
-        "dim": mechanism.dim,
-        "ratio_numerator": mechanism.ratio_numerator,
-        "mu": mu(mechanism),
-        "norm_limit": norm_limit,
-        "held_out_loss": best,
-        "model_sha256": lm.checksum,
-        "text_sha256": lm.text_sha256,
-        **asdict(config),
-        **figures,
-    }
-    partial = output / "variant.json.partial"
-    partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, output / "variant.json")
-    shard.wait()  # what follows reads these files
-    return figures

@@ -1,4 +1,4 @@
-"""``delctl bundle``: puts trained variants together into what clients and servers load."""
+"""``delctl bundle``: the bundle of trained variants, which clients and servers load."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from pathlib import Path
 
 import click
 
-_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
+from delctl.commands._training_options import EXISTING_DIRECTORY, MODEL, PROJECTION
 
 
 @click.command()
-@click.option("--model", required=True, type=_DIRECTORY, help="Hugging Face causal-LM directory.")
-@click.option("--projection", required=True, type=_DIRECTORY, help="Output of `delctl train projection`.")
+@MODEL
+@PROJECTION
 @click.option(
     "--variant",
     "variants",
     required=True,
     multiple=True,
-    type=_DIRECTORY,
+    type=EXISTING_DIRECTORY,
     help="Output of `delctl train soft-prompt`; repeat for several.",
 )
 @click.option("--name", help="Name of the model in the manifest.  [default: its directory's name]")
@@ -25,19 +25,19 @@ _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 def bundle(
     model: Path,
-    projection: Path,
+    projection_directory: Path,
     variants: tuple[Path, ...],
     name: str | None,
     out: Path,
     overwrite: bool,
 ) -> None:
-    """Put trained variants together into a bundle."""
+    """Write the bundle of trained variants."""
     from del_core.lm.model import load_base_lm
     from del_core.training.assemble import assemble_bundle
 
     manifest = assemble_bundle(
         load_base_lm(model),
-        projection,
+        projection_directory,
         variants,
         out,
         name=name or model.resolve().name,

@@ -2,62 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-_DIRECTORY = click.Path(file_okay=False, path_type=Path)
-MODEL = click.option(
-    "--model",
-    required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Hugging Face causal-LM directory: config.json, tokenizer.json, safetensors.",
-)
-TEXT = click.option(
-    "--text",
-    "texts",
-    required=True,
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="UTF-8 text file; repeat for several. The last 6 % of each are held out.",
-)
-PROJECTION = click.option(
-    "--projection",
-    "projection_directory",
-    required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Output directory of `delctl train projection` or `delctl train encoder`.",
-)
-_BF16 = click.option("--bf16", is_flag=True, help="Matrix products in bfloat16: faster where the processor has them.")
-
-_DEVICE = click.option("--device", default="cpu", show_default=True, help="torch device, such as cuda.")
-_WORKERS = click.option(
-    "--workers",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Processes that share each batch, through Ray Train: on the cluster of RAY_ADDRESS, else on this machine.",
+from delctl.commands._training_options import (
+    BITS,
+    DELTA,
+    MODEL,
+    POSITIVE,
+    PROJECTION,
+    SHARE,
+    TEXT,
+    RegisteredChoice,
+    run_options,
+    stage_options,
 )
 
+Config = TypeVar("Config")
+Result = TypeVar("Result")
 
-def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--quiet", is_flag=True, help="No progress bars."),
-        click.option(
-            "--seed", default=0, show_default=True, help="Seed of initialisation, batches and training noise."
-        ),
-        click.option(
-            "--out", required=True, type=_DIRECTORY, help="Output directory; an interrupted run there is resumed."
-        ),
-    ):
-        command = option(command)
-    return command
+_BEST = "best"  # del_core.training.config.BEST, whose module loads torch
 
 
-def _on_workers(stage: Callable[[], Any], workers: int, batch: int, device: str) -> Any:
-    """What ``stage`` returns, run here or by Ray Train on several workers that share each batch."""
+def _joint_kinds() -> list[str]:
+    from del_core.decoders import joint_kinds
+
+    return joint_kinds()
+
+
+def _stage2_choices() -> list[str]:
+    from del_core.decoders import DECODERS
+
+    return [*DECODERS, _BEST]
+
+
+def _config(kind: Callable[..., Config], settings: Mapping[str, Any]) -> Config:
+    try:
+        return kind(**settings)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _on_workers(stage: Callable[[], Result], workers: int, batch: int, device: str) -> Result:
+    """Return the result of ``stage``, run here or by Ray Train in several workers that share each batch."""
     if workers == 1:
         return stage()
     if batch % workers:
@@ -67,7 +57,7 @@ def _on_workers(stage: Callable[[], Any], workers: int, batch: int, device: str)
     return train_on_workers(stage, workers, gpu=device.startswith("cuda"))
 
 
-def _perplexities(figures: dict[str, float]) -> None:
+def _print_perplexities(figures: Mapping[str, float]) -> None:
     for name, value in figures.items():
         click.echo(f"{name:16} {value:9.2f}")
 
@@ -89,9 +79,7 @@ def train() -> None:
 @click.option("--steps", default=2000, show_default=True)
 @click.option("--learning-rate", default=1.5e-3, show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: faster, needs a C++ compiler.")
-@_BF16
-@_DEVICE
-@_shared
+@run_options
 def base(texts: tuple[Path, ...], out: Path, compiled: bool, device: str, quiet: bool, **sizes: Any) -> None:
     """Train a small Llama and its tokenizer from text."""
     from del_core.lm.text import read_texts
@@ -108,30 +96,23 @@ def base(texts: tuple[Path, ...], out: Path, compiled: bool, device: str, quiet:
 @MODEL
 @TEXT
 @click.option("--dim", type=click.IntRange(1), help="Projected dimension d.  [default: hidden size / 32, at least 32]")
-@click.option("--prompt-tokens", default=96, show_default=True, type=click.IntRange(1))
-@click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2))
-@click.option("--batch", default=16, show_default=True, type=click.IntRange(1))
-@click.option("--steps", default=300, show_default=True, type=click.IntRange(1))
-@click.option("--learning-rate", default=1e-3, show_default=True)
-@_BF16
-@_DEVICE
-@_WORKERS
-@_shared
+@stage_options(steps=300, learning_rate=1e-3, min_prompt_tokens=1)
 def projection(
-    model: Path, texts: tuple[Path, ...], out: Path, device: str, workers: int, quiet: bool, **sizes: Any
+    model: Path, texts: tuple[Path, ...], out: Path, device: str, workers: int, quiet: bool, **settings: Any
 ) -> None:
     """Stage 1: train encoder and decoder through the frozen LM, without noise (the published method)."""
     from del_core.lm.model import load_frozen_lm
     from del_core.lm.text import read_texts
     from del_core.training.projection import ProjectionConfig, train_projection
+    from del_core.training.results import ProjectionResult
 
     model, out, texts = model.resolve(), out.resolve(), tuple(text.resolve() for text in texts)
-    config = ProjectionConfig(**sizes)
+    config = ProjectionConfig(**settings)
 
-    def stage() -> dict[str, float]:
+    def stage() -> ProjectionResult:
         return train_projection(load_frozen_lm(model, read_texts(texts), device), out, config, progress=not quiet)
 
-    _perplexities(_on_workers(stage, workers, config.batch, device))
+    _print_perplexities(_on_workers(stage, workers, config.batch, device).perplexities())
 
 
 @train.command()
@@ -141,17 +122,17 @@ def projection(
 @click.option(
     "--map-asr",
     required=True,
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=SHARE,
     help="Share of tokens that the optimal per-token attack may recover: the level that the encoder is trained for.",
 )
-@click.option("--bits", default=4, show_default=True, type=click.IntRange(1, 8), help="Bits n of a count.")
+@BITS
 @click.option("--width", default=256, show_default=True, type=click.IntRange(0), help="Hidden width; 0 is affine.")
 @click.option(
     "--decoder",
     default="trained",
     show_default=True,
-    type=click.Choice(["trained", "linear"]),
-    help="What is trained along, for stage 2 to go on from: a network, or the paper's linear map, cheapest to serve.",
+    type=RegisteredChoice(_joint_kinds),
+    help="Decoder trained with the encoder, from which stage 2 continues. The linear one costs least to serve.",
 )
 @click.option(
     "--rows",
@@ -159,15 +140,7 @@ def projection(
     show_default=True,
     help="Length of the soft prompt trained along: 0, 32, 64, ...",
 )
-@click.option("--prompt-tokens", default=96, show_default=True, type=click.IntRange(16))
-@click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2))
-@click.option("--batch", default=16, show_default=True, type=click.IntRange(1))
-@click.option("--steps", default=800, show_default=True, type=click.IntRange(1))
-@click.option("--learning-rate", default=3e-3, show_default=True)
-@_BF16
-@_DEVICE
-@_WORKERS
-@_shared
+@stage_options(steps=800, learning_rate=3e-3, min_prompt_tokens=16)
 def encoder(
     model: Path,
     projection_directory: Path,
@@ -176,34 +149,31 @@ def encoder(
     device: str,
     workers: int,
     quiet: bool,
-    **sizes: Any,
+    **settings: Any,
 ) -> None:
-    """Stage 1 with the noise in the loop: best text at one attack success.
+    """Stage 1 with noise: train the encoder for the best text at one attack success.
 
-    Starts from the output of `delctl train projection` and takes its place in the stages that follow. Given an encoder
-    that was trained for another attack success it goes on from that, which for a low success ends worse.
+    Starts from the output of `delctl train projection` and replaces it in the stages that follow. An
+    encoder that was trained for another attack success is a start, too; for a low success the result
+    is worse.
     """
     from del_core.lm.model import load_frozen_lm
     from del_core.lm.text import read_texts
-    from del_core.training.encoder import EncoderConfig, load_decoder_start, train_encoder
-    from del_core.training.projection import load_projection
+    from del_core.training.encoder import EncoderConfig, train_encoder
+    from del_core.training.results import EncoderResult
+    from del_core.training.start import load_stage1
 
     model, out, texts = model.resolve(), out.resolve(), tuple(text.resolve() for text in texts)
     projection_directory = projection_directory.resolve()
-    try:
-        config = EncoderConfig(**sizes)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    config = _config(EncoderConfig, settings)
 
-    def stage() -> dict[str, float]:
+    def stage() -> EncoderResult:
         lm = load_frozen_lm(model, read_texts(texts), device)
-        loaded, start = load_projection(projection_directory, lm), load_decoder_start(projection_directory)
-        return train_encoder(lm, loaded, out, config, start_decoder=start, progress=not quiet)
+        return train_encoder(lm, load_stage1(projection_directory, lm), out, config, progress=not quiet)
 
-    figures = _on_workers(stage, workers, config.batch, device)
-    success = figures.pop("map_asr")
-    _perplexities(figures)
-    click.echo(f"{'map ASR':16} {success:9.2%}  (on the validation part, where both perplexities are)")
+    result = _on_workers(stage, workers, config.batch, device)
+    _print_perplexities(result.perplexities())
+    click.echo(f"{'map ASR':16} {result.map_asr:9.2%}  (on the validation part, like the perplexities)")
 
 
 @train.command("soft-prompt")
@@ -211,44 +181,30 @@ def encoder(
 @PROJECTION
 @TEXT
 @click.option("--name", required=True, help="The variant's name, such as balanced.")
-@click.option("--task", default="general", show_default=True, help="What the soft prompt is trained for.")
-@click.option("--bits", default=4, show_default=True, type=click.IntRange(1, 8), help="Bits n of a count.")
+@click.option("--task", default="general", show_default=True, help="Task that the soft prompt is trained for.")
+@BITS
 @click.option(
     "--map-asr",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Choose the noise such that the optimal per-token attack recovers this share of held-out tokens.",
+    type=SHARE,
+    help="Choose the noise so that the optimal per-token attack recovers this share of held-out tokens.",
 )
 @click.option(
     "--nearest-asr",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Choose the noise such that the nearest-neighbour attack recovers this share of held-out tokens.",
+    type=SHARE,
+    help="Choose the noise so that the nearest-neighbor attack recovers this share of held-out tokens.",
 )
-@click.option("--mu", type=click.FloatRange(0, min_open=True), help="Choose the noise by the paper's mu.")
-@click.option("--epsilon", type=click.FloatRange(0, min_open=True), help="Choose the noise by exact epsilon per token.")
-@click.option(
-    "--delta",
-    default=1e-6,
-    show_default=True,
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Delta of --epsilon.",
-)
+@click.option("--mu", type=POSITIVE, help="Choose the noise by the published mu.")
+@click.option("--epsilon", type=POSITIVE, help="Choose the noise by exact epsilon per token.")
+@DELTA
 @click.option(
     "--decoder",
     default="linear",
     show_default=True,
-    type=click.Choice(["linear", "posterior", "trained", "contextual", "best"]),
-    help="How counts become embeddings; best trains all four and keeps the one of least validation loss.",
+    type=RegisteredChoice(_stage2_choices),
+    help="Decoder from counts to embeddings; best trains every kind and keeps the one of least validation loss.",
 )
 @click.option("--rows", default=32, show_default=True, help="Length of the soft prompt, a multiple of 32; 0 for none.")
-@click.option("--prompt-tokens", default=96, show_default=True, type=click.IntRange(16))
-@click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2))
-@click.option("--batch", default=16, show_default=True, type=click.IntRange(1))
-@click.option("--steps", default=400, show_default=True, type=click.IntRange(1))
-@click.option("--learning-rate", default=1e-2, show_default=True)
-@_BF16
-@_DEVICE
-@_WORKERS
-@_shared
+@stage_options(steps=400, learning_rate=1e-2, min_prompt_tokens=16)
 def soft_prompt(
     model: Path,
     projection_directory: Path,
@@ -265,34 +221,28 @@ def soft_prompt(
     device: str,
     workers: int,
     quiet: bool,
-    **sizes: Any,
+    **settings: Any,
 ) -> None:
-    """Stage 2: calibrate one variant's noise and train its soft prompt."""
-    chosen = [option for option in (map_asr, nearest_asr, mu, epsilon) if option is not None]
-    if len(chosen) != 1:
+    """Stage 2: calibrate one variant's noise and train its soft prompt and decoder."""
+    if sum(target is not None for target in (map_asr, nearest_asr, mu, epsilon)) != 1:
         raise click.UsageError("give exactly one of --map-asr, --nearest-asr, --mu and --epsilon")
     from del_core.lm.model import load_frozen_lm
     from del_core.lm.text import read_texts
-    from del_core.training.encoder import load_decoder_start
-    from del_core.training.projection import load_projection
-    from del_core.training.soft_prompt import SoftPromptConfig
-    from del_core.training.variant import Noise, train_variant
+    from del_core.training.config import SoftPromptConfig
+    from del_core.training.results import VariantResult
+    from del_core.training.start import load_stage1
+    from del_core.training.variant import Noise, VariantPlan, train_variant
 
     model, out, texts = model.resolve(), out.resolve(), tuple(text.resolve() for text in texts)
-    try:
-        config = SoftPromptConfig(**sizes)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
     projection_directory = projection_directory.resolve()
     noise = Noise(bits=bits, map_asr=map_asr, nearest_asr=nearest_asr, mu=mu, epsilon=epsilon, delta=delta)
+    plan = VariantPlan(name, noise, task, _config(SoftPromptConfig, settings))
 
-    def stage() -> dict[str, Any]:
+    def stage() -> VariantResult:
         lm = load_frozen_lm(model, read_texts(texts), device)
-        loaded, start = load_projection(projection_directory, lm), load_decoder_start(projection_directory)
-        return train_variant(lm, loaded, noise, name, task, out, config, start=start, progress=not quiet)
+        return train_variant(lm, load_stage1(projection_directory, lm), plan, out, progress=not quiet)
 
-    summary = _on_workers(stage, workers, config.batch, device)
-    _perplexities({key: value for key, value in summary.items() if key.startswith("ppl_")})
-    for attack in ("nearest", "map"):
-        rate = summary["audit"][attack]
-        click.echo(f"{attack + ' ASR':16} {rate['success']:9.2%}  (95 %: {rate['low']:.2%} to {rate['high']:.2%})")
+    result = _on_workers(stage, workers, plan.config.batch, device)
+    _print_perplexities(result.trained.perplexities())
+    for attack, rate in result.recovery.items():
+        click.echo(f"{attack + ' ASR':16} {rate.success:9.2%}  (95 %: {rate.low:.2%} to {rate.high:.2%})")

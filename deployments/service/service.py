@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from del_core.bundle import RESERVED_VARIANT, Bundle, pack_client
-from del_core.decoders.decoding import Decoder, build_decoder, products_per_token
+from del_core.decoders import Decoder
 from del_core.errors import BUNDLE_OUTDATED, CONTEXT_LENGTH_EXCEEDED, DelError, FrameError
 from del_core.wire import Limits, PrivateSegment, Request, Sampling, Shape, decode_frame
 from deployments.engines.base import Engine, EngineSampling, FinishReason
@@ -120,7 +120,7 @@ class _Variant:
 
     decoder: Decoder | None = field(repr=False)
     soft_prompt: NDArray[np.float32] = field(repr=False)
-    products_per_token: int
+    multiplications_per_token: int
 
 
 class _Served:
@@ -129,7 +129,7 @@ class _Served:
     def __init__(self, bundle: Bundle) -> None:
         hidden = bundle.manifest.base_model.hidden_size
         self.variants = {
-            name: _Variant(build_decoder(bundle, name), bundle.soft_prompt(name), products_per_token(bundle, name))
+            name: _Variant(bundle.build_decoder(name), bundle.soft_prompt(name), bundle.decoder_multiplications(name))
             for name in bundle.variants
         }
         self.variants[CLEAR] = _Variant(None, np.zeros((0, hidden), dtype=np.float32), 0)
@@ -356,7 +356,7 @@ class PrivateLMService:
 
     async def _embed(self, request: Request) -> NDArray[np.float32]:
         variant = self._variant(request)
-        if request.private_tokens * variant.products_per_token > _LARGE_DECODE_PRODUCTS:
+        if request.private_tokens * variant.multiplications_per_token > _LARGE_DECODE_PRODUCTS:
             return await asyncio.get_running_loop().run_in_executor(self._pool, self._assemble, request)
         return self._assemble(request)
 

@@ -18,7 +18,6 @@ from transformers import LlamaForCausalLM
 
 from cluster.local import LocalServer
 from del_core.bundle import Bundle, unpack_client
-from del_core.decoders.decoding import build_decoder
 from del_core.wire import PrivateSegment, Request
 from tests.support.serving_frames import HEADERS, PATH, encode, make_frame, make_request
 from tests.support.tiny import BOS_ID, EOS_ID, Tiny
@@ -48,7 +47,7 @@ def embeddings_of(bundle: Bundle, model: Any, request: Request) -> NDArray[np.fl
         rows.append(bundle.soft_prompt(request.variant))
     for segment in request.segments:
         if isinstance(segment, PrivateSegment):
-            rows.append(build_decoder(bundle, request.variant).decode(segment.codes))
+            rows.append(bundle.build_decoder(request.variant).decode(segment.codes))
         else:
             rows.append(embed(torch.tensor(segment.token_ids)).detach().numpy())
     return np.concatenate(rows)

@@ -23,9 +23,10 @@ from del_core.lm.text import read_texts
 from del_core.training.base import BaseConfig, train_base
 from del_core.training.encoder import EncoderConfig, train_encoder
 from del_core.training.parallel import Shard
-from del_core.training.projection import ProjectionConfig, load_projection, train_projection
+from del_core.training.projection import ProjectionConfig, train_projection
 from del_core.training.soft_prompt import SoftPromptConfig
-from del_core.training.variant import Noise, train_variant
+from del_core.training.start import Stage1, load_stage1
+from del_core.training.variant import Noise, VariantPlan, train_variant
 from delctl.commands.train import train
 from tests.support import worker_run
 from tests.support.texts import ALICE
@@ -54,13 +55,11 @@ def _stages(model: Path, out: Path) -> None:
     config = ProjectionConfig(dim=16, steps=6, **_SHORT)
     train_projection(lm, out / "projection", config, progress=False)
     encoder = EncoderConfig(0.3, width=16, min_prompt_tokens=8, steps=6, **_SHORT)
-    start = load_projection(out / "projection", lm)
-    train_encoder(lm, start, out / "encoder", encoder, progress=False)
+    train_encoder(lm, load_stage1(out / "projection", lm), out / "encoder", encoder, progress=False)
     soft_prompt = SoftPromptConfig(decoder="trained", min_prompt_tokens=8, steps=6, test_windows=16, **_SHORT)
-    train_variant(
-        lm, load_projection(out / "encoder", lm), Noise(bits=4, map_asr=0.3), "v", "t", out / "variant", soft_prompt,
-        progress=False,
-    )  # fmt: skip
+    plan = VariantPlan("v", Noise(bits=4, map_asr=0.3), "t", soft_prompt)
+    stage1 = Stage1(load_stage1(out / "encoder", lm).projection)  # without its decoder, so that one is made anew
+    train_variant(lm, stage1, plan, out / "variant", progress=False)
 
 
 def _worker(rank: int, store: Path, model: Path, out: Path) -> None:
@@ -108,7 +107,7 @@ def test_rows_are_shared_evenly_or_not_at_all():
     batch = torch.arange(12).reshape(6, 2)
     shares = [Shard(rank, 3).of(batch) for rank in range(3)]
     assert torch.equal(torch.cat(shares).sort(dim=0).values, batch)
-    with pytest.raises(ValueError, match="batch: 6 rows cannot be shared evenly by 4 workers"):
+    with pytest.raises(ValueError, match="batch must have a multiple of 4 rows, one share a worker, got 6"):
         Shard(0, 4).of(batch)
 
 

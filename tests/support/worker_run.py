@@ -18,7 +18,8 @@ def stage(model: Path, out: Path, steps: int) -> dict[str, float]:
     config = ProjectionConfig(
         dim=16, steps=steps, prompt_tokens=24, continuation_tokens=8, batch=8, evaluation_windows=16
     )
-    return train_projection(load_frozen_lm(model, read_texts([ALICE])), out, config, progress=False)
+    lm = load_frozen_lm(model, read_texts([ALICE]))
+    return train_projection(lm, out, config, progress=False).perplexities()
 
 
 if __name__ == "__main__":

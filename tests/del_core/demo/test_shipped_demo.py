@@ -14,7 +14,6 @@ from tokenizers import Tokenizer
 from del_core.accounting import epsilon
 from del_core.audit.attacks import AttackSurface, recovery, reproducible_bytes
 from del_core.bundle import load_bundle
-from del_core.decoders.decoding import build_decoder
 from del_core.demo import bundle_path, model_path
 from del_core.lm.model import load_base_lm
 from del_core.lm.perplexity import continuation_nll
@@ -75,7 +74,7 @@ def test_the_soft_prompt_lowers_held_out_perplexity(bundle, lm, held_out, name):
     length = _PROMPT + _CONTINUATION
     starts = np.linspace(0, len(held_out) - length, _WINDOWS).astype(int)
     windows = torch.from_numpy(np.stack([held_out[start : start + length] for start in starts]))
-    mechanism, decoder = bundle.mechanism(name), build_decoder(bundle, name)
+    mechanism, decoder = bundle.mechanism(name), bundle.build_decoder(name)
     levels = np.asarray(bundle.client.table)[windows[:, :_PROMPT].reshape(-1).numpy()]
     decoded = decoder.decode(mechanism.sample(levels, reproducible_bytes(2)))
     prompt = torch.from_numpy(decoded).view(_WINDOWS, _PROMPT, -1)

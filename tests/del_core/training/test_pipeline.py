@@ -11,7 +11,6 @@ from click.testing import CliRunner
 
 from del_core.accounting import epsilon
 from del_core.bundle import load_bundle
-from del_core.decoders.decoding import build_decoder
 from delctl.commands.bundle import bundle as bundle_command
 from delctl.commands.train import train
 
@@ -75,7 +74,7 @@ def test_the_bundle_holds_what_was_trained(trained):
     assert variant.guarantees.epsilon == pytest.approx(epsilon(mechanism, 1e-6), rel=1e-12)
     assert bundle.soft_prompt("noisy").shape == (32, 64)
     assert np.exp(bundle.log_prior).sum() == pytest.approx(1.0, abs=1e-5)
-    decoded = build_decoder(bundle, "noisy").decode(mechanism.sample(np.asarray(bundle.client.table[:50])))
+    decoded = bundle.build_decoder("noisy").decode(mechanism.sample(np.asarray(bundle.client.table[:50])))
     assert decoded.shape == (50, 64)
     assert decoded.dtype == np.float32
     assert np.isfinite(decoded).all()
@@ -104,7 +103,7 @@ def test_the_best_decoder_is_chosen_on_validation_text_and_bundled(trained, tmp_
     for kind, variant in bundle.variants.items():
         codes = bundle.mechanism(kind).sample(np.asarray(bundle.client.table[:40]))
         assert variant.decoder == kind
-        assert np.isfinite(build_decoder(bundle, kind).decode(codes)).all()
+        assert np.isfinite(bundle.build_decoder(kind).decode(codes)).all()
 
 
 @pytest.mark.parametrize(("rows", "decoder", "kinds"), [(32, "trained", None), (0, "best", {"trained", "contextual"})])
@@ -130,7 +129,7 @@ def test_an_encoder_trained_with_noise_goes_the_same_way_into_a_bundle(trained, 
     bundle = load_bundle(tmp_path / "b")
     assert bundle.variants["level"].soft_prompt_length == rows
     codes = bundle.mechanism("level").sample(np.asarray(bundle.client.table[:40]))
-    assert np.isfinite(build_decoder(bundle, "level").decode(codes)).all()
+    assert np.isfinite(bundle.build_decoder("level").decode(codes)).all()
     output = _run(
         train, "encoder", *model, "--projection", tmp_path / "encoder", *text, "--out", tmp_path / "again",
         "--map-asr", 0.2, "--width", 16, "--rows", rows, "--steps", 2, *_SHORT,
@@ -172,7 +171,7 @@ def test_parts_of_different_models_are_refused(trained, tmp_path):
         ],
     )
     assert result.exit_code != 0
-    assert "is not that of the given model" in str(result.exception)
+    assert "must be that of the given model" in str(result.exception)
     assert not (tmp_path / "b").exists()
 
 
@@ -195,4 +194,4 @@ def test_a_soft_prompt_of_the_encoder_has_whole_blocks(trained, tmp_path):
     work, _ = trained
     base = ("--model", work / "model", "--projection", work / "projection", "--text", _TEXT, "--out", tmp_path)
     message = _run(train, "encoder", *base, "--map-asr", 0.25, "--rows", 40, code=2)
-    assert "rows: 40 is not a multiple of 32" in message
+    assert "rows must be a multiple of 32, got 40" in message

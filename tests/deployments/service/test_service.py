@@ -13,7 +13,6 @@ import pytest
 from tokenizers import Tokenizer
 
 from del_core.bundle import Bundle
-from del_core.decoders.decoding import build_decoder
 from del_core.errors import FrameError
 from del_core.wire import PrivateSegment, PublicSegment
 from deployments.engines.base import EngineDeadError
@@ -38,7 +37,7 @@ async def test_private_prompt_is_soft_prompt_then_segments_in_order(
     )
     await service.complete(await service.parse(encode(bundle, request)))
     (call,) = engine.calls
-    decoder = build_decoder(bundle, "strict")
+    decoder = bundle.build_decoder("strict")
     expected = [
         bundle.soft_prompt("strict"),
         table.rows((BOS_ID,)),
@@ -73,7 +72,7 @@ async def test_large_prompts_are_decoded_alike_and_beside_the_event_loop(
     requests = [make_request(bundle, "open", tokens=100, seed=seed) for seed in range(8)]
     parsed = await asyncio.gather(*(service.parse(encode(bundle, request)) for request in requests))
     await asyncio.gather(*(service.complete(request) for request in parsed))
-    decoder = build_decoder(bundle, "open")
+    decoder = bundle.build_decoder("open")
     given = {call.embeddings[SOFT_PROMPT_LENGTH + 1 : SOFT_PROMPT_LENGTH + 101].tobytes() for call in engine.calls}
     private = [request.segments[1] for request in requests]
     assert given == {

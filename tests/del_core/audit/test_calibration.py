@@ -1,4 +1,4 @@
-"""Projection, training noise and the nearest-neighbour attack, against closed forms."""
+"""Calibration, intervals and the nearest-neighbor attack against closed forms."""
 
 from __future__ import annotations
 
@@ -6,79 +6,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 
-from del_core.audit.attacks import reproducible_bytes
 from del_core.audit.attacks.nearest import nearest_tokens
 from del_core.audit.calibration import MAP, NEAREST, AttackSurface, calibrate, token_attacks
 from del_core.audit.intervals import wilson
-from del_core.lm.noise import NoisyTable, limit_norm
-from del_core.mechanism import Mechanism
-from del_core.training.projection import Projection, default_dim
 
 _Z = 4.891638  # two-sided alpha = 1e-6
-
-
-def test_default_dimension():
-    assert [default_dim(b) for b in (16, 256, 1024, 4096)] == [16, 32, 32, 128]
-
-
-def test_pca_with_all_components_and_no_clipping_is_lossless():
-    generator = torch.Generator().manual_seed(0)
-    embeddings = torch.randn(200, 12, generator=generator) * 0.3 + 1.0
-    projection = Projection.from_pca(embeddings, torch.ones(200), 12, inside=1.0)
-    assert torch.allclose(projection(embeddings), embeddings, atol=1e-4)
-    assert projection.encode(embeddings).abs().max() <= 1.0
-
-
-def test_pca_is_weighted_by_frequency():
-    # Two directions: rare tokens vary much along the first, frequent ones a little along the second.
-    embeddings = torch.tensor([[10.0, 0.0], [-10.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    frequent = Projection.from_pca(embeddings, torch.tensor([1e-6, 1e-6, 1.0, 1.0]), 1)
-    uniform = Projection.from_pca(embeddings, torch.ones(4), 1)
-    assert frequent.encoder.weight.abs().argmax() == 1
-    assert uniform.encoder.weight.abs().argmax() == 0
-
-
-def test_the_table_stays_in_range_and_rounds():
-    projection = Projection(3, 2)
-    with torch.no_grad():
-        projection.encoder.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]))
-        projection.encoder.bias.zero_()
-    table = projection.table(torch.tensor([[5.0, -5.0, 0.0], [0.5, 0.249, 0.0]]), 100)
-    assert table.tolist() == [[100, -100], [50, 25]]
-
-
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_training_noise_has_the_mean_and_variance_of_the_mechanism(bits):
-    mechanism = Mechanism(bits, 3, Mechanism.nearest_ratio(0.3))
-    table = torch.tensor([[32767, -32767, 12000]], dtype=torch.int16)
-    count = 200_000
-    y = NoisyTable(table, mechanism).sample(torch.zeros(count, dtype=torch.int64), torch.Generator().manual_seed(1))
-    x = table[0].double() / 32767
-    amplitude = 1 / mechanism.ratio
-    variance = (amplitude**2 - x**2) / mechanism.trials  # DESIGN section 2, step 4
-    assert torch.all((y.double().mean(0) - x).abs() < _Z * (variance / count).sqrt())
-    # The sample variance's own standard deviation is at most that of a variable bounded by the amplitude.
-    assert torch.all((y.double().var(0) - variance).abs() < _Z * 2 * amplitude**2 / count**0.5)
-
-
-def test_training_noise_and_the_released_counts_have_one_distribution():
-    mechanism = Mechanism(4, 1, Mechanism.nearest_ratio(0.4))
-    count = 50_000
-    table = torch.tensor([[20000]], dtype=torch.int16)
-    y = NoisyTable(table, mechanism).sample(torch.zeros(count, dtype=torch.int64), torch.Generator().manual_seed(2))
-    trained = ((y[:, 0] * mechanism.ratio + 1) / 2 * mechanism.trials).round().long().bincount(minlength=16).numpy()
-    codes = mechanism.sample(np.full((count, 1), 20000, np.int16), reproducible_bytes(3))
-    released = np.bincount(codes[:, 0], minlength=16)
-    enough = trained + released >= 10
-    assert stats.chi2_contingency(np.stack([trained[enough], released[enough]])).pvalue > 1e-6
-
-
-def test_limit_norm_shortens_only_what_is_too_long():
-    y = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
-    assert torch.allclose(limit_norm(y, 1.0), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
 
 
 def test_nearest_tokens_agrees_with_brute_force():

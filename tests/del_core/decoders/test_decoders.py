@@ -8,17 +8,18 @@ import torch
 
 from del_core.audit.attacks import reproducible_bytes
 from del_core.bundle import BaseModel, BundleError, Guarantees, Variant, VariantContent, load_bundle, write_bundle
-from del_core.decoders.decoding import build_decoder, products_per_token
-from del_core.decoders.tensors import DECODER_KINDS, WINDOW, DecoderSizes
+from del_core.decoders import DECODERS, DecoderOptions, ModelSizes
+from del_core.decoders.network import WINDOW
 from del_core.lm.noise import NoisyTable
 from del_core.mechanism import Mechanism
-from del_core.training.decoder import NoisyDecoder, choose_sizes
+from del_core.training.decoders import TrainableDecoder, TrainableInputs, new_decoder
 
 _VOCABULARY, _HIDDEN, _DIM, _MAX = 300, 48, 12, 1000
+KINDS = ("linear", "posterior", "trained", "contextual")
 _MECHANISM = Mechanism(3, _DIM, 0.25, max_level=_MAX)
 
 
-def _module(kind: str, norm_limit: float = 4.0) -> NoisyDecoder:
+def _module(kind: str, norm_limit: float = 4.0) -> TrainableDecoder:
     """A decoder with every tensor that training changes drawn at random, so that each of them shows."""
     generator = torch.Generator().manual_seed(3)
     torch.manual_seed(4)
@@ -26,11 +27,11 @@ def _module(kind: str, norm_limit: float = 4.0) -> NoisyDecoder:
     embeddings = torch.randn(_VOCABULARY, _HIDDEN, generator=generator)
     unigram = torch.rand(_VOCABULARY, generator=generator, dtype=torch.float64) + 0.1
     weight, bias = (torch.randn(*shape, generator=generator) for shape in ((_HIDDEN, _DIM), (_HIDDEN,)))
-    sizes = choose_sizes(kind, _HIDDEN, _DIM, width=64)
-    module = NoisyDecoder(
-        kind, sizes, weight, bias, NoisyTable(table, _MECHANISM), norm_limit, embeddings, unigram / unigram.sum(), 0.3
-    )
-    module.levels, module.shipped_prior = table.numpy(), (unigram / unigram.sum()).log().float().numpy()
+    unigram /= unigram.sum()
+    inputs = TrainableInputs(weight, bias, NoisyTable(table, _MECHANISM), norm_limit, embeddings, unigram)
+    module = new_decoder(kind, inputs, DecoderOptions(width=64))
+    module.set_blend(0.3)
+    module.levels, module.shipped_prior = table.numpy(), unigram.log().float().numpy()
     with torch.no_grad():
         for _, parameter in module.trained():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -89,22 +90,22 @@ def test_a_decoder_trained_elsewhere_brings_its_coordinates(kind, monkeypatch):
     assert torch.equal(there(y), here(y))
 
 
-@pytest.mark.parametrize("kind", DECODER_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tokens", [1, 2 * WINDOW + 37])
 def test_serving_computes_what_was_trained(tmp_path, kind, tokens):
     module, bundle = _bundle(tmp_path / "b", kind)
     codes = _codes(tokens)
-    served = build_decoder(bundle, "noisy").decode(codes)
+    served = bundle.build_decoder("noisy").decode(codes)
     with torch.no_grad():
         trained = module(torch.from_numpy(_MECHANISM.dequantize(codes))).numpy()
     assert served.dtype == np.float32
     np.testing.assert_allclose(served, trained, rtol=1e-3, atol=2e-4 * np.abs(trained).max())
 
 
-@pytest.mark.parametrize("kind", DECODER_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_row_depends_on_a_later_one(tmp_path, kind):
     _, bundle = _bundle(tmp_path / "b", kind)
-    decoder, codes = build_decoder(bundle, "noisy"), _codes(2 * WINDOW)
+    decoder, codes = bundle.build_decoder("noisy"), _codes(2 * WINDOW)
     whole = decoder.decode(codes)
     for length in (1, 40, WINDOW + 5):
         np.testing.assert_allclose(decoder.decode(codes[:length]), whole[:length], rtol=1e-4, atol=1e-4)
@@ -119,7 +120,7 @@ def test_no_row_depends_on_a_later_one(tmp_path, kind):
 def test_the_posterior_mean_is_bayes_theorem(tmp_path):
     """Against the definition, term by term in float64."""
     _, bundle = _bundle(tmp_path / "b", "posterior")
-    decoder, codes = build_decoder(bundle, "noisy"), _codes(5)
+    decoder, codes = bundle.build_decoder("noisy"), _codes(5)
     q = _MECHANISM.numerators(np.asarray(bundle.client.table)).astype(np.float64) / 2**32
     for row, found in zip(codes.astype(np.float64), decoder.posterior_mean(codes), strict=True):
         probability = np.exp(bundle.log_prior.astype(np.float64)) * np.prod(q**row * (1 - q) ** (7 - row), axis=1)
@@ -135,8 +136,12 @@ def test_the_posterior_mean_is_bayes_theorem(tmp_path):
         ("trained", {"in_bias": np.zeros(63, np.float32)}, "in_bias.shape is 63; 64"),
         ("trained", {"out_weight": np.full((_HIDDEN, 64), np.nan, np.float32)}, "out_weight has NaN"),
         ("contextual", {"norms": np.ones((1, 2, 64), np.float32)}, "norms.shape is 1x2x64; 2x2x64"),
-        ("contextual", {"attention_in": np.ones((64, 64), np.float32)}, "tensor attention_in has the shape"),
-        ("contextual", {"in_weight": np.ones((65, 60), np.float32)}, "a multiple of 32 is allowed"),
+        ("contextual", {"attention_in": np.ones((64, 64), np.float32)}, "tensor attention_in must have 3 axes"),
+        (
+            "contextual",
+            {"in_weight": np.ones((65, 60), np.float32)},
+            "in_weight must have a multiple of 32 rows, got 65",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(tmp_path, kind, changed, reason):
@@ -148,22 +153,38 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path, kind, changed, reason):
 
 def test_a_missing_tensor_is_named():
     claimed = {"weight": (_HIDDEN, _DIM), "bias": (_HIDDEN,)}
-    with pytest.raises(ValueError, match="tensor values is missing; a decoder of the kind posterior has it"):
-        DecoderSizes.of_shapes("posterior", claimed)
+    with pytest.raises(ValueError, match="tensor values must be in the file, got weight, bias"):
+        DECODERS["posterior"].shapes(claimed, ModelSizes(_HIDDEN, _DIM, _VOCABULARY))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (DecoderOptions(width=65), "must have a multiple of 32 rows, got 65"),
+        (DecoderOptions(width=64, layers=0), r"layers must be in 1\.\.16, got 0"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, reason):
+    with pytest.raises(ValueError, match=reason):
+        DECODERS["contextual"].new_shapes(ModelSizes(_HIDDEN, _DIM, _VOCABULARY), options)
 
 
 def test_a_decoder_costs_little_beside_a_7b_model():
     """docs/results/training.md: Llama-2-7B multiplies once per weight of its layers, 6.48e9 times a token (no
     embedding)."""
     layers = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
-    for kind in DECODER_KINDS:
-        sizes = choose_sizes(kind, 4096, 128)
-        assert sizes.products_per_token(4096, 128, 32000) < 0.02 * layers
-    assert choose_sizes("contextual", 4096, 128) == DecoderSizes(rank=512, width=1024, layers=2)
+    model = ModelSizes(4096, 128, 32000)
+    for name in KINDS:
+        kind = DECODERS[name]
+        assert kind.multiplications(kind.new_shapes(model, DecoderOptions()), model) < 0.02 * layers
+    contextual = DECODERS["contextual"].new_shapes(model, DecoderOptions())
+    assert contextual["values"] == (32000, 512)
+    assert contextual["in_weight"] == (1024, 640)
+    assert contextual["attention_in"] == (2, 3072, 1024)
 
 
-@pytest.mark.parametrize("kind", DECODER_KINDS)
-def test_products_are_the_sizes_of_the_tensors(tmp_path, kind):
+@pytest.mark.parametrize("kind", KINDS)
+def test_multiplications_are_the_sizes_of_the_tensors(tmp_path, kind):
     """What a bundle's decoder costs, against its own tensors: every weight is multiplied once a token."""
     _, bundle = _bundle(tmp_path / "b", kind)
     tensors = bundle.decoder("noisy")
@@ -171,4 +192,4 @@ def test_products_are_the_sizes_of_the_tensors(tmp_path, kind):
     weights = sum(tensors[name].size for name in used if tensors[name].ndim > 1)
     table = 0 if kind == "linear" else bundle.client.table.size
     attention = 2 * 2 * WINDOW * 64 if kind == "contextual" else 0
-    assert products_per_token(bundle, "noisy") == weights + table + attention
+    assert bundle.decoder_multiplications("noisy") == weights + table + attention

@@ -1,0 +1,158 @@
+"""The interface of a decoder kind and the registry of kinds. Requires only numpy.
+
+Decoding is post-processing of a differentially private release and costs no privacy (Dwork and Roth,
+"The Algorithmic Foundations of Differential Privacy", proposition 2.1). docs/guides/training.md says
+when which kind is worth its cost.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from del_core.mechanism import TokenMechanism
+from del_core.registry import Registry
+
+__all__ = [
+    "DECODERS",
+    "Decoder",
+    "DecoderInputs",
+    "DecoderKind",
+    "DecoderOptions",
+    "FloatArray",
+    "ModelSizes",
+    "Shapes",
+    "claimed_extent",
+    "joint_kinds",
+    "limit_norm",
+    "stage2_kinds",
+]
+
+FloatArray = npt.NDArray[np.float32]
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+
+class Decoder(Protocol):
+    """A map from one private segment's counts to embeddings. Row i depends on rows 0 to i only."""
+
+    def decode(self, codes: npt.NDArray[np.uint8]) -> FloatArray:
+        """Return embeddings (tokens, hidden size), float32, of the counts ``codes`` (tokens, dim)."""
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Sizes that the bundle's manifest fixes for every decoder."""
+
+    hidden_size: int
+    dim: int
+    vocabulary_size: int
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """Sizes of a new decoder's network, for kinds that have one. ``width`` None is the kind's default."""
+
+    width: int | None = None
+    layers: int = 2
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderInputs:
+    """The parts from which a decoder is built.
+
+    ``table`` holds levels (V, columns), ``log_prior`` natural-log token frequencies (V,). ``norm_limit`` is
+    R, the largest norm of a dequantized row. ``tensors`` are the arrays of the kind, float32.
+    """
+
+    mechanism: TokenMechanism
+    table: npt.NDArray[np.integer[Any]]
+    log_prior: FloatArray
+    norm_limit: float
+    tensors: Mapping[str, FloatArray]
+
+
+class DecoderKind(ABC):
+    """A kind of decoder: its tensors, its decoder for serving and its class for training.
+
+    A kind needs only numpy. Its torch class is named, not imported, so that clients and servers do not
+    load torch; :func:`del_core.training.decoders.new_decoder` imports it.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    """Phrase for command-line help and documentation."""
+    trainable: ClassVar[str]
+    """``module:class`` of the :class:`~del_core.training.decoders.TrainableDecoder`."""
+    trained: ClassVar[bool] = False
+    """Stage 2 trains parameters of the decoder itself, so it can go without a soft prompt."""
+    joint: ClassVar[bool] = False
+    """An encoder can be trained together with a decoder of this kind."""
+    continues: ClassVar[tuple[str, ...]] = ()
+    """Kinds trained with an encoder from whose parameters stage 2 of this kind can start."""
+    refits_norm_limit: ClassVar[bool] = False
+    """The norm limit is calibrated for each noise, because no parameter was trained for one."""
+
+    @abstractmethod
+    def shapes(self, claimed: Shapes, model: ModelSizes) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor that a file must hold whose header claims these shapes.
+
+        Raises:
+            ValueError: a size that the manifest does not fix is missing or out of range.
+        """
+
+    @abstractmethod
+    def new_shapes(self, model: ModelSizes, options: DecoderOptions) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of a new decoder.
+
+        Raises:
+            ValueError: the options do not fit.
+        """
+
+    @abstractmethod
+    def multiplications(self, shapes: Shapes, model: ModelSizes) -> int:
+        """Return the number of multiplications that decoding one token takes."""
+
+    @abstractmethod
+    def build(self, inputs: DecoderInputs) -> Decoder:
+        """Return the decoder for serving."""
+
+
+DECODERS: Registry[DecoderKind] = Registry("decoder")
+"""The decoder kinds, each of which contains the one before."""
+
+
+def joint_kinds() -> list[str]:
+    """Return the names of the kinds that can be trained together with an encoder."""
+    return [name for name, kind in DECODERS.items() if kind.joint]
+
+
+def stage2_kinds(rows: int) -> list[str]:
+    """Return the names of the kinds with which stage 2 has parameters to train, given its soft prompt's rows."""
+    return [name for name, kind in DECODERS.items() if rows or kind.trained]
+
+
+def claimed_extent(claimed: Shapes, tensor: str, axis: int, *, axes: int, most: int) -> int:
+    """Return the extent of one axis of a tensor, as a file's header claims it.
+
+    Raises:
+        ValueError: the tensor is missing, has another number of axes, or the extent is not in 1..most.
+    """
+    shape = claimed.get(tensor)
+    if shape is None:
+        raise ValueError(f"tensor {tensor} must be in the file, got {', '.join(claimed) or 'none'}")
+    if len(shape) != axes or not 1 <= shape[axis] <= most:
+        raise ValueError(f"tensor {tensor} must have {axes} axes and axis {axis} in 1..{most}, got shape {shape}")
+    return shape[axis]
+
+
+def limit_norm(y: FloatArray, limit: float) -> FloatArray:
+    """Scale every row of ``y`` (tokens, dim) down to Euclidean norm at most ``limit``; shorter rows stay."""
+    norms = np.linalg.norm(y, axis=1, keepdims=True)
+    scale = np.minimum(1.0, limit / np.maximum(norms, np.finfo(np.float32).tiny))
+    limited: FloatArray = np.multiply(y, scale, dtype=np.float32)
+    return limited

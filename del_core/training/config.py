@@ -1,0 +1,131 @@
+"""Sizes and schedules of the training stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from del_core.decoders import DECODERS, DecoderOptions, joint_kinds
+from del_core.lm.model import check_rows
+
+__all__ = [
+    "BEST",
+    "EncoderConfig",
+    "ProjectionConfig",
+    "SoftPromptConfig",
+    "StageConfig",
+]
+
+BEST = "best"
+"""Instead of a decoder's kind: train every kind and keep the one of least validation loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """Settings that every stage through the frozen LM has.
+
+    ``bf16`` computes matrix products in bfloat16. ``evaluation_windows`` are windows of the validation part.
+    """
+
+    prompt_tokens: int = 96
+    continuation_tokens: int = 32
+    batch: int = 16
+    steps: int
+    learning_rate: float
+    evaluation_windows: int = 128
+    bf16: bool = False
+    seed: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens of a window."""
+        return self.prompt_tokens + self.continuation_tokens
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that a checkpoint belongs to: all but the number of steps, which may change."""
+        return {key: value for key, value in asdict(self).items() if key != "steps"}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read the settings among the members of a result; missing ones have their default."""
+        return cls(**{item.name: data[item.name] for item in fields(cls) if item.name in data})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionConfig(StageConfig):
+    """Stage 1 without noise. ``dim`` None is the default of the LM's hidden size."""
+
+    dim: int | None = None
+    steps: int = 300
+    learning_rate: float = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(StageConfig):
+    """Stage 1 with noise.
+
+    Attributes:
+        map_asr: success s of the MAP attack at which the encoder is trained.
+        bits: bits n of a count.
+        width: hidden width of the encoder; 0 for an affine one.
+        decoder: kind that is trained along. ``linear`` costs a server next to nothing.
+        rows: length of the soft prompt that is trained along, so that it and the decoder fit each other.
+    """
+
+    map_asr: float = field(kw_only=False)
+    bits: int = 4
+    width: int = 256
+    decoder: str = "trained"
+    rows: int = 32
+    min_prompt_tokens: int = 16
+    steps: int = 800
+    learning_rate: float = 3e-3
+    encoder_rate: float = 1.0
+    soft_prompt_rate: float = 3.0
+    multiplier: float = 0.1
+    multiplier_rate: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.map_asr < 1.0:
+            raise ValueError(f"map_asr must be between 0 and 1, got {self.map_asr}")
+        if self.decoder not in joint_kinds():
+            raise ValueError(f"decoder must be one of {', '.join(joint_kinds())}, got {self.decoder}")
+        check_rows(self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftPromptConfig(StageConfig):
+    """Stage 2.
+
+    Attributes:
+        rows: length of the soft prompt, a multiple of 32 so that its KV is cached; with 0 the decoder is
+            trained alone.
+        decoder: kind of the decoder.
+        width, layers: sizes of the decoder's network, where the kind has one.
+    """
+
+    rows: int = 32
+    min_prompt_tokens: int = 16
+    steps: int = 400
+    learning_rate: float = 1e-2
+    decoder: str = "linear"
+    width: int | None = None
+    layers: int = 2
+    decoder_learning_rate: float = 1e-3
+    patience: int = 4
+    test_windows: int = 256
+
+    def __post_init__(self) -> None:
+        check_rows(self.rows)
+        if self.decoder != BEST:
+            kind = DECODERS.find(self.decoder)
+            if not self.rows and not kind.trained:
+                raise ValueError(f"rows must be at least 32 with the {self.decoder} decoder, got 0: nothing to train")
+        if not 1 <= self.min_prompt_tokens <= self.prompt_tokens:
+            raise ValueError(f"min_prompt_tokens must be in 1..{self.prompt_tokens}, got {self.min_prompt_tokens}")
+
+    @property
+    def decoder_options(self) -> DecoderOptions:
+        """Sizes of the decoder's network."""
+        return DecoderOptions(self.width, self.layers)

@@ -1,0 +1,284 @@
+"""Results that one training stage leaves for the next, and their form in ``projection.json`` and ``variant.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from del_core._json import write_json_atomic
+from del_core.audit.calibration import Calibration
+from del_core.audit.intervals import Rate
+from del_core.bundle import Guarantees
+from del_core.lm.model import ModelError
+from del_core.mechanism import MAX_LEVEL, Mechanism
+from del_core.training.config import EncoderConfig, ProjectionConfig, SoftPromptConfig
+
+__all__ = [
+    "CalibratedRate",
+    "EncoderResult",
+    "ProjectionResult",
+    "SoftPromptResult",
+    "VariantResult",
+    "read_projection_result",
+    "read_soft_prompt_result",
+    "read_variant_result",
+    "write_result",
+]
+
+_PROJECTION, _VARIANT = "projection.json", "variant.json"
+
+
+@dataclass(frozen=True)
+class CalibratedRate:
+    """Success of the attack that a mechanism was calibrated to, and the target."""
+
+    attack: str
+    target: float
+    rate: Rate
+
+    @classmethod
+    def from_calibration(cls, found: Calibration) -> CalibratedRate:
+        """Return the figures of a calibration."""
+        return cls(found.attack, found.target, found.rate)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one object with the members of the rate."""
+        return {"attack": self.attack, "target": self.target, **self.rate.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CalibratedRate:
+        """Read what ``to_json`` wrote."""
+        return cls(data["attack"], data["target"], Rate.from_json(data))
+
+
+class _Perplexities:
+    """Perplexities of a result: its fields whose names begin with ``ppl_``."""
+
+    def perplexities(self) -> dict[str, float]:
+        """Return the perplexities by name."""
+        names = [item.name for item in fields(self) if item.name.startswith("ppl_")]  # type: ignore[arg-type]
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class ProjectionResult(_Perplexities):
+    """A projection that was trained without noise; perplexities on the test part.
+
+    ``ppl_pca`` is that of the projection before training.
+    """
+
+    config: ProjectionConfig
+    dim: int
+    model_sha256: str
+    text_sha256: str
+    ppl_clean: float
+    ppl_pca: float
+    ppl_projected: float
+
+    @property
+    def width(self) -> int:
+        """Hidden width of the encoder, which is affine."""
+        return 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one object with the members of the configuration."""
+        return _flat(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ProjectionResult:
+        """Read what ``to_json`` wrote."""
+        return cls(ProjectionConfig.from_json(data), **_members(cls, data, "config"))
+
+
+@dataclass(frozen=True)
+class EncoderResult(_Perplexities):
+    """An encoder that was trained with noise.
+
+    ``map_asr`` is the success that was reached: less than ``config.map_asr`` where the table gives away
+    less than that even without noise. Perplexities are on the validation part, both at equal success.
+    """
+
+    config: EncoderConfig
+    dim: int
+    norm_limit: float
+    model_sha256: str
+    text_sha256: str
+    calibration: CalibratedRate
+    ratio_numerator: int
+    ppl_start: float
+    ppl_trained: float
+    map_asr: float
+
+    @property
+    def width(self) -> int:
+        """Hidden width of the encoder."""
+        return self.config.width
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one object with the members of the configuration."""
+        found = _flat(self)
+        ratio = found.pop("ratio_numerator")
+        return {**found, "calibration": {**self.calibration.to_json(), "ratio_numerator": ratio}}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EncoderResult:
+        """Read what ``to_json`` wrote."""
+        calibration = CalibratedRate.from_json(data["calibration"])
+        return cls(
+            # The member map_asr is the success that was reached; the target is the calibration's.
+            config=EncoderConfig.from_json({**data, "map_asr": calibration.target}),
+            calibration=calibration,
+            ratio_numerator=data["calibration"]["ratio_numerator"],
+            **_members(cls, data, "config", "calibration", "ratio_numerator"),
+        )
+
+
+@dataclass(frozen=True)
+class SoftPromptResult(_Perplexities):
+    """A decoder and a soft prompt that were trained for one mechanism; perplexities on the test part.
+
+    ``ppl_noisy`` is that of the linear decoder alone, ``ppl_decoder`` that of the trained decoder without
+    the soft prompt, ``ppl_projected`` that of the projection without noise.
+    """
+
+    name: str
+    config: SoftPromptConfig
+    bits: int
+    dim: int
+    ratio_numerator: int
+    mu: float
+    norm_limit: float
+    held_out_loss: float
+    model_sha256: str
+    text_sha256: str
+    ppl_clean: float
+    ppl_projected: float
+    ppl_noisy: float
+    ppl_decoder: float
+    ppl_soft_prompt: float
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """The mechanism for which stage 2 was trained."""
+        return Mechanism(self.bits, self.dim, self.ratio_numerator / 2.0**31, max_level=MAX_LEVEL)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one object with the members of the configuration."""
+        return _flat(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SoftPromptResult:
+        """Read what ``to_json`` wrote, or a variant's result, whose guarantees hold mu."""
+        flat = {"mu": data.get("guarantees", {}).get("mu"), **data}
+        return cls(config=SoftPromptConfig.from_json(data), **_members(cls, flat, "config"))
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """A finished variant.
+
+    Attributes:
+        recovery: success of each per-token attack on the test part.
+        date: day of the measurement, ISO 8601.
+        calibration: the attack that chose the noise, if one did.
+        candidates: validation loss of each decoder kind, if all of them were trained.
+    """
+
+    trained: SoftPromptResult
+    task: str
+    guarantees: Guarantees
+    recovery: Mapping[str, Rate]
+    date: str
+    calibration: CalibratedRate | None = None
+    candidates: Mapping[str, float] | None = None
+
+    @property
+    def audit(self) -> dict[str, Any]:
+        """The variant's audit, as the manifest holds it."""
+        rates = {name: rate.to_json() for name, rate in self.recovery.items()}
+        return {**rates, "text_sha256": self.trained.text_sha256, "date": self.date}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one object with the members of ``trained``."""
+        found = self.trained.to_json()
+        del found["mu"]  # one of the guarantees
+        if self.candidates is not None:
+            found["candidates"] = dict(self.candidates)
+        found["task"] = self.task
+        if self.calibration is not None:
+            found["calibration"] = self.calibration.to_json()
+        return {**found, "guarantees": asdict(self.guarantees), "audit": self.audit}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> VariantResult:
+        """Read what ``to_json`` wrote."""
+        audit = data["audit"]
+        return cls(
+            trained=SoftPromptResult.from_json(data),
+            task=data["task"],
+            guarantees=Guarantees(**data["guarantees"]),
+            recovery={name: Rate.from_json(rate) for name, rate in audit.items() if isinstance(rate, dict)},
+            date=audit["date"],
+            calibration=CalibratedRate.from_json(data["calibration"]) if "calibration" in data else None,
+            candidates=data.get("candidates"),
+        )
+
+
+def write_result(directory: Path, result: ProjectionResult | EncoderResult | SoftPromptResult | VariantResult) -> None:
+    """Write a stage's result. It is the stage's last file, so a directory that holds it is complete."""
+    projection = isinstance(result, ProjectionResult | EncoderResult)
+    write_json_atomic(directory / (_PROJECTION if projection else _VARIANT), result.to_json())
+
+
+def read_projection_result(directory: Path) -> ProjectionResult | EncoderResult:
+    """Read the result of stage 1 with or without noise.
+
+    Raises:
+        ModelError: the stage has not been run to its end.
+    """
+    data = _read(directory / _PROJECTION, "projection")
+    return EncoderResult.from_json(data) if "norm_limit" in data else ProjectionResult.from_json(data)
+
+
+def read_soft_prompt_result(directory: Path) -> SoftPromptResult:
+    """Read the result of stage 2, of a candidate or of a finished variant.
+
+    Raises:
+        ModelError: the stage has not been run to its end.
+    """
+    return SoftPromptResult.from_json(_read(directory / _VARIANT, "soft-prompt"))
+
+
+def read_variant_result(directory: Path) -> VariantResult:
+    """Read the result of a finished variant.
+
+    Raises:
+        ModelError: the stage has not been run to its end, or its attacks were not measured.
+    """
+    data = _read(directory / _VARIANT, "soft-prompt")
+    if "guarantees" not in data:
+        raise ModelError(
+            f"{directory / _VARIANT} must hold the measured attacks: run `delctl train soft-prompt` to its end first"
+        )
+    return VariantResult.from_json(data)
+
+
+def _read(path: Path, command: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ModelError(f"{path} must exist: run `delctl train {command}` to its end first")
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return data
+
+
+def _flat(result: Any) -> dict[str, Any]:
+    """Return the members of a result, those of its configuration in their place."""
+    found: dict[str, Any] = asdict(result)
+    return {**found.pop("config"), **found}
+
+
+def _members(kind: Any, data: Mapping[str, Any], *omitted: str) -> dict[str, Any]:
+    """Return the members of ``data`` that are fields of ``kind``."""
+    return {item.name: data[item.name] for item in fields(kind) if item.name not in omitted}

@@ -1,0 +1,132 @@
+"""The start of stage 2: the output of stage 1 and a decoder before its training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from del_core.decoders import DECODERS
+from del_core.lm.model import BaseLM, FrozenLM
+from del_core.lm.noise import NoisyTable, step_generator
+from del_core.lm.perplexity import evaluate_perplexity
+from del_core.training.config import SoftPromptConfig, StageConfig
+from del_core.training.decoders import TrainableDecoder, TrainableInputs, new_decoder
+from del_core.training.projection import Projection, load_projection
+from del_core.training.results import EncoderResult, read_projection_result
+
+__all__ = ["DecoderStart", "NoisyPrompt", "Stage1", "calibrate_norm_limit", "load_stage1", "start_decoder"]
+
+START_FILE = "decoder_start.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderStart:
+    """A decoder and a soft prompt (rows, b) that were trained together with an encoder."""
+
+    kind: str
+    tensors: Mapping[str, torch.Tensor]
+    norm_limit: float
+    soft_prompt: torch.Tensor
+
+    def is_for(self, kind: str) -> bool:
+        """Return whether a decoder of ``kind`` can continue from here."""
+        return self.kind in DECODERS[kind].continues
+
+    def first_rows(self, lm: FrozenLM, rows: int) -> torch.Tensor:
+        """Return the start of a soft prompt: this one if it has ``rows`` rows, else frequent tokens."""
+        if len(self.soft_prompt) != rows:
+            return lm.frequent_rows(rows)
+        return self.soft_prompt.to(lm.embeddings.device, copy=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage1:
+    """The output of stage 1; ``start`` is None for a projection that was trained without noise."""
+
+    projection: Projection
+    start: DecoderStart | None = None
+
+    def inputs(self, lm: FrozenLM, noisy: NoisyTable, norm_limit: float) -> TrainableInputs:
+        """Return the parts from which a decoder behind the projection starts."""
+        decoder = self.projection.decoder
+        return TrainableInputs(decoder.weight, decoder.bias, noisy, norm_limit, lm.embeddings, lm.unigram())
+
+
+def load_stage1(directory: Path, lm: BaseLM) -> Stage1:
+    """Load the output of ``train_projection`` or ``train_encoder``.
+
+    Raises:
+        ModelError: the stage has not been run to its end, or was for another LM.
+    """
+    projection, result = load_projection(directory, lm), read_projection_result(directory)
+    if not isinstance(result, EncoderResult):
+        return Stage1(projection)
+    tensors = load_file(directory / START_FILE)
+    return Stage1(
+        projection, DecoderStart(result.config.decoder, tensors, result.norm_limit, tensors.pop("soft_prompt"))
+    )
+
+
+class NoisyPrompt:
+    """The embeddings that the LM reads in place of private tokens."""
+
+    def __init__(self, noisy: NoisyTable, decoder: TrainableDecoder) -> None:
+        self.noisy, self.decoder = noisy, decoder
+
+    def perplexity(
+        self,
+        lm: FrozenLM,
+        windows: torch.Tensor,
+        prompt_tokens: int,
+        *,
+        seed: int,
+        soft_prompt: torch.Tensor | None = None,
+    ) -> float:
+        """Measure the perplexity of continuations. A seed draws the same noise for the same windows every time."""
+        batches = 0
+
+        def embed(tokens: torch.Tensor) -> torch.Tensor:
+            nonlocal batches
+            batches += 1
+            y: torch.Tensor = self.decoder(self.noisy.sample(tokens, step_generator(seed, batches, tokens.device)))
+            return y
+
+        return evaluate_perplexity(lm.model, windows, prompt_tokens, embed, soft_prompt)
+
+
+def calibrate_norm_limit(
+    lm: FrozenLM, stage1: Stage1, noisy: NoisyTable, windows: torch.Tensor, config: StageConfig
+) -> float:
+    """Return the norm limit R of least perplexity, from a grid of multiples of the table's largest norm.
+
+    Counts of a noisy mechanism dequantize to rows far longer than any clean one; unlimited, they dominate
+    everything else that the LM reads.
+    """
+    longest = float((noisy.levels.float() / noisy.mechanism.max_level).norm(dim=1).max())
+    best, best_limit = math.inf, longest
+    for factor in (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0):
+        decoder = new_decoder("linear", stage1.inputs(lm, noisy, factor * longest))
+        value = NoisyPrompt(noisy, decoder).perplexity(lm, windows, config.prompt_tokens, seed=config.seed + 1)
+        if value < best:
+            best, best_limit = value, factor * longest
+    return best_limit
+
+
+def start_decoder(
+    lm: FrozenLM, stage1: Stage1, noisy: NoisyTable, windows: torch.Tensor, config: SoftPromptConfig
+) -> TrainableDecoder:
+    """Return an untrained decoder with the norm limit and the blend of least perplexity."""
+    norm_limit = calibrate_norm_limit(lm, stage1, noisy, windows, config)
+    decoder = new_decoder(config.decoder, stage1.inputs(lm, noisy, norm_limit), config.decoder_options)
+    prompt, tried = NoisyPrompt(noisy, decoder), {}
+    for blend in decoder.blends:
+        decoder.set_blend(blend)
+        tried[blend] = prompt.perplexity(lm, windows, config.prompt_tokens, seed=config.seed + 1)
+    if tried:
+        decoder.set_blend(min(tried, key=tried.__getitem__))
+    return decoder

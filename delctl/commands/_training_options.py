@@ -1,0 +1,105 @@
+"""Options that several commands of training share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+EXISTING_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
+SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+POSITIVE = click.FloatRange(0, min_open=True)
+
+
+class RegisteredChoice(click.ParamType[str]):
+    """A choice among the names of a registry, which is asked only when a command runs or prints its help."""
+
+    name = "choice"
+
+    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
+        self.names = names
+
+    def get_metavar(self, param: click.Parameter, *context: click.Context) -> str:
+        """Return the names for the help text."""
+        return f"[{'|'.join(self.names())}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return ``value`` if it is one of the names."""
+        chosen: str = click.Choice(tuple(self.names())).convert(value, param, ctx)
+        return chosen
+
+
+MODEL = click.option(
+    "--model",
+    required=True,
+    type=EXISTING_DIRECTORY,
+    help="Hugging Face causal-LM directory: config.json, tokenizer.json, safetensors.",
+)
+TEXT = click.option(
+    "--text",
+    "texts",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="UTF-8 text file; repeat for several. The last 6 % of each are held out.",
+)
+PROJECTION = click.option(
+    "--projection",
+    "projection_directory",
+    required=True,
+    type=EXISTING_DIRECTORY,
+    help="Output directory of `delctl train projection` or `delctl train encoder`.",
+)
+BITS = click.option("--bits", default=4, show_default=True, type=click.IntRange(1, 8), help="Bits n of a count.")
+DELTA = click.option("--delta", default=1e-6, show_default=True, type=SHARE, help="Delta of --epsilon.")
+DEVICE = click.option("--device", default="cpu", show_default=True, help="torch device, such as cuda.")
+
+
+def stage_options(*, steps: int, learning_rate: float, min_prompt_tokens: int) -> Callable[[Command], Command]:
+    """Return a decorator with the options of a stage through the frozen LM, with these defaults."""
+    return _together(
+        click.option("--prompt-tokens", default=96, show_default=True, type=click.IntRange(min_prompt_tokens)),
+        click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2)),
+        click.option("--batch", default=16, show_default=True, type=click.IntRange(1)),
+        click.option("--steps", default=steps, show_default=True, type=click.IntRange(1)),
+        click.option("--learning-rate", default=learning_rate, show_default=True),
+        click.option(
+            "--workers",
+            default=1,
+            show_default=True,
+            type=click.IntRange(1),
+            help="Processes that share each batch, by Ray Train, in the cluster of RAY_ADDRESS or on this machine.",
+        ),
+        run_options,
+    )
+
+
+def run_options(command: Command) -> Command:
+    """Add the options of every training command."""
+    return _together(
+        click.option("--bf16", is_flag=True, help="Matrix products in bfloat16: faster on processors that have them."),
+        DEVICE,
+        click.option(
+            "--out",
+            required=True,
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Output directory; an interrupted run there is resumed.",
+        ),
+        click.option(
+            "--seed", default=0, show_default=True, help="Seed of initialization, batches and training noise."
+        ),
+        click.option("--quiet", is_flag=True, help="No progress bars."),
+    )(command)
+
+
+def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate

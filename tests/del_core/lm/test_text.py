@@ -1,0 +1,63 @@
+"""Text files as token windows: a batch depends on seed and step alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from del_core.lm.text import TextError, TokenWindows, read_texts, split_text
+
+
+def test_splits_are_disjoint_and_lose_nothing():
+    text = "".join(f"line {i}\n" for i in range(1000))
+    splits = split_text([text], held_out=0.1)
+    assert splits.train[0] + splits.validation[0] + splits.test[0] == text
+    assert 0.09 < (len(splits.validation[0]) + len(splits.test[0])) / len(text) < 0.11
+
+
+def test_every_window_of_an_epoch_is_seen_once():
+    windows = TokenWindows(torch.arange(1003), length=10, seed=3)
+    for epoch in range(2):
+        starts = [int(windows._window(epoch * windows.per_epoch + i)[0]) for i in range(windows.per_epoch)]
+        assert len(set(starts)) == windows.per_epoch
+        assert {start % 10 for start in starts} == {starts[0] % 10}
+
+
+def test_what_is_between_the_first_windows_is_all_else():
+    tokens = torch.arange(107)
+    windows = TokenWindows(tokens, 10, seed=0)
+    for count in (1, 4, 10, 99):
+        first, between = windows.first(count), windows.between(count)
+        assert first.shape == (min(count, 10), 10)
+        assert sorted(torch.cat([first.flatten(), between]).tolist()) == list(range(100))
+
+
+def test_a_batch_depends_on_nothing_but_seed_and_step():
+    tokens = torch.arange(5000)
+    forwards = [TokenWindows(tokens, 16, seed=1).batch(step, 4) for step in range(100)]
+    windows = TokenWindows(tokens, 16, seed=1)
+    for step in reversed(range(100)):
+        assert torch.equal(windows.batch(step, 4), forwards[step])
+    assert not torch.equal(TokenWindows(tokens, 16, seed=2).batch(0, 4), forwards[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: None, "not found"),
+        (lambda p: p.write_bytes(b"\xff\xfe\xfd"), "not UTF-8 at byte 0"),
+        (lambda p: p.write_text("  \n"), "is empty"),
+        (lambda p: p.mkdir(), "is a directory"),
+    ],
+)
+def test_a_bad_text_file_is_named(tmp_path, make, message):
+    path = tmp_path / "some.txt"
+    make(path)
+    with pytest.raises(TextError, match=message) as error:
+        read_texts([path])
+    assert str(path) in str(error.value)
+
+
+def test_too_little_text_is_refused():
+    with pytest.raises(TextError, match="19 tokens are too few; at least 20"):
+        TokenWindows(torch.arange(19), 10, seed=0)
