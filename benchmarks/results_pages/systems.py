@@ -136,24 +136,20 @@ def _fuzz() -> str:
 
 
 def _elasticity() -> str:
-    rows = []
-    for load_ in load("elasticity.json")["load"]:
-        wave = max(moment["clients"] for moment in load_["timeline"])
-        rows.append(
-            (
-                f"{load_['profile']}: to {wave} clients and back",
-                number(load_["requests"], 0),
-                str(sum(load_["failed"].values())),
-                str(load_["wrong"]),
-                str(load_["refusals"]),
-                f"1 to {load_['replicas_at_most']} to {load_['replicas_at_the_end']}",
-                f"{number(load_['first_new_replica_s'], 0)} s",
-                f"{max(moment['first_p95_ms'] or 0 for moment in load_['timeline']) / 1000:.1f} s",
-                f"{(load_['timeline'][-1]['first_p95_ms'] or 0) / 1000:.2f} s",
-            )
-        )
-    heads = ("load", "requests", "failed", "wrong", "503s retried by the client", "replicas", "second replica after")
-    return table((*heads, "p95 of the first token, worst 2 s", "at the end"), rows)
+    loads = load("elasticity.json")["load"]
+    firsts = [[moment["first_p95_ms"] or 0 for moment in one["timeline"]] for one in loads]
+    rows = {
+        "most clients": [str(max(moment["clients"] for moment in one["timeline"])) for one in loads],
+        "requests": [number(one["requests"], 0) for one in loads],
+        "failed": [str(sum(one["failed"].values())) for one in loads],
+        "wrong": [str(one["wrong"]) for one in loads],
+        "503s retried by the client": [str(one["refusals"]) for one in loads],
+        "replicas": [f"1 to {one['replicas_at_most']} to {one['replicas_at_the_end']}" for one in loads],
+        "second replica after": [f"{number(one['first_new_replica_s'], 0)} s" for one in loads],
+        "p95 of the first token, worst 2 s": [f"{max(first) / 1000:.1f} s" for first in firsts],
+        "p95 of the first token, at the end": [f"{first[-1] / 1000:.2f} s" for first in firsts],
+    }
+    return table(("load", *(one["profile"] for one in loads)), ((name, *cells) for name, cells in rows.items()))
 
 
 def _stack() -> str:
