@@ -149,10 +149,12 @@ def verify_sampler(
     Raises:
         ValueError: an argument is out of range, or ``release`` returns no counts of that shape.
     """
-    if codes < 20_000 or pairs < 1 or not 0.0 < alpha < 1.0:
-        raise ValueError(
-            f"codes, pairs and alpha must be at least 20000, at least 1 and in (0, 1), got {codes, pairs, alpha}"
-        )
+    if codes < 20_000:
+        raise ValueError(f"codes must be at least 20000, got {codes}")
+    if pairs < 1:
+        raise ValueError(f"pairs must be at least 1, got {pairs}")
+    if not 0.0 < alpha < 1.0:
+        raise ValueError(f"alpha must be between 0 and 1, both excluded, got {alpha}")
     path = release if release is not None else mechanism.sample
     generator = np.random.default_rng(seed)
     share = alpha / ((pairs + 2) * len(_FAMILIES))
