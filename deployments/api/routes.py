@@ -25,8 +25,9 @@ from del_core.wire import MEDIA_TYPE, Request
 from deployments.api import deadlines
 from deployments.api.context import APIOptions, RequestContext
 from deployments.api.deadlines import Deadline
-from deployments.api.errors import EXCEPTION_HANDLERS, REFUSALS, ErrorResponse, error_response, refusal
+from deployments.api.errors import ErrorResponse, error_response
 from deployments.api.middleware import Guard, RequestIds
+from deployments.api.refusals import EXCEPTION_HANDLERS, REFUSALS, refusal
 from deployments.api.streaming import Envelope, EventStream
 from deployments.auth.keys import Caller
 from deployments.auth.quotas import Charge, QuotaUnavailableError
@@ -67,7 +68,6 @@ class _Handlers:
         return self._options.keys.caller(http.headers.get("authorization"))
 
     async def completions(self, http: HTTPRequest) -> Response:
-        """POST /v1/private/completions."""
         observation = Observation(http.headers.get("x-request-id"), http.headers.get("traceparent"))
         try:
             response = await self._completion(http, observation)
@@ -168,13 +168,11 @@ class _Handlers:
         return bytes(body)
 
     async def models(self, http: HTTPRequest) -> Response:
-        """GET /v1/models."""
         self._authenticate(http)
         listed = {"object": "list", "data": self._service.models(), "fingerprint": self._service.fingerprint}
         return Response(json.dumps(listed, separators=(",", ":")), media_type="application/json")
 
     async def bundle(self, http: HTTPRequest) -> Response:
-        """GET /v1/bundle."""
         self._authenticate(http)
         tag = f'"{self._service.fingerprint}"'
         headers = {"etag": tag, "cache-control": "no-cache"}
@@ -184,10 +182,8 @@ class _Handlers:
         return Response(await self._service.client_archive(), media_type="application/x-tar", headers=headers)
 
     async def healthz(self, http: HTTPRequest) -> Response:
-        """GET /healthz."""
         return Response('{"status":"ok"}', media_type="application/json")
 
     async def readyz(self, http: HTTPRequest) -> Response:
-        """GET /readyz."""
         await self._service.check_health()
         return Response('{"status":"ready"}', media_type="application/json")

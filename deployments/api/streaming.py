@@ -91,7 +91,6 @@ class EventStream(Response):
         self._ended: BaseException | bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
         pump = asyncio.ensure_future(self._pump())
         write = asyncio.ensure_future(self._write(send, Headers(scope=scope).get("x-request-id")))
         gone = asyncio.ensure_future(wait_for_disconnect(receive))

@@ -45,7 +45,7 @@ def settings_of(tiny: Tiny, bundle: Bundle, *also: Bundle, **scaling: Any) -> Se
             "bundle": str(bundle.path),
             "also": [str(other.path) for other in also],
             "base_model": str(tiny.model),
-            "engine": {"stand_in": pace},
+            "engine": {"kind": "mock", **pace},
             "scaling": {"num_cpus": 0.1, **scaling},
         }
     )

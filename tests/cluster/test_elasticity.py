@@ -38,7 +38,7 @@ def replicas() -> Iterator[LocalServer]:
     """Two replicas, and room for a third; a token takes 5 ms."""
     settings = parse_settings(
         {
-            "engine": {"stand_in": {"step_ms": 5.0}, "max_num_seqs": SLOTS},
+            "engine": {"kind": "mock", "step_ms": 5.0, "max_num_seqs": SLOTS},
             "telemetry": {"request_log": True},
             "keys": {
                 "names": {

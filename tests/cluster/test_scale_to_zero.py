@@ -26,7 +26,7 @@ def test_requests_around_the_moment_of_going_to_sleep(proxy: Literal["haproxy", 
     its end."""
     settings = parse_settings(
         {
-            "engine": {"stand_in": {}},
+            "engine": {"kind": "mock"},
             "scaling": {"min_replicas": 0, "downscale_delay_s": 0.5, "look_back_period_s": 1, "num_cpus": 0.1},
         }
     )

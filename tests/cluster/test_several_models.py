@@ -38,7 +38,7 @@ WITHIN_S = 60.0
 HOLD_S = 1.0  # less than any replica takes to start
 # A replica that comes while the caller is away for the 5 s of Retry-After has to be there when it
 # comes back.
-SLEEPY = {"engine": {"stand_in": {}}, "scaling": {"min_replicas": 0, "downscale_delay_s": 10, "num_cpus": 0.1}}
+SLEEPY = {"engine": {"kind": "mock"}, "scaling": {"min_replicas": 0, "downscale_delay_s": 10, "num_cpus": 0.1}}
 KEY = "del-" + "k" * 43
 LIMITED = ("del-" + "l" * 43, "del-" + "m" * 43)  # two, since a minute may end while one of them is spent
 AUTHORIZED = {**HEADERS, "authorization": f"Bearer {KEY}"}

@@ -65,6 +65,9 @@ class VllmSettings(EngineSettings):
     """Level of vLLM's log, which never holds prompts."""
 
 
+_NOT_OF_VLLM = {"kind", "prefix_caching", "threads", "quick_start", "log_level"}
+
+
 def engine_environment(settings: VllmSettings) -> dict[str, str]:
     """Return the environment that vLLM and the numerical libraries read when they are loaded."""
     return {
@@ -129,27 +132,18 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        optional = {
-            "max_model_len": settings.max_model_len,
-            "max_num_batched_tokens": settings.max_num_batched_tokens,
-            "kv_cache_memory_bytes": settings.kv_cache_memory_bytes,
-        }
+        # The other fields have vLLM's own names; null means vLLM's default.
+        named = settings.model_dump(exclude=_NOT_OF_VLLM, exclude_none=True)
         arguments = AsyncEngineArgs(
             model=str(self._model),
             skip_tokenizer_init=True,
             enable_prompt_embeds=True,
-            dtype=settings.dtype,
-            enforce_eager=settings.enforce_eager,
-            block_size=settings.block_size,
-            max_num_seqs=settings.max_num_seqs,
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-            tensor_parallel_size=settings.tensor_parallel_size,
             enable_prefix_caching=settings.prefix_caching,
             worker_extension_cls="deployments.engines.vllm.worker.EngineWorker",
             logits_processors=["deployments.engines.vllm.sampling:SeededSampling"],
             disable_log_stats=True,
             enable_log_requests=False,
-            **{name: value for name, value in optional.items() if value is not None},
+            **named,
         )
         with startup.forked_engine() if quick else contextlib.nullcontext():
             llm = AsyncLLM.from_engine_args(arguments)

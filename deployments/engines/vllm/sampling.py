@@ -107,7 +107,6 @@ class SeededSampling(LogitsProcessor):
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """See ``LogitsProcessor``."""
         process_dict_updates(self._rows, batch_update, _row)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
