@@ -1,6 +1,7 @@
 """Calibration of the noise to the success of an attack, by bisection on the mechanism's ratio.
 
-The success is measured on text that no result is reported on, so later results are not fitted to it.
+The success is measured on text that no result is reported on, so later results are not fitted to
+it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The text an audit attacks: held out from training, split for attacker and measurement, its words told apart.
+"""The text of an audit: held out from training, divided between attacker and measurement.
 
-The text is cut into sections and each of them into 70 % that trains attacks, 10 % that tunes them and 20 % on which
-they are measured. Sections make all three parts alike where a file holds several documents; an attacker who has read
-the same document is the stronger one.
+The text is cut into sections, and each section into 70 % that trains attacks, 10 % that tunes them
+and 20 % on which they are measured. Sections make the three parts alike where a file holds several
+documents; an attacker who has read part of the same document is the stronger one.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from del_core.lm.text import TextError
 __all__ = ["KINDS", "MIN_PROMPTS", "Corpus", "make_corpus", "rouge_l"]
 
 KINDS = ("stop words", "names and numbers", "rare words", "other words", "other text")
-"""What a token belongs to; each token to one of them."""
+"""Kinds of tokens; each token is of one kind."""
 
 MIN_PROMPTS = 16
-"""Fewer prompts than this to measure on give intervals too wide to decide anything by."""
+"""Least number of prompts to measure on; with fewer, intervals are too wide to be useful."""
 
 _Item = TypeVar("_Item", bound=np.generic)
 _SECTIONS = 10
 _SHARES = (0.7, 0.8)
-_RARE = 2  # a word at most this often in the attacker's part of the text is rare
+_RARE = 2  # a word that the attacker's text has at most this often is rare
 _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 _SENTENCE_END = frozenset(".!?:;\"'\u201c\u201d\u2018\u2019)-\u2014")
 _STOP_WORDS_TEXT = """
@@ -49,12 +49,12 @@ class Corpus:
     """Token ids of the three parts.
 
     Attributes:
-        sha256: of the whole text, UTF-8.
-        tokens: number of tokens in the whole text.
-        train: (tokens,) int64, the attacker's.
-        validation: (windows, length), on which attacks are tuned.
-        prompts: (count, length), on which they are measured.
-        kinds: (count, length) uint8, the index in ``KINDS`` of every token of ``prompts``.
+        sha256: SHA-256 of the whole text in UTF-8.
+        tokens: number of tokens of the whole text.
+        train: the attacker's tokens (tokens,), int64.
+        validation: prompts (windows, length) on which attacks are tuned.
+        prompts: prompts (count, length) on which attacks are measured.
+        kinds: index in ``KINDS`` of every token of ``prompts``, (count, length) uint8.
     """
 
     sha256: str
@@ -66,10 +66,10 @@ class Corpus:
 
 
 def make_corpus(text: str, tokenizer: Tokenizer, *, prompts: int, length: int, vocabulary_size: int) -> Corpus:
-    """Splits ``text`` and takes up to ``prompts`` evenly spaced prompts of ``length`` tokens to measure on.
+    """Divide ``text`` and take up to ``prompts`` evenly spaced prompts of ``length`` tokens.
 
     Raises:
-        TextError: if the text has too few tokens, or the tokenizer makes ids beyond the vocabulary.
+        TextError: the text has too few tokens, or token ids beyond the vocabulary.
     """
     parts = [_joined(sections) for sections in zip(*(_cut(section) for section in _sections(text)), strict=True)]
     encoded = [tokenizer.encode(part, add_special_tokens=False) for part in parts]
@@ -104,7 +104,7 @@ def _cut(section: str) -> tuple[str, str, str]:
 
 
 def _line_end(text: str, cut: int) -> int:
-    """The last line's end before ``cut``, if it is near; else ``cut`` itself."""
+    """Return the last line end before ``cut``, if it is near; else ``cut``."""
     found = text.rfind("\n", max(0, cut - 400), cut) + 1
     return found or cut
 
@@ -120,7 +120,7 @@ def _windows(tokens: npt.NDArray[_Item], length: int, count: int) -> npt.NDArray
 
 
 def _kinds(text: str, offsets: Sequence[tuple[int, int]], frequent: Counter[str]) -> npt.NDArray[np.uint8]:
-    """The kind of every token, from the word that its characters belong to."""
+    """Return the kind of every token, from the word that its characters belong to."""
     of_character = np.full(len(text), KINDS.index("other text"), np.uint8)
     for word in _WORD.finditer(text):
         of_character[word.start() : word.end()] = KINDS.index(_kind(text, word, frequent))
@@ -141,14 +141,14 @@ def _kind(text: str, word: re.Match[str], frequent: Counter[str]) -> str:
     if found.lower() in _STOP_WORDS:
         return "stop words"
     before = text[max(0, word.start() - 8) : word.start()].rstrip()
-    # A capital letter where a sentence begins says nothing.
+    # A capital letter at the beginning of a sentence does not mark a name.
     if found[0].isupper() and len(found) > 1 and before and before[-1] not in _SENTENCE_END:
         return "names and numbers"
     return "rare words" if frequent[found.lower()] <= _RARE else "other words"
 
 
 def rouge_l(reference: str, candidate: str) -> float:
-    """ROUGE-L F1 of two texts over lower-case words: longest common subsequence (Lin 2004). 0 if either has none."""
+    """Return the ROUGE-L F1 of two texts over lower-case words (Lin 2004); 0 if either has none."""
     a = [word.group().lower() for word in _WORD.finditer(reference)]
     b = [word.group().lower() for word in _WORD.finditer(candidate)]
     if not a or not b:

@@ -1,8 +1,7 @@
-"""The proven side of a variant in one object: epsilon per token, prompt and conversation, with the trade-off curve.
+"""Proven figures of a variant: epsilon of token, prompt and conversation; trade-off curve.
 
-Contract: figures of ``del_core.accounting`` (any input), ``del_core.vocabulary_accounting`` (the table's rows) and the
-paper's Gaussian formula, for a list of numbers of tokens that may all be replaced. Everything reported as epsilon is a
-proven upper bound. Needs numpy and scipy.
+Figures for any input come from ``del_core.accounting``, those for the rows of the table from
+``del_core.vocabulary_accounting``. Every epsilon is a proven upper bound except the Gaussian one.
 """
 
 from __future__ import annotations
@@ -25,14 +24,15 @@ __all__ = ["Guarantee", "Scope", "TradeOff", "state_guarantee", "trade_off_curve
 
 @dataclass(frozen=True)
 class Scope:
-    """Guarantee when ``tokens`` private tokens may be replaced by any others.
+    """Guarantee if ``tokens`` private tokens are replaced by any others.
 
     Attributes:
-        tokens: 1 for a token, T for a prompt of T private tokens, the sum over prompts for a conversation.
+        tokens: 1 for a token, T for a prompt of T private tokens, the sum over prompts for a
+            conversation.
         epsilon: exact, over all inputs within the clip.
-        epsilon_vocabulary: over the rows of the table, at most ``epsilon``; None where not computed.
-        mu: the paper's noise figure, growing with the root of ``tokens``.
-        gaussian_epsilon: what the paper's formula says at this mu; no bound, for comparison.
+        epsilon_vocabulary: over the rows of the table, at most ``epsilon``; None if not computed.
+        mu: the paper's noise figure, proportional to the square root of ``tokens``.
+        gaussian_epsilon: the paper's formula at this mu; not a bound, for comparison.
     """
 
     tokens: int
@@ -44,12 +44,12 @@ class Scope:
 
 @dataclass(frozen=True)
 class TradeOff:
-    """Least type II error of any test between two inputs at each type I error, one token, worst case.
+    """Least type II error of any test between the worst pair of inputs, at each type I error.
 
     Attributes:
-        type_one: errors in [0, 1], rising.
-        exact: least type II errors, of the exact worst pair.
-        gaussian: those of the paper's approximation, Phi(Phi^-1(1 - alpha) - mu).
+        type_one: type I errors in [0, 1], rising.
+        exact: least type II errors.
+        gaussian: the paper's approximation, Phi(Phi^-1(1 - alpha) - mu).
     """
 
     type_one: tuple[float, ...]
@@ -59,7 +59,7 @@ class TradeOff:
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What is proven of a mechanism, and of its table, at ``delta``."""
+    """Proven figures of a mechanism and of its table at ``delta``."""
 
     delta: float
     scopes: tuple[Scope, ...]
@@ -68,9 +68,9 @@ class Guarantee:
 
 
 def trade_off_curve(mechanism: Mechanism, tokens: int = 1, points: int = 101) -> TradeOff:
-    """The trade-off curve at ``points`` errors, dense where both errors are small."""
+    """Return the trade-off curve at ``points`` errors, dense where both errors are small."""
     check_integer("points", points, 3)
-    # Even steps of a logit scale reach the corner in which an attacker is interested; the ends are added.
+    # Even steps on a logit scale are dense at both ends, where one of the errors is small.
     inner = 1.0 / (1.0 + np.exp(-np.linspace(-14.0, 14.0, points - 2)))
     alphas = np.concatenate(([0.0], inner, [1.0]))
     mu = accounting.mu(mechanism, tokens)
@@ -89,18 +89,19 @@ def state_guarantee(
     compose_vocabulary: bool = True,
     progress: Callable[[float], None] | None = None,
 ) -> Guarantee:
-    """All proven figures of a variant.
+    """Compute all proven figures of a variant.
 
     Args:
         delta: in (0, 1).
-        table: levels (V, dim) of the vocabulary; without it only the figures for arbitrary inputs.
+        table: levels (V, dim) of the vocabulary; without it only figures for any input.
         tokens: numbers of replaced tokens to report.
-        points: of the trade-off curve.
-        compose_vocabulary: whether the table's figure is computed for more than one token too, which takes longest.
-        progress: called with the share of the scan of the vocabulary done.
+        points: points of the trade-off curve.
+        compose_vocabulary: whether the table's epsilon is also computed for more than one token,
+            which takes longest.
+        progress: called with the share of the vocabulary that is scanned.
 
     Raises:
-        ValueError: an argument is out of range; the message names it.
+        ValueError: an argument is out of range.
     """
     vocabulary = curve = None
     if table is not None:

@@ -1,10 +1,10 @@
-"""What the counts of one token say about it, in bits, and how often the best guess is right: measured and proven.
+"""Leakage of one token through its counts, in bits and in success of the optimal guess.
 
-Contract: tokens are drawn from a prior (the unigram frequencies of text), counts from the mechanism. The mutual
-information and the success of the optimal guess are estimated by Monte Carlo with the exact posterior over the whole
-vocabulary, blockwise and in double precision, with intervals. Beside the estimates stand ceilings that hold for every
-attack whatever its computing power: from the guarantee alone, from the noise and from the table (theorems with proofs
-in ``docs/privacy/proofs.md``). Needs numpy and scipy.
+Tokens are drawn from a prior (unigram frequencies of text) and counts from the mechanism. Mutual
+information and success are Monte Carlo estimates that use the exact posterior
+over the whole vocabulary in double precision. Ceilings hold for every attack whatever its computing
+power; they follow from the guarantee, from the noise, or from the table
+(``docs/privacy/proofs.md``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy import special, stats
 
 from del_core._validation import check_array, check_integer, check_number
-from del_core.audit.intervals import wilson
+from del_core.audit.intervals import Rate
 from del_core.mechanism import Mechanism
 from del_core.mechanism.base import PROBABILITY_ONE
 from del_core.mechanism.likelihood import blocks
@@ -44,12 +44,14 @@ FloatArray = npt.NDArray[np.float64]
 Table = npt.NDArray[np.integer[Any]]
 
 _BITS = 1.0 / math.log(2.0)
-_LEAST_LOG = -600.0  # smaller probabilities count as none or as this: subnormal numbers are slow and change no digit
+# Smaller log-probabilities are raised to this or dropped: subnormal numbers are slow and change no
+# digit.
+_LEAST_LOG = -600.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A Monte Carlo mean with its 95 % interval."""
+    """Monte Carlo mean with its 95 % interval."""
 
     value: float
     low: float
@@ -58,15 +60,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Band:
-    """Tokens whose rank by frequency is in ``first``..``last``, 1 being the most frequent.
+    """Tokens whose frequency rank is in ``first``..``last``; the most frequent has rank 1.
 
     Attributes:
         share: probability that a token of the text is one of them.
-        samples: how many of the tokens drawn were; of none there is no estimate.
-        leakage_bits: mean of log2 posterior over prior of the true token. Weighted by ``share`` the bands' true means
-            add up to the mutual information. A frequent token has few bits to leak and a rare one many; one that is
-            mistaken for another has a negative figure.
-        success: share that the optimal guess got right, Wilson interval.
+        samples: number of drawn tokens in the band.
+        leakage_bits: mean of log2 posterior over prior of the true token. The bands' true means,
+            weighted by ``share``, add up to the mutual information. A token that is mistaken for
+            another has a negative value. None with fewer than two samples.
+        success: share of tokens that the optimal guess gets right, with Wilson interval.
     """
 
     first: int
@@ -79,19 +81,19 @@ class Band:
 
 @dataclass(frozen=True)
 class Leakage:
-    """Measured on ``samples`` tokens drawn from the prior.
+    """Leakage measured on ``samples`` tokens drawn from the prior.
 
     Attributes:
-        entropy_bits: entropy of the prior: what there is to learn about a token.
-        leakage_bits: mutual information of token and counts, an estimate of entropy less mean posterior entropy; the
-            interval is the normal one of the mean over samples.
-        success: share of tokens that the optimal guess (the most probable token given the counts) got right, with the
-            Wilson interval.
-        expected_success: the same probability, estimated by the mean of the largest posterior probability: less noisy,
-            since it averages over what the token could have been.
+        entropy_bits: entropy of the prior.
+        leakage_bits: mutual information of token and counts, estimated by entropy minus mean
+            posterior entropy; normal interval of the mean over samples.
+        success: share of tokens that the optimal guess (the most
+            probable token given the counts) gets right, with Wilson interval.
+        expected_success: the same probability, estimated by the mean of the largest posterior
+            probability. It varies less, since it averages over all tokens that are possible.
         prior_success: success without the counts: the probability of the most frequent token.
-        samples: tokens drawn.
-        by_frequency: the same by rank of the token, the most frequent first.
+        samples: number of drawn tokens.
+        by_frequency: the same figures by frequency rank.
     """
 
     entropy_bits: float
@@ -105,18 +107,21 @@ class Leakage:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What no attack on one token can exceed, whatever its means; each the least of several proven bounds.
+    """Proven upper bounds for every attack on one token.
 
     Attributes:
-        leakage_bits: least of the three below.
-        entropy_bits: the prior's entropy: one cannot learn more than there is.
-        capacity_bits: d times the capacity of one coordinate: over all inputs, tables and priors.
-        table_bits: sum over coordinates of the information that each alone has on the token: this table, this prior.
-        success: least of the four below.
-        guarantee_success: from the trade-off curve between any two inputs alone: what the privacy guarantee promises.
-        noise_success: from the trade-off curve of an input against the centre of the cube: uses the mechanism.
-        table_success: from Renyi divergences of the table's rows from a common reference: this table, this prior.
-        fano_success: what Fano's inequality says of any guess, given ``leakage_bits``.
+        leakage_bits: least of the three bounds below.
+        entropy_bits: entropy of the prior.
+        capacity_bits: d times the capacity of one coordinate, for all inputs, tables and priors.
+        table_bits: sum over coordinates of the information that each alone has about the token, for
+            this table and prior.
+        success: least of the four bounds below.
+        guarantee_success: from the trade-off curve between any two inputs, that is, from the
+            privacy guarantee alone.
+        noise_success: from the trade-off curve between an input and the center of the cube.
+        table_success: from Renyi divergences of the table's rows from a common reference, for this
+            table and prior.
+        fano_success: from Fano's inequality, given ``leakage_bits``.
     """
 
     leakage_bits: float
@@ -131,7 +136,7 @@ class Ceilings:
 
 
 def entropy_bits(log_prior: npt.NDArray[np.floating[Any]]) -> float:
-    """Shannon entropy in bits of natural-log probabilities (V,), normalised here; -inf for impossible tokens."""
+    """Return the entropy in bits of natural-log probabilities (V,), which are normalized here."""
     prior = _prior(log_prior)
     return float(-np.sum(special.xlogy(prior, prior))) * _BITS + 0.0
 
@@ -145,30 +150,30 @@ def measure_leakage(
     seed: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Leakage:
-    """Mutual information of token and counts and the optimal guess's success, under the prior.
+    """Estimate mutual information of token and counts, and success of the optimal guess.
 
     Args:
         table: levels (V, dim).
-        log_prior: natural-log unigram probabilities (V,), normalised here.
-        samples: tokens to draw, at least 100 for the intervals to mean something.
-        seed: for a measurement that can be repeated; by default fresh randomness.
-        progress: called with the share done.
+        log_prior: natural-log unigram probabilities (V,), normalized here.
+        samples: number of tokens to draw, at least 100 so that the intervals hold.
+        seed: seed of a repeatable measurement; by default the randomness is fresh.
+        progress: called with the share that is done.
 
     Raises:
-        ValueError: shapes do not belong together, or the prior is no distribution.
+        ValueError: the shapes do not belong together, or the prior is not a distribution.
     """
     prior = _checked_prior(mechanism, table, log_prior)
     check_integer("samples", samples, 100)
     generator = np.random.default_rng(seed)
     tokens = generator.choice(len(prior), size=samples, p=prior)
-    codes = mechanism.sample(np.asarray(table[tokens]), os.urandom if seed is None else generator.bytes)
-    log_odds, constant = _affine(mechanism, table)
+    counts = mechanism.sample(np.asarray(table[tokens]), os.urandom if seed is None else generator.bytes)
+    likelihood = mechanism.likelihood(table, np.float64)
     with np.errstate(divide="ignore"):
-        constant = constant + np.log(prior)
+        logs = np.log(prior)
     entropies, largest, gained = np.empty(samples), np.empty(samples), np.empty(samples)
     hits = np.zeros(samples, np.bool_)
     for here in blocks(samples, len(prior)):
-        scores = codes[here].astype(np.float64) @ log_odds.T + constant
+        scores = likelihood(counts[here]) + logs
         scores -= scores.max(axis=1, keepdims=True)
         scores = np.maximum(scores, _LEAST_LOG)
         posterior = np.exp(scores)
@@ -188,7 +193,7 @@ def measure_leakage(
     return Leakage(
         entropy_bits=entropy,
         leakage_bits=Estimate(max(0.0, entropy - mean), max(0.0, entropy - high), min(entropy, entropy - low)),
-        success=_rate(hits),
+        success=_success(hits),
         expected_success=Estimate(expected[0], max(0.0, expected[1]), min(1.0, expected[2])),
         prior_success=float(prior.max()),
         samples=samples,
@@ -196,9 +201,9 @@ def measure_leakage(
     )
 
 
-def _rate(hits: npt.NDArray[np.bool_]) -> Estimate:
-    low, high = wilson(int(hits.sum()), len(hits))
-    return Estimate(float(hits.mean()), low, high)
+def _success(hits: npt.NDArray[np.bool_]) -> Estimate:
+    rate = Rate.from_hits(hits)
+    return Estimate(rate.success, rate.low, rate.high)
 
 
 def _bands(
@@ -213,13 +218,13 @@ def _bands(
         count = int(here.sum())
         leaked = Estimate(*_mean_interval(gained[here])) if count > 1 else None
         share = float(prior[(rank >= first) & (rank <= last)].sum())
-        result.append(Band(first, last, share, count, leaked, _rate(hits[here]) if count else None))
+        result.append(Band(first, last, share, count, leaked, _success(hits[here]) if count else None))
         first = last + 1
     return tuple(result)
 
 
 def proven_ceilings(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[np.floating[Any]]) -> Ceilings:
-    """All ceilings for one token of the prior; see :class:`Ceilings`."""
+    """Return all ceilings for one token of the prior."""
     prior = _checked_prior(mechanism, table, log_prior)
     entropy = entropy_bits(log_prior)
     capacity = mechanism.dim * channel_capacity(mechanism.trials, mechanism.ratio)
@@ -242,19 +247,22 @@ def proven_ceilings(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[n
 
 
 def success_ceiling(mechanism: Mechanism, prior: npt.NDArray[np.floating[Any]], *, reference: str) -> float:
-    """Largest success of any guess of one token, of any table within the clip.
+    """Return the largest success of any guess of one token, for any table within the clip.
 
-    A guess splits the outputs into sets S_v. With a reference law Q, sum_v Q(S_v) = 1, and P_v(S_v) <= g(Q(S_v)), g(x)
-    = 1 - f(x) being the largest power of a test of level x of Q against P_v. So success is at most
+    A guess splits the outputs into sets S_v. With a reference distribution Q, sum_v Q(S_v) = 1 and
+    P_v(S_v) <= g(Q(S_v)), where g(x) = 1 - f(x) is the largest power of a test of level x of Q
+    against P_v. So success is at most
 
-        max  sum_v prior_v g(x_v)   over   x_v >= 0,  sum_v x_v = 1,
+        max  sum_v prior_v g(x_v)   over   x_v >= 0,  sum_v x_v = 1.
 
-    which for the concave piecewise linear g of two binomials is filled greedily, steepest pieces first.
+    For the concave piecewise linear g of two binomials the maximum is found greedily, steepest
+    pieces first.
 
     Args:
         prior: probabilities of tokens (V,), summing to 1.
-        reference: ``"token"``: Q is the output of some token, f the trade-off curve of the guarantee, and nothing else
-            about the mechanism is used. ``"centre"``: Q is the output at level 0 everywhere, half as far away.
+        reference: ``"token"``: Q is the output of some token and f the trade-off curve of the
+            guarantee; nothing else about the mechanism is used. ``"centre"``: Q is the output at
+            level 0 everywhere, at half the distance.
 
     Raises:
         ValueError: ``reference`` is neither.
@@ -268,7 +276,8 @@ def success_ceiling(mechanism: Mechanism, prior: npt.NDArray[np.floating[Any]], 
         raise ValueError(f'reference must be "token" or "centre", got {reference!r}')
     k = np.arange(trials, -1, -1, dtype=np.float64)  # by falling likelihood ratio
     log_gain, log_width = stats.binom.logpmf(k, trials, 0.5 * (1.0 + ratio)), stats.binom.logpmf(k, trials, null)
-    # Piece of token v at count k: width w_k of the budget 1, worth prior_v p_k. Equal priors share their pieces.
+    # Piece of token v at count k: width w_k of the budget 1, value prior_v p_k. Equal priors share
+    # pieces.
     values, copies = np.unique(np.asarray(prior, np.float64)[np.asarray(prior) > 0.0], return_counts=True)
     slope = (np.log(values)[:, None] + (log_gain - log_width)[None, :]).reshape(-1)
     width = (copies[:, None] * np.exp(log_width)[None, :]).reshape(-1)
@@ -284,13 +293,14 @@ def success_ceiling(mechanism: Mechanism, prior: npt.NDArray[np.floating[Any]], 
 
 
 def channel_capacity(trials: int, ratio: float, *, inputs: int = 257, iterations: int = 1500) -> float:
-    """Upper bound, close to tight, of what one count can say about its coordinate, in bits.
+    """Return a nearly tight upper bound of the bits that one count reveals of its coordinate.
 
-    The capacity of the channel q -> Binomial(trials, q), q in [(1-r)/2, (1+r)/2]. For every output law Q it is at most
-    the maximum over q of D(q) = D(Binomial(trials, q) || Q). Blahut and Arimoto's iteration over a grid of inputs finds
-    a good Q; what is reported is the maximum of D for it, between the points of a finer grid too: with I = trials /
-    (q (1-q)) the Fisher information and R the range of the log ratio, |D''| <= I (1 + R) (proof:
-    ``docs/privacy/proofs.md``).
+    It bounds the capacity of the channel q -> Binomial(trials, q), q in [(1-r)/2, (1+r)/2]. For
+    every output distribution Q the capacity is at most the maximum over q of D(q) =
+    D(Binomial(trials, q) || Q). The Blahut-Arimoto iteration over a grid of inputs finds a good Q.
+    The bound is the maximum of D for that Q, also between the points of a finer grid: with the
+    Fisher information I = trials / (q (1-q)) and the range R of the log ratio, |D''| <= I (1 + R)
+    (proof: ``docs/privacy/proofs.md``).
     """
     check_integer("trials", trials, 1)
     check_number("ratio", ratio, 0.0, 1.0, open_low=True, open_high=True)
@@ -328,14 +338,15 @@ def channel_capacity(trials: int, ratio: float, *, inputs: int = 257, iterations
 
 
 def table_success(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[np.floating[Any]]) -> float:
-    """Largest success of any guess of one token of this table under this prior, by Renyi divergences.
+    """Return the largest success of any guess of one token of this table under this prior.
 
-    For every order a > 1 and every reference law Q (Hoelder's inequality and the greedy choice of guessing sets)
+    For every order a > 1 and every reference distribution Q (Hoelder's inequality and the greedy
+    choice of guessing sets)
 
         success <= [ sum_v prior_v^a exp((a-1) D_a(P_v || Q)) ]^(1/a).
 
-    Q is a product of binomials: at first of the mean probabilities, then of those weighted by the terms of the sum. The
-    least of 16 orders with three Q each.
+    Q is a product of binomials: first with the mean probabilities, then with means weighted by the
+    terms of the sum. The result is the least of 16 orders with three Q each.
     """
     prior = _checked_prior(mechanism, table, log_prior)
     used = np.flatnonzero(prior > 0.0)
@@ -345,10 +356,10 @@ def table_success(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[np.
         weights = prior[used]
         for _ in range(3):
             centre = np.zeros(mechanism.dim)
-            for here in _blocks(len(used)):
+            for here in blocks(len(used), mechanism.dim):
                 centre += weights[here] @ _probabilities(mechanism, table, used[here])
             terms = np.empty(len(used))
-            for here in _blocks(len(used)):
+            for here in blocks(len(used), mechanism.dim):
                 q = _probabilities(mechanism, table, used[here])
                 log_sum = np.logaddexp(
                     order * np.log(q) + (1.0 - order) * np.log(centre),
@@ -363,9 +374,9 @@ def table_success(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[np.
 
 
 def coordinate_information(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[np.floating[Any]]) -> FloatArray:
-    """Exact information in bits that each coordinate's count alone has on the token, shape (dim,).
+    """Return the exact information (dim,) in bits of each coordinate's count about the token.
 
-    Given the token the counts are independent, so their sum bounds what all of them together say.
+    Given the token the counts are independent, so the sum bounds the information of all counts.
     """
     prior = _checked_prior(mechanism, table, log_prior)
     k = np.arange(mechanism.trials + 1, dtype=np.float64)
@@ -387,7 +398,7 @@ def coordinate_information(mechanism: Mechanism, table: Table, log_prior: npt.ND
 
 
 def fano_success(entropy: float, leakage: float, tokens: int) -> float:
-    """Largest success p with entropy - leakage <= h(p) + (1-p) log2(tokens - 1): Fano's inequality, all in bits."""
+    """Return the largest p with entropy - leakage <= h(p) + (1-p) log2(tokens - 1) (Fano)."""
     if tokens < 2 or leakage >= entropy:
         return 1.0
     missing = entropy - leakage
@@ -408,24 +419,8 @@ def fano_success(entropy: float, leakage: float, tokens: int) -> float:
     return high
 
 
-def _blocks(tokens: int) -> list[slice]:
-    return [slice(start, start + 8192) for start in range(0, tokens, 8192)]
-
-
 def _probabilities(mechanism: Mechanism, table: Table, tokens: npt.NDArray[np.int64]) -> FloatArray:
     return mechanism.numerators(np.asarray(table[tokens])) / PROBABILITY_ONE
-
-
-def _affine(mechanism: Mechanism, table: Table) -> tuple[FloatArray, FloatArray]:
-    """log P(K | v) = K . slopes[v] + constants[v] + (a term of K alone): slopes (V, dim), constants (V,)."""
-    tokens = len(table)
-    log_odds, constant = np.empty((tokens, mechanism.dim)), np.empty(tokens)
-    for here in _blocks(tokens):
-        q = mechanism.numerators(np.asarray(table[here])) / PROBABILITY_ONE
-        failure = np.log1p(-q)
-        log_odds[here] = np.log(q) - failure
-        constant[here] = mechanism.trials * failure.sum(axis=1)
-    return log_odds, constant
 
 
 def _mean_interval(values: FloatArray) -> tuple[float, float, float]:

@@ -45,7 +45,7 @@ def proven_figures(
     text_of: Callable[[int], str],
     progress: Progress,
 ) -> ProvenFigures:
-    """Compute guarantees per token, prompt and conversation, each token's epsilon, and the ceilings."""
+    """Compute guarantees of token, prompt and conversation, token epsilons, and ceilings."""
     stated = state_guarantee(
         mechanism,
         delta,

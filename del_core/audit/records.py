@@ -1,8 +1,8 @@
 """JSON values from frozen dataclasses and back, by the names of their fields.
 
-A field may carry metadata: ``FLAT`` writes the members of its value into the object of the record itself,
-``OMITTED`` leaves the member out where the field has its default. A class with methods ``to_json`` and
-``from_json`` of its own is converted by them.
+A field may carry metadata: ``FLAT`` writes the members of its value into the object of the record
+itself, ``OMITTED`` leaves the member out where the field has its default. A class with methods
+``to_json`` and ``from_json`` of its own is converted by them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def to_json(value: Any) -> Any:
 
 
 def fields_to_json(record: Any) -> dict[str, Any]:
-    """Return the object of a record, for a ``to_json`` that adds to it or that names the class's form."""
+    """Return the object of a record by its fields, without its own ``to_json``."""
     members: dict[str, Any] = {}
     for item in fields(record):
         value = getattr(record, item.name)
@@ -46,10 +46,10 @@ def _plain(value: Any) -> Any:
 
 
 def from_json(kind: type[T], value: Any, name: str = "") -> T:
-    """Return the record of class ``kind`` that ``to_json`` made ``value`` of; unknown members are ignored.
+    """Return a value of class ``kind`` from its JSON; unknown members are ignored.
 
-    Raises:
-        ValueError: a member is missing or has the wrong form; the message names it by its path, ``name`` being
+    Raises: ValueError: a member is missing or has the wrong form; the message names it by its path,
+        ``name`` being
             the path of ``value`` itself.
     """
     found: T = _read(kind, value, name)
@@ -57,7 +57,7 @@ def from_json(kind: type[T], value: Any, name: str = "") -> T:
 
 
 def fields_from_json(kind: type[T], value: Any, name: str = "") -> T:
-    """Return the record of the dataclass ``kind`` from an object, ignoring a ``from_json`` of the class."""
+    """Return a record from an object by its fields, without its own ``from_json``."""
     members = _checked(value, dict, name)
     return kind(**{item.name: _member(item, hint, members, name) for item, hint in _hints(kind)})
 

@@ -207,7 +207,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt beside its reconstruction by ``attack``; ``recovered`` is the share of right tokens."""
+    """A prompt and its reconstruction by ``attack``; ``recovered`` is the share of right tokens."""
 
     attack: str
     recovered: float
@@ -260,7 +260,7 @@ class VariantAudit:
 
 @dataclass(frozen=True)
 class AuditedBundle:
-    """Identity of the bundle; ``updated_fingerprint`` is that of the bundle that holds this audit."""
+    """Identity of the bundle; ``updated_fingerprint`` is that with this audit in the manifest."""
 
     fingerprint: str
     base_model: str

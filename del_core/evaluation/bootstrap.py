@@ -65,9 +65,9 @@ def paired_interval(
 ) -> Interval:
     """Return the interval of a ``statistic`` of the columns' means over passages.
 
-    Args:
-        statistic: function from one array of means (resamples,) for each column to figures (resamples,).
-        columns: values (passages,) or (seeds, passages), of the same passages in the same order.
+    Args: statistic: function from one array of means (resamples,) for each column to figures
+        (resamples,). columns: values (passages,) or (seeds, passages), of the same passages in the
+        same order.
 
     Raises:
         ValueError: the columns have different numbers of passages, or only one passage.
@@ -98,7 +98,7 @@ def across_texts(
 
 
 def _means(columns: Sequence[npt.ArrayLike], resamples: int, seed: int) -> FloatArray:
-    """Return the mean of each column over its passages and over each resample: (columns, 1 + resamples)."""
+    """Return each column's mean over its passages and each resample: (columns, 1 + resamples)."""
     rows = [np.atleast_2d(np.asarray(column, np.float64)).mean(axis=0) for column in columns]
     passages = {len(row) for row in rows}
     if len(passages) != 1 or passages == {1}:
@@ -114,10 +114,10 @@ def mean_interval(values: npt.ArrayLike, seed: int = 0) -> Interval:
 
 
 def perplexity_interval(nll: npt.ArrayLike, seed: int = 0) -> Interval:
-    """Return the interval of exp(mean negative log-likelihood), from nats per token of each passage."""
+    """Return the interval of the perplexity, from nats per token of each passage."""
     return paired_interval(np.exp, nll, seed=seed)
 
 
 def ratio_interval(nll: npt.ArrayLike, other: npt.ArrayLike, seed: int = 0) -> Interval:
-    """Return the interval of the first perplexity over the second: below 1 where the first is better."""
+    """Return the interval of the first perplexity over the second: below 1, the first is better."""
     return paired_interval(ppl_ratio, nll, other, seed=seed)

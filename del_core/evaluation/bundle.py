@@ -22,7 +22,6 @@ from del_core.evaluation.measure import Measured, Passages, measure
 from del_core.evaluation.view import ClearPrompt, CountsView, NoPrompt, ServerView, in_front
 from del_core.lm.model import BaseLM
 from del_core.lm.text import TextError, TokenWindows, tokenize
-from del_core.mechanism import require_binomial
 
 __all__ = ["BundleView", "EvaluationRow", "EvaluationSettings", "evaluate_bundle"]
 
@@ -31,7 +30,7 @@ class BundleView(CountsView):
     """One variant of a bundle as it is served, with its soft prompt or, for comparison, without."""
 
     def __init__(self, bundle: Bundle, variant: str, *, soft_prompt: bool = True) -> None:
-        super().__init__(variant, require_binomial(bundle.mechanism(variant), "an evaluation"), bundle.client.table)
+        super().__init__(variant, bundle.mechanism(variant), bundle.client.table)
         self._decoder = bundle.build_decoder(variant)
         self._soft_prompt = torch.from_numpy(bundle.soft_prompt(variant)) if soft_prompt else None
 
@@ -73,16 +72,14 @@ class EvaluationSettings:
 class EvaluationRow:
     """Figures of one view of the prompts, with 95 % intervals of a paired bootstrap over passages.
 
-    Attributes:
-        method: the clear prompt, no prompt, or a variant with or without its soft prompt.
+    Attributes: method: the clear prompt, no prompt, or a variant with or without its soft prompt.
         attack_success: share of tokens that the optimal guess of single tokens recovers.
-        attack_bits: bits that it gains on the true token.
-        ppl: perplexity of the true continuations.
-        ppl_ratio: perplexity over that of the clear prompt, on the same passages.
-        coh, coh_lift: coherence of greedy texts; None without a sentence encoder.
-        rouge_l: overlap of greedy texts with those from the clear prompt.
-        soft_prompt_ratio: perplexity over that of the variant without its soft prompt: below 1, it helps.
-        without_soft_prompt: whether the soft prompt of the variant was left out.
+        attack_bits: bits that it gains on the true token. ppl: perplexity of the true
+        continuations. ppl_ratio: perplexity over that of the clear prompt, on the same passages.
+        coh, coh_lift: coherence of greedy texts; None without a sentence encoder. rouge_l: overlap
+        of greedy texts with those from the clear prompt. soft_prompt_ratio: perplexity over that of
+        the variant without its soft prompt: below 1, it helps. without_soft_prompt: whether the
+        soft prompt of the variant was left out.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""Passages under a view: the likelihood of the true continuation, and the text that the model writes.
+"""Passages under a view: likelihood of the true continuation, and the text that is written.
 
 The view embeds the prompt. Tokens of the continuation are clean, as when the server has generated
 them itself.
@@ -59,11 +59,11 @@ def continuations(
     generator: torch.Generator | None = None,
     copies: int = 1,
 ) -> torch.Tensor:
-    """Generate ``tokens`` tokens after each prompt: ids (N * copies, tokens), copies of a prompt in sequence.
+    """Generate ``tokens`` tokens after each prompt: ids (N * copies, tokens).
 
-    Greedy without a ``generator``. With one, tokens are drawn from the model's distribution
-    (temperature 1) by the Gumbel-max trick, so that views with generators of the same seed use the
-    same random numbers.
+    Copies of a prompt stand in sequence. Greedy without a ``generator``. With one, tokens are drawn
+    from the model's distribution (temperature 1) by the Gumbel-max trick, so that views with
+    generators of the same seed use the same random numbers.
 
     Args:
         embedded: embeddings of the prompts, (N, T, b), without padding.

@@ -17,7 +17,7 @@ import torch
 
 from del_core.audit.attacks import reproducible_bytes
 from del_core.audit.intervals import Rate
-from del_core.mechanism import Mechanism
+from del_core.mechanism import TokenMechanism
 from del_core.mechanism.likelihood import blocks
 
 __all__ = ["ClearPrompt", "CountsView", "NoPrompt", "Recovery", "ServerView", "in_front"]
@@ -43,7 +43,7 @@ class Recovery:
 
     @classmethod
     def from_scores(cls, scores: Iterable[tuple[torch.Tensor, torch.Tensor]], log_prior: torch.Tensor) -> Recovery:
-        """Return the figures from blocks of tokens (count,) with log-likelihood plus prior (count, V)."""
+        """Return the figures from blocks of tokens (count,) and log posteriors (count, V)."""
         right, bits, count = 0, 0.0, 0
         for tokens, block in scores:
             right += int((block.argmax(1) == tokens).sum())
@@ -54,7 +54,7 @@ class Recovery:
 
     @classmethod
     def from_prior(cls, tokens: TokenIds, log_prior: FloatArray) -> Recovery:
-        """Return the figures of a guesser who receives nothing and always guesses the most frequent token."""
+        """Return the figures of always guessing the most frequent token."""
         return cls(Rate.from_hits(tokens == int(np.argmax(log_prior))), 0.0)
 
 
@@ -78,7 +78,8 @@ class ServerView(Protocol):
     def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
         """Return what one release of each of ``tokens`` (count,) reveals.
 
-        Computed by the posterior over the whole vocabulary under the unigram prior ``log_prior`` (V,).
+        Computed by the posterior over the whole vocabulary under the unigram prior ``log_prior``
+        (V,).
         """
 
 
@@ -134,7 +135,7 @@ class CountsView:
         levels: table (V, d) of integers, as clients ship it.
     """
 
-    def __init__(self, name: str, mechanism: Mechanism, levels: npt.NDArray[np.integer]) -> None:
+    def __init__(self, name: str, mechanism: TokenMechanism, levels: npt.NDArray[np.integer]) -> None:
         self.name, self.mechanism, self.levels = name, mechanism, levels
         self.bits_per_token = float(8 * mechanism.row_bytes)
 

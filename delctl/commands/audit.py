@@ -46,7 +46,7 @@ __all__ = ["audit"]
 def audit(
     bundle: Path, model: Path | None, text: Path, out: Path, quick: bool, update: bool, seed: int, quiet: bool
 ) -> None:
-    """Attack every variant of BUNDLE on held-out text and write a report on what the noise protects.
+    """Attack every variant of BUNDLE on held-out text and report what the noise protects.
 
     BUNDLE is a bundle's directory, or the word demo. Nothing leaves this machine.
     """
@@ -99,7 +99,7 @@ def _show(shown: Console, result: AuditResult, out: Path) -> None:
 
 @contextmanager
 def _observer(notes: Console) -> Iterator[Observer]:
-    """Show the current step: as a progress bar on a terminal, as a line for every step elsewhere."""
+    """Show the current step: a progress bar on a terminal, a line elsewhere."""
     from del_core.audit.runner import Observer
 
     if not notes.is_terminal or notes.quiet:

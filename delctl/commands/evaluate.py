@@ -45,8 +45,8 @@ def evaluate(
 ) -> None:
     """Measure the text behind every variant of BUNDLE: perplexity, coherence, and attack success.
 
-    BUNDLE is a bundle's directory, or the word demo. The clear prompt and no prompt are measured, too; the variants
-    lie between them. Nothing leaves this machine.
+    BUNDLE is a bundle's directory, or the word demo. The clear prompt and no prompt are measured,
+    too; the variants lie between them. Nothing leaves this machine.
     """
     from del_core.bundle import load_bundle
 

@@ -1,4 +1,4 @@
-"""``delctl inspect``: verify a bundle and say what is in it, what it guarantees and what attacks recovered."""
+"""``delctl inspect``: verify a bundle and show contents, guarantees and audits."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["describe", "inspect"]
 
 PROMPT_TOKENS = 32
-"""The length of the example prompt whose composed epsilon is shown."""
+"""Length of the example prompt whose composed epsilon is shown."""
 
-# A stated epsilon that is lower than the recomputed one by more than rounding would be a false promise.
+# A stated epsilon that is lower than the recomputed one by more than rounding would be a false
+# promise.
 _STATED_TOLERANCE = 1e-6
 
 
@@ -31,8 +32,8 @@ _STATED_TOLERANCE = 1e-6
 def inspect(bundle: Path, as_json: bool) -> None:
     """Verify a bundle's checksums and show its variants, guarantees and audits.
 
-    BUNDLE is a bundle's directory, only its client part, or the word demo. Every epsilon is computed here, from the
-    integers that the noise is drawn with.
+    BUNDLE is a bundle's directory, only its client part, or the word demo. Every epsilon is
+    computed here, from the integers that the noise is drawn with.
     """
     from del_core.bundle import load_bundle, load_client
 
@@ -49,7 +50,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:
-    """Everything that the command shows, as JSON values; the guarantees recomputed."""
+    """Return everything that the command shows as JSON, with recomputed guarantees."""
     files = {f"client/{name}": entry.size for name, entry in manifest.files.items()}
     if manifest.server is not None:
         files |= {f"server/{name}": entry.size for name, entry in manifest.server.files.items()}
@@ -168,7 +169,7 @@ def _show_guarantees(out: Console, variants: list[dict[str, Any]]) -> None:
     for item in variants:
         if item["epsilon_stated"] < item["epsilon"] * (1 - _STATED_TOLERANCE):
             out.print(
-                f"Attention: the manifest promises epsilon {item['epsilon_stated']:.4f} for {item['name']}; "
+                f"Warning: the manifest promises epsilon {item['epsilon_stated']:.4f} for {item['name']}; "
                 f"its noise gives {item['epsilon']:.4f}.",
                 style="bold red",
                 soft_wrap=True,
@@ -176,7 +177,7 @@ def _show_guarantees(out: Console, variants: list[dict[str, Any]]) -> None:
 
 
 def _number(value: float | None, form: str) -> str:
-    """A figure of the binomial mechanism, or a dash for another kind."""
+    """Return a figure of the binomial mechanism, or a dash for another kind."""
     return "-" if value is None else format(value, form)
 
 
@@ -185,7 +186,7 @@ def _bos(token_id: int | None) -> str:
 
 
 def _show_audits(out: Console, variants: list[dict[str, Any]]) -> None:
-    """The measured attacks: success with its interval where the audit has that form, other entries as they are."""
+    """Show rates with their intervals in a table, and other entries below it."""
     out.print("\nAudit: what attacks recovered from one submission", style="bold")
     table = plain_table("variant", "attack", "tokens recovered", "95 % interval", "measured on")
     notes: list[str] = []

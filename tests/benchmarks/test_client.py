@@ -1,4 +1,4 @@
-"""The client's speed and size: that the benchmark runs, and (slow) that the promised figures hold."""
+"""The client benchmark runs, and (slow) the stated speed and size hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A short run of the fault benchmark: a whole node is lost under load, and every client gets what it should."""
+"""A short run of the fault benchmark: a node is lost under load."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from benchmarks.faults import run
 
 @pytest.mark.cluster
 def test_the_loss_of_a_node_under_load() -> None:
-    # The mock engine: tests/cluster/test_faults.py kills real ones, and here they would take minutes to start.
+    # The mock engine: tests/cluster/test_faults.py kills real ones, and here they would take
+    # minutes to start.
     engine = {"engine": {"stand_in": {"step_ms": 5.0}}}
     report = run(seconds=150.0, kinds=iter(["node"]), concurrency=4, pause_s=2.0, settings=engine)
     assert report.kills == {"node": 1}

@@ -1,4 +1,4 @@
-"""Short versions of ``python -m benchmarks.fuzz``: the parser by coverage, the HTTP surface of the running server."""
+"""Short runs of ``python -m benchmarks.fuzz``: the parser, and HTTP of a running server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REQUESTS = 2_000
 
 
 def test_the_parser_guided_by_coverage(tiny: Tiny, bundle: Bundle, tmp_path: Path) -> None:
-    """libFuzzer finds no input that is neither a request nor a FrameError, and gets past what good frames reach."""
+    """libFuzzer finds no crash, and covers more than valid frames do."""
     report = fuzz.FuzzReport()
     fuzz.fuzz_parser(tiny.bundle, tmp_path, PARSER_RUNS, 7, report)
     assert report.findings == []
@@ -30,7 +30,7 @@ def test_the_parser_guided_by_coverage(tiny: Tiny, bundle: Bundle, tmp_path: Pat
 
 
 def test_what_the_parser_should_not_do_is_found(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same with an implementation of a module that raises what it should not: the input is in the report."""
+    """If a module raises an unexpected error, the report holds the input."""
     planted = tmp_path / "planted"
     planted.mkdir()
     (planted / "sitecustomize.py").write_text(
@@ -49,7 +49,7 @@ def test_what_the_parser_should_not_do_is_found(tiny: Tiny, tmp_path: Path, monk
 
 @pytest.mark.cluster
 def test_http_of_the_running_server(server: LocalServer, bundle: Bundle) -> None:
-    """Requests wrong in every part, through the proxy and past it: no 5xx but 503, nothing hangs, all goes on."""
+    """Wrong requests, through the proxy and directly, cause no 5xx except 503 and no hang."""
     report = fuzz.FuzzReport()
     fuzz.fuzz_http(server, bundle, REQUESTS, 7, report)
     assert report.findings == []
@@ -70,7 +70,7 @@ def test_frames_are_judged(server: LocalServer, bundle: Bundle) -> None:
 
 
 async def test_statuses_are_read_as_they_are(bundle: Bundle) -> None:
-    """What a server says, after provisional answers; nothing, if it closes; an error, if it does neither."""
+    """A reply follows provisional answers; closing is no reply; silence is an error."""
     said = b""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""A short run of the overload benchmark: what is accepted is whole, what is refused hears so, room comes back."""
+"""A short run of the overload benchmark: accepted requests complete, others are refused."""
 
 from __future__ import annotations
 

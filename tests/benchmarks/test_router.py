@@ -16,7 +16,8 @@ def test_the_proxy_alone_forwards_and_holds_connections() -> None:
     own, forwarded = report["own_answer"], report["forwarded"]
     assert own["requests_per_s"] > 0
     assert forwarded["requests_per_s"] > 0
-    # A request with a body that goes to a server and back is more work than an answer out of the configuration.
+    # A request with a body that goes to a server and back is more work than an answer out of the
+    # configuration.
     assert forwarded["cpu_ms_per_request"] > own["cpu_ms_per_request"]
     assert 0 < forwarded["core_share"] <= 1.1
     assert (report["connections"]["held"], report["connections"]["next_one_waits"]) == (50, False)

@@ -24,7 +24,7 @@ PROCESSES = {
 
 @pytest.mark.cluster
 def test_every_system_answers_every_request(tmp_path: Path) -> None:
-    """Three systems, one closed and one open loop; and the state file makes a second run measure nothing."""
+    """Three systems, a closed and an open loop; a second run resumes from the state file."""
     state, out = tmp_path / "state.jsonl", tmp_path / "rows.json"
     command = [sys.executable, "-m", "benchmarks.serving", "--json", "--rounds", "1", "--seconds", "0.3"]
     command += ["--cells", "16:8:4,open@8:8:4", "--state", str(state), "--out", str(out)]
@@ -74,7 +74,7 @@ def test_events_are_dated_by_the_packets_that_end_them() -> None:
 
 
 async def test_connections_are_kept_and_opened_anew() -> None:
-    """Answers with a length and in chunks, cut anywhere; a server that closes; an answer that is cut off."""
+    """Answers with length, in chunks, split anywhere, ended by close, and truncated."""
     sized = b"HTTP/1.1 503 No\r\nContent-Length: 4\r\nRetry-After: 7\r\n\r\nbusy"
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
     script = [sized, chunked, sized.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), chunked, b"", chunked[:-9]]

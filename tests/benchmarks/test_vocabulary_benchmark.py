@@ -1,4 +1,4 @@
-"""The benchmark of large vocabularies runs, small, and its memory does not grow with the square of the vocabulary."""
+"""A small run of the vocabulary benchmark: memory is not quadratic in the vocabulary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``delctl audit`` on a tiny random model: the report's form, what it refuses, and that it leaves nothing half done."""
+"""``delctl audit`` on a tiny random model: report, refusals, and interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``delctl evaluate`` on the demo bundle: rows that can be trusted, and what it says of wrong input."""
+"""``delctl evaluate`` on the demo bundle: rows and messages."""
 
 from __future__ import annotations
 

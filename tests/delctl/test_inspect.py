@@ -64,7 +64,7 @@ def test_a_promise_that_the_noise_does_not_keep_is_pointed_out(
     bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(["inspect", str(bundle)])
-    assert "Attention: the manifest promises epsilon 2.5000 for strict; its noise gives 12." in capsys.readouterr().out
+    assert "Warning: the manifest promises epsilon 2.5000 for strict; its noise gives 12." in capsys.readouterr().out
 
 
 def test_audits_are_shown_with_interval_data_and_date(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from del_core.mechanism import Mechanism
+from del_core.mechanism import TokenMechanism
 from del_core.mechanism.likelihood import map_tokens
 
 __all__ = ["averaging_tokens"]
 
 
 def averaging_tokens(
-    mechanism: Mechanism,
+    mechanism: TokenMechanism,
     table: npt.NDArray[np.integer[Any]],
     log_prior: npt.NDArray[np.floating[Any]],
     token_ids: npt.NDArray[np.int64],
     releases: Sequence[int],
     random_source: Callable[[int], bytes],
 ) -> dict[int, npt.NDArray[np.int64]]:
-    """Return the MAP guesses (tokens,) after each number of fresh releases of ``token_ids`` (tokens,).
+    """Return the MAP guesses (tokens,) after each number of fresh releases of ``token_ids``.
 
     The releases of a larger number contain those of a smaller one.
 

@@ -19,7 +19,7 @@ from del_core.audit.intervals import Rate
 from del_core.audit.results import ModelCost
 from del_core.audit.settings import AuditConfig
 from del_core.lm.model import BaseLM
-from del_core.mechanism import Mechanism
+from del_core.mechanism import TokenMechanism
 from del_core.mechanism.likelihood import Likelihood
 from del_core.registry import Registry
 
@@ -64,12 +64,12 @@ class AttackSurface:
     embeddings: npt.NDArray[np.float32]
     log_prior: npt.NDArray[np.float32]
 
-    def release(self, mechanism: Mechanism, token_ids: Ids, seed: int) -> Counts:
+    def release(self, mechanism: TokenMechanism, token_ids: Ids, seed: int) -> Counts:
         """Return reproducible counts (..., dim) of the tokens (...)."""
         counts = mechanism.sample(self.table[token_ids.reshape(-1)], reproducible_bytes(seed))
         return counts.reshape(*token_ids.shape, -1)
 
-    def hits(self, attack: str, mechanism: Mechanism, token_ids: Ids, seed: int = 0) -> int:
+    def hits(self, attack: str, mechanism: TokenMechanism, token_ids: Ids, seed: int = 0) -> int:
         """Return how many of ``token_ids`` a token attack recovers from one release of them.
 
         Raises:
@@ -94,7 +94,7 @@ class Target:
         progress: called with the share of the attack that is done.
     """
 
-    mechanism: Mechanism
+    mechanism: TokenMechanism
     surface: AttackSurface
     counts: Counts
     lm: BaseLM
@@ -116,7 +116,7 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Guesses:
-    """Guessed tokens (prompts, tokens) and what they cost; see :class:`del_core.audit.results.Cost`."""
+    """Guessed tokens (prompts, tokens), with their :class:`~del_core.audit.results.Cost`."""
 
     token_ids: Ids
     parameters: int = 0
@@ -148,7 +148,7 @@ class TokenAttack(Attack):
     """An attack on each position alone; noise can be calibrated to its success."""
 
     @abstractmethod
-    def guess(self, surface: AttackSurface, mechanism: Mechanism, counts: Counts) -> Ids:
+    def guess(self, surface: AttackSurface, mechanism: TokenMechanism, counts: Counts) -> Ids:
         """Return the guessed tokens (tokens,) of counts (tokens, dim)."""
 
     def run(self, target: Target) -> Guesses:
@@ -178,7 +178,7 @@ def token_attacks() -> dict[str, TokenAttack]:
     return {name: attack for name, attack in ATTACKS.items() if isinstance(attack, TokenAttack)}
 
 
-def recovery(mechanism: Mechanism, surface: AttackSurface, token_ids: Ids, *, seed: int = 0) -> dict[str, Rate]:
+def recovery(mechanism: TokenMechanism, surface: AttackSurface, token_ids: Ids, *, seed: int = 0) -> dict[str, Rate]:
     """Return what every attack on single tokens recovers of ``token_ids`` (tokens,), by name.
 
     All attacks see the same release.

@@ -1,8 +1,10 @@
 """The trained inverter: a small transformer that maps the counts of a whole prompt to its tokens.
 
-It starts as the optimal attack on a single position and learns what the neighbors add. At position t
+It starts as the optimal attack on a single position and learns what the neighbors add. At position
+t
 
-    logits_t = log P(K_t | .) + log prior + W h_t,    h = transformer([2K/u - 1 ; posterior mean of W]),
+    logits_t = log P(K_t | .) + log prior + W h_t,    h = transformer([2K/u - 1 ; posterior mean of
+        W]),
 
 with W the language model's embedding table. The last map of the transformer starts at zero, so the
 untrained inverter is the MAP attack. Early stopping on other text keeps it at least as good on that
@@ -26,8 +28,7 @@ from torch import nn
 from del_core.audit.attacks.base import Attack, Guesses, Target, register, reproducible_bytes
 from del_core.audit.results import ModelCost
 from del_core.audit.settings import InverterConfig
-from del_core.mechanism import Mechanism
-from del_core.mechanism.likelihood import TokenLikelihood
+from del_core.mechanism import TokenMechanism
 
 __all__ = ["Inverter", "InverterConfig", "TrainedInverter", "train_inverter"]
 
@@ -40,15 +41,16 @@ class Inverter(nn.Module):
 
     def __init__(
         self,
-        likelihood: TokenLikelihood,
+        mechanism: TokenMechanism,
+        table: npt.NDArray[np.integer[Any]],
         log_prior: npt.NDArray[np.floating[Any]],
         embeddings: npt.NDArray[np.float32],
         length: int,
         config: InverterConfig,
     ) -> None:
         super().__init__()
-        dim, hidden = likelihood.log_odds.shape[1], embeddings.shape[1]
-        self._likelihood = likelihood
+        dim, hidden = mechanism.dim, embeddings.shape[1]
+        self._likelihood, self._largest = mechanism.likelihood(table), mechanism.largest_count
         scale = float(np.sqrt(np.mean(np.square(embeddings))))
         self.register_buffer("embeddings", torch.from_numpy(embeddings / np.float32(max(scale, 1e-12))))
         self.register_buffer("log_prior", torch.from_numpy(log_prior.astype(np.float32)))
@@ -70,12 +72,11 @@ class Inverter(nn.Module):
         nn.init.zeros_(self.write.bias)
 
     def forward(self, codes: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """Return log posteriors (batch, tokens, V), up to a constant, of counts (batch, tokens, dim)."""
+        """Return log posteriors (batch, tokens, V) up to a constant, of counts."""
         posterior = torch.from_numpy(self._likelihood(codes)) + self.log_prior
         mean = torch.softmax(posterior, dim=-1) @ self.embeddings
-        trials = self._likelihood.trials
-        centred = torch.from_numpy(codes.astype(np.float32) * np.float32(2.0 / trials) - np.float32(1.0))
-        x = self.read(torch.cat([centred, mean], dim=-1)) + self.positions[: codes.shape[1]]
+        centered = torch.from_numpy(codes.astype(np.float32) * np.float32(2.0 / self._largest) - np.float32(1.0))
+        x = self.read(torch.cat([centered, mean], dim=-1)) + self.positions[: codes.shape[1]]
         h = self.write(self.norm(self.encoder(x)))
         logits: torch.Tensor = posterior + (h @ self.embeddings.T) * self.embeddings.shape[1] ** -0.5
         return logits
@@ -117,7 +118,7 @@ class TrainedInverter:
 
 
 def train_inverter(
-    mechanism: Mechanism,
+    mechanism: TokenMechanism,
     table: npt.NDArray[np.integer[Any]],
     log_prior: npt.NDArray[np.floating[Any]],
     embeddings: npt.NDArray[np.float32],
@@ -126,14 +127,13 @@ def train_inverter(
     config: InverterConfig,
     progress: Callable[[float], None] | None = None,
 ) -> TrainedInverter:
-    """Train on random windows of ``train`` (tokens,), early-stopped on ``validation`` (windows, length).
+    """Train on random windows of ``train`` (tokens,), early-stopped on ``validation`` prompts.
 
     ``progress`` is called with the share of the steps that is done. A seed reproduces the result on
     the same machine.
     """
     started = time.perf_counter()
     length = validation.shape[1]
-    likelihood = TokenLikelihood.of(mechanism, table)
     random = np.random.Generator(np.random.PCG64(config.seed))
     noise = reproducible_bytes(config.seed + 1)
 
@@ -142,7 +142,7 @@ def train_inverter(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = Inverter(likelihood, log_prior, embeddings, length, config)
+        model = Inverter(mechanism, table, log_prior, embeddings, length, config)
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.05)
         held_out = release(validation)
         untrained = best = _loss(model, validation, held_out, config.batch)

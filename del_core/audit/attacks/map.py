@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from del_core.audit.attacks.base import AttackSurface, TokenAttack, register
-from del_core.mechanism import Mechanism
+from del_core.mechanism import TokenMechanism
 from del_core.mechanism.likelihood import map_tokens
 
 __all__ = ["MAP"]
@@ -30,7 +30,7 @@ class MapAttack(TokenAttack):
     needs = "word frequencies"
 
     def guess(
-        self, surface: AttackSurface, mechanism: Mechanism, counts: npt.NDArray[np.uint8]
+        self, surface: AttackSurface, mechanism: TokenMechanism, counts: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.int64]:
         """Return the MAP guess of every position."""
         return map_tokens(mechanism, surface.table, surface.log_prior, counts)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from del_core.audit.attacks.base import AttackSurface, TokenAttack, register
-from del_core.mechanism import Mechanism
+from del_core.mechanism import TokenMechanism
 
 __all__ = ["NEAREST", "nearest_tokens"]
 
@@ -41,7 +41,7 @@ class NearestAttack(TokenAttack):
     needs = "the linear decoder"
 
     def guess(
-        self, surface: AttackSurface, mechanism: Mechanism, counts: npt.NDArray[np.uint8]
+        self, surface: AttackSurface, mechanism: TokenMechanism, counts: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.int64]:
         """Return the closest token of every position."""
         return nearest_tokens(mechanism.dequantize(counts) @ surface.weight.T + surface.bias, surface.embeddings)

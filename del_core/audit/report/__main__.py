@@ -1,4 +1,4 @@
-"""``python -m del_core.audit.report DIRECTORY``: render the page of a report anew from its audit.json."""
+"""``python -m del_core.audit.report DIRECTORY``: render the page anew from audit.json."""
 
 import sys
 from pathlib import Path

@@ -45,7 +45,8 @@ def recovery_chart(attacks: Mapping[str, Rate], blind: float, ceiling: float) ->
     for share, style, label in ((blind, "blind", "guessing"), (ceiling, "ceiling", "ceiling per token")):
         if style == "ceiling" and share >= 0.995:
             continue
-        # Guessing is the lower of the two: a label left of its line does not meet the ceiling's label.
+        # Guessing is the lower of the two: a label left of its line does not meet the ceiling's
+        # label.
         anchor = "end" if style == "blind" or share > 0.75 else "start"
         parts.append(
             f'<path d="M{_x(share):.1f} 18V{bottom}" class="{style}"/>'
@@ -80,8 +81,8 @@ def small_bars(rows: Sequence[tuple[str, float, str]], largest: float, label: st
 def trade_off_chart(curve: TradeOff) -> str:
     """Return misses over false alarms of the best test for the worst pair, on logarithmic scales.
 
-    On linear scales the curves of mechanisms with little noise lie in a corner. Only false alarms up
-    to 1/2 are shown, since the curve is its own mirror image.
+    On linear scales the curves of mechanisms with little noise lie in a corner. Only false alarms
+    up to 1/2 are shown, since the curve is its own mirror image.
     """
     shown = [index for index, alpha in enumerate(curve.type_one) if 10.0**-_DECADES <= alpha <= 0.5]
     alphas = [curve.type_one[index] for index in shown]

@@ -169,7 +169,7 @@ def _examples(variant: VariantAudit) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Escape a text and show its line breaks as signs, since reconstructions consist largely of them."""
+    """Escape a text and show line breaks as signs: reconstructions hold many of them."""
     return html.escape(text.strip("\n").replace("\n", " \u21b5 "))
 
 

@@ -129,13 +129,14 @@ def test_lengths_and_directions_of_the_noise():
         else:
             lengths = noise.norm(dim=1)
             assert float(lengths.mean()) == pytest.approx(mean, abs=6 * math.sqrt(variance / count))
-            # The fourth central moment of Gamma(b) is 3 b^2 + 6 b, so the variance's variance is (2 b^2 + 6 b)/count.
+            # The fourth central moment of Gamma(b) is 3 b^2 + 6 b, so the variance's variance is (2
+            # b^2 + 6 b)/count.
             error = math.sqrt((2 * _B**2 + 6 * _B) / count) / strength**2
             assert float(lengths.var()) == pytest.approx(variance, abs=6 * error)
 
 
 def test_the_noise_guessers_use_the_density_that_the_noise_has():
-    """Against scores computed one token at a time from the densities' definitions, from the very same noise."""
+    """The scores equal those computed token by token from the densities, on the same noise."""
     tokens, prior, strength = _tokens(300), _log_prior(), 1.3
     for kind, log_density in (
         (GaussianNoise, lambda r: -0.5 * strength**2 * r**2),
@@ -185,7 +186,8 @@ def test_replacements_have_the_channels_frequencies():
     drawn = view.replace(torch.full((count,), 11), torch.Generator().manual_seed(3))
     share = torch.bincount(drawn, minlength=_V).double() / count
     p = view.log_channel[11].double().exp()
-    # Six standard errors of each share, and two draws for the rarest: 60 shares fail less than once in a million runs.
+    # Six standard errors of each share, and two draws for the rarest: 60 shares fail less than once
+    # in a million runs.
     assert bool(((share - p).abs() <= 6 * (p * (1 - p) / count).sqrt() + 2 / count).all())
 
 
@@ -242,7 +244,8 @@ def test_epsilons():
     """Of two tokens only, where all of them are known in closed form."""
     pair = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
     assert MetricNoise(pair, 0.5, Finish()).epsilon() == pytest.approx(2.5)
-    # Balle and Wang (2018): Phi(d/(2s) - eps s/d) - exp(eps) Phi(-d/(2s) - eps s/d) = delta, here with d/s = 2.5.
+    # Balle and Wang (2018): Phi(d/(2s) - eps s/d) - exp(eps) Phi(-d/(2s) - eps s/d) = delta, here
+    # with d/s = 2.5.
     epsilon = GaussianNoise(pair, 0.5, Finish()).epsilon()
 
     def phi(x: float) -> float:

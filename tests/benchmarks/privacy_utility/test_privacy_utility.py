@@ -1,4 +1,4 @@
-"""The comparison with the rivals on a model that takes seconds: whole rows, sound intervals, going on where it was."""
+"""The comparison with baselines on a small model: complete rows, intervals, resuming."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_rivals_are_compared_at_the_level(run):
 
 
 def test_noise_is_set_for_every_text_by_itself(run):
-    """Rare tokens are harder to guess: at the same success their text gets less noise, of every method."""
+    """Rare tokens are harder to guess: at equal success their text gets less noise."""
     bench, level = run[0], 0.25
     lm, unigram = bench.lm, bench.lm.unigram()
     rare = lm.validation[unigram[lm.validation] < 0.01]
@@ -116,7 +116,7 @@ def test_comparisons_are_paired_and_complete(run):
 
 
 def test_every_text_counts_the_same_in_their_mean(run, tmp_path):
-    """A second text, on which this project's passages are likelier by e^0.2 a token than on the first."""
+    """On a second text this project's passages are likelier by e^0.2 per token."""
     bench, found, _ = run
     assert all(one["corpus"] != ALL for one in found["comparisons"])
     for part in ("scores", "coherence"):

@@ -23,7 +23,7 @@ _WORDS = ["?", "no", "yes", "so", *"abcdefghij"]
 
 @pytest.fixture(scope="module")
 def lm():
-    """A small random LM. What it makes of words is arbitrary, and enough for a soft prompt to tell them apart."""
+    """A small random model, whose outputs suffice for a soft prompt to tell words apart."""
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=len(_WORDS), hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
@@ -127,7 +127,8 @@ def test_auc_interval_holds_a_known_value():
     rng = np.random.default_rng(2)
     labels = np.repeat([0, 1], 400)
     interval = auc_interval(rng.normal(0, 1, 800) + 1.0 * labels, labels)
-    # Of two unit normals one apart the AUC is Phi(1/sqrt 2) = 0.760; the interval's half width is about 0.033.
+    # Of two unit normals one apart the AUC is Phi(1/sqrt 2) = 0.760; the interval's half width is
+    # about 0.033.
     assert interval.low < 0.760 < interval.high
     assert 0.04 < interval.high - interval.low < 0.09
 

@@ -1,4 +1,4 @@
-"""The attacks beyond one position, on a language that is easy to know: each must find what its knowledge allows."""
+"""Attacks beyond one position, on a simple language: each finds what its knowledge allows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from del_core.mechanism.likelihood import TokenLikelihood, map_tokens
 
 VOCABULARY, DIM, LENGTH, MAX_LEVEL = 24, 6, 16, 127
 _FOLLOWS = 0.9
-"""In the language of these tests token v + 1 follows v with this probability, any token otherwise."""
+"""Token v + 1 follows v with this probability, any token otherwise."""
 
 
 def _language(tokens: int, seed: int) -> np.ndarray:
@@ -91,7 +91,8 @@ def test_context_recovers_what_counts_alone_do_not(model: LlamaForCausalLM, tabl
     found = sequence_tokens(model, likelihood, PRIOR, codes, config)
     alone = map_tokens(MECHANISM, table, PRIOR, codes.reshape(-1, DIM)).reshape(ids.shape)
     gain = np.mean(found == ids) - np.mean(alone == ids)
-    # 512 tokens: the standard error of a difference of proportions is below 0.031; 0.15 is five of them.
+    # 512 tokens: the standard error of a difference of proportions is below 0.031; 0.15 is five of
+    # them.
     assert gain > 0.15
 
 
@@ -103,7 +104,7 @@ def test_without_context_the_sequence_attack_is_map(model: LlamaForCausalLM, tab
 
 
 def test_a_model_of_another_language_is_not_trusted(table: np.ndarray, model: LlamaForCausalLM) -> None:
-    """Text in which every token is a surprise to the model: the fitted attack falls back to little context or none."""
+    """If the model predicts the text badly, the fitted attack does not use it."""
     ids = _language(64 * LENGTH, 7)[::-1].copy().reshape(64, LENGTH)
     codes, likelihood = _released(table, ids, 0), TokenLikelihood.of(MECHANISM, table)
     config = fit_sequence(model, likelihood, PRIOR, codes[:32], ids[:32], SequenceConfig(candidates=24))
@@ -111,7 +112,7 @@ def test_a_model_of_another_language_is_not_trusted(table: np.ndarray, model: Ll
 
 
 def test_the_beam_finds_the_best_sequence(model: LlamaForCausalLM, table: np.ndarray) -> None:
-    """With a beam as wide as all sequences, voting weighs every one of them; brute force must agree."""
+    """With a beam as wide as all sequences, voting equals brute force."""
     weight, first = 0.6, 5
     likelihood = TokenLikelihood.of(MECHANISM, table)
     codes = _released(table, np.array([[3, 4, 5]]), 8)

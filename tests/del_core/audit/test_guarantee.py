@@ -1,4 +1,4 @@
-"""The proven side of a report: every figure against the function it comes from, and the curves in order."""
+"""Proven figures equal those of their functions, and the curves are ordered."""
 
 from __future__ import annotations
 

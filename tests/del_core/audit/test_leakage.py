@@ -37,7 +37,7 @@ def information(laws: np.ndarray, prior: np.ndarray) -> float:
     return float(np.sum(joint * np.log2(laws / joint.sum(axis=0))))
 
 
-# ------------------------------------------------------------------------------------------------------- estimates
+# ------------------------------------------------------------------------------------- estimates
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -114,7 +114,7 @@ def test_a_seed_repeats_and_no_seed_does_not():
     assert measure_leakage(mechanism, table, log_prior) != measure_leakage(mechanism, table, log_prior)
 
 
-# -------------------------------------------------------------------------------------------------------- ceilings
+# -------------------------------------------------------------------------------------- ceilings
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -1,4 +1,4 @@
-"""Results and their JSON: the committed report is read back, written the same and rendered the same."""
+"""Results and their JSON: the committed report is read, written and rendered the same."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def _gap_share(own: np.ndarray, baseline: np.ndarray, clear: np.ndarray) -> np.n
 
 
 def _passages(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """NLLs of a method, a baseline and the clear prompt: passages differ much, methods on one passage little."""
+    """NLLs of method, baseline and clear prompt: passages differ more than methods."""
     rng = np.random.default_rng(seed)
     hard = rng.normal(4.5, 0.6, count)
     return (
@@ -54,7 +54,7 @@ def test_what_is_hard_about_a_passage_cancels_in_a_comparison():
 
 
 def test_every_text_counts_the_same():
-    """However many passages it has; and other passages of two texts vary less in the mean than those of one."""
+    """Texts have equal weights, and the mean of two texts has the narrower interval."""
     few, many = _passages(50, 6), _passages(400, 7)
     pair = [text[:2] for text in (few, many)]
     mean = across_texts(ppl_ratio, *pair)
@@ -69,8 +69,11 @@ def test_every_text_counts_the_same():
 
 
 def test_intervals_cover_the_truth():
-    """400 samples of a known mean. If 94 % of intervals hold it, which is what 100 passages of so skewed a law allow,
-    24 miss it on average, and more than 50 or less than 2 less than once in 100,000 runs (binomial tails); seeded."""
+    """About 94 % of 400 intervals hold the known mean.
+
+    100 passages of so skewed a distribution allow 94 %: 24 misses on average; more than 50 or fewer
+    than 2 occur less than once in 100,000 runs (binomial tails). Seeded.
+    """
     misses = 0
     for seed in range(400):
         sample = np.random.default_rng(seed).exponential(1.0, 100)

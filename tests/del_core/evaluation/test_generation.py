@@ -105,7 +105,8 @@ def test_scores_rank_the_clear_prompt_over_none(lm, tokenizer, windows):
     of_clear, of_blind, of_true = (coherence(similarity, texts, true) for texts in (clear, blind, true))
     assert of_clear.coh.shape == of_clear.lift.shape == (40,)
     assert of_blind.coh.mean() < of_clear.coh.mean() < of_true.coh.mean() == pytest.approx(1.0)
-    # Without a prompt every passage gets the same text: whatever its coherence, none of it is of the prompt.
+    # Without a prompt every passage gets the same text: whatever its coherence, none of it is of
+    # the prompt.
     assert of_blind.lift.mean() == pytest.approx(0.0, abs=1e-6)
     assert 0 < of_clear.lift.mean() < of_true.lift.mean()
 
@@ -128,7 +129,7 @@ def test_lift_is_what_the_pairing_of_texts_is_worth():
 
 
 def test_samples_are_draws_of_the_model(lm, windows):
-    """The first token's frequencies over many draws against the LM's own distribution: a chi-square test."""
+    """Frequencies of the first token pass a chi-square test against the model's distribution."""
     embedded, draws = lm.embeddings[windows[:1, :4]], 4000
     written = continuations(lm.model, embedded, 2, torch.Generator().manual_seed(3), draws)
     with torch.no_grad():
