@@ -84,5 +84,5 @@ class Plan:
     )
 
     def steps_of_encoder(self, level: float) -> int:
-        """Twice ``encoder_steps`` below 10 %, where longer training pays most (docs/guides/training.md)."""
+        """Twice ``encoder_steps`` below 10 %, where longer training helps most (docs/results/training.md)."""
         return self.encoder_steps * (2 if level < 0.1 else 1)
