@@ -131,11 +131,11 @@ def test_the_posterior_mean_is_bayes_theorem(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "changed", "reason"),
     [
-        ("posterior", {"values": np.zeros((_VOCABULARY - 1, _HIDDEN), np.float32)}, "values.shape is 299x48; 300x48"),
+        ("posterior", {"values": np.zeros((_VOCABULARY - 1, _HIDDEN), np.float32)}, "values.shape must be 300x48"),
         ("posterior", {"surprise": np.zeros(3, np.float32)}, "surprise"),
-        ("trained", {"in_bias": np.zeros(63, np.float32)}, "in_bias.shape is 63; 64"),
-        ("trained", {"out_weight": np.full((_HIDDEN, 64), np.nan, np.float32)}, "out_weight has NaN"),
-        ("contextual", {"norms": np.ones((1, 2, 64), np.float32)}, "norms.shape is 1x2x64; 2x2x64"),
+        ("trained", {"in_bias": np.zeros(63, np.float32)}, "in_bias.shape must be 64, got 63"),
+        ("trained", {"out_weight": np.full((_HIDDEN, 64), np.nan, np.float32)}, "out_weight must be finite"),
+        ("contextual", {"norms": np.ones((1, 2, 64), np.float32)}, "norms.shape must be 2x2x64, got 1x2x64"),
         ("contextual", {"attention_in": np.ones((64, 64), np.float32)}, "tensor attention_in must have 3 axes"),
         (
             "contextual",
