@@ -107,11 +107,34 @@ def mechanisms() -> str:
     return table(("kind", "mechanism", "counts stand for coordinates"), rows)
 
 
+def decoders() -> str:
+    """Return the table of the decoder kinds."""
+    from del_core.decoders import DECODERS
+
+    rows = (
+        (f"`{name}`", kind.description, "yes" if kind.trained else "no", "yes" if kind.joint else "no")
+        for name, kind in DECODERS.items()
+    )
+    return table(("kind", "decoder", "trained itself", "trained with an encoder"), rows)
+
+
+def engines() -> str:
+    """Return the table of the engine kinds."""
+    from deployments.engines import ENGINES
+
+    rows = (
+        (f"`{name}`", first_sentence(sys.modules[kind.settings.__module__].__doc__)) for name, kind in ENGINES.items()
+    )
+    return table(("kind", "engine"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "error-codes": error_codes,
     "client-errors": client_error_classes,
     "other-errors": other_error_classes,
     "attacks": attacks,
+    "decoders": decoders,
+    "engines": engines,
     "mechanisms": mechanisms,
 }
 
