@@ -1,8 +1,8 @@
 """Write the tables of docs/results: python -m benchmarks.results_pages [--check]
 
 A page holds text written by hand and marked tables, whose figures come from the committed JSON of
-benchmarks/results. A table stands between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->`` and is
-replaced; everything else stays as it is. Plots beside the JSON are moved into docs/results/plots.
+benchmarks/results. A table between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->`` is replaced;
+everything else stays as it is. Plots beside the JSON are moved into docs/results/plots.
 """
 
 from __future__ import annotations

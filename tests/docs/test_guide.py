@@ -18,13 +18,13 @@ READY = {"serve": "8000/readyz", "proxy": "8081/healthz", "uvicorn": "9000/opena
 
 
 def _ready(block: Block) -> str:
-    """Where a server answers when it is up."""
+    """Return the place where a server answers when it is up."""
     (found,) = [place for word, place in READY.items() if re.search(rf"\b{word}\b", block.text)]
     return found
 
 
 def _walk(shell: Shell, *, skip: tuple[str, ...]) -> list[str]:
-    """Run the page to its end, its servers in the background; what the commands printed."""
+    """Run the page with its servers in the background; return the output of the commands."""
     install, *others = blocks(GUIDE)
     # What makes the environment that this test runs in; scripts/install has tests of its own.
     assert install.text == "make venv"
@@ -41,7 +41,7 @@ def _walk(shell: Shell, *, skip: tuple[str, ...]) -> list[str]:
 
 
 def _check(printed: list[str], text: str | None) -> None:
-    """What the reader sees: a completion, the proxy's answer, a chat, what it cost, the backend's stream, the batch."""
+    """Check a completion, the proxy's answer, a chat, the spending, the backend's stream, the batch."""
     asked, proxied, chatted, spent, streamed, batch = printed
     answer = json.loads(proxied)
     assert answer["object"] == "chat.completion"
