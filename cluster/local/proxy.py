@@ -1,7 +1,7 @@
 """HTTP proxy of a local server: HAProxy with a patched configuration, or Serve's own.
 
 HAProxy is worth its set-up: measured on two cores, 213 to 253 requests per second against 97 to 104
-behind Serve's proxy (docs/guides/serving.md). Ray 2.60 writes its configuration and offers no
+behind Serve's proxy (docs/results/performance.md). Ray 2.60 writes its configuration and offers no
 settings for the changes below, but it lets one name the binary. The binary is therefore a script
 that edits the configuration that Ray has just written, with ``sed``, and then executes HAProxy:
 

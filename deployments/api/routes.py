@@ -96,7 +96,7 @@ class _Handlers:
                 async with asyncio.timeout(deadline.remaining()) as limit:
                     frame = await self._read(http)
                     resources.enter_context(self._service.slot())
-                    response = await self._answer(frame, context)
+                    return await self._answer(frame, context)
             except TimeoutError:
                 if limit is None or not limit.expired():
                     raise
@@ -105,9 +105,6 @@ class _Handlers:
                 return refusal(error)
             except DisconnectedError:
                 return ErrorResponse(CLIENT_GONE, b"", 499)  # nobody reads it
-            if isinstance(response, EventStream):
-                resources.pop_all()  # the stream's own copy releases them when it ends
-            return response
 
     async def _answer(self, frame: bytes, context: RequestContext) -> Response:
         observation, options = context.observation, self._options

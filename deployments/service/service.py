@@ -50,8 +50,8 @@ CLEAR = RESERVED_VARIANT
 
 # A larger frame, or a prompt whose decoding takes more multiplications, is handled in a thread,
 # because it would block the event loop for more than about 2 ms.
-_LARGE_FRAME_BYTES = 64 * 1024
-_LARGE_DECODE_PRODUCTS = 4_000_000
+LARGE_FRAME_BYTES = 64 * 1024
+LARGE_DECODE_PRODUCTS = 4_000_000
 
 
 class OverloadedError(DelError):
@@ -225,7 +225,7 @@ class PrivateLMService:
 
     async def parse(self, frame: bytes) -> Request:
         """Parse a frame. Raises FrameError."""
-        if len(frame) > _LARGE_FRAME_BYTES:
+        if len(frame) > LARGE_FRAME_BYTES:
             return await asyncio.get_running_loop().run_in_executor(self._pool, self._parse, frame)
         return self._parse(frame)
 
@@ -356,7 +356,7 @@ class PrivateLMService:
 
     async def _embed(self, request: Request) -> NDArray[np.float32]:
         variant = self._variant(request)
-        if request.private_tokens * variant.multiplications_per_token > _LARGE_DECODE_PRODUCTS:
+        if request.private_tokens * variant.multiplications_per_token > LARGE_DECODE_PRODUCTS:
             return await asyncio.get_running_loop().run_in_executor(self._pool, self._assemble, request)
         return self._assemble(request)
 

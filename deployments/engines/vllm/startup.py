@@ -4,7 +4,7 @@
   imported the same (8 s on a laptop's core). Here both imports run at the same time: :func:`begin`
   starts a helper process (the standard library's fork server) that imports the engine's modules in
   one thread, and within :func:`forked_engine` vLLM forks its engine from the helper. On two cores,
-  a server answers after 17 s instead of 18 s (docs/guides/serving.md).
+  the imports take 10 s instead of 18 s (docs/results/performance.md).
 - Before the first start of a model class on a machine, vLLM inspects the class in another process,
   so that the inspection cannot touch a GPU. Within :func:`forked_engine` it inspects the class in
   place.

@@ -65,8 +65,8 @@ async def test_clear_has_no_soft_prompt(make_service: ServiceMaker, bundle: Bund
 async def test_large_prompts_are_decoded_alike_and_beside_the_event_loop(
     make_service: ServiceMaker, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deployments.service.service._LARGE_DECODE_PRODUCTS", 0)
-    monkeypatch.setattr("deployments.service.service._LARGE_FRAME_BYTES", 0)
+    monkeypatch.setattr("deployments.service.service.LARGE_DECODE_PRODUCTS", 0)
+    monkeypatch.setattr("deployments.service.service.LARGE_FRAME_BYTES", 0)
     engine = ScriptedEngine()
     service = make_service(engine)
     requests = [make_request(bundle, "open", tokens=100, seed=seed) for seed in range(8)]
