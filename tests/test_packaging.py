@@ -76,7 +76,7 @@ def test_the_lock_is_free_of_what_breaks_vllm() -> None:
     assert not set(_locked("cpu")) & set(_locked("dev"))
 
 
-@pytest.mark.parametrize("lock", ["client", *LOCKS, "uv"])
+@pytest.mark.parametrize("lock", ["client", *LOCKS, "docs", "uv"])
 def test_every_locked_package_has_hashes(lock: str) -> None:
     entries = _entries(lock)
     assert entries
