@@ -28,7 +28,7 @@ from del_core.lm.model import BaseLM
 from del_core.lm.noise import step_generator
 from del_core.training.loop import Run, Schedule, fit
 
-__all__ = ["TaskConfig", "TaskScores", "auc", "auc_interval", "correct", "train_task"]
+__all__ = ["Reader", "TaskConfig", "TaskScores", "auc", "auc_interval", "batches", "correct", "train_task"]
 
 FloatArray = npt.NDArray[np.float64]
 _POOL = 8  # batches that are drawn together and divided by length, so that little padding is computed
@@ -115,7 +115,7 @@ def auc_interval(scores: FloatArray, labels: npt.NDArray[np.int64], resamples: i
     return Interval(auc(scores, labels), float(low), float(high))
 
 
-class _Reader:
+class Reader:
     """Reads examples through a view and gives the log odds of label 1."""
 
     def __init__(self, lm: BaseLM, tokenizer: Tokenizer, view: MethodView, task: Task, config: TaskConfig) -> None:
@@ -177,7 +177,7 @@ class _Reader:
         return logits[:, 1] - logits[:, 0]
 
 
-def _batches(lengths: npt.NDArray[np.int64], batch: int, seed: int, step: int) -> npt.NDArray[np.int64]:
+def batches(lengths: npt.NDArray[np.int64], batch: int, seed: int, step: int) -> npt.NDArray[np.int64]:
     """Indices of batch number ``step``: a function of seed and step alone, of examples of like length."""
     pools = max(1, len(lengths) // (batch * _POOL))
     epoch, place = divmod(step, pools * _POOL)
@@ -213,7 +213,7 @@ def train_task(
         CheckpointError: if ``output`` has a checkpoint of another run.
     """
     config = config or TaskConfig()
-    reader = _Reader(lm, tokenizer, view, task, config)
+    reader = Reader(lm, tokenizer, view, task, config)
     rows = nn.Parameter(_start(reader, task, config.rows) if start is None else start.detach().clone().float())
     train = reader.encode(task.train)
     lengths = np.array([sum(map(len, parts)) for parts in train])
@@ -223,7 +223,7 @@ def train_task(
         return nn.functional.binary_cross_entropy_with_logits(odds, labels)
 
     def loss(step: int) -> torch.Tensor:
-        picks = _batches(lengths, config.batch, config.seed, step)
+        picks = batches(lengths, config.batch, config.seed, step)
         examples = [task.train[i] for i in picks]
         generator = step_generator(config.seed, step, reader.device)
         odds = reader.log_odds(rows, examples, [train[i] for i in picks], generator)
@@ -262,7 +262,7 @@ def train_task(
     return TaskScores(rows.detach().clone(), scores, np.array([example.label for example in test]))
 
 
-def _start(reader: _Reader, task: Task, rows: int) -> torch.Tensor:
+def _start(reader: Reader, task: Task, rows: int) -> torch.Tensor:
     """Embeddings of text in which the task is done: training examples of either label in turn, and their words."""
     pairs = zip(*([e for e in task.train if e.label == label] for label in (0, 1)), strict=False)
     ids: list[int] = []

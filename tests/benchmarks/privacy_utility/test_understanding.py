@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.privacy_utility.baselines import Finish, GaussianNoise
 from benchmarks.privacy_utility.tasks import Example, Segment, Task, read_mrpc, read_sentence_polarity
-from benchmarks.privacy_utility.understanding import TaskConfig, _batches, _Reader, auc, auc_interval, train_task
+from benchmarks.privacy_utility.understanding import Reader, TaskConfig, auc, auc_interval, batches, train_task
 from benchmarks.privacy_utility.views import ClearPrompt, NoPrompt
 from del_core.lm.model import BaseLM
 from del_core.lm.noise import step_generator
@@ -90,7 +90,7 @@ def test_without_the_prompt_all_examples_are_alike(lm, tokenizer, tmp_path):
 
 def test_padding_and_company_change_nothing(lm, tokenizer):
     task = _task()
-    reader = _Reader(lm, tokenizer, ClearPrompt(lm.embeddings), task, TaskConfig(rows=8))
+    reader = Reader(lm, tokenizer, ClearPrompt(lm.embeddings), task, TaskConfig(rows=8))
     rows, encoded = torch.randn(8, 48, generator=torch.Generator().manual_seed(0)), reader.encode(task.test)
     together = reader.log_odds(rows, task.test, encoded, step_generator(0, 0))
     for index in (0, 3, 11):
@@ -107,7 +107,7 @@ def test_padding_and_company_change_nothing(lm, tokenizer):
 def test_verbalisers_have_to_differ(lm, tokenizer):
     task = Task("t", ("no", "no more"), _task().train, [], [])
     with pytest.raises(ValueError, match=r"verbalisers: .*'no', 'no more'.* begin with the same token"):
-        _Reader(lm, tokenizer, ClearPrompt(lm.embeddings), task, TaskConfig())
+        Reader(lm, tokenizer, ClearPrompt(lm.embeddings), task, TaskConfig())
 
 
 @settings(max_examples=100, deadline=None)
@@ -137,10 +137,10 @@ def test_auc_interval_holds_a_known_value():
 @given(count=st.integers(1, 300), batch=st.integers(1, 40), seed=st.integers(0, 99), step=st.integers(0, 200))
 def test_batches_are_never_empty_and_a_function_of_the_step(count, batch, seed, step):
     lengths = np.random.default_rng(0).integers(1, 50, count)
-    picks = _batches(lengths, batch, seed, step)
+    picks = batches(lengths, batch, seed, step)
     assert 1 <= len(picks) <= batch
     assert len(set(picks.tolist())) == len(picks)
-    assert np.array_equal(picks, _batches(lengths, batch, seed, step))
+    assert np.array_equal(picks, batches(lengths, batch, seed, step))
 
 
 def test_mrpc_is_read_with_its_quotes_and_commas(tmp_path):
