@@ -1,7 +1,8 @@
 """Check that a release tag, the version in pyproject.toml and the changelog agree.
 
-Usage: check_release.py TAG. Exits 1 and says why if the tag is not ``v`` followed by the version, if the
-version is a development version, or if CHANGELOG.md has no dated section for it with at least one entry.
+Usage: check_release.py TAG. Exits 1 and prints the reason if the tag is not ``v`` followed by the
+version, if the version is a development version, or if CHANGELOG.md has no dated section for it
+with at least one entry.
 """
 
 from __future__ import annotations

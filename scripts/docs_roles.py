@@ -1,4 +1,4 @@
-"""A griffe extension: docstrings with reStructuredText roles become Markdown for the API reference."""
+"""A griffe extension that turns reStructuredText roles in docstrings into Markdown."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Hooks of mkdocs: pages from the root of the repository, links out of docs/, diagrams, navigation.
 
-Markdown files link to each other as they lie in the repository, so that every link also works there. For the
-site, the pages in :data:`ROOT_PAGES` are added under ``project/``, links between the two are rewritten, links to
-files that are not part of the site become plain text, and mermaid sources become images
+Links between Markdown files follow the repository, so that they also work there. For the site, the
+pages in :data:`ROOT_PAGES` are added under ``project/``, links to and from them are rewritten,
+links to files that are not part of the site become plain text, and mermaid sources become images
 (``scripts/render_diagrams.py``).
 """
 
@@ -65,7 +65,7 @@ def pages_of(nav: list[Any]) -> Iterator[str]:
 
 
 def _expanded(items: list[Any], docs: Path, listed: set[str]) -> list[Any]:
-    """Return the tree with each ``folder/*`` replaced by the folder's pages that are not in ``listed``."""
+    """Replace each ``folder/*`` by the pages of the folder that are not in ``listed``."""
     found: list[Any] = []
     for item in items:
         if isinstance(item, dict):

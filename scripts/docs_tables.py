@@ -1,9 +1,10 @@
 """Write the tables of the documentation that come from code, between their marks.
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; :data:`TABLES` has the functions that make
-them. A test says whether the pages are current.
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; :data:`TABLES` has the
+functions that write them. A test checks that the pages are current.
 
-Usage: docs_tables.py [--check]. With ``--check`` nothing is written, and the exit status is 1 if a page is stale.
+Usage: docs_tables.py [--check]. With ``--check`` nothing is written, and the exit status is 1 if a
+page is stale.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _classes() -> Iterator[tuple[str, ast.ClassDef]]:
 
 
 def _errors(of_client: bool) -> str:
-    """Return the table of the classes that derive from DelError, those of the client or the others."""
+    """Return the table of the classes that derive from DelError, of the client or of the rest."""
     classes = list(_classes())
     known = {"DelError"}
     while added := {

@@ -1,7 +1,8 @@
-"""Render the mermaid diagrams of the Markdown files to SVG, so that the site needs no script for them.
+"""Render the mermaid diagrams of the Markdown files to SVG: the site then needs no script for them.
 
-Each diagram is named after the SHA-256 of its source, in docs/assets/diagrams. Diagrams that are up to date
-are kept; those that no page has are deleted. Needs npm, which supplies the mermaid package, and Chromium.
+Each diagram is named after the SHA-256 of its source, in docs/assets/diagrams. Diagrams that are up
+to date are kept; those that no page has are deleted. Requires npm, for the mermaid package, and
+Chromium.
 
 Usage: render_diagrams.py [CHROMIUM]
 """
@@ -84,7 +85,8 @@ def render(name: str, source: str, script: Path, chromium: str) -> str:
     found = re.search(r"<main>(<svg.*</svg>)</main>", dom, re.DOTALL)
     if found is None:
         raise RuntimeError(f"mermaid rendered nothing for the diagram {name}")
-    # In HTML, <br> needs no end tag; a file of its own is XML. Without a size, an image would fill the page.
+    # In HTML, <br> needs no end tag, but an SVG file is XML. Without a size, an image would fill the
+    # page.
     width, height = re.findall(r"[\d.]+", re.search(r'viewBox="([^"]*)"', found[1])[1])[-2:]  # type: ignore[index]
     svg = re.sub(r"<br\s*>", "<br/>", found[1])
     svg = re.sub(r'^(<svg[^>]*?) width="100%"', r"\1", svg)

@@ -21,7 +21,7 @@ MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 
 
 def _load(path: str) -> dict[str, Any]:
-    """Parse a YAML file; GitHub's key ``on`` is a boolean in YAML 1.1 and is given back its name."""
+    """Parse a YAML file; restore the key ``on``, which is a boolean in YAML 1.1."""
     loaded = yaml.safe_load((ROOT / path).read_text("utf-8"))
     return {"on" if key is True else key: value for key, value in loaded.items()}
 
