@@ -14,6 +14,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from del_core.decoders import (
+    DECODERS,
+    DecoderInputs,
+    DecoderKind,
+    DecoderOptions,
+    LinearDecoder,
+    ModelSizes,
+    Shapes,
+)
 from del_core.mechanism import MECHANISMS, TokenMechanism, WorstPair, random_bytes
 from del_core.mechanism.base import Parameter
 from del_core.mechanism.randomness import draw_array
@@ -146,6 +155,36 @@ def register_attack() -> None:
             return Guesses(np.full(target.counts.shape[:2], int(np.argmax(target.surface.log_prior))))
 
     register(MostFrequent())
+
+
+# ---------------------------------------------------------------------------------------- decoder
+
+
+class ToyDecoderKind(DecoderKind):
+    """The linear decoder of gain * y, where stage 2 trains the gain."""
+
+    name = "toy"
+    description = "the linear decoder with a trained gain"
+    trainable = "tests.support.toy_trainable:TrainableToy"
+    trained = True
+
+    def shapes(self, claimed: Shapes, model: ModelSizes) -> dict[str, tuple[int, ...]]:
+        return {"weight": (model.hidden_size, model.dim), "bias": (model.hidden_size,), "gain": (1,)}
+
+    def new_shapes(self, model: ModelSizes, options: DecoderOptions) -> dict[str, tuple[int, ...]]:
+        return self.shapes({}, model)
+
+    def multiplications(self, shapes: Shapes, model: ModelSizes) -> int:
+        return (model.hidden_size + 1) * model.dim
+
+    def build(self, inputs: DecoderInputs) -> LinearDecoder:
+        weight = inputs.tensors["gain"] * inputs.tensors["weight"]
+        return LinearDecoder(inputs.mechanism, weight, inputs.tensors["bias"], inputs.norm_limit)
+
+
+def register_decoder() -> None:
+    """Register the toy decoder."""
+    DECODERS.register(ToyDecoderKind.name, ToyDecoderKind())
 
 
 # ---------------------------------------------------------------------------------------- engine
