@@ -1,4 +1,4 @@
-"""The method of DEL Serve: mechanism, accounting, wire format, bundle, decoders, training, audit."""
+"""The method of DEL Serve: mechanism, accounting, wire, bundle, decoders, training, audit."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> str:
-        """Read ``__version__`` from the installed distribution; its only definition is in pyproject.toml."""
+        """Return ``__version__`` of the installed distribution, which pyproject.toml defines."""
         if name == "__version__":
             from importlib import metadata
 

@@ -1,12 +1,12 @@
-"""Strict JSON for input that is not trusted: what Python's parser lets through or dies of is refused first.
+"""Strict JSON for untrusted input, canonical JSON, and atomic writing of JSON files.
 
-:func:`parse` accepts RFC 8259 text in UTF-8 and refuses, with a :class:`JsonError` and nothing else:
-duplicate names, NaN and infinities (also by overflow, ``1e999``), ``-0``, unpaired surrogates, digit runs
-that reach Python's integer conversion limit and nesting that would exhaust the stack. The caller bounds the
-size in bytes. The checking functions below it each take a parsed value and the path to name in the error.
+:func:`parse` accepts RFC 8259 text in UTF-8. It refuses duplicate names, NaN and infinities (also
+by overflow, ``1e999``), ``-0``, unpaired surrogates, digit runs that reach Python's integer
+conversion limit and nesting that would exhaust the stack. The caller bounds the size in bytes. The
+other checks take a parsed value and the path that errors name.
 
-A string never shows in a message, as a prompt may stand where it does not belong; the exceptions are what
-:func:`text` checks (identifiers) and member names that look like one.
+Messages show no strings, because a prompt may stand in the wrong place. The exceptions are
+identifiers, which :func:`text` checks, and member names that look like identifiers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
 
 class JsonError(ValueError):
-    """Input that is not acceptable: a stable code, the path of the member and the sentence about it."""
+    """JSON input that is not acceptable: a stable code, the path of the member, the message."""
 
     def __init__(self, code: str, field: str, message: str) -> None:
         super().__init__(code, field, message)
@@ -43,17 +43,17 @@ class JsonError(ValueError):
 
 
 def named(key: str) -> str:
-    """A member's name for an error message, unless it is more likely to be something else."""
+    """Return a member's name for a message, or its length if it does not look like a name."""
     return f'"{key}"' if _IDENTIFIER.fullmatch(key) else f"of a name of {len(key)} characters"
 
 
 def kind(value: object) -> str:
-    """A value for an error message that may be a prompt: numbers as they are, the rest by what it is."""
+    """Return a value that may be a prompt for a message: numbers, and other types by name."""
     return "a string" if isinstance(value, str) else shown(value)
 
 
 def shown(value: object) -> str:
-    """A value for an error message: ASCII only, at most about 64 characters, containers by their kind."""
+    """Return a value for a message: about 64 ASCII characters, containers by their type."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list | tuple):
@@ -71,7 +71,11 @@ def shown(value: object) -> str:
 
 
 def parse(data: bytes, *, name: str, max_depth: int) -> Any:
-    """The value of a JSON text in UTF-8; ``name`` is how errors call it. Raises only :class:`JsonError`."""
+    """Return the value of a JSON text in UTF-8; ``name`` stands for it in errors.
+
+    Raises:
+        JsonError: the text is not acceptable; nothing else is raised.
+    """
 
     def refuse(message: str) -> NoReturn:
         raise JsonError(INVALID_HEADER, name, message)
@@ -95,7 +99,7 @@ def parse(data: bytes, *, name: str, max_depth: int) -> Any:
     def constant(_: str) -> NoReturn:
         refuse("must have finite numbers, got NaN or Infinity")
 
-    # Outside strings, brackets are structure and digits are numbers. Both substitutions take linear time.
+    # Outside strings, brackets are structure and digits are numbers. Both take linear time.
     bare = _STRING.sub(b"", _ESCAPE.sub(b"", data) if b"\\" in data else data)
     symbols = np.frombuffer(bare, dtype=np.uint8)
     steps = np.zeros(symbols.size, dtype=np.int8)
@@ -123,16 +127,16 @@ def parse(data: bytes, *, name: str, max_depth: int) -> Any:
     except json.JSONDecodeError as error:
         problem = f"must be one JSON value, got an error at character {error.pos}"
     if problem:
-        # Raised out here, so that no traceback carries the text that the parser's own errors hold.
+        # Raised here so that no traceback carries the text, which the parser's own errors hold.
         refuse(problem)
     return value
 
 
 def canonical(value: object) -> bytes:
-    """Canonical JSON: names sorted by code point, no spaces, UTF-8, no NaN, integers plain, floats in ``repr``.
+    """Return canonical JSON in UTF-8: names sorted by code point, no spaces, floats by ``repr``.
 
-    Raises ValueError for what has no canonical form (NaN, infinities, unpaired surrogates) and TypeError for
-    what is not JSON.
+    Raises ValueError for what has no canonical form (NaN, infinities, unpaired surrogates) and
+    TypeError for what is not JSON.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8")
@@ -157,14 +161,14 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def invalid(field: str, message: str) -> JsonError:
-    """A problem with one member's value."""
+    """Return the error for one member's value."""
     return JsonError(INVALID_VALUE, field, message)
 
 
 def members(
     value: object, field: str, *, required: Collection[str] = (), optional: Collection[str] = ()
 ) -> dict[str, Any]:
-    """An object that has every required member and none beyond the optional ones."""
+    """Return an object with every required member and no others than the optional ones."""
     if not isinstance(value, dict):
         raise invalid(field, f"must be an object, got {kind(value)}")
     prefix = f"{field}." if field else ""
@@ -179,7 +183,7 @@ def members(
 
 
 def array(value: object, field: str, *, least: int, most: int) -> list[Any]:
-    """An array of least..most elements."""
+    """Return an array of least..most elements."""
     if not isinstance(value, list):
         raise invalid(field, f"must be an array of {least} to {most} elements, got another type")
     if not least <= len(value) <= most:
@@ -188,14 +192,14 @@ def array(value: object, field: str, *, least: int, most: int) -> list[Any]:
 
 
 def integer(value: object, field: str, low: int, high: int) -> int:
-    """An integer in low..high; a float or a boolean is not one."""
+    """Return an integer in low..high; floats and booleans are refused."""
     if type(value) is not int or not low <= value <= high:
         raise invalid(field, f"must be an integer from {low} to {high}, got {kind(value)}")
     return value
 
 
 def secret_integers(value: object, field: str, high: int, *, least: int, most: int) -> tuple[int, ...]:
-    """An array of least..most integers in 0..high whose values never show in an error."""
+    """Return an array of least..most integers in 0..high; no error shows their values."""
     items = array(value, field, least=least, most=most)
     if not items:
         return ()
@@ -206,7 +210,7 @@ def secret_integers(value: object, field: str, high: int, *, least: int, most: i
 
 
 def number(value: object, field: str, low: float, high: float, *, above: bool = False) -> float:
-    """A finite number in low..high (or above low, if ``above``); an integer will do, a boolean not."""
+    """Return a finite number in low..high, or above low with ``above``; booleans are refused."""
     if type(value) is int or type(value) is float:
         assert isinstance(value, int | float)
         if (low < value or (low == value and not above)) and value <= high:
@@ -216,14 +220,14 @@ def number(value: object, field: str, low: float, high: float, *, above: bool = 
 
 
 def boolean(value: object, field: str) -> bool:
-    """True or false."""
+    """Return true or false."""
     if not isinstance(value, bool):
         raise invalid(field, f"must be true or false, got {kind(value)}")
     return value
 
 
 def text(value: object, field: str, pattern: re.Pattern[str]) -> str:
-    """A string that the pattern matches from end to end."""
+    """Return a string that the whole pattern matches."""
     if not isinstance(value, str) or not pattern.fullmatch(value):
         raise invalid(field, f"must be a string that matches {pattern.pattern}, got {shown(value)}")
     return value

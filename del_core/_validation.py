@@ -1,4 +1,4 @@
-"""Checks of arguments that mechanism and accounting share: every failure is a ValueError that names the argument."""
+"""Checks of arguments; a failure is a ValueError that names the argument."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["check_array", "check_integer", "check_number"]
 
 
 def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Refuses anything but an int (no bool, no float) in low..high; without ``high`` there is no upper limit."""
+    """Raise ValueError unless ``value`` is an int, no bool, in low..high (None: no limit)."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high):
         return
     allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
@@ -19,7 +19,7 @@ def check_integer(name: str, value: object, low: int, high: int | None = None) -
 
 
 def check_number(name: str, value: object, low: float, high: float, *, open_low: bool, open_high: bool) -> None:
-    """Refuses anything but a real number between the limits, NaN included; ``open_`` excludes the limit itself."""
+    """Raise ValueError unless ``value`` is a number between the limits; ``open_`` excludes one."""
     if isinstance(value, int | float | np.floating | np.integer) and not isinstance(value, bool):
         above = low < value if open_low else low <= value
         below = value < high if open_high else value <= high
@@ -30,7 +30,7 @@ def check_number(name: str, value: object, low: float, high: float, *, open_low:
 
 
 def check_array(name: str, value: object, kind: type[Any]) -> None:
-    """Refuses anything but an array of the numpy type ``kind``; the message says the type, never the contents."""
+    """Raise ValueError, without contents, unless ``value`` is an array of numpy type ``kind``."""
     if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, kind):
         return
     found = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -1,10 +1,10 @@
 """Typed errors and the table of stable error codes.
 
-Every error the project raises on purpose derives from :class:`DelError`. A message names the field or file,
-the value that was found and what is allowed. Values that derive from a prompt (token ids, codes, stop strings,
-text) never appear in a message: the position and the allowed range do.
+Every error that the project raises on purpose derives from :class:`DelError`. A message says what
+the field or file must be and what was found. Values that derive from a prompt (token ids, counts,
+stop strings, text) never appear in a message.
 
-:data:`ERROR_STATUS` is the one list of codes a client may see in ``error.code`` and the HTTP status of each.
+:data:`ERROR_STATUS` lists the codes in ``error.code`` with the HTTP status of each.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ ERROR_STATUS: Final[Mapping[str, int]] = MappingProxyType(
 
 
 def error_type(code: str) -> str:
-    """``error.type`` of the HTTP error object: "invalid_request_error" for a 4xx code, "server_error" otherwise."""
+    """Return ``error.type`` of a code: "invalid_request_error" for 4xx, else "server_error"."""
     return "invalid_request_error" if ERROR_STATUS.get(code, 500) < 500 else "server_error"
 
 
@@ -84,17 +84,17 @@ class DelError(Exception):
 
 
 class FrameError(DelError):
-    """A request frame, or a request that should become one, breaks docs/reference/wire-format.md.
+    """A frame, or a request to be encoded, violates docs/reference/wire-format.md.
 
     Attributes:
         code: stable identifier, a key of :data:`ERROR_STATUS`.
-        field: path of what is wrong, such as ``"header.temperature"`` or ``"payload"``.
-        message: the full sentence; also ``str(error)``.
-        status: HTTP status to answer with.
+        field: path of the member, such as ``"header.temperature"`` or ``"payload"``.
+        message: the sentence without the field; ``str(error)`` has both.
+        status: HTTP status.
     """
 
     def __init__(self, code: str, field: str, message: str) -> None:
-        # The three arguments stay in ``args``, so that the error survives pickling between processes.
+        # The three arguments stay in ``args`` so that the error can be pickled.
         super().__init__(code, field, message)
         self.code = code
         self.field = field
@@ -102,7 +102,7 @@ class FrameError(DelError):
 
     @property
     def status(self) -> int:
-        """HTTP status that belongs to the code."""
+        """HTTP status of the code."""
         return ERROR_STATUS[self.code]
 
     def __str__(self) -> str:
@@ -110,11 +110,12 @@ class FrameError(DelError):
 
 
 class BundleError(DelError):
-    """A bundle is truncated, altered, newer than this program or otherwise not as docs/reference/bundle-format.md says.
+    """A bundle is truncated, altered, too new or violates docs/reference/bundle-format.md.
 
     Attributes:
-        file: name of the file inside the bundle (``"client/table.safetensors"``), or the bundle's own path.
-        reason: what was found and what is allowed.
+        file: name of the file inside the bundle (``"client/table.safetensors"``), or the bundle's
+            own path.
+        reason: the requirement and what was found.
     """
 
     def __init__(self, file: str, reason: str) -> None:

@@ -1,10 +1,8 @@
-"""Registries: one for each kind of thing that a user may add to, such as decoders, attacks, mechanisms and engines.
+"""Registries of kinds: decoders, attacks, mechanisms, engines.
 
-A kind is one module that registers itself when it is imported. The package of the kind imports the modules that
-the project ships. A distribution of somebody else adds kinds of its own by an entry point in the group
-``del_serve.plugins`` whose value is a module to import; it is imported the first time that a registry is asked for
-a name that it does not know, or for all its names. So an installation without plugins pays nothing for them, in
-every process: command line, Serve replica, engine.
+A kind is one module that registers itself when it is imported. Another distribution adds kinds by
+an entry point in the group ``del_serve.plugins`` whose value is a module to import. A registry
+imports these modules when it is first asked for an unknown name or for all names, in every process.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ _loaded = False
 def load_plugins() -> None:
     """Import the modules of the entry points in :data:`PLUGIN_GROUP`, once for each process.
 
-    An error of a plugin's import is raised as it is: a broken plugin is not skipped.
+    Errors of the imports are raised, so that a broken plugin is not skipped.
     """
     global _loaded
     with _lock:
@@ -38,13 +36,13 @@ def load_plugins() -> None:
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """The kinds of one thing by name, in the order of their registration.
+    """Kinds of one thing by name, in order of registration.
 
-    Looking up a missing name raises ``KeyError`` after the plugins were loaded; :meth:`find` raises ``ValueError``
-    with the names that are allowed.
+    A missing name raises ``KeyError`` after the plugins were loaded; :meth:`find` raises
+    ``ValueError`` with the allowed names.
 
     Args:
-        what: the thing in the singular, for messages: ``"decoder"``.
+        what: the thing in the singular for messages, such as ``"decoder"``.
     """
 
     def __init__(self, what: str) -> None:
@@ -62,7 +60,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return kind
 
     def find(self, name: str) -> T:
-        """The kind of this name.
+        """Return the kind of this name.
 
         Raises:
             ValueError: no such kind; the message lists the names.

@@ -1,17 +1,19 @@
-"""Privacy losses of a product of binomials on an even lattice: certified bounds of delta and epsilon from both sides.
+"""Certified bounds of delta and epsilon: losses of a product of binomials on an even lattice.
 
-Contract: with K the cumulant of the loss L under P, P_s the law with density exp(s L - K(s)) against P, and any s > 0,
+With K the cumulant of the loss L under P, P_s the law with density exp(s L - K(s)) with respect to
+P, and any s > 0,
 
     delta(epsilon) = exp(K(s) - s epsilon) E_s[ exp(-s (L - epsilon)) (1 - exp(epsilon - L))+ ],
 
-so that all sums are of the order of 1 whatever the size of delta. P_s is a product of binomials again.
+so that all sums are of order 1 whatever the size of delta. P_s is a product of binomials again.
 
-Upper side ("connect the dots", Doroshenko et al., arXiv 2207.04380): an outcome whose loss is t above a lattice point
-and h - t below the next is split into one outcome at either, with P- and Q-mass kept. Merging the two gives the outcome
-back, so the split pair dominates. Lower side: the losses of the coordinates are rounded to the nearest lattice point
-and S = {sum of the rounded losses >= epsilon}; delta(epsilon) >= P(S) - exp(epsilon) Q(S) for every set S. Both errors
-are of second order in the step h. Sums over coordinates are convolutions, by FFT; what the FFT can err by, and the mass
-outside the window, are bounded and accounted for on the safe side.
+Upper bound ("connect the dots", Doroshenko et al., arXiv 2207.04380): an outcome whose loss is t
+above a lattice point and h - t below the next is split into one outcome at each, with P- and Q-mass
+kept. Merging the two gives the outcome back, so the split pair dominates. Lower bound: the losses
+of the coordinates are rounded to the nearest lattice point and S = {sum of the rounded losses >=
+epsilon}; delta(epsilon) >= P(S) - exp(epsilon) Q(S) for every set S. Both errors are of second
+order in the step h. Sums over coordinates are convolutions, computed by FFT. The error of the FFT
+and the mass outside the window are bounded and added on the safe side.
 """
 
 from __future__ import annotations
@@ -33,11 +35,13 @@ Group = tuple[int, int, int]
 """N, p 2^32, q 2^32 of coordinates that are alike."""
 
 _TAIL = 1e-17
-"""Mass under the tilted law that may lie outside the window, and of a binomial outside the atoms kept."""
+"""Tilted mass that may lie outside the window, and outside the atoms of a binomial."""
 
 _FFT_ERROR = 8 * 2.0**-53
-"""Relative error in the Euclidean norm of an FFT per doubling of its length (Higham, Accuracy and Stability of
-Numerical Algorithms, theorem 24.2, with correctly rounded twiddle factors)."""
+"""Relative error in the Euclidean norm of an FFT per doubling of its length.
+
+(Higham, Accuracy and Stability of Numerical Algorithms, theorem 24.2, with correctly rounded
+twiddle factors)."""
 
 _LARGEST_GROWTH = 8.0  # of total tilt step, see below
 _BATCH = 1 << 20  # lattice points transformed at once
@@ -68,7 +72,7 @@ class Cumulant:
         self._divergence = self.p * at_success + self.p_failure * _minus_log1p(rise)
 
     def __call__(self, tilt: npt.ArrayLike) -> FloatArray:
-        """K at ``tilt``, any shape. Memory: size of ``tilt`` times number of groups."""
+        """Return K at ``tilt``, any shape. Memory: size of ``tilt`` times number of groups."""
         s = np.asarray(tilt, np.float64)[..., None]
         a, b = s * self.success_loss, s * self.failure_loss
         large = np.logaddexp(np.log(self.p) + a, np.log(self.p_failure) + b)
@@ -79,7 +83,7 @@ class Cumulant:
 
 
 def _minus_log1p(x: FloatArray) -> FloatArray:
-    """x - log(1 + x), with digits lost for x near -1."""
+    """Return x - log(1 + x), with digits lost for x near -1."""
     small = np.abs(x) <= 0.1
     y, series = np.where(small, x, 0.0), np.zeros_like(x)
     for j in range(17, 1, -1):
@@ -88,7 +92,7 @@ def _minus_log1p(x: FloatArray) -> FloatArray:
 
 
 def _minus_expm1(x: FloatArray) -> FloatArray:
-    """exp(x) - 1 - x."""
+    """Return exp(x) - 1 - x."""
     small = np.abs(x) <= 0.5
     y, series = np.where(small, x, 0.0), np.zeros_like(x)
     for j in range(14, 2, -1):
@@ -97,12 +101,12 @@ def _minus_expm1(x: FloatArray) -> FloatArray:
 
 
 class LossLattice:
-    """The pair's losses on ``points`` lattice points around where delta(epsilon) comes from.
+    """Losses of a pair on ``points`` lattice points around the relevant range.
 
     Args:
         groups: (N, p 2^32, q 2^32) with p > q, as ``ProductPair`` holds them; at least two.
-        tilt: s above, positive. Any value gives valid bounds; the order minus one that is best in the Renyi
-            conversion gives tight ones.
+        tilt: s above, positive. Any value gives valid bounds; the order minus one that is best in
+            the Renyi conversion gives tight ones.
         points: length of the window, a power of two.
     """
 
@@ -113,8 +117,9 @@ class LossLattice:
         total = len(self._groups)
         if points < 8 * (total + 2):
             raise ValueError(f"points must be at least {8 * (total + 2)} for {total} groups, got {points}")
-        # Splitting and rounding change the tilted mass of an outcome by up to exp(s h) a group. Near the largest loss
-        # the best order grows without limit; a smaller tilt serves as well there and keeps this factor in bounds.
+        # Splitting and rounding change the tilted mass of an outcome by up to exp(s h) a group.
+        # Near the largest loss the best order grows without limit; a smaller tilt serves as well
+        # there and keeps this factor in bounds.
         while True:
             outside = self._place(tilt)
             if total * tilt * self._step <= _LARGEST_GROWTH:
@@ -126,7 +131,7 @@ class LossLattice:
         self._losses = (self._first + np.arange(points)) * self._step
 
     def _place(self, tilt: float) -> float:
-        """Chooses window and step for a tilt; returns a bound of the tilted mass outside the window."""
+        """Choose window and step for a tilt; return a bound of the mass outside the window."""
         total, n = len(self._groups), self._total_cumulant.trials
         slope = self._success_loss - self._failure_loss
         # Bernoulli(p) tilted by s: odds p / (1-p) exp(s (l1 - l0)).
@@ -138,33 +143,34 @@ class LossLattice:
         smallest, largest = float(np.sum(n * self._failure_loss)), float(np.sum(n * self._success_loss))
         half, outside = self._half_width(mean, self._deviation, smallest, largest)
         low, high = max(mean - half, smallest), min(mean + half, largest)
-        # Rounding moves a sum of losses by less than one step a group, so this much room is kept at both ends.
+        # Rounding moves a sum of losses by less than one step a group, so this much room is kept at
+        # both ends.
         self._step = (high - low) / (self._points - 2 * (total + 2))
         self._first = math.floor(low / self._step) - total - 1
         return outside
 
-    # ---------------------------------------------------------------------------------------------------- the bounds
+    # ----------------------------------------------------------------------------------- the bounds
 
     def delta_upper(self, epsilon: float) -> float:
-        """Upper bound of delta(epsilon)."""
+        """Return an upper bound of delta(epsilon)."""
         return self._bracket_value(self._upper_law, self._upper_law, epsilon, 1.0)
 
     def delta_lower(self, epsilon: float) -> float:
-        """Lower bound of delta(epsilon); may be negative."""
+        """Return a lower bound of delta(epsilon), possibly negative."""
         return self._bracket_value(*self._lower_laws, epsilon, -2.0)
 
     def epsilon_upper(self, delta: float, ceiling: float) -> float:
-        """Upper bound of epsilon(delta), at most ``ceiling``, which must be an upper bound itself."""
+        """Return an upper bound of epsilon(delta), at most the upper bound ``ceiling``."""
         return self._inverse(self.delta_upper, delta, ceiling)[1]
 
     def epsilon_lower(self, delta: float, ceiling: float) -> float:
-        """Lower bound of epsilon(delta); ``ceiling`` must be an upper bound."""
+        """Return a lower bound of epsilon(delta); ``ceiling`` must be an upper bound."""
         return self._inverse(self.delta_lower, delta, ceiling)[0]
 
     def _inverse(self, function: Callable[[float], float], delta: float, ceiling: float) -> tuple[float, float]:
-        """low, high in [0, ceiling], equal or next to each other, with function(low) > delta >= function(high).
+        """Return low and high, close together, with function(low) > delta >= function(high).
 
-        At the ends the condition is dropped: low may be 0 and high ``ceiling``, valid for other reasons.
+        At the ends of [0, ceiling] the condition is dropped, because they are valid bounds.
         """
         high, step = ceiling, 0.1 * self._deviation + 2.0 * self._step
         if function(ceiling) > delta:
@@ -175,7 +181,8 @@ class LossLattice:
                 return 0.0, 0.0
             high, step = low, 2.0 * step
             low = max(0.0, high - step)
-        # Regula falsi (Illinois) on log delta, whose slope is nearly constant, then the invariant is checked by hand.
+        # Regula falsi (Illinois) on log delta, whose slope is nearly constant, then the invariant
+        # is checked by hand.
         target = math.log(delta)
         room = 1e-14 * ceiling
 
@@ -192,7 +199,7 @@ class LossLattice:
         return low, high
 
     def _bracket_value(self, mass: FloatArray, null_mass: FloatArray, epsilon: float, margin: float) -> float:
-        """exp(K - s e) {sum over x >= e of exp(-s (x-e)) [mass - exp(e-x) null mass] + margin * room}."""
+        """Return exp(K-se) {sum_{x>=e} exp(-s(x-e)) [mass - exp(e-x) null mass] + margin}."""
         s = self._tilt
         index = int(np.searchsorted(self._losses, epsilon, side="left"))
         above = self._losses[index:] - epsilon
@@ -203,7 +210,7 @@ class LossLattice:
         log_scale = self._cumulant - s * epsilon
         return math.exp(min(700.0, log_scale)) * (value + margin * (self._outside + self._noise * norm))
 
-    # --------------------------------------------------------------------------------------------------- the lattices
+    # --------------------------------------------------------------------------------- the lattices
 
     @cached_property
     def _upper_law(self) -> FloatArray:
@@ -233,7 +240,7 @@ class LossLattice:
         return cell.astype(np.int64), mass * np.exp(self._tilt * moved), mass * np.exp((self._tilt + 1.0) * moved)
 
     def _atoms(self, group: int) -> tuple[FloatArray, FloatArray]:
-        """Losses of one group and their tilted masses; all but 2e-17 of the mass for large N (Hoeffding)."""
+        """Return losses of one group and their tilted masses, up to a mass of 2e-17 (Hoeffding)."""
         trials, p = self._groups[group][0], float(self._tilted[group])
         mode = min(trials, int((trials + 1) * p))
         reach = math.ceil(math.sqrt(0.5 * trials * math.log(2.0 / _TAIL))) + 1
@@ -247,7 +254,7 @@ class LossLattice:
         return losses, mass / float(np.sum(mass))
 
     def _convolved(self, atoms: Sequence[tuple[npt.NDArray[np.int64], FloatArray]]) -> FloatArray:
-        """Law of the sum of independent lattice variables, circularly on the window."""
+        """Return the law of the sum of independent lattice variables, circular on the window."""
         points, product = self._points, np.ones(self._points // 2 + 1, np.complex128)
         rows = max(1, _BATCH // points)
         shift = self._first
@@ -261,8 +268,9 @@ class LossLattice:
         return np.asarray(np.fft.irfft(product, points), np.float64)
 
     def _half_width(self, mean: float, deviation: float, smallest: float, largest: float) -> tuple[float, float]:
-        """Half width of a window around ``mean`` and a bound of the tilted mass outside it (Chernoff)."""
-        # Not narrower than this share of the range: near the largest loss the law is a few atoms, not a bell.
+        """Return the half width of a window around ``mean`` and a bound of the mass outside."""
+        # Not narrower than this share of the range: near the largest loss the law is a few atoms,
+        # not a bell.
         half = max(8.7 * deviation, 1e-3 * (largest - smallest))
         while True:
             bounds = [0.0, 0.0]
@@ -275,8 +283,9 @@ class LossLattice:
             half *= 1.1
 
     def _chernoff(self, mean: float, half: float, deviation: float, sign: float) -> float:
-        """Bound of the tilted mass beyond mean + sign * half: exp(K(s+t) - K(s) - t x), the best of some t."""
-        # The best t of a bell is half / deviation^2; a law much narrower than the window needs no more than this.
+        """Return a bound of the mass beyond x = mean + sign half: exp(K(s+t) - K(s) - t x)."""
+        # The best t of a bell is half / deviation^2; a law much narrower than the window needs no
+        # more than this.
         t = sign * min((half / max(deviation, 1e-3 * half)) ** 2, 1000.0) / half * np.array([1.0, 0.7, 0.4])
         exponents = self._total_cumulant(self._tilt + t) - self._cumulant - t * (mean + sign * half)
         return math.exp(min(0.0, float(np.min(exponents))))

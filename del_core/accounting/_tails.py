@@ -1,7 +1,7 @@
-"""Weighted upper tails of a binomial distribution to about 12 digits, for any number of trials up to 10^10.
+"""Weighted upper tails of a binomial to about 12 digits, for up to 10^10 trials.
 
-Contract: probabilities are integers over 2^32, and every result is a natural logarithm, so that tails far below the
-smallest float keep their accuracy. The sums have positive terms only: nothing cancels.
+Probabilities are integers over 2^32, and every result is a natural logarithm, so that tails far
+below the smallest float keep their accuracy. The sums have positive terms only, so nothing cancels.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _NEGLIGIBLE = 2.0**-60  # of the sum so far; the bound of what is cut off is add
 
 
 def log_probability(successes: int, trials: int, numerator: int) -> float:
-    """Log of Binomial(trials, numerator / 2^32) at ``successes``, by Loader's saddle-point expansion.
+    """Return the log-probability of ``successes`` under Binomial(trials, numerator / 2^32).
 
     With n = trials, k = successes, p the success probability and D(x, m) = x log(x/m) + m - x,
 
         log P(k) = s(n) - s(k) - s(n-k) - D(k, n p) - D(n-k, n (1-p)) - log(2 pi k (n-k) / n) / 2,
 
-    s(j) being the error of Stirling's formula. Unlike a difference of log-gammas it keeps full accuracy at large n,
-    because the two deviances D are computed from exact integers (C. Loader, Fast and Accurate Computation of Binomial
-    Probabilities, 2000).
+    with s(j) the error of Stirling's formula. Unlike a difference of log-gammas this keeps full
+    accuracy at large n, because the two deviances D are computed from exact integers (C. Loader,
+    Fast and Accurate Computation of Binomial Probabilities, 2000).
     """
     failures = trials - successes
     complement = PROBABILITY_ONE - numerator
@@ -54,16 +54,18 @@ def log_probability(successes: int, trials: int, numerator: int) -> float:
 def log_weighted_tail(
     start: int, trials: int, numerator: int, weight: Callable[[_Array], _Array] | None = None
 ) -> float:
-    """Log of sum_{k >= start} P(k) weight(k - start) for P = Binomial(trials, numerator / 2^32).
+    """Return log sum_{k >= start} P(k) weight(k - start), P = Binomial(trials, numerator / 2^32).
 
-    The sum runs outwards from the largest P(k) of the range, whose logarithm is computed directly, by the ratios of
-    neighbouring probabilities, until a geometric bound of the rest is below 2^-60 of the sum.
+    The sum runs outwards from the largest P(k) of the range, whose logarithm is computed directly,
+    by the ratios of neighbouring probabilities, until a geometric bound of the rest is below 2^-60
+    of the sum.
 
     Args:
         start: first k, 0 to trials + 1 (an empty tail).
         trials: number of trials, at least 1.
         numerator: success probability times 2^32, in 1..2^32 - 1.
-        weight: a non-decreasing function into [0, 1] of the float array k - start; without it 1, the plain tail.
+        weight: a non-decreasing function into [0, 1] of the float array k - start; without it 1,
+            the plain tail.
 
     Returns:
         The logarithm, -inf for an empty or zero sum. Relative error of the sum about 1e-12.
@@ -96,7 +98,7 @@ def log_weighted_tail(
 
 
 def _sum_from(ratio: Callable[[_Array], _Array], weight: Callable[[_Array], _Array], count: int) -> float:
-    """Sum over j < count of weight(j) prod_{i<j} ratio(i); ratios fall with j and weights are at most 1."""
+    """Return sum_{j<count} weight(j) prod_{i<j} ratio(i); ratios fall, weights are at most 1."""
     total, scale, done, block = 0.0, 1.0, 0, _FIRST_BLOCK
     while done < count:
         step = np.arange(done, min(done + block, count), dtype=np.float64)
@@ -114,12 +116,12 @@ def _sum_from(ratio: Callable[[_Array], _Array], weight: Callable[[_Array], _Arr
 
 
 def _log_fraction(numerator: int) -> float:
-    """log(numerator / 2^32) without loss near 1."""
+    """Return log(numerator / 2^32) without loss near 1."""
     return math.log1p((numerator - PROBABILITY_ONE) / PROBABILITY_ONE)
 
 
 def _stirling_error(n: int) -> float:
-    """log(n!) - log(sqrt(2 pi n) (n/e)^n) for n >= 1."""
+    """Return log(n!) - log(sqrt(2 pi n) (n/e)^n) for n >= 1."""
     if n < _STIRLING_FROM:
         return math.lgamma(n + 1) - (n + 0.5) * math.log(n) + n - 0.5 * math.log(2.0 * math.pi)
     square = n * n
@@ -127,13 +129,14 @@ def _stirling_error(n: int) -> float:
 
 
 def _deviance(count: int, mean_numerator: int) -> float:
-    """count log(count/m) + m - count for m = mean_numerator / 2^32 > 0 and count >= 1, from exact integers."""
+    """Return count log(count/m) + m - count, m = mean_numerator / 2^32, from exact integers."""
     scaled = count << 32
     difference = (scaled - mean_numerator) / PROBABILITY_ONE
     v = (scaled - mean_numerator) / (scaled + mean_numerator)  # integers divide with one rounding
     if abs(v) > 0.25:
         return count * math.log(scaled / mean_numerator) - difference
-    # log(count/m) = 2 atanh(v): the series without its first term, which is taken together with m - count.
+    # log(count/m) = 2 atanh(v): the series without its first term, which is taken together with m -
+    # count.
     total, power, j = difference * v, 2.0 * count * v, 1
     while True:
         power *= v * v

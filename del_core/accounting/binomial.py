@@ -5,14 +5,15 @@ tokens are replaced, the worst pair of output distributions is
 
     P = Binomial(N, (1 + r)/2)   against   Q = Binomial(N, (1 - r)/2):
 
-the output pair for any two inputs is a post-processing of (P, Q), and inputs at opposite clips attain
-it (proof: ``docs/privacy/guarantee.md``). delta(epsilon) is P's tail minus exp(epsilon) times Q's,
-computed without subtracting large numbers; its relative error is about 1e-12 (1e-11 at N = 10^9),
-down to the smallest float. Other kinds bring their own worst pair.
+the output pair for any two inputs is a post-processing of (P, Q), and inputs at opposite clips
+attain it (proof: ``docs/privacy/guarantee.md``). delta(epsilon) is P's tail minus exp(epsilon)
+times Q's, computed without subtracting large numbers; its relative error is about 1e-12 (1e-11 at N
+= 10^9), down to the smallest float. Other kinds bring their own worst pair.
 
-Epsilon is in nats. Tokens of one prompt, of a conversation or of several prompts under one mechanism
-add up in ``tokens``. Different mechanisms compose in :mod:`del_core.accounting.composition`; the bound
-for a given vocabulary is in :mod:`del_core.vocabulary_accounting`.
+Epsilon is in nats. Tokens of one prompt, of a conversation or of several prompts under one
+mechanism add up in ``tokens``. Different mechanisms compose in
+:mod:`del_core.accounting.composition`; the bound for a given vocabulary is in
+:mod:`del_core.vocabulary_accounting`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def delta(mechanism: TokenMechanism, epsilon: float, tokens: int = 1) -> float:
 
 
 def epsilon(mechanism: TokenMechanism, delta: float, tokens: int = 1) -> float:
-    """Return the smallest epsilon >= 0 with which ``tokens`` private tokens are (epsilon, delta)-DP.
+    """Return the smallest epsilon >= 0 at which ``tokens`` tokens are (epsilon, delta)-DP.
 
     Args:
         mechanism: the mechanism applied to every token.
@@ -92,7 +93,7 @@ def epsilon(mechanism: TokenMechanism, delta: float, tokens: int = 1) -> float:
 
 
 def mu(mechanism: BinomialMechanism, tokens: int = 1) -> float:
-    """Return mu = 2 r sqrt(u d tokens / (1 - r^2)), the Gaussian figure of Jiang et al.
+    """Return mu = 2 r sqrt(u d tokens / (1 - r^2)), the Gaussian parameter of the published method.
 
     It inverts A = c sqrt(4 u d / mu^2 + 1) and is the distance of the means of P and Q in standard
     deviations. It names a noise level and becomes a guarantee only in the limit of large N; the
@@ -126,9 +127,9 @@ def trade_off(mechanism: TokenMechanism, type_one_errors: npt.ArrayLike, tokens:
 
 
 def gdp_delta(mu: float, epsilon: float) -> float:
-    """delta of mu-Gaussian differential privacy: Phi(-epsilon/mu + mu/2) - exp(epsilon) Phi(-epsilon/mu - mu/2).
+    """Return delta of mu-Gaussian differential privacy (Dong, Roth and Su, arXiv 1905.02383).
 
-    Source: Dong, Roth and Su, Gaussian Differential Privacy, arXiv 1905.02383. The paper's figure, for comparison.
+    It is Phi(-epsilon/mu + mu/2) - exp(epsilon) Phi(-epsilon/mu - mu/2).
     """
     check_number("mu", mu, 0.0, math.inf, open_low=True, open_high=True)
     check_number("epsilon", epsilon, 0.0, math.inf, open_low=False, open_high=False)
@@ -138,9 +139,10 @@ def gdp_delta(mu: float, epsilon: float) -> float:
 
 
 def gdp_epsilon(mu: float, delta: float) -> float:
-    """epsilon of mu-Gaussian differential privacy at ``delta``: inf at delta = 0, 0 from delta = 2 Phi(mu/2) - 1 on.
+    """Return epsilon of mu-Gaussian differential privacy at ``delta``.
 
-    For one token of a mechanism ``m`` the paper states ``gdp_epsilon(accounting.mu(m), delta)``.
+    It is inf at delta = 0 and 0 from delta = 2 Phi(mu/2) - 1 on. For one token of a mechanism ``m``
+    the published method states ``gdp_epsilon(mu(m), delta)``.
     """
     check_number("mu", mu, 0.0, math.inf, open_low=True, open_high=True)
     check_number("delta", delta, 0.0, 1.0, open_low=False, open_high=False)
@@ -158,11 +160,11 @@ def _log_gdp_delta(mu: float, epsilon: float) -> float:
     a, b = epsilon / mu - 0.5 * mu, epsilon / mu + 0.5 * mu
     if a <= 0.0:  # delta is of the order of 1 here
         return math.log(ndtr(-a) - math.exp(epsilon + log_ndtr(-b)))
-    # Phi(-x) = exp(-x^2/2) erfcx(x/sqrt 2)/2 and b^2 - a^2 = 2 epsilon: the factor exp(-a^2/2) comes out.
+    # Phi(-x) = exp(-x^2/2) erfcx(x/sqrt 2)/2 and b^2 - a^2 = 2 epsilon: exp(-a^2/2) factors out.
     root = math.sqrt(0.5)
     return -0.5 * a * a + math.log(0.5 * (erfcx(a * root) - erfcx(b * root)))
 
 
 def _exp(log_value: float) -> float:
-    """exp into [smallest float, 1]: a positive delta is never reported as none."""
+    """Return exp(log_value) within [smallest float, 1], so that a positive delta stays positive."""
     return min(1.0, max(math.exp(log_value), math.ulp(0.0)))

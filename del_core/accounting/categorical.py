@@ -111,7 +111,7 @@ class ResponsePair(WorstPair):
         return high
 
     def _losses(self) -> tuple[_Array, _Array] | None:
-        """Losses and their probabilities under the first input; None where they are not
+        """Return losses and their probabilities under the first input; None where they are not
         computed."""
         if len(self.groups) != 1 or self.groups[0][1] > _EXACT_CODES:
             return None
@@ -122,12 +122,12 @@ class ResponsePair(WorstPair):
         return losses, _power((other, (self.codes - 2) * other, keep), count)
 
     def _probabilities(self, numerator: int) -> tuple[float, float]:
-        """P(Z = c) and P(Z = z) for one z != c, each rounded once."""
+        """Return P(Z = c) and P(Z = z) for one z != c, each rounded once."""
         other = Fraction(numerator, PROBABILITY_ONE * self.codes)
         return float(1 - (self.codes - 1) * other), float(other)
 
     def _step(self, numerator: int) -> float:
-        """e = log(P(Z = c) / P(Z = z)), rounded up; 0 for lambda = 1."""
+        """Return e = log(P(Z = c) / P(Z = z)), rounded up; 0 for lambda = 1."""
         if numerator == PROBABILITY_ONE:
             return 0.0
         # P(Z = c) / P(Z = z) - 1. The quotient and the logarithm are each off by less than an ulp.
@@ -138,7 +138,7 @@ class ResponsePair(WorstPair):
 
 @lru_cache(maxsize=64)
 def _power(step: tuple[float, float, float], count: int) -> _Array:
-    """Distribution of the sum of ``count`` independent steps of -1, 0 and 1, by repeated
+    """Return the distribution of the sum of ``count`` independent steps of -1, 0 and 1, by repeated
     squaring."""
     result, square = np.ones(1), np.array(step)
     while count:

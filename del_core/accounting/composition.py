@@ -1,11 +1,12 @@
 """Composition: the privacy loss of tokens released under several mechanisms.
 
-Releases at one noise level add their amounts exactly; for the binomial mechanism a level is a ratio,
-whatever bits and dimensions, and the amount is trials. Different levels add their Renyi curves, which
-is a proven upper bound; binomial levels can also be convolved on a lattice of losses, which brackets
-the exact value. All figures are worst case over the cube of inputs, but a :class:`RenyiCurve` may also
-be that of a vocabulary (``del_core.vocabulary_accounting``). A composition is a few integers and an
-epsilon takes milliseconds. Proofs: ``docs/privacy/vocabulary.md``.
+Releases at one noise level add their amounts exactly; for the binomial mechanism a level is a
+ratio, whatever bits and dimensions, and the amount is trials. Different levels add their Renyi
+curves, which is a proven upper bound; binomial levels can also be convolved on a lattice of losses,
+which brackets the exact value. All figures are worst case over the cube of inputs, but a
+:class:`RenyiCurve` may also be that of a vocabulary (``del_core.vocabulary_accounting``). A
+composition is a few integers and an epsilon takes milliseconds. Proofs:
+``docs/privacy/vocabulary.md``.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ DEFAULT_ORDERS: tuple[float, ...] = tuple(float(1.0 + x) for x in np.geomspace(1
 class RenyiCurve:
     """Upper bounds of a worst pair's Renyi divergences at a list of orders; curves of releases add.
 
-    If every release i bounds D_a(M_i(x) || M_i(x')) by R_i(a) for all neighbors, all releases together
-    are bounded by R(a) = sum R_i(a), also if each was chosen in view of earlier ones (Mironov,
-    arXiv 1702.07476). Then
+    If every release i bounds D_a(M_i(x) || M_i(x')) by R_i(a) for all neighbors, all releases
+    together are bounded by R(a) = sum R_i(a), also if each was chosen in view of earlier ones
+    (Mironov, arXiv 1702.07476). Then
 
         epsilon = min over a of R(a) + log((a-1)/a) - (log delta + log a)/(a-1)
 
@@ -100,9 +101,9 @@ class RenyiCurve:
 class Composition:
     """Released amounts at each noise level, which determine the worst case.
 
-    Levels and amounts are those of ``TokenMechanism.charge``: a level is a binomial ratio times 2^31
-    with a number of trials, or another mechanism as JSON with a number of tokens. Each level's worst
-    pair dominates, so releases may be chosen in view of earlier ones.
+    Levels and amounts are those of ``TokenMechanism.charge``: a level is a binomial ratio times
+    2^31 with a number of trials, or another mechanism as JSON with a number of tokens. Each level's
+    worst pair dominates, so releases may be chosen in view of earlier ones.
 
     Args:
         trials: (level, amount) of every noise level: ratios in rising order, then JSON in order.
@@ -180,7 +181,7 @@ class Composition:
         return RenyiCurve(orders, tuple(total.tolist()))
 
     def epsilon(self, delta: float) -> float:
-        """Return epsilon at ``delta``: exact for one level, else the Renyi bound at the best order."""
+        """Return epsilon at ``delta``: exact for one level, else the best Renyi bound."""
         check_number("delta", delta, 0.0, 1.0, open_low=False, open_high=False)
         if delta == 0.0:
             return self.largest_loss

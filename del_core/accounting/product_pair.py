@@ -1,9 +1,9 @@
-"""Exact accounting of two products of binomials: what two particular inputs of the mechanism look like to the server.
+"""Exact accounting of two products of binomials: the server's view of two particular inputs.
 
-Contract: success probabilities are the integers over 2^32 that the sampler compares with, so nothing is rounded before
-the analysis starts. With one distinct (p, q) the results are exact (two binomial tails); otherwise they are brackets:
-the upper side is proven never to understate, the lower side is attained by an explicit test. How the brackets are made,
-and why they hold: ``docs/privacy/vocabulary.md``. Needs numpy only.
+Success probabilities are the sampler's integers over 2^32, so nothing is rounded before the
+analysis. With one distinct (p, q) the results are exact: two binomial tails. Otherwise they are
+brackets: the upper end never understates, and an explicit test attains the lower end. Proofs:
+``docs/privacy/vocabulary.md``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SMALLEST_ORDER, _LARGEST_ORDER = 1e-6, 1e6  # of order - 1, searched for conver
 
 @dataclass(frozen=True)
 class Bracket:
-    """``lower <= true value <= upper``; equal where the value is known exactly."""
+    """Bounds ``lower <= true value <= upper``, equal if the value is known exactly."""
 
     lower: float
     upper: float
@@ -42,11 +42,12 @@ class Bracket:
 
 
 def renyi_epsilon(orders: npt.ArrayLike, divergences: npt.ArrayLike, delta: float) -> FloatArray:
-    """epsilon at ``delta`` by each Renyi order alone; the least over orders is the guarantee.
+    """Return epsilon at ``delta`` from each Renyi order; the smallest is the guarantee.
 
-        epsilon = D + log((a-1)/a) - (log delta + log a) / (a-1)        for order a > 1, D the divergence of order a
+        epsilon = D + log((a-1)/a) - (log delta + log a) / (a-1),    a > 1, D of order a
 
-    (Canonne, Kamath and Steinke, arXiv 2004.00010, proposition 12; Balle et al., arXiv 1905.09982.) Never below 0.
+    (Canonne, Kamath and Steinke, arXiv 2004.00010, proposition 12; Balle et al., arXiv 1905.09982.)
+    Never below 0.
 
     Args:
         orders: orders a > 1, shape S.
@@ -61,7 +62,10 @@ def renyi_epsilon(orders: npt.ArrayLike, divergences: npt.ArrayLike, delta: floa
 
 
 def renyi_delta(orders: npt.ArrayLike, divergences: npt.ArrayLike, epsilon: float) -> FloatArray:
-    """delta at ``epsilon`` by each Renyi order alone: exp((a-1)(D - epsilon)) (1 - 1/a)^(a-1) / a, at most 1."""
+    """Return delta at ``epsilon`` from each Renyi order.
+
+    It is exp((a-1)(D - epsilon)) (1 - 1/a)^(a-1) / a, at most 1.
+    """
     a, divergence = np.asarray(orders, np.float64), np.asarray(divergences, np.float64)
     excess = a - 1.0
     exponent = excess * (divergence - epsilon) - excess * np.log1p(1.0 / excess) - np.log(a)
@@ -70,17 +74,19 @@ def renyi_delta(orders: npt.ArrayLike, divergences: npt.ArrayLike, epsilon: floa
 
 @dataclass(frozen=True)
 class ProductPair(WorstPair):
-    """P = product of Binomial(N_g, p_g) against Q = product of Binomial(N_g, q_g), coordinates independent.
+    """P = product of Binomial(N_g, p_g) against Q = product of Binomial(N_g, q_g), independent.
 
-    For k = (k_g) the privacy loss is additive, L(k) = log P(k)/Q(k) = sum_g [k_g log(p_g/q_g) + (N_g - k_g)
-    log((1-p_g)/(1-q_g))], and delta(epsilon) = E_P[(1 - exp(epsilon - L))+], the hockey-stick divergence of P from Q.
+    For k = (k_g) the privacy loss is additive, L(k) = log P(k)/Q(k) = sum_g [k_g log(p_g/q_g) +
+    (N_g - k_g) log((1-p_g)/(1-q_g))], and delta(epsilon) = E_P[(1 - exp(epsilon - L))+], the
+    hockey-stick divergence of P from Q.
 
-    :meth:`of` brings a pair into normal form without changing any divergence: coordinates with p = q are dropped,
-    counting failures instead of successes makes p > q everywhere, and coordinates with equal (p, q) merge, since their
-    sum is sufficient.
+    :meth:`of` brings a pair into normal form without changing any divergence: coordinates with p =
+    q are dropped, counting failures instead of successes makes p > q everywhere, and coordinates
+    with equal (p, q) merge, since their sum is sufficient.
 
     Args:
-        groups: (N, p 2^32, q 2^32) of every distinct coordinate, sorted; 0 < q < p < 2^32 as integers.
+        groups: (N, p 2^32, q 2^32) of every distinct coordinate, sorted; 0 < q < p < 2^32 as
+            integers.
     """
 
     groups: tuple[tuple[int, int, int], ...]
@@ -98,11 +104,12 @@ class ProductPair(WorstPair):
         p_numerators: npt.NDArray[np.integer[Any]],
         q_numerators: npt.NDArray[np.integer[Any]],
     ) -> ProductPair:
-        """The pair of a coordinate vector, P first.
+        """Return the pair of a coordinate vector, P first.
 
         Args:
             trials: of every coordinate, or one number for all.
-            p_numerators, q_numerators: ``Mechanism.numerators`` of the two inputs, shape (coordinates,).
+            p_numerators, q_numerators: ``Mechanism.numerators`` of the two inputs, shape
+                (coordinates,).
 
         Raises:
             ValueError: a probability is not in 1/2^32..1 - 1/2^32, or the lengths differ.
@@ -118,7 +125,7 @@ class ProductPair(WorstPair):
         return cls(tuple(sorted((count, p, q) for (p, q), count in merged.items())))
 
     def __mul__(self, tokens: int) -> ProductPair:
-        """The pair of ``tokens`` independent copies."""
+        """Return the pair of ``tokens`` independent copies."""
         check_integer("tokens", tokens, 1)
         return ProductPair(tuple((tokens * trials, p, q) for trials, p, q in self.groups))
 
@@ -134,29 +141,29 @@ class ProductPair(WorstPair):
         return math.fsum(trials * _log_ratio(p, q) for trials, p, q in self.groups) * _ROUND_UP
 
     def renyi(self, orders: npt.ArrayLike) -> FloatArray:
-        """Exact Renyi divergences D_a(P || Q) in nats for orders a > 1, any shape. They add over coordinates."""
+        """Return exact Renyi divergences D_a(P || Q) in nats for orders a > 1, any shape."""
         excess = np.asarray(orders, np.float64) - 1.0
         if not bool(np.all(excess > 0.0)):
             raise ValueError(f"orders must be above 1, got {float(np.min(excess)) + 1.0!r}")
         return self._cumulant(excess) / excess
 
     def renyi_epsilon(self, delta: float) -> float:
-        """Upper bound of epsilon by the best Renyi order: quick, usually 1 to 2 % above :meth:`epsilon_bounds`."""
+        """Return a quick upper bound of epsilon, usually 1 to 2 % above :meth:`epsilon_bounds`."""
         check_number("delta", delta, 0.0, 1.0, open_low=True, open_high=False)
         return min(self._best_order(delta)[1], self.largest_loss)
 
     def best_excess(self, delta: float) -> float:
-        """The Renyi order, minus one, with the least epsilon at ``delta``."""
+        """Return the Renyi order with the least epsilon at ``delta``, minus one."""
         check_number("delta", delta, 0.0, 1.0, open_low=True, open_high=False)
         return self._best_order(delta)[0]
 
     def delta_bounds(self, epsilon: float, points: int = 1 << 16) -> Bracket:
-        """Bracket of delta(epsilon).
+        """Return a bracket of delta(epsilon).
 
         Args:
             epsilon: at least 0, in nats.
-            points: size of the lattice of losses where the value is not exact, a power of two; the bracket's width
-                falls with its square.
+            points: size of the lattice of losses where the value is not exact, a power of two; the
+                bracket's width falls with its square.
         """
         check_number("epsilon", epsilon, 0.0, math.inf, open_low=False, open_high=False)
         if epsilon >= self.largest_loss:
@@ -164,7 +171,8 @@ class ProductPair(WorstPair):
         if len(self.groups) == 1:
             value = min(1.0, max(math.exp(self._log_delta(epsilon)), math.ulp(0.0)))
             return Bracket(value, value)
-        # The tilt with the least Renyi bound of delta(epsilon) puts the lattice where delta comes from.
+        # The tilt with the least Renyi bound of delta(epsilon) puts the lattice where delta comes
+        # from.
         excess = np.geomspace(_SMALLEST_ORDER, _LARGEST_ORDER, 241)
         exponents = self._cumulant(excess) - excess * (epsilon + np.log1p(1.0 / excess)) - np.log1p(excess)
         lattice = LossLattice(self.groups, float(excess[np.argmin(exponents)]), points)
@@ -172,7 +180,7 @@ class ProductPair(WorstPair):
         return Bracket(max(0.0, lattice.delta_lower(epsilon)), min(ceiling, lattice.delta_upper(epsilon)))
 
     def epsilon_bounds(self, delta: float, points: int = 1 << 16) -> Bracket:
-        """Bracket of the least epsilon >= 0 with delta(epsilon) <= ``delta``; arguments as :meth:`delta_bounds`."""
+        """Return a bracket of the least epsilon >= 0 with delta(epsilon) <= ``delta``."""
         return Bracket(self._epsilon(delta, points, upper=False), self._epsilon(delta, points, upper=True))
 
     def epsilon(self, delta: float) -> float:
@@ -184,7 +192,7 @@ class ProductPair(WorstPair):
         return self.delta_bounds(epsilon).upper
 
     def type_two_error(self, alpha: float) -> float:
-        """Return the least P(accept Q) of a test with Q(reject Q) <= ``alpha``: exact for one group.
+        """Return the least P(accept Q) of a test with Q(reject Q) <= ``alpha``.
 
         A test rejects Q at k or more successes (Neyman-Pearson), and at k - 1 with the probability
         that uses up the rest of ``alpha``.
@@ -206,11 +214,11 @@ class ProductPair(WorstPair):
         return below if unused <= 0.0 else min(1.0, below + math.exp(math.log(unused) + self._loss(low)))
 
     def epsilon_upper(self, delta: float, points: int = 1 << 16) -> float:
-        """The upper end of :meth:`epsilon_bounds` alone, in a third of the time."""
+        """Return the upper end of :meth:`epsilon_bounds` in a third of the time."""
         return self._epsilon(delta, points, upper=True)
 
     def epsilon_lower(self, delta: float, points: int = 1 << 16) -> float:
-        """The lower end of :meth:`epsilon_bounds` alone."""
+        """Return the lower end of :meth:`epsilon_bounds`."""
         return self._epsilon(delta, points, upper=False)
 
     def _epsilon(self, delta: float, points: int, *, upper: bool) -> float:
@@ -230,7 +238,7 @@ class ProductPair(WorstPair):
         return lattice.epsilon_lower(delta, ceiling)
 
     def _best_order(self, delta: float) -> tuple[float, float]:
-        """Order minus one with the least epsilon at ``delta``, and that epsilon."""
+        """Return the order, minus one, with the least epsilon at ``delta``, and that epsilon."""
         low, high = math.log(_SMALLEST_ORDER), math.log(_LARGEST_ORDER)
         best, value = 1.0, math.inf
         for _ in range(4):  # the grid narrows to the neighbours of the best point; any order gives a valid bound
@@ -244,10 +252,11 @@ class ProductPair(WorstPair):
         return best, value
 
     def _cumulant(self, excess: FloatArray) -> FloatArray:
-        """log E_P[exp(s L)] at s = ``excess``, which is s D_{1+s}(P || Q)."""
+        """Return log E_P[exp(s L)] at s = ``excess``, which is s D_{1+s}(P || Q)."""
         return Cumulant(self.groups)(excess)
 
-    # ------------------------------------------------------------------------------- one group: two binomial tails
+    # ------------------------------------------------------------------------------- one group: two
+    # binomial tails
 
     def _loss(self, k: int) -> float:
         ((trials, p, q),) = self.groups
@@ -271,7 +280,7 @@ class ProductPair(WorstPair):
         return self._log_delta_from(k, self._loss(k) - epsilon)
 
     def _exact_epsilon(self, delta: float) -> float:
-        """Inverts delta, which between neighbouring losses is linear in exp(epsilon)."""
+        """Invert delta, which is linear in exp(epsilon) between adjacent losses."""
         ((trials, p, q),) = self.groups
         target = math.log(delta)
         if target >= self._log_delta(0.0):
@@ -293,7 +302,7 @@ class ProductPair(WorstPair):
 
 
 def _log_ratio(above: int, below: int) -> float:
-    """log(above / below) for integers above > below > 0, without cancellation when they are close."""
+    """Return log(above / below) for integers above > below > 0 without cancellation."""
     return math.log1p((above - below) / below)
 
 

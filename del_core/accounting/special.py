@@ -1,6 +1,6 @@
-"""The few special functions that accounting needs, so that the client does not have to hold scipy (140 MB).
+"""Special functions for accounting, so that clients need no scipy (140 MB).
 
-Every function is compared with scipy's and with 60-digit arithmetic in the tests.
+Tests compare every function with scipy and with 60-digit arithmetic.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ _FRACTION_TERMS = 80  # enough for a float's precision from there on
 
 
 def ndtr(x: float) -> float:
-    """Phi(x), the standard normal distribution function."""
+    """Return Phi(x), the standard normal distribution function."""
     return 0.5 * math.erfc(-x * math.sqrt(0.5))
 
 
 def log_ndtr(x: float) -> float:
-    """log Phi(x), accurate also where Phi(x) is below the smallest float."""
+    """Return log Phi(x), accurate also where Phi(x) is below the smallest float."""
     if x > 0.0:
         return math.log1p(-ndtr(-x))
     return math.log(0.5 * erfcx(-x * math.sqrt(0.5))) - 0.5 * x * x
 
 
 def erfcx(x: float) -> float:
-    """exp(x^2) erfc(x) for x >= 0: by its definition where both factors are exact enough, then by Laplace's fraction
+    """Return exp(x^2) erfc(x) for x >= 0.
 
-    erfc(x) exp(x^2) sqrt(pi) = 1/(x + (1/2)/(x + (2/2)/(x + (3/2)/(x + ...)))), a sum of positive terms.
+    Small x use the definition, large x Laplace's continued fraction erfc(x) exp(x^2) sqrt(pi) =
+    1/(x + (1/2)/(x + (2/2)/(x + (3/2)/(x + ...)))), a sum of positive terms.
     """
     if x < _FRACTION_FROM:
         return math.exp(x * x) * math.erfc(x)
@@ -43,16 +44,16 @@ def erfcx(x: float) -> float:
 
 
 def expit(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """1 / (1 + exp(-x)), any shape, without overflow and with all digits at both ends."""
+    """Return 1 / (1 + exp(-x)), any shape, without overflow and with all digits at both ends."""
     small = np.exp(-np.abs(x))
     return np.asarray(np.where(x >= 0.0, 1.0, small) / (1.0 + small), np.float64)
 
 
 def find_root(function: Callable[[float], float], low: float, high: float, *, xtol: float, rtol: float) -> float:
-    """A zero of ``function`` between ``low`` and ``high``, where its signs differ or it is zero.
+    """Return a zero of ``function`` in [low, high], at whose ends the signs must differ.
 
-    Chandrupatla's method (Adv. Eng. Software 28, 1997): inverse quadratic interpolation where the last three points
-    say that it converges, else bisection. Ends when the bracket is below ``xtol + rtol |x|``, or at a zero.
+    Chandrupatla's method (Adv. Eng. Software 28, 1997): inverse quadratic interpolation if the last
+    three points show convergence, else bisection, until the bracket is below ``xtol + rtol |x|``.
 
     Raises:
         ValueError: the signs at both ends are the same.

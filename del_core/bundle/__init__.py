@@ -1,4 +1,4 @@
-"""Bundles: what training produces and what client and server load; see docs/reference/bundle-format.md."""
+"""Bundles, which training produces and client and server load (docs/reference/bundle-format.md)."""
 
 from del_core._json import canonical as canonical_json
 from del_core.bundle.bundle import (

@@ -1,9 +1,8 @@
-"""The one tar archive of the project: what ``GET /v1/bundle`` serves. docs/reference/bundle-format.md, section
-"Archive".
+"""The tar archive of a client part (docs/reference/bundle-format.md, section "Archive").
 
-POSIX ustar, uncompressed, regular files in a fixed order, owner and times zero. So little of the format is used
-that reader and writer fit on a page, and the reader accepts nothing but what the writer writes: no links, no
-paths, no extension headers, no sparse files, no second member of one name.
+POSIX ustar, uncompressed, regular files in a fixed order, owner and times zero. The reader accepts
+only what the writer produces: no links, paths, extension headers, sparse files or duplicate
+members.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _ARCHIVE: Final = "archive"
 
 
 def _header(name: str, size: int) -> bytes:
-    """The 512-byte header of a regular file, as POSIX.1-1988 lays it out."""
+    """Return the 512-byte header of a regular file (POSIX.1-1988)."""
     fields = [
         name.encode("ascii").ljust(100, b"\0"),
         b"0000644\0",  # mode
@@ -45,7 +44,7 @@ def _header(name: str, size: int) -> bytes:
 
 
 def pack(files: Sequence[tuple[str, bytes]]) -> bytes:
-    """The archive of these files, in this order; the same files give the same bytes."""
+    """Return the archive of these files in this order, deterministically."""
     parts: list[bytes] = []
     for name, data in files:
         parts += [_header(name, len(data)), data, bytes(-len(data) % _BLOCK)]
@@ -53,9 +52,12 @@ def pack(files: Sequence[tuple[str, bytes]]) -> bytes:
 
 
 def unpack(data: bytes | bytearray | memoryview, limits: Mapping[str, int]) -> dict[str, memoryview]:
-    """Views of the members, which must be exactly the names of ``limits``, in order, none above its size limit.
+    """Return views of the members, whose names and largest sizes ``limits`` gives in order.
 
-    Raises BundleError. Nothing is copied.
+    Nothing is copied.
+
+    Raises:
+        BundleError: the archive is anything else.
     """
     view = memoryview(data).cast("B")
     files: dict[str, memoryview] = {}

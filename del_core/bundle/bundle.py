@@ -1,13 +1,13 @@
-"""The bundle: what a client downloads and what a server loads. docs/reference/bundle-format.md.
+"""The bundle, which clients download and servers load (docs/reference/bundle-format.md).
 
     bundle/manifest.json           the client manifest and the server section
     bundle/client/                 manifest.json, table.safetensors, tokenizer.json
     bundle/server/                 decoder-<variant>, soft-prompt-<variant>, prior (.safetensors)
 
-A bundle is content-addressed: its fingerprint is a SHA-256 over the canonical client manifest, which holds the
-digests of the client's files and of the server section, which holds the digests of the server's. Loading
-executes nothing. A truncated, altered, incomplete or newer bundle is refused with a :class:`BundleError` that
-names the file and the reason. Needs numpy, safetensors and the standard library only.
+A bundle is content-addressed: its fingerprint is a SHA-256 over the canonical client manifest,
+which holds the digests of the client's files and of the server section, which holds the digests of
+the server's files. Loading executes nothing. A :class:`BundleError` names the file and the reason
+if a bundle is truncated, altered, incomplete or too new.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ FloatArray = NDArray[np.floating[Any]]
 CLIENT_FILES: Final = (MANIFEST, TABLE, TOKENIZER)
 _ARCHIVE_LIMITS: Final = {MANIFEST: MAX_MANIFEST_BYTES, **CLIENT_LIMITS}
 MAX_ARCHIVE_BYTES: Final = sum(_ARCHIVE_LIMITS.values()) + 8192
-"""No archive of a client part is larger; a download may be cut off there."""
+"""Upper bound of the size of a client part's archive."""
 
 _FLOATS: Final = ("F32", "F16")
 _BLOCK_ROWS: Final = 4096
@@ -88,9 +88,14 @@ _BLOCK_ROWS: Final = 4096
 
 @dataclass(frozen=True, eq=False)
 class VariantContent:
-    """A variant with its server side: weight (b, dim) and bias (b,) of the linear decoder, R, soft prompt (m, b).
+    """A variant with its server side.
 
-    ``tensors``: what a decoder of another kind has beside weight and bias.
+    Attributes:
+        weight: (b, dim) of the linear decoder.
+        bias: (b,) of the linear decoder.
+        norm_limit: R, the largest norm of a dequantized row.
+        soft_prompt: (m, b).
+        tensors: further tensors of the decoder kind.
     """
 
     variant: Variant
@@ -105,7 +110,8 @@ class VariantContent:
 class ClientBundle:
     """The client part of a bundle, verified.
 
-    ``table``: levels (V, dim), int8 or int16 in -max_level..max_level, mapped read-only from the file.
+    ``table``: levels (V, dim), int8 or int16 in -max_level..max_level, mapped read-only from the
+    file.
     """
 
     path: Path
@@ -114,12 +120,12 @@ class ClientBundle:
 
     @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits that client and server have to agree on."""
+        """64 hexadecimal digits on which client and server must agree."""
         return self.manifest.fingerprint
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokeniser's file, as the ``tokenizers`` library reads it."""
+        """File of the ``tokenizers`` library."""
         return self.path / TOKENIZER
 
     @property
@@ -128,7 +134,7 @@ class ClientBundle:
         return {variant.name: variant for variant in self.manifest.variants}
 
     def variant(self, name: str) -> Variant:
-        """The variant of this name. Raises BundleError for an unknown one."""
+        """Return the variant of this name, or raise BundleError."""
         try:
             return self.variants[name]
         except KeyError:
@@ -136,13 +142,13 @@ class ClientBundle:
             raise BundleError(MANIFEST, f"variant must be one of {known}, got {strict.shown(name)}") from None
 
     def mechanism(self, name: str) -> TokenMechanism:
-        """The mechanism of a variant on this table."""
+        """Return the mechanism of a variant on this table."""
         return self.variant(name).mechanism(self.manifest.dim, self.manifest.max_level)
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A whole bundle, verified. The arrays that its methods return are the caller's own."""
+    """A whole bundle, verified. Its methods return copies of the arrays."""
 
     path: Path
     client: ClientBundle = field(repr=False)
@@ -151,7 +157,7 @@ class Bundle:
 
     @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits that client and server have to agree on."""
+        """64 hexadecimal digits on which client and server must agree."""
         return self.manifest.fingerprint
 
     @property
@@ -160,11 +166,11 @@ class Bundle:
         return self.client.variants
 
     def mechanism(self, name: str) -> TokenMechanism:
-        """The mechanism of a variant."""
+        """Return the mechanism of a variant."""
         return self.client.mechanism(name)
 
     def decoder(self, name: str) -> dict[str, NDArray[np.float32]]:
-        """A variant's decoder, float32: "weight" (b, dim) and "bias" (b,) of the linear one, and what its kind adds."""
+        """Return a variant's decoder tensors, float32: "weight", "bias" and those of its kind."""
         tensors = self._tensors[f"decoder-{self.client.variant(name).name}.safetensors"]
         return {key: np.array(value, dtype=np.float32) for key, value in tensors.items()}
 
@@ -190,12 +196,12 @@ class Bundle:
         return self.decoder_kind(name).multiplications(shapes, _model_sizes(self.manifest, self.client.variant(name)))
 
     def norm_limit(self, name: str) -> float:
-        """R of a variant: the most that the norm of a dequantised row may be."""
+        """Return R of a variant, the largest norm of a dequantized row."""
         assert self.manifest.server is not None
         return self.manifest.server.norm_limits[self.client.variant(name).name]
 
     def soft_prompt(self, name: str) -> NDArray[np.float32]:
-        """The soft prompt (m, b) of a variant, float32; m is 0 for one without."""
+        """Return the soft prompt (m, b) of a variant, float32; m is 0 if it has none."""
         variant = self.client.variant(name)
         if not variant.soft_prompt_length:
             return np.zeros((0, self.manifest.base_model.hidden_size), dtype=np.float32)
@@ -203,15 +209,20 @@ class Bundle:
 
     @property
     def log_prior(self) -> NDArray[np.float32]:
-        """Natural logarithms (V,) of the tokens' frequencies in the training text, float32."""
+        """Natural logarithms (V,) of token frequencies in the training text, float32."""
         return np.array(self._tensors[PRIOR]["log_prior"], dtype=np.float32)
 
 
 def load_client(path: str | os.PathLike[str], *, verify: bool = True, prefix: str = "") -> ClientBundle:
-    """The client part in a directory.
+    """Load the client part in a directory.
 
-    ``verify=False`` compares sizes, types and shapes but reads no tensor: for a copy that this program verified
-    when it stored it. ``prefix`` comes before file names in errors. Raises BundleError.
+    Args:
+        verify: read and verify all contents; False, for a copy that this program verified when it
+            stored it, compares sizes, types and shapes only.
+        prefix: put before file names in errors.
+
+    Raises:
+        BundleError: the directory holds anything else.
     """
     directory = Path(path)
     files.check_listing(directory, prefix.rstrip("/"), CLIENT_FILES)
@@ -231,7 +242,7 @@ def load_client(path: str | os.PathLike[str], *, verify: bool = True, prefix: st
 
 
 def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
-    """The bundle in a directory; ``verify`` as for :func:`load_client`. Raises BundleError."""
+    """Load the bundle in a directory; arguments and errors are those of :func:`load_client`."""
     directory = Path(path)
     files.check_listing(directory, "", (MANIFEST, "client", "server"))
     data = files.read_small(directory / MANIFEST, MANIFEST, MAX_MANIFEST_BYTES)
@@ -263,7 +274,7 @@ def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
 
 
 def _server_specs(manifest: Manifest) -> Iterator[tuple[str, Specs | SpecsOf]]:
-    """Every file of server/ and what it has to hold."""
+    """Yield every file of server/ with its tensors."""
     hidden = manifest.base_model.hidden_size
     for variant in manifest.variants:
         yield f"decoder-{variant.name}.safetensors", partial(_decoder_specs, manifest, variant)
@@ -311,11 +322,14 @@ def write_bundle(
     bos_token_id: int | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Writes a bundle: all of it or nothing.
+    """Write a bundle atomically.
 
-    ``table``: integer levels (V, dim) in -max_level..max_level, stored as int8 where that holds them. Decoders and
-    soft prompts keep float16, anything else becomes float32. What was written is loaded again, verified, before it
-    takes its place, so that everything :func:`load_bundle` refuses is refused here. Raises BundleError.
+    ``table`` holds integer levels (V, columns) in -max_level..max_level and is stored as int8 if it
+    fits. Decoders and soft prompts keep float16; other floats become float32. The new bundle is
+    loaded and verified before it takes its place.
+
+    Raises:
+        BundleError: :func:`load_bundle` would refuse the bundle, or it cannot be written.
     """
     if table.ndim != 2 or not np.issubdtype(table.dtype, np.integer):
         raise BundleError(TABLE, f"table must be integers (vocabulary, dim), got {table.dtype} with {table.ndim} axes")
@@ -381,7 +395,7 @@ def _check_tokenizer(data: bytes) -> None:
 
 
 def _sealed(manifest: Manifest) -> Manifest:
-    """The manifest with its digests, checked as if it had been read, before a file is written under a name in it."""
+    """Return the manifest with its digests, checked like one that was read."""
     try:
         sealed = manifest.sealed()
     except (TypeError, ValueError, RecursionError) as error:
@@ -396,7 +410,7 @@ def _write_manifests(directory: Path, manifest: Manifest) -> None:
 
 
 def pack_client(path: str | os.PathLike[str]) -> bytes:
-    """The archive of the client part of a bundle (its directory, or the bundle's), verified. Raises BundleError."""
+    """Return the archive of the client part in a directory, or in a bundle's, verified."""
     directory = Path(path)
     if (directory / "client").is_dir():
         directory = directory / "client"
@@ -407,10 +421,13 @@ def pack_client(path: str | os.PathLike[str]) -> bytes:
 def unpack_client(
     data: bytes | bytearray | memoryview, target: str | os.PathLike[str], *, fingerprint: str | None = None
 ) -> ClientBundle:
-    """Stores the client part that an archive holds as the directory ``target``: verified and complete, or not at all.
+    """Store the client part of an archive as the directory ``target``, verified and atomically.
 
-    With ``fingerprint`` given, an archive of another bundle is refused. If ``target`` is there already and holds the
-    same bundle, as when two processes fetch it at once, it stays and is loaded. Raises BundleError.
+    With ``fingerprint`` given, an archive of another bundle is refused. If ``target`` already holds
+    the same bundle, because another process has fetched it, that one is loaded.
+
+    Raises:
+        BundleError: the archive is not acceptable or cannot be stored.
     """
     contents = _tar.unpack(data, _ARCHIVE_LIMITS)
     manifest = parse_manifest(bytes(contents[MANIFEST]), MANIFEST, server=False)
@@ -439,9 +456,12 @@ def replace_audit(
     audits: Mapping[str, Mapping[str, Any]],
     epsilon_vocabulary: Mapping[str, float] | None = None,
 ) -> Manifest:
-    """Gives variants of a bundle new audits, and the bundle the new fingerprint that follows. Raises BundleError.
+    """Replace audits of a bundle's variants, which changes its fingerprint.
 
-    ``epsilon_vocabulary``: for variants whose vocabulary-tight guarantee was computed with the audit.
+    ``epsilon_vocabulary`` holds the vocabulary-tight guarantees that were computed with the audits.
+
+    Raises:
+        BundleError: a variant is unknown or an audit is not JSON.
     """
     tight = epsilon_vocabulary or {}
     directory = Path(path)
@@ -474,9 +494,13 @@ def replace_audit(
 
 
 def checksum_model(path: str | os.PathLike[str]) -> str:
-    """Checksum of a Hugging Face model directory: SHA-256 of the canonical JSON {file name: SHA-256}.
+    """Return the checksum of a Hugging Face model directory.
 
-    Covers config.json and every *.safetensors, which may be links into a cache. Raises BundleError.
+    It is the SHA-256 of the canonical JSON {file name: SHA-256} of config.json and every
+    *.safetensors, which may be links into a cache.
+
+    Raises:
+        BundleError: a file is missing or cannot be read.
     """
     directory = Path(path)
     names = ["config.json", *sorted(entry.name for entry in directory.glob("*.safetensors"))]

@@ -19,7 +19,7 @@ _CHUNK: Final = 1024 * 1024
 
 
 def check_listing(directory: Path, name: str, allowed: Collection[str]) -> None:
-    """Refuses a directory that holds anything but entries of these names, or lacks one. ``name`` is for errors."""
+    """Raise BundleError unless a directory has exactly these entries; errors call it ``name``."""
     try:
         found = set(os.listdir(directory))
     except OSError as error:
@@ -43,7 +43,7 @@ def _listed(names: Collection[str]) -> str:
 
 @contextmanager
 def opened(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """A regular file, open for reading; a link, a device or whatever else is refused. ``name`` is for errors."""
+    """Open a regular file, no link or device, for reading; errors call it ``name``."""
     try:
         # O_NONBLOCK: opening a named pipe must not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -61,7 +61,7 @@ def opened(path: Path, name: str) -> Iterator[IO[bytes]]:
 
 
 def read_small(path: Path, name: str, most: int) -> bytes:
-    """The bytes of a file of at most ``most`` bytes; a larger one is refused unread."""
+    """Return the bytes of a file of at most ``most`` bytes; a larger one is not read."""
     with opened(path, name) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
@@ -70,7 +70,7 @@ def read_small(path: Path, name: str, most: int) -> bytes:
 
 
 def check_entry(file: IO[bytes], name: str, entry: FileEntry, *, digest: bool) -> None:
-    """Compares an open file's size and, on demand, its SHA-256 with the manifest's entry."""
+    """Compare an open file's size and, on demand, its SHA-256 with the manifest's entry."""
     size = os.fstat(file.fileno()).st_size
     if size != entry.size:
         raise BundleError(name, f"must have the {entry.size} bytes of the manifest, got {size}")
@@ -85,7 +85,7 @@ def check_entry(file: IO[bytes], name: str, entry: FileEntry, *, digest: bool) -
 
 
 def sha256_of(file: IO[bytes]) -> str:
-    """SHA-256, in hexadecimal, of an open file from its position on, read in pieces."""
+    """Return the SHA-256, in hexadecimal, of an open file from its position on."""
     digest = hashlib.sha256()
     while chunk := file.read(_CHUNK):
         digest.update(chunk)
@@ -93,7 +93,7 @@ def sha256_of(file: IO[bytes]) -> str:
 
 
 def write_file(path: Path, data: bytes | memoryview) -> None:
-    """A new file with these bytes, on the disk when the call returns."""
+    """Write a new file and wait until it is on the disk."""
     with open(path, "xb") as file:
         file.write(data)
         file.flush()
@@ -101,11 +101,14 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
 
 
 def install(target: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
-    """Makes the directory ``target``, complete or not at all: ``fill`` writes into a new one beside it.
+    """Make the directory ``target`` atomically: ``fill`` writes into a new one beside it.
 
-    What stands at ``target`` already is refused or, with ``overwrite``, replaced if it is a bundle. Replacing takes
-    two renames, as no portable call exchanges two directories; a crash between them leaves the old bundle beside
-    ``target`` under a name that begins with a dot. Raises BundleError.
+    An existing ``target`` is refused or, with ``overwrite``, replaced if it is a bundle. No
+    portable call exchanges two directories, so replacing takes two renames; a crash between them
+    leaves the old bundle beside ``target`` under a name that begins with a dot.
+
+    Raises:
+        BundleError: the target exists or cannot be written.
     """
     target = Path(os.path.abspath(target))
     if os.path.lexists(target):
@@ -144,7 +147,7 @@ def install(target: Path, fill: Callable[[Path], None], *, overwrite: bool = Fal
 
 
 def _sync(directory: Path) -> None:
-    """Puts a directory's entries on the disk."""
+    """Flush a directory's entries to the disk."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

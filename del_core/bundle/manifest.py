@@ -1,4 +1,4 @@
-"""The bundle's manifest: values, JSON, fingerprint. docs/reference/bundle-format.md has it as a table."""
+"""The manifest of a bundle: values, JSON, fingerprint (docs/reference/bundle-format.md)."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ class FileEntry:
 
     @classmethod
     def of(cls, data: bytes) -> FileEntry:
-        """The entry of a file with these bytes."""
+        """Return the entry of a file with these bytes."""
         return cls(hashlib.sha256(data).hexdigest(), len(data))
 
     def to_json(self) -> dict[str, Any]:
-        """The entry as it stands in the manifest."""
+        """Return the JSON object of a manifest."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The frozen language model: its name, its checksum (``checksum_model``), b and V."""
+    """The frozen language model: name, checksum (``checksum_model``), b and V."""
 
     name: str
     sha256: str
@@ -64,11 +64,13 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Guarantees:
-    """What one private token is promised, as computed when the bundle was made.
+    """Guarantees for one private token, computed when the bundle was made.
 
-    ``epsilon`` at ``delta`` for the worst pair of points of the cube, exact; ``epsilon_vocabulary`` the same for
-    the worst pair of real tokens, None where it was not computed; ``mu`` the Gaussian mu of the
-    binomial mechanism, None for another kind. ``delta`` may be 0 for another kind only.
+    Attributes:
+        delta: may be 0 only for a mechanism that is not binomial.
+        epsilon: for the worst pair of points of the cube, exact.
+        epsilon_vocabulary: for the worst pair of real tokens; None if it was not computed.
+        mu: the binomial mechanism's Gaussian parameter; None for another kind.
     """
 
     delta: float
@@ -116,7 +118,7 @@ class Variant:
 
     @property
     def spec(self) -> MechanismSpec:
-        """The mechanism, of whatever kind."""
+        """Kind and parameters of the mechanism."""
         if self.other is not None:
             return self.other
         return MechanismSpec(BINOMIAL, {"bits": self.bits, "ratio_numerator": self.ratio_numerator or 0})
@@ -149,13 +151,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class ServerSection:
-    """What only a server needs: its files and, per variant, R, the most that the norm of y may be."""
+    """Server section: files and, for each variant, R, the largest norm of y."""
 
     files: Mapping[str, FileEntry]
     norm_limits: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """The section as it stands in the manifest."""
+        """Return the JSON object of a manifest."""
         return {
             "files": {name: entry.to_json() for name, entry in self.files.items()},
             "variants": {name: {"norm_limit": limit} for name, limit in self.norm_limits.items()},
@@ -164,7 +166,7 @@ class ServerSection:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A client manifest, or, with ``server`` set, the manifest of a whole bundle."""
+    """A client manifest or, with ``server`` set, the manifest of a whole bundle."""
 
     base_model: BaseModel
     dim: int
@@ -180,7 +182,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     def client_json(self) -> dict[str, Any]:
-        """The client manifest as an object, the fingerprint included if it is set."""
+        """Return the client manifest as JSON, with the fingerprint if it is set."""
         result: dict[str, Any] = {
             "format_version": self.format_version,
             "base_model": asdict(self.base_model),
@@ -198,33 +200,36 @@ class Manifest:
         return result
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest as an object, the server section included if there is one."""
+        """Return the manifest as JSON, with the server section if there is one."""
         server = {} if self.server is None else {"server": self.server.to_json()}
         return {**self.client_json(), **server}
 
     def sealed(self) -> Manifest:
-        """This manifest with server digest and fingerprint computed anew."""
+        """Return this manifest with new server digest and fingerprint."""
         digest = self.server_digest if self.server is None else digest_of(self.server.to_json())
         bare = replace(self, server_digest=digest, fingerprint="")
         return replace(bare, fingerprint=digest_of(bare.client_json()))
 
 
 def digest_of(value: object) -> str:
-    """SHA-256, in hexadecimal, of a value's canonical JSON."""
+    """Return the SHA-256, in hexadecimal, of a value's canonical JSON."""
     return hashlib.sha256(strict.canonical(value)).hexdigest()
 
 
 def server_file_names(variants: Sequence[Variant]) -> list[str]:
-    """The names of exactly the files that server/ holds."""
+    """Return the names of the files in server/."""
     names = [f"decoder-{variant.name}.safetensors" for variant in variants]
     names += [f"soft-prompt-{variant.name}.safetensors" for variant in variants if variant.soft_prompt_length]
     return [*names, PRIOR]
 
 
 def parse_manifest(data: bytes, name: str, *, server: bool) -> Manifest:
-    """Checks the bytes of a manifest file and everything in it that can be checked without the other files.
+    """Return the manifest in a file, after all checks that need no other file.
 
-    ``name`` is how errors call the file; ``server`` says which of the two manifests it is. Raises BundleError.
+    Errors call the file ``name``; ``server`` tells which of the two manifests it is.
+
+    Raises:
+        BundleError: the manifest is not acceptable.
     """
     try:
         value = strict.parse(data, name="manifest", max_depth=_MAX_DEPTH)
@@ -350,7 +355,7 @@ def _spec(value: object, where: str) -> MechanismSpec:
 
 
 def _check_mechanisms(manifest: Manifest) -> None:
-    """Refuse a mechanism that is not installed, does not fit the table or disagrees with ``bits``."""
+    """Refuse a mechanism that is not installed or disagrees with the table or ``bits``."""
     for index, variant in enumerate(manifest.variants):
         where = f"variants[{index}].mechanism"
         if variant.other is None:

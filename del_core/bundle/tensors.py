@@ -1,10 +1,10 @@
-"""Safetensors files of a bundle: read under bounds, mapped instead of loaded, written without metadata.
+"""Safetensors files of a bundle: read under bounds and mapped, written without metadata.
 
-    u64 header length (little-endian) | header (JSON) | tensors        https://github.com/huggingface/safetensors
+    u64 header length (little-endian) | header (JSON) | tensors
 
-The reader knows beforehand which tensors a file has to hold; it compares the header's length with a limit before
-it reads the header, and every declared type, shape and offset with the expected ones and with the size of the
-file before it maps a byte of the tensors.
+The reader knows which tensors a file must hold. It compares the header's length with a limit before
+it reads the header, and every declared type, shape and offset with the expected ones and with the
+size of the file before it maps the tensors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DTYPES: Final = {"I8": "int8", "I16": "<i2", "F16": "<f2", "F32": "<f4"}
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What one tensor of a file has to be: allowed safetensors types and the exact shape."""
+    """Requirements of one tensor: allowed safetensors types and exact shape."""
 
     dtypes: tuple[str, ...]
     shape: tuple[int, ...]
@@ -38,19 +38,22 @@ class TensorSpec:
 
 Specs = Mapping[str, TensorSpec]
 SpecsOf = Callable[[Mapping[str, tuple[int, ...]]], Specs]
-"""From the shapes that a header claims to what the file has to hold. Raises ValueError for sizes out of range."""
+"""Function from a header's shapes to the tensors of the file; ValueError if out of range."""
 
 
 def dump(tensors: Mapping[str, NDArray[Any]]) -> bytes:
-    """The safetensors file of these arrays; the same arrays give the same bytes."""
+    """Return the safetensors file of these arrays, deterministically."""
     return save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
 
 
 def map_tensors(file: IO[bytes], name: str, specs: Specs | SpecsOf) -> dict[str, NDArray[Any]]:
-    """Read-only arrays over an open file, which must hold exactly the tensors of ``specs``.
+    """Map an open file read-only; it must hold exactly the tensors of ``specs``.
 
-    Where sizes are the file's own to say, ``specs`` is a function of the shapes in its header. ``name`` is how
-    errors call the file. Raises BundleError.
+    If the file determines some sizes, ``specs`` is a function of the shapes in its header. Errors
+    call the file ``name``.
+
+    Raises:
+        BundleError: the file is anything else.
     """
     size = os.fstat(file.fileno()).st_size
     if size < _LENGTH.size:
@@ -89,7 +92,7 @@ def map_tensors(file: IO[bytes], name: str, specs: Specs | SpecsOf) -> dict[str,
 
 
 def _claimed_shapes(header: object) -> dict[str, tuple[int, ...]]:
-    """The shapes in a header as far as they are well formed; what is not is refused when it is compared."""
+    """Return the well-formed shapes in a header; the others are refused when they are compared."""
     shapes: dict[str, tuple[int, ...]] = {}
     for key, entry in header.items() if isinstance(header, dict) else ():
         shape = entry.get("shape") if isinstance(entry, dict) else None
@@ -99,7 +102,7 @@ def _claimed_shapes(header: object) -> dict[str, tuple[int, ...]]:
 
 
 def _tensor(entry: object, key: str, spec: TensorSpec) -> tuple[str, int, int]:
-    """Type and byte range (from the end of the header) of one tensor, checked against what it has to be."""
+    """Return type and byte range, from the end of the header, of one tensor after checks."""
     fields = strict.members(entry, key, required=("dtype", "shape", "data_offsets"))
     dtype = fields["dtype"]
     if not isinstance(dtype, str) or dtype not in spec.dtypes:

@@ -1,4 +1,4 @@
-"""The demo that ships with the package: a small language model and a bundle for it (see examples/demo_model)."""
+"""The packaged demo: a small language model and its bundle (see examples/demo_model)."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ PROMPT = "My fellow citizens, I have come to this House tonight to speak to you 
 
 
 def model_path() -> Path:
-    """Directory of the demo language model, in Hugging Face layout."""
+    """Return the directory of the demo language model, in Hugging Face layout."""
     return _HERE / "model"
 
 
 def bundle_path() -> Path:
-    """Directory of the demo bundle."""
+    """Return the directory of the demo bundle."""
     return _HERE / "bundle"

@@ -47,7 +47,7 @@ DEFAULT_DELTA = 1e-6
 """Delta of an epsilon unless another is given."""
 
 Parameter = int | str | tuple[int, ...]
-"""Value of a parameter in a manifest. There are no floats, so that sampling and accounting agree exactly."""
+"""Parameter in a manifest; no floats, so that sampling and accounting agree exactly."""
 
 Level = int | str
 """Key of a noise level in a ledger; see :meth:`TokenMechanism.charge`."""
@@ -182,7 +182,8 @@ class TokenMechanism(ABC):
         """Return the noise level of a release of ``tokens`` tokens, and how much of it to charge.
 
         Releases at one level compose exactly by adding their amounts. A level must be enough to
-        compute :meth:`worst_pair` later: by default it is this mechanism as JSON, charged by tokens.
+        compute :meth:`worst_pair` later: by default it is this mechanism as JSON, charged by
+        tokens.
         """
         # A "|" would end the level's field in a Redis store.
         return json.dumps(self._level(), sort_keys=True).replace("|", "\\u007c"), tokens
@@ -232,7 +233,8 @@ class MechanismSpec:
         """Return the specification in a JSON object.
 
         Raises:
-            ValueError: the kind is missing, or a parameter is no integer, string or list of integers.
+            ValueError: the kind is missing, or a parameter is no integer, string or list of
+                integers.
         """
         kind = value.get("kind")
         if not isinstance(kind, str):

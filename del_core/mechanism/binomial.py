@@ -1,8 +1,9 @@
 """The binomial mechanism: from a token's table levels to counts, and back to real numbers.
 
-Every count is an exact ``Binomial(trials, q)`` draw with ``q`` an integer multiple of 2^-32, made by
-integer and bit operations from bytes of the caller's random source. No floating-point number decides
-a released bit. Accounting: :mod:`del_core.accounting`; proof: ``docs/privacy/guarantee.md``.
+Every count is an exact ``Binomial(trials, q)`` draw with ``q`` an integer multiple of 2^-32, made
+by integer and bit operations from bytes of the caller's random source. No floating-point number
+decides a released bit. Accounting: :mod:`del_core.accounting`; proof:
+``docs/privacy/guarantee.md``.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class BinomialMechanism(TokenMechanism):
 
     @staticmethod
     def nearest_ratio(x: float) -> float:
-        """Largest multiple of 2^-31 that is at most ``x``: rounding adds noise, never removes any.
+        """Return the largest multiple of 2^-31 that is at most ``x``; rounding down adds noise.
 
         Raises:
             ValueError: ``x`` is not in [2^-31, 1).
@@ -118,12 +119,14 @@ class BinomialMechanism(TokenMechanism):
 
     @classmethod
     def from_mu(cls, mu: float, *, bits: int, dim: int, max_level: int = MAX_LEVEL) -> BinomialMechanism:
-        """The mechanism that the paper calls mu-GDP for one token: A = c sqrt(4 u d / mu^2 + 1).
+        """Return the mechanism with Gaussian parameter mu: A = c sqrt(4 u d / mu^2 + 1).
 
-        The ratio c/A is rounded down to a multiple of 2^-31. What ``mu`` means exactly: ``docs/privacy/guarantee.md``.
+        The ratio c/A is rounded down to a multiple of 2^-31. ``docs/privacy/guarantee.md`` defines
+        ``mu``.
 
         Raises:
-            ValueError: ``mu`` is not positive and finite, or so small that the ratio rounds to zero.
+            ValueError: ``mu`` is not positive and finite, or so small that the ratio rounds to
+                zero.
         """
         check_number("mu", mu, 0.0, math.inf, open_low=True, open_high=True)
         template = cls(bits, dim, 0.5, max_level=max_level)  # checks the other fields first
@@ -139,13 +142,13 @@ class BinomialMechanism(TokenMechanism):
     def from_epsilon(
         cls, epsilon: float, delta: float, *, bits: int, dim: int, max_level: int = MAX_LEVEL
     ) -> BinomialMechanism:
-        """The least noisy mechanism that is (epsilon, delta)-DP for one token by the exact accounting.
+        """Return the least noisy mechanism that is (epsilon, delta)-DP for one token, exactly.
 
         ``accounting.epsilon(result, delta) <= epsilon`` holds for the returned mechanism.
 
         Raises:
-            ValueError: ``epsilon`` is not positive and finite, ``delta`` is not in [0, 1), or even the smallest
-                ratio, 2^-31, does not reach them.
+            ValueError: ``epsilon`` is not positive and finite, ``delta`` is not in [0, 1), or the
+                smallest ratio, 2^-31, does not reach them.
         """
         check_number("epsilon", epsilon, 0.0, math.inf, open_low=True, open_high=True)
         check_number("delta", delta, 0.0, 1.0, open_low=False, open_high=True)
@@ -153,7 +156,7 @@ class BinomialMechanism(TokenMechanism):
         def build(numerator: int) -> BinomialMechanism:
             return cls(bits, dim, numerator / _RATIO_ONE, max_level=max_level)
 
-        # More ratio is less noise, so epsilon grows with it. Invariant: `good` meets the guarantee, `bad` does not.
+        # Epsilon grows with the ratio. Invariant: `good` meets the guarantee, `bad` does not.
         good, bad = 0, _RATIO_ONE
         while bad - good > 1:
             middle = (good + bad) // 2
@@ -169,7 +172,7 @@ class BinomialMechanism(TokenMechanism):
         return build(good)
 
     def numerators(self, levels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-        """q 2^32 for every level: 2^31 + level ratio_numerator / max_level, halves rounded away from zero.
+        """Return q 2^32 = 2^31 + level ratio_numerator / max_level, halves rounded away from zero.
 
         Args:
             levels: integers in -max_level..max_level, any shape.
@@ -178,7 +181,7 @@ class BinomialMechanism(TokenMechanism):
             int64 of the same shape, each in 1..2^32 - 1 and symmetric: q(level) + q(-level) = 2^32.
 
         Raises:
-            ValueError: wrong type or range. The message never contains a level.
+            ValueError: wrong type or range. The message contains no level.
         """
         self.check_levels(levels)
         return self._numerators(levels).astype(np.int64)
@@ -188,38 +191,47 @@ class BinomialMechanism(TokenMechanism):
         levels: npt.NDArray[np.integer[Any]],
         random_source: Callable[[int], bytes] = random_bytes,
     ) -> npt.NDArray[np.uint8]:
-        """Draws the counts that are sent: K[t, j] ~ Binomial(trials, q(levels[t, j])), all independent, exactly.
+        """Draw independent counts K[t, j] ~ Binomial(trials, q(levels[t, j])), exactly.
 
-        A trial succeeds when a uniform 32-bit integer R is below Q = q 2^32. Let J be the first bit, from the most
-        significant, in which R and Q differ. R < Q says that Q has the one there: the trial succeeds if and only if
-        bit J of Q is set. Now every bit of R differs from that of Q with probability 1/2, independently and whatever Q
-        is, so instead of R it is J that is drawn: P(J = j) = 2^-j for j = 1..32, and no J (failure) with 2^-32. Then
+        A trial succeeds if a uniform 32-bit integer R is below Q = q 2^32. Let J be the first bit,
+        from the most significant, in which R and Q differ. The trial succeeds if and only if bit J
+        of Q is set. Every bit of R differs from that of Q with probability 1/2, independently of
+        the others and
+        of Q, so J is drawn instead of R: P(J = j) = 2^-j for j = 1..32, and no J (failure) with
+            2^-32.
+        Then
 
             P(success) = sum over j of 2^-j [bit j of Q is set] = Q / 2^32 = q.
 
-        With M_j the number of a coordinate's trials that have not differed in the first j bits, M_0 = trials, the
-        trials decided by bit j are M_(j-1) - M_j, and K is the sum of those over the set bits of Q. The trials are
-        bits of bytes: M_j counts the ones in the conjunction of j random strings of ``trials`` bits. That is done for
-        the first eight bits of Q; the M_8 trials left, one in 256, draw the remaining 24 bits as an integer and
-        compare it with Q's, which is the same thing. What is drawn, how much and when does not depend on the levels.
+        Let M_j be the number of a coordinate's trials that do not differ in the first j bits, with
+        M_0 = trials. Bit j decides M_(j-1) - M_j trials, and K is their sum over the set bits of Q.
+        M_j is the number of ones in the conjunction of j random strings of ``trials`` bits. This
+        handles the first eight bits of Q. The remaining M_8 trials, one in 256, draw the other 24
+        bits as an integer and compare it with those of Q. Amount and order of the draws do not
+        depend on the levels.
 
-        Order of the draws (part of the contract, so that an independent implementation can be compared bit by bit):
-        coordinates in row-major order, in blocks of min(2^15, 2^20 // (8 rows)) with rows = ceil(trials / 8). Per block
-        one draw of 8 x rows x coordinates bytes, bit j of Q by bit j: a one in bit i of row k leaves trial 8 k + i of
-        the coordinate undecided. The bits beyond ``trials`` are not used. Then, if trials are left, one draw of four
-        bytes for each, coordinate by coordinate: a little-endian integer, of which the upper 24 bits are compared.
+        The order of the draws is part of the contract, so that implementations can be compared bit
+        by
+        bit: coordinates in row-major order, in blocks of min(2^15, 2^20 // (8 rows)) with rows =
+            ceil(trials / 8). Each block makes one draw of 8 x rows x coordinates bytes for the
+            eight
+        bits of Q: a one in bit i of row k leaves trial 8 k + i of the coordinate undecided; bits
+            beyond
+            beyond ``trials`` are unused. If trials are left, a second draw takes four bytes for
+            each, coordinate by
+        coordinate: a little-endian integer whose upper 24 bits are compared.
 
         Args:
             levels: integers in -max_level..max_level, shape (tokens, dim).
-            random_source: ``random_source(n)`` returns n independent uniform bytes. Anything but the system's CSPRNG
-                or a stream cipher keyed by it voids the guarantee; the parameter exists for those and for tests.
+            random_source: ``random_source(n)`` returns n independent uniform bytes. The guarantee
+                holds only for the system's CSPRNG or a stream cipher keyed by it.
 
         Returns:
             uint8 counts in 0..trials, shape (tokens, dim).
 
         Raises:
-            ValueError: wrong type, shape or range of ``levels``, or ``random_source`` did not return n bytes. The
-                message never contains a level.
+            ValueError: wrong type, shape or range of ``levels``, or of the random bytes. The
+                message contains no level.
         """
         self.check_levels(levels)
         self.check_shape("levels", levels, self.columns)
@@ -235,7 +247,7 @@ class BinomialMechanism(TokenMechanism):
     def _counts(
         self, q: npt.NDArray[np.uint32], rows: int, random_source: Callable[[int], bytes]
     ) -> npt.NDArray[np.uint8]:
-        """One block of :meth:`sample`; q, and with it Q, is given times 2^32."""
+        """Draw one block of :meth:`sample`; q is given times 2^32."""
         differs = draw_array(random_source, _PLANES * rows * q.size).reshape(_PLANES, rows, q.size)
         undecided = np.full((rows, q.size), 0xFF, dtype=np.uint8)
         undecided[-1] = (1 << (self.trials - 8 * (rows - 1))) - 1
@@ -260,7 +272,7 @@ class BinomialMechanism(TokenMechanism):
         return counts
 
     def dequantize(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Unbiased estimate of x from the counts: y = A (2K/u - 1) in units of c, that is with c = 1 and A = 1/ratio.
+        """Return the unbiased estimate y = A (2K/u - 1) of x in units of c (c = 1, A = 1/ratio).
 
         Args:
             codes: uint8 counts in 0..trials, shape (tokens, dim).
@@ -269,7 +281,7 @@ class BinomialMechanism(TokenMechanism):
             float32, shape (tokens, dim), each in [-1/ratio, 1/ratio].
 
         Raises:
-            ValueError: wrong type, shape or range. The message never contains a count.
+            ValueError: wrong type, shape or range. The message contains no count.
         """
         check_array("codes", codes, np.uint8)
         self.check_shape("codes", codes, self.dim)
@@ -284,9 +296,10 @@ class BinomialMechanism(TokenMechanism):
         return TokenLikelihood.from_table(self, table, dtype)
 
     def _numerators(self, levels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint32]:
-        # Halves away from zero: of the absolute value, half up is floor((2 |level| r + m) / 2m) with r the ratio's
-        # numerator and m = max_level. With r = a m + b, 0 <= b < m, that is |level| a + floor((2 |level| b + m) / 2m),
-        # in which every step is below 2^31: |level| a <= m a <= r, and 2 |level| b + m <= 2 m (m - 1) + m < 2 m^2.
+        # With r the ratio's numerator and m = max_level, rounding the absolute value half up is
+        # floor((2 |level| r + m) / 2m). With r = a m + b, 0 <= b < m, this is
+        # |level| a + floor((2 |level| b + m) / 2m), in which every step is below 2^31:
+        # |level| a <= m a <= r, and 2 |level| b + m <= 2 m (m - 1) + m < 2 m^2.
         a, b = divmod(self.ratio_numerator, self.max_level)
         signed = levels.astype(np.int32)
         level = np.abs(signed).view(np.uint32)

@@ -2,7 +2,8 @@
 
 For counts K (dim,) of the token v, with u trials and the sampler's probabilities q_vj,
 
-    log P(K | v) = const(K) + sum_j (K_j - u/2) log(q_vj / (1 - q_vj)) + (u/2) sum_j log(4 q_vj (1 - q_vj))
+    log P(K | v) = const(K) + sum_j (K_j - u/2) log(q_vj / (1 - q_vj)) + (u/2) sum_j log(4 q_vj (1 -
+    q_vj))
 
 Counts are centered so that the terms stay small and float32 is accurate enough. The sum of k
 releases of one token is sufficient for all of them (``releases``): resubmission reveals that much.
@@ -26,7 +27,7 @@ BLOCK_SCORES = 1 << 22
 
 
 def blocks(count: int, width: int, scores: int | None = None) -> Iterator[slice]:
-    """Slices of ``range(count)`` so that a block times ``width`` has at most ``scores`` elements.
+    """Yield slices of ``range(count)`` of at most ``scores / width`` elements.
 
     A block has at least one element. ``scores`` is :data:`BLOCK_SCORES` unless given.
     """
@@ -133,7 +134,8 @@ def map_tokens(
         raise ValueError(f"codes must have shape (tokens, {mechanism.dim}), got {codes.shape}")
     guesses = np.zeros(len(codes), np.int64)
     best = np.full(len(codes), -np.inf)
-    # Both sides in blocks: for a real model the log-odds of the whole vocabulary are the larger array.
+    # Both sides in blocks: for a real model the log-odds of the whole vocabulary are the larger
+    # array.
     for rows in blocks(vocabulary, table.shape[1], block_scores):
         likelihood = mechanism.likelihood(table[rows], np.float64)
         prior = log_prior[rows].astype(np.float64)

@@ -1,13 +1,13 @@
-"""Renyi divergences of all pairs of tokens at one order, nearly exact, as one matrix product.
+"""Renyi divergences of all token pairs at one order, nearly exact, as one matrix product.
 
-Contract: the divergence of two Bernoullis at a fixed order is so smooth in the two probabilities that a few products
-f_k(p) g_k(q) reproduce it. With the factors of all coordinates side by side in F_v and G_w,
+The divergence of two Bernoullis at a fixed order is so smooth in the two probabilities that a few
+products f_k(p) g_k(q) approximate it. With the factors of all coordinates in F_v and G_w,
 
     D_a(v || w) <= u F_v . G_w + slack       for every ordered pair of tokens,
 
-where slack is the coordinates' number times the largest error over a grid of probabilities, evaluated entry by entry,
-rounding of the probabilities to the grid and of the product to single precision included. Costs rank times as much as a
-distance and sees what a distance cannot: direction, and how the divergence bends near the clips. Proof:
+where slack is the number of coordinates times the largest error over a grid of probabilities, with
+the rounding of the probabilities to the grid and of the product to single precision. It costs rank
+times as much as a distance and reflects direction and the behavior near the clips. Proof:
 ``docs/privacy/vocabulary.md``.
 """
 
@@ -34,11 +34,11 @@ _SAMPLE = 129  # columns from which the factors are found
 
 @dataclass(frozen=True)
 class DivergenceKernel:
-    """The factors on a grid of cells: for p in cell i and q in cell k, D_a(p || q) <= left[i] . right[k] + error.
+    """Factors on a grid of cells: D_a(p || q) <= left[i] . right[k] + error, p in cell i, q in k.
 
     Attributes:
-        edges: borders of the cells, rising (cells + 1,); for few enough levels the cells are the levels themselves and
-            ``edges`` their probabilities (cells,).
+        edges: rising borders (cells + 1,); with few levels the cells are the levels and ``edges``
+            their probabilities (cells,).
         left, right: (cells, rank).
         error: per coordinate and trial, in nats.
     """
@@ -54,14 +54,14 @@ class DivergenceKernel:
     def fitted(
         cls, mechanism: Mechanism, table: npt.NDArray[np.integer[Any]], order: float, nodes: int = _NODES
     ) -> DivergenceKernel:
-        """Factors for the range of levels in ``table``, of the least rank that costs little beside the cells' width."""
+        """Fit factors to the range of levels in ``table``, of the lowest sufficient rank."""
         largest = int(max(int(table.max()), -int(table.min()), 1))
         edges = probability_grid(mechanism, largest, nodes)
         exact = len(edges) == 2 * largest + 1
         low, high = (edges, edges) if exact else (edges[:-1], edges[1:])
         middle = 0.5 * (low + high)
         divergence = _symmetric(middle, middle, order)
-        # Largest divergence between two cells: the outer border of the upper one and the outer border of the lower one.
+        # Largest divergence between two cells: that of their outer borders.
         widest = divergence if exact else _symmetric(high, low, order)
         sample = np.unique(np.linspace(0, len(middle) - 1, _SAMPLE).astype(np.int64))
         basis, sizes, _ = np.linalg.svd(divergence[:, sample], full_matrices=False)
@@ -77,7 +77,7 @@ class DivergenceKernel:
         return cls(mechanism, order, edges, left * scale, right / scale, max(error, 0.0))
 
     def rows(self, table: npt.NDArray[np.integer[Any]]) -> KernelRows:
-        """The factors of every token of ``table`` (rows, dim)."""
+        """Return the factors of every token of ``table`` (rows, dim)."""
         shape = (len(table), table.shape[1] * self.left.shape[1])
         left, right = np.empty(shape, np.float32), np.empty(shape, np.float32)
         for start in range(0, len(table), 4096):
@@ -88,7 +88,8 @@ class DivergenceKernel:
                 cell = np.maximum(cell - 1, 0)
             left[here] = self.left[cell].reshape(len(q), -1)
             right[here] = self.right[cell].reshape(len(q), -1)
-        # Conversion to single precision and accumulation: (columns + 2) 2^-24 of the product of the norms, doubled.
+        # Conversion to single precision and accumulation: (columns + 2) 2^-24 of the product of the
+        # norms, doubled.
         rounding = (shape[1] + 4) * 2.0**-23 * _largest_norm(left) * _largest_norm(right)
         return KernelRows(
             left, right, self.mechanism.trials, self.mechanism.trials * (table.shape[1] * self.error + rounding)
@@ -105,7 +106,7 @@ class KernelRows:
     slack: float
 
     def mutual(self, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64] | slice) -> npt.NDArray[np.float32]:
-        """Bounds of max(D(v || w), D(w || v)) for tokens v of ``first`` and w of ``second``, a matrix."""
+        """Return bounds of max(D(v || w), D(w || v)) for v in ``first``, w in ``second``."""
         bound = self.left[first] @ self.right[second].T
         np.maximum(bound, self.right[first] @ self.left[second].T, out=bound)
         bound *= np.float32(self.trials)
@@ -114,7 +115,7 @@ class KernelRows:
 
 
 def _symmetric(upper: FloatArray, lower: FloatArray, order: float) -> FloatArray:
-    """Matrix over cells (i, k): divergence of upper[i] from lower[k] where i >= k, and mirrored where i < k."""
+    """Return the divergence of upper[i] from lower[k] for i >= k, mirrored for i < k."""
     cells = len(upper)
     result = np.zeros((cells, cells))
     i, k = np.tril_indices(cells)

@@ -1,13 +1,13 @@
-"""Which pairs of tokens can be the worst: a certified bound of a pair's divergence by a Euclidean distance.
+"""Screen of token pairs: a certified bound of a pair's divergence by a Euclidean distance.
 
-Contract: every token gets a feature vector f_v, and for every order a of a fixed list and every ordered pair of tokens
+Every token has a feature vector f_v. For every order a of a list and every ordered pair of tokens
 
-    D_a(v || w) <= u kappa_a (a/2) (|f_v - f_w| + slack)^2.                                                       (*)
+    D_a(v || w) <= u kappa_a (a/2) (|f_v - f_w| + slack)^2.                           (*)
 
-All distances of a vocabulary are one blockwise matrix product, and pairs far below the largest need no closer look.
-(*) holds because divergences add over coordinates and the one of two Bernoullis only grows when one probability moves
-away from the other; kappa_a is the largest ratio of the two sides over a finite grid of probabilities, evaluated entry
-by entry. Proof: ``docs/privacy/vocabulary.md``.
+All distances of a vocabulary are one blockwise matrix product, and pairs far below the largest need
+no evaluation. (*) holds because divergences add over coordinates and that of two Bernoullis grows
+as one probability moves away from the other; kappa_a is the largest ratio of the two sides over a
+finite grid of probabilities. Proof: ``docs/privacy/vocabulary.md``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scipy import special
 
 from del_core.accounting.product_pair import renyi_epsilon
 from del_core.mechanism import Mechanism
-from del_core.mechanism.base import PROBABILITY_ONE
+from del_core.mechanism.base import DEFAULT_DELTA, PROBABILITY_ONE
 
 __all__ = ["PairDistances", "Screen", "bernoulli_divergence", "pair_divergences", "probability_grid"]
 
@@ -41,7 +41,7 @@ _PAIR_BLOCK = 1 << 16  # coordinates of pairs evaluated at once
 def pair_divergences(
     mechanism: Mechanism, first: npt.NDArray[np.integer[Any]], second: npt.NDArray[np.integer[Any]], orders: FloatArray
 ) -> FloatArray:
-    """Renyi divergences of pairs of tokens, in nats, exact but for rounding, which is made up for.
+    """Return Renyi divergences of token pairs in nats, rounded up.
 
     Args:
         first, second: levels (pairs, dim).
@@ -75,11 +75,12 @@ def _logs(numerators: npt.NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
 
 @dataclass(frozen=True)
 class Screen:
-    """The bound (*) for a list of orders, with the features that it is about.
+    """The bound (*) for a list of orders, with its features.
 
-    The feature of a coordinate is f(q) = 2 integral from 1/2 to q of (4 t (1-t))^-exponent dt. At exponent 1/2 that is
-    the arcsine, whose squared difference is a u-th of twice the divergence to first order everywhere; near the clips
-    of a mechanism with little noise larger exponents follow the divergence of higher orders better.
+    The feature of a coordinate is f(q) = 2 integral from 1/2 to q of (4 t (1-t))^-exponent dt. At
+    exponent 1/2 this is the arcsine, whose squared difference is twice the divergence over u to
+    first order. Near the clips of a mechanism with little noise, larger exponents fit high orders
+    better.
     """
 
     mechanism: Mechanism
@@ -96,22 +97,24 @@ class Screen:
         orders: npt.ArrayLike,
         exponents: tuple[float, ...] = (0.5,),
         example: tuple[int, int] | None = None,
-        delta: float = 1e-6,
+        delta: float = DEFAULT_DELTA,
         nodes: int = 2049,
     ) -> Screen:
-        """kappa for the range of levels in ``table``; of several exponents the one that bounds ``example`` best.
+        """Fit kappa to the range of levels in ``table``, with the best exponent for ``example``.
 
         Args:
             table: levels (V, dim).
             orders: above 1.
             exponents: in [0.5, 1).
             example, delta: two token ids and the delta at which the exponents are compared on them.
-            nodes: most probabilities of the grid; a range of levels with no more of them (int8: 255) needs no slack.
+            nodes: most probabilities of the grid; a range of levels with no more of them (int8:
+                255) needs no slack.
         """
         largest = int(max(int(table.max()), -int(table.min()), 1))
         grid = probability_grid(mechanism, largest, nodes)
         order_array = np.asarray(orders, np.float64)
-        # The grid is symmetric about 1/2 and D(p || q) = D(1-p || 1-q), so that pairs with p > q are all there is.
+        # The grid is symmetric about 1/2 and D(p || q) = D(1-p || 1-q), so that pairs with p > q
+        # are all there is.
         above, below = np.tril_indices(len(grid), -1)
         features = {exponent: _feature(grid, exponent) for exponent in exponents}
         squares = {exponent: (f[above] - f[below]) ** 2 for exponent, f in features.items()}
@@ -138,22 +141,22 @@ class Screen:
         return min(screens, key=bound)
 
     def features(self, levels: npt.NDArray[np.integer[Any]]) -> FloatArray:
-        """f of every coordinate of ``levels`` (rows, dim)."""
+        """Return f of every coordinate of ``levels`` (rows, dim)."""
         distinct, inverse = np.unique(levels, return_inverse=True)
         values = _feature(self.mechanism.numerators(distinct) / PROBABILITY_ONE, self.exponent)
         return np.asarray(values[inverse.reshape(levels.shape)], np.float64)
 
     def divergences(self, distances: npt.ArrayLike) -> FloatArray:
-        """Right side of (*), shape distances.shape + (orders,)."""
+        """Return the right side of (*), shape distances.shape + (orders,)."""
         x = np.asarray(distances, np.float64)[..., None] + self.slack
         return np.asarray(0.5 * self.mechanism.trials * self.kappa * self.orders * x * x, np.float64)
 
     def epsilon(self, distances: npt.ArrayLike, delta: float) -> FloatArray:
-        """Upper bound of epsilon at ``delta`` of all pairs at these distances; grows with the distance."""
+        """Return an upper bound of epsilon of all pairs at these distances; it grows with them."""
         return np.asarray(renyi_epsilon(self.orders, self.divergences(distances), delta).min(axis=-1), np.float64)
 
     def distance(self, epsilon: float, delta: float) -> float:
-        """Largest distance at which every pair is within ``epsilon``; 0 if there is none."""
+        """Return the largest distance at which every pair is within ``epsilon``, or 0."""
         low, high = 0.0, 1.0
         if float(self.epsilon(0.0, delta)) > epsilon:
             return 0.0
@@ -169,7 +172,7 @@ class Screen:
 
 
 def probability_grid(mechanism: Mechanism, largest: int, nodes: int) -> FloatArray:
-    """Probabilities of all levels in -largest..largest, or ``nodes`` even ones between those of the two ends."""
+    """Return the probabilities of all levels in -largest..largest, or a grid of ``nodes``."""
     if 2 * largest + 1 <= nodes:
         return mechanism.numerators(np.arange(-largest, largest + 1)) / PROBABILITY_ONE
     end = float(mechanism.numerators(np.array([largest]))[0]) / PROBABILITY_ONE
@@ -179,10 +182,11 @@ def probability_grid(mechanism: Mechanism, largest: int, nodes: int) -> FloatArr
 
 
 def bernoulli_divergence(p: FloatArray, q: FloatArray, order: float) -> FloatArray:
-    """D_a(Bernoulli(p) || Bernoulli(q)), element by element, plus a bound of what rounding can have taken from it.
+    """Return D_a(Bernoulli(p) || Bernoulli(q)) by element, plus a bound of the rounding error.
 
-    With t = p - q, sum p^a q^(1-a) - 1 = q G(t/q) + (1-q) G(-t/(1-q)) for G(x) = (1+x)^a - 1 - a x >= 0: the linear
-    terms cancel before the evaluation instead of in it. What is left of the rounding is 2^-52 of a |t|.
+    With t = p - q, sum p^a q^(1-a) - 1 = q G(t/q) + (1-q) G(-t/(1-q)) for G(x) = (1+x)^a - 1 - a x
+    >= 0, so that the linear terms cancel before the evaluation. The rounding error is 2^-52 of a
+    |t|.
     """
     success, failure = (p - q) / q, (q - p) / (1.0 - q)
     up, down = order * np.log1p(success), order * np.log1p(failure)
@@ -203,7 +207,7 @@ def _feature(q: FloatArray, exponent: float) -> FloatArray:
 
 
 class PairDistances:
-    """Distances between all tokens, in blocks of single-precision matrix products with a bound of their error.
+    """Distances between all tokens by single-precision matrix products with an error bound.
 
     Args:
         screen: gives the features.
@@ -218,20 +222,21 @@ class PairDistances:
         features -= features.mean(axis=0)
         radii = np.linalg.norm(features, axis=1)
         self.order: IndexArray = np.argsort(-radii, kind="stable")
-        """Token ids by falling distance from the mean; blocks follow it, so that most pairs of blocks are skipped."""
+        """Token ids by falling distance from the mean, so that most pairs of blocks are skipped."""
         self.radii: FloatArray = radii[self.order]
-        """Distances from the mean, falling: two tokens are no farther apart than their radii together."""
+        """Falling distances from the mean; two tokens are at most the sum of their radii apart."""
         self._rows = features.astype(np.float32)[self.order]
         self._squares = np.einsum("ij,ij->i", self._rows, self._rows, dtype=np.float64)
-        # Rounding to single precision moves a distance by 2^-24 (|f_v| + |f_w|), the product's accumulation errs by
-        # (dim + 2) 2^-24 |f_v| |f_w|; together below this share of the product of the radii, doubled for safety.
+        # Rounding to single precision moves a distance by 2^-24 (|f_v| + |f_w|), the product's
+        # accumulation errs by (dim + 2) 2^-24 |f_v| |f_w|; together below this share of the product
+        # of the radii, doubled for safety.
         self._error = 2.0 * (dim + 10) * 2.0**-23
 
     def __len__(self) -> int:
         return len(self.radii)
 
     def squares(self, rows: slice, columns: slice) -> npt.NDArray[np.float32]:
-        """Squared distances of two ranges of :attr:`order`, rounded up by the error bound."""
+        """Return squared distances of two ranges of :attr:`order` plus the error bound."""
         block = self._rows[rows] @ self._rows[columns].T
         block *= -2.0
         block += self._squares[rows].astype(np.float32)[:, None]
@@ -241,7 +246,7 @@ class PairDistances:
         return block
 
     def far_pair(self) -> tuple[int, int]:
-        """Two tokens far apart, by hopping to the farthest token from several outer ones. A start, not the maximum."""
+        """Return two tokens far apart, found by hops to the farthest one."""
         best, pair = -1.0, (0, 0)
         for start in range(min(4, len(self))):
             here = start
@@ -260,15 +265,16 @@ class PairDistances:
         progress: Callable[[float], None] | None = None,
         sieve: Callable[[IndexArray, IndexArray], npt.NDArray[np.bool_]] | None = None,
     ) -> tuple[IndexArray, FloatArray, float]:
-        """All unordered pairs farther apart than ``distance``, at most ``limit`` of them, the farthest first.
+        """Return at most ``limit`` unordered pairs farther apart than ``distance``, farthest first.
 
         Args:
-            sieve: called with the token ids of rows and columns of a block in which many pairs were found; those where
-                the matrix it returns is False are left out.
+            sieve: called with the token ids of the rows and columns of a block with many pairs;
+                pairs where the matrix it returns is False are left out.
 
         Returns:
-            token ids (pairs, 2); distances (pairs,), each at least the true one, falling; and the distance that no
-            other pair exceeds, unless the sieve took it, which is ``distance`` if the limit was not reached.
+            token ids (pairs, 2); falling upper bounds of their distances (pairs,); and a bound of
+            the distance of all other pairs except those that the sieve left out, which is
+            ``distance`` if the limit was not reached.
         """
         threshold, tokens = distance * distance, len(self)
         found: list[tuple[IndexArray, npt.NDArray[np.float32]]] = []
@@ -302,11 +308,11 @@ class PairDistances:
         return self.order[pairs], np.sqrt(np.maximum(squares.astype(np.float64), 0.0)), float(np.sqrt(threshold)) * room
 
     def rivals(self, positions: IndexArray, near: int, far: int) -> tuple[IndexArray, IndexArray, FloatArray]:
-        """The nearest and farthest tokens of some, by position in :attr:`order`; both at most len - 1.
+        """Return the nearest and farthest tokens of some, given by position in :attr:`order`.
 
         Returns:
-            token ids (n, near), nearest first; token ids (n, far), in no order; and a distance (n,) that no token
-            outside the latter exceeds.
+            token ids (n, near), nearest first; token ids (n, far), unordered; and a bound (n,) of
+            the distance of all tokens outside the latter.
         """
         block = self._rows[positions] @ self._rows.T
         block *= -2.0

@@ -1,13 +1,14 @@
-"""Accounting for the inputs there are: the rows of a vocabulary's table, not the whole cube.
+"""Privacy accounting restricted to a given vocabulary.
 
-Contract: neighbours are two prompts that differ in one private token, replaced by any other token of the vocabulary.
-What the server sees of the token is a product of binomials with the sampler's own integer probabilities, so the
-guarantee is the largest epsilon over all ordered pairs of rows. It is found by branch and bound: a certified screen of
-all pairs (``vocabulary_screen``, and ``_vocabulary_kernel`` where that leaves many), Renyi divergences of those that
-remain, and the privacy loss distribution (``product_pair``) of those that could still be the worst. Every figure
-reported as a bound is one, at whatever point the search stops; ``epsilon_lower`` says how much could be left to gain.
+Two prompts are neighbors if they differ in one private token, replaced by any other token of the
+vocabulary. The server's view of a token is a product of binomials with the sampler's own integer
+probabilities, so the guarantee is the largest epsilon over all ordered pairs of rows. Branch and
+bound finds it: a certified screen of all pairs (``screen``, and ``kernel`` if many remain), Renyi
+divergences of the remaining pairs, and the privacy loss distribution (``product_pair``) of those
+that could be the worst. Every bound holds at whatever point the search stops; ``epsilon_lower``
+limits the possible gain.
 
-Proofs: ``docs/privacy/vocabulary.md``. Needs numpy and scipy. Memory: about 3 KiB a token of a table with 128 columns.
+Proofs: ``docs/privacy/vocabulary.md``. A table with 128 columns needs about 3 KiB for each token.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from del_core._validation import check_array, check_integer, check_number
 from del_core.accounting.composition import DEFAULT_ORDERS, Composition, RenyiCurve
 from del_core.accounting.product_pair import Bracket, ProductPair, renyi_epsilon
 from del_core.mechanism import Mechanism
+from del_core.mechanism.base import DEFAULT_DELTA
 from del_core.vocabulary_accounting.kernel import DivergenceKernel, KernelRows
 from del_core.vocabulary_accounting.screen import PairDistances, Screen, pair_divergences
 
@@ -57,14 +59,15 @@ class VocabularyBound:
     """Worst pair of a vocabulary: one private token replaced by any other.
 
     Attributes:
-        epsilon: proven upper bound over all ordered pairs of tokens, at ``delta``; never above ``cube_epsilon``.
-        epsilon_lower: an epsilon that ``pair`` really needs (up to rounding), so the exact figure lies between.
-        pair: token ids (v, w): telling v from w is easiest.
-        cube_epsilon: the figure for arbitrary inputs within the clip, ``accounting.epsilon(mechanism, delta)``.
+        epsilon: proven upper bound over all ordered pairs, at ``delta``; at most ``cube_epsilon``.
+        epsilon_lower: an epsilon that ``pair`` needs, up to rounding; the exact one lies between.
+        pair: token ids (v, w) that are easiest to tell apart.
+        cube_epsilon: epsilon for arbitrary inputs, ``accounting.epsilon(mechanism, delta)``.
         delta: the delta of all of them.
-        method: how ``epsilon`` was certified: ``"loss distribution"`` (of the pair that is the worst), ``"renyi"`` (the
-            search ended at its limit), ``"cube"`` (a pair attains the cube's figure), ``"single"`` (one distinct row).
-        pairs: pairs near enough to the worst that their divergences were computed.
+        method: certificate of ``epsilon``: ``"loss distribution"`` (of the worst pair), ``"renyi"``
+            (the search ended at its limit), ``"cube"`` (a pair attains the cube's epsilon) or
+            ``"single"`` (one distinct row).
+        pairs: pairs whose divergences were computed.
         evaluations: loss distributions computed.
     """
 
@@ -80,13 +83,13 @@ class VocabularyBound:
 
 @dataclass(frozen=True)
 class TokenEpsilons:
-    """Per token: against its easiest and its hardest alternatives. Arrays of equal length, epsilons at ``delta``.
+    """Epsilons of each token against its easiest and hardest alternatives, at ``delta``.
 
     Attributes:
         tokens: token ids.
         worst: upper bound of the epsilon against any other token.
-        worst_rival: the token farthest away, against which it is (nearly) attained.
-        nearest: upper bound against ``nearest_rival``, the token most like it: what hides among synonyms and variants.
+        worst_rival: the farthest token, against which it is nearly attained.
+        nearest: upper bound against ``nearest_rival``, the most similar token.
         nearest_rival: id.
         typical: median of the bounds against the ``rivals`` nearest tokens.
         rivals: how many.
@@ -104,7 +107,7 @@ class TokenEpsilons:
 
 
 def pair_epsilon(mechanism: Mechanism, table: Table, v: int, w: int, delta: float, points: int = _FINE) -> Bracket:
-    """Bracket of the epsilon at which token ``v`` is indistinguishable from ``w``, in this direction alone."""
+    """Return a bracket of the epsilon of token ``v`` against ``w``, in this direction only."""
     _check(mechanism, table, delta)
     for name, token in (("v", v), ("w", w)):
         check_integer(name, token, 0, len(table) - 1)
@@ -120,18 +123,18 @@ def vocabulary_epsilon(
     evaluations: int = 4000,
     pairs: int = 1 << 21,
 ) -> VocabularyBound:
-    """Worst epsilon at ``delta`` over all ordered pairs of tokens.
+    """Return the worst epsilon at ``delta`` over all ordered pairs of tokens.
 
     Args:
         mechanism: of the variant.
         table: levels (V, dim), as the bundle ships them.
         delta: in (0, 1).
-        progress: called with the share of the scan done, 0 to 1, now and then.
+        progress: called with the finished share of the scan, 0 to 1.
         evaluations: most loss distributions to compute (10 to 60 ms each).
-        pairs: most pairs to hold (32 bytes each). Both limits only make the bound less tight, never wrong.
+        pairs: most pairs to hold (32 bytes each). Both limits keep the bound valid.
 
     Raises:
-        ValueError: an argument is out of range; the message names it and never contains a level.
+        ValueError: an argument is out of range. The message contains no level.
     """
     _check(mechanism, table, delta)
     cube = accounting.epsilon(mechanism, delta)
@@ -147,7 +150,7 @@ def vocabulary_epsilon(
         return VocabularyBound(cube, min(search.lower, cube), search.pair, cube, delta, "cube", 1, search.evaluations)
     orders = 1.0 + _best_excess(mechanism, table, guess, delta) * np.array([0.6, 0.8, 1.0, 1.25, 1.6, 2.5])
     if len(table) <= _FEW_TOKENS:
-        # No screen is needed: every pair is a candidate, as good as any other to begin with.
+        # Every pair is a candidate, so no screen is needed.
         candidates = np.stack(np.triu_indices(len(table), 1), axis=1)
         epsilon, method = search.run(candidates, np.full(len(candidates), cube), 0.0, orders)
         report(1.0)
@@ -171,11 +174,12 @@ def vocabulary_curve(
     progress: Progress | None = None,
     pairs: int = 2048,
 ) -> RenyiCurve:
-    """Upper bounds of the Renyi divergences of all pairs of tokens, for composition over tokens and requests.
+    """Return upper bounds of the Renyi divergences of all token pairs, for composition.
 
-    ``vocabulary_curve(...) * T`` bounds the replacement of T tokens, and curves of variants add. Never above the
-    cube's curve. ``pairs`` of the farthest pairs are evaluated exactly and the screen bounds the rest. At a dozen
-    orders around the best the kernel bounds it better, where affordable, and the orders between follow by convexity.
+    ``vocabulary_curve(...) * T`` bounds the replacement of T tokens, and curves of variants add.
+    The curve is never above the cube's. The farthest ``pairs`` are evaluated exactly and the screen
+    bounds the rest. At a dozen orders around the best one the kernel improves the bound if it is
+    affordable, and the orders between follow by convexity.
     """
     _check(mechanism, table, 0.5)
     order_array = np.asarray(orders, np.float64)
@@ -195,7 +199,7 @@ def vocabulary_curve(
             exact = pair_divergences(mechanism, table[here[:, first]], table[here[:, second]], order_array)
             exact_bound = np.maximum(exact_bound, exact.max(axis=0))
     bound = np.minimum(np.maximum(screen.divergences(rest), exact_bound), cube)
-    excess = _best_excess(mechanism, table, (v, w), 1e-6) * np.geomspace(1 / 200, 3.0, 12)
+    excess = _best_excess(mechanism, table, (v, w), DEFAULT_DELTA) * np.geomspace(1 / 200, 3.0, 12)
     nodes = np.unique(np.argmin(np.abs(np.log((order_array[:, None] - 1.0) / excess)), axis=0))
     for node in nodes.tolist():
         one = Screen(mechanism, screen.orders[[node]], screen.kappa[[node]], screen.exponent, screen.slack)
@@ -204,7 +208,7 @@ def vocabulary_curve(
 
 
 def _largest_divergence(table: Table, screen: Screen, distances: PairDistances, attained: float) -> float:
-    """Kernel bound of the divergence of all pairs at the one order of ``screen``; inf if it would take too long."""
+    """Return the kernel's bound of all pairs at the one order of ``screen``; inf if too costly."""
     mechanism, size = screen.mechanism, 1024
     starts = np.arange(0, len(table), size)
     outer = distances.radii[starts]
@@ -224,9 +228,10 @@ def _largest_divergence(table: Table, screen: Screen, distances: PairDistances, 
 
 
 def _convex(orders: FloatArray, bounds: FloatArray) -> FloatArray:
-    """Sharpens upper bounds of D_a: (a-1) D_a is convex in a and 0 at a = 1 for every pair, hence for the largest too.
+    """Sharpen upper bounds of D_a by convexity.
 
-    Between any two orders (a-1) D_a is therefore at most on the line between its bounds there: the lower convex hull.
+    (a-1) D_a is convex in a and 0 at a = 1 for every pair, hence also for the largest. Between two
+    orders it lies below the line between its bounds there, which gives the lower convex hull.
     """
     rank = np.argsort(orders)
     x, y = np.concatenate(([0.0], orders[rank] - 1.0)), np.concatenate(([0.0], (orders[rank] - 1.0) * bounds[rank]))
@@ -252,23 +257,24 @@ def token_epsilons(
     farthest: int = 16,
     progress: Progress | None = None,
 ) -> TokenEpsilons:
-    """For every token of ``tokens`` (all by default) its worst and its typical epsilon, as upper bounds.
+    """Return upper bounds of the worst and typical epsilon of every token of ``tokens`` (or all).
 
-    The bounds come from Renyi divergences, 3 to 9 % above the exact figures; :func:`pair_epsilon` gives those. Both
-    directions of a pair count. Time: one product of ``tokens`` x V x dim (a few more while ``tokens`` x V is at most
-    2^28, for sharper worst figures), and 2 (rivals + farthest) pairs a token.
+    The bounds come from Renyi divergences and are 3 to 9 % above the exact values, which
+    :func:`pair_epsilon` gives. Both directions of a pair count. Time: one product of ``tokens`` x V
+    x dim, a few more if ``tokens`` x V is at most :data:`KERNEL_PAIRS`, and 2 (rivals + farthest)
+    pairs for each token.
 
     Args:
         tokens: ids, shape (n,).
-        rivals: how many nearest tokens the typical figure is taken over; fewer if the vocabulary is smaller.
-        farthest: how many of the farthest tokens are evaluated exactly; the screen bounds the rest.
+        rivals: number of nearest tokens of the typical epsilon.
+        farthest: number of farthest tokens evaluated exactly; the screen bounds the rest.
     """
     _check(mechanism, table, delta)
     check_integer("rivals", rivals, 1)
     check_integer("farthest", farthest, 1)
     chosen = np.arange(len(table)) if tokens is None else np.asarray(tokens, np.int64)
     if chosen.ndim != 1 or (len(chosen) and not (0 <= int(chosen.min()) <= int(chosen.max()) < len(table))):
-        raise ValueError(f"tokens must be ids in 0..{len(table) - 1}, shape (n,), got shape {chosen.shape}")
+        raise ValueError(f"tokens must be ids from 0 to {len(table) - 1}, shape (n,), got shape {chosen.shape}")
     if len(table) < 2:
         raise ValueError(f"table must have at least 2 rows to compare tokens, got {len(table)}")
     rivals, farthest = min(rivals, len(table) - 1), min(farthest, len(table) - 1)
@@ -310,7 +316,7 @@ def token_epsilons(
     return TokenEpsilons(chosen, worst, worst_rival, nearest, nearest_rival, typical, rivals, delta)
 
 
-# ---------------------------------------------------------------------------------------------------------- the search
+# --------------------------------------------------------------------------------------- the search
 
 
 @dataclass(order=True)
@@ -325,7 +331,7 @@ class _Item:
 
 @dataclass
 class _Search:
-    """Branch and bound over ordered pairs: always refines the pair with the largest bound."""
+    """Branch and bound over ordered pairs that refines the pair with the largest bound."""
 
     mechanism: Mechanism
     table: Table
@@ -337,13 +343,13 @@ class _Search:
     evaluations: int = 0
 
     def start(self, guess: tuple[int, int]) -> None:
-        """A first lower bound, from a pair that is far apart."""
+        """Set a first lower bound from a pair that is far apart."""
         self.pair = guess
         for v, w in (guess, guess[::-1]):
             self._raise_lower(v, w, _COARSE)
 
     def result(self, epsilon: float, method: str, pairs: int) -> VocabularyBound:
-        """The outcome of :meth:`run` over ``pairs`` candidates."""
+        """Return the outcome of :meth:`run` over ``pairs`` candidates."""
         return VocabularyBound(
             epsilon=min(epsilon, self.cube),
             epsilon_lower=min(self.lower, epsilon, self.cube),
@@ -356,7 +362,7 @@ class _Search:
         )
 
     def run(self, candidates: IndexArray, bounds: FloatArray, rest: float, orders: FloatArray) -> tuple[float, str]:
-        """Certified maximum over the candidates (falling ``bounds``) and everything else (bound ``rest``)."""
+        """Return the certified maximum of candidates (falling ``bounds``) and others (``rest``)."""
         heap: list[_Item] = []
         expanded = 0
         while True:
@@ -404,11 +410,11 @@ class _Search:
 
 
 class _Sieve:
-    """Drops pairs whose epsilon is proven to be at most ``epsilon``; its factors are made when first needed."""
+    """Filter of pairs whose epsilon is proven to be at most ``epsilon``; fitted on first use."""
 
     def __init__(self, mechanism: Mechanism, table: Table, order: float, epsilon: float, delta: float) -> None:
         self._mechanism, self._table, self._order = mechanism, table, order
-        # The conversion adds a constant to the divergence, so that a limit for epsilon is one for the divergence.
+        # The conversion adds a constant to the divergence, so this limit is one for divergences.
         self._limit = epsilon - _conversion(order, delta)
         self._rows: KernelRows | None = None
 
@@ -419,12 +425,12 @@ class _Sieve:
 
 
 def _conversion(order: float, delta: float) -> float:
-    """epsilon less divergence in the conversion of one Renyi order; may be negative."""
+    """Return epsilon minus divergence in the conversion of one Renyi order."""
     return math.log1p(-1.0 / order) - (math.log(delta) + math.log(order)) / (order - 1.0)
 
 
 def _nodes(table: Table) -> int:
-    """Fineness of the grids of probabilities: a small vocabulary does not repay a fine one."""
+    """Return the size of the grids of probabilities, smaller for a small vocabulary."""
     return 2 * min(1024, max(128, len(table))) + 1
 
 
@@ -433,22 +439,22 @@ def _pair(mechanism: Mechanism, table: Table, v: int, w: int) -> ProductPair:
 
 
 def _best_excess(mechanism: Mechanism, table: Table, pair: tuple[int, int], delta: float) -> float:
-    """Renyi order minus one that is best for the pair."""
+    """Return the best Renyi order for the pair, minus one."""
     return _pair(mechanism, table, *pair).best_excess(delta)
 
 
 def _distinct(table: Table) -> bool:
-    """Whether the table has two rows that differ."""
+    """Return whether the table has two rows that differ."""
     return any(bool(np.any(table[start : start + 4096] != table[0])) for start in range(0, len(table), 4096))
 
 
 def _plain_screen(mechanism: Mechanism) -> Screen:
-    """Features alone, for finding tokens far apart."""
+    """Return a screen with features only, for finding tokens far apart."""
     return Screen(mechanism, np.array([2.0]), np.array([1.0]), 0.5, 0.0)
 
 
 def _farthest(kernel: KernelRows, tokens: IndexArray, count: int) -> tuple[IndexArray, FloatArray]:
-    """The ``count`` tokens of largest divergence from each of ``tokens``, and what bounds it for all others."""
+    """Return ``count`` tokens of largest divergence from each token, and a bound for the others."""
     bounds = kernel.mutual(tokens, slice(None))
     vocabulary = bounds.shape[1]
     parts = np.argpartition(bounds, vocabulary - count - 1, axis=1)
@@ -459,14 +465,15 @@ def _farthest(kernel: KernelRows, tokens: IndexArray, count: int) -> tuple[Index
 def _mutual_epsilons(
     mechanism: Mechanism, table: Table, first: IndexArray, second: IndexArray, delta: float
 ) -> FloatArray:
-    """Renyi bound of epsilon of pairs of tokens, the larger of both directions, shape (pairs,)."""
+    """Return Renyi bounds of epsilon of token pairs, the larger of both directions."""
     result = np.empty(len(first))
     plain = _plain_screen(mechanism)
     factors = np.array([0.6, 0.85, 1.15, 1.6])
     for start in range(0, len(first), _CHUNK):
         here = slice(start, start + _CHUNK)
         a, b = table[first[here]], table[second[here]]
-        # A Gaussian of the pair's distance has its best order at about 1 + sqrt(2 log(1/delta)) / mu.
+        # The best order of a Gaussian at the pair's distance is about 1 + sqrt(2 log(1/delta)) /
+        # mu.
         mu = np.sqrt(mechanism.trials * ((plain.features(a) - plain.features(b)) ** 2).sum(axis=1))
         excess = np.clip(math.sqrt(-2.0 * math.log(delta)) / np.maximum(mu, 1e-4), 1e-3, 1e4)
         orders = 1.0 + excess[:, None] * factors
@@ -481,7 +488,7 @@ def _check(mechanism: Mechanism, table: Table, delta: float) -> None:
     if table.ndim != 2 or table.shape[1] != mechanism.dim or len(table) == 0:
         raise ValueError(f"table must have shape (tokens, {mechanism.dim}) with tokens >= 1, got {table.shape}")
     if int(table.max()) > mechanism.max_level or int(table.min()) < -mechanism.max_level:
-        raise ValueError(f"table must hold levels in -{mechanism.max_level}..{mechanism.max_level}, got one outside")
+        raise ValueError(f"table must hold levels within +-{mechanism.max_level}, got one outside")
     check_number("delta", delta, 0.0, 1.0, open_low=True, open_high=True)
 
 

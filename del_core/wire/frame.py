@@ -1,10 +1,10 @@
-"""The request frame between client and server: docs/reference/wire-format.md, vectors in tests/vectors.
+"""The request frame between client and server (docs/reference/wire-format.md).
 
-    magic "DELF" | u8 version = 1 | u32 header length | header (UTF-8 JSON) | payload        all little-endian
+    magic "DELF" | u8 version = 1 | u32 header length | header (UTF-8 JSON) | payload
 
-:func:`encode_frame` and :func:`decode_frame` are inverse to each other. Both raise :class:`FrameError` and
-nothing else for a request or a frame that breaks the format; every size is compared with a limit, and with
-what is really there, before anything of that size is allocated. Needs numpy and the standard library only.
+Integers are little-endian. :func:`encode_frame` and :func:`decode_frame` are inverse and raise
+:class:`FrameError` only. Every size is compared with a limit and with the actual size before memory
+is allocated.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ _PREFIX: Final = struct.Struct("<4sBI")
 
 
 def encode_frame(request: Request, *, bits: int, limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """The bytes of a request. ``bits``: of the variant's counts; ignored when no segment is private.
+    """Return the frame of a request; ``bits`` of the counts is ignored without private segments.
 
-    Raises FrameError for every request that :func:`decode_frame` would refuse under the same limits.
+    Raises:
+        FrameError: :func:`decode_frame` would refuse the request under the same limits.
     """
     private: list[Codes] = []
     for index, segment in enumerate(request.segments):
@@ -108,12 +109,15 @@ def decode_frame(
     *,
     fingerprint: str | None = None,
 ) -> Request:
-    """The request of a frame.
+    """Return the request of a frame.
 
-    ``shapes`` maps the name of every variant served to the shape of its counts, or to None for one that takes
-    public segments only. With ``fingerprint`` given, a frame made for another bundle is refused with code
-    "bundle_outdated" before its variant and payload are judged by shapes that are not its own. Raises
-    FrameError only.
+    Args:
+        shapes: shape of the counts of every served variant; None for one with public segments only.
+        fingerprint: of the served bundle. A frame for another one is refused with the code
+            "bundle_outdated" before its variant and payload are read.
+
+    Raises:
+        FrameError: the frame is not acceptable; nothing else is raised.
     """
     view = memoryview(data).cast("B")
     _check_frame_size(len(view), limits)
@@ -123,7 +127,7 @@ def decode_frame(
         )
     magic, version, header_size = _PREFIX.unpack_from(view)
     if magic != MAGIC:
-        # What stands there instead is not shown: it may be the prompt, sent by mistake.
+        # The bytes are not shown: they may be a prompt, sent by mistake.
         raise FrameError(INVALID_MAGIC, "magic", 'must be "DELF" (44 45 4c 46), got other bytes')
     if version != VERSION:
         raise FrameError(UNSUPPORTED_VERSION, "version", f"must be {VERSION}, got {version}")
@@ -168,7 +172,7 @@ def _check_frame_size(size: int, limits: Limits) -> None:
 
 
 def _read_payload(header: _header.Header, payload: memoryview, shape: Shape | None) -> Codes:
-    """The counts of all private segments, (private tokens, dim)."""
+    """Return the counts (private tokens, dim) of all private segments."""
     if header.private_tokens == 0:
         if len(payload):
             raise FrameError(

@@ -1,7 +1,6 @@
-"""The frame's JSON header, to and from the values of :mod:`del_core.wire.types`; docs/reference/wire-format.md has it
-as a table.
+"""The JSON header of a frame (docs/reference/wire-format.md).
 
-The same checks run on both sides: what :func:`read` would refuse, the encoder refuses before it is sent.
+Both sides run the same checks, so the encoder refuses what :func:`read` would refuse.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from del_core import _json as strict
 from del_core.errors import BUNDLE_OUTDATED, CONTEXT_LENGTH_EXCEEDED, UNSUPPORTED_PARAMETER
 from del_core.wire.types import Limits, PrivateSegment, PublicSegment, Request, Sampling
 
-MAX_DEPTH: Final = 8  # the format needs 4; a little room, so that a wrong type is named and not just "too deep"
+MAX_DEPTH: Final = 8  # the format needs 4; more, so that a wrong type is named instead of its depth
 FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
 VARIANT: Final = re.compile(r"[a-z0-9-]{1,64}")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")  # what a Python string may hold and UTF-8 may not
@@ -32,8 +31,8 @@ _SAMPLING: Final = (
     "stop_token_ids",
     "ignore_eos",
 )
-# Parameters of OpenAI's or vLLM's completions that cannot be served with prompt embeddings, or not yet. They
-# are accepted at the value that changes nothing, so that a general client need not strip them.
+# Parameters of OpenAI's or vLLM's completions that are not supported with prompt embeddings.
+# Neutral values are accepted, so that a general client need not remove them.
 NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
@@ -50,7 +49,7 @@ NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header: the private segments as token counts, everything else as values."""
+    """A checked header. Private segments are numbers of tokens."""
 
     fingerprint: str
     variant: str
@@ -60,12 +59,12 @@ class Header:
 
     @property
     def private_tokens(self) -> int:
-        """Rows that the payload has to hold."""
+        """Number of rows in the payload."""
         return sum(segment for segment in self.segments if isinstance(segment, int))
 
 
 def to_json(request: Request) -> dict[str, Any]:
-    """The header of a request, unchecked; sampling fields at their default are left out."""
+    """Return the unchecked header of a request without sampling fields at their default."""
     segments: list[dict[str, Any]] = []
     for segment in request.segments:
         if isinstance(segment, PrivateSegment):
@@ -89,14 +88,17 @@ def to_json(request: Request) -> dict[str, Any]:
 
 
 def _plain(values: tuple[Any, ...]) -> list[Any]:
-    """NumPy integers, which tokenisers like to return, as Python's; the rest as it is, for the checks to judge."""
+    """Return values with NumPy integers, which tokenizers may return, as Python integers."""
     return [int(value) if isinstance(value, np.integer) else value for value in values]
 
 
 def read(header: object, limits: Limits, *, fingerprint: str | None = None) -> Header:
-    """Checks a parsed header. Raises JsonError with the code, the field and what is allowed.
+    """Return a parsed header after all checks.
 
-    With ``fingerprint`` given, another one in the header is refused before anything that depends on the bundle.
+    With ``fingerprint`` given, another one is refused before everything that depends on the bundle.
+
+    Raises:
+        JsonError: a member is not acceptable.
     """
     values = strict.members(header, "header", required=_REQUIRED, optional=(*_SAMPLING, *NEUTRAL, "resume"))
     found = strict.text(values["fingerprint"], "header.fingerprint", FINGERPRINT)
@@ -128,7 +130,7 @@ def _segments(value: object, limits: Limits) -> tuple[int | PublicSegment, ...]:
             segments.append(count)
         else:
             ids = members["public"]
-            # An array longer than the header could hold does not exist, so its length needs no bound of its own.
+            # No array is longer than the header, so its length needs no other bound.
             most = max(1, limits.max_header_bytes)
             public = PublicSegment(
                 strict.secret_integers(ids, f"{where}.public", limits.max_token_id, least=1, most=most)
@@ -157,12 +159,12 @@ def _refuse_unsupported(values: dict[str, Any]) -> None:
 
 
 def _same(value: object, neutral: object) -> bool:
-    """Equal as JSON: 0 and 0.0 are, 0 and false are not."""
+    """Return whether two values are equal as JSON: 0 equals 0.0 but not false."""
     return isinstance(value, bool) == isinstance(neutral, bool) and value == neutral
 
 
 def _sampling(values: dict[str, Any], limits: Limits) -> Sampling:
-    """The sampling fields; one that is absent or null has its default."""
+    """Return the sampling fields; an absent or null one has its default."""
     given: dict[str, Any] = {}
 
     def present(name: str) -> bool:

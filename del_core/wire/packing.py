@@ -1,8 +1,8 @@
-"""Packing of n-bit counts into bytes: docs/reference/wire-format.md, section "Payload".
+"""Packing of n-bit counts into bytes (docs/reference/wire-format.md, section "Payload").
 
-Row t holds the counts K_0..K_{dim-1} of token t. Count j occupies the row's bits j n .. j n + n - 1, its least
-significant bit first; bit i of a row is bit i % 8 (value 2^(i % 8)) of the row's byte i // 8. A row takes
-ceil(dim n / 8) bytes; the bits above dim n in its last byte are zero.
+Row t holds the counts K_0..K_{dim-1} of token t. Count j occupies the row's bits j n .. j n + n -
+1, least significant bit first; bit i of a row is bit i % 8 of the row's byte i // 8. A row takes
+ceil(dim n / 8) bytes; the bits from dim n on are zero.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Codes = NDArray[np.uint8]
 
 
 def row_bytes(dim: int, bits: int) -> int:
-    """Bytes of one token's packed counts."""
+    """Return the bytes of one token's packed counts."""
     return (dim * bits + 7) // 8
 
 
@@ -30,9 +30,10 @@ def _check_shape(dim: int, bits: int) -> None:
 
 
 def pack_codes(codes: Codes, bits: int) -> bytes:
-    """Counts (tokens, dim), uint8 in 0..2^bits - 1, as tokens * row_bytes(dim, bits) bytes.
+    """Pack counts (tokens, dim), uint8 in 0..2^bits - 1, into tokens * row_bytes(dim, bits) bytes.
 
-    Raises FrameError for another type or shape, or for a count that does not fit.
+    Raises:
+        FrameError: wrong type or shape, or a count does not fit.
     """
     if codes.dtype != np.uint8 or codes.ndim != 2:
         raise FrameError(
@@ -54,9 +55,10 @@ def pack_codes(codes: Codes, bits: int) -> bytes:
 
 
 def unpack_codes(payload: bytes | bytearray | memoryview, tokens: int, dim: int, bits: int) -> Codes:
-    """The inverse of :func:`pack_codes`: a new uint8 array (tokens, dim).
+    """Unpack a payload into a new uint8 array (tokens, dim); inverse of :func:`pack_codes`.
 
-    Raises FrameError unless the payload has exactly tokens * row_bytes(dim, bits) bytes and zero padding bits.
+    Raises:
+        FrameError: another size than tokens * row_bytes(dim, bits), or padding that is not zero.
     """
     _check_shape(dim, bits)
     width = row_bytes(dim, bits)
@@ -88,7 +90,7 @@ def unpack_codes(payload: bytes | bytearray | memoryview, tokens: int, dim: int,
 
 
 def _pack_divisor(codes: Codes, bits: int) -> Codes:
-    """Packing where a byte holds a whole number of counts (2 or 4 bits): one shift per place in the byte."""
+    """Pack 2 or 4 bits, of which a byte holds a whole number, by one shift for each place."""
     tokens, dim = codes.shape
     packed = np.zeros((tokens, row_bytes(dim, bits)), dtype=np.uint8)
     for place in range(8 // bits):
@@ -107,7 +109,7 @@ def _unpack_divisor(rows: Codes, dim: int, bits: int) -> Codes:
 
 
 def _pack_words(codes: Codes, bits: int) -> Codes:
-    """Packing for any number of bits: eight counts fill ``bits`` whole bytes, so each eight are put into one word."""
+    """Pack any number of bits: eight counts fill ``bits`` bytes and are put into one word."""
     tokens, dim = codes.shape
     groups = (dim + 7) // 8
     places = np.zeros((tokens, groups * 8), dtype=np.uint8)

@@ -1,7 +1,7 @@
-"""The values that a frame carries: segments, sampling fields, the request, and the limits it is read under.
+"""Values of a frame: segments, sampling fields, the request, and limits.
 
-Their ``repr`` leaves out everything that derives from a prompt, so that a request in a log or a traceback
-shows its shape only.
+Their ``repr`` omits everything that derives from a prompt, so that logs and tracebacks do not show
+it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PrivateSegment:
 
 @dataclass(frozen=True)
 class PublicSegment:
-    """Prompt tokens that the caller chose to send in the clear: at least one token id."""
+    """Prompt tokens that the caller sends in the clear: at least one token id."""
 
     token_ids: tuple[int, ...] = field(repr=False)
 
@@ -54,12 +54,16 @@ Segment: TypeAlias = PrivateSegment | PublicSegment
 
 @dataclass(frozen=True)
 class Sampling:
-    """The sampling fields of an OpenAI completion, with OpenAI's defaults.
+    """Sampling fields of an OpenAI completion, with OpenAI's defaults.
 
-    ``max_tokens`` counts the whole completion, tokens handed over in ``Request.resume`` included. ``temperature``
-    0..2 (0 is greedy), ``top_p`` above 0 up to 1, ``seed`` a signed 64-bit integer or None, ``stop`` up to four
-    non-empty strings, ``stop_token_ids`` token ids that end the completion, ``ignore_eos`` to write on past the
-    model's end of text.
+    Attributes:
+        max_tokens: length of the completion, including the tokens in ``Request.resume``.
+        temperature: 0 (greedy) to 2.
+        top_p: above 0, at most 1.
+        seed: signed 64-bit integer, or None.
+        stop: up to four non-empty strings.
+        stop_token_ids: token ids that end the completion.
+        ignore_eos: continue after the model's end of text.
     """
 
     max_tokens: int = 16
@@ -76,9 +80,12 @@ class Sampling:
 class Request:
     """One completion request.
 
-    ``fingerprint``: 64 hexadecimal digits of the bundle whose table made the counts. ``variant``: name of the
-    privacy level. ``segments``: the prompt in order. ``resume``: token ids already received for this prompt;
-    generation continues after them, and the response holds only what follows them.
+    Attributes:
+        fingerprint: 64 hexadecimal digits of the bundle whose table made the counts.
+        variant: name of the privacy level.
+        segments: the prompt in order.
+        resume: token ids already received for this prompt. Generation continues after them, and the
+            response holds only new tokens.
     """
 
     fingerprint: str
@@ -89,23 +96,23 @@ class Request:
 
     @property
     def prompt_tokens(self) -> int:
-        """Prompt tokens of all segments (the soft prompt and ``resume`` not counted)."""
+        """Prompt tokens of all segments, without the soft prompt and ``resume``."""
         return sum(segment.tokens for segment in self.segments)
 
     @property
     def private_tokens(self) -> int:
-        """Prompt tokens of the private segments: the T of the privacy accounting."""
+        """Prompt tokens of the private segments, T of the privacy accounting."""
         return sum(segment.tokens for segment in self.segments if isinstance(segment, PrivateSegment))
 
     @property
     def remaining_tokens(self) -> int:
-        """Tokens that may still be generated: max_tokens less those in ``resume``; at least 1 in a valid request."""
+        """Tokens that may still be generated; at least 1 in a valid request."""
         return self.sampling.max_tokens - len(self.resume)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a variant's counts look like: bits (1..8) for each of dim coordinates. Raises ValueError outside that."""
+    """Shape of a variant's counts: bits (1 to 8) for each of dim coordinates, or ValueError."""
 
     bits: int
     dim: int
@@ -122,10 +129,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds, checked before anything of the size in question is allocated.
+    """Upper bounds, checked before memory is allocated.
 
-    A server sets ``max_prompt_tokens``, ``max_output_tokens`` and ``vocabulary_size`` from its model. With
-    ``vocabulary_size`` None a token id may be anything up to 2^31 - 1.
+    A server sets ``max_prompt_tokens``, ``max_output_tokens`` and ``vocabulary_size`` from its
+    model. If ``vocabulary_size`` is None, token ids may be up to 2^31 - 1.
     """
 
     max_frame_bytes: int = 16 * 1024 * 1024
@@ -140,5 +147,5 @@ class Limits:
 
     @property
     def max_token_id(self) -> int:
-        """Largest token id allowed."""
+        """Largest token id."""
         return 2**31 - 1 if self.vocabulary_size is None else self.vocabulary_size - 1

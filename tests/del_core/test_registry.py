@@ -1,4 +1,4 @@
-"""Registries: names, errors, plugins, and a mechanism kind from outside through bundle, frame and ledger."""
+"""Registries, and a mechanism kind from outside through bundle, frame and ledger."""
 
 from __future__ import annotations
 

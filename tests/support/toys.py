@@ -30,7 +30,7 @@ from del_core.registry import PLUGIN_GROUP
 
 
 def install_plugin(folder: Path, *functions: str) -> Path:
-    """Write a distribution whose plugin calls these functions of this module; return its directory for PYTHONPATH."""
+    """Write a distribution whose plugin calls these functions; return its directory."""
     metadata = folder / "toy_plugin-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-plugin\nVersion: 1.0\n", encoding="utf-8")
@@ -40,14 +40,15 @@ def install_plugin(folder: Path, *functions: str) -> Path:
     return folder
 
 
-# ------------------------------------------------------------------------------------------- a mechanism
+# ------------------------------------------------------------------------------------------------ a
+# mechanism
 
 _ONE = 1 << 16
 
 
 @dataclass(frozen=True)
 class ToyPair(WorstPair):
-    """Randomized response over ``codes`` values: the true value has odds p : q to each other one."""
+    """Randomized response over ``codes`` values: odds p : q of the true one to each other."""
 
     codes: int
     replaced: int  # probability times 2^16 that a uniform value takes the place of the true one
@@ -132,7 +133,7 @@ def register_mechanism() -> None:
     MECHANISMS.register(ToyMechanism.kind, ToyMechanism)
 
 
-# ---------------------------------------------------------------------------------------- attack
+# ------------------------------------------------------------------------------------------- attack
 
 ATTACK = "toy"
 ATTACK_LABEL = "Most frequent token (toy)"

@@ -1,11 +1,11 @@
-"""Writes the test vectors of docs/reference/wire-format.md and docs/reference/bundle-format.md into this directory.
+"""Write the test vectors of docs/reference/{wire,bundle}-format.md into this directory.
 
     python tests/vectors/generate.py            (from the repository's root)
 
-Deterministic: the same program gives the same bytes, and tests/del_core/wire/test_wire_vectors.py fails where the
-files differ.
-What a frame means is stated here independently of the decoder, and packed payloads come from the bit-by-bit definition
-in :func:`pack_by_definition`, not from the product's vectorised code.
+Deterministic: the same program gives the same bytes, and tests/del_core/wire/test_wire_vectors.py
+fails where the files differ. What a frame means is stated here independently of the decoder, and
+packed payloads come from the bit-by-bit definition in :func:`pack_by_definition`, not from the
+product's vectorised code.
 """
 
 from __future__ import annotations
@@ -351,7 +351,7 @@ def malformed() -> list[dict[str, Any]]:
 
 
 def levels() -> list[dict[str, Any]]:
-    """Numerators q 2^32 = 2^31 + round(level ratio_numerator / max_level), halves away from zero."""
+    """Return q 2^32 = 2^31 + round(level ratio_numerator / max_level), halves away from zero."""
     cases = []
     for ratio_numerator, max_level in ((1, 1), (2**30, 127), (214748365, 127), (214748365, 32767), (2**31 - 1, 32767)):
         mechanism = Mechanism(4, 1, ratio_numerator / 2**31, max_level=max_level)

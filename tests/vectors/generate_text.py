@@ -1,4 +1,4 @@
-"""The vectors of what only a client reads: tokenizer.json and the events of a stream. Written by generate.py."""
+"""Vectors for clients: tokenizer.json and the events of a stream. generate.py writes them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def tokenizer() -> list[dict[str, Any]]:
 
 
 def streams() -> list[dict[str, Any]]:
-    """Bodies of ``text/event-stream`` answers to a request with max_tokens 8, and what a client has then."""
+    """Return event-stream bodies for max_tokens 8 and the result of a client."""
     cases: list[dict[str, Any]] = []
 
     def event(text: str, ids: list[int], reason: str | None = None, **more: object) -> str:

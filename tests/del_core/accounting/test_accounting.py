@@ -1,4 +1,4 @@
-"""The accounting against enumeration, high-precision arithmetic, Google's dp-accounting and the published table."""
+"""Accounting against enumeration, high precision, dp-accounting and published values."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ mechanisms = st.builds(
 )
 
 
-# ------------------------------------------------------------------------------------------------ published figures
+# -------------------------------------------------------------------------------- published figures
 
 
 @pytest.mark.parametrize(("bits", "dim", "mu", "gaussian", "exact"), TABLE)
@@ -59,11 +59,11 @@ def test_table_of_the_design(bits, dim, mu, gaussian, exact):
     assert accounting.mu(mechanism, tokens=9) == pytest.approx(3 * mu, rel=1e-8)
 
 
-# ------------------------------------------------------------------------------------------------------- enumeration
+# -------------------------------------------------------------------------------------- enumeration
 
 
 def output_distribution(mechanism: Mechanism, levels: list[int]) -> np.ndarray:
-    """Probability of every vector of counts of one token, flat: assumes neither that sums suffice nor a worst case."""
+    """Return the probability of every vector of counts of one token, without assumptions."""
     joint = np.ones(1)
     for numerator in mechanism.numerators(np.array(levels)).tolist():
         joint = np.multiply.outer(joint, binomial_pmf(mechanism.trials, numerator)).reshape(-1)
@@ -107,7 +107,7 @@ def test_tokens_are_as_good_as_dimensions():
         assert accounting.delta(wide, epsilon) == accounting.delta(narrow, epsilon, tokens=7)
 
 
-# --------------------------------------------------------------------------------------------------- high precision
+# ----------------------------------------------------------------------------------- high precision
 
 
 def reference_delta(trials: int, numerator: int, epsilon: float) -> mpmath.mpf:
@@ -168,7 +168,7 @@ def test_every_size_up_to_the_largest_is_accepted():
         accounting.epsilon(mechanism, 1e-6, tokens=tokens + 1)
 
 
-# ---------------------------------------------------------------------------------------------------- dp-accounting
+# ------------------------------------------------------------------------------------ dp-accounting
 
 
 def loss_distribution(trials: int, numerator: int, interval: float, pessimistic: bool) -> pld.PrivacyLossDistribution:
@@ -208,7 +208,7 @@ def test_dp_accounting_brackets_the_exact_value(seed):
         assert low * (1 - room) - 1e-14 <= exact <= high * (1 + room) + 1e-14
 
 
-# -------------------------------------------------------------------------------------------- relations and edges
+# ------------------------------------------------------------------------------ relations and edges
 
 
 @given(mechanism=mechanisms, tokens=st.integers(1, 50), log_delta=st.floats(-300, -0.01))
@@ -271,7 +271,8 @@ def test_a_bad_argument_is_named(call, field):
         call(Mechanism(4, 8, 0.5))
 
 
-# ------------------------------------------------------------------------------- trade-off curve, Gaussian formula
+# --------------------------------------------------------------------------------- trade-off curve,
+# Gaussian formula
 
 
 @given(mechanism=mechanisms, alphas=st.lists(st.floats(0, 1), min_size=3, max_size=12))
@@ -327,7 +328,8 @@ def test_gaussian_epsilon_inverts_gaussian_delta(mu, log_delta):
 
 
 def test_the_gaussian_formula_is_no_bound():
-    # docs/privacy/guarantee.md quotes these: the exact delta can be above the one that the limit theorem promises.
+    # docs/privacy/guarantee.md quotes these: the exact delta can be above the one that the limit
+    # theorem promises.
     mechanism = Mechanism.from_mu(0.5, bits=1, dim=32)
     assert accounting.delta(mechanism, 0.444) > 1.013 * accounting.gdp_delta(0.5, 0.444)
     one_bit = Mechanism.from_mu(0.1, bits=1, dim=1)

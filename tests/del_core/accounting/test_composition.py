@@ -1,4 +1,4 @@
-"""Composition: equal noise adds trials, different noise adds Renyi curves, and dp-accounting agrees."""
+"""Composition: equal noise adds trials, different noise adds Renyi curves."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def corner(bits: int, dim: int, numerator: int) -> tuple[Mechanism, ProductPair]
     return mechanism, ProductPair.of(mechanism.trials, p, q)
 
 
-# --------------------------------------------------------------------------------------------------------- enumeration
+# -------------------------------------------------------------------------------------- enumeration
 
 
 @settings(max_examples=60, deadline=None)
@@ -48,7 +48,8 @@ def test_brackets_hold_the_enumerated_values(bits, p, q, share):
     assert exact <= bounds.upper * (1 + room) + 1e-15
     delta = max(exact, 1e-12)
     bounds = pair.epsilon_bounds(delta, 1 << 12)
-    # Epsilon itself is ill-conditioned where delta hardly depends on it (a q of 2^-31), so deltas are compared.
+    # Epsilon itself is ill-conditioned where delta hardly depends on it (a q of 2^-31), so deltas
+    # are compared.
     assert hockey_stick(left, right, bounds.upper) <= delta * (1 + 1e-9) + 1e-15
     lower = bounds.lower * (1 - 1e-9) - 1e-9
     assert lower <= 0 or hockey_stick(left, right, lower) >= delta * (1 - 1e-9) - 1e-15
@@ -78,7 +79,8 @@ def test_equal_coordinates_are_exact_to_twelve_digits(seed):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_worst_case_accounting_equals_enumeration_where_u_d_is_at_most_20(seed):
-    # All count vectors of a token, at random noise levels; nothing about sums or worst cases is assumed of them.
+    # All count vectors of a token, at random noise levels; nothing about sums or worst cases is
+    # assumed of them.
     rng = random.Random(100 + seed)
     bits = rng.randint(1, 4)
     dim = rng.randint(1, min(14, 20 // (2**bits - 1)))
@@ -90,7 +92,7 @@ def test_the_worst_case_accounting_equals_enumeration_where_u_d_is_at_most_20(se
         assert abs(accounting.delta(mechanism, share * largest) - hockey_stick(p, q, share * largest)) < 1e-12
 
 
-# ------------------------------------------------------------------------------------------------------- dp-accounting
+# ------------------------------------------------------------------------------------ dp-accounting
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in divide:RuntimeWarning")  # in dp-accounting
@@ -139,7 +141,7 @@ def test_pairs_of_different_coordinates_agree_with_dp_accounting(seed):
     assert bounds.width <= 1e-5 * bounds.upper
 
 
-# ------------------------------------------------------------------------------------------------------------ relations
+# ---------------------------------------------------------------------------------------- relations
 
 
 def test_the_corner_pair_gives_the_figures_of_the_worst_case_accounting():
@@ -189,7 +191,8 @@ def test_renyi_divergences_equal_the_enumerated_sums(bits, p, q, order):
 
 
 def test_renyi_divergences_of_almost_equal_probabilities_keep_their_digits():
-    # To leading order D_a = a t^2 / (2 q (1-q)); here t is 2^-31 and a plain evaluation returns rounding errors only.
+    # To leading order D_a = a t^2 / (2 q (1-q)); here t is 2^-31 and a plain evaluation returns
+    # rounding errors only.
     pair = ProductPair.of(1, np.array([ONE // 2 + 1]), np.array([ONE // 2 - 1]))
     for order in (1.5, 2.0, 30.0):
         assert float(pair.renyi(order)) == pytest.approx(order / 2 * 4 * 2.0**-62, rel=1e-6)

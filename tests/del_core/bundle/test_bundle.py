@@ -118,7 +118,7 @@ def test_other_content_has_another_fingerprint(tmp_path: Path, original: Path, c
 
 
 def test_client_and_server_compute_the_same_fingerprint_from_what_they_hold(original: Path) -> None:
-    """docs/reference/bundle-format.md, section "Fingerprint": cut the member out of the text, and hash the rest."""
+    """docs/reference/bundle-format.md, "Fingerprint": remove the member and hash the rest."""
     text = (original / "client" / "manifest.json").read_text("utf-8")
     fingerprint = load_client(original / "client").fingerprint
     member = f'"fingerprint":"{fingerprint}",'

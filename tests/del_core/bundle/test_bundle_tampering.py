@@ -388,7 +388,7 @@ def test_tensors_of_another_type_or_shape_are_refused(bundle: Path, name: str, c
 @given(st.data())
 @settings(max_examples=150, deadline=None)
 def test_mutated_manifests_raise_nothing_else(original: Path, tmp_path_factory: Any, data: st.DataObject) -> None:
-    """The client's manifest, its values exchanged or its bytes altered: BundleError or the same bundle."""
+    """An altered client manifest raises BundleError or is the same bundle."""
     from del_core.bundle.manifest import parse_manifest
 
     text = (original / "client" / "manifest.json").read_bytes()

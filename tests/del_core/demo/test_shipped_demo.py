@@ -1,4 +1,4 @@
-"""The demo that ships keeps what its manifest and the README say, on text that its training never saw."""
+"""The packaged demo keeps its documented figures on held-out text."""
 
 from __future__ import annotations
 
@@ -124,7 +124,8 @@ def test_the_audit_that_ships_holds_together(bundle, name):
         assert {key: rate[key] for key in ("success", "low", "high", "tokens")} == shipped.audit[attack]
         assert 0 <= rate["low"] <= rate["success"] <= rate["high"] <= 1
         assert -1 <= rate["cosine"] <= 1
-    # All saw the same counts: MAP is optimal for one position, and context does no harm, up to chance.
+    # All saw the same counts: MAP is optimal for one position, and context does no harm, up to
+    # chance.
     assert variant["attacks"]["map"]["high"] >= variant["attacks"]["nearest"]["low"]
     assert variant["attacks"]["sequence"]["high"] >= variant["attacks"]["map"]["low"]
     assert variant["context_adds"]["high"] >= 0

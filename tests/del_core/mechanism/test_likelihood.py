@@ -1,4 +1,4 @@
-"""The MAP guess against a direct evaluation of the posterior, and its blockwise computation against a single block."""
+"""The MAP guess against a direct evaluation of the posterior, in blocks and at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mechanism's arithmetic: parameters, probabilities, dequantisation, errors. The sampler: test_sampler.py."""
+"""The mechanism: parameters, probabilities, dequantization, errors."""
 
 from __future__ import annotations
 
@@ -150,7 +150,8 @@ def test_dequantised_counts_are_unbiased_with_the_stated_variance(bits, numerato
     pmf = binomial_pmf(u, int(mechanism.numerators(np.array([level]))[0]))
     x = level / MAX_LEVEL
     mean = float(pmf @ y)
-    # float32 rounds y by 2^-24 of the scale at most; the rounding of q by 2^-33 moves the mean by 2^-32 of it.
+    # float32 rounds y by 2^-24 of the scale at most; the rounding of q by 2^-33 moves the mean by
+    # 2^-32 of it.
     assert abs(mean - x) <= scale * 2**-22
     assert float(pmf @ (y - mean) ** 2) == pytest.approx((scale**2 - x**2) / u, rel=1e-5, abs=scale**2 * 2**-30)
 

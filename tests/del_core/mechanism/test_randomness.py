@@ -1,4 +1,4 @@
-"""The random source: what it falls back to, threads, forks, and that it is not a stream that repeats."""
+"""The random source: fallback, threads, forks, no repetition."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_gives_as_many_bytes_as_asked_for(count):
 
 
 def test_bytes_are_uniform_and_neighbours_independent():
-    # Fresh randomness; two chi-squares share ALPHA. 2^22 bytes expect 16,384 in each of 256 cells and 32 in each of
-    # the 65,536 cells of disjoint pairs.
+    # Fresh randomness; two chi-squares share ALPHA. 2^22 bytes expect 16,384 in each of 256 cells
+    # and 32 in each of the 65,536 cells of disjoint pairs.
     data = np.frombuffer(random_bytes(1 << 22), np.uint8)
     for cells in (data, data.view(np.uint16)):
         kinds = 256**cells.itemsize

@@ -1,5 +1,4 @@
-"""The sampler: bit for bit against a plain reference, by enumeration of all random strings of small cases, in
-distribution against exact probabilities, and the faults that these statistics must catch."""
+"""The sampler against a plain reference, enumeration and exact probabilities; planted faults."""
 
 from __future__ import annotations
 
@@ -36,16 +35,17 @@ RATIOS = (0.5, 0.0625, 0.984375)
 def draws_for(bits: int) -> int:
     """Draws a column with which the planted faults below are plain.
 
-    A ratio 1 % above 1/2 moves q at the clips from 0.75 to 0.7525, in n draws of u trials by
-    0.0025 sqrt(n u / (0.75 * 0.25)) standard errors of the total: n u = 3.2e6 makes that 10.3, a chi-square that is
-    larger by 107 on average, where critical values are 24 at one degree of freedom and 54 at 15. A trial too few of
-    255 moves the mean by 0.25 at least, in 150,000 draws by 14 standard errors.
+    A ratio 1 % above 1/2 moves q at the clips from 0.75 to 0.7525, in n draws of u trials by 0.0025
+    sqrt(n u / (0.75 * 0.25)) standard errors of the total: n u = 3.2e6 makes that 10.3, a
+    chi-square that is larger by 107 on average, where critical values are 24 at one degree of
+    freedom and 54 at 15. A trial too few of 255 moves the mean by 0.25 at least, in 150,000 draws
+    by 14 standard errors.
     """
     return max(150_000, 3_200_000 // (2**bits - 1))
 
 
 def reference_sample(mechanism: Mechanism, levels: np.ndarray, source: Callable[[int], bytes]) -> list[int]:
-    """The sampler as its docstring states it: for each trial its first bit that differs from q's, one bit at a time."""
+    """Return counts by the sampler's docstring: each trial's first bit that differs from q."""
     trials, flat, codes = mechanism.trials, levels.reshape(-1).tolist(), []
     rows = -(-trials // 8)
     block = min(2**15, 2**20 // (8 * rows))
@@ -99,7 +99,8 @@ def test_equals_the_reference_bit_for_bit(bits, shape, numerator, seed, narrow):
 
     def source() -> Callable[[int], bytes]:
         generator = np.random.default_rng(seed)
-        # A uniform source leaves one trial in 256 after eight bits, a narrow one, whose bits are mostly ones, a third.
+        # A uniform source leaves one trial in 256 after eight bits, a narrow one, whose bits are
+        # mostly ones, a third.
         if not narrow:
             return generator.bytes
         return lambda count: np.packbits(generator.integers(0, 8, 8 * count) > 0).tobytes()
@@ -133,8 +134,9 @@ def _scripted(*answers: bytes) -> Callable[[int], bytes]:
 
 @given(numerator=st.integers(1, ONE - 1), level=st.integers(-MAX_LEVEL, MAX_LEVEL))
 def test_one_trial_succeeds_with_probability_exactly_q(numerator, level):
-    # All 2^8 strings of the first draw (bit 0 of each of eight bytes), one coordinate each. The last, all ones, leaves
-    # the trial undecided for the second draw, of which all outcomes are known from the two beside the threshold.
+    # All 2^8 strings of the first draw (bit 0 of each of eight bytes), one coordinate each. The
+    # last, all ones, leaves the trial undecided for the second draw, of which all outcomes are
+    # known from the two beside the threshold.
     mechanism = Mechanism(1, 256, numerator / ONE)
     levels = np.full((1, 256), level)
     q = int(mechanism.numerators(levels)[0, 0])
@@ -157,9 +159,9 @@ def test_one_trial_succeeds_with_probability_exactly_q(numerator, level):
 
 @pytest.mark.parametrize(("bits", "planes"), [(1, 8), (2, 5), (3, 2), (4, 1)])
 def test_counts_over_all_random_strings_are_the_binomial_coefficients(bits, planes):
-    # q a multiple of 2^-planes: later bits cannot matter (they are drawn at random here). Every string of the
-    # trials x planes bits that do matter is one coordinate, so the counts' histogram must be the binomial
-    # distribution times 2^(trials planes), in integers.
+    # q a multiple of 2^-planes: later bits cannot matter (they are drawn at random here). Every
+    # string of the trials x planes bits that do matter is one coordinate, so the counts' histogram
+    # must be the binomial distribution times 2^(trials planes), in integers.
     trials = 2**bits - 1
     strings = np.arange(1 << (trials * planes), dtype=np.uint32)
     rows = -(-trials // 8)
@@ -237,7 +239,8 @@ def test_mean_and_variance_of_the_dequantised_counts(bits):
 
 @pytest.mark.parametrize("source", [random_bytes, os.urandom])
 def test_the_systems_generator_gives_binomial_counts(source):
-    # Fresh randomness: 12 statistics, each at ALPHA / 12, so the test fails wrongly less than once in 1 / ALPHA runs.
+    # Fresh randomness: 12 statistics, each at ALPHA / 12, so the test fails wrongly less than once
+    # in 1 / ALPHA runs.
     for bits in (1, 4):
         codes = sample(bits, 0.5, source)
         assert code_excess(codes, 2**bits - 1, numerators_of(0.5), ALPHA / 12).max() < 1.0

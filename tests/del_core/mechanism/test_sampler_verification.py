@@ -1,7 +1,8 @@
-"""Tests of the tests: the harness passes right samplers 20 times of 20 and catches every planted fault.
+"""The harness passes correct samplers 20 times of 20 and detects every planted fault.
 
-Random bytes are seeded wherever a source can be given, so that each test always passes or always fails. The mechanism
-is loud (r = 0.67) so that 10^6 counts reveal a ratio that is 1 % too large: ``detectable_ratio_error`` is 0.36 %.
+Random bytes are seeded wherever a source can be given, so that each test always passes or always
+fails. The mechanism is loud (r = 0.67) so that 10^6 counts reveal a ratio that is 1 % too large:
+``detectable_ratio_error`` is 0.36 %.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def through(mechanism: Mechanism, source: Source) -> Release:
     return lambda levels: mechanism.sample(levels, source)
 
 
-# --------------------------------------------------------------------------------------------------- right samplers
+# ----------------------------------------------------------------------------------- right samplers
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -62,7 +63,8 @@ def test_right_samplers_of_other_shapes_pass(mechanism):
 
 
 def test_the_client_path_passes(tmp_path):
-    # Client library to server's parser, with seeded bytes; the system's generator is used in the slow test.
+    # Client library to server's parser, with seeded bytes; the system's generator is used in the
+    # slow test.
     path = ClientPath(LOUD, tmp_path, seeded(1))
     report = verify_sampler(LOUD, release=path, codes=200_000)
     assert report.passed, report.failures
@@ -85,7 +87,7 @@ def test_ten_million_counts_through_the_client_in_seconds(tmp_path):
     assert report.detectable_ratio_error < 0.0015
 
 
-# ----------------------------------------------------------------------------------------------------- planted faults
+# ----------------------------------------------------------------------------------- planted faults
 
 
 def ratio_too_large(source: Source) -> Release:
@@ -269,7 +271,7 @@ def test_a_louder_sampler_is_seen_to_leak_more():
     assert "leaks more" not in {check.direction for check in report.failures}
 
 
-# ------------------------------------------------------------------------------------------------------------- report
+# ------------------------------------------------------------------------------------------- report
 
 
 def test_divergences_are_reported_with_intervals():
@@ -288,8 +290,8 @@ def test_divergences_are_reported_with_intervals():
 
 
 def test_the_false_alarm_rate_is_the_one_promised():
-    # At alpha = 0.2 a right sampler fails at most 20 % of the time; most checks are conservative, so it is less often.
-    # 45 or more of 100 have probability 1e-8 at the full rate.
+    # At alpha = 0.2 a right sampler fails at most 20 % of the time; most checks are conservative,
+    # so it is less often. 45 or more of 100 have probability 1e-8 at the full rate.
     mechanism, failed = Mechanism(2, 8, 0.5), 0
     for seed in range(100):
         release = through(mechanism, seeded(1000 + seed))

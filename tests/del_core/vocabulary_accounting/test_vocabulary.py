@@ -1,4 +1,4 @@
-"""Vocabulary-tight bounds: against all pairs and all outcomes, between the cube and each pair, and at their limits."""
+"""Vocabulary-tight bounds against all pairs and outcomes, the cube, and limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DELTA = 1e-6
 
 
 def compact(tokens: int, dim: int, seed: int = 0, spread: float = 0.2) -> np.ndarray:
-    """A table as training makes it: a bell in every coordinate, far from the clips, some tokens farther out."""
+    """Return a table like a trained one: bell-shaped coordinates far from the clips."""
     generator = np.random.default_rng(seed)
     scale = generator.lognormal(0.0, 0.3, (tokens, 1)) * np.linspace(1.5, 0.5, dim)
     return (
@@ -34,7 +34,7 @@ def all_pairs(tokens: int) -> list[tuple[int, int]]:
     return list(itertools.permutations(range(tokens), 2))
 
 
-# --------------------------------------------------------------------------------------------------------- brute force
+# -------------------------------------------------------------------------------------- brute force
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -70,7 +70,7 @@ def test_small_vocabularies_by_all_pairs_and_all_outcomes(seed):
         assert one <= tokens.nearest[token] * (1 + 1e-9) + 1e-9
 
 
-# --------------------------------------------------------------------------------------------------- against the cube
+# --------------------------------------------------------------------------------- against the cube
 
 
 @pytest.mark.parametrize(("bits", "mu"), [(1, 1.0), (1, 20.0), (4, 1.0), (4, 20.0), (4, 80.0), (8, 30.0)])
@@ -123,7 +123,7 @@ def test_a_corner_in_a_narrower_cube_is_found():
     assert bound.epsilon == pytest.approx(accounting.epsilon(narrow, DELTA), rel=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------- edges and limits
+# --------------------------------------------------------------------------------- edges and limits
 
 
 def test_one_distinct_row_leaks_nothing():
@@ -186,7 +186,7 @@ def test_memory_of_a_large_vocabulary_is_bounded():
     assert peak < 400 << 20  # all pairs would be 2.3 GB in single precision
 
 
-# ------------------------------------------------------------------------------------------------------- its parts
+# ---------------------------------------------------------------------------------------- its parts
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_numpy_integers_are_token_ids() -> None:
 
 
 def test_fingerprint_is_judged_before_the_shapes() -> None:
-    """A client whose bundle has other bits and variants is told that its bundle is another one, and nothing else."""
+    """A client with another bundle receives the code of an outdated bundle only."""
     segment = PrivateSegment(np.zeros((2, 7), np.uint8))
     for variant in ("open", "gone", "clear"):
         data = encode_frame(Request("ab" * 32, variant, (segment,)), bits=5)

@@ -1,4 +1,4 @@
-"""Frames that were mutated, forged or sent by mistake: a FrameError, nothing else, and no word of the prompt in it."""
+"""Mutated, forged and mistaken frames raise FrameError without any of the prompt."""
 
 from __future__ import annotations
 

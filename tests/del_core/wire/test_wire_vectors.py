@@ -1,4 +1,4 @@
-"""The frame and its documentation: the vectors in both directions, their generator, the page's tables and examples."""
+"""Frames against the vectors, their generator, and the documentation page."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_vectors_are_what_the_generator_writes() -> None:
 
 
 def test_level_vectors_follow_the_definition() -> None:
-    """q 2^32 = 2^31 + round(level ratio_numerator / max_level), halves away from zero, in exact integers."""
+    """q 2^32 = 2^31 + round(level ratio_numerator / max_level), halves away from zero."""
     for case in load("levels.json")["cases"]:
         for level, numerator in zip(case["levels"], case["numerators"], strict=True):
             doubled = 2 * abs(level) * case["ratio_numerator"] + case["max_level"]
