@@ -1,7 +1,7 @@
 """Messages between a local cluster's supervisor and the process that started it.
 
-The first line of the supervisor's standard input holds :class:`SupervisorOptions`. Further lines are
-orders: ``{"deploy": applications}`` replaces the applications, ``{"drain": seconds}`` finishes the
+The first line of the supervisor's standard input holds :class:`SupervisorOptions`. Further lines
+are orders: ``{"deploy": applications}`` replaces the applications, ``{"drain": seconds}`` finishes the
 requests in flight and refuses others. Each is answered by one line, ``{"ready": true}`` or
 ``{"failed": reason}``.
 """

@@ -26,7 +26,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -75,16 +74,6 @@ class Terminated(SystemExit):
     """SIGTERM was received inside :func:`terminated_as_exit`."""
 
 
-@dataclass(frozen=True)
-class _Running:
-    """A started supervisor."""
-
-    process: subprocess.Popen[bytes]
-    channel: Channel
-    token: str
-    options: SupervisorOptions
-
-
 class LocalServer:
     """A running local server. Use it as a context manager, or call :meth:`stop`.
 
@@ -100,22 +89,24 @@ class LocalServer:
 
     def __init__(
         self,
-        running: _Running,
+        process: subprocess.Popen[bytes],
+        options: SupervisorOptions,
         applications: tuple[ServedApplication, ...],
         *,
+        token: str,
         proxy: Proxy,
-        startup_s: float,
-        metrics: tuple[str, ...],
     ) -> None:
-        options = running.options
-        self._running = running
+        self._process = process
+        self._channel = Channel(process)
+        self._token = token
+        self._options = options
         self._stopped = False
         self.directory = Path(options.directory)
         self.url = f"http://{LOOPBACK if options.host == '0.0.0.0' else options.host}:{options.port}"
         self.applications = applications
         self.proxy = proxy
-        self.startup_s = startup_s
-        self.metrics = metrics
+        self.startup_s = 0.0
+        self.metrics: tuple[str, ...] = ()
         port = options.dashboard_port
         self.dashboard_url = None if port is None else f"http://{LOOPBACK}:{port}"
 
@@ -125,17 +116,17 @@ class LocalServer:
 
     def processes(self) -> list[psutil.Process]:
         """Return the living processes of this server, its supervisor included."""
-        return list(processes.members(self._running.token, self._running.process.pid))
+        return list(processes.members(self._token, self._process.pid))
 
     @property
     def running(self) -> bool:
         """Whether the supervisor is alive."""
-        return self._running.process.poll() is None
+        return self._process.poll() is None
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the server ends by itself; return False after the timeout."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._running.process.wait(timeout_s)
+            self._process.wait(timeout_s)
         return not self.running
 
     def deploy(self, served: Settings | Sequence[ServedApplication], *, timeout_s: float = 300.0) -> None:
@@ -152,7 +143,7 @@ class LocalServer:
             LocalServerError: it did not start, or needs more CPUs than the cluster has.
         """
         applications = as_applications(served)
-        options = self._running.options
+        options = self._options
         _check(applications, options.host)
         cpus = required_cpus(applications, options.worker_nodes)
         if cpus > options.num_cpus:
@@ -175,20 +166,47 @@ class LocalServer:
         order = {"drain": grace_s + _DRAIN_SPARE_S}
         self._order(order, grace_s + 2 * _DRAIN_SPARE_S, "the local server did not finish its requests")
 
-    def _order(self, order: dict[str, Any], timeout_s: float, failure: str) -> None:
+    def _order(self, order: dict[str, Any], timeout_s: float, failure: str) -> dict[str, Any]:
         try:
-            answer = self._running.channel.ask(order, timeout_s)
+            answer = self._channel.ask(order, timeout_s)
+            reason = answer.get("failed")
         except (TimeoutError, ChildProcessError) as error:
-            raise LocalServerError(f"{failure}: {error}; its logs are in {self.directory}") from None
-        if answer.get("failed"):
-            raise LocalServerError(f"{failure}: {answer['failed']}; its logs are in {self.directory}")
+            reason = str(error)
+        if reason:
+            raise LocalServerError(f"{failure}: {reason}; its logs are in {self.directory}")
+        return answer
+
+    def _wait_for_start(self, began: float, timeout_s: float) -> None:
+        """Wait for the first deployment. Raises LocalServerError after everything has stopped."""
+        timeout_s = began + timeout_s - time.monotonic()
+        try:
+            report = self._order(self._options.to_json(), timeout_s, "the local server did not start")
+        except BaseException as error:
+            self.stop(keep_files=isinstance(error, LocalServerError))
+            raise
+        self.metrics = tuple(report["metrics"])
+        self.startup_s = time.monotonic() - began
+        logger.info("serving on %s behind %s after %.1f s", self.url, self.proxy, self.startup_s)
 
     def stop(self, *, keep_files: bool = False) -> None:
         """Stop all processes and remove the files. Requests in flight are lost. Idempotent."""
         if self._stopped:
             return
         self._stopped = True
-        _stop(self._running)
+        process = self._process
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        try:
+            process.wait(_STOP_TIMEOUT_S)  # the supervisor stops the cluster
+        except subprocess.TimeoutExpired:
+            logger.warning("the supervisor did not end in %.0f s and is killed", _STOP_TIMEOUT_S)
+        finally:
+            left = processes.end_all(self._token, process.pid)
+            if left:
+                logger.warning("%d processes of the local server could not be ended", left)
+            process.wait()
         if not keep_files:
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -258,26 +276,9 @@ def start_local(
             # Ctrl-C in a terminal reaches this process only, which then stops the others in order.
             start_new_session=True,
         )
-    running = _Running(process, Channel(process), token, options)
-    try:
-        report = running.channel.ask(options.to_json(), began + startup_timeout_s - time.monotonic())
-    except BaseException as error:
-        _stop(running)
-        if isinstance(error, Exception):
-            raise LocalServerError(f"the local server did not start ({error}); its logs are in {directory}") from None
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
-    if report.get("failed"):
-        _stop(running)
-        raise LocalServerError(f"the local server did not start: {report['failed']}; its logs are in {directory}")
-    server = LocalServer(
-        running,
-        applications,
-        proxy="haproxy" if binary is not None else "serve",
-        startup_s=time.monotonic() - began,
-        metrics=tuple(report["metrics"]),
-    )
-    logger.info("serving on %s behind %s after %.1f s", server.url, server.proxy, server.startup_s)
+    used: Proxy = "haproxy" if binary is not None else "serve"
+    server = LocalServer(process, options, applications, token=token, proxy=used)
+    server._wait_for_start(began, startup_timeout_s)
     return server
 
 
@@ -407,21 +408,3 @@ def _check_port(host: str, port: int) -> None:
         except OSError as error:
             reason = f"port must be free on {host} ({error.strerror}), or 0 for any free port, got {port}"
             raise LocalServerError(reason) from None
-
-
-def _stop(running: _Running) -> None:
-    """Let the supervisor stop the cluster, then kill the processes that are left."""
-    process = running.process
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
-    try:
-        process.wait(_STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        logger.warning("the local server's supervisor did not end in %.0f s and is killed", _STOP_TIMEOUT_S)
-    finally:
-        left = processes.end_all(running.token, process.pid)
-        if left:
-            logger.warning("%d processes of the local server could not be ended", left)
-        process.wait()
