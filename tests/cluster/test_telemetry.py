@@ -42,7 +42,7 @@ SCRAPED_WITHIN_S = 60.0
 
 @dataclass
 class Evidence:
-    """What a run has left, and what must not be in it."""
+    """Outputs of a run, and the secrets that must not be in them."""
 
     server: LocalServer
     spans: list[Any]
@@ -54,12 +54,12 @@ class Evidence:
 
 
 def ids_pattern(token_ids: tuple[int, ...]) -> re.Pattern[bytes]:
-    """These ids one after the other, however a list of them is written."""
+    """Return these ids as a pattern for any notation of a list."""
     return re.compile(rb"[^0-9a-zA-Z]{1,3}".join(str(token).encode() for token in token_ids))
 
 
 def found_in(secrets: dict[str, Any], content: bytes) -> list[str]:
-    """Names of the secrets that are in ``content``."""
+    """Return the names of the secrets that are in ``content``."""
     names = []
     for name, secret in secrets.items():
         if isinstance(secret, re.Pattern):
@@ -73,7 +73,7 @@ def found_in(secrets: dict[str, Any], content: bytes) -> list[str]:
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[Any]]]:
-    """An OTLP/HTTP collector: its URL for traces, and the requests that came."""
+    """An OTLP/HTTP collector: its URL for traces, and the received requests."""
     received: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -104,7 +104,7 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
 
 @contextmanager
 def prometheus(directory: Path, targets: tuple[str, ...]) -> Iterator[str]:
-    """A real Prometheus that scrapes these targets every second: its URL."""
+    """The URL of a real Prometheus that scrapes these targets every second."""
     program = shutil.which("prometheus") or shutil.which("prometheus", path=str(Path(sys.executable).parent))
     if program is None:
         pytest.fail("prometheus is not there: scripts/install takes it from the Debian package, or install it yourself")
@@ -156,8 +156,7 @@ def total(url: str, expression: str) -> float:
 
 @pytest.fixture(scope="module")
 def evidence(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evidence]:
-    """The demo, asked for things that succeed and fail in every way, while Prometheus and a
-    collector look on."""
+    """The demo under requests that succeed and fail in every way, with all observers."""
     directory = tmp_path_factory.mktemp("prometheus")
     with collector() as (endpoint, spans), pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEL_METRICS_INTERVAL_MS", "500")
@@ -206,8 +205,7 @@ def _codes(spans: list[Any]) -> Iterator[str]:
 
 
 def _use(run: Evidence) -> None:
-    """Completions under every variant, whole and streamed; refusals of every kind, with the canary
-    in them."""
+    """Send completions under every variant and refusals of every kind, with the canary."""
     prompt = [public(PUBLIC_CANARY), private(CANARY)]
     with Client(run.server.url) as client:
         for variant in VARIANTS:
@@ -258,7 +256,7 @@ def _tokenizer(bundle: Any) -> Any:
 
 
 def _secret(server: LocalServer, name: str) -> str:
-    """A variable of the cluster's environment."""
+    """Return a variable of the cluster's environment."""
     for process in server.processes():
         with suppress(psutil.Error):
             if value := process.environ().get(name):
@@ -332,8 +330,7 @@ def _log_files(server: LocalServer, directory: str) -> dict[str, bytes]:
 
 
 def _break(run: Evidence) -> None:
-    """SIGKILL of the engine while a stream with the canary is under way: the tracebacks are written
-    now."""
+    """Kill the engine while a stream with the canary is in flight: tracebacks are written."""
     engines = [p for p in run.server.processes() if " ".join(p.cmdline()).startswith("VLLM::EngineCore")]
     assert engines
     with Client(run.server.url) as client, suppress(DELClientError):
@@ -390,8 +387,7 @@ def test_the_log_has_a_line_of_json_for_every_request(evidence: Evidence) -> Non
 
 
 def test_nothing_of_a_prompt_is_left_anywhere(evidence: Evidence) -> None:
-    """Every file under the cluster's directory: logs, tracebacks, session files; metrics;
-    traces."""
+    """No secret is in any file of the cluster, in the metrics or in the traces."""
     assert len(evidence.secrets) > 20
     searched = 0
     leaks = []
@@ -410,8 +406,7 @@ def test_nothing_of_a_prompt_is_left_anywhere(evidence: Evidence) -> None:
 
 
 def test_nothing_of_a_prompt_is_on_rays_dashboard(evidence: Evidence) -> None:
-    """Tasks, actors, Serve's status, events and all logs, as whoever has the cluster's token may
-    read them there."""
+    """No secret is in tasks, actors, status, events or logs of Ray's dashboard."""
     seen = evidence.dashboard
     everything = b"".join(seen.values())
     # What the search would be worth nothing without: the replica's actor, Serve's status, and a

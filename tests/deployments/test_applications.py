@@ -1,4 +1,4 @@
-"""What a config file with several applications may say, and how it is refused."""
+"""Config files with several applications, and their refusals."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_places_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None
 
 
 def test_what_the_file_says_of_the_cluster_is_passed_over(tmp_path: Path) -> None:
-    """It is the file of ``serve deploy``, where these sections have a meaning."""
+    """The same file is for ``serve deploy``, which reads these sections."""
     others = {"proxy_location": "EveryNode", "http_options": {"host": "0.0.0.0"}, "logging_config": {}}
     served = load_config(written(tmp_path, entry("one", args={}), **others))
     assert isinstance(served, tuple)
@@ -91,7 +91,7 @@ def test_what_cannot_be_served_is_refused_by_name(
 
 
 def test_the_cluster_has_room_for_all_of_them() -> None:
-    """And for one more replica of each, while they are replaced."""
+    """With one more replica of each for replacements."""
     values = [(3, 1.0, 20), (2, 0.5, 90)]
     served = [
         ServedApplication(

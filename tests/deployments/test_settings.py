@@ -1,4 +1,4 @@
-"""Settings: defaults, files, and every refusal by the name of its field."""
+"""Settings: defaults, files, refusals by field."""
 
 from __future__ import annotations
 
@@ -86,8 +86,7 @@ def test_malformed_files_name_the_file(tmp_path: Path, content: str, reason: str
 
 
 def test_former_spellings_stay_valid() -> None:
-    """``engine.stand_in``, with fields of vLLM that had no effect beside it, and ``also``; up to
-    1.0."""
+    """Former spellings: ``engine.stand_in`` beside fields of vLLM, and ``also``."""
     former = parse_settings({"engine": {"stand_in": {"step_ms": 2}, "max_num_seqs": 8, "threads": 2}, "also": ["a"]})
     engine = {"kind": "mock", "step_ms": 2, "max_num_seqs": 8}
     assert former == parse_settings({"engine": engine, "extra_bundles": ["a"]})
@@ -132,8 +131,7 @@ def test_the_environment_keeps_vllm_quiet_offline_and_unbound() -> None:
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """Every field with its default, those of nested sections included but not those of the
-    engine."""
+    """Return every field with its default, nested sections included, except the engine's."""
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         value = field.get_default(call_default_factory=True)
@@ -148,8 +146,7 @@ def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
 
 
 def test_every_field_is_documented() -> None:
-    """docs/reference/configuration.md has a row for every field, with its default, in a table for
-    each kind."""
+    """docs/reference/configuration.md has a row for every field, in a table for each kind."""
     page = (ROOT / "docs/reference/configuration.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^##+ ([^\n]*)$(.*?)(?=^##|\Z)", page, flags=re.MULTILINE | re.DOTALL))
 

@@ -1,4 +1,4 @@
-"""Deadlines and slow readers: work that nobody waits for stops, and its place is free again."""
+"""Deadlines and slow readers: abandoned work stops and its slot is free."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ServiceMaker = Callable[..., Any]
 
 
 async def never(number: int) -> None:
-    """The engine yields two groups and then nothing more."""
+    """An engine that yields two groups and then nothing."""
     if number >= 2:
         await asyncio.Event().wait()
 

@@ -1,4 +1,4 @@
-"""The HTTP surface over a scripted engine: errors, streaming, coalescing, disconnects, listings."""
+"""The HTTP API over a scripted engine: errors, streams, disconnects, listings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def client(make_service: ServiceMaker, engine: ScriptedEngine) -> AsyncIte
 
 
 def check_error(response: httpx.Response, code: str, param: str | None = None) -> str:
-    """The response is the error object of this code; returns its message."""
+    """Assert that the response is the error object of this code; return its message."""
     assert response.status_code == ERROR_STATUS[code], response.text
     assert response.headers["content-type"] == "application/json"
     error = response.json()["error"]
@@ -53,7 +53,7 @@ def check_error(response: httpx.Response, code: str, param: str | None = None) -
 
 
 def events(body: bytes) -> list[Any]:
-    """The events of a stream, decoded; the end mark as it is."""
+    """Decode the events of a stream, except the end mark."""
     parts = body.decode().split("\n\n")
     assert parts[-1] == ""
     assert all(part.startswith("data: ") for part in parts[:-1])
@@ -352,8 +352,7 @@ async def test_tokens_are_coalesced_by_number(make_service: ServiceMaker, bundle
 
 
 async def test_tokens_are_coalesced_by_time(make_service: ServiceMaker, bundle: Bundle) -> None:
-    """Tokens every 10 ms and a bound of 100 ms: far fewer events than tokens, and no token waits
-    much longer."""
+    """Tokens every 10 ms, a bound of 100 ms: few events, and no token waits much longer."""
     arrivals: list[float] = []
 
     async def pace(number: int) -> None:
@@ -399,7 +398,7 @@ async def test_disconnect_stops_the_engine(make_service: ServiceMaker, bundle: B
 
 
 async def test_cancelled_request_stops_the_engine(make_service: ServiceMaker, bundle: Bundle) -> None:
-    """Serve cancels the handler when the client goes."""
+    """Serve cancels the handler when the client disconnects."""
     for stream in (False, True):
         held = asyncio.Event()
 
@@ -470,8 +469,7 @@ async def test_bundle(client: httpx.AsyncClient, bundle: Bundle, tmp_path: Any) 
 async def test_damaged_bundle_is_not_served_and_is_retried(
     make_service: ServiceMaker, engine: ScriptedEngine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The archive is packed on first use; if that fails the answer is typed, and the next request
-    tries again."""
+    """The archive is packed on first use; after a failure the next request tries again."""
 
     def broken(path: Any) -> bytes:
         raise OSError("the disk is gone")

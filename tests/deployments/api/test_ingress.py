@@ -1,4 +1,4 @@
-"""What Serve answers by itself is given the shape of every other failure."""
+"""Answers of Serve itself become error objects."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ async def test_plain_text_failures_become_error_objects(status: int, code: str, 
     ],
 )
 async def test_a_path_of_no_application(listed: Response, code: str, answered: int) -> None:
-    """Whether trying again may help depends on whether Serve's server knows any application at
-    all."""
+    """A retry can help only if Serve's server knows no application at all."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         unknown = PlainTextResponse("Path '/v1/models' not found. Ping http://.../-/routes for available routes.", 404)
@@ -96,7 +95,7 @@ async def test_malformed_request_ids_do_not_reach_serve() -> None:
 
 
 async def test_headers_that_serve_reads_are_text_or_absent() -> None:
-    """Serve decodes these without a look; bytes that are no text made it answer 500."""
+    """Serve decodes these headers unchecked; malformed bytes made it answer 500."""
     seen: list[list[tuple[bytes, bytes]]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -121,7 +120,7 @@ def test_serve_finds_the_middleware() -> None:
 
 
 async def test_a_request_waits_for_the_first_replica_and_is_then_told_to_come_again() -> None:
-    """On the fallback proxy's port, and there only until the answer begins."""
+    """Only on the port of the fallback proxy, and only until the answer begins."""
     cancelled = 0
 
     async def sleeping(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""API keys: hashes, rotation, refusals, and prompts of different callers apart in the cache."""
+"""API keys: hashes, rotation, refusals, cache isolation of callers."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_file_is_exchanged_while_requests_run(tmp_path: Path, monkeypatch: pyt
 
 
 def write(file: Path, text: str) -> None:
-    """In one step, as configuration is exchanged: no reader sees half of it."""
+    """Replace the file in one step, so that no reader sees half of it."""
     new = file.with_suffix(".new")
     new.write_text(text)
     os.replace(new, file)
@@ -167,7 +167,7 @@ def test_the_command_prints_a_key_once_and_its_hash() -> None:
 
 @pytest.mark.cluster
 async def test_callers_share_the_soft_prompt_and_nothing_else(tiny: Tiny) -> None:
-    """By the engine's own count of the rows that it found in its cache."""
+    """By the engine's own count of cached rows."""
     engine = VllmEngine(tiny.model, VllmSettings())
     await engine.start()
     try:

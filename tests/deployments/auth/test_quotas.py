@@ -1,5 +1,4 @@
-"""Quotas: over many replicas exactly what a name has, in leases; refusals; what happens without the
-ledger."""
+"""Quotas over many replicas: leases, refusals, an unavailable ledger."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from tests.support.serving_frames import HEADERS, PATH, make_frame
 
 
 class Clock:
-    """A clock that a test turns: seconds, beginning 10 s into a minute."""
+    """A clock that the test sets, in seconds, 10 s into a minute."""
 
     def __init__(self) -> None:
         self.now = 600_010.0
@@ -34,7 +33,7 @@ class Clock:
 
 
 class Counting:
-    """A source of leases over a ledger that counts how often it was asked."""
+    """A source of leases that counts the calls."""
 
     def __init__(self, ledger: QuotaLedger) -> None:
         self.ledger = ledger
@@ -47,7 +46,7 @@ class Counting:
 
 
 async def spend(replicas: list[Quotas], caller: Caller, needs: list[int]) -> tuple[int, int]:
-    """Requests and tokens that went through, asked for at random replicas all at once."""
+    """Return requests and tokens that were admitted, at random replicas at once."""
 
     async def one(need: int) -> int | None:
         try:

@@ -1,5 +1,4 @@
-"""The engine's frontend: what the soft prompt costs, how tokens are gathered, and what a request
-that is left costs."""
+"""The vLLM engine: cached soft prompts, gathered tokens, abandoned requests."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ async def started(tiny: Tiny) -> AsyncIterator[VllmEngine]:
 
 
 def prompt(seed: int, rows: int = 40) -> NDArray[np.float32]:
-    """One soft prompt for all seeds, and rows that are the seed's own."""
+    """Return one soft prompt for all seeds, and rows of this seed."""
     soft = np.random.default_rng(0).standard_normal((SOFT_PROMPT_LENGTH, HIDDEN_SIZE))
     own = np.random.default_rng(seed).standard_normal((rows, HIDDEN_SIZE))
     return np.concatenate([soft, own]).astype(np.float32)
@@ -43,7 +42,7 @@ def tokens(deltas: list[Delta]) -> tuple[int, ...]:
 
 @pytest.mark.cluster
 async def test_the_engine_s_frontend(tiny: Tiny) -> None:
-    """One engine for all that follows, since starting it is what takes long."""
+    """One engine for all checks, because its start is slow."""
     async with started(tiny) as engine:
         await _soft_prompts_are_always_cached(engine)
         await _gathering(engine)
@@ -54,8 +53,7 @@ async def test_the_engine_s_frontend(tiny: Tiny) -> None:
 
 
 async def _soft_prompts_are_always_cached(engine: VllmEngine) -> None:
-    """By the engine's own count, of every prompt but the first: alone, together, with lengths that
-    fill no block."""
+    """By the engine's count, every prompt but the first: alone, together, any length."""
     sampling = EngineSampling(max_tokens=2, temperature=0.0)
     (first,) = {delta.cached_rows for delta in await generate(engine, 1, sampling)}
     assert first == 0
@@ -65,8 +63,7 @@ async def _soft_prompts_are_always_cached(engine: VllmEngine) -> None:
 
 
 async def _gathering(engine: VllmEngine) -> None:
-    """The first token comes alone; after it as many as are asked for, or all at the end; the tokens
-    are the same."""
+    """Tokens are the same one by one, gathered by number or time, and all at the end."""
     one_by_one = await generate(engine, 100, EngineSampling(max_tokens=40, temperature=0.0))
     assert not any(delta.gathered for delta in one_by_one)
     patient = EngineSampling(max_tokens=40, temperature=0.0, gather_tokens=8, gather_s=1000.0)
@@ -86,8 +83,7 @@ async def _gathering(engine: VllmEngine) -> None:
 
 
 async def _ids_after_prompts(engine: VllmEngine) -> None:
-    """Prompts that begin while others are being continued: each has the tokens that it has
-    alone."""
+    """Prompts that join running requests generate the same tokens as alone."""
     assert engine.gives_ids
     sampling = EngineSampling(max_tokens=24, temperature=0.0)
     expected = [tokens(await generate(engine, number, sampling)) for number in range(200, 216)]
@@ -105,8 +101,7 @@ async def _ids_after_prompts(engine: VllmEngine) -> None:
 
 
 async def _left_requests_stop(engine: VllmEngine) -> None:
-    """More requests than the engine computes together are left; one that comes then does not wait
-    for their end."""
+    """A new request does not wait for abandoned ones."""
     long = EngineSampling(max_tokens=400, temperature=0.0)
     for number in range(300, 340):
         deltas = engine.generate(str(number), prompt(number), long)

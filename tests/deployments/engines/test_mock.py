@@ -1,5 +1,4 @@
-"""The stand-in engine keeps the clock of continuous batching, and its tokens are those of their
-positions."""
+"""The mock engine keeps the pace of continuous batching; tokens depend on positions."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The engine's process names itself, whatever the environment's order: operators and the fault
-tests find it so."""
+"""The engine's process names itself, whatever the order of its environment."""
 
 from __future__ import annotations
 

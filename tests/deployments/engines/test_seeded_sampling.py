@@ -1,5 +1,4 @@
-"""Seeded sampling follows softmax and top-p, depends on seed and position alone, and leaves other
-requests alone."""
+"""Seeded sampling follows softmax and top-p and depends on seed and position only."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ def sample(logits: torch.Tensor, seed: int, position: int, temperature: float = 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.8), (1.0, 0.3)])
 @pytest.mark.parametrize("along", ["positions", "seeds"])
 def test_draws_follow_the_distribution(temperature: float, top_p: float, along: str) -> None:
-    """Chi-square over the positions of one seed and over the seeds of one position, alpha =
-    1e-6."""
+    """Chi-square over positions of one seed and seeds of one position, alpha = 1e-6."""
     probabilities = torch.softmax(LOGITS.double() / temperature, -1).numpy()
     order = np.argsort(-probabilities)
     before = np.cumsum(probabilities[order]) - probabilities[order]
@@ -46,8 +44,7 @@ def test_draws_follow_the_distribution(temperature: float, top_p: float, along: 
 
 
 def test_neighbouring_positions_and_seeds_are_independent() -> None:
-    """Pairs (draw at t, draw at t + 1) and (seed s, seed s + 1) against the product of the margins,
-    alpha = 1e-6."""
+    """Pairs of neighboring positions and seeds against the product of margins, alpha = 1e-6."""
     logits = torch.zeros(4)
     for first, second in (
         ([sample(logits, 5, n) for n in range(DRAWS)], [sample(logits, 5, n + 1) for n in range(DRAWS)]),
@@ -81,7 +78,7 @@ def test_a_resumed_request_draws_what_the_undisturbed_one_would() -> None:
 
 
 def test_rows_follow_their_requests_through_the_batch() -> None:
-    """Added, moved, swapped and removed; rows of other requests stay as they are, to the bit."""
+    """Rows of other requests are unchanged bit by bit, however the batch changes."""
     processor = SeededSampling(None, torch.device("cpu"), False)
     logits = torch.arange(24.0).reshape(3, 8) / 10
 

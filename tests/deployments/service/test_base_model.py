@@ -1,5 +1,4 @@
-"""The base model's files: checksum, embedding rows in every type, end-of-text ids, and what is
-refused."""
+"""The base model's files: checksum, embedding rows, end-of-text ids, refusals."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The service over a scripted engine: what the engine is given, what comes out, resuming, stopping,
-room."""
+"""The service over a scripted engine: prompts, completions, resumption, stops, slots."""
 
 from __future__ import annotations
 

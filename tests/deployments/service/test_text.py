@@ -1,5 +1,4 @@
-"""Incremental text: whatever the grouping, the text is that of all tokens, and stop strings end it
-exactly."""
+"""Incremental text is that of all tokens for any grouping; stop strings end it exactly."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ TEXT = "Größe, naïveté: 日本語 and 🙂🙃 together, then THE END of it 
 
 
 def stream(tokenizer: Tokenizer, ids: Sequence[int], stop: Sequence[str] = ()) -> tuple[str, int]:
-    """The whole text of a stream and how many tokens it took."""
+    """Return the whole text of a stream and its number of tokens."""
     text = TextStream(tokenizer, stop)
     out = []
     for count, token_id in enumerate(ids, start=1):
@@ -83,8 +82,7 @@ def test_nothing_follows_a_stop_string(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("stop", [(), ("END",), ("zzz", "🙃 to")])
 def test_resumed_text_continues_where_it_was(tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-    """Text put out after k tokens, plus what a replay of k tokens and the rest puts out after k, is
-    the whole."""
+    """The text after k tokens and the rest after a replay of k tokens are the whole."""
     ids = tokenizer.encode(TEXT).ids
     whole, used = stream(tokenizer, ids, stop)
     for k in range(used):
@@ -98,8 +96,7 @@ def test_resumed_text_continues_where_it_was(tokenizer: Tokenizer, stop: tuple[s
 
 
 def test_garbage_costs_no_more_and_loses_nothing_readable(tokenizer: Tokenizer) -> None:
-    """Bytes that never make a character do not make the window grow without end, and text after
-    them is whole."""
+    """Bytes that form no character do not grow the window; later text is whole."""
     lone = tokenizer.encode("🙂").ids[:1]
     decoded = 0
 
@@ -118,7 +115,7 @@ def test_garbage_costs_no_more_and_loses_nothing_readable(tokenizer: Tokenizer) 
 
 
 def test_random_token_sequences(tokenizer: Tokenizer) -> None:
-    """Random tokens are mostly invalid UTF-8: nothing raises, and valid runs come out whole."""
+    """Random tokens are mostly invalid UTF-8: nothing raises, and valid runs are whole."""
     chooser = random.Random(20260)
     size = tokenizer.get_vocab_size()
     for _ in range(200):
@@ -128,8 +125,7 @@ def test_random_token_sequences(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("stop", [(), ("an",)])
 def test_groups_release_what_their_tokens_release_one_by_one(tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-    """After every group: characters cut by groups, bytes that are no text, special tokens; and a
-    stream goes on from one that took the same tokens singly, as a resumed completion does."""
+    """Groups that cut characters, invalid bytes and special tokens equal single tokens."""
     generator = random.Random(7)
     text_ids = tokenizer.encode(TEXT).ids
     for _ in range(100):

@@ -1,5 +1,4 @@
-"""What is noted of completions, over a scripted engine: metrics' figures, the log's lines, the
-spans of a trace."""
+"""Observations over a scripted engine: metrics, log lines, spans."""
 
 from __future__ import annotations
 
