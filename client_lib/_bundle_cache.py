@@ -1,42 +1,44 @@
-"""The bundle cache: the client part of bundles on disk, one directory per fingerprint.
+"""The bundle cache: the client parts of bundles on disk, one directory per fingerprint.
 
     <cache>/bundles/<fingerprint>/      manifest.json, table.safetensors, tokenizer.json
-    <cache>/servers/<hash of base URL>  the fingerprint that this server handed out last
-    <cache>/verified/<fingerprint>      what the files looked like when they were verified
+    <cache>/servers/<hash of base URL>  the last fingerprint from this server
+    <cache>/verified/<fingerprint>      the state of the files when they were verified
 
-Entries are content-addressed. They are verified when they are stored and whenever their files have changed since, so
-a damaged or altered one is found, removed and fetched again, while a start on an unchanged one only maps the table.
-Writing goes to a temporary name on the same file system first and is then renamed; several
-processes may do so at once, and whoever comes second finds the same content in place. Nothing in the cache is secret,
-and all of it may be deleted at any time: open tables stay mapped.
+Entries are content-addressed. They are verified when they are stored, and again when their files have
+changed. A damaged entry is removed and fetched again; an unchanged one is only mapped. Files are
+written under a temporary name and renamed, so several processes may write at once. The cache holds
+no secrets, and may be deleted at any time: open tables stay mapped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from client_lib._core.verified import VerifiedNotes
-from client_lib.errors import BundleInvalid, CacheUnavailable
+from client_lib._validation import must_be
+from client_lib.errors import BundleInvalidError, CacheUnavailableError
 from del_core.bundle import CLIENT_FILES, ClientBundle, load_client, unpack_client
 from del_core.errors import BundleError
 
 __all__ = ["BundleCache", "default_cache_dir", "load_local"]
 
-# Every round lost means that another process changed the entry within the few milliseconds between two system calls.
+# A round is lost if another process changes the entry between two system calls.
 _ROUNDS = 10
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_CLOCK_TICK_NS = 2_000_000_000
 
 
 def default_cache_dir() -> Path:
-    """``$DEL_CACHE_DIR``, or ``del-serve`` in the platform's per-user cache directory."""
+    """Return ``$DEL_CACHE_DIR``, or ``del-serve`` in the user's cache directory."""
     if chosen := os.environ.get("DEL_CACHE_DIR"):
         return Path(chosen)
     if sys.platform == "darwin":
@@ -49,16 +51,16 @@ def default_cache_dir() -> Path:
 
 
 def load_local(path: Path) -> ClientBundle:
-    """The client part of a bundle directory, or of a directory that is a client part. Raises ``BundleInvalid``."""
+    """Load a bundle directory, or a client part. Raises ``BundleInvalidError``."""
     client = path / "client"
     try:
         return load_client(client if client.is_dir() else path)
     except BundleError as error:
-        raise BundleInvalid(f"bundle {path}: {error}") from error
+        raise BundleInvalidError(f"bundle {path}: {error}") from error
 
 
 class BundleCache:
-    """The cache at one directory, which is created when it is first needed."""
+    """The cache in one directory, which is created when it is first needed."""
 
     def __init__(self, directory: Path) -> None:
         self._bundles = directory / "bundles"
@@ -66,7 +68,7 @@ class BundleCache:
         self._verified = VerifiedNotes(directory / "verified", CLIENT_FILES)
 
     def load(self, fingerprint: str) -> ClientBundle | None:
-        """The cached bundle with this fingerprint, or None. A damaged entry is removed."""
+        """Return the cached bundle, or None. A damaged entry is removed."""
         entry = self._bundles / fingerprint
         if not entry.is_dir():
             return None
@@ -85,7 +87,7 @@ class BundleCache:
         return None
 
     def load_last(self, base_url: str) -> ClientBundle | None:
-        """The cached bundle that this server handed out last, or None."""
+        """Return the cached bundle that this server sent last, or None."""
         try:
             noted = self._note(base_url).read_text("ascii")
         except (OSError, ValueError):
@@ -93,9 +95,10 @@ class BundleCache:
         return self.load(noted) if _FINGERPRINT.fullmatch(noted) else None
 
     def store(self, data: bytes, base_url: str) -> ClientBundle:
-        """Verify a downloaded client part, put it in the cache and note that this server handed it out.
+        """Verify a downloaded client part, store it, and note its server.
 
-        Raises :class:`BundleInvalid` if it is damaged and :class:`CacheUnavailable` if it cannot be written.
+        Raises ``BundleInvalidError`` if it is damaged, ``CacheUnavailableError`` if the cache
+        cannot be written.
         """
         with _typed_failures(self._bundles):
             for directory in (self._bundles, self._servers):
@@ -103,31 +106,30 @@ class BundleCache:
             for _ in range(_ROUNDS):
                 bundle = self._install(data)
                 if bundle is not None:
-                    self._write_note(base_url, bundle.fingerprint)
+                    _replace(self._note(base_url), bundle.fingerprint)
                     return bundle
-        raise CacheUnavailable(
-            f"cache_dir: an entry of {self._bundles} is being changed all the time; "
-            "allowed: a directory that only this library writes"
+        raise CacheUnavailableError(
+            must_be("cache_dir", "a directory that only this library writes", f"constant changes in {self._bundles}")
         )
 
     def _install(self, data: bytes) -> ClientBundle | None:
-        """Put a downloaded client part in its place; None if another process took it away at the same moment."""
+        """Move a client part into place; return None if another process removes it meanwhile."""
         working = Path(tempfile.mkdtemp(prefix=".new-", dir=self._bundles))
         try:
             fingerprint = unpack_client(data, working / "client").fingerprint
-            # Fails if another process was faster; then what it put there is used, once verified.
+            # Fails if another process was faster; its entry is used then, once verified.
             with contextlib.suppress(OSError):
                 os.rename(working / "client", self._bundles / fingerprint)
         except BundleError as error:
             if isinstance(error.__cause__, OSError):
                 raise error.__cause__ from error
-            raise BundleInvalid(f"bundle from the server: {error}") from error
+            raise BundleInvalidError(f"bundle from the server: {error}") from error
         finally:
             shutil.rmtree(working, ignore_errors=True)
         return self.load(fingerprint)
 
     def _discard(self, entry: Path) -> None:
-        """Take an entry away at once, then delete it: others see it whole or not at all."""
+        """Rename an entry, then delete it: other processes see it whole or not at all."""
         grave = Path(tempfile.mkdtemp(prefix=".old-", dir=self._bundles))
         with contextlib.suppress(FileNotFoundError):
             os.rename(entry, grave / "client")
@@ -136,24 +138,63 @@ class BundleCache:
     def _note(self, base_url: str) -> Path:
         return self._servers / hashlib.sha256(base_url.encode()).hexdigest()
 
-    def _write_note(self, base_url: str, fingerprint: str) -> None:
-        handle, name = tempfile.mkstemp(prefix=".new-", dir=self._servers)
-        try:
-            with os.fdopen(handle, "w", encoding="ascii") as file:
-                file.write(fingerprint)
-            os.replace(name, self._note(base_url))
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
-
 
 @contextlib.contextmanager
 def _typed_failures(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CacheUnavailable(
-            f"cache_dir: {directory}: {error.strerror or type(error).__name__}; "
-            "allowed: a directory that this user can write, with room for the bundle"
-        ) from error
+        wanted = "a directory that this user can write, with room for the bundle"
+        found = f"{directory} ({error.strerror or type(error).__name__})"
+        raise CacheUnavailableError(must_be("cache_dir", wanted, found)) from error
+
+
+class VerifiedNotes:
+    """The notes of verified entries, so that a start need not read a table again.
+
+    A note is the file system's record of every file of an entry before its verification: device,
+    inode, size, modification and change time. A file cannot be written, replaced or given a
+    modification time without the kernel advancing the change time, so an entry with the same record
+    has the same bytes. Clocks of file systems are coarse, so files younger than two seconds are not
+    noted. A note does not show bits lost by the medium. A user who may write to the cache could
+    forge a note, but could replace this library as well.
+    """
+
+    def __init__(self, directory: Path, files: Sequence[str]) -> None:
+        self._directory, self._files = directory, tuple(files)
+
+    def state(self, entry: Path) -> str | None:
+        """Return the file system's record of an entry, or None if a file is missing."""
+        try:
+            found = [os.stat(entry / name, follow_symlinks=False) for name in self._files]
+        except OSError:
+            return None
+        return json.dumps([[s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for s in found])
+
+    def holds(self, fingerprint: str, state: str | None) -> bool:
+        """Return whether this state of the entry was verified."""
+        try:
+            return state is not None and (self._directory / fingerprint).read_text("ascii") == state
+        except (OSError, ValueError):
+            return False
+
+    def write(self, fingerprint: str, state: str | None) -> None:
+        """Note an entry as verified; ``state`` was taken before. A failure to write is ignored."""
+        if state is None or max(entry[4] for entry in json.loads(state)) > time.time_ns() - _CLOCK_TICK_NS:
+            return
+        with contextlib.suppress(OSError):
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _replace(self._directory / fingerprint, state)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file under a temporary name, and rename it."""
+    handle, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(text)
+        os.replace(name, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise

@@ -1,26 +1,89 @@
-"""Checks of arguments whose annotations a caller without a type checker may not have kept."""
+"""Argument checks, and the one grammar of their messages: ``field must be ..., got ...``."""
 
 from __future__ import annotations
 
-from client_lib.errors import InvalidRequest
+import math
+from typing import TypeGuard
 
-__all__ = ["check_integer", "check_seconds", "invalid"]
+from client_lib.errors import InvalidRequestError
+
+__all__ = [
+    "check_fingerprint",
+    "check_integer",
+    "check_positive",
+    "check_seconds",
+    "check_share",
+    "has_surrogate",
+    "invalid",
+    "is_number",
+    "json_kind",
+    "must_be",
+    "shown",
+]
 
 
-def invalid(name: str, found: str, allowed: str) -> InvalidRequest:
-    """The error for a field; ``found`` must not hold anything of a prompt."""
-    return InvalidRequest(f"{name}: {found}; allowed: {allowed}", field=name)
+def must_be(name: str, wanted: str, found: str) -> str:
+    """Return the message for a field; ``found`` must not be derived from a prompt."""
+    return f"{name} must be {wanted}, got {found}"
+
+
+def invalid(name: str, wanted: str, found: str) -> InvalidRequestError:
+    """Return the error for a field; ``found`` must not be derived from a prompt."""
+    return InvalidRequestError(must_be(name, wanted, found), field=name)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether the value is an integer or a float; booleans are neither."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def has_surrogate(text: str) -> bool:
+    """Return whether the text has a lone surrogate, so that it is not valid Unicode."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> None:
-    """Raise :class:`InvalidRequest` unless the value is an integer from low to high."""
+    """Raise unless the value is an integer from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise invalid(name, repr(value), f"an integer from {low} to {high}")
+        raise invalid(name, f"an integer from {low} to {high}", repr(value))
+
+
+def check_positive(name: str, value: object, kind: str = "number") -> None:
+    """Raise unless the value is a positive, finite number."""
+    if not (is_number(value) and 0 < value < math.inf):
+        raise invalid(name, f"a positive {kind}", repr(value))
 
 
 def check_seconds(name: str, value: object) -> None:
-    """Raise :class:`InvalidRequest` unless the value is a positive, finite number of seconds or None."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise invalid(name, repr(value), "a positive number of seconds, or None")
+    """Raise unless the value is a positive, finite number of seconds or None."""
+    if value is not None:
+        check_positive(name, value, "number of seconds or None")
+
+
+def check_share(name: str, value: object) -> None:
+    """Raise unless the value is a number between 0 and 1, both excluded."""
+    if not (is_number(value) and 0 < value < 1):
+        raise invalid(name, "a number between 0 and 1", repr(value))
+
+
+def check_fingerprint(name: str, value: str) -> None:
+    """Raise unless the value is a bundle's fingerprint."""
+    if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+        raise invalid(name, "64 hexadecimal digits in lower case", repr(value))
+
+
+def json_kind(value: object) -> str:
+    """Describe the kind of a JSON value without its contents."""
+    if isinstance(value, list):
+        return f"an array of {len(value)}"
+    names: dict[type, str] = {dict: "an object", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def shown(value: object) -> str:
+    """Describe a JSON value for a message: numbers and booleans as they are, the rest by kind."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return f"{value:.12g}" if isinstance(value, float) or abs(value) < 1 << 64 else "a number of many digits"
+    return json_kind(value)

@@ -1,9 +1,9 @@
-"""Conversations: prompts that repeat what was sent before, at no further cost of privacy.
+"""Conversations: a prompt repeats earlier turns at no further cost of privacy.
 
-A conversation keeps the counts of every private span that it has encoded (:mod:`client_lib.prompts.span_memory`), so
-a history that
-is sent with every turn is quantised, and charged to a ledger, once. Fresh noise for something said before is an
-explicit choice: ``fresh=True`` for one call, or ``forget()``.
+A conversation keeps the counts of every private span that it has encoded
+(:mod:`client_lib.prompts.span_memory`). A history that is sent with every turn is quantized once, and
+charged to a ledger once. Fresh noise for earlier text is an explicit choice: ``fresh=True`` for one
+call, or ``forget()``.
 """
 
 from __future__ import annotations
@@ -11,49 +11,59 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias, Unpack, cast
 
-from client_lib._core.order import SamplingOptions
+from client_lib._core.request import CompletionCall
 from client_lib._validation import invalid
+from client_lib.options import SamplingOptions
 from client_lib.prompts.chat import ChatTemplate, Message
-from client_lib.prompts.encoder import EncodedPrompt
 from client_lib.prompts.span_memory import Recall, SpanMemory
 from client_lib.prompts.spans import Prompt
+from client_lib.prompts.types import EncodedPrompt
+from client_lib.streams import AsyncStream, Stream
 from client_lib.types import Completion
 
 if TYPE_CHECKING:
     from client_lib._core.async_driver import AsyncDriver
     from client_lib._core.sync_driver import SyncDriver
-    from client_lib.async_client import AsyncStream
-    from client_lib.client import Stream
 
 __all__ = ["AsyncConversation", "Conversation"]
 
-#: What a turn may be: the whole prompt, as spans or as chat messages.
+#: The whole prompt of a turn, as spans or as chat messages.
 Turn: TypeAlias = Prompt | Sequence[Message] | EncodedPrompt
 
 
 class _Base:
-    """What the two kinds of conversation share."""
+    """The shared part of both kinds of conversation."""
 
-    def __init__(self, variant: str, template: ChatTemplate | None, memory: bytes | None, key: bytes | None) -> None:
+    def __init__(self, variant: str, template: ChatTemplate | None, *, memory: bytes | None, key: bytes | None) -> None:
         self.variant = variant
         self._template = template
         if memory is None:
             self._memory = SpanMemory()
         elif key is None:
-            raise invalid("key", "missing", "the 32 bytes that save() was given")
+            raise invalid("key", "the 32 bytes that save() was given", "None")
         else:
             self._memory = SpanMemory.load(memory, key)
 
     def forget(self) -> None:
-        """Drop all counts: what is said again is quantised anew, with fresh noise, and paid for again."""
+        """Drop all counts: text that is sent again gets fresh noise, and costs privacy again."""
         self._memory.forget()
 
     def save(self, key: bytes) -> bytes:
-        """All counts, encrypted with 32 bytes of key (AES-256-GCM), to go on later with ``conversation(memory=...)``.
+        """Return all counts, encrypted with a key of 32 bytes (AES-256-GCM).
 
-        Needs the package ``cryptography`` (extra ``memory``). No text is in it, only keyed digests of the spans.
+        ``client.conversation(memory=..., key=...)`` continues the conversation. The bytes contain
+        keyed digests of the spans, but no text. Needs the package ``cryptography`` (extra
+        ``memory``).
         """
         return self._memory.save(key)
+
+    def _call(
+        self, turn: Turn, *, fresh: bool, idempotency_key: str | None, sampling: SamplingOptions
+    ) -> CompletionCall:
+        recall = Recall(self._memory, fresh)
+        return CompletionCall(
+            self._prompt(turn), self.variant, sampling, recall=recall, idempotency_key=idempotency_key
+        )
 
     def _prompt(self, turn: Turn) -> Prompt | EncodedPrompt:
         if isinstance(turn, str | EncodedPrompt) or not isinstance(turn, Sequence):
@@ -61,7 +71,7 @@ class _Base:
         if not any(isinstance(part, Message) for part in turn):
             return cast(Prompt, turn)
         if self._template is None:
-            raise invalid("template", "missing", "a ChatTemplate, for prompts of messages")
+            raise invalid("template", "a ChatTemplate for prompts of messages", "None")
         return self._template.render(cast(Sequence[Message], turn), self.variant)
 
     def __repr__(self) -> str:
@@ -69,7 +79,7 @@ class _Base:
 
 
 class Conversation(_Base):
-    """A conversation of a :class:`client_lib.Client`; made by its method ``conversation``.
+    """A conversation of a :class:`client_lib.Client`, made by its method ``conversation``.
 
     Every call takes the whole prompt, history included. Safe to use from several threads.
     """
@@ -79,10 +89,11 @@ class Conversation(_Base):
         driver: SyncDriver,
         variant: str,
         template: ChatTemplate | None,
+        *,
         memory: bytes | None,
         key: bytes | None,
     ) -> None:
-        super().__init__(variant, template, memory, key)
+        super().__init__(variant, template, memory=memory, key=key)
         self._driver = driver
 
     def complete(
@@ -93,10 +104,9 @@ class Conversation(_Base):
         idempotency_key: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Completion:
-        """As :meth:`client_lib.Client.complete`; ``fresh`` draws new noise for all private spans of the prompt."""
-        recall = Recall(self._memory, fresh)
-        flow = self._driver.core.complete(self._prompt(prompt), self.variant, sampling, recall, idempotency_key)
-        return self._driver.run(flow)
+        """Complete as :meth:`client_lib.Client.complete`; ``fresh`` draws all noise anew."""
+        made = self._call(prompt, fresh=fresh, idempotency_key=idempotency_key, sampling=sampling)
+        return self._driver.run(self._driver.core.complete(made))
 
     def stream(
         self,
@@ -106,27 +116,24 @@ class Conversation(_Base):
         idempotency_key: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
-        """As :meth:`client_lib.Client.stream`; ``fresh`` draws new noise for all private spans of the prompt."""
-        from client_lib._core.sync_driver import SyncRun
-        from client_lib.client import Stream
-
-        recall = Recall(self._memory, fresh)
-        flow = self._driver.core.stream(self._prompt(prompt), self.variant, sampling, recall, idempotency_key)
-        return Stream(SyncRun(self._driver, flow, streams=True))
+        """Stream as :meth:`client_lib.Client.stream`; ``fresh`` draws all noise anew."""
+        made = self._call(prompt, fresh=fresh, idempotency_key=idempotency_key, sampling=sampling)
+        return Stream(self._driver.stream(self._driver.core.stream(made)))
 
 
 class AsyncConversation(_Base):
-    """A conversation of a :class:`client_lib.AsyncClient`: the twin of :class:`Conversation`."""
+    """A conversation of a :class:`client_lib.AsyncClient`; see :class:`Conversation`."""
 
     def __init__(
         self,
         driver: AsyncDriver,
         variant: str,
         template: ChatTemplate | None,
+        *,
         memory: bytes | None,
         key: bytes | None,
     ) -> None:
-        super().__init__(variant, template, memory, key)
+        super().__init__(variant, template, memory=memory, key=key)
         self._driver = driver
 
     async def complete(
@@ -137,10 +144,9 @@ class AsyncConversation(_Base):
         idempotency_key: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Completion:
-        """As :meth:`client_lib.AsyncClient.complete`; ``fresh`` draws new noise for all private spans."""
-        recall = Recall(self._memory, fresh)
-        flow = self._driver.core.complete(self._prompt(prompt), self.variant, sampling, recall, idempotency_key)
-        return await self._driver.run(flow)
+        """Complete as :meth:`client_lib.Client.complete`; ``fresh`` draws all noise anew."""
+        made = self._call(prompt, fresh=fresh, idempotency_key=idempotency_key, sampling=sampling)
+        return await self._driver.run(self._driver.core.complete(made))
 
     def stream(
         self,
@@ -150,10 +156,6 @@ class AsyncConversation(_Base):
         idempotency_key: str | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncStream:
-        """As :meth:`client_lib.AsyncClient.stream`; ``fresh`` draws new noise for all private spans."""
-        from client_lib._core.async_driver import AsyncRun
-        from client_lib.async_client import AsyncStream
-
-        recall = Recall(self._memory, fresh)
-        flow = self._driver.core.stream(self._prompt(prompt), self.variant, sampling, recall, idempotency_key)
-        return AsyncStream(AsyncRun(self._driver, flow, streams=True))
+        """Stream as :meth:`client_lib.Client.stream`; ``fresh`` draws all noise anew."""
+        made = self._call(prompt, fresh=fresh, idempotency_key=idempotency_key, sampling=sampling)
+        return AsyncStream(self._driver.stream(self._driver.core.stream(made)))

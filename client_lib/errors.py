@@ -1,14 +1,32 @@
-"""The errors of the client: one flat family, and the two tables that map failures to them.
+"""The errors of the client, and the tables that map failures to them.
 
-Everything that :mod:`client_lib` raises on purpose derives directly from :class:`DELClientError`, which derives from
-:class:`del_core.errors.DelError`. Messages name the field, the value where it is no secret, and what is allowed.
-They never hold anything derived from a prompt: no text, no token ids, no counts, no generated text.
+    DELClientError
+    ├── InvalidRequestError         a field is not acceptable
+    ├── AccessDeniedError           base of the next two
+    │   ├── AuthenticationError     401: the API key is missing or unknown
+    │   └── PermissionDeniedError   403: the key does not permit the call
+    ├── OverloadedError             base of the next two
+    │   ├── RateLimitError          429: the key's quota is spent
+    │   └── ServiceUnavailableError 503: the server has no capacity
+    ├── ServerError                 any other 5xx
+    ├── ConnectionFailedError       no connection, or a broken one
+    ├── TimeoutExceededError        a time limit passed
+    ├── StreamBrokenError           a stream broke more often than it may be resumed
+    ├── ProtocolError               the response violates the wire format
+    ├── RedirectRefusedError        the server redirected
+    ├── BundleOutdatedError         client and server have different bundles
+    ├── BundleInvalidError          a bundle is damaged or inconsistent
+    ├── CacheUnavailableError       the bundle cache cannot be used
+    ├── ClientClosedError           the client was closed
+    ├── PolicyViolationError        the privacy policy forbids the call
+    ├── BudgetExceededError         the privacy budget does not cover the call
+    ├── LedgerUnavailableError      the ledger cannot be used
+    └── MemoryInvalidError          a saved conversation cannot be opened
 
-Two tables decide which error a failure becomes: ``TRANSPORT_FAILURES`` (the exceptions of httpx, looked up by class
-name so that this module does not import httpx) and ``STATUS_FAILURES`` with ``CODE_FAILURES`` (what the server said).
+The names without ``Error`` at the end of this module are aliases until 1.0. Messages name the
+field and never contain anything derived from a prompt: no text, token ids, counts or output.
 """
 
-# ruff: noqa: N818 - as in httpx, the names say what happened; the base class says that it is an error.
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -17,24 +35,43 @@ from datetime import datetime
 from del_core.errors import DelError
 
 __all__ = [
+    "AccessDeniedError",
+    "AuthenticationError",
     "BudgetExceeded",
+    "BudgetExceededError",
     "BundleInvalid",
+    "BundleInvalidError",
     "BundleOutdated",
+    "BundleOutdatedError",
     "CacheUnavailable",
+    "CacheUnavailableError",
     "ClientClosed",
+    "ClientClosedError",
     "ConnectionFailed",
+    "ConnectionFailedError",
     "DELClientError",
     "InvalidRequest",
+    "InvalidRequestError",
     "LedgerUnavailable",
+    "LedgerUnavailableError",
     "MemoryInvalid",
+    "MemoryInvalidError",
     "Overloaded",
+    "OverloadedError",
     "PermissionDenied",
+    "PermissionDeniedError",
     "PolicyViolation",
+    "PolicyViolationError",
     "ProtocolError",
+    "RateLimitError",
     "RedirectRefused",
+    "RedirectRefusedError",
     "ServerError",
+    "ServiceUnavailableError",
     "StreamBroken",
+    "StreamBrokenError",
     "TimeoutExceeded",
+    "TimeoutExceededError",
     "error_from_status",
     "error_from_transport",
 ]
@@ -45,9 +82,9 @@ _MESSAGE_LIMIT = 400
 class DELClientError(DelError):
     """Base of every error of the client.
 
-    ``status``, ``code`` and ``request_id`` are what the server answered, or None where there was no answer.
-    ``field`` names the offending field of the request where one is known. ``retry_after`` is the server's wish in
-    seconds, or None.
+    ``status``, ``code`` and ``request_id`` hold the server's response, or None without one.
+    ``field`` names the field at fault, and ``retry_after`` is the server's ``Retry-After`` in
+    seconds; both are None where unknown.
     """
 
     def __init__(
@@ -68,28 +105,47 @@ class DELClientError(DelError):
         self.retry_after = retry_after
 
 
-class InvalidRequest(DELClientError):
-    """A field of the request is not acceptable; found here before anything was sent, or by the server."""
+class InvalidRequestError(DELClientError):
+    """A field of the request is not acceptable, found before sending or by the server."""
 
 
-class PermissionDenied(DELClientError):
-    """The server refused the API key, or this key may not do this."""
+class AccessDeniedError(DELClientError):
+    """The server refused the API key."""
 
 
-class Overloaded(DELClientError):
-    """The server has no room (429 or 503) and the retries are spent; ``retry_after`` says when it wants to be asked."""
+class AuthenticationError(AccessDeniedError):
+    """The API key is missing or unknown (401)."""
+
+
+class PermissionDeniedError(AccessDeniedError):
+    """The API key does not permit the call (403)."""
+
+
+class OverloadedError(DELClientError):
+    """The server cannot take the request now, and the retries are spent; see ``retry_after``."""
+
+
+class RateLimitError(OverloadedError):
+    """The quota of the API key is spent (429)."""
+
+
+class ServiceUnavailableError(OverloadedError):
+    """The server has no capacity for the request (503)."""
 
 
 class ServerError(DELClientError):
-    """The server failed, or answered a status that no other error describes."""
+    """The server failed, or sent a status that no other error describes."""
 
 
-class ConnectionFailed(DELClientError):
-    """No connection could be made, or it broke before the answer was complete."""
+class ConnectionFailedError(DELClientError):
+    """No connection could be made, or it broke before the response was complete."""
 
 
-class TimeoutExceeded(DELClientError):
-    """A time limit passed; ``phase`` says which: connect, read, write, pool, first_token, total or server."""
+class TimeoutExceededError(DELClientError):
+    """A time limit passed.
+
+    ``phase`` is connect, read, write, pool, first_token, total or server.
+    """
 
     def __init__(
         self,
@@ -106,43 +162,44 @@ class TimeoutExceeded(DELClientError):
         self.phase = phase
 
 
-class StreamBroken(DELClientError):
-    """A stream broke more often than it may be resumed; the chunks yielded so far are valid."""
+class StreamBrokenError(DELClientError):
+    """A stream broke more often than it may be resumed. The chunks received so far are valid."""
 
 
 class ProtocolError(DELClientError):
-    """The server's answer is not what the wire format specifies."""
+    """The server's response violates the wire format."""
 
 
-class RedirectRefused(DELClientError):
-    """The server answered with a redirect; prompts are never sent anywhere but to the base URL."""
+class RedirectRefusedError(DELClientError):
+    """The server redirected. Prompts are sent to the base URL only."""
 
 
-class BundleOutdated(DELClientError):
-    """The fingerprints of the client's and the server's bundle differ."""
+class BundleOutdatedError(DELClientError):
+    """The bundles of client and server have different fingerprints."""
 
 
-class BundleInvalid(DELClientError):
-    """A bundle, fetched or local, is damaged, of a newer format or inconsistent."""
+class BundleInvalidError(DELClientError):
+    """A bundle is damaged, inconsistent, or in a newer format."""
 
 
-class CacheUnavailable(DELClientError):
+class CacheUnavailableError(DELClientError):
     """The bundle cache directory cannot be read or written."""
 
 
-class ClientClosed(DELClientError):
+class ClientClosedError(DELClientError):
     """The client was used after it had been closed."""
 
 
-class PolicyViolation(DELClientError):
-    """The caller's privacy policy forbids the call; nothing has been sent."""
+class PolicyViolationError(DELClientError):
+    """The caller's privacy policy forbids the call. Nothing has been sent."""
 
 
-class BudgetExceeded(DELClientError):
-    """The subject's privacy budget does not allow the call; nothing has been sent.
+class BudgetExceededError(DELClientError):
+    """The subject's privacy budget does not cover the call. Nothing has been sent.
 
-    ``epsilon_spent`` is what the subject has spent, ``epsilon_requested`` what this call would bring that to and
-    ``epsilon_budget`` what is allowed; ``retry_at`` is when enough of it will have left the window, or None if never.
+    ``epsilon_spent`` is the subject's spending, ``epsilon_requested`` the spending including this
+    call, ``epsilon_budget`` the limit. ``retry_at`` is the time at which enough spending has left
+    the window, or None if the call can never fit.
     """
 
     def __init__(
@@ -163,82 +220,97 @@ class BudgetExceeded(DELClientError):
         self.retry_at = retry_at
 
 
-class LedgerUnavailable(DELClientError):
-    """The ledger cannot be read or written, so nothing has been sent."""
+class LedgerUnavailableError(DELClientError):
+    """The ledger cannot be read or written. Nothing has been sent."""
 
 
-class MemoryInvalid(DELClientError):
-    """A saved conversation cannot be opened: another key, altered bytes, or what is no saved conversation."""
+class MemoryInvalidError(DELClientError):
+    """A saved conversation cannot be opened: wrong key, altered bytes, or another format."""
 
 
-# --- failures of the transport ---------------------------------------------------------------------------------------
+# Aliases until 1.0.
+BudgetExceeded = BudgetExceededError
+BundleInvalid = BundleInvalidError
+BundleOutdated = BundleOutdatedError
+CacheUnavailable = CacheUnavailableError
+ClientClosed = ClientClosedError
+ConnectionFailed = ConnectionFailedError
+InvalidRequest = InvalidRequestError
+LedgerUnavailable = LedgerUnavailableError
+MemoryInvalid = MemoryInvalidError
+Overloaded = OverloadedError
+PermissionDenied = AccessDeniedError
+PolicyViolation = PolicyViolationError
+RedirectRefused = RedirectRefusedError
+StreamBroken = StreamBrokenError
+TimeoutExceeded = TimeoutExceededError
 
-# Looked up along the exception's class hierarchy, nearest first, so subclasses that httpx adds later find their parent.
+
+# httpx exceptions by class name, so that this module does not import httpx. They are looked up
+# along the class hierarchy, so subclasses that httpx adds later are covered by their parents.
 TRANSPORT_FAILURES: Mapping[str, tuple[type[DELClientError], str]] = {
-    "ConnectTimeout": (TimeoutExceeded, "connect"),
-    "ReadTimeout": (TimeoutExceeded, "read"),
-    "WriteTimeout": (TimeoutExceeded, "write"),
-    "PoolTimeout": (TimeoutExceeded, "pool"),
-    "TimeoutException": (TimeoutExceeded, "read"),
-    "ConnectError": (ConnectionFailed, "no connection could be made"),
-    "ReadError": (ConnectionFailed, "the connection broke while the answer was read"),
-    "WriteError": (ConnectionFailed, "the connection broke while the request was sent"),
-    "CloseError": (ConnectionFailed, "the connection could not be closed"),
-    "ProxyError": (ConnectionFailed, "the proxy refused the connection"),
-    "RemoteProtocolError": (ConnectionFailed, "the server closed the connection or sent malformed HTTP"),
-    "UnsupportedProtocol": (InvalidRequest, "the URL scheme is not supported; allowed: http, https"),
+    "ConnectTimeout": (TimeoutExceededError, "connect"),
+    "ReadTimeout": (TimeoutExceededError, "read"),
+    "WriteTimeout": (TimeoutExceededError, "write"),
+    "PoolTimeout": (TimeoutExceededError, "pool"),
+    "TimeoutException": (TimeoutExceededError, "read"),
+    "ConnectError": (ConnectionFailedError, "no connection could be made"),
+    "ReadError": (ConnectionFailedError, "the connection broke while the response was read"),
+    "WriteError": (ConnectionFailedError, "the connection broke while the request was sent"),
+    "CloseError": (ConnectionFailedError, "the connection could not be closed"),
+    "ProxyError": (ConnectionFailedError, "the proxy refused the connection"),
+    "RemoteProtocolError": (ConnectionFailedError, "the server closed the connection or sent malformed HTTP"),
+    "UnsupportedProtocol": (InvalidRequestError, "the URL scheme must be http or https"),
     "DecodingError": (ProtocolError, "the body does not match its content encoding"),
-    "TransportError": (ConnectionFailed, "the transport failed"),
-    "StreamError": (ConnectionFailed, "the response stream is no longer readable"),
-    "RequestError": (ConnectionFailed, "the request could not be carried out"),
-    "InvalidURL": (InvalidRequest, "the URL is malformed; allowed: http(s)://host[:port][/path]"),
+    "TransportError": (ConnectionFailedError, "the transport failed"),
+    "StreamError": (ConnectionFailedError, "the response stream is no longer readable"),
+    "RequestError": (ConnectionFailedError, "the request could not be carried out"),
+    "InvalidURL": (InvalidRequestError, "the URL must be http(s)://host[:port][/path]"),
 }
 
 
 def error_from_transport(failure: BaseException, *, url: str, limit: str = "") -> DELClientError | None:
-    """The typed error for an exception of httpx, or None if the table does not know it.
+    """Return the typed error for an httpx exception, or None for an unknown one.
 
-    ``url`` is named in the message (the caller passes it without credentials); ``limit`` says what the time limits
-    were. The exception's own text is left out except its class, since a transport may put anything in it.
+    ``url`` must hold no credentials, since the message contains it; ``limit`` describes the time
+    limits. The exception's own text is dropped, because a transport may put anything in it.
     """
     for parent in type(failure).__mro__:
         entry = TRANSPORT_FAILURES.get(parent.__name__)
         if entry is None:
             continue
         kind, words = entry
-        if kind is TimeoutExceeded:
-            return TimeoutExceeded(f"{url}: {words} timeout{limit and f' ({limit})'}", phase=words)
+        if kind is TimeoutExceededError:
+            return TimeoutExceededError(f"{url}: {words} timeout{limit and f' ({limit})'}", phase=words)
         return kind(f"{url}: {words} ({type(failure).__name__})")
     return None
 
 
-# --- answers of the server -------------------------------------------------------------------------------------------
-
+# Responses of the server, by error code and, for other codes, by status.
 CODE_FAILURES: Mapping[str, type[DELClientError]] = {
-    "bundle_outdated": BundleOutdated,
-    "unknown_variant": InvalidRequest,
+    "bundle_outdated": BundleOutdatedError,
+    "unknown_variant": InvalidRequestError,
     "not_found": ProtocolError,
     "method_not_allowed": ProtocolError,
     "unsupported_media_type": ProtocolError,
-    "overloaded": Overloaded,
     "engine_unavailable": ServerError,
     "internal_error": ServerError,
 }
 
 STATUS_FAILURES: Mapping[int, type[DELClientError]] = {
-    400: InvalidRequest,
-    401: PermissionDenied,
-    403: PermissionDenied,
-    404: InvalidRequest,
+    400: InvalidRequestError,
+    401: AuthenticationError,
+    403: PermissionDeniedError,
+    404: InvalidRequestError,
     405: ProtocolError,
     406: ProtocolError,
-    408: TimeoutExceeded,
+    408: TimeoutExceededError,
     411: ProtocolError,
-    413: InvalidRequest,
+    413: InvalidRequestError,
     415: ProtocolError,
-    422: InvalidRequest,
-    429: Overloaded,
-    503: Overloaded,
+    422: InvalidRequestError,
+    429: RateLimitError,
+    503: ServiceUnavailableError,
 }
 
 
@@ -252,12 +324,14 @@ def error_from_status(
     retry_after: float | None,
     url: str,
 ) -> DELClientError:
-    """The typed error for an answer that is not a success; the server's words are bounded and made printable."""
+    """Return the typed error for an error response; the server's text is cut and made printable."""
     kind = CODE_FAILURES.get(code or "") or STATUS_FAILURES.get(status)
+    if kind is None and code == "overloaded":
+        kind = ServiceUnavailableError
     if kind is None:
-        kind = RedirectRefused if 300 <= status < 400 else ServerError
-    if kind is RedirectRefused:
-        said = "the server answered with a redirect; allowed: answers of the base URL itself"
+        kind = RedirectRefusedError if 300 <= status < 400 else ServerError
+    if kind is RedirectRefusedError:
+        said = "the server sent a redirect, which the client does not follow"
     else:
         said = _printable(message) if message else "the server gave no reason"
     details = [f"HTTP {status}"]
@@ -275,5 +349,5 @@ def error_from_status(
 
 
 def _printable(text: str) -> str:
-    """The text cut to a bound, with everything that could garble a terminal or a log line replaced."""
+    """Cut the text and replace characters that could garble a terminal or a log line."""
     return "".join(character if character.isprintable() else "?" for character in text[:_MESSAGE_LIMIT])

@@ -1,11 +1,11 @@
-"""OpenTelemetry: a span for every call, its requests and retries as events. Needs the extra ``otel``.
+"""OpenTelemetry: a span for every call, with requests and retries as events.
 
     client = Client(url, telemetry=OpenTelemetry())
 
-Spans have the names and attributes of OpenTelemetry's conventions for generative AI where there are some
-(``gen_ai.operation.name``, ``gen_ai.request.model`` for the variant, ``gen_ai.usage.input_tokens``, ``error.type``)
-and ``del.*`` for the rest. They hold sizes, times, statuses and names of errors: no text, no token ids, no counts, no
-subject.
+Needs the extra ``otel``. Names and attributes follow OpenTelemetry's conventions for generative AI
+(``gen_ai.operation.name``, ``gen_ai.request.model`` for the variant, ``gen_ai.usage.input_tokens``,
+``error.type``), and are ``del.*`` otherwise. Spans hold sizes, times, statuses and error names: no
+text, token ids, counts or subjects.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from client_lib._core.observe import Attributes, CallObserver, TelemetryHook
 from client_lib._validation import invalid
 from client_lib.errors import DELClientError
+from client_lib.options import Attributes, CallObserver, TelemetryHook
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
@@ -38,25 +38,27 @@ class OpenTelemetry:
     """A tracer for ``Client(telemetry=...)``.
 
     Args:
-        tracer_provider: where spans go; by default OpenTelemetry's global provider.
-        propagate: send the header ``traceparent``, so that the server's spans join the caller's trace. Off by default:
-            its ids tell the server which requests belong to one trace. ``tracestate`` and baggage, in which
-            applications put what they like, are never sent.
+        tracer_provider: the destination of spans; by default OpenTelemetry's global provider.
+        propagate: send the header ``traceparent``, so that the server's spans join the caller's
+            trace. Off by default, because its ids tell the server which requests belong to one
+            trace. ``tracestate`` and baggage, which may hold application data, are never sent.
 
     Raises:
-        InvalidRequest: OpenTelemetry is not installed.
+        InvalidRequestError: OpenTelemetry is not installed.
     """
 
     def __init__(self, tracer_provider: TracerProvider | None = None, *, propagate: bool = False) -> None:
         try:
             from opentelemetry import trace
         except ImportError:
-            raise invalid("telemetry", "needs OpenTelemetry", "pip install 'del-serve[otel]'") from None
+            raise invalid(
+                "telemetry", "used with OpenTelemetry (pip install 'del-serve[otel]')", "no such package"
+            ) from None
         self._tracer = trace.get_tracer("client_lib", tracer_provider=tracer_provider)
         self._propagate = propagate
 
     def begin(self, operation: str, attributes: Attributes) -> _CallSpan:
-        """Start the span of a call, as a child of the span that is current where the call is made."""
+        """Start the span of a call, as a child of the caller's current span."""
         from opentelemetry.trace import SpanKind
 
         model = attributes.get("variant")
@@ -80,7 +82,7 @@ class _CallSpan:
         self._propagate = propagate
 
     def headers(self) -> Mapping[str, str]:
-        """``traceparent``, if it is to be sent."""
+        """Return ``traceparent``, if it is to be sent."""
         context = self._span.get_span_context()
         if not self._propagate or not context.is_valid:
             return {}
@@ -88,16 +90,16 @@ class _CallSpan:
         return {"traceparent": f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags & 0xFF:02x}"}
 
     def event(self, name: str, attributes: Attributes) -> None:
-        """Something has happened within the call."""
+        """Add an event to the span."""
         self._span.add_event(f"del.{name}", _renamed(attributes))
 
     def end(self, attributes: Attributes, error: DELClientError | None) -> None:
-        """The call is over."""
+        """End the span."""
         from opentelemetry.trace import StatusCode
 
         self._span.set_attributes(_renamed(attributes))
         if error is not None:
-            # Not record_exception: what a chain of exceptions holds is not for a tracing backend.
+            # Not record_exception: a chain of exceptions may hold data of the application.
             self._span.set_attribute("error.type", error.code or type(error).__name__)
             if error.status is not None:
                 self._span.set_attribute(_NAMES["status"], error.status)

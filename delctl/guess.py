@@ -1,4 +1,4 @@
-"""What an observer makes of a private prompt: the best simple guess of its tokens, marked where it is right."""
+"""An observer's best simple guess of a private prompt, with the right tokens marked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Guess", "guess_tokens"]
 
 @dataclass(frozen=True)
 class Guess:
-    """A guessed prompt as runs of (text, right): every run is of tokens that are all right or all wrong."""
+    """A guessed prompt as runs of (text, right), each of right or of wrong tokens only."""
 
     runs: tuple[tuple[str, bool], ...]
     right: int
@@ -28,15 +28,15 @@ class Guess:
 
     @property
     def recovered_fraction(self) -> float:
-        """The share of the prompt's tokens that the guess has right."""
+        """The fraction of the prompt's tokens that the guess has right."""
         return self.right / self.tokens
 
     def marked(self) -> str:
-        """The guessed text in one line, what is right in [brackets]."""
+        """Return the guessed text in one line, right tokens in [brackets]."""
         return "".join(f"[{text}]" if right else text for text, right in self._pieces())
 
     def styled(self) -> Text:
-        """The same for a terminal, where colour marks what is right as well."""
+        """Return the same for a terminal, in color."""
         from rich.text import Text
 
         return Text.assemble(
@@ -44,7 +44,7 @@ class Guess:
         )
 
     def _pieces(self) -> Iterator[tuple[str, bool]]:
-        """The runs, with the spaces that a right one begins with moved out of its mark (unless it is all spaces)."""
+        """Yield the runs, with leading spaces of right ones outside their brackets."""
         for text, right in self.runs:
             body = (text.lstrip(" ") or text) if right else ""
             lead = text[: len(text) - len(body)]
@@ -54,9 +54,9 @@ class Guess:
 def guess_tokens(
     bundle: Bundle, variant: str, encoded: EncodedPrompt, tokenizer: Tokenizer, token_ids: Sequence[int]
 ) -> Guess:
-    """The guess of the private tokens of ``encoded``, against ``token_ids``, which they really are.
+    """Guess the private tokens of ``encoded``, and compare with the true ``token_ids``.
 
-    Made from the counts that are sent and what the server holds: table, noise level and word frequencies.
+    The guess uses the counts and the server's data: table, noise level and token frequencies.
     """
     import numpy as np
 
@@ -70,7 +70,7 @@ def guess_tokens(
 
 
 def _runs(tokenizer: Tokenizer, token_ids: Sequence[int], hits: Sequence[bool]) -> Iterator[tuple[str, bool]]:
-    """The text of each longest run, in one line."""
+    """Yield the text of each longest run, in one line."""
     start = 0
     for end in range(1, len(hits) + 1):
         if end == len(hits) or hits[end] != hits[start]:

@@ -1,4 +1,4 @@
-"""A local server for the length of a command, with words about its start and its end on stderr."""
+"""A local server for the duration of a command, with progress on stderr."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def running_server(
     port: int = 0,
     proxy: Literal["auto", "haproxy", "serve"] = "auto",
 ) -> Iterator[LocalServer]:
-    """A server that is up, stopped again when the context is left, also by Ctrl-C and SIGTERM.
+    """Run a server until the context is left, also by Ctrl-C and SIGTERM.
 
-    SIGTERM finishes the completions under way first, and takes no more; another one, or Ctrl-C, ends that. Port 0 takes
-    a free one. Raises what :func:`cluster.local.start_local` raises.
+    SIGTERM first finishes running completions; a second one, or Ctrl-C, ends that. Port 0 takes a
+    free port. Raises as :func:`cluster.local.start_local`.
     """
     from cluster.local import LocalServerError, Terminated, start_local, terminated_as_exit
 
@@ -41,7 +41,7 @@ def running_server(
         try:
             yield server
         except Terminated:
-            with messages.status("finishing the completions under way"):
+            with messages.status("finishing running completions"):
                 try:
                     server.drain()
                 except LocalServerError as error:

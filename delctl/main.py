@@ -1,9 +1,8 @@
-"""``delctl``: the entry point, the list of commands, and the one place where errors become words and exit codes.
+"""``delctl``: the entry point, the list of commands, error messages and exit codes.
 
-Commands are loaded when they are asked for, so ``delctl --help`` needs the base install alone and answers at once.
+A command is imported when it is called, so ``delctl --help`` is fast and needs the base install only.
 
-Exit codes: 0 done; 1 it went wrong while running; 2 the input was not acceptable (usage, options, files, bundles);
-130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 failed; 2 input refused (usage, options, files, bundles); 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ __all__ = ["cli", "main", "run"]
 
 @dataclass(frozen=True)
 class LazyCommand:
-    """Where a command lives, and what has to be known of it without importing it."""
+    """A command's location, and its description without importing it."""
 
     target: str
     """``module:attribute`` of the click command."""
@@ -72,7 +71,7 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
     }
 )
 
-# What a missing module says about what is not installed. A module that is not listed is a defect, not a missing extra.
+# The modules of each extra. A missing module that is not listed is a defect.
 EXTRA_MODULES: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "serve": frozenset(
@@ -83,9 +82,9 @@ EXTRA_MODULES: Mapping[str, frozenset[str]] = MappingProxyType(
     }
 )
 
-# Errors that say that what the user gave was refused, rather than that something went wrong.
+# Errors for refused input, as opposed to failures.
 INPUT_ERRORS = frozenset(
-    {"BaseModelError", "BundleError", "DeviceError", "FrameError", "InvalidRequest", "SettingsError", "TextError"}
+    {"BaseModelError", "BundleError", "DeviceError", "FrameError", "InvalidRequestError", "SettingsError", "TextError"}
 )
 
 FAILED, REFUSED, STOPPED = 1, 2, 130
@@ -132,7 +131,7 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; errors become a line on stderr. Returns the exit code."""
-    # Known before click parses, since parsing is among what can fail.
+    # Determined before click parses, since parsing can fail, too.
     debug = "--debug" in arguments[: _first_command(arguments)]
     try:
         code = cli.main(args=list(arguments), prog_name="delctl", standalone_mode=False)
@@ -143,8 +142,8 @@ def run(arguments: Sequence[str]) -> int:
         click.echo("delctl: stopped", err=True)
         return STOPPED
     except BrokenPipeError:
-        # The reader of our output has gone, as in `delctl inspect demo | head -1`; nobody is left to tell. What is
-        # still buffered goes nowhere, so that the interpreter does not complain about it when it exits.
+        # The reader of the output has ended, as in `delctl inspect demo | head -1`. Buffered output is
+        # discarded, so that the interpreter does not report it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
@@ -162,7 +161,7 @@ def _first_command(arguments: Sequence[str]) -> int:
 
 
 def _missing_module(error: ModuleNotFoundError, arguments: Sequence[str]) -> int:
-    """Say which extra brings the module that a command did not find."""
+    """Report the extra of a missing module."""
     top = (error.name or "").partition(".")[0]
     command = next(iter(arguments[_first_command(arguments) :]), "")
     wanted = COMMANDS[command].extra if command in COMMANDS else None
@@ -178,8 +177,8 @@ def _missing_module(error: ModuleNotFoundError, arguments: Sequence[str]) -> int
 
 
 def _failure(error: Exception, debug: bool) -> int:
-    """Say in one line what went wrong; returns the exit code that belongs to it."""
-    # By name, along the hierarchy: the errors of layers that are not loaded need not be imported to be known.
+    """Report an error in one line; return its exit code."""
+    # By name along the hierarchy, so that no layer is imported for its errors.
     refused = any(parent.__name__ in INPUT_ERRORS for parent in type(error).__mro__)
     if refused or isinstance(error, DelError):
         click.echo(f"delctl: {error}", err=True)
@@ -187,7 +186,7 @@ def _failure(error: Exception, debug: bool) -> int:
     if isinstance(error, OSError) and error.filename is not None:
         click.echo(f"delctl: {error.filename}: {error.strerror}", err=True)
         return FAILED
-    # Not an error of ours. The first line is enough to recognise it; the rest may be long.
+    # An error of another package. The first line identifies it; the rest may be long.
     first_line = str(error).partition("\n")[0]
     hint = "" if debug else " (delctl --debug ... shows the traceback)"
     click.echo(f"delctl: {type(error).__name__}: {first_line}{hint}", err=True)

@@ -18,12 +18,12 @@ MODEL_PLACE = "demo|smollm2|DIRECTORY"
 
 
 def bundle_place(value: str) -> Path:
-    """The directory of a bundle. Raises BadParameter if there is none."""
+    """Return the directory of a bundle. Raises BadParameter if there is none."""
     return _place(value, "bundle", demo.bundle_path())
 
 
 def model_place(value: str) -> Path:
-    """The directory of a language model: a path, or a name. Raises BadParameter if there is none."""
+    """Return the directory of a language model, by path or name. Raises BadParameter."""
     from del_core.lm.known import MODELS, cached_model
 
     if value in ("tiny", "demo"):
@@ -37,7 +37,7 @@ def model_place(value: str) -> Path:
 
 
 def model_of(bundle: Path, model: Path | None) -> Path:
-    """The base model of a bundle: ``model``, or the demo's for the demo bundle. Raises UsageError for neither."""
+    """Return ``model``, or the demo's model for the demo bundle. Raises UsageError otherwise."""
     if model is not None:
         return model
     if bundle.resolve() != demo.bundle_path().resolve():
@@ -52,6 +52,6 @@ def _place(value: str, kind: str, shipped: Path) -> Path:
         return shipped
     path = Path(value)
     if not path.is_dir():
-        found = "is not a directory" if path.exists() else "does not exist"
-        raise click.BadParameter(f"{value} {found}; allowed: a {kind}'s directory, or the word demo")
+        found = "a file" if path.exists() else "nothing there"
+        raise click.BadParameter(f"{value} must be a {kind}'s directory or the word demo, got {found}")
     return path

@@ -1,4 +1,4 @@
-"""What the commands share when they write to a terminal."""
+"""Terminal output of the commands."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 __all__ = ["bytes_words", "console", "plain_table", "printable"]
 
-# A terminal says how wide it is; a file or a pipe does not, and gets room enough for the widest table.
+# The width of a file or a pipe: enough for the widest table.
 _PIPE_WIDTH = 110
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """A console that respects NO_COLOR and COLUMNS and, where nobody watches, writes plain text without escapes.
+    """Return a console that respects NO_COLOR and COLUMNS, and writes plain text without a terminal.
 
-    With ``quiet`` it writes nothing at all.
+    With ``quiet`` it writes nothing.
     """
     from rich.console import Console
 
@@ -30,7 +30,7 @@ def console(*, stderr: bool = False, quiet: bool = False) -> Console:
 
 
 def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """A table with headings, a rule and nothing else; the columns named in ``right`` hold numbers."""
+    """Return a table with headings and a rule; the columns in ``right`` are numbers."""
     from rich import box
     from rich.table import Table
 
@@ -41,10 +41,9 @@ def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def printable(text: str) -> str:
-    """Text without control and formatting characters, line breaks and tabs excepted.
+    """Replace control and formatting characters, except line breaks and tabs.
 
-    What a language model writes is not to be trusted with a terminal: it may hold escape sequences, or characters that
-    reverse the direction of writing.
+    Generated text is untrusted: it may contain escape sequences, or reverse the writing direction.
     """
     return "".join(
         character if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs") else "\ufffd"
@@ -53,7 +52,7 @@ def printable(text: str) -> str:
 
 
 def bytes_words(count: int) -> str:
-    """A size as people read it: 912 B, 1.4 kB, 19.6 MB (powers of ten)."""
+    """Format a size: 912 B, 1.4 kB, 19.6 MB (powers of ten)."""
     if count < 1000:
         return f"{count} B"
     for unit, size in (("kB", 1e3), ("MB", 1e6)):

@@ -1,4 +1,4 @@
-"""Carries out the effects of :mod:`client_lib._core.effects` with ``await``."""
+"""The asynchronous driver of :mod:`client_lib._core.effects`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import httpx
 from client_lib._core.effects import Call, Effect, Emit, Flow, Read, Send, Sleep, UseBundle
 from client_lib._core.flow import Core
 from client_lib._core.fork import renewed_after_fork
-from client_lib._core.transport import FAILURES, Deadline, head_of, http_options
-from client_lib.errors import ClientClosed, DELClientError
+from client_lib._core.transport import FAILURES, CallDeadline, head_of, http_options
+from client_lib.errors import ClientClosedError, DELClientError
+from client_lib.options import Timeout
 from client_lib.prompts.encoder import Encoder
-from client_lib.types import Chunk, Timeout
+from client_lib.types import Chunk
 
 __all__ = ["AsyncDriver", "AsyncRun"]
 
@@ -25,18 +26,18 @@ T = TypeVar("T")
 
 
 class _Shared:
-    """A connection pool and the bundle in use; shared by a client and all that ``with_options`` made of it."""
+    """The connections and the bundle of a client and of everything that ``with_options`` made."""
 
     def __init__(self, options: dict[str, Any], transport: httpx.AsyncBaseTransport | None) -> None:
         self._make_http = functools.partial(httpx.AsyncClient, transport=transport, **options)
         self._inherited: list[httpx.AsyncClient] = []
         self.http = self._make_http()
         self.encoder: Encoder | None = None
-        self.lock = anyio.Lock()  # one task loads the bundle, the others wait for it
+        self.lock = anyio.Lock()  # one task loads the bundle, others wait
         renewed_after_fork(self)
 
     def after_fork(self) -> None:
-        """Connections and locks of this process's own; those of the parent are kept, unused, and never closed here."""
+        """Replace connections and locks; those of the parent are kept, unused and not closed."""
         self.lock = anyio.Lock()
         if not self.http.is_closed:
             self._inherited.append(self.http)
@@ -44,7 +45,7 @@ class _Shared:
 
 
 class AsyncDriver:
-    """One client's settings over a shared connection pool; used by all tasks of one event loop."""
+    """One client's settings over a shared connection pool, for all tasks of one event loop."""
 
     def __init__(
         self, core: Core, timeout: Timeout, transport: httpx.AsyncBaseTransport | None, *, http2: bool
@@ -59,20 +60,24 @@ class AsyncDriver:
         return self._shared.http
 
     def with_core(self, core: Core, timeout: Timeout) -> AsyncDriver:
-        """A driver with other settings on the same connections and bundle."""
+        """Return a driver with other settings on the same connections and bundle."""
         driver = copy.copy(self)
         driver.core, driver.timeout = core, timeout
         return driver
 
     async def run(self, flow: Flow[T]) -> T:
-        """The result of a flow that emits nothing."""
+        """Run a flow that emits nothing, and return its result."""
         run = AsyncRun(self, flow)
         async for _ in run.chunks():
             pass
         return run.result()
 
-    async def use_bundle(self, stale: str | None, deadline: Deadline) -> Encoder:
-        """The encoder in use; a new one if there is none, or if the one in use has the fingerprint ``stale``."""
+    def stream(self, flow: Flow[T]) -> AsyncRun[T]:
+        """Return a run of a flow that emits chunks; it starts with the first one requested."""
+        return AsyncRun(self, flow, streams=True)
+
+    async def use_bundle(self, stale: str | None, deadline: CallDeadline) -> Encoder:
+        """Return the encoder, loaded first if there is none or its fingerprint is ``stale``."""
         shared = self._shared
         encoder = shared.encoder
         if encoder is not None and encoder.fingerprint != stale:
@@ -91,10 +96,10 @@ class AsyncDriver:
 
 
 class AsyncRun(Generic[T]):
-    """One flow on its way, with at most one open response. ``streams``: the first token's time is limited."""
+    """A running flow, with at most one open response; only ``streams`` limit the first token."""
 
     def __init__(
-        self, driver: AsyncDriver, flow: Flow[T], deadline: Deadline | None = None, *, streams: bool = False
+        self, driver: AsyncDriver, flow: Flow[T], deadline: CallDeadline | None = None, *, streams: bool = False
     ) -> None:
         self._driver = driver
         self._flow = flow
@@ -105,10 +110,10 @@ class AsyncRun(Generic[T]):
         self._result: list[T] = []
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
-        """Advance the flow to its end and yield what it emits. Closing this iterator ends the run."""
+        """Run the flow to its end and yield its chunks. Closing this iterator ends the run."""
         if self._driver.http.is_closed:
             self._flow.close()
-            raise ClientClosed("client: closed; allowed: calls before close() or the end of its with block")
+            raise ClientClosedError("client: it has been closed, so it takes no more calls")
         try:
             effect = next(self._flow)
             while True:
@@ -128,12 +133,12 @@ class AsyncRun(Generic[T]):
             self._result.append(end.value)
         finally:
             self._flow.close()
-            # Also when the task is being cancelled: the connection must go back to the pool or be closed.
+            # Shielded: the connection must return to the pool or be closed even on cancellation.
             with anyio.CancelScope(shield=True):
                 await self._close_response()
 
     def result(self) -> T:
-        """What the flow returned, once its chunks are exhausted."""
+        """Return the flow's result, once its chunks are exhausted."""
         return self._result[0]
 
     @property
@@ -142,15 +147,15 @@ class AsyncRun(Generic[T]):
         return bool(self._result)
 
     async def _perform(self, effect: Effect) -> Any:
-        # The clock starts with the first effect: a stream that nobody reads yet loses no time.
-        deadline = self._deadline = self._deadline or Deadline(self._driver.timeout, streams=self._streams)
+        # The clock starts with the first effect: a stream loses no time before it is read.
+        deadline = self._deadline = self._deadline or CallDeadline(self._driver.timeout, streams=self._streams)
         try:
             with anyio.fail_after(deadline.remaining()):
                 return await self._act(effect, deadline)
         except TimeoutError:
             raise deadline.exceeded() from None
 
-    async def _act(self, effect: Effect, deadline: Deadline) -> Any:
+    async def _act(self, effect: Effect, deadline: CallDeadline) -> Any:
         match effect:
             case Send():
                 return await self._send(effect, deadline)
@@ -168,7 +173,7 @@ class AsyncRun(Generic[T]):
             case _:
                 raise AssertionError(f"no such effect: {type(effect).__name__}")
 
-    async def _send(self, effect: Send, deadline: Deadline) -> Any:
+    async def _send(self, effect: Send, deadline: CallDeadline) -> Any:
         await self._close_response()
         url = self._driver.core.base_url + effect.path
         try:
@@ -177,7 +182,7 @@ class AsyncRun(Generic[T]):
                 url,
                 headers=deadline.headers(effect),
                 content=effect.content,
-                timeout=deadline.for_httpx(whole_body=True),  # shorter limits are kept by fail_after
+                timeout=deadline.for_httpx(whole_body=True),  # fail_after keeps shorter limits
             )
             self._response = await self._driver.http.send(request, stream=True)
         except FAILURES as failure:
@@ -185,7 +190,7 @@ class AsyncRun(Generic[T]):
         self._body = self._response.aiter_bytes()
         return head_of(self._response)
 
-    async def _read(self, deadline: Deadline) -> bytes:
+    async def _read(self, deadline: CallDeadline) -> bytes:
         if self._body is None:
             return b""
         try:
@@ -201,6 +206,6 @@ class AsyncRun(Generic[T]):
             response, self._response = self._response, None
             body, self._body = self._body, None
             await response.aclose()
-            # httpx reads through an asynchronous generator, which must not be left to the garbage collector.
+            # httpx's asynchronous generator must not be left to the garbage collector.
             if isinstance(body, AsyncGenerator):
                 await body.aclose()

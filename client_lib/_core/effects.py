@@ -1,12 +1,13 @@
-"""What the client's logic may ask its surroundings to do, as values.
+"""The effects that the client's logic asks a driver for.
 
-The logic (:mod:`client_lib._core.flow`) is written once, as generators that yield these effects and receive their
-results.
-Two small drivers carry them out, one with blocking calls and one with ``await``. A driver guarantees:
+The logic (:mod:`client_lib._core.flow`) is written once, as generators that yield these effects and
+receive their results. Two small drivers carry them out, one with blocking calls and one with
+``await``. A driver guarantees that
 
 - at most one response is open per run; a new ``Send`` and the end of the run close it;
-- failures of the transport are thrown into the generator as typed errors of :mod:`client_lib.errors`;
-- no effect outlasts the run's total time limit: it fails with ``TimeoutExceeded(phase="total")`` instead.
+- failures of the transport are thrown into the generator as errors of :mod:`client_lib.errors`;
+- no effect outlasts the run's total time limit: it fails with
+  ``TimeoutExceededError(phase="total")`` instead.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a request to ``path`` below the base URL; the result is the response's :class:`Head`."""
+    """Send a request to ``path`` below the base URL. The result is the response's ``Head``."""
 
     method: str
     path: str
@@ -35,7 +36,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Status and headers (names in lower case) of the response that is open now."""
+    """Status and headers (names in lower case) of the open response."""
 
     status: int
     headers: Mapping[str, str]
@@ -43,14 +44,14 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Read from the open response; the result is some bytes, or ``b""`` at its end."""
+    """Read from the open response. The result is some bytes, or ``b""`` at its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Wait; the result is True, or False at once if the total time limit would pass before.
+    """Wait. The result is True, or at once False if the total time limit would pass first.
 
-    ``why`` is ``resume``, or the name of the error after which a request is tried again.
+    ``why`` is ``resume``, or the name of the error that causes the retry.
     """
 
     seconds: float
@@ -59,21 +60,21 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Call a function that uses the processor or the disk for a while (the asynchronous driver uses a thread)."""
+    """Call a slow function; the asynchronous driver uses a thread."""
 
     function: Callable[[], Any] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class UseBundle:
-    """The client's current :class:`Encoder`; loads one if there is none, or if its fingerprint is ``stale``."""
+    """Get the client's encoder, loaded first if there is none or its fingerprint is ``stale``."""
 
     stale: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Emit:
-    """Hand a chunk to the caller."""
+    """Give a chunk to the caller."""
 
     chunk: Chunk
 
@@ -83,17 +84,17 @@ Flow: TypeAlias = Generator[Effect, Any, T]
 
 
 def call(function: Callable[[], T]) -> Flow[T]:
-    """The result of a :class:`Call`, typed."""
+    """Return the result of a :class:`Call`, typed."""
     return cast(T, (yield Call(function)))
 
 
 def use_bundle(stale: str | None = None) -> Flow[Encoder]:
-    """The result of a :class:`UseBundle`, typed."""
+    """Return the result of a :class:`UseBundle`, typed."""
     return cast(Encoder, (yield UseBundle(stale)))
 
 
 def read_all(limit: int) -> Flow[bytes | None]:
-    """The rest of the open response's body, or None if it has more than ``limit`` bytes."""
+    """Return the rest of the response's body, or None if it exceeds ``limit`` bytes."""
     pieces: list[bytes] = []
     size = 0
     while piece := cast(bytes, (yield Read())):

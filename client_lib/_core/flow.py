@@ -1,52 +1,59 @@
-"""The client's logic, without input or output: which requests to send, and what to make of the answers.
+"""The client's logic, without input or output: the requests to send, and their responses.
 
-Every method that talks to the server is a generator of :mod:`client_lib._core.effects`; ``Client`` and
-``AsyncClient`` only
-differ in the driver that carries the effects out.
+Methods that talk to the server are generators of :mod:`client_lib._core.effects`. ``Client`` and
+``AsyncClient`` differ only in the driver that carries the effects out.
 
-The noise of a prompt is drawn once, when the prompt is encoded. Retries resend the identical frame. The resumption of
-a broken stream sends the same counts with the token ids received so far in the header. After a fingerprint mismatch
-the client fetches the server's bundle once; the prompt is sent again if its counts mean the same under the new bundle,
-otherwise the call fails with ``BundleOutdated``, since fresh noise for the same prompt costs privacy and is therefore
-the caller's decision: calling again makes it.
+The noise of a prompt is drawn once, when the prompt is encoded. Retries resend the identical frame;
+a resumed stream sends the same counts, with the tokens received so far in the header. After a
+fingerprint mismatch the client fetches the server's bundle once. It resends the prompt if its counts
+mean the same under the new bundle. Otherwise the call fails with ``BundleOutdatedError``: fresh noise
+costs privacy, so only the caller may decide to call again.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from client_lib._bundle_cache import BundleCache, load_local
+from client_lib._bundle_cache import BundleCache, default_cache_dir, load_local
 from client_lib._core.effects import Emit, Flow, Head, Read, Send, Sleep, call, read_all, use_bundle
-from client_lib._core.hooks import LedgerHook, PolicyHook
-from client_lib._core.observe import TelemetryHook, observed
-from client_lib._core.order import Order, SamplingOptions, checked_key, sampling_from
+from client_lib._core.observe import observed
 from client_lib._core.protocol import StreamReader, parse_completion, parse_models, read_failure
-from client_lib._core.retry import InternalErrors, RetryPolicy, is_temporary
+from client_lib._core.request import CompletionCall, CompletionRequest, check_idempotency_key, sampling_from
+from client_lib._core.retry import InternalErrors, is_temporary
 from client_lib._core.sse import EventParser
-from client_lib._validation import check_integer, invalid
+from client_lib._validation import check_fingerprint, check_integer, invalid, must_be
 from client_lib.errors import (
-    BundleOutdated,
+    BundleOutdatedError,
     DELClientError,
-    InvalidRequest,
-    LedgerUnavailable,
+    InvalidRequestError,
+    LedgerUnavailableError,
     ProtocolError,
-    StreamBroken,
-    TimeoutExceeded,
+    StreamBrokenError,
+    TimeoutExceededError,
 )
-from client_lib.prompts.encoder import EncodedPrompt, Encoder
+from client_lib.options import (
+    CallOptions,
+    ClientOptions,
+    LedgerHook,
+    PolicyHook,
+    RetryPolicy,
+    TelemetryHook,
+    check_names,
+)
+from client_lib.prompts.encoder import Encoder
 from client_lib.prompts.padding import Padding
 from client_lib.prompts.span_memory import Recall
 from client_lib.prompts.spans import CLEAR, Prompt, spans_of
+from client_lib.prompts.types import EncodedPrompt
 from client_lib.types import Completion, Model
 from del_core.bundle import ClientBundle
 from del_core.wire import MEDIA_TYPE
 
-__all__ = ["Core"]
+__all__ = ["Core", "core_from", "core_with"]
 
 T = TypeVar("T")
 
@@ -57,12 +64,12 @@ _MAX_ERROR_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """Settings of a client, and the flows built on them."""
+    """The settings of a client, and the flows built on them."""
 
     base_url: str
     cache: BundleCache
-    retry: RetryPolicy
-    max_resumes: int
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    max_resumes: int = 3
     bundle_path: Path | None = None
     pinned: str | None = None
     api_key: str | None = field(default=None, repr=False)
@@ -75,21 +82,21 @@ class Core:
 
     def __post_init__(self) -> None:
         check_integer("max_resumes", self.max_resumes, 0, 100)
-        if self.pinned is not None and not re.fullmatch(r"[0-9a-f]{64}", self.pinned):
-            raise invalid("fingerprint", repr(self.pinned), "64 hexadecimal digits in lower case")
+        if self.pinned is not None:
+            check_fingerprint("fingerprint", self.pinned)
         subject: object = self.subject
         if subject is not None and not (isinstance(subject, str) and subject):
-            raise invalid("subject", "empty or no string", "a non-empty string, or None")
+            raise invalid("subject", "a non-empty string or None", "something else")
 
     @property
     def server(self) -> str:
-        """Host and port of the server, as they stand in the base URL."""
+        """Host and port of the server, as in the base URL."""
         return self.base_url.partition("://")[2].partition("/")[0]
 
     # --- the bundle ---------------------------------------------------------------------------------------------------
 
     def load_encoder(self) -> Flow[Encoder]:
-        """Load the bundle: from the given directory, from the cache, or from the server."""
+        """Load the bundle from the given directory, the cache, or the server."""
         return observed(self.telemetry, "bundle", {"server": self.server}, self._load_encoder())
 
     def _load_encoder(self) -> Flow[Encoder]:
@@ -110,7 +117,7 @@ class Core:
         data = yield from self._retrying(Send("GET", "/v1/bundle", self._headers(headers)), _download)
         if data is None:
             if known is None:
-                raise ProtocolError("GET /v1/bundle: HTTP 304 without If-None-Match; allowed: HTTP 200 with the bundle")
+                raise ProtocolError("GET /v1/bundle: HTTP 304 without If-None-Match")
             return (yield from call(lambda: Encoder(known)))
         bundle = yield from call(lambda: self.cache.store(data, self.base_url))
         self._check_pin(bundle.fingerprint)
@@ -123,121 +130,92 @@ class Core:
 
     def _check_pin(self, fingerprint: str) -> None:
         if self.pinned is not None and fingerprint != self.pinned:
-            raise BundleOutdated(f"fingerprint: the bundle has {fingerprint}; allowed: the pinned {self.pinned}")
+            raise BundleOutdatedError(must_be("the bundle's fingerprint", f"the pinned {self.pinned}", fingerprint))
 
     def current_bundle(self) -> Flow[ClientBundle]:
-        """The bundle in use."""
+        """Return the bundle in use."""
         return (yield from use_bundle()).bundle
 
     def epsilon(self, variant: str, delta: float, tokens: int) -> Flow[float]:
-        """Exact epsilon of ``tokens`` private tokens, from the variant's own integers; infinite under ``clear``."""
+        """Compute the exact epsilon of ``tokens`` private tokens; infinite under ``clear``."""
         encoder = yield from use_bundle()
         encoder.check_variant(variant)
         if variant == CLEAR:
             return math.inf
 
         def compute() -> float:
-            from del_core import accounting  # loads only for those who ask
+            from del_core import accounting  # imported only where it is needed, since it is slow
 
             try:
                 return accounting.epsilon(encoder.bundle.mechanism(variant), delta, tokens)
             except ValueError as error:
-                raise InvalidRequest(f"epsilon: {error}") from error
+                raise InvalidRequestError(f"epsilon: {error}") from error
 
         return (yield from call(compute))
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def encode(self, prompt: Prompt, variant: str, recall: Recall | None = None) -> Flow[EncodedPrompt]:
+    def encode(self, prompt: Prompt, variant: str) -> Flow[EncodedPrompt]:
         """Encode a prompt without sending it."""
         encoder = yield from use_bundle()
-        return (yield from call(lambda: self._encode(encoder, prompt, variant, recall)))
+        return (yield from call(lambda: self._encode(encoder, prompt, variant)))
 
     def choose_variant(self, variant: str | None) -> str:
-        """The variant of a call: its own, or the client's."""
-        if variant is not None:
-            return variant
-        if self.variant is None:
-            raise invalid("variant", "missing", "the name of a variant, here or with the client")
-        return self.variant
+        """Return the variant of a call: its own, or the client's."""
+        chosen = self.variant if variant is None else variant
+        if chosen is None:
+            raise invalid("variant", "named in the call or with the client", "None")
+        return chosen
 
-    def complete(
-        self,
-        prompt: Prompt | EncodedPrompt,
-        variant: str,
-        options: SamplingOptions,
-        recall: Recall | None = None,
-        idempotency_key: str | None = None,
-    ) -> Flow[Completion]:
-        """One completion in one answer."""
-        flow = self._complete(prompt, variant, options, recall, idempotency_key)
-        return observed(self.telemetry, "complete", {"variant": variant, "server": self.server}, flow)
+    def complete(self, made: CompletionCall) -> Flow[Completion]:
+        """Request a completion in one response."""
+        return observed(
+            self.telemetry, "complete", {"variant": made.variant, "server": self.server}, self._complete(made)
+        )
 
-    def _complete(
-        self,
-        prompt: Prompt | EncodedPrompt,
-        variant: str,
-        options: SamplingOptions,
-        recall: Recall | None,
-        idempotency_key: str | None,
-    ) -> Flow[Completion]:
-        order = yield from self._prepare(prompt, variant, options, recall, idempotency_key, stream=False)
-        max_tokens = order.sampling.max_tokens
+    def _complete(self, made: CompletionCall) -> Flow[Completion]:
+        request = yield from self._prepare(made, stream=False)
+        max_tokens = request.sampling.max_tokens
 
         def receive(head: Head) -> Flow[Completion]:
-            body = yield from read_all(_MAX_ANSWER_BYTES)
-            if body is None:
-                raise ProtocolError(f"body: more than {_MAX_ANSWER_BYTES} bytes; allowed: {_MAX_ANSWER_BYTES}")
-            text, token_ids, finish_reason, usage, name = parse_completion(body, max_tokens)
+            text, token_ids, finish_reason, usage, name = parse_completion((yield from _read_answer()), max_tokens)
             return Completion(
                 text=text,
                 token_ids=token_ids,
                 finish_reason=finish_reason,
-                usage=usage or order.count(token_ids),
+                usage=usage or request.count(token_ids),
                 request_id=head.headers.get("x-request-id") or name,
-                variant=variant,
-                bytes_sent=len(order.frame),
+                variant=made.variant,
+                bytes_sent=len(request.frame),
             )
 
-        return (yield from self._submit(order, (), receive))
+        return (yield from self._submit(request, (), receive))
 
-    def stream(
-        self,
-        prompt: Prompt | EncodedPrompt,
-        variant: str,
-        options: SamplingOptions,
-        recall: Recall | None = None,
-        idempotency_key: str | None = None,
-    ) -> Flow[Completion]:
-        """One completion in chunks, resumed if the connection breaks; the result is the whole of it."""
-        flow = self._stream(prompt, variant, options, recall, idempotency_key)
-        return observed(self.telemetry, "stream", {"variant": variant, "server": self.server}, flow)
+    def stream(self, made: CompletionCall) -> Flow[Completion]:
+        """Request a completion in chunks, resumed if the connection breaks.
 
-    def _stream(
-        self,
-        prompt: Prompt | EncodedPrompt,
-        variant: str,
-        options: SamplingOptions,
-        recall: Recall | None,
-        idempotency_key: str | None,
-    ) -> Flow[Completion]:
-        order = yield from self._prepare(prompt, variant, options, recall, idempotency_key, stream=True)
-        bytes_sent = len(order.frame)
-        received = StreamReader(order.sampling.max_tokens)
+        The result is the whole completion.
+        """
+        return observed(self.telemetry, "stream", {"variant": made.variant, "server": self.server}, self._stream(made))
+
+    def _stream(self, made: CompletionCall) -> Flow[Completion]:
+        request = yield from self._prepare(made, stream=True)
+        bytes_sent = len(request.frame)
+        received = StreamReader(request.sampling.max_tokens)
         request_id: str | None = None
         last_failure: DELClientError | None = None
         for resumes in range(self.max_resumes + 1):
             if resumes:
                 yield Sleep(self.retry.backoff(resumes - 1), "resume")
             try:
-                head = yield from self._submit(order, received.token_ids, _keep_open)
+                head = yield from self._submit(request, received.token_ids, _keep_open)
             except DELClientError as failure:
-                if resumes and is_temporary(failure) and not order.internal_errors.repeated:
+                if resumes and is_temporary(failure) and not request.internal_errors.repeated:
                     raise _broken(resumes - 1) from failure
                 raise
             request_id = head.headers.get("x-request-id") or request_id
             last_failure = yield from self._receive_stream(received)
-            if last_failure is not None and order.internal_errors.ends(last_failure):
+            if last_failure is not None and request.internal_errors.ends(last_failure):
                 raise last_failure
             if (chunk := received.finish_if_full()) is not None:
                 yield Emit(chunk)
@@ -246,152 +224,144 @@ class Core:
                     text=received.text,
                     token_ids=received.token_ids,
                     finish_reason=received.finish_reason or "",
-                    usage=order.count(received.token_ids) if resumes or not received.usage else received.usage,
+                    usage=request.count(received.token_ids) if resumes or not received.usage else received.usage,
                     request_id=request_id,
-                    variant=variant,
+                    variant=made.variant,
                     bytes_sent=bytes_sent,
                 )
-        if isinstance(last_failure, TimeoutExceeded):
+        if isinstance(last_failure, TimeoutExceededError):
             raise last_failure
         raise _broken(self.max_resumes) from last_failure
 
     def models(self) -> Flow[tuple[Model, ...]]:
-        """The server's list of variants."""
+        """Request the server's list of variants."""
 
         def receive(_: Head) -> Flow[tuple[Model, ...]]:
-            body = yield from read_all(_MAX_ANSWER_BYTES)
-            if body is None:
-                raise ProtocolError(f"body: more than {_MAX_ANSWER_BYTES} bytes; allowed: {_MAX_ANSWER_BYTES}")
-            return parse_models(body)
+            return parse_models((yield from _read_answer()))
 
         request = Send("GET", "/v1/models", self._headers({"accept": "application/json"}))
-        flow = self._retrying(request, receive)
-        return observed(self.telemetry, "models", {"server": self.server}, flow)
+        return observed(self.telemetry, "models", {"server": self.server}, self._retrying(request, receive))
 
     # --- parts of requests --------------------------------------------------------------------------------------------
 
-    def _prepare(
-        self,
-        prompt: Prompt | EncodedPrompt,
-        variant: str,
-        options: SamplingOptions,
-        recall: Recall | None,
-        idempotency_key: str | None,
-        *,
-        stream: bool,
-    ) -> Flow[Order]:
-        """Check everything and draw the noise; nothing has been sent when this fails."""
-        sampling = sampling_from(options, stream=stream)
-        key = checked_key(idempotency_key)
+    def _prepare(self, made: CompletionCall, *, stream: bool) -> Flow[CompletionRequest]:
+        """Check everything, draw the noise and record the spending; nothing is sent before."""
+        sampling = sampling_from(made.sampling, stream=stream)
+        key = check_idempotency_key(made.idempotency_key)
         if self.ledger is not None and self.subject is None:
-            raise invalid("subject", "missing", "the name of whom the prompt is about: the ledger keeps spending by it")
+            raise invalid("subject", "given with a ledger, which records spending by subject", "None")
+        prompt = made.prompt
         if not isinstance(prompt, EncodedPrompt):
-            text, spans = prompt, spans_of(prompt, variant)
+            text, spans = prompt, spans_of(prompt, made.variant)
             encoder = yield from use_bundle()
-            encoded = yield from call(lambda: self._encode(encoder, text, variant, recall))
+            encoded = yield from call(lambda: self._encode(encoder, text, made.variant, made.recall))
             is_public = not any(span.is_private for span in spans)
-            order = Order(encoder, encoded, sampling, text if is_public else None, key)
+            request = CompletionRequest(encoder, encoded, sampling, text if is_public else None, key)
         else:
-            if variant != prompt.variant:
-                raise invalid("variant", repr(variant), f"{prompt.variant!r}, which the prompt was encoded for")
+            if made.variant != prompt.variant:
+                raise invalid("variant", f"{prompt.variant!r}, the variant of the encoding", repr(made.variant))
             encoder = yield from use_bundle()
             adopted = encoder.adopt(prompt)
             if adopted is None:
-                raise BundleOutdated(
-                    f"prompt: encoded for the bundle {prompt.fingerprint}, whose counts mean something else under the "
-                    f"bundle in use, {encoder.fingerprint}; allowed: a prompt encoded for the latter"
+                raise BundleOutdatedError(
+                    f"prompt: its counts, encoded for the bundle {prompt.fingerprint}, mean something else under the "
+                    f"bundle in use, {encoder.fingerprint}; encode the prompt again"
                 )
             yield from call(lambda: self._check_policy(encoder, adopted))
-            order = Order(encoder, adopted, sampling, None, key)
-        yield from call(order.build)
-        yield from call(lambda: self._spend(order))
-        return order
+            request = CompletionRequest(encoder, adopted, sampling, None, key)
+        yield from call(request.build)
+        yield from call(lambda: self._spend(request))
+        return request
 
     def _encode(self, encoder: Encoder, prompt: Prompt, variant: str, recall: Recall | None = None) -> EncodedPrompt:
-        """Ask the policy, then draw the noise: what is refused has no noise that could get out."""
+        """Check the policy, then draw the noise: a refused prompt has no noise that could leak."""
         encoder.check_variant(variant)
         if self.policy is not None:
             self.policy.check_variant(encoder.bundle, variant)
-        tokenised = encoder.tokenise(prompt, variant, self.padding)
+        tokenized = encoder.tokenize(prompt, variant, self.padding)
         if self.policy is not None:
-            private_tokens = sum(len(part.ids) for part in tokenised if part.span.is_private)
+            private_tokens = sum(len(part.ids) for part in tokenized if part.span.is_private)
             self.policy.check_prompt(encoder.bundle, variant, private_tokens)
-        return encoder.draw(tokenised, variant, recall)
+        return encoder.draw(tokenized, variant, recall)
 
     def _check_policy(self, encoder: Encoder, encoded: EncodedPrompt) -> None:
         if self.policy is not None:
             self.policy.check_variant(encoder.bundle, encoded.variant)
             self.policy.check_prompt(encoder.bundle, encoded.variant, encoded.private_tokens)
 
-    def _spend(self, order: Order) -> None:
-        """Record the spending; only then may anything be sent."""
-        draws = order.encoded.draws
+    def _spend(self, request: CompletionRequest) -> None:
+        """Record the spending, before anything is sent."""
+        draws = request.encoded.draws
         if self.ledger is None or self.subject is None or not draws:
             return
-        mechanism = order.encoder.bundle.mechanism(order.encoded.variant)
+        mechanism = request.encoder.bundle.mechanism(request.encoded.variant)
         try:
             self.ledger.spend(self.subject, mechanism, draws)
         except DELClientError:
             raise
-        except Exception as error:  # a store that somebody else wrote may raise anything
-            raise LedgerUnavailable(f"ledger: {type(error).__name__} while spending; nothing has been sent") from error
+        except Exception as error:  # a caller's own ledger may raise anything
+            raise LedgerUnavailableError(
+                f"ledger: {type(error).__name__} while spending; nothing has been sent"
+            ) from error
 
-    def _submit(self, order: Order, resume: tuple[int, ...], receive: Callable[[Head], Flow[T]]) -> Flow[T]:
-        """Send a prompt, with one change of the bundle if the server has another one."""
+    def _submit(
+        self, request: CompletionRequest, resume: tuple[int, ...], receive: Callable[[Head], Flow[T]]
+    ) -> Flow[T]:
+        """Send a prompt, moving it to the server's bundle at most once."""
         try:
-            return (yield from self._retrying(self._request(order, resume), receive, order.internal_errors))
-        except BundleOutdated as mismatch:
-            yield from self._renew(order, mismatch, may_encode=not resume)
-        return (yield from self._retrying(self._request(order, resume), receive, order.internal_errors))
+            return (yield from self._retrying(self._send(request, resume), receive, request.internal_errors))
+        except BundleOutdatedError as mismatch:
+            yield from self._renew(request, mismatch, may_encode=not resume)
+        return (yield from self._retrying(self._send(request, resume), receive, request.internal_errors))
 
-    def _request(self, order: Order, resume: tuple[int, ...]) -> Send:
-        frame = order.encoder.frame(order.encoded, order.sampling, resume) if resume else order.frame
-        accept = "text/event-stream" if order.sampling.stream else "application/json"
-        # Other bytes are another request: one key must not stand for both.
-        key = f"{order.key}.{len(resume)}" if resume else order.key
+    def _send(self, request: CompletionRequest, resume: tuple[int, ...]) -> Send:
+        frame = request.encoder.frame(request.encoded, request.sampling, resume) if resume else request.frame
+        accept = "text/event-stream" if request.sampling.stream else "application/json"
+        # A key must not stand for different bytes.
+        key = f"{request.key}.{len(resume)}" if resume else request.key
         headers = self._headers({"content-type": MEDIA_TYPE, "accept": accept, "idempotency-key": key})
-        if order.encoded.session is not None:
-            headers["x-session-id"] = order.encoded.session
+        if request.encoded.session is not None:
+            headers["x-session-id"] = request.encoded.session
         return Send("POST", "/v1/private/completions", headers, frame)
 
-    def _renew(self, order: Order, mismatch: BundleOutdated, *, may_encode: bool) -> Flow[None]:
-        """Move the order to the server's bundle if that needs no fresh noise, else raise ``BundleOutdated``.
+    def _renew(self, request: CompletionRequest, mismatch: BundleOutdatedError, *, may_encode: bool) -> Flow[None]:
+        """Move the request to the server's bundle if that needs no fresh noise.
 
-        ``may_encode``: a prompt without private spans may be encoded again (not while a stream is being resumed,
-        whose tokens belong to the old tokenizer).
+        With ``may_encode`` a prompt without private spans may be encoded again. A resumed stream
+        may not, because its tokens belong to the old tokenizer.
         """
-        stale = order.encoder.fingerprint
+        stale = request.encoder.fingerprint
         if self.pinned is not None or self.bundle_path is not None:
             raise mismatch
         encoder = yield from use_bundle(stale)
         if encoder.fingerprint == stale:
             raise mismatch  # the server hands out one bundle and wants another
-        encoded = encoder.adopt(order.encoded)
-        if encoded is None and may_encode and order.public_prompt is not None:
-            prompt = order.public_prompt
-            encoded = yield from call(lambda: self._encode(encoder, prompt, order.encoded.variant))
+        encoded = encoder.adopt(request.encoded)
+        if encoded is None and may_encode and request.public_prompt is not None:
+            prompt = request.public_prompt
+            encoded = yield from call(lambda: self._encode(encoder, prompt, request.encoded.variant))
         if encoded is None:
-            raise BundleOutdated(
-                f"fingerprint: the prompt was sent for the bundle {stale}, the server has {encoder.fingerprint} and "
-                "its table or noise differs; the new bundle is in use now, and sending the prompt again draws fresh "
+            raise BundleOutdatedError(
+                f"fingerprint: the prompt was sent for the bundle {stale}, the server has {encoder.fingerprint}, "
+                "whose table or noise differs; the new bundle is in use now, and sending the prompt again draws fresh "
                 "noise, which adds to its privacy loss",
                 status=mismatch.status,
                 code=mismatch.code,
                 request_id=mismatch.request_id,
             ) from mismatch
-        # The other bundle may state less, or be older, than the policy demands.
+        # The new bundle's noise or audit may violate the policy.
         moved = encoded
         yield from call(lambda: self._check_policy(encoder, moved))
-        order.encoder, order.encoded = encoder, encoded
-        order.key += "-renewed"
-        order.build()
+        request.encoder, request.encoded = encoder, encoded
+        request.key += "-renewed"
+        request.build()
 
     def _receive_stream(self, received: StreamReader) -> Flow[DELClientError | None]:
-        """Read the open event stream to its end; the failure that cut it off, if it is one to recover from."""
+        """Read the open event stream to its end; return the failure to recover from, if any."""
         parser = EventParser()
         before = len(received.token_ids)
         try:
-            # Read to the very end, past the end mark: only then can the connection serve the next request.
+            # The connection can serve the next request only if it is read beyond the end mark.
             while piece := cast(bytes, (yield Read())):
                 for data in parser.feed(piece):
                     chunk = received.take(data)
@@ -400,8 +370,8 @@ class Core:
         except DELClientError as failure:
             if received.finished and not isinstance(failure, ProtocolError):
                 return None  # only the end mark is missing
-            # Silence after tokens have come means a dead server; before, it may just be waiting for its turn.
-            silent = isinstance(failure, TimeoutExceeded) and failure.phase == "read"
+            # Silence after a token means a dead server; before, the request may be queued.
+            silent = isinstance(failure, TimeoutExceededError) and failure.phase == "read"
             if not is_temporary(failure) and not (silent and len(received.token_ids) > before):
                 raise
             return failure
@@ -433,24 +403,74 @@ class Core:
         return headers
 
 
+def core_from(base_url: str, options: ClientOptions) -> Core:
+    """Return the core of a client. Raises ``InvalidRequestError`` for an unacceptable option."""
+    unknown = sorted(set(options) - set(ClientOptions.__annotations__))
+    if unknown:  # as Python does for a keyword argument that a function lacks
+        raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
+    api_key, cache_dir, bundle = options.get("api_key"), options.get("cache_dir"), options.get("bundle")
+    # HTTP headers are ASCII. The key itself never appears in a message.
+    if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):
+        raise invalid("api_key", "a non-empty printable ASCII string or None", "something else")
+    core = Core(
+        base_url=base_url,
+        cache=BundleCache(default_cache_dir() if cache_dir is None else Path(cache_dir)),
+        bundle_path=None if bundle is None else Path(bundle),
+        pinned=options.get("fingerprint"),
+        api_key=api_key,
+        ledger=options.get("ledger"),
+        telemetry=_hooks(None),
+    )
+    return _changed(core, {name: options[name] for name in CallOptions.__annotations__ if name in options})  # type: ignore[literal-required]
+
+
+def core_with(core: Core, options: CallOptions) -> Core:
+    """Return the core with other options. Raises ``InvalidRequestError`` for an unacceptable one."""
+    check_names("option", options, CallOptions)
+    return _changed(core, dict(options))
+
+
+def _changed(core: Core, changes: dict[str, Any]) -> Core:
+    changes.pop("timeout", None)  # the driver's
+    if "max_retries" in changes:
+        changes["retry"] = replace(changes.get("retry", core.retry), max_retries=changes.pop("max_retries"))
+    if "telemetry" in changes:
+        changes["telemetry"] = _hooks(changes["telemetry"])
+    return replace(core, **changes)
+
+
+def _hooks(telemetry: TelemetryHook | None) -> tuple[TelemetryHook, ...]:
+    """Return the log, which every client has, and the caller's hook."""
+    from client_lib._core.log import CallLog  # loads logging with the first client, not the package
+
+    return (CallLog(),) if telemetry is None else (CallLog(), telemetry)
+
+
+def _read_answer() -> Flow[bytes]:
+    body = yield from read_all(_MAX_ANSWER_BYTES)
+    if body is None:
+        raise ProtocolError(must_be("body", f"at most {_MAX_ANSWER_BYTES} bytes", "more"))
+    return body
+
+
 def _download(head: Head) -> Flow[bytes | None]:
-    """The body of ``GET /v1/bundle``, or None if the server says that the cached one is current."""
+    """Return the body of ``GET /v1/bundle``, or None if the cached bundle is current."""
     if head.status == 304:
         return None
     body = yield from read_all(_MAX_BUNDLE_BYTES)
     if body is None:
-        raise ProtocolError(f"GET /v1/bundle: more than {_MAX_BUNDLE_BYTES} bytes; allowed: {_MAX_BUNDLE_BYTES}")
+        raise ProtocolError(f"GET /v1/bundle: {must_be('body', f'at most {_MAX_BUNDLE_BYTES} bytes', 'more')}")
     return body
 
 
 def _keep_open(head: Head) -> Flow[Head]:
-    """Check that an event stream has begun, and leave reading it to the caller."""
+    """Check that an event stream has begun; the caller reads it."""
     kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "text/event-stream":
-        raise ProtocolError("content-type: not an event stream; allowed: text/event-stream")
+        raise ProtocolError(must_be("content-type", "text/event-stream", "another type"))
     yield from ()  # a generator, as the other receivers are
     return head
 
 
-def _broken(resumes: int) -> StreamBroken:
-    return StreamBroken(f"stream: broke again after {resumes} resumptions; allowed: as many as max_resumes says")
+def _broken(resumes: int) -> StreamBrokenError:
+    return StreamBrokenError(f"stream: broke again after {resumes} resumptions, the limit of max_resumes")

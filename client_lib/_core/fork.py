@@ -1,7 +1,7 @@
-"""Fork safety: what holds locks or sockets is made anew in a child process, before any of its code runs.
+"""Fork safety: locks and sockets are renewed in a child process before any of its code runs.
 
-A lock may be held at the moment of a fork by a thread that the child does not have, and a socket that two processes
-read from serves neither. Objects register here; in a child each of them is told once, while it has one thread only.
+A thread that the child does not have may hold a lock at the moment of a fork, and a socket that two
+processes read serves neither. Each registered object's ``after_fork`` is called once in the child.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ __all__ = ["renewed_after_fork"]
 
 class _Renewable(Protocol):
     def after_fork(self) -> None:
-        """Let go of what belongs to the parent; called in the child, where nothing else runs yet."""
+        """Replace locks and sockets of the parent; no other thread runs yet."""
 
 
 _registered: weakref.WeakSet[_Renewable] = weakref.WeakSet()
 
 
 def renewed_after_fork(thing: _Renewable) -> None:
-    """Have ``thing.after_fork()`` called in every child that is forked while it exists."""
+    """Call ``thing.after_fork()`` in every child that is forked while the object exists."""
     _registered.add(thing)
 
 

@@ -1,10 +1,10 @@
-"""``DEL_LOG``: what the client does, line by line, without anything of what it sends.
+"""The log of calls, without anything derived from a prompt.
 
     DEL_LOG=info      one line for every call
-    DEL_LOG=debug     besides, its requests, answers, retries and resumptions
+    DEL_LOG=debug     also its requests, responses, retries and resumptions
 
-Lines go to the logger ``client_lib.calls``; with ``DEL_LOG`` also to stderr. Which fields a line may hold is decided by
-:mod:`client_lib._core.observe`: sizes, times, statuses, names of errors, the server's request ids.
+Lines go to the logger ``client_lib.calls``; with ``DEL_LOG`` also to stderr. The fields of a line
+are those of :mod:`client_lib._core.observe`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import logging
 import os
 from collections.abc import Mapping
 
-from client_lib._core.observe import Attributes
 from client_lib._validation import invalid
 from client_lib.errors import DELClientError
+from client_lib.options import Attributes
 
 __all__ = ["CallLog"]
 
@@ -26,24 +26,23 @@ _numbers = itertools.count(1)
 
 
 class CallLog:
-    """A :class:`client_lib._core.observe.TelemetryHook` that writes to the logger. Raises for an unknown
-    ``DEL_LOG``."""
+    """A telemetry hook that writes to the logger. Raises for an unknown ``DEL_LOG``."""
 
     def __init__(self) -> None:
         wish = os.environ.get("DEL_LOG", "").strip().lower()
         if not wish:
             return
         if wish not in _LEVELS:
-            raise invalid("DEL_LOG", repr(wish), f"{', '.join(_LEVELS)}, or unset")
+            raise invalid("DEL_LOG", f"{', '.join(_LEVELS)} or unset", repr(wish))
         _LOGGER.setLevel(_LEVELS[wish])
         if not _LOGGER.handlers:
             handler = logging.StreamHandler()
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s del %(message)s"))
             _LOGGER.addHandler(handler)
-            _LOGGER.propagate = False  # or an application that logs to stderr too would show every line twice
+            _LOGGER.propagate = False  # an application that logs to stderr would show lines twice
 
     def begin(self, operation: str, attributes: Attributes) -> _Lines | None:
-        """A call begins."""
+        """Log the beginning of a call."""
         if not _LOGGER.isEnabledFor(logging.INFO):
             return None
         lines = _Lines(next(_numbers), operation)
@@ -52,7 +51,7 @@ class CallLog:
 
 
 class _Lines:
-    """The lines of one call, which its number holds together."""
+    """The lines of one call, which share its number."""
 
     def __init__(self, number: int, operation: str) -> None:
         self._name = f"#{number} {operation}"
@@ -69,7 +68,7 @@ class _Lines:
 
 
 def _failure(error: DELClientError) -> str:
-    """An error by its kind and what the server called it; the message stays with the exception."""
+    """Describe an error without its message."""
     parts = {"status": error.status, "code": error.code, "request_id": error.request_id}
     return type(error).__name__ + _words({name: value for name, value in parts.items() if value is not None})
 
@@ -79,5 +78,5 @@ def _words(attributes: Attributes) -> str:
 
 
 def _value(value: object) -> str:
-    """On one line and of bounded length, whatever a server has called its request."""
+    """Cut a value and keep it on one line; the server chooses request ids."""
     return "".join(character if character.isprintable() else "?" for character in str(value)[:128])

@@ -1,51 +1,29 @@
-"""Watching calls: what a log or a tracer is told, and how a flow is watched without knowing of it.
+"""Observation of calls from outside: a generator passes a flow's effects on and reports them.
 
-A flow (:mod:`client_lib._core.effects`) is watched from outside, by a generator that passes its effects on. What
-observers
-are told is listed in ``docs/guides/client.md``: sizes, times, statuses, names of errors; never text, token ids or
-counts.
+docs/guides/client.md lists what observers receive: sizes, times, statuses and error names; never
+text, token ids or counts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from client_lib._core.effects import Effect, Emit, Flow, Head, Send, Sleep
 from client_lib.errors import DELClientError
+from client_lib.options import Attributes, CallObserver, TelemetryHook
 from client_lib.types import Completion
 
-__all__ = ["Attributes", "CallObserver", "TelemetryHook", "observed"]
+__all__ = ["observed"]
 
 T = TypeVar("T")
-Attributes: TypeAlias = Mapping[str, str | int | float | bool]
-
-
-class CallObserver(Protocol):
-    """Is told about one call."""
-
-    def headers(self) -> Mapping[str, str]:
-        """Headers to send with every request of the call, such as ``traceparent``."""
-
-    def event(self, name: str, attributes: Attributes) -> object:
-        """Something has happened: ``request``, ``response``, ``retry``, ``resume`` or ``first_token``."""
-
-    def end(self, attributes: Attributes, error: DELClientError | None) -> object:
-        """The call is over; not told twice. ``attributes["closed"]``: its caller has left it early."""
-
-
-class TelemetryHook(Protocol):
-    """Is told about all calls of a client, from any thread. What it raises is ignored."""
-
-    def begin(self, operation: str, attributes: Attributes) -> CallObserver | None:
-        """A call begins: ``complete``, ``stream``, ``models`` or ``bundle`` (loading one). None: not interested."""
 
 
 def observed(hooks: Sequence[TelemetryHook], operation: str, attributes: Attributes, flow: Flow[T]) -> Flow[T]:
-    """The same flow, with the hooks told what happens in it from its first step on."""
+    """Return the same flow, observed by the hooks from its first step on."""
     watch = _Watch([observer for hook in hooks if (observer := _begin(hook, operation, attributes)) is not None])
     if not watch.observers:
         return (yield from flow)
@@ -75,7 +53,7 @@ def observed(hooks: Sequence[TelemetryHook], operation: str, attributes: Attribu
 
 
 class _Watch:
-    """Turns the effects of one call into events."""
+    """Reports the effects of one call as events."""
 
     def __init__(self, observers: Sequence[CallObserver]) -> None:
         self.observers = observers
@@ -144,12 +122,12 @@ def _begin(hook: TelemetryHook, operation: str, attributes: Attributes) -> CallO
 
 
 def _ignored() -> contextlib.suppress:
-    """A call must not fail because it is watched."""
+    """Suppress an observer's exceptions: they must not fail the call."""
     return contextlib.suppress(Exception)
 
 
 def _summary(result: object) -> dict[str, str | int | float | bool]:
-    """What may be told of a result."""
+    """Return the attributes of a result that observers may receive."""
     if not isinstance(result, Completion):
         return {}
     summary: dict[str, str | int | float | bool] = {

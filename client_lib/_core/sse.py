@@ -1,16 +1,13 @@
-"""A parser of server-sent events that does no input or output: bytes in, event data out.
+"""A parser of server-sent events without input or output: bytes in, event data out.
 
-Follows the parsing rules of the HTML standard ("9.2.6 Interpreting an event stream"): lines end in CR, LF or CRLF, a
-line that starts with a colon is a comment, ``data`` lines of one event are joined by LF, an empty line dispatches the
-event, and an event that the end of the stream cuts off is dropped. Bytes may be split anywhere, also inside a
-multi-byte character or between CR and LF. Only ``data`` is used by the protocol; ``event``, ``id`` and ``retry`` are
-read over.
-
-Memory is bounded: a line, and an event's data, longer than ``max_event_bytes`` is refused.
+It follows the HTML standard (section 9.2.6, "Interpreting an event stream"). Bytes may be split
+anywhere, also inside a multi-byte character or between CR and LF. Only ``data`` is used. Memory is
+bounded: a line, or an event's data, longer than ``max_event_bytes`` is refused.
 """
 
 from __future__ import annotations
 
+from client_lib._validation import must_be
 from client_lib.errors import ProtocolError
 
 __all__ = ["EventParser"]
@@ -20,18 +17,18 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class EventParser:
-    """Feed it bytes as they come; it returns the data of every event that they complete."""
+    """Returns the data of every event that the bytes fed to it complete."""
 
     def __init__(self, max_event_bytes: int = 1 << 20) -> None:
         self._max_event_bytes = max_event_bytes
-        self._line = bytearray()  # the line that is not finished yet
-        self._data: list[bytes] = []  # the data lines of the event that is not finished yet
+        self._line = bytearray()  # the unfinished line
+        self._data: list[bytes] = []  # the data lines of the unfinished event
         self._data_bytes = 0
-        self._after_cr = False  # the last byte was a CR, so an LF that follows belongs to it
-        self._at_start = True  # a byte order mark may still come
+        self._after_cr = False  # the last byte was a CR; a following LF belongs to it
+        self._at_start = True  # a byte order mark may follow
 
     def feed(self, piece: bytes) -> list[str]:
-        """The data of the events that this piece completes, in order.
+        """Return the data of the events that this piece completes, in order.
 
         Raises :class:`ProtocolError` if a line or event is longer than allowed or is not UTF-8.
         """
@@ -61,14 +58,11 @@ class EventParser:
 
     def _extend(self, piece: bytes) -> None:
         if len(self._line) + len(piece) > self._max_event_bytes:
-            raise ProtocolError(
-                f"event stream: a line of more than {self._max_event_bytes} bytes; "
-                f"allowed: up to {self._max_event_bytes} bytes"
-            )
+            raise ProtocolError(must_be("a line of the event stream", f"at most {self._max_event_bytes} bytes", "more"))
         self._line += piece
 
     def _take_line(self, line: bytes) -> str | None:
-        """Account for one whole line; the data of an event if the line completes one."""
+        """Process one line; return an event's data if the line completes it."""
         if self._at_start:
             self._at_start = False
             line = line.removeprefix(_BOM)
@@ -79,10 +73,7 @@ class EventParser:
             value = value.removeprefix(b" ")
             self._data_bytes += len(value) + 1
             if self._data_bytes > self._max_event_bytes:
-                raise ProtocolError(
-                    f"event stream: an event of more than {self._max_event_bytes} bytes; "
-                    f"allowed: up to {self._max_event_bytes} bytes"
-                )
+                raise ProtocolError(must_be("an event's data", f"at most {self._max_event_bytes} bytes", "more"))
             self._data.append(value)
         return None
 
@@ -97,11 +88,11 @@ class EventParser:
         except UnicodeDecodeError:
             pass
         # Raised outside the handler: the decoder's error would carry the bytes along as its object.
-        raise ProtocolError("event stream: an event that is not UTF-8; allowed: UTF-8")
+        raise ProtocolError(must_be("an event's data", "UTF-8", "other bytes"))
 
 
 def _line_end(piece: bytes) -> int:
-    """The index of the first CR or LF, or -1."""
+    """Return the index of the first CR or LF, or -1."""
     line_feed, carriage_return = piece.find(_LF), piece.find(_CR)
     if line_feed < 0 or carriage_return < 0:
         return max(line_feed, carriage_return)

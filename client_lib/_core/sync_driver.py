@@ -1,4 +1,4 @@
-"""Carries out the effects of :mod:`client_lib._core.effects` with blocking calls."""
+"""The blocking driver of :mod:`client_lib._core.effects`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ import httpx
 from client_lib._core.effects import Call, Effect, Emit, Flow, Read, Send, Sleep, UseBundle
 from client_lib._core.flow import Core
 from client_lib._core.fork import renewed_after_fork
-from client_lib._core.transport import FAILURES, Deadline, head_of, http_options
-from client_lib.errors import ClientClosed, DELClientError
+from client_lib._core.transport import FAILURES, CallDeadline, head_of, http_options
+from client_lib.errors import ClientClosedError, DELClientError
+from client_lib.options import Timeout
 from client_lib.prompts.encoder import Encoder
-from client_lib.types import Chunk, Timeout
+from client_lib.types import Chunk
 
 __all__ = ["SyncDriver", "SyncRun"]
 
@@ -28,11 +29,11 @@ T = TypeVar("T")
 
 
 class _Shared:
-    """The connections and the bundle in use; shared by a client and all that ``with_options`` made of it.
+    """The connections and the bundle of a client and of everything that ``with_options`` made.
 
-    HTTP/1.1: one pool of httpx's for everyone. HTTP/2: a pool of one connection for each open answer, as threads must
-    not share an HTTP/2 connection of httpcore's synchronous kind: it allots stream numbers and writes frames without a
-    lock (httpx2 pull request 1153 describes it). What is free again is used again.
+    HTTP/1.1 uses one connection pool. HTTP/2 uses a pool of one connection for each open response:
+    threads must not share a synchronous HTTP/2 connection of httpcore, which assigns stream numbers
+    and writes frames without a lock (httpx2 pull request 1153). Free pools are reused.
     """
 
     def __init__(self, options: dict[str, Any], transport: httpx.BaseTransport | None) -> None:
@@ -47,16 +48,16 @@ class _Shared:
     def _start(self) -> None:
         self._pools = [self._make_http()]
         self._free = list(self._pools)
-        self.lock: threading.Lock = threading.Lock()  # one thread loads the bundle, the others wait for it
+        self.lock: threading.Lock = threading.Lock()  # one thread loads the bundle, others wait
 
     def after_fork(self) -> None:
-        """Connections and locks of this process's own; those of the parent are kept, unused, and never closed here."""
+        """Replace connections and locks; those of the parent are kept, unused and not closed."""
         if not self.is_closed:
             self._inherited.extend(self._pools)
             self._start()
 
     def lend(self) -> httpx.Client:
-        """A pool for one answer; :meth:`give_back` it when that is closed."""
+        """Return a pool for one response; :meth:`give_back` it when the response is closed."""
         if not self._is_exclusive:
             return self._pools[0]
         with contextlib.suppress(IndexError):
@@ -65,9 +66,10 @@ class _Shared:
         return http
 
     def give_back(self, http: httpx.Client, *, finished: bool) -> None:
-        """What :meth:`lend` returned; ``finished``: its answer was read to the end.
+        """Take a pool back; ``finished`` tells whether its response was read to the end.
 
-        httpcore does not tell the server that an HTTP/2 stream has been left. The end of its connection does.
+        httpcore does not tell the server that an HTTP/2 stream was abandoned; closing the
+        connection does.
         """
         if not self._is_exclusive:
             return
@@ -85,7 +87,7 @@ class _Shared:
 
 
 class SyncDriver:
-    """One client's settings over a shared connection pool; used by all threads that use the client."""
+    """One client's settings over a shared connection pool, for all threads that use the client."""
 
     def __init__(self, core: Core, timeout: Timeout, transport: httpx.BaseTransport | None, *, http2: bool) -> None:
         self.core = core
@@ -93,20 +95,24 @@ class SyncDriver:
         self.shared: _Shared = _Shared(http_options(core.base_url, http2=http2), transport)
 
     def with_core(self, core: Core, timeout: Timeout) -> SyncDriver:
-        """A driver with other settings on the same connections and bundle."""
+        """Return a driver with other settings on the same connections and bundle."""
         driver = copy.copy(self)
         driver.core, driver.timeout = core, timeout
         return driver
 
     def run(self, flow: Flow[T]) -> T:
-        """The result of a flow that emits nothing."""
+        """Run a flow that emits nothing, and return its result."""
         run = SyncRun(self, flow)
         for _ in run.chunks():
             pass
         return run.result()
 
-    def use_bundle(self, stale: str | None, deadline: Deadline) -> Encoder:
-        """The encoder in use; a new one if there is none, or if the one in use has the fingerprint ``stale``."""
+    def stream(self, flow: Flow[T]) -> SyncRun[T]:
+        """Return a run of a flow that emits chunks; it starts with the first one requested."""
+        return SyncRun(self, flow, streams=True)
+
+    def use_bundle(self, stale: str | None, deadline: CallDeadline) -> Encoder:
+        """Return the encoder, loaded first if there is none or its fingerprint is ``stale``."""
         shared = self.shared
         encoder = shared.encoder
         if encoder is not None and encoder.fingerprint != stale:
@@ -130,10 +136,10 @@ class SyncDriver:
 
 
 class SyncRun(Generic[T]):
-    """One flow on its way, with at most one open response. ``streams``: the first token's time is limited."""
+    """A running flow, with at most one open response; only ``streams`` limit the first token."""
 
     def __init__(
-        self, driver: SyncDriver, flow: Flow[T], deadline: Deadline | None = None, *, streams: bool = False
+        self, driver: SyncDriver, flow: Flow[T], deadline: CallDeadline | None = None, *, streams: bool = False
     ) -> None:
         self._driver = driver
         self._flow = flow
@@ -147,10 +153,10 @@ class SyncRun(Generic[T]):
         self._result: list[T] = []
 
     def chunks(self) -> Generator[Chunk, None, None]:
-        """Advance the flow to its end and yield what it emits. Closing this iterator ends the run."""
+        """Run the flow to its end and yield its chunks. Closing this iterator ends the run."""
         if self._driver.shared.is_closed:
             self._flow.close()
-            raise ClientClosed("client: closed; allowed: calls before close() or the end of its with block")
+            raise ClientClosedError("client: it has been closed, so it takes no more calls")
         try:
             effect = next(self._flow)
             while True:
@@ -160,7 +166,7 @@ class SyncRun(Generic[T]):
                     effect = self._flow.send(None)
                     continue
                 if self._process != os.getpid():
-                    raise ClientClosed("stream: begun in another process; allowed: streams of this process")
+                    raise ClientClosedError("stream: it belongs to the process that began it")
                 try:
                     value = self._perform(effect)
                 except DELClientError as error:
@@ -174,7 +180,7 @@ class SyncRun(Generic[T]):
             self._close_response()
 
     def result(self) -> T:
-        """What the flow returned, once its chunks are exhausted."""
+        """Return the flow's result, once its chunks are exhausted."""
         return self._result[0]
 
     @property
@@ -183,15 +189,15 @@ class SyncRun(Generic[T]):
         return bool(self._result)
 
     def _perform(self, effect: Effect) -> Any:
-        # The clock starts with the first effect: a stream that nobody reads yet loses no time.
-        deadline = self._deadline = self._deadline or Deadline(self._driver.timeout, streams=self._streams)
+        # The clock starts with the first effect: a stream loses no time before it is read.
+        deadline = self._deadline = self._deadline or CallDeadline(self._driver.timeout, streams=self._streams)
         match effect:
             case Send():
                 return self._send(effect, deadline)
             case Read():
                 deadline.remaining()
                 if self._response is not None and self._response.http_version == "HTTP/2":
-                    # Unlike HTTP/1.1's, its reads look the limit up every time.
+                    # HTTP/2 reads look the limit up every time, unlike those of HTTP/1.1.
                     self._response.request.extensions["timeout"].update(deadline.for_httpx().as_dict())
                 try:
                     return next((piece for piece in self._body if piece), b"")
@@ -209,7 +215,7 @@ class SyncRun(Generic[T]):
             case _:
                 raise AssertionError(f"no such effect: {type(effect).__name__}")
 
-    def _send(self, effect: Send, deadline: Deadline) -> Any:
+    def _send(self, effect: Send, deadline: CallDeadline) -> Any:
         self._close_response()
         url = self._driver.core.base_url + effect.path
         limits = deadline.for_httpx()
@@ -221,16 +227,16 @@ class SyncRun(Generic[T]):
             self._response = http.send(request, stream=True)
         except FAILURES as failure:
             raise deadline.typed(failure, url) from failure
-        # The body is read under what is left of the total now; httpx looks the limit up when reading begins.
+        # The body gets the rest of the total; httpx looks the limit up when reading begins.
         request.extensions["timeout"].update(deadline.for_httpx(whole_body=True).as_dict())
         self._body = self._response.iter_bytes()
         self._watch(self._response, deadline)
         return head_of(self._response)
 
-    def _watch(self, response: httpx.Response, deadline: Deadline) -> None:
-        """Shut the connection down if no token comes in time: a read that has begun keeps the limit it began with."""
+    def _watch(self, response: httpx.Response, deadline: CallDeadline) -> None:
+        """Shut the connection down if no token comes in time; a running read keeps its limit."""
         left = deadline.until_first_token()
-        stream = response.extensions.get("network_stream")  # a transport of the caller's may have none
+        stream = response.extensions.get("network_stream")  # absent with some transports
         if left is None or stream is None or response.http_version == "HTTP/2":
             return
         connection = stream.get_extra_info("socket")
@@ -253,7 +259,7 @@ class SyncRun(Generic[T]):
         self._call_off()
         if self._process != os.getpid():
             self._response = self._http = None  # the parent's
-        # httpx closes an answer by itself when it has been read to the end.
+        # httpx closes a response by itself when it has been read to the end.
         finished = self._response is not None and self._response.is_closed
         if self._response is not None:
             self._response.close()
@@ -264,6 +270,6 @@ class SyncRun(Generic[T]):
 
 
 def _shut_down(connection: socket.socket) -> None:
-    """End what waits for the connection's bytes; whoever reads it closes it."""
+    """End a blocking read; the reader closes the connection."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

@@ -1,5 +1,7 @@
-"""Privacy spent per subject over time, and budgets that are kept before anything is sent; see
-``docs/guides/budgets.md``."""
+"""Privacy spending per subject, limited by budgets before anything is sent.
+
+See ``docs/guides/budgets.md``.
+"""
 
 from client_lib.ledger.budget import Budget, Spending
 from client_lib.ledger.ledger import Ledger

@@ -1,4 +1,4 @@
-"""How much a subject may spend, and what it has spent."""
+"""A subject's privacy budget, and its spending."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ import math
 from dataclasses import dataclass
 from datetime import timedelta
 
-from client_lib._validation import invalid
+from client_lib._validation import check_positive, check_share, invalid
 
 __all__ = ["Budget", "Spending"]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """At most ``epsilon`` at ``delta`` for what a subject's private tokens reveal together within ``window``.
+    """A limit of ``epsilon`` at ``delta`` for all private tokens of a subject within ``window``.
 
-    Two prompts' histories are neighbours if one could be the other with any of the tokens in the window replaced: the
-    budget is for all of them at once. Args:
+    Two histories are neighbors if they differ in any of the tokens within the window: the budget
+    covers all of them at once.
 
+    Args:
         epsilon: in nats, above 0.
         delta: in (0, 1), for the whole window.
-        window: how long spending counts; None for ever. Every span of time of this length keeps the budget.
-        mixed: whether several noise levels may be spent together; without it all of delta is for one level, and a
-            second one is refused.
+        window: how long spending counts; None means forever. Every period of this length keeps
+            the budget.
+        mixed: whether several noise levels may be spent together. Without it all of delta is for
+            one level, and a second level is refused.
 
     Raises:
-        InvalidRequest: a value is out of range; the message names it.
+        InvalidRequestError: a value is out of range.
     """
 
     epsilon: float
@@ -34,26 +36,24 @@ class Budget:
     mixed: bool = True
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.epsilon) and 0 < self.epsilon < math.inf):
-            raise invalid("epsilon", repr(self.epsilon), "a positive number")
-        if not (_is_number(self.delta) and 0 < self.delta < 1):
-            raise invalid("delta", repr(self.delta), "a number between 0 and 1")
+        check_positive("epsilon", self.epsilon)
+        check_share("delta", self.delta)
         window: object = self.window
         if window is not None and not (isinstance(window, timedelta) and window >= timedelta(minutes=1)):
-            raise invalid("window", repr(window), "a timedelta of at least a minute, or None")
+            raise invalid("window", "a timedelta of at least a minute or None", repr(window))
 
     @property
     def bucket_s(self) -> float:
-        """Seconds of spending that are kept, and expire, together: a 720th of the window (an hour of 30 days)."""
+        """Seconds of spending that expire together: 1/720 of the window, an hour of 30 days."""
         return math.inf if self.window is None else self.window.total_seconds() / 720
 
 
 @dataclass(frozen=True)
 class Spending:
-    """What a subject has spent within the window: ``epsilon`` at ``delta``, of ``budget``.
+    """A subject's spending within the window: ``epsilon`` at ``delta``, of ``budget``.
 
-    ``epsilon`` is what the budget is compared with, so it holds for a caller that chooses what to send in view of
-    earlier answers; with one noise level it is the exact figure at its share of ``delta``.
+    ``epsilon`` is the figure that the budget limits, so it is valid for callers that choose prompts
+    after seeing earlier responses. With one noise level it is exact at its share of ``delta``.
     """
 
     subject: str
@@ -63,9 +63,5 @@ class Spending:
 
     @property
     def remaining(self) -> float:
-        """Epsilon that is left, at least 0. Epsilons do not simply add up, so this is no promise for a request."""
+        """The remaining epsilon, at least 0. Epsilons do not add up, so it guarantees no request."""
         return max(0.0, self.budget - self.epsilon)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""The ledger: spending is decided and recorded before a byte leaves.
+"""The ledger: spending is checked and recorded before anything is sent.
 
 ledger = Ledger(SQLiteStore("ledger.db"), budget=Budget(epsilon=500.0))
 client = Client(url, ledger=ledger)
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from client_lib._validation import invalid
-from client_lib.errors import BudgetExceeded
+from client_lib._validation import has_surrogate, invalid, must_be
+from client_lib.errors import BudgetExceededError
 from client_lib.ledger.budget import Budget, Spending
 from client_lib.ledger.filter import Filter
 from client_lib.ledger.store import Entry, LedgerStore
-from client_lib.prompts.encoder import Draw
+from client_lib.prompts.types import Draw
 from del_core.mechanism import TokenMechanism
 from del_core.mechanism.base import Level
 
@@ -28,11 +28,11 @@ _LONGEST_SUBJECT = 256
 
 
 class Ledger:
-    """Keeps every subject of a store within a budget. Safe to use from several threads, as its store is.
+    """Limits every subject of a store to a budget. As safe for several threads as its store.
 
-    Guarantees are worst case over every table (``docs/privacy/guarantee.md``); how spending adds up, and why the sum
-    is valid
-    for a caller who reacts to answers, is in :mod:`client_lib.ledger.filter`.
+    Guarantees are worst case over every table (``docs/privacy/guarantee.md``).
+    :mod:`client_lib.ledger.filter` explains how spending adds up, and why the sum is valid for
+    callers that react to responses.
     """
 
     def __init__(self, store: LedgerStore, *, budget: Budget) -> None:
@@ -41,12 +41,12 @@ class Ledger:
         self._filter = Filter(budget.epsilon, budget.delta, budget.mixed)
 
     def spend(self, subject: str, mechanism: TokenMechanism, draws: Sequence[Draw]) -> Spending:
-        """Charge the draws that are not charged yet, durably before this returns.
+        """Charge the draws that have not been charged yet, durably.
 
         Raises:
-            InvalidRequest: the subject is not 1 to 256 characters.
-            BudgetExceeded: they do not fit the budget; nothing was recorded.
-            LedgerUnavailable: the store failed; nothing was recorded.
+            InvalidRequestError: the subject is not acceptable.
+            BudgetExceededError: the draws exceed the budget; nothing was recorded.
+            LedgerUnavailableError: the store failed; nothing was recorded.
         """
         check_subject(subject)
         with self.store.account(subject) as account:
@@ -64,16 +64,16 @@ class Ledger:
         return self._spending(subject, after)
 
     def spent(self, subject: str) -> Spending:
-        """What a subject has spent within the window. Changes nothing, also if the budget's window is another."""
+        """Return a subject's spending within the window, without changing anything."""
         check_subject(subject)
         with self.store.account(subject) as account:
             trials = _trials(self._counted(account.entries(), account.now))
         return self._spending(subject, trials)
 
     def export(self, subject: str) -> dict[str, Any]:
-        """All that is kept of a subject, as JSON-able values: for access requests and reports.
+        """Return all data of a subject as JSON values, for access requests and reports.
 
-        What has left the window is in it until the subject spends again; it has no part in ``epsilon``.
+        Entries outside the window remain until the subject spends again; ``epsilon`` ignores them.
         """
         check_subject(subject)
         with self.store.account(subject) as account:
@@ -89,7 +89,7 @@ class Ledger:
         }
 
     def erase(self, subject: str) -> bool:
-        """Delete all that is kept of a subject, who then has the whole budget again; whether there was anything."""
+        """Delete all data of a subject, restoring its budget; return whether there was any."""
         check_subject(subject)
         return self.store.erase(subject)
 
@@ -105,7 +105,7 @@ class Ledger:
         return math.inf if size == math.inf else (math.floor(now / size) + 1) * size
 
     def _window_start(self, now: float) -> float:
-        """Buckets that ended here or before have left: the last of a bucket's spending may be as late as its end."""
+        """Return the time at or before which buckets have left the window."""
         return -math.inf if self.budget.window is None else now - self.budget.window.total_seconds()
 
     def _counted(self, entries: Sequence[Entry], now: float) -> Sequence[Entry]:
@@ -113,13 +113,13 @@ class Ledger:
         return [entry for entry in entries if entry.end > start]
 
     def _expiry(self, end: float, now: float) -> str | None:
-        """When a bucket leaves the window, in this machine's time of day."""
+        """Return when a bucket leaves the window, in this machine's time of day."""
         if self.budget.window is None:
             return None
         left = timedelta(seconds=end - now) + self.budget.window
         return (datetime.now(UTC) + left).isoformat(timespec="seconds")
 
-    def _exceeded(self, subject: str, before: Sequence[Entry], entry: Entry, now: float) -> BudgetExceeded:
+    def _exceeded(self, subject: str, before: Sequence[Entry], entry: Entry, now: float) -> BudgetExceededError:
         spent = self._filter.spent(_trials(before))
         requested = self._filter.spent(_trials([*before, entry]))
         retry_at = None
@@ -128,10 +128,11 @@ class Ledger:
             if self._filter.admits(_trials([*left, entry])):
                 retry_at = datetime.fromisoformat(str(self._expiry(end, now)))
                 break
-        when = "never: the request alone is too much" if retry_at is None else f"from {retry_at.isoformat()} on"
-        return BudgetExceeded(
-            f"subject: has spent epsilon {spent:.6g}, with this request {requested:.6g}, at delta "
-            f"{self.budget.delta:g}; allowed: {self.budget.epsilon:g}; it fits {when}",
+        when = "it never fits" if retry_at is None else f"it fits from {retry_at.isoformat()} on"
+        name = f"the subject's epsilon at delta {self.budget.delta:g}"
+        wanted, found = f"at most {self.budget.epsilon:g}", f"{requested:.6g} with this request"
+        return BudgetExceededError(
+            f"{must_be(name, wanted, found)}; {spent:.6g} is spent, and {when}",
             subject=subject,
             epsilon_spent=spent,
             epsilon_requested=requested,
@@ -141,11 +142,12 @@ class Ledger:
 
 
 def check_subject(subject: object) -> None:
-    """Raise ``InvalidRequest`` unless it is text that a store can hold."""
+    """Raise ``InvalidRequestError`` unless a store can hold the subject."""
     if not isinstance(subject, str):
-        raise invalid("subject", f"a {type(subject).__name__}", "a string")
-    if not 1 <= len(subject) <= _LONGEST_SUBJECT or any("\ud800" <= c <= "\udfff" or c == "\0" for c in subject):
-        raise invalid("subject", f"of {len(subject)} characters", f"1 to {_LONGEST_SUBJECT} valid ones without NUL")
+        raise invalid("subject", "a string", f"a {type(subject).__name__}")
+    if not 1 <= len(subject) <= _LONGEST_SUBJECT or has_surrogate(subject) or "\0" in subject:
+        wanted = f"1 to {_LONGEST_SUBJECT} valid characters without NUL"
+        raise invalid("subject", wanted, f"{len(subject)} characters")
 
 
 def _spent_at(entry: Entry) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where a ledger is kept, in one string, as command lines name it."""
+"""Stores by their location: a path or a URL."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["is_url", "open_store"]
 
 
 def is_url(place: str) -> bool:
-    """Whether a place is a Redis server rather than a file."""
+    """Return whether a location is a Redis server rather than a file."""
     return place.startswith(("redis://", "rediss://", "unix://"))
 
 
 def open_store(place: str | os.PathLike[str]) -> LedgerStore:
-    """The store at a place: a Redis server's URL (``redis://``, ``rediss://``, ``unix://``), or a SQLite file's path.
+    """Open a Redis server's URL (``redis://``, ``rediss://``, ``unix://``) or a SQLite file.
 
     Raises as :class:`RedisStore` and :class:`SQLiteStore` do.
     """

@@ -1,12 +1,12 @@
 """A store in Redis, for processes on several machines that share budgets. Needs the extra ``redis``.
 
-A subject is held by a lock with a time to live, and what a holder has decided is written by a script that first looks
-whether the lock is still its own: a holder that was too slow changes nothing. The script leaves its token behind, so
-sending it again after a broken connection changes nothing either. Redis has to keep what it has acknowledged, which by
-default it does not; see :class:`RedisStore`.
+A lock with a time to live holds a subject. A script writes the holder's decision after checking that
+the lock is still its own, so a holder that was too slow changes nothing. The script leaves its token
+behind, so a repetition after a broken connection changes nothing either. Redis must keep what it has
+acknowledged, which it does not by default; see :class:`RedisStore`.
 
-The clock is the Redis server's time of day, and never goes back. Clients' clocks have no part in it, but a server's
-clock that is set forward lets spending expire early: keep it by NTP.
+The clock is the Redis server's time of day, and never goes back. The clocks of clients have no
+influence, but a server's clock that is set forward expires spending early: use NTP.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from client_lib._validation import check_seconds, invalid
-from client_lib.errors import LedgerUnavailable
-from client_lib.ledger import redis_scripts as _redis_scripts
+from client_lib._validation import check_seconds, invalid, must_be
+from client_lib.errors import LedgerUnavailableError
+from client_lib.ledger import redis_scripts
 from client_lib.ledger.store import Account, Entry
 
 if TYPE_CHECKING:
@@ -38,20 +38,20 @@ _LONGEST_POLL_S = 0.05
 
 
 class RedisStore:
-    """A ledger's store in the Redis server (7.0 or newer) at ``url``, ``redis://``, ``rediss://`` or ``unix://``.
+    """A ledger's store in a Redis server, 7.0 or newer.
 
     Args:
-        url: where the server is, with user, password and number of the database where it needs them.
-        prefix: of the keys' names.
-        timeout: seconds to wait for a connection, for an answer and for a subject that somebody else holds.
-        hold: seconds after which a holder that has not come back is taken for dead.
-        durable: refuse a server that may forget what it has acknowledged. What is needed is ``appendonly yes``,
-            ``appendfsync always`` and ``maxmemory-policy noeviction``. Replicas are written to afterwards: a failover
-            may lose the last moments whatever this says.
+        url: ``redis://``, ``rediss://`` or ``unix://``, with user, password and database number.
+        prefix: prefix of the keys' names.
+        timeout: seconds to wait for a connection, a response, or a subject that is held.
+        hold: seconds after which a silent holder is presumed dead.
+        durable: refuse a server that may lose acknowledged data. It needs ``appendonly yes``,
+            ``appendfsync always`` and ``maxmemory-policy noeviction``. Replicas are written later,
+            so a failover may lose the last moments nevertheless.
 
     Raises:
-        InvalidRequest: the package redis is missing, or an argument is out of range.
-        LedgerUnavailable: the server cannot be reached, or may forget.
+        InvalidRequestError: the package redis is missing, or an argument is out of range.
+        LedgerUnavailableError: the server cannot be reached, or may lose data.
     """
 
     def __init__(
@@ -68,9 +68,11 @@ class RedisStore:
             from redis.backoff import ExponentialBackoff
             from redis.retry import Retry
         except ImportError:
-            raise invalid("ledger", "needs the package redis", "pip install 'del-serve[redis]'") from None
+            raise invalid(
+                "ledger", "used with the package redis (pip install 'del-serve[redis]')", "no such package"
+            ) from None
         if not re.fullmatch(r"[A-Za-z0-9:_.-]{1,100}", prefix):
-            raise invalid("prefix", repr(prefix), "1 to 100 of A-Z a-z 0-9 : _ . -")
+            raise invalid("prefix", "1 to 100 of A-Z a-z 0-9 : _ . -", repr(prefix))
         check_seconds("timeout", timeout)
         check_seconds("hold", hold)
         self._errors = redis.RedisError
@@ -82,19 +84,14 @@ class RedisStore:
                 url,
                 socket_timeout=timeout,
                 socket_connect_timeout=timeout,
-                # Every command here may be sent again: the scripts see to it.
+                # Every command may be repeated: the scripts are idempotent.
                 retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), _TRIES),
             )
         except ValueError:
-            raise invalid("ledger", repr(self._where), "redis://, rediss:// or unix://") from None
+            raise invalid("ledger", "a redis://, rediss:// or unix:// URL", repr(self._where)) from None
         self._hold, self._commit, self._erase, self._release = (
             self._redis.register_script(text)
-            for text in (
-                _redis_scripts.HOLD,
-                _redis_scripts.COMMIT,
-                _redis_scripts.ERASE,
-                _redis_scripts.RELEASE,
-            )
+            for text in (redis_scripts.HOLD, redis_scripts.COMMIT, redis_scripts.ERASE, redis_scripts.RELEASE)
         )
         if durable:
             self._check_durability()
@@ -120,7 +117,7 @@ class RedisStore:
         found = {match[1] for name in names if (match := pattern.fullmatch(name))}
         with contextlib.suppress(binascii.Error, UnicodeDecodeError):
             return sorted(base64.urlsafe_b64decode(name).decode() for name in found)
-        raise LedgerUnavailable(f"ledger: {self._where} has keys of something else under {self._prefix}")
+        raise LedgerUnavailableError(f"ledger: {self._where} has foreign keys under {self._prefix}")
 
     def erase(self, subject: str) -> bool:
         """See ``LedgerStore``."""
@@ -137,7 +134,7 @@ class RedisStore:
         self._redis.close()
 
     def charged(self, keys: Sequence[str], draws: Collection[bytes]) -> dict[bytes, float]:
-        """Those of the draws that are noted, and the ends of their buckets."""
+        """Return those of the draws that were charged, with the ends of their buckets."""
         if not draws:
             return {}
         with self._failures():
@@ -150,30 +147,30 @@ class RedisStore:
         return [f"{self._prefix}{{{name}}}:{part}" for part in ("lock", "spending", "draws", "done")]
 
     def _take(self, keys: Sequence[str], token: str) -> list[Any]:
-        """Hold a subject: what is kept of it, as the script returns it."""
+        """Hold a subject, and return its data as the script does."""
         if self._closed:
-            raise LedgerUnavailable(f"ledger: {self._where} has been closed")
+            raise LedgerUnavailableError(f"ledger: {self._where} has been closed")
         end = time.monotonic() + self._timeout
         while (kept := self._run(self._hold, keys, [token, self._hold_ms])) is None:
             if time.monotonic() > end:
-                raise LedgerUnavailable(
-                    f"ledger: {self._where}: the subject has been held by others for {self._timeout} s; "
+                raise LedgerUnavailableError(
+                    f"ledger: {self._where}: the subject was held by others for {self._timeout} s; "
                     "nothing has been sent"
                 )
-            # Random, so that those who wait do not come all at once.
+            # Jitter, so that waiting processes do not retry all at once.
             time.sleep(_LONGEST_POLL_S * (1 + secrets.randbelow(1000)) / 1000)
         return list(kept)
 
     def _let_go(self, keys: Sequence[str], token: str) -> None:
-        with contextlib.suppress(LedgerUnavailable):  # then it lets itself go
+        with contextlib.suppress(LedgerUnavailableError):  # the lock expires by itself
             self._run(self._release, keys, [token])
 
     def _run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         with self._failures():
             return script(keys=list(keys), args=list(arguments))
 
-    def _lost(self) -> LedgerUnavailable:
-        return LedgerUnavailable(
+    def _lost(self) -> LedgerUnavailableError:
+        return LedgerUnavailableError(
             f"ledger: {self._where}: the subject was held for longer than {self._hold_ms / 1000} s and lost; "
             "nothing was recorded and nothing has been sent"
         )
@@ -183,7 +180,7 @@ class RedisStore:
             persistence, memory = self._redis.info("persistence"), self._redis.info("memory")
         try:
             policy: str | None = self._redis.config_get("appendfsync").get("appendfsync")
-        except self._errors:  # the command is forbidden, as it often is at providers
+        except self._errors:  # providers often forbid the command
             policy = None
         for name, found, needed in (
             ("appendonly", "yes" if persistence.get("aof_enabled") else "no", "yes"),
@@ -191,9 +188,9 @@ class RedisStore:
             ("maxmemory-policy", memory.get("maxmemory_policy"), "noeviction"),
         ):
             if found != needed:
-                raise LedgerUnavailable(
-                    f"ledger: {self._where} may forget spending: {name} is {found or 'not shown'}; allowed: {needed}, "
-                    "or durable=False"
+                raise LedgerUnavailableError(
+                    f"ledger: {self._where} may lose spending unless durable=False: "
+                    + must_be(name, needed, found or "no permission to read it")
                 )
 
     @contextlib.contextmanager
@@ -201,7 +198,7 @@ class RedisStore:
         try:
             yield
         except (self._errors, OSError) as error:
-            raise LedgerUnavailable(
+            raise LedgerUnavailableError(
                 f"ledger: {self._where}: {type(error).__name__}: {error}; nothing has been sent"
             ) from error
 
@@ -210,7 +207,7 @@ class RedisStore:
 
 
 class _RedisAccount:
-    """One subject, while it is held: what was kept when the hold began, and what is to be changed."""
+    """A held subject: its data when the hold began, and the pending changes."""
 
     def __init__(self, store: RedisStore, keys: Sequence[str], kept: Sequence[Any]) -> None:
         self._store, self._keys = store, keys
@@ -238,7 +235,7 @@ class _RedisAccount:
         self._forgotten = max(self._forgotten, end)
 
     def changes(self) -> list[Any]:
-        """The arguments of the script that makes them, behind the token."""
+        """Return the arguments of the commit script, after the token."""
         before = "" if self._forgotten == -math.inf else repr(self._forgotten)
         fields: list[Any] = []
         ids: list[Any] = []

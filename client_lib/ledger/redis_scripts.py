@@ -1,11 +1,11 @@
-"""What the Redis store does on the server, as Lua scripts: each runs as one step, and may be sent again.
+"""Lua scripts of the Redis store. Each runs atomically, and may be repeated.
 
-KEYS[1]  lock       the token of whoever holds the subject, with a time to live
-KEYS[2]  spending   a hash: "<end>|<level>" -> trials, and "now" -> the latest time that was seen, in microseconds
+KEYS[1]  lock       the holder's token, with a time to live
+KEYS[2]  spending   a hash: "<end>|<level>" -> trials, and "now" -> the latest time, in microseconds
 KEYS[3]  draws      a sorted set: id of a charged draw -> end of its bucket
 KEYS[4]  done       the token of the last holder whose changes were made, with a time to live
 
-All keys of a subject have one hash tag, so they live on one node of a cluster.
+All keys of a subject share a hash tag, so they are on one node of a cluster.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ local seen = redis.call('HGET', KEYS[2], 'now')
 if seen and tonumber(seen) > now then now = tonumber(seen) end
 return {string.format('%.0f', now), redis.call('HGETALL', KEYS[2])}
 """
-"""The clock is the server's and never goes back: clients' clocks have no part in it."""
+"""The server's clock, which never goes back."""
 
 COMMIT = """
 -- ARGV: token, now, forget before, number of entries, (field, trials)..., (end, id)...

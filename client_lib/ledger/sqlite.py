@@ -1,11 +1,12 @@
-"""A store in one SQLite file, for any number of threads and processes of one machine.
+"""A store in one SQLite file, for the threads and processes of one machine.
 
-Write-ahead log, ``synchronous=FULL``: what was committed survives a crash of the process and of the system. Every
-decision is one ``BEGIN IMMEDIATE`` transaction, so two processes cannot both spend the last of a budget.
+With a write-ahead log and ``synchronous=FULL``, committed data survives a crash of the process and of
+the system. Every decision is one ``BEGIN IMMEDIATE`` transaction, so two processes cannot both spend
+the rest of a budget.
 
-The clock: spending expires by time, so a clock that is set forward must not free a budget. Within one boot of the
-machine time advances by the boot clock, which nobody sets; across boots it is the larger of what was seen last and the
-time of day. (A time of day that is wrong after a boot cannot be told from a machine that was off.)
+Spending expires by time, so setting the clock forward must not free a budget. Within one boot of the
+machine time advances by the boot clock, which nobody can set; across boots it is the maximum of the
+last time and the time of day. (A wrong time of day after a boot looks like a machine that was off.)
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from client_lib.errors import LedgerUnavailable
+from client_lib._validation import must_be
+from client_lib.errors import LedgerUnavailableError
 from client_lib.ledger.store import Account, Entry
 
 __all__ = ["SQLiteStore"]
@@ -39,10 +41,10 @@ CREATE TABLE draws (
 
 
 class SQLiteStore:
-    """A ledger's store in the file ``path``, made if it is not there. ``busy_timeout`` is in seconds.
+    """A ledger's store in the file ``path``, created if missing. ``busy_timeout`` is in seconds.
 
     Raises:
-        LedgerUnavailable: the file cannot be opened, is no ledger, or is one of a newer version.
+        LedgerUnavailableError: the file cannot be opened, is no ledger, or has a newer version.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 10.0) -> None:
@@ -72,7 +74,7 @@ class SQLiteStore:
             return [row[0] for row in rows]
 
     def erase(self, subject: str) -> bool:
-        """See ``LedgerStore``. What was deleted is overwritten in the file, and the log emptied."""
+        """See ``LedgerStore``. Deleted data is overwritten in the file, and the log emptied."""
         with self._held(), self._failures():
             connection = self._open()
             with _transaction(connection):
@@ -92,17 +94,17 @@ class SQLiteStore:
                 connection.close()
 
     def _held(self) -> threading.Lock:
-        """The lock of this process: after a fork, another thread of the parent may hold the inherited one for ever."""
+        """Return this process's lock; after a fork the inherited one may be held forever."""
         if self._pid not in (0, os.getpid()):
-            # Never used and never closed here: SQLite's locks and log belong to the parent.
+            # Neither used nor closed: SQLite's locks and log belong to the parent.
             self._inherited.append(self._connection)
             self._lock, self._connection, self._pid = threading.Lock(), None, 0
         return self._lock
 
     def _open(self) -> sqlite3.Connection:
-        """This process's connection."""
+        """Return this process's connection."""
         if self._closed:
-            raise LedgerUnavailable(f"ledger: {self.path} has been closed")
+            raise LedgerUnavailableError(f"ledger: {self.path} has been closed")
         if self._connection is None:
             connection = sqlite3.connect(
                 self.path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
@@ -120,7 +122,7 @@ class SQLiteStore:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise LedgerUnavailable(f"ledger: {self.path}: {error}; nothing has been sent") from error
+            raise LedgerUnavailableError(f"ledger: {self.path}: {error}; nothing has been sent") from error
 
     def __repr__(self) -> str:
         return f"SQLiteStore({str(self.path)!r})"
@@ -167,10 +169,12 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     with _transaction(connection):
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > _VERSION:
-            raise LedgerUnavailable(f"ledger: {path} has version {version}; allowed: up to {_VERSION}")
+            raise LedgerUnavailableError(
+                f"ledger: {must_be(f'the version of {path}', f'at most {_VERSION}', str(version))}"
+            )
         if version == 0:
             if connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                raise LedgerUnavailable(f"ledger: {path} is a database of something else; allowed: a ledger's")
+                raise LedgerUnavailableError("ledger: " + must_be(str(path), "a ledger's database", "another one"))
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version={_VERSION}")
@@ -178,7 +182,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
 
 @contextlib.contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All of it durable, or none of it there."""
+    """Commit durably, or roll back."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -190,7 +194,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _boot() -> tuple[str, float]:
-    """An id of this boot of the machine, and the seconds since, which go on while it sleeps."""
+    """Return an id of this boot of the machine, and the seconds since, sleep included."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return boot, time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -199,7 +203,7 @@ def _boot() -> tuple[str, float]:
 
 
 def _now(connection: sqlite3.Connection) -> float:
-    """Seconds of the ledger's clock, noted: it never goes back, and within a boot nobody can set it."""
+    """Advance and return the ledger's clock, in seconds; it never goes back."""
     boot, boot_s = _boot()
     row = connection.execute("SELECT boot, boot_s, now_s FROM clock").fetchone()
     if row is None:

@@ -1,8 +1,8 @@
-"""Where a ledger keeps what was spent: the protocol of a store, and one in memory.
+"""The protocol of a ledger's store, and a store in memory.
 
-A store holds, for every subject, entries (bucket of time, noise level, trials) and the ids of the draws that were
-charged. All of one decision happens inside :meth:`LedgerStore.account`: whoever is inside it sees a state that nobody
-else changes, and what was added is durable once it has been left without an exception, or not there at all.
+A store holds, for every subject, entries (time bucket, noise level, trials) and the ids of the draws
+that were charged. A decision happens inside :meth:`LedgerStore.account`: nobody else changes the state
+meanwhile, and the changes are durable once it was left without an exception, and absent otherwise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from client_lib._core.fork import renewed_after_fork
-from client_lib.errors import LedgerUnavailable
+from client_lib.errors import LedgerUnavailableError
 from del_core.mechanism.base import Level
 
 __all__ = ["Account", "Entry", "LedgerStore", "MemoryStore"]
@@ -28,7 +28,7 @@ class Entry:
 
     ``level`` and ``trials`` are those of ``TokenMechanism.charge``: for the binomial mechanism the
     ratio times 2^31 and a number of trials, else the mechanism as JSON and a number of tokens.
-    ``end`` is in seconds of the store's clock, infinite where spending never expires.
+    ``end`` is in seconds of the store's clock, infinite if spending never expires.
     """
 
     end: float
@@ -40,35 +40,35 @@ class Account(Protocol):
     """One subject's state, while it is held."""
 
     now: float
-    """Seconds of the store's clock, which never goes back and does not jump."""
+    """Seconds of the store's clock, which neither goes back nor jumps."""
 
     def entries(self) -> Sequence[Entry]:
-        """All that is kept."""
+        """Return all entries."""
 
     def known(self, draws: Collection[bytes]) -> set[bytes]:
-        """Those of the draws that were charged before."""
+        """Return those of the draws that were charged before."""
 
     def add(self, entry: Entry, draws: Collection[bytes]) -> None:
-        """Add to what was spent, and note the draws as charged."""
+        """Add spending, and note the draws as charged."""
 
     def forget_before(self, end: float) -> None:
-        """Drop entries, and draws noted with them, whose bucket ended at ``end`` or before."""
+        """Drop entries and their draws whose bucket ended at ``end`` or before."""
 
 
 class LedgerStore(Protocol):
-    """See the module. Every method may raise ``LedgerUnavailable``."""
+    """A store of spending. Every method may raise ``LedgerUnavailableError``."""
 
     def account(self, subject: str) -> AbstractContextManager[Account]:
-        """Hold a subject's state: atomic, and durable when left."""
+        """Hold a subject's state; changes are atomic, and durable when the context is left."""
 
     def subjects(self) -> Sequence[str]:
-        """Everybody of whom something is kept."""
+        """Return all subjects with data."""
 
     def erase(self, subject: str) -> bool:
-        """Delete all that is kept of a subject; whether there was anything."""
+        """Delete all data of a subject; return whether there was any."""
 
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Close files and connections."""
 
 
 @dataclass(slots=True)
@@ -94,9 +94,10 @@ class _MemoryAccount:
 
 
 class MemoryStore:
-    """A store for one process, gone with it: for tests, and where spending need not outlive the process.
+    """A store in the memory of one process, for tests and for spending that may be forgotten.
 
-    In a forked process it is refused: what is spent there would be missing here, and a budget could be spent twice.
+    A forked process must not use it: the parent would not see its spending, so a budget could be
+    spent twice.
     """
 
     def __init__(self) -> None:
@@ -113,7 +114,7 @@ class MemoryStore:
     def account(self, subject: str) -> Iterator[Account]:
         """See ``LedgerStore``."""
         with self._held():
-            # Changes are made by single statements that do not fail, so nothing is ever half done.
+            # Changes are single statements that do not fail, so they are never partial.
             account = self._accounts.setdefault(subject, _MemoryAccount())
             account.now = time.monotonic()
             yield account
@@ -133,7 +134,5 @@ class MemoryStore:
 
     def _held(self) -> threading.Lock:
         if self._is_copy:
-            raise LedgerUnavailable(
-                "ledger: in the memory of another process; allowed: the process that made it, or a SQLiteStore"
-            )
+            raise LedgerUnavailableError("ledger: a MemoryStore belongs to the process that made it; use a SQLiteStore")
         return self._lock

@@ -1,1 +1,1 @@
-"""From a prompt to noisy counts: spans, chat templates, padding, encoding, and reuse of counts."""
+"""Prompts: spans, chat templates, padding, encoding, and reuse of counts."""

@@ -1,114 +1,46 @@
-"""From spans to what is sent: tokenise, look up, quantise, pack.
+"""Encoding of spans: tokenize, look up, quantize, pack.
 
-1. Every span is tokenised on its own with the bundle's tokenizer, without special tokens being added.
-2. A private token becomes a row of the bundle's table, ``levels`` (tokens, dim), and the row becomes counts
-   (tokens, dim) by :meth:`del_core.mechanism.Mechanism.sample` with random bytes of
-   :mod:`del_core.mechanism.randomness`.
-3. A public token is sent as its id. If the bundle names a ``bos_token_id`` it goes first, as a public segment.
+1. Every span is tokenized on its own with the bundle's tokenizer, without special tokens.
+2. A private token becomes a row of the bundle's table, and
+   :meth:`del_core.mechanism.Mechanism.sample` turns the row into counts with bytes of the CSPRNG.
+3. A public token is sent as its id. A ``bos_token_id`` of the bundle goes first, as a public token.
 4. :func:`del_core.wire.encode_frame` packs the segments under a header.
 
-The noise is drawn in step 2 and nowhere else. An :class:`EncodedPrompt` holds the counts, so that everything that is
-sent for one prompt (retries, the resumption of a broken stream) carries the same ones: two noisy copies of one prompt
-would tell the server more than one.
+Step 2 is the only place where noise is drawn. An :class:`EncodedPrompt` holds the counts, so that
+retries and resumed streams carry the same ones: two noisy copies of one prompt reveal more than one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client_lib.errors import BundleInvalid, InvalidRequest
+from client_lib._validation import invalid, must_be
+from client_lib.errors import BundleInvalidError, InvalidRequestError
 from client_lib.prompts.padding import Padding
-from client_lib.prompts.spans import CLEAR, Prompt, Span, spans_of
+from client_lib.prompts.span_memory import Recall
+from client_lib.prompts.spans import CLEAR, Prompt, spans_of
+from client_lib.prompts.types import Draw, DrawnSegment, EncodedPrompt, Tokenized
 from del_core.bundle import ClientBundle
 from del_core.errors import FrameError
 from del_core.mechanism.randomness import random_bytes
-from del_core.wire import PrivateSegment, PublicSegment, Request, Sampling, Segment, encode_frame
+from del_core.wire import PublicSegment, Request, Sampling, Segment, encode_frame
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from client_lib.prompts.span_memory import Recall
-
-__all__ = ["Draw", "DrawnSegment", "EncodedPrompt", "Encoder", "Tokenised"]
+__all__ = ["Draw", "DrawnSegment", "EncodedPrompt", "Encoder", "Tokenized"]
 
 _DRAW_ID_BYTES = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One drawing of noise: the counts of one private segment.
-
-    ``id`` is 16 random bytes, made when the counts were drawn; it says nothing about them. Whatever sends the same
-    counts again carries the same id, so that a ledger charges them once. ``tokens`` is how many tokens they stand for.
-    """
-
-    id: bytes = field(repr=False)
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DrawnSegment(PrivateSegment):
-    """The counts of a private span with the identity of their draw, which is never sent."""
-
-    draw_id: bytes = field(repr=False)
-
-    @property
-    def draw(self) -> Draw:
-        """The draw that these counts came from."""
-        return Draw(self.draw_id, self.tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Tokenised:
-    """A span as token ids, padded if asked for; nothing is drawn yet. ``padding`` names what was asked for."""
-
-    span: Span
-    ids: tuple[int, ...] = field(repr=False)
-    padding: str = field(default="", repr=False)
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class EncodedPrompt:
-    """A prompt as it will be sent: noise already drawn, so sending it twice reveals nothing more than once.
-
-    ``fingerprint`` and ``variant`` say what it was encoded for. ``origin`` identifies everything that the segments
-    depend on (tokenizer, table, noise): under a bundle with another fingerprint but the same origin the segments
-    stay valid as they are. ``session`` is the random name of the conversation that the prompt is of, if it is of one.
-    """
-
-    fingerprint: str
-    variant: str
-    segments: tuple[Segment, ...] = field(repr=False)
-    origin: tuple[object, ...] = field(repr=False)
-    session: str | None = field(default=None, repr=False)
-
-    @property
-    def private_tokens(self) -> int:
-        """How many tokens are sent as counts; the privacy loss of the prompt composes over these."""
-        return sum(segment.tokens for segment in self.segments if isinstance(segment, PrivateSegment))
-
-    @property
-    def draws(self) -> tuple[Draw, ...]:
-        """The draws of the private segments, in their order; sending them again costs no privacy."""
-        return tuple(segment.draw for segment in self.segments if isinstance(segment, DrawnSegment))
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens the prompt has."""
-        return sum(segment.tokens for segment in self.segments)
-
-    def __repr__(self) -> str:
-        return f"EncodedPrompt(fingerprint={self.fingerprint!r}, variant={self.variant!r})"
-
-
 class Encoder:
-    """Encodes prompts for one bundle. Stateless between calls and safe to use from several threads.
+    """Encodes prompts for one bundle. Stateless between calls and safe for several threads.
 
-    ``random_source(n)`` must return n bytes from a cryptographic generator.
+    ``random_source(n)`` must return n bytes of a cryptographic generator.
     """
 
     def __init__(self, bundle: ClientBundle, *, random_source: Callable[[int], bytes] = random_bytes) -> None:
@@ -123,56 +55,61 @@ class Encoder:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """The names that ``variant`` may have, ``clear`` last."""
+        """The variant names, ``clear`` last."""
         return (*self.bundle.variants, CLEAR)
 
     def encode(self, prompt: Prompt, variant: str) -> EncodedPrompt:
-        """Tokenise the prompt and draw its noise.
+        """Tokenize a prompt and draw its noise.
 
-        Raises :class:`InvalidRequest` for an unknown variant, what :func:`client_lib.prompts.spans.spans_of` refuses,
-        and a
-        prompt without a single token; :class:`BundleInvalid` if the tokenizer knows tokens that the table does not.
+        Raises:
+            InvalidRequestError: the variant is unknown, the prompt has no token, or
+                :func:`client_lib.prompts.spans.spans_of` refuses it.
+            BundleInvalidError: the tokenizer has tokens that the table lacks.
         """
-        return self.draw(self.tokenise(prompt, variant), variant)
+        return self.draw(self.tokenize(prompt, variant), variant)
 
-    def tokenise(self, prompt: Prompt, variant: str, padding: Padding | None = None) -> tuple[Tokenised, ...]:
-        """The first half of :meth:`encode`: all that can fail, and no noise yet. Spans without tokens are left out."""
+    def tokenize(self, prompt: Prompt, variant: str, padding: Padding | None = None) -> tuple[Tokenized, ...]:
+        """Tokenize, without drawing noise; spans without tokens are dropped.
+
+        Everything about a prompt that can be refused is refused here.
+        """
         self.check_variant(variant)
-        tokenised: list[Tokenised] = []
+        tokenized: list[Tokenized] = []
         for span in spans_of(prompt, variant):
             ids = self._ids(span.text)
             if not ids:
                 continue
             if padding is None or not span.is_private:
-                tokenised.append(Tokenised(span, ids))
+                tokenized.append(Tokenized(span, ids))
             else:
                 padded = padding.apply(ids, self._ids(padding.text))
-                tokenised.append(Tokenised(span, padded, f"{padding.bucket} {padding.text}"))
-        if not tokenised:
-            raise InvalidRequest("prompt: no token remains after tokenisation; allowed: at least one", field="prompt")
-        return tuple(tokenised)
+                tokenized.append(Tokenized(span, padded, f"{padding.bucket} {padding.text}"))
+        if not tokenized:
+            raise invalid("prompt", "at least one token long", "a prompt without tokens")
+        return tuple(tokenized)
 
-    def draw(self, tokenised: Sequence[Tokenised], variant: str, recall: Recall | None = None) -> EncodedPrompt:
-        """The second half of :meth:`encode`: draw the noise, or recall it for what a conversation has sent before.
+    tokenise = tokenize  # alias until 1.0
 
-        Raises :class:`client_lib.errors.BundleOutdated` as :meth:`client_lib.prompts.span_memory.SpanMemory.counts`
-        does.
+    def draw(self, tokenized: Sequence[Tokenized], variant: str, recall: Recall | None = None) -> EncodedPrompt:
+        """Draw the noise of tokenized spans, or recall the counts that a conversation sent before.
+
+        Raises ``BundleOutdatedError`` as :meth:`client_lib.prompts.span_memory.SpanMemory.counts`.
         """
-        hidden = [part for part in tokenised if part.span.is_private]
+        hidden = [part for part in tokenized if part.span.is_private]
         origin = self._origin(variant)
 
-        def quantise(ids: tuple[int, ...]) -> DrawnSegment:
+        def quantize(ids: tuple[int, ...]) -> DrawnSegment:
             levels = self.bundle.table[np.asarray(ids, dtype=np.intp)]
             codes = self.bundle.mechanism(variant).sample(levels, self._random_source)
             return DrawnSegment(codes, random_bytes(_DRAW_ID_BYTES))
 
         if recall is None:
-            drawn, session = [quantise(part.ids) for part in hidden], None
+            drawn, session = [quantize(part.ids) for part in hidden], None
         else:
-            drawn, session = recall.memory.counts(hidden, variant, origin, quantise, fresh=recall.fresh)
+            drawn, session = recall.memory.counts(hidden, variant, origin, quantize, fresh=recall.fresh)
         counts = iter(drawn)
         segments: list[Segment] = [
-            next(counts) if part.span.is_private else PublicSegment(part.ids) for part in tokenised
+            next(counts) if part.span.is_private else PublicSegment(part.ids) for part in tokenized
         ]
         bos_token_id = self.bundle.manifest.bos_token_id
         if bos_token_id is not None:
@@ -181,45 +118,45 @@ class Encoder:
 
     def _ids(self, text: str) -> tuple[int, ...]:
         ids = tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        if ids and max(ids) >= self.bundle.table.shape[0]:
-            raise BundleInvalid(
-                "tokenizer.json: it has token ids beyond the table; "
-                f"allowed: 0 to {self.bundle.table.shape[0] - 1}, one for every row of table.safetensors"
+        rows = self.bundle.table.shape[0]
+        if ids and max(ids) >= rows:
+            raise BundleInvalidError(
+                must_be("tokenizer.json", f"limited to the token ids 0 to {rows - 1} of the table", "a larger id")
             )
         return ids
 
     def adopt(self, encoded: EncodedPrompt) -> EncodedPrompt | None:
-        """The same segments for this bundle, or None if they would mean something else under it.
+        """Return the same segments for this bundle, or None if they mean something else under it.
 
-        Nothing is drawn anew, so moving a prompt to another bundle this way costs no privacy.
+        Nothing is drawn, so this costs no privacy.
         """
         if encoded.variant not in self.variants or encoded.origin != self._origin(encoded.variant):
             return None
         return replace(encoded, fingerprint=self.fingerprint)
 
     def frame(self, encoded: EncodedPrompt, sampling: Sampling, resume: tuple[int, ...] = ()) -> bytes:
-        """The frame of an encoded prompt. Raises :class:`InvalidRequest` for values that the wire format refuses."""
+        """Return the frame of an encoded prompt.
+
+        Raises ``InvalidRequestError`` for values that the wire format refuses.
+        """
         if encoded.fingerprint != self.fingerprint:
-            raise InvalidRequest(
-                f"prompt: encoded for the bundle {encoded.fingerprint}; allowed: {self.fingerprint}", field="prompt"
-            )
+            raise invalid("prompt", f"encoded for the bundle {self.fingerprint}", encoded.fingerprint)
         bits = 1 if encoded.variant == CLEAR else self.bundle.mechanism(encoded.variant).bits
         request = Request(encoded.fingerprint, encoded.variant, encoded.segments, sampling, resume)
         try:
             return encode_frame(request, bits=bits)
         except FrameError as error:
             name = error.field.removeprefix("header.")
-            raise InvalidRequest(f"{name} {error.message}", code=error.code, field=name) from None
+            raise InvalidRequestError(f"{name} {error.message}", code=error.code, field=name) from None
 
     def check_variant(self, variant: str) -> None:
-        """Raise :class:`InvalidRequest` unless the bundle has this variant or it is ``clear``."""
+        """Raise ``InvalidRequestError`` unless the bundle has the variant or it is ``clear``."""
         if variant not in self.variants:
-            raise InvalidRequest(
-                f"variant: {variant!r}; allowed: {', '.join(self.variants)}", code="unknown_variant", field="variant"
-            )
+            message = must_be("variant", f"one of {', '.join(self.variants)}", repr(variant))
+            raise InvalidRequestError(message, code="unknown_variant", field="variant")
 
     def _origin(self, variant: str) -> tuple[object, ...]:
-        """Everything that the segments of a prompt depend on besides the prompt and the random bits."""
+        """Return everything that segments depend on besides the prompt and the random bytes."""
         bundle = self.bundle
         files = {name: bundle.manifest.files[name].sha256 for name in ("table.safetensors", "tokenizer.json")}
         noise = None if variant == CLEAR else bundle.mechanism(variant)
@@ -229,15 +166,13 @@ class Encoder:
 def _load_tokenizer(bundle: ClientBundle) -> Tokenizer:
     from tokenizers import Tokenizer
 
-    # Whatever the library raises is caught: it reports a malformed file by a bare Exception.
     try:
         tokenizer = Tokenizer.from_file(str(bundle.tokenizer_path))
-    except Exception as error:
-        raise BundleInvalid(
-            f"tokenizer.json: not readable by the tokenizers library ({type(error).__name__}); "
-            "allowed: a tokenizer saved by that library"
+    except Exception as error:  # the library reports a malformed file by a bare Exception
+        raise BundleInvalidError(
+            must_be("tokenizer.json", "a file of the tokenizers library", type(error).__name__)
         ) from error
-    # Settings for batches would cut or fill up prompts without a word.
+    # Batch settings of the file would silently truncate or pad prompts.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -1,16 +1,20 @@
-"""What the private spans of a conversation became: every one quantised once, its counts sent again ever after.
+"""Reuse of the noisy counts of private spans across the turns of a conversation.
 
-The k-th occurrence of a text in a prompt is a span of its own, named
+The k-th occurrence of a text in a prompt is named
 
-    H(key; variant, padding, text, k),   H = BLAKE2b with 32 random bytes as the key,
+    H(key; variant, padding, text, k),   H = BLAKE2b with a random key of 32 bytes,
 
-and has a draw of its own: two places with the same text carry independent noise, so that the server cannot see that
-they are equal. Sending a named span again repeats its counts bit for bit, which tells the server nothing that it does
-not have already. No text is kept: an entry is the digest, the counts and the identity of their draw.
+and has a draw of its own. Occurrences of the same text carry independent noise, so the server cannot
+see that they are equal. Sending a named span again repeats its counts bit for bit and reveals
+nothing new. An entry holds the digest, the counts and the id of their draw, but no text.
 
-A conversation has a session id, which its requests carry so that a router can send them to the replica that has their
-beginning in its cache. It is random, and goes as far as the server could link requests by their equal counts anyway:
-with fresh noise for what was said before there is a new one, since two draws of one text must not be shown to be such.
+Requests of a conversation carry a random session id, so that a router can send them to the replica
+that has their beginning in its cache. The id links no more requests than equal counts do anyway: fresh
+noise for earlier text starts a new session, because two draws of one text must not be linked.
+
+A saved memory is ``b"DELM"``, a version byte (1), 12 bytes of nonce, and the AES-256-GCM ciphertext
+with its tag (NIST SP 800-38D). The header is authenticated too. Nonces are random: after 2^32
+savings under one key the probability of a repeated nonce reaches 2^-32 (section 8.3 there).
 """
 
 from __future__ import annotations
@@ -18,25 +22,42 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from client_lib._core.fork import renewed_after_fork
-from client_lib.errors import BundleOutdated, MemoryInvalid
-from client_lib.prompts.encoder import DrawnSegment, Tokenised
-from client_lib.prompts.seal import open_sealed, seal
+from client_lib._validation import invalid, must_be
+from client_lib.errors import BundleOutdatedError, MemoryInvalidError
+from client_lib.prompts.types import DrawnSegment, Tokenized
 
-__all__ = ["Recall", "SpanMemory"]
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+__all__ = ["Recall", "SpanMemory", "keyed_digest", "open_sealed", "seal"]
 
 _DIGEST_BYTES = 32
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")
+_HEAD = b"DELM\x01"
+_NONCE_BYTES = 12
+_TAG_BYTES = 16
+_KEY_BYTES = 32
+
+
+def keyed_digest(key: bytes, *fields: str, before: bytes = b"") -> bytes:
+    """Return the keyed BLAKE2b digest of ``before`` and of length-prefixed texts."""
+    digest = hashlib.blake2b(before, key=key, digest_size=_DIGEST_BYTES)
+    for text in fields:
+        data = text.encode("utf-8")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +69,18 @@ class _Kept:
 
 
 class SpanMemory:
-    """The counts of one conversation; safe to use from several threads."""
+    """The counts of one conversation. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(_DIGEST_BYTES)
-        self._session = _new_session()
+        self._session = secrets.token_hex(16)
         self._kept: dict[bytes, _Kept] = {}
-        # Of two equal spans at the same time the second waits for the first one's counts.
+        # If two threads send the same span, the second one waits for the counts of the first.
         self._lock = threading.Lock()
         renewed_after_fork(self)
 
     def after_fork(self) -> None:
-        """Another thread of the parent may have held the lock; what is kept is whole all the same."""
+        """Replace the lock, which another thread of the parent may have held."""
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -70,57 +91,53 @@ class SpanMemory:
 
     def counts(
         self,
-        parts: Sequence[Tokenised],
+        parts: Sequence[Tokenized],
         variant: str,
         origin: tuple[object, ...],
-        quantise: Callable[[tuple[int, ...]], DrawnSegment],
+        quantize: Callable[[tuple[int, ...]], DrawnSegment],
         *,
         fresh: bool,
     ) -> tuple[list[DrawnSegment], str]:
-        """The counts of private spans: those of before, or drawn now and kept; and the session id.
+        """Return the counts of private spans, recalled or drawn now, and the session id.
 
-        ``fresh`` draws all of them anew and begins a session. Raises :class:`BundleOutdated` if counts of before mean
-        something else under the bundle in use; nothing has been drawn or changed then.
+        ``fresh`` draws all counts anew and starts a session. Raises ``BundleOutdatedError`` if
+        recalled counts mean something else under the bundle in use; nothing has been drawn or
+        changed then.
         """
         digest = hashlib.sha256(repr(origin).encode()).hexdigest()
         with self._lock:
             names = self._names(parts, variant)
             known = {} if fresh else {name: self._kept[name] for name in names if name in self._kept}
             if any(kept.origin != digest for kept in known.values()):
-                raise BundleOutdated(
-                    "prompt: spans of this conversation were encoded for another bundle, and their counts mean "
-                    "something else now; allowed: forget() or fresh=True, which spends fresh noise on them"
+                raise BundleOutdatedError(
+                    "spans of this conversation were encoded for another bundle; forget() or fresh=True "
+                    "spends fresh noise on them"
                 )
             if fresh:
-                self._session = _new_session()
+                self._session = secrets.token_hex(16)
             for name, part in zip(names, parts, strict=True):
                 if name not in known:
-                    known[name] = self._kept[name] = _Kept(quantise(part.ids), digest)
+                    known[name] = self._kept[name] = _Kept(quantize(part.ids), digest)
             return [known[name].segment for name in names], self._session
 
     def forget(self) -> None:
-        """Drop all counts, and begin a session."""
+        """Drop all counts and start a session."""
         with self._lock:
             self._kept.clear()
-            self._session = _new_session()
+            self._session = secrets.token_hex(16)
             self._key = secrets.token_bytes(_DIGEST_BYTES)
 
-    def _names(self, parts: Sequence[Tokenised], variant: str) -> list[bytes]:
-        seen: Counter[str] = Counter()
+    def _names(self, parts: Sequence[Tokenized], variant: str) -> list[bytes]:
+        occurrences: Counter[str] = Counter()
         names = []
         for part in parts:
-            seen[part.span.text] += 1
-            digest = hashlib.blake2b(key=self._key, digest_size=_DIGEST_BYTES)
-            for value in (variant, part.padding, part.span.text, str(seen[part.span.text])):
-                data = value.encode("utf-8")
-                digest.update(len(data).to_bytes(8, "little") + data)
-            names.append(digest.digest())
+            text = part.span.text
+            occurrences[text] += 1
+            names.append(keyed_digest(self._key, variant, part.padding, text, str(occurrences[text])))
         return names
 
-    # --- at rest ------------------------------------------------------------------------------------------------------
-
     def save(self, key: bytes) -> bytes:
-        """All counts, encrypted and authenticated with the caller's 32 bytes of key."""
+        """Return all counts, encrypted and authenticated with the caller's key of 32 bytes."""
         with self._lock:
             content = {
                 "key": _text(self._key),
@@ -140,38 +157,81 @@ class SpanMemory:
 
     @classmethod
     def load(cls, data: bytes, key: bytes) -> SpanMemory:
-        """The memory that :meth:`save` wrote. Raises :class:`MemoryInvalid` for a wrong key or altered bytes."""
+        """Return the memory that :meth:`save` wrote.
+
+        Raises ``MemoryInvalidError`` for a wrong key or altered bytes.
+        """
         text = open_sealed(data, key)
         memory = cls()
         try:
             content = json.loads(text)
             memory._key = _bytes(content["key"])
-            session = content.get("session", memory._session)  # what older versions wrote has none
+            session = content.get("session", memory._session)  # absent in older memories
             if not _SESSION_ID.fullmatch(session):
                 raise ValueError
             memory._session = session
             for span in content["spans"]:
                 codes = np.frombuffer(_bytes(span["codes"]), dtype=np.uint8).reshape(span["shape"])
-                memory._kept[_bytes(span["name"])] = _Kept(
-                    DrawnSegment(codes, _bytes(span["draw"])), str(span["origin"])
-                )
+                segment = DrawnSegment(codes, _bytes(span["draw"]))
+                memory._kept[_bytes(span["name"])] = _Kept(segment, str(span["origin"]))
         except (ValueError, KeyError, TypeError):
             pass
         else:
             return memory
-        raise MemoryInvalid("memory: sealed with this key, but no conversation; allowed: what save() returned")
+        # Raised outside the handler: the parser's error carries the contents along.
+        raise _memory_invalid("a saved conversation", "other contents")
 
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """How a call uses a memory."""
+    """The memory of a call; ``fresh`` ignores its counts and replaces them."""
 
     memory: SpanMemory
     fresh: bool = False
 
 
-def _new_session() -> str:
-    return secrets.token_hex(16)
+def seal(text: bytes, key: bytes) -> bytes:
+    """Encrypt and authenticate with AES-256-GCM.
+
+    Raises ``InvalidRequestError`` for a key that is not 32 bytes.
+    """
+    nonce = os.urandom(_NONCE_BYTES)
+    return _HEAD + nonce + _cipher(key).encrypt(nonce, text, _HEAD)
+
+
+def open_sealed(data: bytes, key: bytes) -> bytes:
+    """Undo :func:`seal`. Raises ``MemoryInvalidError`` unless this key sealed exactly this data."""
+    cipher = _cipher(key)
+    from cryptography.exceptions import InvalidTag  # after the check that the package is installed
+
+    start = len(_HEAD) + _NONCE_BYTES
+    given: object = data
+    if not isinstance(given, bytes) or data[:4] != _HEAD[:4] or len(data) < start + _TAG_BYTES:
+        raise _memory_invalid("the bytes that save() returned", "something else")
+    if data[: len(_HEAD)] != _HEAD:
+        raise _memory_invalid("of format version 1", f"version {data[4]}")
+    try:
+        return cipher.decrypt(data[len(_HEAD) : start], data[start:], _HEAD)
+    except InvalidTag:
+        pass
+    raise _memory_invalid("unaltered and opened with the key of save()", "altered bytes or another key")
+
+
+def _cipher(key: bytes) -> AESGCM:
+    try:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    except ImportError:
+        raise invalid(
+            "key", "used with the package cryptography (pip install 'del-serve[memory]')", "no such package"
+        ) from None
+    given: object = key
+    if not isinstance(given, bytes) or len(given) != _KEY_BYTES:
+        raise invalid("key", f"{_KEY_BYTES} bytes, for example secrets.token_bytes(32)", "something else")
+    return AESGCM(key)
+
+
+def _memory_invalid(wanted: str, found: str) -> MemoryInvalidError:
+    return MemoryInvalidError(must_be("memory", wanted, found), field="memory")
 
 
 def _text(data: bytes) -> str:

@@ -1,6 +1,6 @@
-"""An OpenAI-compatible server on this machine that privatises prompts before they leave it; docs/guides/proxy.md.
+"""An OpenAI-compatible server on this machine that privatizes prompts; see docs/guides/proxy.md.
 
-An application that speaks OpenAI's API is pointed at it and stays as it is. Needs the extra ``proxy``.
+Applications that use OpenAI's API need no changes. Needs the extra ``proxy``.
 
     app = create_app(AsyncClient("https://del.example.com"), ProxySettings())
 """

@@ -1,4 +1,4 @@
-"""The objects that OpenAI's API answers with, made from completions of the client."""
+"""The response objects of OpenAI's API, made from completions of the client."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def event(data: Mapping[str, Any]) -> bytes:
-    """One server-sent event."""
+    """Return one server-sent event."""
     return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
@@ -31,9 +31,9 @@ def _usage(usage: Usage) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer in the making: its identity, and the shapes of its parts.
+    """The identity of one response, and the shapes of its parts.
 
-    ``fingerprint``: of the bundle that the prompt was encoded with.
+    ``fingerprint`` is that of the prompt's bundle.
     """
 
     model: str
@@ -43,19 +43,19 @@ class Answer:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def opening(self) -> tuple[dict[str, Any], ...]:
-        """The events before the first text."""
+        """Return the events before the first text."""
         return ()
 
     def whole(self, completion: Completion) -> dict[str, Any]:
-        """The object of a finished completion."""
+        """Return the object of a finished completion."""
         raise NotImplementedError
 
     def chunk(self, chunk: Chunk) -> dict[str, Any]:
-        """The event of a piece."""
+        """Return the event of a chunk."""
         raise NotImplementedError
 
     def closing(self, completion: Completion) -> tuple[dict[str, Any], ...]:
-        """The events after the last text."""
+        """Return the events after the last text."""
         return (self._object([], _usage(completion.usage)),) if self.include_usage else ()
 
     def _object(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> dict[str, Any]:
@@ -67,30 +67,30 @@ class Answer:
             "system_fingerprint": f"fp_{self.fingerprint[:16]}",
             "choices": choices,
         }
-        # Every event of a stream that will end with the usage says that it is not there yet.
+        # In a stream that ends with the usage, earlier events have a null usage.
         if usage is not None or self.include_usage:
             made["usage"] = usage
         return made
 
     def kind(self, whole: bool) -> str:
-        """The name of the object's kind."""
+        """Return the name of the object's kind."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class CompletionAnswer(Answer):
-    """The answer of ``/v1/completions``."""
+    """The response of ``/v1/completions``."""
 
     def kind(self, whole: bool) -> str:
-        """One name for whole completions and events."""
+        """Return the one name of completions and events."""
         return "text_completion"
 
     def whole(self, completion: Completion) -> dict[str, Any]:
-        """The object of a finished completion."""
+        """Return the object of a finished completion."""
         return self._object([_choice(completion.text, completion.finish_reason)], _usage(completion.usage))
 
     def chunk(self, chunk: Chunk) -> dict[str, Any]:
-        """The event of a piece."""
+        """Return the event of a chunk."""
         return self._object([_choice(chunk.text, chunk.finish_reason)], None)
 
 
@@ -100,26 +100,26 @@ def _choice(text: str, finish_reason: str | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ChatAnswer(Answer):
-    """The answer of ``/v1/chat/completions``."""
+    """The response of ``/v1/chat/completions``."""
 
     id: str = field(default_factory=lambda: "chatcmpl-" + secrets.token_hex(16))
 
     def kind(self, whole: bool) -> str:
-        """Events are of a kind of their own."""
+        """Return the name, which differs for events."""
         return "chat.completion" if whole else "chat.completion.chunk"
 
     def opening(self) -> tuple[dict[str, Any], ...]:
-        """Who speaks."""
+        """Return the event that names the role."""
         return (self._delta({"role": "assistant", "content": ""}, None),)
 
     def whole(self, completion: Completion) -> dict[str, Any]:
-        """The object of a finished completion."""
+        """Return the object of a finished completion."""
         message = {"role": "assistant", "content": completion.text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": completion.finish_reason}
         return self._object([choice], _usage(completion.usage))
 
     def chunk(self, chunk: Chunk) -> dict[str, Any]:
-        """The event of a piece."""
+        """Return the event of a chunk."""
         return self._delta({"content": chunk.text} if chunk.text else {}, chunk.finish_reason)
 
     def _delta(self, delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""The proxy's routes, as an ASGI application.
+"""The ASGI application of the proxy.
 
     /v1/chat/completions, /v1/completions      POST, streaming or not
     /v1/models, /v1/models/{id}                GET, the variants offered
     /healthz                                   GET, open
 
-The client decides how prompts are sent: which server, which policy, which ledger. The application holds no connection
-of its own; whoever made the client closes it.
+The client determines server, policy and ledger. The application holds no connections of its own;
+the owner of the client closes it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from client_lib.async_client import AsyncClient, AsyncStream
-from client_lib.errors import BundleOutdated, DELClientError
+from client_lib.errors import BundleOutdatedError, DELClientError
 from client_lib.prompts.spans import CLEAR
 from client_lib.proxy.answers import DONE, Answer, ChatAnswer, CompletionAnswer, event
-from client_lib.proxy.errors import ApiError, invalid
+from client_lib.proxy.errors import invalid
 from client_lib.proxy.fields import name_of
 from client_lib.proxy.http import EventStream, Guard, as_api_error, not_routed, read_body
 from client_lib.proxy.prompts import Prompts, Submission
@@ -36,10 +36,12 @@ __all__ = ["SUBJECT_HEADER", "create_app"]
 
 SUBJECT_HEADER = "x-del-subject"
 NOISE_HEADER = "x-del-noise"
+DELTA = 1e-6
+"""The delta of the models' epsilon."""
 
 
 def create_app(client: AsyncClient, settings: ProxySettings | None = None) -> Starlette:
-    """The application; ``client`` is the one that it sends with, and is left open."""
+    """Create the application. It sends with ``client``, and leaves it open."""
     settings = settings or ProxySettings()
     proxy = _Proxy(client, settings)
     guard = Guard(settings)
@@ -87,7 +89,7 @@ class _Proxy:
         return JSONResponse(await self._model(name))
 
     async def health(self, _: Request) -> Response:
-        """``GET /healthz``: the proxy runs; it says nothing about the server."""
+        """``GET /healthz``: the proxy runs, whatever the state of the server."""
         return JSONResponse({"status": "ok"})
 
     # --- models -------------------------------------------------------------------------------------------------------
@@ -99,18 +101,17 @@ class _Proxy:
         return tuple(name for name in self._settings.variants if name in known)
 
     async def _variant(self, model: str) -> str:
-        """The variant that a model's name stands for."""
+        """Return the variant of a model name."""
         offered = await self._offered()
         name = self._settings.aliases.get(model, model)
         if name not in offered:
             names = ", ".join((*offered, *self._settings.aliases))
-            raise invalid("model", f"{name_of(model)!r}; allowed: {names}", code="model_not_found", status=404)
+            raise invalid("model", f"one of {names}", repr(name_of(model)), code="model_not_found", status=404)
         return name
 
     async def _model(self, name: str) -> dict[str, Any]:
         variant = self._settings.aliases.get(name, name)
-        delta = 1e-6
-        epsilon = None if variant == CLEAR else await self._client.epsilon(variant, delta=delta)
+        epsilon = None if variant == CLEAR else await self._client.epsilon(variant, delta=DELTA)
         return {
             "id": name,
             "object": "model",
@@ -118,9 +119,9 @@ class _Proxy:
             "owned_by": "del-serve",
             "variant": variant,
             "private": variant != CLEAR,
-            # Computed here from the bundle's integers, for one private token; null: nothing is guaranteed.
+            # Computed from the bundle's integers for one private token; null means no guarantee.
             "epsilon": epsilon,
-            "delta": delta,
+            "delta": DELTA,
         }
 
     # --- answers ------------------------------------------------------------------------------------------------------
@@ -146,11 +147,11 @@ class _Proxy:
                     response.headers["x-del-server-request-id"] = completion.request_id
                 return response
             stream = await unless_disconnected(request.receive, self._prompts.stream(submission))
-            # What fails before the first piece is answered with a status, what fails later with an event.
+            # Failures before the first chunk get a status, later failures an event.
             return await self._stream(request, stream, answer, fields)
         except DELClientError as error:
-            if isinstance(error, BundleOutdated) and submission is not None:
-                # Asking again is how the application agrees to fresh noise.
+            if isinstance(error, BundleOutdatedError) and submission is not None:
+                # By repeating the request, the application accepts fresh noise.
                 self._prompts.forget(submission)
             raise as_api_error(error, fields) from None
 
@@ -180,20 +181,15 @@ class _Proxy:
 
 
 def _header(request: Request, name: str) -> str | None:
-    """A header that may be left out, but not be empty."""
+    """Return a header, which may be absent but not empty."""
     value = request.headers.get(name)
     if value is not None and not value.strip():
-        raise invalid(name, "is empty; allowed: a value, or leaving the header out")
+        raise invalid(name, "absent or not empty", "an empty value")
     return value
 
 
 def _fresh_noise(request: Request) -> bool:
     value = _header(request, NOISE_HEADER)
     if value not in (None, "fresh"):
-        raise ApiError(
-            400,
-            f"{NOISE_HEADER}: is unknown; allowed: fresh, or leaving it out",
-            code="invalid_value",
-            param=NOISE_HEADER,
-        )
+        raise invalid(NOISE_HEADER, "fresh or absent", "another value")
     return value == "fresh"

@@ -1,7 +1,7 @@
-"""What the proxy answers when it refuses or fails: OpenAI-shaped error objects with a status and a stable code.
+"""The error responses of the proxy: OpenAI-shaped error objects with a status and a stable code.
 
-One table maps the errors of :mod:`client_lib.errors` to answers. Messages name the field, the value where it is no
-secret, and what is allowed; nothing of a prompt or of generated text is ever in one.
+One table maps the errors of :mod:`client_lib.errors` to responses. Messages contain nothing of a
+prompt or of generated text.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from types import MappingProxyType
 from typing import Any
 
 from client_lib import errors
+from client_lib._validation import must_be
 
-__all__ = ["ApiError", "api_error", "invalid", "unsupported"]
+__all__ = ["APIError", "api_error", "invalid", "unsupported"]
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
 
-# Waited before an overloaded server that did not say how long is asked again, in seconds.
+# Seconds to wait for an overloaded server that sends no Retry-After.
 _DEFAULT_RETRY_AFTER = 1.0
 
 
-class ApiError(Exception):
-    """An answer that is not a success.
+class APIError(Exception):
+    """An error response.
 
-    ``retry_after``: seconds, sent as ``Retry-After``. ``may_retry``: whether sending the same request again by itself
-    can help; OpenAI's clients are told with ``x-should-retry`` and would otherwise repeat every 408, 409, 429 and 5xx.
+    ``retry_after`` is in seconds. ``may_retry`` tells OpenAI's clients by ``x-should-retry`` whether
+    to repeat the request; without it they would repeat every 408, 409, 429 and 5xx.
     """
 
     def __init__(
@@ -60,21 +61,21 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers that belong to the error."""
+        """The headers of the response."""
         headers = {**self.extra_headers, "x-should-retry": "true" if self.may_retry else "false"}
         if self.retry_after is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
         return headers
 
 
-def invalid(param: str | None, message: str, *, code: str | None = "invalid_value", status: int = 400) -> ApiError:
-    """The refusal of a field's value."""
-    return ApiError(status, f"{param}: {message}" if param else message, code=code, param=param)
+def invalid(param: str, wanted: str, found: str, *, code: str | None = "invalid_value", status: int = 400) -> APIError:
+    """Return the refusal of a field's value; ``found`` must not be derived from a prompt."""
+    return APIError(status, must_be(param, wanted, found), code=code, param=param)
 
 
-def unsupported(param: str, found: str, allowed: str) -> ApiError:
-    """The refusal of something that OpenAI's API has and a privatised prompt cannot have."""
-    return invalid(param, f"{found} is not supported; allowed: {allowed}", code="unsupported_parameter")
+def unsupported(param: str, wanted: str, found: str) -> APIError:
+    """Return the refusal of a feature of OpenAI's API that private prompts cannot have."""
+    return invalid(param, f"{wanted} (other values are not supported)", found, code="unsupported_parameter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,61 +86,56 @@ class _Answer:
     may_retry: bool = False
 
 
-# By name, so that an error of a part that is not installed needs no import.
-_ANSWERS: Mapping[str, _Answer] = MappingProxyType(
+_ANSWERS: Mapping[type[errors.DELClientError], _Answer] = MappingProxyType(
     {
-        "InvalidRequest": _Answer(400, "invalid_value"),
-        "PolicyViolation": _Answer(403, "policy_violation", "permission_error"),
-        "BudgetExceeded": _Answer(429, "budget_exceeded", "insufficient_quota"),
-        "LedgerUnavailable": _Answer(503, "ledger_unavailable", may_retry=True),
-        "Overloaded": _Answer(503, "overloaded", may_retry=True),
-        "PermissionDenied": _Answer(502, "upstream_permission_denied"),
-        "TimeoutExceeded": _Answer(504, "upstream_timeout"),
-        "ConnectionFailed": _Answer(502, "upstream_unreachable", may_retry=True),
-        "StreamBroken": _Answer(502, "stream_broken", may_retry=True),
-        "ServerError": _Answer(502, "upstream_error"),
-        "ProtocolError": _Answer(502, "upstream_protocol_error"),
-        "RedirectRefused": _Answer(502, "upstream_redirect"),
-        # Asking again would draw fresh noise for the prompt, which is for the application to decide.
-        "BundleOutdated": _Answer(409, "bundle_outdated"),
-        "BundleInvalid": _Answer(502, "bundle_invalid"),
-        "CacheUnavailable": _Answer(500, "cache_unavailable"),
-        "MemoryInvalid": _Answer(500, "memory_invalid"),
-        "ClientClosed": _Answer(503, "shutting_down", may_retry=True),
+        errors.InvalidRequestError: _Answer(400, "invalid_value"),
+        errors.PolicyViolationError: _Answer(403, "policy_violation", "permission_error"),
+        errors.BudgetExceededError: _Answer(429, "budget_exceeded", "insufficient_quota"),
+        errors.LedgerUnavailableError: _Answer(503, "ledger_unavailable", may_retry=True),
+        errors.OverloadedError: _Answer(503, "overloaded", may_retry=True),
+        errors.AccessDeniedError: _Answer(502, "upstream_permission_denied"),
+        errors.TimeoutExceededError: _Answer(504, "upstream_timeout"),
+        errors.ConnectionFailedError: _Answer(502, "upstream_unreachable", may_retry=True),
+        errors.StreamBrokenError: _Answer(502, "stream_broken", may_retry=True),
+        errors.ServerError: _Answer(502, "upstream_error"),
+        errors.ProtocolError: _Answer(502, "upstream_protocol_error"),
+        errors.RedirectRefusedError: _Answer(502, "upstream_redirect"),
+        # A repetition would draw fresh noise for the prompt, which the application has to decide.
+        errors.BundleOutdatedError: _Answer(409, "bundle_outdated"),
+        errors.BundleInvalidError: _Answer(502, "bundle_invalid"),
+        errors.CacheUnavailableError: _Answer(500, "cache_unavailable"),
+        errors.MemoryInvalidError: _Answer(500, "memory_invalid"),
+        errors.ClientClosedError: _Answer(503, "shutting_down", may_retry=True),
     }
 )
 
-# The client's names of fields, where OpenAI's API has others.
+# Fields of the client that OpenAI's API names differently.
 _FIELDS: Mapping[str, str] = MappingProxyType({"variant": "model", "subject": "user"})
 
 
-def api_error(error: errors.DELClientError, *, fields: Mapping[str, str] = MappingProxyType({})) -> ApiError:
-    """The answer for an error of the client. ``fields`` renames more of the client's fields, for one request."""
-    for parent in type(error).__mro__:
-        if parent.__name__ in _ANSWERS:
-            answer = _ANSWERS[parent.__name__]
-            break
-    else:
-        answer = _Answer(500, "internal_error")
+def api_error(error: errors.DELClientError, *, fields: Mapping[str, str] = MappingProxyType({})) -> APIError:
+    """Return the response for an error of the client; ``fields`` renames more of its fields."""
+    kinds = (kind for kind in type(error).__mro__ if kind in _ANSWERS)
+    answer = next((_ANSWERS[kind] for kind in kinds), _Answer(500, "internal_error"))
     status, code = answer.status, answer.code
     param = None
-    if isinstance(error, errors.InvalidRequest):
+    if isinstance(error, errors.InvalidRequestError):
         status = error.status if error.status in (404, 413) else 400
         code = error.code or code
         param = {**_FIELDS, **fields}.get(error.field or "", error.field)
         if code == "unknown_variant":
             status, code = 404, "model_not_found"
     retry_after = error.retry_after
-    if isinstance(error, errors.BudgetExceeded):
+    if isinstance(error, errors.BudgetExceededError):
         param = _FIELDS["subject"]
         if error.retry_at is not None:
             retry_after = (error.retry_at - datetime.now(UTC)).total_seconds()
-    if isinstance(error, errors.Overloaded):
-        # The server's own quota keeps its status; everything else is a lack of room.
+    if isinstance(error, errors.OverloadedError):
+        # A spent quota keeps its status; everything else is a lack of capacity.
         status = 429 if error.status == 429 else 503
         code = error.code or code
         retry_after = _DEFAULT_RETRY_AFTER if retry_after is None else retry_after
-    return ApiError(
+    return APIError(
         status,
         str(error),
         code=code,

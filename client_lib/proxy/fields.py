@@ -1,7 +1,7 @@
 """Checks of single fields of a request's JSON body.
 
-Values are shown in messages only where they cannot be text of a prompt: numbers, booleans, null and names of things
-(a model, a role). Everything else is described by its kind.
+Messages show only values that cannot be prompt text: numbers, booleans, null and names (a model, a
+role). Other values are described by their kind.
 """
 
 from __future__ import annotations
@@ -11,100 +11,78 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from client_lib.proxy.errors import ApiError, invalid, unsupported
+from client_lib._validation import is_number, shown
+from client_lib.proxy.errors import APIError, invalid, unsupported
 
 __all__ = [
     "REFUSED_CHAT",
     "REFUSED_COMPLETION",
     "boolean",
     "integer",
-    "kind_of",
     "name_of",
     "number",
     "refuse",
     "refuse_unknown",
-    "shown",
 ]
 
 _NAME_LIMIT = 64
 
 
-def kind_of(value: object) -> str:
-    """What a JSON value is, without what is in it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a boolean"
-    if isinstance(value, list):
-        return f"an array of {len(value)}"
-    kinds: dict[type, str] = {str: "a string", dict: "an object", int: "a number", float: "a number"}
-    return kinds[type(value)]
-
-
-def shown(value: object) -> str:
-    """A value as it may stand in a message: numbers and booleans themselves, the rest by kind."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return f"{value:.12g}" if isinstance(value, float) or abs(value) < 1 << 64 else "a number of many digits"
-    return kind_of(value)
-
-
 def name_of(value: str) -> str:
-    """A name, cut and made printable."""
+    """Cut a name and make it printable."""
     cut = value[:_NAME_LIMIT] + ("..." if len(value) > _NAME_LIMIT else "")
     return "".join(character if character.isprintable() else "?" for character in cut)
 
 
 def boolean(body: Mapping[str, Any], name: str, where: str = "") -> bool:
-    """A boolean, False if it is absent or null."""
+    """Return a boolean, False if absent or null."""
     value = body.get(name)
     if value is None:
         return False
     if not isinstance(value, bool):
-        raise invalid(where + name, f"is {shown(value)}; allowed: true or false")
+        raise invalid(where + name, "true or false", shown(value))
     return value
 
 
 def integer(body: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
-    """An integer from low to high, or None if it is absent or null."""
+    """Return an integer from ``low`` to ``high``, or None if absent or null."""
     value = body.get(name)
     if value is None:
         return None
-    # JSON has one kind of number: 16.0 is 16, as for OpenAI.
+    # JSON has one kind of number: as for OpenAI, 16.0 is 16.
     if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise invalid(name, f"is {shown(value)}; allowed: an integer from {low} to {high}")
+        raise invalid(name, f"an integer from {low} to {high}", shown(value))
     return value
 
 
 def number(body: Mapping[str, Any], name: str, low: float, high: float, *, above: bool = False) -> float | None:
-    """A number from low (exclusive with ``above``) to high, or None if it is absent or null."""
+    """Return a number from ``low`` (excluded with ``above``) to ``high``, or None if absent."""
     value = body.get(name)
     if value is None:
         return None
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    fits = is_number(value) and low <= value <= high
     if not fits or (above and value == low):
         bounds = f"above {low:g} up to {high:g}" if above else f"from {low:g} to {high:g}"
-        raise invalid(name, f"is {shown(value)}; allowed: a number {bounds}")
+        raise invalid(name, f"a number {bounds}", shown(value))
     return float(value)
 
 
 @dataclass(frozen=True, slots=True)
 class _Refused:
-    """A field that may only have values that change nothing."""
+    """A field that is accepted only with values that have no effect."""
 
     neutral: Callable[[Any], bool]
-    allowed: str
+    wanted: str
 
 
 def _same(*values: object) -> Callable[[Any], bool]:
-    """Equal as JSON: 0 and 0.0 are, 0 and false are not."""
+    """Compare as JSON: 0 equals 0.0, but not false."""
     return lambda found: any(isinstance(found, bool) == isinstance(value, bool) and found == value for value in values)
 
 
-_ABSENT = _Refused(lambda _: False, "leaving it out, or null")
+_ABSENT = _Refused(lambda _: False, "absent or null")
 _FALSE = _Refused(_same(False), "false")
 _ONE = _Refused(_same(1), "1")
 _ZERO = _Refused(_same(0), "0")
@@ -147,18 +125,20 @@ REFUSED_CHAT: Mapping[str, _Refused] = MappingProxyType(
 
 
 def refuse(body: Mapping[str, Any], table: Mapping[str, _Refused]) -> None:
-    """Raise for a field that is known and cannot be served at its value."""
+    """Raise for a known field whose value cannot be served."""
     for name, rule in table.items():
         value = body.get(name)
         if value is not None and not rule.neutral(value):
-            allowed = rule.allowed if rule is _ABSENT else f"{rule.allowed}, or leaving it out"
-            raise unsupported(name, shown(value), allowed)
+            wanted = rule.wanted if rule is _ABSENT else f"{rule.wanted} or absent"
+            raise unsupported(name, wanted, shown(value))
 
 
 def refuse_unknown(body: Mapping[str, Any], known: frozenset[str], where: str = "") -> None:
-    """Raise for a field that the API does not have, as OpenAI's does."""
+    """Raise for an unknown field, in OpenAI's words."""
     for name in body:
         if name not in known:
-            # A name that long is no misspelt field; it may be anything.
-            said = where + (name_of(name) if len(name) <= _NAME_LIMIT else "(a long name)")
-            raise ApiError(400, f"Unrecognized request argument supplied: {said}", code="unknown_parameter", param=said)
+            # A very long name is no misspelled field and may be anything.
+            shown_name = where + (name_of(name) if len(name) <= _NAME_LIMIT else "(a long name)")
+            raise APIError(
+                400, f"Unrecognized request argument supplied: {shown_name}", code="unknown_parameter", param=shown_name
+            )

@@ -1,30 +1,36 @@
-"""From a request to what the client sends: spans, and for spans that were sent before the counts of then."""
+"""Requests as encoded prompts: rendering of spans, and reuse of counts sent before."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
 import anyio
 
-from client_lib._core.order import SamplingOptions
 from client_lib.async_client import AsyncClient, AsyncStream
-from client_lib.errors import BundleOutdated, InvalidRequest
-from client_lib.prompts.encoder import EncodedPrompt
+from client_lib.errors import BundleOutdatedError, InvalidRequestError
+from client_lib.options import SamplingOptions
+from client_lib.prompts.chat import ChatTemplate, Message
 from client_lib.prompts.spans import CLEAR, Span, private, public
+from client_lib.prompts.types import EncodedPrompt
 from client_lib.proxy.memory import CountMemory
 from client_lib.proxy.requests import ChatRequest, CompletionRequest
 from client_lib.proxy.settings import ProxySettings
-from client_lib.proxy.template import render
 from client_lib.types import Completion
 
-__all__ = ["Prompts", "Submission"]
+__all__ = ["Prompts", "Submission", "render"]
+
+# For models without a template. Contents begin with a space, as words in a text do.
+_PLAIN = ChatTemplate.simple(
+    {"system": "System:", "user": "User:", "assistant": "Assistant:"}, after="\n", answer="Assistant:"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request with everything that the proxy has decided about it; ``fresh`` wants new noise for all of it."""
+    """A request and the proxy's decisions about it; ``fresh`` requests new noise for all of it."""
 
     asked: CompletionRequest | ChatRequest
     variant: str
@@ -33,29 +39,29 @@ class Submission:
 
 
 class Prompts:
-    """Encodes and sends submissions; what was sent before for the same subject is sent again as it was."""
+    """Encodes and sends submissions, reusing the counts sent before for the same subject."""
 
     def __init__(self, client: AsyncClient, settings: ProxySettings) -> None:
         self._client = client
         self._settings = settings
         self._memory = CountMemory(settings.remember_bytes)
-        # Of two equal prompts at the same time the second waits for the first one's counts.
+        # If two tasks send the same prompt, the second one waits for the counts of the first.
         self._locks: WeakValueDictionary[bytes, anyio.Lock] = WeakValueDictionary()
 
     async def complete(self, submission: Submission) -> Completion:
-        """The completion in one piece."""
+        """Return the completion in one response."""
         encoded = await self._encode(submission)
         client = self._client.with_options(subject=submission.subject)
         return await client.complete(encoded, variant=submission.variant, **self._sampling(submission.asked))
 
     async def stream(self, submission: Submission) -> AsyncStream:
-        """The completion in pieces; nothing has been sent before the first is asked for."""
+        """Return the completion in chunks; nothing is sent before the first is requested."""
         encoded = await self._encode(submission)
         client = self._client.with_options(subject=submission.subject)
         return client.stream(encoded, variant=submission.variant, **self._sampling(submission.asked))
 
     def forget(self, submission: Submission) -> None:
-        """Drop what is kept for a prompt, since its counts mean nothing to the server any more."""
+        """Drop the counts of a prompt that the server can no longer interpret."""
         self._memory.forget(self._memory.names(submission.subject, submission.variant, self._spans(submission)))
 
     def _sampling(self, asked: CompletionRequest | ChatRequest) -> SamplingOptions:
@@ -79,15 +85,16 @@ class Prompts:
         lock = self._locks.setdefault(names[0], anyio.Lock())
         async with lock:
             known = [] if submission.fresh else self._memory.recall(names)
-            # The session id says no more than equal counts do: what recalls no counts is a conversation of its own.
+            # The session id must link no more than equal counts do: without recalled counts it is
+            # new.
             session = next((part.session for part in known if part.draws), None) or secrets.token_hex(16)
             missing = spans[len(known) :]
             parts = [*known, *(await self._encode_missing(missing, variant, is_start=not known))] if missing else known
             if len({part.origin for part in parts}) > 1:
                 self._memory.forget(names)
-                raise BundleOutdated(
-                    "prompt: its beginning was encoded for another bundle and its counts mean something else under the "
-                    "one in use; allowed: asking again, which spends fresh noise on the whole prompt"
+                raise BundleOutdatedError(
+                    "prompt: the counts of its beginning, encoded for another bundle, mean something else under the "
+                    "one in use; a repeated request spends fresh noise on the whole prompt"
                 )
             for name, part in zip(names[1:], parts, strict=True):
                 self._memory.remember(name, replace(part, session=part.session or session))
@@ -95,13 +102,13 @@ class Prompts:
         return replace(parts[-1], segments=segments, session=session)
 
     async def _encode_missing(self, spans: list[Span], variant: str, *, is_start: bool) -> list[EncodedPrompt]:
-        """What each span becomes; the beginning-of-text token, if there is one, belongs to the first."""
+        """Encode spans one by one; a beginning-of-text token belongs to the first."""
         encoded = await self._client.encode(spans, variant=variant)
         has_start_token = (await self._client.bundle()).manifest.bos_token_id is not None
         start, segments = encoded.segments[:has_start_token], list(encoded.segments[has_start_token:])
         parts: list[EncodedPrompt] = []
         for span in spans:
-            # A tokenizer may make nothing of a span; then there are fewer segments than spans.
+            # A span may have no tokens; then there are fewer segments than spans.
             has_tokens = len(segments) == len(spans) - len(parts) or await self._has_tokens(span, variant)
             parts.append(replace(encoded, segments=(segments.pop(0),) if has_tokens else ()))
         if is_start:
@@ -111,6 +118,24 @@ class Prompts:
     async def _has_tokens(self, span: Span, variant: str) -> bool:
         try:
             await self._client.encode([public(span.text)], variant=variant)
-        except InvalidRequest:
+        except InvalidRequestError:
             return False
         return True
+
+
+def render(
+    messages: Sequence[Message], template: ChatTemplate | None, *, is_clear: bool, public_system: bool
+) -> tuple[Span, ...]:
+    """Return the spans of a chat, ending where the assistant's answer begins.
+
+    Developer messages become system messages, which templates know. Under a model's own template
+    the contents are stripped of white space, which many templates trim anyway.
+    """
+    chat = []
+    for message in messages:
+        assert isinstance(message.content, str)  # made by client_lib.proxy.requests
+        role = "system" if message.role == "developer" else message.role
+        text = f" {message.content}" if template is None else message.content.strip()
+        is_public = is_clear or (public_system and role == "system")
+        chat.append(Message(role, public(text) if is_public else private(text)))
+    return (template or _PLAIN).render(chat)

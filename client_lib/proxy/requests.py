@@ -1,28 +1,29 @@
-"""The JSON bodies of ``/v1/completions`` and ``/v1/chat/completions``, checked and turned into small values.
+"""The JSON bodies of ``/v1/completions`` and ``/v1/chat/completions``, checked and typed.
 
-Unknown fields are refused, as OpenAI's API refuses them; known fields that cannot be served are accepted only at the
-value that changes nothing (:mod:`client_lib.proxy.fields`). Representations of requests show no text.
+Unknown fields are refused, as by OpenAI's API. Known fields that cannot be served are accepted only
+with values that have no effect (:mod:`client_lib.proxy.fields`). The ``repr`` of requests shows no
+text.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from client_lib._core.order import SamplingOptions
+from client_lib._validation import has_surrogate, json_kind, must_be, shown
+from client_lib.options import SamplingOptions
+from client_lib.prompts.chat import Message
 from client_lib.proxy import fields
-from client_lib.proxy.errors import invalid, unsupported
+from client_lib.proxy.errors import APIError, invalid, unsupported
 
-__all__ = ["ChatRequest", "CompletionRequest", "Message", "Request", "parse_chat", "parse_completion", "parse_json"]
+__all__ = ["ChatRequest", "CompletionRequest", "Request", "parse_chat", "parse_completion", "parse_json"]
 
 MAX_MESSAGES = 1024
 ROLES = ("system", "developer", "user", "assistant")
 
 _MAX_TOKENS = 131_072
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _COMMON = frozenset({"model", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "user"})
 _KNOWN_COMPLETION = _COMMON | {"prompt"} | fields.REFUSED_COMPLETION.keys()
@@ -35,10 +36,10 @@ _KNOWN_CHAT = (
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What both kinds of requests have.
+    """The common part of both kinds of requests.
 
-    ``subject`` is who the body says the prompt is about, or None. ``max_tokens`` is None where the request leaves it
-    open; ``max_tokens_field`` is what the request calls it, for messages.
+    ``subject`` is the body's subject of the prompt, or None. ``max_tokens`` is None if absent;
+    ``max_tokens_field`` is the name that the request uses for it.
     """
 
     model: str
@@ -58,14 +59,6 @@ class CompletionRequest(Request):
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One message of a chat."""
-
-    role: str
-    content: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class ChatRequest(Request):
     """A request for the next message of a chat."""
 
@@ -73,18 +66,17 @@ class ChatRequest(Request):
 
 
 def parse_json(data: bytes) -> Mapping[str, Any]:
-    """The JSON object of a request's body. Raises ``ApiError``."""
-    problem = "is not JSON; allowed: a JSON object in UTF-8"
+    """Return the JSON object of a request's body. Raises :class:`APIError`."""
     try:
         body = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
-        body = None
+        found = "something else"
     else:
-        problem = f"is {fields.kind_of(body)}; allowed: a JSON object"
+        if isinstance(body, dict):
+            return body
+        found = json_kind(body)
     # Raised outside the handler: the parser's error carries the whole document along.
-    if not isinstance(body, dict):
-        raise invalid(None, f"The body {problem}", code="invalid_json")
-    return body
+    raise APIError(400, must_be("the body", "a JSON object in UTF-8", found), code="invalid_json")
 
 
 def _refuse_constant(name: str) -> None:
@@ -92,25 +84,24 @@ def _refuse_constant(name: str) -> None:
 
 
 def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:
-    """A request to ``/v1/completions``. Raises ``ApiError``."""
+    """Check a request to ``/v1/completions``. Raises :class:`APIError`."""
     fields.refuse_unknown(body, _KNOWN_COMPLETION)
     fields.refuse(body, fields.REFUSED_COMPLETION)
     return CompletionRequest(**_common(body, "max_tokens"), prompt=_prompt(body.get("prompt")))
 
 
 def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
-    """A request to ``/v1/chat/completions``. Raises ``ApiError``."""
+    """Check a request to ``/v1/chat/completions``. Raises :class:`APIError`."""
     fields.refuse_unknown(body, _KNOWN_CHAT)
     fields.refuse(body, fields.REFUSED_CHAT)
     limit = "max_tokens"
     if body.get("max_completion_tokens") is not None:
         limit = "max_completion_tokens"
         if body.get("max_tokens") is not None:
-            raise invalid("max_tokens", "is given together with max_completion_tokens; allowed: one of the two")
+            raise invalid("max_tokens", "absent beside max_completion_tokens", "both")
     messages = body.get("messages")
     if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
-        found = "missing" if messages is None else fields.kind_of(messages)
-        raise invalid("messages", f"is {found}; allowed: an array of 1 to {MAX_MESSAGES} messages")
+        raise invalid("messages", f"an array of 1 to {MAX_MESSAGES} messages", json_kind(messages))
     parsed = tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
     return ChatRequest(**_common(body, limit), messages=parsed)
 
@@ -121,8 +112,7 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
 def _common(body: Mapping[str, Any], limit: str) -> dict[str, Any]:
     model = body.get("model")
     if not isinstance(model, str) or not model:
-        found = "missing" if model is None else "empty" if model == "" else fields.shown(model)
-        raise invalid("model", f"is {found}; allowed: the id of one of GET /v1/models", code="missing_model")
+        raise invalid("model", "an id of GET /v1/models", _shown(model), code="missing_model")
     sampling = SamplingOptions()
     if (temperature := fields.number(body, "temperature", 0, 2)) is not None:
         sampling["temperature"] = temperature
@@ -147,16 +137,14 @@ def _common(body: Mapping[str, Any], limit: str) -> dict[str, Any]:
 def _subject(body: Mapping[str, Any], name: str) -> str | None:
     value = body.get(name)
     if value is not None and not (isinstance(value, str) and value):
-        raise invalid(
-            name, f"is {'empty' if value == '' else fields.shown(value)}; allowed: a string that is not empty"
-        )
+        raise invalid(name, "a non-empty string", _shown(value))
     return value
 
 
 def _stop(value: object) -> list[str]:
     stops = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or len(stops) > 4 or not all(isinstance(stop, str) and stop for stop in stops):
-        raise invalid("stop", f"is {fields.kind_of(value)}; allowed: a string or up to 4, none of them empty")
+        raise invalid("stop", "a non-empty string or up to 4 of them", json_kind(value))
     return stops
 
 
@@ -164,12 +152,12 @@ def _include_usage(value: object, stream: bool) -> bool:
     if value is None:
         return False
     if not stream:
-        raise invalid("stream_options", "is given without stream; allowed: only with stream true")
+        raise invalid("stream_options", "absent unless stream is true", "a value")
     if not isinstance(value, dict):
-        raise invalid("stream_options", f"is {fields.kind_of(value)}; allowed: an object")
+        raise invalid("stream_options", "an object", json_kind(value))
     fields.refuse_unknown(value, frozenset({"include_usage", "include_obfuscation"}), "stream_options.")
     if fields.boolean(value, "include_obfuscation", "stream_options."):
-        raise unsupported("stream_options.include_obfuscation", "true", "false, or leaving it out")
+        raise unsupported("stream_options.include_obfuscation", "false or absent", "true")
     return fields.boolean(value, "include_usage", "stream_options.")
 
 
@@ -177,8 +165,8 @@ def _include_usage(value: object, stream: bool) -> bool:
 
 
 def _text(value: str, where: str) -> str:
-    if _SURROGATE.search(value):
-        raise invalid(where, "has a lone surrogate; allowed: valid Unicode")
+    if has_surrogate(value):
+        raise invalid(where, "valid Unicode", "a lone surrogate")
     return value
 
 
@@ -187,31 +175,31 @@ def _prompt(value: object) -> str:
         value = value[0]
     if isinstance(value, list) and value:
         found = f"an array of {len(value)} prompts" if isinstance(value[0], str) else "a prompt of token ids"
-        raise unsupported("prompt", found, "one string, or an array of one string")
+        raise unsupported("prompt", "a string or an array of one string", found)
     if not isinstance(value, str) or not value:
-        found = "missing" if value is None else "empty" if value in ("", []) else fields.shown(value)
-        raise invalid("prompt", f"is {found}; allowed: a string that is not empty")
+        raise invalid("prompt", "a non-empty string", _shown(value))
     return _text(value, "prompt")
 
 
 _MESSAGE_FIELDS = frozenset({"role", "content"})
-# What OpenAI's own answers carry, and applications send back as they came. They may be there, and empty.
+# Fields of OpenAI's responses that applications send back. They are accepted if empty.
 _MESSAGE_EMPTY = frozenset({"annotations", "audio", "function_call", "name", "refusal", "tool_calls"})
 
 
 def _message(value: object, where: str) -> Message:
     if not isinstance(value, dict):
-        raise invalid(where, f"is {fields.kind_of(value)}; allowed: an object with role and content")
+        raise invalid(where, "an object with role and content", json_kind(value))
     fields.refuse_unknown(value, _MESSAGE_FIELDS | _MESSAGE_EMPTY, f"{where}.")
     role = value.get("role")
     if role in ("tool", "function"):
-        raise unsupported(f"{where}.role", role, ", ".join(ROLES))
+        raise unsupported(f"{where}.role", f"one of {', '.join(ROLES)}", role)
     if role not in ROLES:
-        found = _name_or_kind(role)
-        raise invalid(f"{where}.role", f"is {found}; allowed: {', '.join(ROLES)}")
+        # A short role is a name; anything else may be text.
+        found = fields.name_of(role) if isinstance(role, str) and len(role) <= 32 else json_kind(role)
+        raise invalid(f"{where}.role", f"one of {', '.join(ROLES)}", found)
     for name in sorted(_MESSAGE_EMPTY & value.keys()):
         if value[name] not in (None, []):
-            raise unsupported(f"{where}.{name}", fields.kind_of(value[name]), "leaving it out, or null")
+            raise unsupported(f"{where}.{name}", "absent or null", json_kind(value[name]))
     return Message(role, _content(value.get("content"), f"{where}.content"))
 
 
@@ -219,26 +207,22 @@ def _content(value: object, where: str) -> str:
     if isinstance(value, str):
         return _text(value, where)
     if not isinstance(value, list) or not value:
-        found = "missing or null" if value is None else fields.kind_of(value)
-        raise invalid(where, f"is {found}; allowed: a string, or an array of text parts")
+        raise invalid(where, "a string or an array of text parts", json_kind(value))
     return "".join(_part(part, f"{where}[{index}]") for index, part in enumerate(value))
 
 
 def _part(value: object, where: str) -> str:
     kind = value.get("type") if isinstance(value, dict) else None
     if not isinstance(value, dict) or not isinstance(kind, str):
-        raise invalid(where, 'is no part with a type; allowed: {"type": "text", "text": "..."}')
+        raise invalid(where, '{"type": "text", "text": "..."}', "a part without a type")
     if kind != "text":
-        raise unsupported(f"{where}.type", fields.name_of(kind), "text")
+        raise unsupported(f"{where}.type", "text", fields.name_of(kind))
     fields.refuse_unknown(value, frozenset({"type", "text"}), f"{where}.")
     text = value.get("text")
     if not isinstance(text, str):
-        raise invalid(f"{where}.text", f"is {fields.kind_of(text)}; allowed: a string")
+        raise invalid(f"{where}.text", "a string", json_kind(text))
     return _text(text, f"{where}.text")
 
 
-def _name_or_kind(value: object) -> str:
-    """A short name itself, everything else by its kind."""
-    if value is None:
-        return "missing or null"
-    return fields.name_of(value) if isinstance(value, str) and len(value) <= 32 else fields.kind_of(value)
+def _shown(value: object) -> str:
+    return "an empty string" if value == "" else shown(value)

@@ -1,4 +1,4 @@
-"""Runs the proxy: a socket, uvicorn on it, and an orderly end."""
+"""The proxy as a process: a listening socket, uvicorn, and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ __all__ = ["bind", "configure", "serve", "url_of"]
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """An address to listen on; port 0 takes a free one. Raises ``InvalidRequest`` that names host or port."""
+    """Listen on an address; port 0 takes a free one. Raises ``InvalidRequestError``."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
-        raise invalid("host", f"{host!r} ({error.strerror})", "an address of this machine") from None
+        raise invalid("host", "an address of this machine", f"{host!r} ({error.strerror})") from None
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-        # From now on callers wait instead of being refused, so the address may be announced.
+        # Callers wait from now on instead of being refused, so the address may be announced.
         bound.listen(128)
     except OSError as error:
         bound.close()
-        raise invalid("port", f"{port} at {host} ({error.strerror})", "one that is free; 0 takes any") from None
+        raise invalid("port", "free (0 takes any free one)", f"{port} at {host} ({error.strerror})") from None
     return bound
 
 
 def url_of(bound: socket.socket) -> str:
-    """Where a socket is reached."""
+    """Return the URL of a socket."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if bound.family == socket.AF_INET6 else f"http://{host}:{port}"
 
 
 def configure(app: Starlette, grace_s: float = 30.0) -> uvicorn.Config:
-    """uvicorn's configuration; its own log lines, which hold the query, are switched off."""
+    """Return uvicorn's configuration, without its log lines, which contain the query."""
     return uvicorn.Config(
         app,
         log_config=None,
@@ -57,9 +57,9 @@ def configure(app: Starlette, grace_s: float = 30.0) -> uvicorn.Config:
 
 
 async def serve(app: Starlette, bound: socket.socket, *, grace_s: float = 30.0) -> None:
-    """Serve until SIGTERM or SIGINT: no new connections then, and ``grace_s`` seconds for the answers under way.
+    """Serve until SIGTERM or SIGINT, then finish running requests for up to ``grace_s`` seconds.
 
-    Run it in the main thread. The socket is closed at the end.
+    Must run in the main thread. Closes the socket at the end.
     """
     server = uvicorn.Server(configure(app, grace_s))
     with _signals_end_here():
@@ -68,7 +68,7 @@ async def serve(app: Starlette, bound: socket.socket, *, grace_s: float = 30.0) 
 
 @contextmanager
 def _signals_end_here() -> Iterator[None]:
-    """uvicorn raises the signal that ended it once more when it has stopped; here that has no further effect."""
+    """Ignore the signal that uvicorn raises again after it has stopped."""
 
     def nothing(number: int, frame: FrameType | None) -> None:
         pass

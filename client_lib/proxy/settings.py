@@ -1,4 +1,4 @@
-"""What a proxy may be told besides the client that it sends with."""
+"""The settings of the proxy."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ __all__ = ["ProxySettings"]
 
 @dataclass(frozen=True, slots=True)
 class ProxySettings:
-    """Settings of the proxy; raises :class:`client_lib.InvalidRequest` that names the setting.
+    """Settings of the proxy besides its client. Raises :class:`client_lib.InvalidRequestError`.
 
-    ``variants``: the variants offered as models; None offers every variant of the bundle, and never ``clear``, which
-    sends prompts unprotected and has to be named to be offered. ``aliases``: further names of models, such as one that
-    an application has built in, and the variant each of them stands for. ``client_key``: what callers must send as
-    their API key; None asks for none. ``subject``: who a prompt is about where the request does not say.
-    ``template``: the model's chat template; None writes the names of the roles before the messages.
-    ``public_system``: send system and developer messages as public text. ``chat_max_tokens``: the length of an answer
-    where a chat request names none, in tokens. ``max_body_bytes``: the largest body of a request. ``remember_bytes``:
-    how much memory the counts of past prompts may take, for reuse. ``loopback_hosts``: accept only requests whose Host
-    header names this machine, so that no web page can reach the proxy through a name of its own.
+    Args:
+        variants: the variants offered as models; None offers all variants of the bundle. ``clear``,
+            which sends prompts unprotected, must be named to be offered.
+        aliases: further model names, with the variant of each.
+        client_key: the API key that callers must send; None requires none.
+        subject: the subject of prompts whose request names none.
+        template: the model's chat template; None writes role names before the messages.
+        public_system: send system and developer messages as public text.
+        chat_max_tokens: the length of an answer if a chat request names none, in tokens.
+        max_body_bytes: the largest request body.
+        remember_bytes: memory for the counts of past prompts, for reuse.
+        loopback_hosts: accept only requests whose Host header is a loopback address, so that no web
+            page can reach the proxy through a name of its own.
     """
 
     variants: tuple[str, ...] | None = None
@@ -45,8 +49,8 @@ class ProxySettings:
         if self.client_key is not None and not (
             self.client_key and self.client_key.isascii() and self.client_key.isprintable()
         ):
-            raise invalid("client_key", "not printable ASCII", "a non-empty ASCII string, or None")
+            raise invalid("client_key", "a non-empty printable ASCII string or None", "something else")
         if self.subject == "":
-            raise invalid("subject", "empty", "a non-empty string, or None")
+            raise invalid("subject", "a non-empty string or None", "an empty string")
         if self.variants is not None and not self.variants:
-            raise invalid("variants", "empty", "at least one variant, or None for all of the bundle's")
+            raise invalid("variants", "at least one variant, or None for all of the bundle's", "none")

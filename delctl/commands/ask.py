@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from delctl.places import PLACE, bundle_place
+from delctl.options import DELTA, api_key_option, bundle_option, sampling_options
 from delctl.terminal import console, printable
 
 if TYPE_CHECKING:
@@ -20,20 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["ask"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-DELTA = 1e-6
-"""The delta at which epsilon is shown."""
 
 
 @click.command()
 @click.argument("prompt")
 @click.option("--variant", required=True, help="Privacy level: one of the server's variants, or clear.")
 @click.option("--url", default=DEFAULT_URL, show_default=True, envvar="DEL_URL", show_envvar=True, help="The server.")
-@click.option("--api-key", envvar="DEL_API_KEY", show_envvar=True, help="Sent as a bearer token.")
-@click.option(
-    "--bundle", type=bundle_place, metavar=PLACE, help="Use this bundle's client part instead of fetching the server's."
-)
-@click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens to generate at most.")
-@click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="0 is greedy.")
+@api_key_option
+@bundle_option
+@sampling_options(max_tokens=64, temperature=1.0)
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Makes the generation (never the noise) repeatable.")
 @click.option("--stop", multiple=True, help="End before this text; may be given several times.")
@@ -61,11 +56,9 @@ def ask(
 
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     if not text:
-        raise click.BadParameter("the prompt is empty; allowed: at least one character", param_hint="PROMPT")
-    if bundle is not None and (bundle / "client").is_dir():
-        bundle = bundle / "client"
+        raise click.BadParameter("must be at least one character, got an empty prompt", param_hint="PROMPT")
     options = {**sampling, "stop": list(stop) or None}
-    # Somebody waits at the terminal, and may have mistyped the URL: seconds, not the minute that programs wait.
+    # A person waits at the terminal and may have mistyped the URL: retry for seconds only.
     with Client(url, api_key=api_key, bundle=bundle, max_retries=4) as client:
         encoded = client.encode(text, variant=variant)
         completion: Completion | None
@@ -93,15 +86,15 @@ def ask(
 
 
 def _write(text: str) -> None:
-    """Print a piece of what the model wrote, at once; untouched, unless a terminal would act on it."""
-    # click.echo would drop escape sequences where nobody watches.
+    """Print generated text at once, without characters that a terminal would act on."""
+    # click.echo would drop escape sequences outside a terminal, too.
     sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
 @dataclass(frozen=True)
 class _Cost:
-    """What the prompt's release costs: epsilon at DELTA, infinite where the prompt went in the clear."""
+    """The prompt's epsilon at DELTA, infinite for a prompt sent in the clear."""
 
     private_tokens: int
     a_token: float
@@ -137,7 +130,7 @@ def _as_json(completion: Completion, fingerprint: str, cost: _Cost) -> dict[str,
         "bytes_sent": completion.bytes_sent,
         "fingerprint": fingerprint,
         "private_tokens": cost.private_tokens,
-        # JSON has no infinity; null says that nothing is guaranteed.
+        # JSON has no infinity; null means no guarantee.
         "epsilon": cost.a_token if private else None,
         "epsilon_prompt": cost.prompt if private else None,
         "delta": DELTA,

@@ -13,6 +13,7 @@ import click
 
 from delctl.guess import Guess, guess_tokens
 from delctl.local import PROXY_WORDS, running_server
+from delctl.options import DELTA, sampling_options
 from delctl.places import PLACE, bundle_place, model_place
 from delctl.terminal import console, printable
 
@@ -26,16 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["demo"]
 
-DELTA = 1e-6
-"""The delta at which epsilon is shown."""
-
-_CLEAR = "clear"
-
 
 @click.command()
 @click.option("--prompt", help="The private prompt.  [default: one that suits the demo model]")
-@click.option("--max-tokens", type=click.IntRange(1), default=48, show_default=True, help="Tokens to generate at most.")
-@click.option("--temperature", type=click.FloatRange(0), default=0.7, show_default=True, help="0 is greedy.")
+@sampling_options(max_tokens=48, temperature=0.7)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the generation (never of the noise).")
 @click.option("--bundle", type=bundle_place, metavar=PLACE, help="Another bundle than the demo's, with --model.")
 @click.option("--model", type=model_place, metavar=PLACE, help="The base model of --bundle.")
@@ -43,8 +38,8 @@ _CLEAR = "clear"
 def demo(prompt: str | None, bundle: Path | None, model: Path | None, as_json: bool, **sampling: Any) -> None:
     """Follow a private prompt through every variant.
 
-    Starts a server on loopback, sends the prompt under each variant, shows what the server gets to see and what it
-    writes, beside what it writes from the clear prompt, and stops everything.
+    Starts a server on loopback, sends the prompt under each variant, shows the server's view and the
+    completion beside that of the clear prompt, and stops everything.
     """
     from client_lib import Client
     from del_core import demo as shipped
@@ -55,7 +50,7 @@ def demo(prompt: str | None, bundle: Path | None, model: Path | None, as_json: b
         raise click.UsageError("--bundle and --model belong together: a bundle is made for one model")
     text = shipped.PROMPT if prompt is None else prompt
     if not text:
-        raise click.BadParameter("the prompt is empty; allowed: at least one character", param_hint="--prompt")
+        raise click.BadParameter("must be at least one character, got an empty prompt", param_hint="--prompt")
     bundle, model = bundle or bundle_place("demo"), model or model_place("demo")
     whole = load_bundle(bundle)
     settings = Settings(bundle=str(bundle.resolve()), base_model=str(model.resolve()))
@@ -81,7 +76,7 @@ def demo(prompt: str | None, bundle: Path | None, model: Path | None, as_json: b
 
 @dataclass(frozen=True)
 class _Result:
-    """What came of one variant."""
+    """The outcome of one variant."""
 
     name: str
     guess: Guess
@@ -91,7 +86,7 @@ class _Result:
     completion: str
 
     def to_json(self) -> dict[str, Any]:
-        """The variant's object under --json."""
+        """Return the variant's object for --json."""
         return {
             "name": self.name,
             "server_view": self.guess.marked(),
@@ -105,7 +100,7 @@ class _Result:
 
 
 class _Run:
-    """Sends one prompt under one variant after the other, and shows what happens as it does."""
+    """Sends one prompt under each variant, and shows the progress."""
 
     def __init__(self, client: Client, bundle: Bundle, prompt: str, sampling: dict[str, Any], out: Console) -> None:
         self._client = client
@@ -114,23 +109,25 @@ class _Run:
         self._sampling = sampling
         self._out = out
         self._tokenizer = _load_tokenizer(bundle)
-        # As the client tokenises: the prompt is one span, and special tokens are not added.
+        # As the client tokenizes: one span, without special tokens.
         self._token_ids: list[int] = self._tokenizer.encode(prompt, add_special_tokens=False).ids
 
     def clear(self) -> str:
-        """Show the prompt, and generate from it as it is: under the variant ``clear``, as public text."""
+        """Show the prompt, and generate from it as public text, under the variant ``clear``."""
         from rich.text import Text
+
+        from client_lib.prompts.spans import CLEAR
 
         self._out.print(f"\nThe prompt, {len(self._token_ids)} tokens:")
         self._out.print(Text(printable(self._prompt), style="bold"))
         self._out.print()
-        with self._client.stream(self._prompt, variant=_CLEAR, **self._sampling) as chunks:
+        with self._client.stream(self._prompt, variant=CLEAR, **self._sampling) as chunks:
             return self._show_writing((chunk.text for chunk in chunks), {})
 
     def variant(self, name: str, clear: str) -> _Result:
-        """Send the prompt as noisy counts; show what the server sees and what it writes."""
+        """Send the prompt as noisy counts; show the server's view and the completion."""
         encoded = self._client.encode(self._prompt, variant=name)
-        # From the very counts that the next request carries.
+        # From the counts that the next request carries.
         guess = guess_tokens(self._bundle, name, encoded, self._tokenizer, self._token_ids)
         epsilon = self._client.epsilon(name, delta=DELTA)
         self._show_seen(name, guess, epsilon)
@@ -152,12 +149,12 @@ class _Run:
         self._out.print()
 
     def _show_writing(self, pieces: Iterable[str], beside: dict[str, str]) -> str:
-        """Show text as it comes, with finished texts beside it; returns the whole of it."""
+        """Show text as it arrives, beside finished texts; return the whole text."""
         from rich.live import Live
 
         heading = "What it writes from that" if beside else "What the server writes from the prompt in the clear"
         text = ""
-        # Transient, and printed in full at the end: where nobody watches, only the end is to be written.
+        # Transient, and printed at the end: without a terminal only the end is written.
         with Live(console=self._out, transient=True) as live:
             for piece in pieces:
                 text += piece
@@ -174,7 +171,7 @@ class _Run:
 
 
 def _columns(texts: dict[str, str]) -> Table:
-    """Texts side by side under their headings."""
+    """Return texts side by side under their headings."""
     from rich.table import Table
     from rich.text import Text
 
@@ -182,7 +179,7 @@ def _columns(texts: dict[str, str]) -> Table:
     for _ in texts:
         table.add_column(ratio=1, overflow="fold")
     table.add_row(*(Text(heading, style="dim") for heading in texts))
-    # Without the blank lines that a model likes to write: the columns stay short.
+    # Without the blank lines that models often generate.
     table.add_row(
         *(Text("\n".join(filter(str.strip, printable(text).strip().splitlines()))) for text in texts.values())
     )

@@ -1,4 +1,4 @@
-"""``delctl keys``: API keys for a server. A key is shown once; the server's configuration holds its hash alone."""
+"""``delctl keys``: API keys for a server, whose configuration contains only their hashes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def keys() -> None:
 def new() -> None:
     """Print a new key and its hash.
 
-    The key goes to whoever is to call (``delctl ask --api-key``, DEL_API_KEY), the hash into the server's ``keys.file``
-    or ``keys.names``. The key is stored nowhere and cannot be had from the hash.
+    Give the key to the caller (``delctl ask --api-key``, DEL_API_KEY), and the hash to the server (``keys.file`` or
+    ``keys.names``). The key is not stored, and cannot be derived from the hash.
     """
     from deployments.auth.keys import hash_key, new_key
 

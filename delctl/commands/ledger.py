@@ -1,17 +1,17 @@
-"""``delctl ledger``: what a ledger keeps of its subjects. Reading changes nothing, whatever budget is named."""
+"""``delctl ledger``: inspect and erase the data of a ledger's subjects."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
+from delctl.options import DELTA, BudgetOptions, budget_options
 from delctl.terminal import console, plain_table, printable
 
 if TYPE_CHECKING:
@@ -19,50 +19,24 @@ if TYPE_CHECKING:
 
 __all__ = ["ledger"]
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 
 def _place(_: click.Context, __: click.Parameter, value: str) -> str:
-    """A place where a ledger is: a mistyped path must not make an empty one."""
+    """Check that a ledger exists: a mistyped path must not create an empty one."""
     from client_lib.ledger import is_url
 
     if not is_url(value) and not Path(value).is_file():
-        raise click.BadParameter(f"{value!r} is no file; allowed: a ledger's SQLite file, or a redis:// URL")
+        raise click.BadParameter(f"must be a ledger's SQLite file or a redis:// URL, got {value!r}")
     return value
 
 
 _PLACE = click.argument("place", metavar="LEDGER", callback=_place)
 
 
-def _budget(command: F) -> F:
-    """The options that describe the budget, as for ``delctl proxy``."""
-    for option in (
-        click.option("--budget-days", type=click.FloatRange(0), default=30.0, show_default=True, metavar="DAYS"),
-        click.option(
-            "--budget-delta",
-            type=click.FloatRange(0, 1, min_open=True, max_open=True),
-            default=1e-6,
-            show_default=True,
-            metavar="DELTA",
-        ),
-        click.option(
-            "--budget-epsilon",
-            type=click.FloatRange(0, min_open=True),
-            required=True,
-            metavar="EPSILON",
-            help="The budget that the ledger is kept with: epsilon is computed as it is compared with this.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 @contextlib.contextmanager
-def _opened(place: str, epsilon: float, delta: float, days: float) -> Iterator[Ledger]:
-    from client_lib.ledger import Budget, Ledger, open_store
+def _opened(place: str, budget: BudgetOptions) -> Iterator[Ledger]:
+    from client_lib.ledger import Ledger, open_store
 
-    window = timedelta(days=days) if days else None
-    opened = Ledger(open_store(place), budget=Budget(epsilon, delta=delta, window=window))
+    opened = Ledger(open_store(place), budget=budget.budget())
     try:
         yield opened
     finally:
@@ -71,30 +45,24 @@ def _opened(place: str, epsilon: float, delta: float, days: float) -> Iterator[L
 
 @click.group()
 def ledger() -> None:
-    """Show, export and erase what a ledger keeps of its subjects.
+    """Show, export and erase the data of a ledger's subjects.
 
-    LEDGER is the SQLite file, or the redis:// URL, that a client or delctl proxy was given.
+    LEDGER is the SQLite file, or the redis:// URL, of a client or of delctl proxy.
     """
 
 
 @ledger.command()
 @_PLACE
 @click.argument("subjects", metavar="[SUBJECT]...", nargs=-1)
-@_budget
+@budget_options(required=True)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def status(
-    place: str,
-    subjects: tuple[str, ...],
-    budget_epsilon: float,
-    budget_delta: float,
-    budget_days: float,
-    as_json: bool,
-) -> None:
-    """Show what subjects have spent: those named, or all.
+def status(place: str, subjects: tuple[str, ...], budget: BudgetOptions, as_json: bool) -> None:
+    """Show the spending of subjects: those named, or all.
 
     The largest spending comes first.
     """
-    with _opened(place, budget_epsilon, budget_delta, budget_days) as opened:
+    with _opened(place, budget) as opened:
+        limit = opened.budget
         spendings = [opened.spent(subject) for subject in subjects or opened.store.subjects()]
     spendings.sort(key=lambda spending: -spending.epsilon)
     if as_json:
@@ -102,7 +70,8 @@ def status(
             {"subject": one.subject, "epsilon": one.epsilon if math.isfinite(one.epsilon) else None}
             for one in spendings
         ]
-        report = {"budget": budget_epsilon, "delta": budget_delta, "days": budget_days or None, "subjects": rows}
+        days = budget.budget_days or None
+        report = {"budget": limit.epsilon, "delta": limit.delta, "days": days, "subjects": rows}
         click.echo(json.dumps(report, indent=2))
         return
     out = console()
@@ -111,19 +80,19 @@ def status(
         return
     table = plain_table("subject", "epsilon spent", "of budget", right=("epsilon spent", "of budget"))
     for one in spendings:
-        table.add_row(printable(one.subject), f"{one.epsilon:.2f}", f"{one.epsilon / budget_epsilon:.1%}")
+        table.add_row(printable(one.subject), f"{one.epsilon:.2f}", f"{one.epsilon / limit.epsilon:.1%}")
     out.print(table)
-    window = f"within {budget_days:g} days" if budget_days else "ever"
-    out.print(f"at delta {budget_delta:g}, {window}; the budget is {budget_epsilon:g}")
+    window = f"within {budget.budget_days:g} days" if budget.budget_days else "ever"
+    out.print(f"at delta {limit.delta:g}, {window}; the budget is {limit.epsilon:g}")
 
 
 @ledger.command()
 @_PLACE
 @click.argument("subject")
-@_budget
-def export(place: str, subject: str, budget_epsilon: float, budget_delta: float, budget_days: float) -> None:
-    """Write what is kept of a subject as JSON."""
-    with _opened(place, budget_epsilon, budget_delta, budget_days) as opened:
+@budget_options(required=True)
+def export(place: str, subject: str, budget: BudgetOptions) -> None:
+    """Write the data of a subject as JSON."""
+    with _opened(place, budget) as opened:
         click.echo(json.dumps(opened.export(subject), indent=2))
 
 
@@ -132,15 +101,15 @@ def export(place: str, subject: str, budget_epsilon: float, budget_delta: float,
 @click.argument("subject")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def erase(place: str, subject: str, yes: bool) -> None:
-    """Delete all that is kept of a subject.
+    """Delete all data of a subject.
 
     The subject then has the whole budget again.
     """
     if not yes:
         click.confirm(f"Erase {printable(subject)}? They will have their whole budget again.", abort=True, err=True)
-    # The budget has no part in erasing.
-    with _opened(place, 1.0, 0.5, 0.0) as opened:
+    # Erasing does not depend on the budget.
+    with _opened(place, BudgetOptions(None, DELTA, 0.0)) as opened:
         found = opened.erase(subject)
     if not found:
-        raise click.ClickException(f"nothing is kept of {printable(subject)}")
+        raise click.ClickException(f"the ledger has no data of {printable(subject)}")
     click.echo(f"erased {printable(subject)}")

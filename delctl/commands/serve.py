@@ -68,7 +68,7 @@ def serve(
 def _served(
     bundle: Path | None, model: Path | None, config: Path | None, replicas: int | None, max_replicas: int | None
 ) -> Settings | Sequence[ServedApplication]:
-    """The settings of the file, or the defaults, with what the options say in place of theirs; or its applications."""
+    """Return the settings of the file or the defaults, changed by the options; or its applications."""
     from del_core import demo
     from deployments.settings import DEMO, Settings, load_config, parse_settings
 
@@ -109,7 +109,7 @@ def _announce(server: LocalServer, host: str) -> None:
     if not is_loopback(host):
         open_ones = [one for one in server.applications if not one.settings.keys.given]
         keys = " or keys" if open_ones else ""
-        warning = f"Attention: {printable(host)} can be reached from other machines, without encryption{keys}."
+        warning = f"Warning: other machines can reach {printable(host)}, without encryption{keys}."
         out.print(warning, style="bold red", soft_wrap=True)
     first = server.applications[0]
     url = server.url + first.path
@@ -120,7 +120,7 @@ def _announce(server: LocalServer, host: str) -> None:
 
 
 def _describe(settings: Settings) -> None:
-    """What one model is, under which bundle, with how many replicas."""
+    """Describe a model, its bundle and its replicas."""
     from del_core import accounting
     from del_core.bundle import load_bundle
 

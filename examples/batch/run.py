@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
-from client_lib import AsyncClient, BudgetExceeded, DELClientError, InvalidRequest, private, public
+from client_lib import AsyncClient, BudgetExceededError, DELClientError, InvalidRequestError, private, public
 from client_lib.ledger import Budget, Ledger, SQLiteStore
 
 
@@ -67,7 +67,10 @@ async def run(client: AsyncClient, items: list[Item], output: TextIO, *, variant
             try:
                 subject = client.with_options(subject=item.subject)
                 completion = await subject.complete(prompt, variant=variant, max_tokens=48, temperature=0)
-            except (InvalidRequest, BudgetExceeded) as error:  # this one cannot go through now; the others may
+            except (
+                InvalidRequestError,
+                BudgetExceededError,
+            ) as error:  # this one cannot go through now; the others may
                 print(f"{item.id}: {error}", file=sys.stderr)
                 left += 1
             except DELClientError as error:

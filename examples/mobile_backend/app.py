@@ -25,7 +25,15 @@ from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
-from client_lib import AsyncClient, AsyncStream, BudgetExceeded, Chunk, DELClientError, InvalidRequest, Overloaded
+from client_lib import (
+    AsyncClient,
+    AsyncStream,
+    BudgetExceededError,
+    Chunk,
+    DELClientError,
+    InvalidRequestError,
+    OverloadedError,
+)
 from client_lib.conversation import AsyncConversation
 from client_lib.ledger import Budget, Ledger, SQLiteStore
 from client_lib.prompts.chat import ChatTemplate, Message
@@ -127,12 +135,12 @@ def event(**data: str) -> str:
 
 async def refuse(_: Request, error: Exception) -> JSONResponse:
     """The answer for an error of the client; its message holds nothing of a prompt."""
-    if isinstance(error, BudgetExceeded):
+    if isinstance(error, BudgetExceededError):
         seconds = (error.retry_at - datetime.now(UTC)).total_seconds() if error.retry_at else None
         headers = {"retry-after": str(max(1, round(seconds)))} if seconds else {}
         return JSONResponse({"error": "no privacy budget left"}, 429, headers)
-    if isinstance(error, InvalidRequest):
+    if isinstance(error, InvalidRequestError):
         return JSONResponse({"error": str(error)}, 400)
-    if isinstance(error, Overloaded):
+    if isinstance(error, OverloadedError):
         return JSONResponse({"error": "busy"}, 503, {"retry-after": f"{error.retry_after or 1:.0f}"})
     return JSONResponse({"error": type(error).__name__}, 502)

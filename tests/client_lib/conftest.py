@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +10,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from client_lib import AsyncClient, Chunk, Client, Completion, EncodedPrompt, Prompt
-from client_lib._core import settings
-from client_lib._core.retry import RetryPolicy
+from client_lib import AsyncClient, Chunk, Client, Completion, EncodedPrompt, Prompt, RetryPolicy
 from del_core.bundle import ClientBundle
 from tests.support.bundle import make_bundle
 from tests.support.redis_server import RedisServer
@@ -47,10 +44,8 @@ def server(bundle: ClientBundle) -> Iterator[ScriptedServer]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Back off for milliseconds."""
-    monkeypatch.setattr(settings, "RetryPolicy", functools.partial(RetryPolicy, first_pause=0.001))
+SHORT_PAUSES = RetryPolicy(first_pause=0.001)
+"""Backs off for milliseconds."""
 
 
 class Calls(Protocol):
@@ -139,7 +134,7 @@ def connect(request: pytest.FixtureRequest, server: ScriptedServer, tmp_path: Pa
     with asyncio.Runner() as runner:
 
         def make(**options: Any) -> Calls:
-            options = {"base_url": server.url, "cache_dir": tmp_path / "cache", **options}
+            options = {"base_url": server.url, "cache_dir": tmp_path / "cache", "retry": SHORT_PAUSES, **options}
             calls: SyncCalls | AsyncCalls
             if request.param == "sync":
                 calls = SyncCalls(Client(**options))

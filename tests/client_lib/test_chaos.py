@@ -28,6 +28,7 @@ import pytest
 from client_lib import AsyncClient, Client, DELClientError, EncodedPrompt, LedgerUnavailable, Timeout
 from client_lib.ledger import Budget, Ledger, SQLiteStore
 from del_core.wire import PrivateSegment
+from tests.client_lib.conftest import SHORT_PAUSES
 from tests.support.relay import Relay
 from tests.support.scripted_server import ScriptedServer, error, expected_text, expected_tokens, reset, status
 
@@ -204,6 +205,7 @@ def run(
     real = time.time
     patch.setattr(time, "time", lambda: real() + weather.clock)
     options: dict[str, Any] = {"cache_dir": path / "cache", "ledger": ledger, "subject": "ann", "timeout": LIMITS}
+    options["retry"] = SHORT_PAUSES
     seeds = [1000 * seed + user for user in range(users)]
     with relay.running():
         if kind == "sync":

@@ -140,5 +140,5 @@ def test_what_is_no_message_is_refused(messages: Any) -> None:
 
 
 def test_unknown_roles_are_named() -> None:
-    with pytest.raises(InvalidRequest, match="'tool'; allowed: user"):
+    with pytest.raises(InvalidRequest, match="user, got 'tool'"):
         ChatTemplate.simple({"user": "U"}, answer="A").render([Message("tool", "x")])

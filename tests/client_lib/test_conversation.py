@@ -24,10 +24,9 @@ from client_lib import (
     public,
 )
 from client_lib.prompts.encoder import Encoder
-from client_lib.prompts.seal import open_sealed, seal
-from client_lib.prompts.span_memory import Recall, SpanMemory
+from client_lib.prompts.span_memory import Recall, SpanMemory, open_sealed, seal
 from del_core.wire import PrivateSegment
-from tests.client_lib.conftest import Calls
+from tests.client_lib.conftest import SHORT_PAUSES, Calls
 from tests.client_lib.test_hooks import Ledger
 from tests.support.bundle import make_bundle
 from tests.support.scripted_server import ScriptedServer, cut, error, reset
@@ -141,12 +140,12 @@ def test_fresh_noise_is_not_shown_to_be_of_the_same_conversation(
 
 def test_a_stream_of_a_conversation_names_it(server: ScriptedServer, tmp_path: Path) -> None:
     server.script.extend([cut(500), reset])
-    with Client(server.url, cache_dir=tmp_path, variant="open") as client:
+    with Client(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path, variant="open") as client:
         conversation = client.conversation()
         with conversation.stream(FIRST, max_tokens=12) as stream:
             list(stream)
         saved = conversation.save(KEY)
-    with Client(server.url, cache_dir=tmp_path, variant="open") as client:
+    with Client(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path, variant="open") as client:
         client.conversation(memory=saved, key=KEY).complete([private(FIRST), private(SECOND)])
     assert len(sessions(server)) == 4
     assert len(set(sessions(server))) == 1
@@ -182,7 +181,7 @@ def test_another_variant_or_conversation_shares_nothing(connect: Connect, server
 def test_streams_of_a_conversation_reuse_counts(server: ScriptedServer, tmp_path: Path) -> None:
     """Also over a broken stream, a refusal and a dropped connection."""
     server.script.extend([reset, cut(400), error(503, "overloaded", {"retry-after": "0"})])
-    with Client(server.url, cache_dir=tmp_path, variant="open") as client:
+    with Client(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path, variant="open") as client:
         conversation = client.conversation()
         with conversation.stream(FIRST, max_tokens=12) as stream:
             assert sum(len(chunk.token_ids) for chunk in stream) == 12
@@ -193,7 +192,10 @@ def test_streams_of_a_conversation_reuse_counts(server: ScriptedServer, tmp_path
 
 def test_threads_of_one_conversation_draw_once(server: ScriptedServer, tmp_path: Path) -> None:
     start = threading.Barrier(6)
-    with Client(server.url, cache_dir=tmp_path, variant="open") as client, ThreadPoolExecutor(6) as pool:
+    with (
+        Client(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path, variant="open") as client,
+        ThreadPoolExecutor(6) as pool,
+    ):
         conversation = client.conversation()
 
         def use(_: int) -> None:

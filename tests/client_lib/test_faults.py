@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client_lib import (
+    AuthenticationError,
     Client,
     ConnectionFailed,
     DELClientError,
     InvalidRequest,
     Overloaded,
-    PermissionDenied,
+    PermissionDeniedError,
     ProtocolError,
     RedirectRefused,
     ServerError,
@@ -32,7 +33,7 @@ from client_lib import errors as family
 from del_core.bundle import ClientBundle
 from del_core.errors import ERROR_STATUS, DelError
 from del_core.wire import PrivateSegment
-from tests.client_lib.conftest import Calls
+from tests.client_lib.conftest import SHORT_PAUSES, Calls
 from tests.support.scripted_server import (
     Behaviour,
     ScriptedServer,
@@ -127,8 +128,8 @@ def test_a_server_that_is_away_for_many_tries_is_waited_for(connect: Connect, se
         (error(404, "not_found"), ProtocolError, "not_found"),
         (error(413, "frame_too_large"), InvalidRequest, "frame_too_large"),
         (error(415, "unsupported_media_type"), ProtocolError, "unsupported_media_type"),
-        (error(401, "invalid_api_key"), PermissionDenied, "invalid_api_key"),
-        (error(403, "forbidden"), PermissionDenied, "forbidden"),
+        (error(401, "invalid_api_key"), AuthenticationError, "invalid_api_key"),
+        (error(403, "forbidden"), PermissionDeniedError, "forbidden"),
         (status(418), ServerError, None),
         (status(418, {}, b'{"error": 3}'), ServerError, None),
         (status(418, {}, b"[" * 60_000), ServerError, None),
@@ -267,7 +268,7 @@ def test_a_stream_that_is_left_early_frees_its_connection(connect: Connect, serv
 
 
 def test_nothing_is_sent_before_the_first_chunk_is_asked_for(server: ScriptedServer, tmp_path: Path) -> None:
-    with Client(server.url, cache_dir=tmp_path) as client:
+    with Client(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path) as client:
         stream = client.stream(SECRET, variant="open")
         assert server.received == []
         assert stream.completion is None
@@ -296,7 +297,7 @@ def test_a_cut_stream_is_resumed_unnoticed(connect: Connect, server: ScriptedSer
 
 @pytest.fixture
 def streaming_client(server: ScriptedServer, tmp_path: Path) -> Iterator[Client]:
-    with Client(server.url, cache_dir=tmp_path / "cache") as client:
+    with Client(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path / "cache") as client:
         yield client
 
 
@@ -525,7 +526,15 @@ def test_no_connection_in_time(connect: Connect, bundle: ClientBundle) -> None:
 def test_the_family_is_flat() -> None:
     kinds = [getattr(family, name) for name in family.__all__ if isinstance(getattr(family, name), type)]
     assert DELClientError.__base__ is DelError
-    assert all(kind.__base__ is DELClientError and kind.__doc__ for kind in kinds if kind is not DELClientError)
+    bases = {kind: kind.__base__ for kind in kinds if kind is not DELClientError}
+    deeper = {kind.__name__: base.__name__ for kind, base in bases.items() if base and base is not DELClientError}
+    assert deeper == {
+        "AuthenticationError": "AccessDeniedError",
+        "PermissionDeniedError": "AccessDeniedError",
+        "RateLimitError": "OverloadedError",
+        "ServiceUnavailableError": "OverloadedError",
+    }
+    assert all(kind.__doc__ for kind in kinds)
     assert set(family.CODE_FAILURES) <= {*ERROR_STATUS}
 
 

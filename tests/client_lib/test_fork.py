@@ -14,6 +14,7 @@ from client_lib import AsyncClient, Client, ClientClosed, LedgerUnavailable
 from client_lib.ledger import Budget, Ledger, MemoryStore
 from client_lib.prompts.encoder import Draw
 from del_core.mechanism import Mechanism
+from tests.client_lib.conftest import SHORT_PAUSES
 from tests.support.scripted_server import ScriptedServer, expected_text, expected_tokens
 
 SECRET = "my test was positive"
@@ -43,7 +44,7 @@ def check(client: Client) -> None:
 
 
 def test_a_client_works_on_both_sides(server: ScriptedServer, tmp_path: Path) -> None:
-    with Client(server.url, cache_dir=tmp_path) as client:
+    with Client(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path) as client:
         check(client)
         before = server.connections
         in_child(lambda: [check(client) for _ in range(3)])
@@ -58,7 +59,7 @@ def test_a_client_works_on_both_sides(server: ScriptedServer, tmp_path: Path) ->
 def test_a_lock_that_a_thread_of_the_parent_held_does_not_bind_the_child(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
-    with Client(server.url, cache_dir=tmp_path) as client:
+    with Client(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path) as client:
         conversation = client.conversation(variant="open")
         shared = client._driver.shared
         with shared.lock, conversation._memory._lock:
@@ -66,12 +67,12 @@ def test_a_lock_that_a_thread_of_the_parent_held_does_not_bind_the_child(
 
 
 def test_a_stream_belongs_to_the_process_that_began_it(server: ScriptedServer, tmp_path: Path) -> None:
-    with Client(server.url, cache_dir=tmp_path) as client:
+    with Client(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path) as client:
         stream = client.stream(SECRET, variant="open", max_tokens=8)
         chunks = [next(stream)]
 
         def read_on() -> None:
-            with pytest.raises(ClientClosed, match="another process"):
+            with pytest.raises(ClientClosed, match="the process that began it"):
                 list(stream)
 
         in_child(read_on)
@@ -81,7 +82,7 @@ def test_a_stream_belongs_to_the_process_that_began_it(server: ScriptedServer, t
 
 
 def test_a_closed_client_stays_closed(server: ScriptedServer, tmp_path: Path) -> None:
-    client = Client(server.url, cache_dir=tmp_path)
+    client = Client(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path)
     client.close()
 
     def use() -> None:
@@ -92,7 +93,7 @@ def test_a_closed_client_stays_closed(server: ScriptedServer, tmp_path: Path) ->
 
 
 def test_an_asynchronous_client_works_in_a_child(server: ScriptedServer, tmp_path: Path) -> None:
-    client = AsyncClient(server.url, cache_dir=tmp_path)
+    client = AsyncClient(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path)
 
     async def use() -> None:
         assert (await client.complete(SECRET, variant="open", max_tokens=8)).text == TEXT
@@ -103,7 +104,7 @@ def test_an_asynchronous_client_works_in_a_child(server: ScriptedServer, tmp_pat
 
 
 def test_noise_differs_on_both_sides(server: ScriptedServer, tmp_path: Path) -> None:
-    with Client(server.url, cache_dir=tmp_path) as client:
+    with Client(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path) as client:
         client.bundle()
         for _ in range(3):
             in_child(lambda: check(client))

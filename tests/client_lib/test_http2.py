@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from client_lib import AsyncClient, Client, ConnectionFailed, InvalidRequest, Timeout, TimeoutExceeded
-from tests.client_lib.conftest import Calls
+from tests.client_lib.conftest import SHORT_PAUSES, Calls
 from tests.support.http2_server import HTTP2Server, make_certificate
 from tests.support.scripted_server import Received, ScriptedServer, chatter, cut, error, expected_text, expected_tokens
 
@@ -69,7 +69,7 @@ def test_a_stream_that_a_synchronous_client_leaves_ends_at_the_server(
     server: ScriptedServer, front: HTTP2Server, tmp_path: Path
 ) -> None:
     behaviour = _UntilLeft()
-    with Client(front.url, cache_dir=tmp_path, http2=True) as client:
+    with Client(front.url, retry=SHORT_PAUSES, cache_dir=tmp_path, http2=True) as client:
         client.bundle()
         server.script.append(behaviour)
         with client.stream(SECRET, variant="open", max_tokens=9) as stream:
@@ -80,7 +80,10 @@ def test_a_stream_that_a_synchronous_client_leaves_ends_at_the_server(
 
 def test_threads_do_not_disturb_each_other(server: ScriptedServer, front: HTTP2Server, tmp_path: Path) -> None:
     """Nothing is sent twice and nobody gets another's answer; what a thread has left is used again."""
-    with Client(front.url, cache_dir=tmp_path, http2=True, max_retries=0) as client, ThreadPoolExecutor(6) as pool:
+    with (
+        Client(front.url, retry=SHORT_PAUSES, cache_dir=tmp_path, http2=True, max_retries=0) as client,
+        ThreadPoolExecutor(6) as pool,
+    ):
         client.bundle()
         lengths = [1 + number % 12 for number in range(96)]
         texts = list(pool.map(lambda n: client.complete(SECRET, variant="open", max_tokens=n).text, lengths))
@@ -140,5 +143,5 @@ def test_a_certificate_of_nobody_is_refused(
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_without_its_package_it_is_refused(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InvalidRequest, match=r"http2: .*del-serve\[http2\]"):
+    with pytest.raises(InvalidRequest, match=r"http2 must be .*del-serve\[http2\]"):
         kind("https://del.example.com", http2=True)

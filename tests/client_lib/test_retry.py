@@ -15,10 +15,11 @@ from client_lib import (
     InvalidRequest,
     Overloaded,
     ProtocolError,
+    RetryPolicy,
     ServerError,
     TimeoutExceeded,
 )
-from client_lib._core.retry import InternalErrors, RetryPolicy, parse_retry_after
+from client_lib._core.retry import InternalErrors, parse_retry_after
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 

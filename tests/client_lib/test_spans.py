@@ -55,7 +55,7 @@ def test_representations_hide_the_text(value: object) -> None:
 def test_spans_keep_order_and_content(spans: list[Span]) -> None:
     kept = [span for span in spans if span.text]
     if not kept:
-        with pytest.raises(InvalidRequest, match="prompt: empty"):
+        with pytest.raises(InvalidRequest, match="prompt must be at least one character"):
             spans_of(spans, "open")
     else:
         assert list(spans_of(spans, "open")) == kept
@@ -81,7 +81,7 @@ def test_bad_prompts_are_named_but_not_shown(prompt: Any, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         spans_of(prompt, "open")
     assert caught.value.field == field
-    assert "allowed:" in str(caught.value)
+    assert ", got " in str(caught.value)
     assert "positive" not in str(caught.value)
     assert caught.value.__context__ is None
 
@@ -157,14 +157,14 @@ def test_text_is_never_cut_or_filled_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variant", ["secret", "", "Open", None])
 def test_unknown_variants_are_refused(encoder: Encoder, variant: Any) -> None:
-    with pytest.raises(InvalidRequest, match="allowed: strict, open, clear") as caught:
+    with pytest.raises(InvalidRequest, match="one of strict, open, clear") as caught:
         encoder.encode("hello", variant)
     assert caught.value.field == "variant"
 
 
 def test_a_tokenizer_that_does_not_fit_the_table_is_refused(tmp_path: Path) -> None:
     encoder = Encoder(make_bundle(tmp_path / "bundle", rows=20))
-    with pytest.raises(BundleInvalid, match="allowed: 0 to 19"):
+    with pytest.raises(BundleInvalid, match="0 to 19"):
         encoder.encode("zebra", "open")
 
 

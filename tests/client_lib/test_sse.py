@@ -96,7 +96,7 @@ def test_crlf_split_between_its_bytes_is_one_line_end() -> None:
 
 @pytest.mark.parametrize("piece", [b"x" * 101, b"data: " + b"x" * 101 + b"\n", (b"data: " + b"x" * 40 + b"\n") * 3])
 def test_memory_is_bounded(piece: bytes) -> None:
-    with pytest.raises(ProtocolError, match="allowed: up to 100 bytes"):
+    with pytest.raises(ProtocolError, match="at most 100 bytes"):
         EventParser(max_event_bytes=100).feed(piece)
 
 

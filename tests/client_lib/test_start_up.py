@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client_lib import _bundle_cache
 from client_lib._bundle_cache import BundleCache
-from client_lib._core import verified as _verified
 from del_core.bundle import ClientBundle, pack_client
 from tests.support.bundle import make_bundle
 
@@ -56,12 +56,11 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[ClientBundle, bytes
 @pytest.fixture
 def any_age(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files may be noted however new they are."""
-    monkeypatch.setattr(_verified, "_TICKS_NS", -(10**12))
+    monkeypatch.setattr(_bundle_cache, "_CLOCK_TICK_NS", -(10**12))
 
 
 def verifications(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """The ``verify`` of every load from now on."""
-    from client_lib import _bundle_cache
 
     seen: list[bool] = []
     original = _bundle_cache.load_client
@@ -115,7 +114,7 @@ def test_a_changed_entry_is_verified_again_and_found(
 def test_files_too_new_to_tell_are_verified_every_time(
     tmp_path: Path, bundle: ClientBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_verified, "_TICKS_NS", 10**15)
+    monkeypatch.setattr(_bundle_cache, "_CLOCK_TICK_NS", 10**15)
     cache = BundleCache(tmp_path)
     cache.store(pack_client(bundle.path), URL)
     seen = verifications(monkeypatch)

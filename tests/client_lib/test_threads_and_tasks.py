@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from client_lib import AsyncClient, Client, Completion, TimeoutExceeded
+from tests.client_lib.conftest import SHORT_PAUSES
 from tests.support.scripted_server import ScriptedServer, expected_text, expected_tokens, hang
 
 SECRET = "my test was positive"
@@ -20,7 +21,7 @@ def test_threads_share_a_client(server: ScriptedServer, tmp_path: Path) -> None:
     """One download of the bundle, every completion whole, every frame with noise of its own."""
     start = threading.Barrier(USERS)
 
-    with Client(server.url, cache_dir=tmp_path) as client:
+    with Client(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path) as client:
 
         def use(number: int) -> list[str]:
             start.wait(10)
@@ -42,7 +43,7 @@ def test_threads_share_a_client(server: ScriptedServer, tmp_path: Path) -> None:
 
 
 async def test_tasks_share_a_client(server: ScriptedServer, tmp_path: Path) -> None:
-    async with AsyncClient(server.url, cache_dir=tmp_path) as client:
+    async with AsyncClient(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path) as client:
 
         async def use(number: int) -> str:
             if number % 2:
@@ -56,7 +57,7 @@ async def test_tasks_share_a_client(server: ScriptedServer, tmp_path: Path) -> N
 
 
 async def test_a_cancelled_call_leaves_a_working_client(server: ScriptedServer, tmp_path: Path) -> None:
-    async with AsyncClient(server.url, cache_dir=tmp_path) as client:
+    async with AsyncClient(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path) as client:
         await client.bundle()
         for head in (b"", b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"):
             server.script.append(hang(head))
@@ -75,7 +76,7 @@ async def test_a_cancelled_call_leaves_a_working_client(server: ScriptedServer, 
 
 async def test_a_cancelled_bundle_download_does_not_block_others(server: ScriptedServer, tmp_path: Path) -> None:
     server.bundle_script.append(hang())
-    async with AsyncClient(server.url, cache_dir=tmp_path) as client:
+    async with AsyncClient(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path) as client:
         first = asyncio.create_task(_drain(client))
         while not server.received:
             await asyncio.sleep(0.005)
@@ -88,7 +89,10 @@ async def test_a_cancelled_bundle_download_does_not_block_others(server: Scripte
 def test_waiting_for_another_threads_download_is_limited(server: ScriptedServer, tmp_path: Path) -> None:
     """One thread hangs in the download; another with a share in it gives up at its total limit."""
     server.bundle_script.append(hang())
-    with Client(server.url, cache_dir=tmp_path, timeout=0.5) as client, ThreadPoolExecutor(2) as pool:
+    with (
+        Client(server.url, retry=SHORT_PAUSES, cache_dir=tmp_path, timeout=0.5) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
         calls = [pool.submit(client.complete, SECRET, variant="open") for _ in range(2)]
         failures = [call.exception(30) for call in calls]
     assert any(isinstance(failure, TimeoutExceeded) and failure.phase == "total" for failure in failures)

@@ -112,11 +112,11 @@ def test_a_local_bundle_needs_nothing_from_the_server(
 
 def test_bad_input_is_refused_with_code_2(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["ask", PROMPT, "--variant", "secret"]) == 2
-    assert capsys.readouterr().err == "delctl: variant: 'secret'; allowed: strict, open, clear\n"
+    assert capsys.readouterr().err == "delctl: variant must be one of strict, open, clear, got 'secret'\n"
     assert run(["ask", "", "--variant", "open"]) == 2
-    assert "the prompt is empty" in capsys.readouterr().err
+    assert "must be at least one character" in capsys.readouterr().err
     assert run(["ask", PROMPT, "--variant", "open", "--url", "nonsense"]) == 2
-    assert capsys.readouterr().err.startswith("delctl: base_url: ")
+    assert capsys.readouterr().err.startswith("delctl: base_url must be ")
     assert not server.frames
 
 

@@ -88,7 +88,7 @@ def test_erase(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert spent(place, "ann") == 0.0
     assert spent(place, "bob") > 0.0
     assert main.run(["ledger", "erase", place, "ann", "--yes"]) == 1
-    assert "nothing is kept of ann" in capsys.readouterr().err
+    assert "the ledger has no data of ann" in capsys.readouterr().err
 
 
 def test_erasing_asks_first(place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_a_mistyped_file_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixtu
     place = tmp_path / "leger.db"
     for command in (["status", str(place), *OPTIONS], ["erase", str(place), "ann", "--yes"]):
         assert main.run(["ledger", *command]) == main.REFUSED
-        assert "no file" in capsys.readouterr().err
+        assert "must be a ledger" in capsys.readouterr().err
     assert not place.exists()
 
 

@@ -131,7 +131,7 @@ def check_policy_and_budget(server: ScriptedServer, tmp_path: Path, place: str) 
         process.send_signal(signal.SIGTERM)
         announced, said = rest_of(process)
     assert (process.returncode, said) == (0, "")
-    assert "refused: variant open: a token costs epsilon" in announced
+    assert "refused: the epsilon of open at delta 1e-06" in announced
     assert answers[0].status_code == 200
     assert (answers[-1].status_code, answers[-1].json()["error"]["code"]) == (429, "budget_exceeded")
     assert 0 < int(answers[-1].headers["retry-after"]) <= (30 * 24 + 1) * 3600  # to the end of its hour
@@ -159,15 +159,21 @@ def _wait_until_refused(url: str) -> None:
     ("options", "words"),
     [
         (["--host", "0.0.0.0"], "--client-key"),
-        (["--variant", "gone"], "Invalid value for --variant: 'gone'; allowed: strict, open, clear"),
-        (["--alias", "gpt-4o"], "'gpt-4o'; allowed: NAME=VARIANT"),
-        (["--alias", "gpt-4o=gone"], "Invalid value for --alias: 'gone'"),
-        (["--variant", "open", "--alias", "gpt-4o=strict"], "'strict' is not offered; allowed: open"),
+        (["--variant", "gone"], "Invalid value for --variant: must be one of strict, open, clear, got 'gone'"),
+        (["--alias", "gpt-4o"], "must be NAME=VARIANT, such as gpt-4o=balanced, got 'gpt-4o'"),
+        (["--alias", "gpt-4o=gone"], "Invalid value for --alias: must be one of strict, open, clear, got 'gone'"),
+        (["--variant", "open", "--alias", "gpt-4o=strict"], "must be one of the offered open, got 'strict'"),
         (["--ledger", "x.db"], "--ledger and --budget-epsilon need each other"),
         (["--budget-epsilon", "3"], "--ledger and --budget-epsilon need each other"),
-        (["--max-epsilon-per-token", "0.001"], "variant open: a token costs epsilon"),
-        (["--host", "192.0.2.1", "--client-key", "k"], "port: 0 at 192.0.2.1"),
-        (["--host", "nowhere.invalid", "--client-key", "k"], "host: 'nowhere.invalid'"),
+        (
+            ["--max-epsilon-per-token", "0.001"],
+            "the epsilon of open at delta 1e-06 for 1 private tokens must be at most",
+        ),
+        (["--host", "192.0.2.1", "--client-key", "k"], "got 0 at 192.0.2.1"),
+        (
+            ["--host", "nowhere.invalid", "--client-key", "k"],
+            "host must be an address of this machine, got 'nowhere.invalid'",
+        ),
     ],
 )
 def test_options_are_checked(

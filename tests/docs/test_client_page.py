@@ -34,5 +34,5 @@ def test_the_quick_start_runs(tmp_path: Path) -> None:
 def test_every_error_is_in_the_table() -> None:
     page = (ROOT / "docs/guides/client.md").read_text("utf-8")
     named = set(re.findall(r"^\| `(\w+)` \|", page.partition("## Errors")[2].partition("\n## ")[0], re.MULTILINE))
-    kinds = {name for name in errors.__all__ if isinstance(getattr(errors, name), type)}
+    kinds = {found.__name__ for name in errors.__all__ if isinstance(found := getattr(errors, name), type)}
     assert named == kinds - {"DELClientError"}

@@ -100,7 +100,7 @@ def test_a_chat_with_the_mobile_backend(start_backend: Callable[[float], Backend
     assert backend.say("a").status_code == 502
     server.script.extend([cut(900), error(400, "invalid_value")])
     broken = _events(backend.say("a"))
-    assert broken[-1] == {"error": "InvalidRequest"}
+    assert broken[-1] == {"error": "InvalidRequestError"}
     assert len(broken) > 1
 
 

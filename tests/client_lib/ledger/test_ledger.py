@@ -277,7 +277,7 @@ def test_files_that_are_no_ledger_are_refused(tmp_path: Path) -> None:
     newer = sqlite3.connect(tmp_path / "newer.db")
     newer.execute("PRAGMA user_version=99")
     newer.close()
-    for name, reason in (("text.db", "not a database"), ("other.db", "something else"), ("newer.db", "99")):
+    for name, reason in (("text.db", "not a database"), ("other.db", "must be a ledger"), ("newer.db", "99")):
         with pytest.raises(LedgerUnavailable, match=reason):
             SQLiteStore(tmp_path / name)
     with pytest.raises(LedgerUnavailable):

@@ -207,10 +207,10 @@ def test_a_full_server_stops_spending_and_loses_nothing(own: RedisServer) -> Non
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        (("--appendonly", "no"), "appendonly is no"),
-        (("--appendonly", "yes", "--appendfsync", "everysec"), "appendfsync is everysec"),
-        ((*DURABLE, "--maxmemory-policy", "allkeys-lru"), "maxmemory-policy is allkeys-lru"),
-        ((*DURABLE, "--rename-command", "CONFIG", ""), "appendfsync is not shown"),
+        (("--appendonly", "no"), "appendonly must be yes, got no"),
+        (("--appendonly", "yes", "--appendfsync", "everysec"), "appendfsync must be always, got everysec"),
+        ((*DURABLE, "--maxmemory-policy", "allkeys-lru"), "maxmemory-policy must be noeviction, got allkeys-lru"),
+        ((*DURABLE, "--rename-command", "CONFIG", ""), "appendfsync must be always, got no permission"),
     ],
 )
 def test_a_server_that_may_forget_is_refused(options: tuple[str, ...], name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from client_lib._core import settings as client_settings
-from client_lib._core.retry import RetryPolicy
+from client_lib import RetryPolicy
 from client_lib.proxy import ProxySettings
 from del_core.bundle import ClientBundle
 from tests.support.bundle import make_bundle
@@ -36,19 +34,14 @@ def server(bundle: ClientBundle) -> Iterator[ScriptedServer]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Back off for milliseconds."""
-    monkeypatch.setattr(client_settings, "RetryPolicy", functools.partial(RetryPolicy, first_pause=0.001))
-
-
 @pytest.fixture
 def make_proxy(server: ScriptedServer, tmp_path: Path) -> Iterator[MakeProxy]:
     """Makes proxies in front of the server; ``client`` holds options of the client, the rest are settings."""
     with contextlib.ExitStack() as stack:
 
         def make(client: dict[str, Any] | None = None, **settings: Any) -> RunningProxy:
-            options = {"cache_dir": tmp_path / "cache", **(client or {})}
+            retry = RetryPolicy(first_pause=0.001)
+            options = {"cache_dir": tmp_path / "cache", "retry": retry, **(client or {})}
             return stack.enter_context(RunningProxy(server.url, ProxySettings(**settings), **options).running())
 
         yield make

@@ -53,11 +53,11 @@ class ShortPrompts:
 
     def check_variant(self, _: ClientBundle, variant: str) -> None:
         if variant != "open":
-            raise PolicyViolation(f"variant: {variant!r}; allowed: 'open'")
+            raise PolicyViolation(f"variant must be 'open', got {variant!r}")
 
     def check_prompt(self, _: ClientBundle, __: str, private_tokens: int) -> None:
         if private_tokens > self.most:
-            raise PolicyViolation(f"prompt: {private_tokens} private tokens; allowed: {self.most}")
+            raise PolicyViolation(f"private tokens must be at most {self.most}, got {private_tokens}")
 
 
 def client_of(proxy: RunningProxy, **options: Any) -> openai.OpenAI:
@@ -82,7 +82,7 @@ def test_who_is_charged(make_proxy: MakeProxy, server: ScriptedServer) -> None:
 def test_a_ledger_needs_a_subject(make_proxy: MakeProxy, server: ScriptedServer) -> None:
     with client_of(make_proxy(client={"ledger": TokenLedger(10_000)})) as api:
         for stream in (False, True):
-            with pytest.raises(openai.BadRequestError, match="subject: missing") as caught:
+            with pytest.raises(openai.BadRequestError, match="subject must be given") as caught:
                 api.chat.completions.create(model="open", messages=MESSAGES, stream=stream)
             assert caught.value.param == "user"
     assert server.frames == []
@@ -139,7 +139,7 @@ def test_a_ledger_that_cannot_write(make_proxy: MakeProxy, server: ScriptedServe
 def test_a_policy(make_proxy: MakeProxy, server: ScriptedServer, stream: bool) -> None:
     with client_of(make_proxy(client={"policy": ShortPrompts(40)})) as api:
         for arguments in ({"model": "strict", "messages": MESSAGES}, {"model": "open", "messages": MORE * 4}):
-            with pytest.raises(openai.PermissionDeniedError, match="allowed: ") as caught:
+            with pytest.raises(openai.PermissionDeniedError, match="must be") as caught:
                 api.chat.completions.create(**arguments, stream=stream)
             assert (caught.value.status_code, caught.value.code) == (403, "policy_violation")
             assert caught.value.type == "permission_error"

@@ -144,16 +144,16 @@ def test_unsupported(shared: Any, route: str, fields: dict[str, Any], param: str
         assert param == "messages[0].tool_call_id"
         return
     assert (error["param"], error["code"]) == (param, "unsupported_parameter")
-    assert f"{param}: " in error["message"]
-    assert "allowed: " in error["message"]
+    assert f"{param} must be " in error["message"]
+    assert ", got " in error["message"]
 
 
 @pytest.mark.parametrize(("route", "fields", "param"), _cases(INVALID))
 def test_invalid(shared: Any, route: str, fields: dict[str, Any], param: str) -> None:
     error = _refused(shared, route, fields)
     assert error["param"] == param
-    assert f"{param}: " in error["message"]
-    assert "allowed: " in error["message"]
+    assert f"{param} must be " in error["message"]
+    assert ", got " in error["message"]
 
 
 @pytest.mark.parametrize(("route", "fields", "param"), _cases(UNKNOWN))

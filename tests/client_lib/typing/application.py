@@ -10,7 +10,9 @@ from typing import Any, assert_type
 import client_lib
 from client_lib import (
     AsyncClient,
+    AuthenticationError,
     BudgetExceeded,
+    BudgetExceededError,
     ChatTemplate,
     Chunk,
     Client,
@@ -22,6 +24,8 @@ from client_lib import (
     Overloaded,
     Padding,
     PrivacyPolicy,
+    RateLimitError,
+    RetryPolicy,
     Span,
     Timeout,
     TimeoutExceeded,
@@ -62,6 +66,7 @@ def make(url: str) -> Client:
         padding=Padding(32),
         telemetry=OpenTelemetry(propagate=True),
         http2=True,
+        retry=RetryPolicy(max_retries=4, first_pause=0.1),
     )
 
 
@@ -123,10 +128,10 @@ async def use_async(url: str, text: str) -> str:
 def handle(client: Client, text: str) -> str:
     try:
         return client.complete(text).text
-    except BudgetExceeded as refused:
+    except BudgetExceededError as refused:
         assert_type(refused.epsilon_spent, float)
         assert_type(refused.retry_at, datetime.datetime | None)
-    except Overloaded as busy:
+    except RateLimitError as busy:
         assert_type(busy.retry_after, float | None)
     except TimeoutExceeded as late:
         assert_type(late.phase, str)
@@ -183,4 +188,4 @@ class _Call:
 
 
 hook: TelemetryHook = Watching()
-kinds: list[type[client_lib.DELClientError]] = [BudgetExceeded, Overloaded]
+kinds: list[type[client_lib.DELClientError]] = [BudgetExceeded, Overloaded, AuthenticationError]

@@ -15,6 +15,9 @@ def wrong(client: Client) -> None:
     client.with_options(base_url="http://127.0.0.1")  # error
     print(client.complete("text").tekst)  # error
     client.complete("text").text = "b"  # error
+    Client("http://127.0.0.1", max_retrys=3)  # error
+    Client("http://127.0.0.1", retry=3)  # error
+    client.with_options(api_key="k")  # error
     Client("http://127.0.0.1", policy=Budget(3.0))  # error
     Client("http://127.0.0.1", ledger=MemoryStore())  # error
     Timeout(first=3.0)  # error

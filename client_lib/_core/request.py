@@ -1,0 +1,85 @@
+"""A completion call as the caller made it, and the request that every try of it sends."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass, field
+
+from client_lib._core.retry import InternalErrors
+from client_lib._validation import invalid
+from client_lib.options import SamplingOptions, check_names
+from client_lib.prompts.encoder import Encoder
+from client_lib.prompts.span_memory import Recall
+from client_lib.prompts.spans import Prompt
+from client_lib.prompts.types import EncodedPrompt
+from client_lib.types import Usage
+from del_core.wire import Sampling
+
+__all__ = ["CompletionCall", "CompletionRequest", "check_idempotency_key", "sampling_from"]
+
+_KEY = re.compile(r"[!-~]{1,200}")
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionCall:
+    """The arguments of ``complete`` or ``stream``, not yet checked."""
+
+    prompt: Prompt | EncodedPrompt = field(repr=False)
+    variant: str
+    sampling: SamplingOptions = field(repr=False)
+    recall: Recall | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(slots=True, repr=False)
+class CompletionRequest:
+    """A checked request. Its encoder may be replaced during the call, its counts never.
+
+    ``public_prompt`` is kept only without private spans: it may be encoded again at no cost.
+    ``key`` is the idempotency key, the same for all tries of the same bytes.
+    """
+
+    encoder: Encoder
+    encoded: EncodedPrompt
+    sampling: Sampling
+    public_prompt: Prompt | None
+    key: str
+    frame: bytes = b""
+    internal_errors: InternalErrors = field(default_factory=InternalErrors)
+
+    def build(self) -> None:
+        """Build the frame that every try sends.
+
+        Raises ``InvalidRequestError`` for values that the wire format refuses.
+        """
+        self.frame = self.encoder.frame(self.encoded, self.sampling)
+
+    def count(self, token_ids: tuple[int, ...]) -> Usage:
+        """Return the usage as the client counts it, for a server that reports none or a part."""
+        return Usage(self.encoded.tokens, len(token_ids), self.encoded.tokens + len(token_ids))
+
+
+def sampling_from(options: SamplingOptions, *, stream: bool) -> Sampling:
+    """Return the wire format's sampling values; building the frame checks their bounds."""
+    check_names("sampling field", options, SamplingOptions)
+    fields = dict(options)
+    stop = fields.get("stop")
+    fields["stop"] = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    for name in ("stop", "stop_token_ids"):
+        value = fields.get(name, ())
+        if not isinstance(value, list | tuple):
+            raise invalid(name, "a list", f"a {type(value).__name__}")
+        fields[name] = tuple(value)
+    return Sampling(**fields, stream=stream)  # type: ignore[arg-type]
+
+
+def check_idempotency_key(key: str | None) -> str:
+    """Return the caller's key, or a random one, which says nothing about the prompt."""
+    given: object = key
+    if given is None:
+        return secrets.token_hex(16)
+    if not (isinstance(given, str) and _KEY.fullmatch(given)):
+        wanted = "1 to 200 printable ASCII characters without spaces, or None"
+        raise invalid("idempotency_key", wanted, "something else")
+    return given

@@ -1,0 +1,212 @@
+"""The options of clients and of requests, each defined once."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, TypedDict
+
+from client_lib._core.retry import is_temporary
+from client_lib._validation import check_integer, check_seconds, must_be
+from client_lib.errors import DELClientError, InvalidRequestError
+from client_lib.prompts.padding import Padding
+from client_lib.prompts.types import Draw
+from del_core.bundle import ClientBundle
+from del_core.mechanism import TokenMechanism
+
+__all__ = [
+    "Attributes",
+    "CallObserver",
+    "CallOptions",
+    "ClientOptions",
+    "LedgerHook",
+    "PolicyHook",
+    "RetryPolicy",
+    "SamplingOptions",
+    "TelemetryHook",
+    "Timeout",
+    "check_names",
+    "timeout_from",
+]
+
+_random = secrets.SystemRandom()
+
+Attributes: TypeAlias = Mapping[str, str | int | float | bool]
+"""Sizes, times, statuses and error names; never text, token ids or counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeout:
+    """Time limits in seconds; None means no limit.
+
+    Args:
+        connect: making a connection.
+        read: the longest silence while a response is awaited or read, and the longest pause while
+            a request is written.
+        total: a whole call including retries and pauses; for a stream also the time that the
+            caller spends between chunks. The asynchronous client keeps it exactly. The synchronous
+            client checks it when bytes arrive, so a silent stream may end ``read`` seconds late.
+        first_token: from the start of a stream to its first token, retries and pauses included.
+    """
+
+    connect: float | None = 5.0
+    read: float | None = 60.0
+    total: float | None = 600.0
+    first_token: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("connect", "read", "total", "first_token"):
+            check_seconds(f"timeout.{name}", getattr(self, name))
+
+
+def timeout_from(timeout: Timeout | float | None) -> Timeout:
+    """Return the limits that an option stands for: a number limits the whole call, None nothing."""
+    if timeout is None:
+        return Timeout(connect=None, read=None, total=None)
+    return timeout if isinstance(timeout, Timeout) else Timeout(total=timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Exponential backoff with jitter.
+
+    The pause before retry k is drawn from [1/2, 1] of ``min(longest_pause, first_pause * 2**k)``
+    seconds, and is at least the server's ``Retry-After``. The call fails at once if the server
+    asks for more than ``longest_wait`` seconds; the error's ``retry_after`` has the figure.
+
+    The defaults bridge 43 to 86 s without a server; a replica that died takes 30 to 40 s to
+    restart. Pauses grow beyond a short ``Retry-After``, because a server that is still recovering
+    cannot give an accurate one.
+    """
+
+    max_retries: int = 12
+    first_pause: float = 0.5
+    longest_pause: float = 10.0
+    longest_wait: float = 60.0
+
+    def __post_init__(self) -> None:
+        check_integer("max_retries", self.max_retries, 0, 100)
+
+    def pause(self, failure: DELClientError, retries_done: int) -> float | None:
+        """Return the seconds to wait before the next retry, or None to give up."""
+        if retries_done >= self.max_retries or not is_temporary(failure):
+            return None
+        wish = failure.retry_after or 0.0
+        return None if wish > self.longest_wait else max(wish, self.backoff(retries_done))
+
+    def backoff(self, tries_done: int) -> float:
+        """Return a jittered pause in seconds that doubles with every try."""
+        longest: float = min(self.longest_pause, self.first_pause * 2.0 ** min(tries_done, 30))
+        return longest * _random.uniform(0.5, 1.0)
+
+
+class PolicyHook(Protocol):
+    """Decides what may be sent, from the verified bundle.
+
+    Both methods raise :class:`client_lib.errors.PolicyViolationError`.
+    """
+
+    def check_variant(self, bundle: ClientBundle, variant: str) -> object:
+        """Check a variant before a prompt is tokenized."""
+
+    def check_prompt(self, bundle: ClientBundle, variant: str, private_tokens: int) -> object:
+        """Check the number of private tokens before their noise is drawn."""
+
+
+class LedgerHook(Protocol):
+    """Records privacy spending."""
+
+    def spend(self, subject: str, mechanism: TokenMechanism, draws: Sequence[Draw]) -> object:
+        """Charge each draw once, durably; draws that were charged before cost nothing.
+
+        Nothing is sent if this raises ``BudgetExceededError`` or ``LedgerUnavailableError``.
+        """
+
+
+class CallObserver(Protocol):
+    """Receives the events of one call."""
+
+    def headers(self) -> Mapping[str, str]:
+        """Return headers for every request of the call, such as ``traceparent``."""
+
+    def event(self, name: str, attributes: Attributes) -> object:
+        """Receive ``request``, ``response``, ``retry``, ``resume`` or ``first_token``."""
+
+    def end(self, attributes: Attributes, error: DELClientError | None) -> object:
+        """Receive the end of the call, once.
+
+        ``attributes["closed"]`` is set if the caller left the call early.
+        """
+
+
+class TelemetryHook(Protocol):
+    """Observes all calls of a client, from any thread. Exceptions that it raises are ignored."""
+
+    def begin(self, operation: str, attributes: Attributes) -> CallObserver | None:
+        """Return an observer for a call, or None to ignore the call.
+
+        ``operation`` is ``complete``, ``stream``, ``models`` or ``bundle``.
+        """
+
+
+class CallOptions(TypedDict, total=False):
+    """The options that ``with_options`` may change. Connections and bundle stay shared."""
+
+    subject: str | None
+    """The subject of the prompts, for the ledger; usually set per user by ``with_options``."""
+    variant: str | None
+    """The variant of calls that name none."""
+    padding: Padding | None
+    """Pads private spans to a multiple of a bucket. Default: no padding."""
+    policy: PolicyHook | None
+    """Privacy limits, such as a ``PrivacyPolicy``. A call that violates them draws no noise."""
+    timeout: Timeout | float | None
+    """Time limits. A number limits the whole call. Default: ``Timeout()``."""
+    retry: RetryPolicy
+    """Retries of requests that failed temporarily; every retry sends identical bytes."""
+    max_retries: int
+    """Replaces ``retry.max_retries``. Default: 12."""
+    max_resumes: int
+    """The number of times a broken stream is resumed where it broke. Default: 3."""
+    telemetry: TelemetryHook | None
+    """Observes every call, for example :class:`client_lib.telemetry.OpenTelemetry`."""
+
+
+class ClientOptions(CallOptions, total=False):
+    """The options of :class:`client_lib.Client` and :class:`client_lib.AsyncClient`."""
+
+    api_key: str | None
+    """Sent as a bearer token."""
+    cache_dir: str | os.PathLike[str] | None
+    """The bundle cache. Default: ``$DEL_CACHE_DIR``, or ``del-serve`` in the user's cache."""
+    bundle: str | os.PathLike[str] | None
+    """A local bundle directory, used instead of the server's bundle."""
+    fingerprint: str | None
+    """The fingerprint of the only bundle to accept."""
+    ledger: LedgerHook | None
+    """Records spending before anything is sent. Every call then needs a ``subject``."""
+    http2: bool
+    """Use HTTP/2 over TLS where the server supports it; needs the extra ``http2``.
+
+    Ignored with a ``transport``, which chooses its protocols itself."""
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The sampling fields of a request, with the meaning and bounds of OpenAI completions."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    stop: str | list[str] | tuple[str, ...] | None
+    stop_token_ids: list[int] | tuple[int, ...]
+    ignore_eos: bool
+
+
+def check_names(what: str, options: Mapping[str, object], kind: type[CallOptions | SamplingOptions]) -> None:
+    """Raise ``InvalidRequestError`` for an unknown option."""
+    names = kind.__annotations__
+    for name in sorted(set(options) - set(names)):
+        raise InvalidRequestError(must_be(what, f"one of {', '.join(names)}", repr(name)), field=name)

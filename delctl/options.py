@@ -1,0 +1,110 @@
+"""Command-line options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from delctl.places import PLACE, bundle_place
+
+if TYPE_CHECKING:
+    from client_lib.ledger import Budget
+
+__all__ = [
+    "DELTA",
+    "POSITIVE",
+    "SHARE",
+    "BudgetOptions",
+    "api_key_option",
+    "budget_options",
+    "bundle_option",
+    "grouped",
+    "sampling_options",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DELTA = 1e-6
+"""The default delta, and the delta of the epsilons that commands show."""
+POSITIVE = click.FloatRange(0, min_open=True)
+SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+
+api_key_option = click.option(
+    "--api-key", envvar="DEL_API_KEY", show_envvar=True, help="Sent to the server as a bearer token."
+)
+bundle_option = click.option(
+    "--bundle", type=bundle_place, metavar=PLACE, help="Use this bundle's client part instead of the server's."
+)
+
+
+def grouped(parameter: str, kind: type[Any], *options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return a decorator that adds options and passes their values as one ``kind``, a dataclass."""
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def called(**values: Any) -> Any:
+            own = {field.name: values.pop(field.name) for field in fields(kind)}
+            return command(**values, **{parameter: kind(**own)})
+
+        made: Any = called
+        for option in reversed(options):
+            made = option(made)
+        return made  # type: ignore[no-any-return]
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class BudgetOptions:
+    """A privacy budget as the options describe it."""
+
+    budget_epsilon: float | None
+    budget_delta: float
+    budget_days: float
+
+    def budget(self) -> Budget:
+        """Return the budget. Without an epsilon it serves commands that do not compare with it."""
+        from client_lib.ledger import Budget
+
+        window = timedelta(days=self.budget_days) if self.budget_days else None
+        return Budget(self.budget_epsilon or 1.0, delta=self.budget_delta, window=window)
+
+
+def budget_options(*, required: bool) -> Callable[[F], F]:
+    """Return the options of a budget, passed as ``budget``."""
+    epsilon = click.option(
+        "--budget-epsilon",
+        type=POSITIVE,
+        required=required,
+        metavar="EPSILON",
+        help="A subject's privacy budget within the window.",
+    )
+    delta = click.option("--budget-delta", type=SHARE, default=DELTA, show_default=True, help="The budget's delta.")
+    days = click.option(
+        "--budget-days",
+        type=click.FloatRange(0),
+        default=30.0,
+        show_default=True,
+        metavar="DAYS",
+        help="The window of the budget; 0 means no window.",
+    )
+    return grouped("budget", BudgetOptions, epsilon, delta, days)
+
+
+def sampling_options(*, max_tokens: int, temperature: float) -> Callable[[F], F]:
+    """Return the options ``--max-tokens`` and ``--temperature`` with these defaults."""
+
+    def decorate(command: F) -> F:
+        command = click.option(
+            "--temperature", type=click.FloatRange(0), default=temperature, show_default=True, help="0 is greedy."
+        )(command)
+        return click.option(
+            "--max-tokens", type=click.IntRange(1), default=max_tokens, show_default=True, help="Tokens to generate."
+        )(command)
+
+    return decorate
