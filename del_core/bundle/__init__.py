@@ -3,20 +3,10 @@
 from del_core._json import canonical as canonical_json
 from del_core.bundle.bundle import (
     CLIENT_FILES,
-    FORMAT_VERSION,
     MAX_ARCHIVE_BYTES,
-    RESERVED_VARIANT,
-    BaseModel,
     Bundle,
-    BundleError,
     ClientBundle,
-    FileEntry,
-    Guarantees,
-    Manifest,
-    ServerSection,
-    Variant,
     VariantContent,
-    checksum_model,
     load_bundle,
     load_client,
     pack_client,
@@ -24,6 +14,18 @@ from del_core.bundle.bundle import (
     unpack_client,
     write_bundle,
 )
+from del_core.bundle.files import checksum_model
+from del_core.bundle.manifest import (
+    FORMAT_VERSION,
+    RESERVED_VARIANT,
+    BaseModel,
+    FileEntry,
+    Guarantees,
+    Manifest,
+    ServerSection,
+    Variant,
+)
+from del_core.errors import BundleError
 
 __all__ = [
     "CLIENT_FILES",

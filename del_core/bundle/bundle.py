@@ -12,7 +12,6 @@ if a bundle is truncated, altered, incomplete or too new.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -30,16 +29,13 @@ from del_core.bundle import archive as _tar
 from del_core.bundle import files
 from del_core.bundle.manifest import (
     CLIENT_LIMITS,
-    FORMAT_VERSION,
     MANIFEST,
     MAX_MANIFEST_BYTES,
     PRIOR,
-    RESERVED_VARIANT,
     TABLE,
     TOKENIZER,
     BaseModel,
     FileEntry,
-    Guarantees,
     Manifest,
     ServerSection,
     Variant,
@@ -53,20 +49,10 @@ from del_core.mechanism import TokenMechanism
 
 __all__ = [
     "CLIENT_FILES",
-    "FORMAT_VERSION",
     "MAX_ARCHIVE_BYTES",
-    "RESERVED_VARIANT",
-    "BaseModel",
     "Bundle",
-    "BundleError",
     "ClientBundle",
-    "FileEntry",
-    "Guarantees",
-    "Manifest",
-    "ServerSection",
-    "Variant",
     "VariantContent",
-    "checksum_model",
     "load_bundle",
     "load_client",
     "pack_client",
@@ -180,9 +166,16 @@ class Bundle:
 
     def build_decoder(self, name: str) -> Decoder:
         """Build a variant's decoder."""
-        return self.decoder_kind(name).build(
+        kind, mechanism = self.decoder_kind(name), self.mechanism(name)
+        if kind.dequantizes and not mechanism.can_dequantize:
+            raise BundleError(
+                MANIFEST,
+                f"decoder of variant {name} must be of a kind that works without coordinates, "
+                f"as the mechanism {mechanism.kind} has none, got {kind.name}",
+            )
+        return kind.build(
             DecoderInputs(
-                self.client.mechanism(name),
+                mechanism,
                 np.asarray(self.client.table),
                 self.log_prior,
                 self.norm_limit(name),
@@ -191,7 +184,7 @@ class Bundle:
         )
 
     def decoder_multiplications(self, name: str) -> int:
-        """Return the number of multiplications that decoding one private token of a variant takes."""
+        """Return the number of multiplications that decode one private token of a variant."""
         shapes = {key: array.shape for key, array in self.decoder(name).items()}
         return self.decoder_kind(name).multiplications(shapes, _model_sizes(self.manifest, self.client.variant(name)))
 
@@ -491,26 +484,3 @@ def replace_audit(
 
     files.install(directory, fill, overwrite=True)
     return manifest
-
-
-def checksum_model(path: str | os.PathLike[str]) -> str:
-    """Return the checksum of a Hugging Face model directory.
-
-    It is the SHA-256 of the canonical JSON {file name: SHA-256} of config.json and every
-    *.safetensors, which may be links into a cache.
-
-    Raises:
-        BundleError: a file is missing or cannot be read.
-    """
-    directory = Path(path)
-    names = ["config.json", *sorted(entry.name for entry in directory.glob("*.safetensors"))]
-    if len(names) == 1:
-        raise BundleError(str(directory), "must be a model directory, got no *.safetensors file")
-    digests: dict[str, str] = {}
-    for name in names:
-        try:
-            with open(directory / name, "rb") as file:
-                digests[name] = files.sha256_of(file)
-        except OSError as error:
-            raise BundleError(str(directory / name), f"must be readable, got {error.strerror}") from None
-    return hashlib.sha256(strict.canonical(digests)).hexdigest()

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
+from del_core._json import canonical
 from del_core.bundle.manifest import MANIFEST, FileEntry
 from del_core.errors import BundleError
 
@@ -90,6 +91,29 @@ def sha256_of(file: IO[bytes]) -> str:
     while chunk := file.read(_CHUNK):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def checksum_model(path: str | os.PathLike[str]) -> str:
+    """Return the checksum of a Hugging Face model directory.
+
+    It is the SHA-256 of the canonical JSON {file name: SHA-256} of config.json and every
+    *.safetensors, which may be links into a cache.
+
+    Raises:
+        BundleError: a file is missing or cannot be read.
+    """
+    directory = Path(path)
+    names = ["config.json", *sorted(entry.name for entry in directory.glob("*.safetensors"))]
+    if len(names) == 1:
+        raise BundleError(str(directory), "must be a model directory, got no *.safetensors file")
+    digests: dict[str, str] = {}
+    for name in names:
+        try:
+            with open(directory / name, "rb") as file:
+                digests[name] = sha256_of(file)
+        except OSError as error:
+            raise BundleError(str(directory / name), f"must be readable, got {error.strerror}") from None
+    return hashlib.sha256(canonical(digests)).hexdigest()
 
 
 def write_file(path: Path, data: bytes | memoryview) -> None:

@@ -90,6 +90,8 @@ class DecoderKind(ABC):
     """``module:class`` of the :class:`~del_core.training.decoders.TrainableDecoder`."""
     trained: ClassVar[bool] = False
     """Stage 2 trains parameters of the decoder itself, so it can go without a soft prompt."""
+    dequantizes: ClassVar[bool] = True
+    """The decoder needs ``mechanism.dequantize``, which not every mechanism kind has."""
     joint: ClassVar[bool] = False
     """An encoder can be trained together with a decoder of this kind."""
     continues: ClassVar[tuple[str, ...]] = ()

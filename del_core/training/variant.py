@@ -16,6 +16,7 @@ from del_core.bundle import Guarantees
 from del_core.decoders import stage2_kinds
 from del_core.lm.model import FrozenLM
 from del_core.mechanism import MAX_LEVEL, Mechanism
+from del_core.mechanism.base import DEFAULT_DELTA
 from del_core.training.attack import attack_surface, attacked_tokens, calibration_tokens
 from del_core.training.config import BEST, SoftPromptConfig
 from del_core.training.parallel import current_shard
@@ -25,7 +26,7 @@ from del_core.training.start import Stage1
 
 __all__ = ["BEST", "Noise", "VariantPlan", "train_variant"]
 
-_GUARANTEE_DELTA = 1e-6
+_GUARANTEE_DELTA = DEFAULT_DELTA
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ import numpy as np
 
 from del_core import _json as _strict_json
 from del_core.errors import (
-    ERROR_STATUS,
     FRAME_TOO_LARGE,
     HEADER_TOO_LARGE,
     INVALID_MAGIC,
@@ -32,28 +31,9 @@ from del_core.errors import (
 )
 from del_core.wire import header as _header
 from del_core.wire.packing import Codes, pack_codes, row_bytes, unpack_codes
-from del_core.wire.types import Limits, PrivateSegment, PublicSegment, Request, Sampling, Segment, Shape
+from del_core.wire.types import Limits, PrivateSegment, PublicSegment, Request, Segment, Shape
 
-__all__ = [
-    "DEFAULT_LIMITS",
-    "ERROR_STATUS",
-    "MAGIC",
-    "MEDIA_TYPE",
-    "VERSION",
-    "FrameError",
-    "Limits",
-    "PrivateSegment",
-    "PublicSegment",
-    "Request",
-    "Sampling",
-    "Segment",
-    "Shape",
-    "decode_frame",
-    "encode_frame",
-    "pack_codes",
-    "row_bytes",
-    "unpack_codes",
-]
+__all__ = ["DEFAULT_LIMITS", "MAGIC", "MEDIA_TYPE", "VERSION", "decode_frame", "encode_frame"]
 
 MEDIA_TYPE: Final = "application/vnd.del.frame"
 MAGIC: Final = b"DELF"

@@ -148,6 +148,8 @@ def test_a_bundle_holds_a_mechanism_from_outside(tmp_path: Path) -> None:
     assert "ratio_numerator" not in variants[1]
     assert "mechanism" not in variants[0]
     assert isinstance(bundle.mechanism("open"), BinomialMechanism)
+    with pytest.raises(BundleError, match=r"decoder of variant toy must be of a kind .* toy has none, got linear"):
+        bundle.build_decoder("toy")
     with pytest.raises(ValueError, match="to have a ratio, got toy"):
         _ = bundle.variants["toy"].ratio
 
