@@ -28,9 +28,7 @@ class Deadline:
         if header is None:
             return
         if not (header.isascii() and header.isdigit() and len(header) <= 8 and 1 <= int(header) <= LONGEST_MS):
-            raise FrameError(
-                INVALID_VALUE, "X-Request-Deadline-Ms", f"is malformed; an integer in 1..{LONGEST_MS} is allowed"
-            )
+            raise FrameError(INVALID_VALUE, "X-Request-Deadline-Ms", f"must be an integer from 1 to {LONGEST_MS}")
         self.end = time.monotonic() + int(header) / 1000
 
     def remaining(self) -> float | None:
@@ -40,4 +38,4 @@ class Deadline:
     @staticmethod
     def exceeded() -> FrameError:
         """Return the error of a request whose deadline has passed."""
-        return FrameError(DEADLINE_EXCEEDED, "X-Request-Deadline-Ms", "the time that the request allowed has passed")
+        return FrameError(DEADLINE_EXCEEDED, "X-Request-Deadline-Ms", "has passed")

@@ -41,7 +41,7 @@ RETRY_AFTER: Mapping[str, int] = {OVERLOADED: 1, ENGINE_UNAVAILABLE: 5}
 
 ENGINE_UNAVAILABLE_MESSAGE = "the model is starting or being replaced; try again after the seconds in Retry-After"
 NO_SUCH_APPLICATION = (
-    "path: no model is served under it; where there are several, the base URL ends with the prefix of one of them"
+    "path must belong to a served model; with several models, the base URL ends with the prefix of one of them"
 )
 INTERNAL_ERROR_MESSAGE = "the server failed; its log has the failure under the request id"
 

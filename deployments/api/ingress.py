@@ -51,8 +51,8 @@ _CODES = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED, 503: OVERLOADED}
 _ROUTES = "/-/routes"
 _MESSAGES = {
     NOT_FOUND: NO_SUCH_APPLICATION,
-    ENGINE_UNAVAILABLE: "path: no application is ready there; try again after the seconds in Retry-After",
-    METHOD_NOT_ALLOWED: "method: not allowed there",
+    ENGINE_UNAVAILABLE: "no application is ready under this path; try again after the seconds in Retry-After",
+    METHOD_NOT_ALLOWED: "method must be one that the route allows",
     OVERLOADED: "no replica has room for the request; try again after the seconds in Retry-After",
     INTERNAL_ERROR: "the server could not complete the request",
 }

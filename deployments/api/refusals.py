@@ -70,8 +70,10 @@ async def _http_exception(http: HTTPRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow", "")
-        return error_response(METHOD_NOT_ALLOWED, f"method: this route has {allowed} only", headers={"allow": allowed})
-    return error_response(NOT_FOUND, "path: there is no such route; POST /v1/private/completions takes frames")
+        return error_response(
+            METHOD_NOT_ALLOWED, f"method must be {allowed} for this route", headers={"allow": allowed}
+        )
+    return error_response(NOT_FOUND, "path must be a route; POST /v1/private/completions takes frames")
 
 
 EXCEPTION_HANDLERS = {

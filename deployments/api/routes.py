@@ -87,7 +87,7 @@ class _Handlers:
                 caller = self._authenticate(http)
                 media_type = http.headers.get("content-type", "").partition(";")[0].strip().lower()
                 if media_type != MEDIA_TYPE or "content-encoding" in http.headers:
-                    message = f"Content-Type: only {MEDIA_TYPE}, without a Content-Encoding, is allowed"
+                    message = f"Content-Type must be {MEDIA_TYPE}, without a Content-Encoding"
                     return error_response(UNSUPPORTED_MEDIA_TYPE, message)
                 # Refuse overload before the body is read; hold a slot only after that.
                 self._service.check_room()
@@ -158,10 +158,10 @@ class _Handlers:
                     size = max(size, len(body))
                     more = size <= limit and message.get("more_body", False)
         except TimeoutError:
-            reason = f"has not arrived whole in {timeout_s} s, the time allowed"
+            reason = f"must arrive within {timeout_s} s"
             raise FrameError(TRUNCATED_FRAME, "frame", reason) from None
         if size > limit:
-            raise FrameError(FRAME_TOO_LARGE, "frame", f"has {size} bytes or more; at most {limit} are allowed")
+            raise FrameError(FRAME_TOO_LARGE, "frame", f"must have at most {limit} bytes, got {size} or more")
         return bytes(body)
 
     async def models(self, http: HTTPRequest) -> Response:

@@ -85,11 +85,11 @@ class KeyRing:
         """Return the caller of an ``Authorization`` header. Raises InvalidKeyError."""
         match = _BEARER.fullmatch(authorization) if authorization is not None else None
         if match is None:
-            raise InvalidKeyError("Authorization: is missing or malformed; Bearer and an API key are required")
+            raise InvalidKeyError("Authorization must be Bearer and an API key")
         digest = hashlib.sha256(match[1].encode()).digest()
         expected, caller = self._callers.get(self._index(digest), (bytes(32), None))
         if not hmac.compare_digest(digest, expected) or caller is None:
-            raise InvalidKeyError("Authorization: the API key is not valid here")
+            raise InvalidKeyError("Authorization must hold an API key that is valid here")
         return caller
 
     def _index(self, digest: bytes) -> bytes:

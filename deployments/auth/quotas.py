@@ -145,7 +145,7 @@ class Quotas:
             raise FrameError(
                 INVALID_VALUE,
                 "header.max_tokens",
-                f"with the prompt makes {tokens} tokens; the key allows {caller.tokens_per_minute} in a minute",
+                f"plus the prompt must be at most {caller.tokens_per_minute} tokens for this key, got {tokens}",
             )
         held = self._held.get(caller.name)
         if held is None:

@@ -232,13 +232,13 @@ class PrivateLMService:
     def _parse(self, frame: bytes) -> Request:
         request = self._decode(frame)
         soft = len(self._variant(request).soft_prompt)
-        total = soft + request.prompt_tokens + request.sampling.max_tokens
-        if total > self._engine.context_length:
+        most = max(0, self._engine.context_length - soft - request.prompt_tokens)
+        if request.sampling.max_tokens > most:
             raise FrameError(
                 CONTEXT_LENGTH_EXCEEDED,
                 "header.max_tokens",
-                f"is {request.sampling.max_tokens}; with {soft} rows of soft prompt and {request.prompt_tokens} prompt "
-                f"tokens at most {max(0, self._engine.context_length - soft - request.prompt_tokens)} are allowed",
+                f"must be at most {most} after {soft} rows of soft prompt and {request.prompt_tokens} prompt tokens, "
+                f"got {request.sampling.max_tokens}",
             )
         return request
 

@@ -128,7 +128,7 @@ async def test_a_refused_need_is_refused_without_asking_again() -> None:
     assert source.asked == 2
     assert await quotas.charge(Caller("free"), 10**9)
     assert source.asked == 2
-    with pytest.raises(FrameError, match="the key allows 10 in a minute"):
+    with pytest.raises(FrameError, match="must be at most 10 tokens for this key, got 11"):
         await quotas.charge(Caller("app", tokens_per_minute=10), 11)
 
 
