@@ -1,9 +1,10 @@
-"""From no replica to a first token: python -m benchmarks.cold_start [--rounds N] [--stand-in] [--json]
+"""Time from no replica to a first token: python -m benchmarks.cold_start [--rounds N] [--json]
 
-``scaling.min_replicas: 0`` behind HAProxy, a real engine with the demo's model. Each round waits until no process of a
-replica is left and then asks once, with the client library's default settings. What is measured is one request's time
-from the call to its first token: what Ray Serve takes to notice it, the start of a replica, and the completion. The
-start of the whole server is given beside it; it is the same start of a replica after that of Ray.
+``scaling.min_replicas: 0`` behind HAProxy, a real engine with the demo's model. Each round waits
+until no process of a replica is left and then sends one request with the client library's default
+settings. The time from the call to the first token covers Ray Serve's reaction, the start of a
+replica, and the completion. The start of the whole server is reported, too: that of Ray and of a
+replica. With ``--stand-in`` the mock engine takes the place of the real one.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def _replicas(server: LocalServer) -> int:
 
 
 def run(rounds: int, *, stand_in: bool = False) -> dict[str, Any]:
-    """Seconds to the first token from no replica, for each round."""
+    """Return the seconds to the first token from no replica, for each round."""
     settings = parse_settings(
         {"engine": {"stand_in": {}} if stand_in else {}, "scaling": {"min_replicas": 0, "downscale_delay_s": 2}}
     )
@@ -68,10 +69,10 @@ def run(rounds: int, *, stand_in: bool = False) -> dict[str, Any]:
 
 @click.command()
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1, 100))
-@click.option("--stand-in", is_flag=True, help="A stand-in in place of the engine: what Ray alone takes.")
+@click.option("--stand-in", is_flag=True, help="Use the mock engine, to measure Ray alone.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
 def main(rounds: int, stand_in: bool, as_json: bool) -> None:
-    """How long the first caller waits where no replica is kept."""
+    """Waiting time of the first caller when no replica is kept."""
     click.echo(json.dumps(run(rounds, stand_in=stand_in), indent=None if as_json else 2))
 
 

@@ -1,11 +1,12 @@
-"""One replica to many and back under a step and a ramp of load: python -m benchmarks.elasticity [--quick] [--json]
+"""Scaling under a step and a ramp of load: python -m benchmarks.elasticity [--quick] [--json]
 
-The engine is a stand-in (``engine.stand_in``: a token clock at the pace of a GPU that is not there, and nothing is
-computed); everything else is real: clients with the client library's default settings, HAProxy, Ray Serve, its
-autoscaler under this project's policy, one process a replica. Each client asks, reads its stream to the end and asks
-again. Their number follows a profile; every request's outcome and times are kept, and twice a second the number of
-replicas is looked at.
-What the parts around the engine cost with a fixed number of replicas is measured by ``benchmarks.router``.
+The engine is the mock engine, which paces tokens like a GPU and computes nothing. Everything else
+is real: clients with the client library's default settings, HAProxy, Ray Serve, its autoscaler
+with this project's policy, one process per replica. Each client requests a stream, reads it to the
+end and repeats. The number of clients follows a profile. Outcome and times of every request are
+recorded, and twice per second the number of replicas.
+
+``benchmarks.router`` measures the parts around the engine with a fixed number of replicas.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ OUTPUT_TOKENS = 64
 _WINDOW_S = 2.0
 _CLIENT_TIMEOUT_S = 60.0
 
-#: Clients at a time, as (share of the run's length, clients as a share of the most), linear in between.
+#: Concurrent clients as (share of the duration, share of the maximum), linear in between.
 PROFILES = {
     "step": ((0.0, 0.05), (0.1, 0.05), (0.1, 1.0), (0.45, 1.0), (0.45, 0.05), (1.0, 0.05)),
     "ramp": ((0.0, 0.05), (0.4, 1.0), (0.5, 1.0), (0.75, 0.05), (1.0, 0.05)),
@@ -41,7 +42,7 @@ PROFILES = {
 
 
 def clients_at(profile: str, share: float, most: int) -> int:
-    """How many clients there should be once ``share`` of the run is over; at least 1."""
+    """Return the number of clients after ``share`` of the run, at least 1."""
     before = PROFILES[profile][0]
     for point in PROFILES[profile]:
         if point[0] > share:
@@ -54,7 +55,7 @@ def clients_at(profile: str, share: float, most: int) -> int:
 
 @dataclass
 class LoadReport:
-    """What came of a run under one profile."""
+    """Result of a run under one profile."""
 
     profile: str
     seconds: float = 0.0
@@ -63,17 +64,17 @@ class LoadReport:
     failed: dict[str, int] = field(default_factory=dict)
     wrong: int = 0
     refusals: int = 0
-    """Answers of 503 that the client library absorbed by its retries."""
+    """503 answers that the retries of the client library absorbed."""
     replicas_at_most: int = 0
     replicas_at_the_end: int = 0
     first_new_replica_s: float | None = None
-    """From the first second of more than the initial load to a second replica."""
+    """Seconds from the first increase of the load to a second replica."""
     timeline: list[dict[str, float]] = field(default_factory=list)
-    """By window: seconds, clients, replicas, requests a second, p50 and p95 to the first token and to the end."""
+    """Rows by window: seconds, clients, replicas, requests per second, p50 and p95 of times."""
 
 
 class _CountingTransport(httpx.AsyncBaseTransport):
-    """Counts answers of 503."""
+    """Counter of 503 answers."""
 
     def __init__(self) -> None:
         self._inner = httpx.AsyncHTTPTransport(
@@ -82,18 +83,18 @@ class _CountingTransport(httpx.AsyncBaseTransport):
         self.refusals = 0
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """See httpx."""
+        """Handle a request; see httpx."""
         response = await self._inner.handle_async_request(request)
         self.refusals += response.status_code == 503
         return response
 
     async def aclose(self) -> None:
-        """See httpx."""
+        """Close the transport; see httpx."""
         await self._inner.aclose()
 
 
 def stand_in_settings(replicas_at_least: int, replicas_at_most: int, **pace: float) -> Settings:
-    """A service of the demo's bundle over the stand-in, that scales quickly."""
+    """Return settings of a service with the demo's bundle and mock engine that scales quickly."""
     return parse_settings(
         {
             "engine": {"stand_in": pace, "max_num_seqs": 8},
@@ -102,8 +103,8 @@ def stand_in_settings(replicas_at_least: int, replicas_at_most: int, **pace: flo
                 "max_replicas": replicas_at_most,
                 "target_ongoing_requests": 6,
                 "target_outstanding_tokens": 6 * OUTPUT_TOKENS,
-                # A replica holds a whole burst until others have come: what is refused for longer than a client tries
-                # again would be lost.
+                # A replica holds a whole burst until others have started: requests that are
+                # refused for longer than a client retries would be lost.
                 "max_ongoing_requests": 96,
                 "upscale_delay_s": 1,
                 "downscale_delay_s": 6,
@@ -129,7 +130,7 @@ async def _converse(
     done: list[_Done],
     leave: Any,
 ) -> None:
-    """One client: asks again and again until it is told to leave, and then after its last answer."""
+    """Run one client: repeat requests until told to stop, then finish the last one."""
     while not leave.is_set():
         began = time.monotonic()
         first = None
@@ -155,7 +156,7 @@ async def _converse(
 
 
 async def _replicas(client: httpx.AsyncClient, metrics: str) -> int | None:
-    """Replicas that are healthy, as Serve's metrics say; None if they say nothing now."""
+    """Return the number of healthy replicas by Serve's metrics; None if they are unavailable."""
     with contextlib.suppress(httpx.HTTPError):
         text = (await client.get(f"http://{metrics}/metrics")).text
         lines = [line for line in text.splitlines() if line.startswith("ray_serve_deployment_replica_healthy{")]
@@ -227,7 +228,7 @@ def _windows(done: Sequence[_Done], looks: Sequence[tuple[float, int, int]]) -> 
 def run(
     *, seconds: float = 180.0, most: int = 96, replicas: int = 16, profiles: Sequence[str] = tuple(PROFILES)
 ) -> list[LoadReport]:
-    """Each profile for ``seconds`` on a server of its own, up to ``most`` clients."""
+    """Run each profile for ``seconds`` on its own server, with up to ``most`` clients."""
     reports = []
     for profile in profiles:
         click.echo(f"{profile}: {seconds:.0f} s", err=True)
@@ -237,7 +238,7 @@ def run(
 
 
 def plot(reports: Sequence[LoadReport], path: Path) -> None:
-    """Load, replicas and p95 over time, a column a profile."""
+    """Draw load, replicas and p95 over time, one column per profile."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -284,7 +285,7 @@ def main(
     plot_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Load tests of everything around the engine, with engines that are stand-ins."""
+    """Load tests of everything around the engine, with mock engines."""
     indent = None if as_json else 2
     if quick:
         seconds, clients, replicas = 60.0, 48, 8

@@ -1,15 +1,16 @@
-"""Kills parts of a running service under load and counts what its clients see: python -m benchmarks.faults [--json]
+"""Kill parts of a running service under load: python -m benchmarks.faults [--json]
 
-A local cluster of two Ray nodes serves the demo with one replica each. Clients with the library's default settings ask
-for the same completions over and over (greedy and seeded, whole and streamed; the noise of each prompt is drawn once),
-and every answer is compared with the one given before the first kill. Meanwhile SIGKILL hits, one at a time and at
-random moments: an engine's process, a replica, HAProxy, Serve's controller, a whole node. The next one comes after the
-service is whole again; two at once would leave no replica at all, and a client's retries then end with a typed error.
+A local cluster of two Ray nodes serves the demo with one replica each. Clients with the library's
+default settings repeat the same completions (greedy and seeded, whole and streamed; the noise of
+each prompt is drawn once). Every answer is compared with the answer before the first kill.
+Meanwhile SIGKILL hits, one at a time and at random times: an engine process, a replica, HAProxy,
+Serve's controller, a whole node. The next kill follows when the service has recovered: two at once
+would leave no replica, and a client's retries would end with a typed error.
 
-    succeeded   the text and the token ids are the undisturbed ones        wrong   any other text
-    failed      a typed error of the client library, by its code           hung    no end within the limit
-    resumed     requests that were sent again with the tokens received so far
-    leaked      processes alive after the end that should not be; engines without a replica
+    succeeded   text and token ids equal those without faults        wrong   any other text
+    failed      a typed error of the client library, by its code     hung    no end within the limit
+    resumed     requests that were resent with the tokens received so far
+    leaked      processes that should have ended; engines without a replica
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Item:
-    """One completion that is asked for again and again."""
+    """A completion that clients request repeatedly."""
 
     prompt: EncodedPrompt
     seed: int | None
@@ -70,7 +71,7 @@ class Item:
 
 @dataclass
 class Report:
-    """What came of a run; see the module's text."""
+    """Result of a run; the module docstring explains the fields."""
 
     requests: int = 0
     succeeded: int = 0
@@ -87,14 +88,14 @@ class Report:
 
 
 class CountingTransport(httpx.AsyncBaseTransport):
-    """Counts the frames that resume a completion, by looking into their headers."""
+    """Counter of frames that resume a completion."""
 
     def __init__(self) -> None:
         self._inner = httpx.AsyncHTTPTransport()
         self.resumed = 0
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """See httpx."""
+        """Handle a request; see httpx."""
         if request.method == "POST":
             body = await request.aread()
             (length,) = struct.unpack_from("<I", body, 5)
@@ -102,12 +103,12 @@ class CountingTransport(httpx.AsyncBaseTransport):
         return await self._inner.handle_async_request(request)
 
     async def aclose(self) -> None:
-        """See httpx."""
+        """Close the transport; see httpx."""
         await self._inner.aclose()
 
 
 async def ask(client: AsyncClient, item: Item) -> tuple[str, tuple[int, ...]]:
-    """Text and token ids of one completion, whichever way it comes."""
+    """Return text and token ids of one completion, whole or streamed."""
     options = {"max_tokens": OUTPUT_TOKENS, "ignore_eos": True, "seed": item.seed}
     options["temperature"] = 0.0 if item.seed is None else 1.0
     if not item.stream:
@@ -122,7 +123,7 @@ async def ask(client: AsyncClient, item: Item) -> tuple[str, tuple[int, ...]]:
 
 
 async def make_items(client: AsyncClient) -> list[Item]:
-    """Every prompt under every variant, greedy and seeded, whole and streamed."""
+    """Return every prompt under every variant, greedy and seeded, whole and streamed."""
     from client_lib import private
 
     seeds = count(1)
@@ -134,11 +135,11 @@ async def make_items(client: AsyncClient) -> list[Item]:
     return items
 
 
-# --- killing ----------------------------------------------------------------------------------------------------------
+# --- killing ------------------------------------------------------------------------------
 
 
 def command_line(process: psutil.Process) -> str:
-    """The command line, or the title that the process gave itself; empty once it is gone."""
+    """Return the command line or the title of a process; empty after its end."""
     try:
         return " ".join(process.cmdline()).strip()
     except psutil.Error:
@@ -146,7 +147,7 @@ def command_line(process: psutil.Process) -> str:
 
 
 def victims(server: LocalServer, kind: str) -> list[psutil.Process]:
-    """The processes one of which is killed for a fault of this kind."""
+    """Return the processes among which a fault of this kind kills one."""
     if kind == "node":
         return server.worker_nodes()
     found = server.processes()
@@ -156,12 +157,12 @@ def victims(server: LocalServer, kind: str) -> list[psutil.Process]:
 
 
 def kill(server: LocalServer, kind: str, chooser: random.Random) -> set[int]:
-    """SIGKILL one process, or everything of one node; their ids, none if there is no such process at the moment."""
+    """Kill one process, or all of a node; return their ids, none if no process exists."""
     found = victims(server, kind)
     if not found:
         return set()
     victim = chooser.choice(sorted(found, key=lambda process: process.pid))
-    # The node's own processes first: nothing of it gets the time to notice that the rest is gone.
+    # The node's own processes first, so that they cannot react to the loss of the others.
     doomed = [*victim.children(recursive=True), victim] if kind == "node" else [victim]
     for process in doomed:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -170,7 +171,7 @@ def kill(server: LocalServer, kind: str, chooser: random.Random) -> set[int]:
 
 
 def complete_without(server: LocalServer, options: _Options, not_these: set[int]) -> bool:
-    """Tell whether every process that there should be is there, and none of ``not_these``."""
+    """Return whether all required processes run, and none of ``not_these``."""
     replicas = options.replicas
     wanted = {"engine": options.engines, "replica": replicas, "haproxy": 1, "controller": 1, "node": 1}
     for kind, number in wanted.items():
@@ -181,7 +182,7 @@ def complete_without(server: LocalServer, options: _Options, not_these: set[int]
 
 
 async def whole(server: LocalServer, options: _Options, not_these: set[int]) -> float:
-    """Wait until all processes are there, without ``not_these``, and answer; seconds until they began to do so."""
+    """Wait until the service has recovered, without ``not_these``; return the seconds it took."""
     began = time.monotonic()
     steady_since = None
     async with httpx.AsyncClient(base_url=server.url, timeout=5.0) as client:
@@ -207,7 +208,7 @@ async def whole(server: LocalServer, options: _Options, not_these: set[int]) -> 
 async def kill_at_random(
     server: LocalServer, report: Report, kinds: Iterator[str], chooser: random.Random, options: _Options
 ) -> None:
-    """One fault after another, until cancelled or ``kinds`` ends."""
+    """Cause one fault after another, until cancelled or ``kinds`` ends."""
     for kind in kinds:
         await asyncio.sleep(chooser.uniform(0.2, 1.0) * options.pause_s)
         killed = await asyncio.to_thread(kill, server, kind, chooser)
@@ -218,13 +219,13 @@ async def kill_at_random(
         report.whole_again_s.setdefault(kind, []).append(round(await whole(server, options, killed), 1))
 
 
-# --- the run ----------------------------------------------------------------------------------------------------------
+# --- the run ------------------------------------------------------------------------------
 
 
 async def load(
     client: AsyncClient, expected: Sequence[tuple[Item, tuple[str, tuple[int, ...]]]], report: Report, seed: int
 ) -> None:
-    """One client's loop, until cancelled."""
+    """Run one client until cancelled."""
     chooser = random.Random(seed)
     while True:
         item, wanted = chooser.choice(expected)
@@ -248,7 +249,7 @@ async def load(
 
 
 def memory_mb(server: LocalServer) -> int:
-    """Memory that the service's processes do not share with others, in MiB."""
+    """Return memory that the processes of the service do not share, in MiB."""
     total = 0
     for process in server.processes():
         try:
@@ -301,10 +302,11 @@ def run(
     seed: int = 1,
     settings: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Run for ``seconds``, or until ``kinds`` ends. The default is every kind in random order, without end.
+    """Run for ``seconds``, or until ``kinds`` ends.
 
     Args:
-        settings: The server's settings, the demo's by default. Their scaling is replaced.
+        kinds: kinds of faults; by default all kinds in random order without end.
+        settings: settings of the server, by default those of the demo; their scaling is replaced.
     """
     report = Report()
     scaling = {"scaling": {"min_replicas": replicas, "max_replicas": replicas}}
@@ -339,7 +341,7 @@ def _shuffled(seed: int, kinds: tuple[str, ...]) -> Iterator[str]:
 @click.option("--seed", default=1, show_default=True, help="Chooses victims and moments.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def main(seconds: float, quick: bool, chosen: tuple[str, ...], concurrency: int, seed: int, as_json: bool) -> None:
-    """SIGKILL of engine, replica, HAProxy, controller and node under load; every answer is compared."""
+    """Kill engine, replica, HAProxy, controller and node under load; compare every answer."""
     if quick:
         report = run(seconds=240.0, kinds=iter(chosen or KINDS), concurrency=concurrency, pause_s=3.0, seed=seed)
     else:

@@ -1,17 +1,18 @@
-"""What ten times too much does to a replica: python -m benchmarks.overload [--quick] [--json]
+"""Overload of a replica tenfold: python -m benchmarks.overload [--quick] [--json]
 
-One replica that computes everything it accepts at once (``max_ongoing_requests`` = ``engine.max_num_seqs``), behind the
-proxy of ``delctl serve``, on a machine that the load generator shares. In order:
+One replica computes everything that it accepts at once (``max_ongoing_requests`` =
+``engine.max_num_seqs``), behind the proxy of ``delctl serve``, on the machine of the load
+generator. Phases:
 
     alone       one client, one request after the other
-    capacity    as many clients as the replica has places: its requests a second are the capacity
-    overload    ten times the capacity, open loop: every answer is a whole completion or an immediate 503
-    recovery    one client again, from the moment the flood ends
-    slow        readers that take nothing of their stream, one for each place: when is there room again?
-    abandoned   readers that leave after the first event, one for each place: when is there room again?
+    capacity    one client per slot of the replica: its requests per second are the capacity
+    overload    ten times the capacity, open loop: an answer is a whole completion or a 503 at once
+    recovery    one client, from the end of the flood
+    slow        readers that do not read their stream, one per slot: time until a slot is free
+    abandoned   readers that leave after the first event, one per slot: time until a slot is free
 
-``alone`` is the unloaded value: the p95 of accepted requests under overload is compared with it. Memory is that of
-replica, engine and proxy (resident, MiB), looked at during the flood.
+The p95 of accepted requests under overload is compared with ``alone``. Memory is the resident
+memory of replica, engine and proxy in MiB, sampled during the flood.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _MEASURED = ("ServeReplica", "EngineCore", "haproxy")
 
 
 class _Generator:
-    """The process that makes the load."""
+    """Process that generates the load."""
 
     def __init__(self, settings: Settings, variant: str) -> None:
         self._process = subprocess.Popen(
@@ -65,7 +66,7 @@ class _Generator:
         self._hear()
 
     def flood(self, flood: Flood) -> dict[str, Any]:
-        """The figures of one flood."""
+        """Return the figures of one flood."""
         self._say(asdict(flood))
         self._hear()
         self._say({})
@@ -90,7 +91,7 @@ class _Generator:
 
 
 class _Memory:
-    """Resident memory of the measured processes, looked at once a second in a thread."""
+    """Resident memory of processes, sampled once per second in a thread."""
 
     def __init__(self, server: LocalServer) -> None:
         self._processes = [process for process in server.processes() if _is_measured(process)]
@@ -99,7 +100,7 @@ class _Memory:
         self.most_mb = 0
 
     def now_mb(self) -> int:
-        """All of them together."""
+        """Return the sum over the processes."""
         total = 0
         for process in self._processes:
             with contextlib.suppress(psutil.Error):
@@ -129,7 +130,7 @@ def _is_measured(process: psutil.Process) -> bool:
 
 
 class _Readers:
-    """Clients that do not behave, on plain sockets."""
+    """Clients that do not read, on plain sockets."""
 
     def __init__(self, host: str, port: int, prompts: Prompts, places: int) -> None:
         self._address = (host, port)
@@ -138,7 +139,7 @@ class _Readers:
         self._seed = 0
 
     def messages(self, output_tokens: int, count: int) -> list[bytes]:
-        """Whole HTTP requests for streams."""
+        """Return whole HTTP requests for streams."""
         self._seed += 1
         host, port = self._address
         plan = Round("application", host, port, count, PROMPT_TOKENS, output_tokens, self._seed, 1.0, count)
@@ -146,7 +147,7 @@ class _Readers:
 
     @contextlib.contextmanager
     def reading_nothing(self) -> Iterator[float]:
-        """One for each place, whose receive buffer is as small as it can be; the time at which the last one asked."""
+        """Open one stream per slot with a minimal receive buffer; return the time of the last."""
         with contextlib.ExitStack() as stack:
             for message in self.messages(LONG_OUTPUT_TOKENS, self._places):
                 one = stack.enter_context(socket.socket())
@@ -157,7 +158,7 @@ class _Readers:
             yield time.perf_counter()
 
     def leaving(self) -> float:
-        """One for each place, which leaves once the first event has come; the time at which the last one left."""
+        """Open one stream per slot and leave after the first event; return the last exit's time."""
         with contextlib.ExitStack() as stack:
             for message in self.messages(LONG_OUTPUT_TOKENS, self._places):
                 one = stack.enter_context(socket.create_connection(self._address, timeout=30.0))
@@ -170,7 +171,7 @@ class _Readers:
         return time.perf_counter()
 
     def room_after(self, since: float) -> float:
-        """Seconds from ``since`` until a short request is accepted again."""
+        """Return the seconds from ``since`` until a short request is accepted again."""
         (message,) = self.messages(1, 1)
         while time.perf_counter() - since < _ROOM_WITHIN_S:
             with socket.create_connection(self._address, timeout=30.0) as one:
@@ -182,7 +183,7 @@ class _Readers:
 
 
 def run(settings: Settings, variant: str, *, places: int = PLACES, seconds: float = 20.0) -> dict[str, Any]:
-    """The figures of one run; ``seconds`` is the length of the flood, and half of it that of the other phases."""
+    """Return the figures of one run; other phases take half of the flood's ``seconds``."""
     values = settings.model_dump(mode="json")
     values["engine"]["max_num_seqs"] = places
     values["scaling"]["max_ongoing_requests"] = places
@@ -237,7 +238,7 @@ def run(settings: Settings, variant: str, *, places: int = PLACES, seconds: floa
 
 
 def faults_of(report: dict[str, Any]) -> list[str]:
-    """What in a report breaks the promises of docs/guides/serving.md; empty if nothing does."""
+    """Return the violations of the promises of docs/guides/serving.md in a report."""
     overload, faults = report["overload"], []
     if set(overload["codes"]) - {"503 overloaded"}:
         faults.append(f"answers under overload: {overload['codes']}")
@@ -282,7 +283,7 @@ def _print(report: dict[str, Any]) -> None:
 @click.option("--places", default=PLACES, show_default=True, type=click.IntRange(1, 256), help="Requests at once.")
 @click.option("--model", type=click.Choice(["tiny", "demo"]), default="demo", show_default=True)
 def main(as_json: bool, quick: bool, seconds: float | None, places: int, model: str) -> None:
-    """Flood one replica with ten times what it can do."""
+    """Flood one replica with ten times its capacity."""
     from benchmarks.serving.command import settings_for
 
     with tempfile.TemporaryDirectory(prefix="del-bench-") as temporary:

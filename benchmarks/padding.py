@@ -1,13 +1,14 @@
-"""What length padding costs in the quality of answers: python -m benchmarks.padding [--json]
+"""Cost of length padding in answer quality: python -m benchmarks.padding [--json]
 
-The demo's bundle and model, on text that neither training nor calibration saw (examples/demo_model/held_out.txt).
-Prompts of 8 to 96 tokens, all private, are encoded as the client does it, padding included, decoded as the server does
-it, and put behind the variant's soft prompt; then the true next 32 tokens are scored. Every bucket reads the same
-passages, so what is hard about a passage cancels in the ratio (paired bootstrap, 95 %).
+The demo's bundle and model read text that was used for neither training nor calibration
+(examples/demo_model/held_out.txt). Prompts of 8 to 96 tokens, all private, are encoded by the
+client's encoder, padding included, decoded by the server's decoder, and placed behind the variant's
+soft prompt. Then the true next 32 tokens are scored. Every bucket reads the same passages, so
+differences between passages cancel in the ratio (paired bootstrap, 95 %).
 
-perplexity   of the 32 tokens, without padding and with each bucket
-ratio        with padding over without: above 1 is worse
-added        tokens of padding over tokens of prompt, in the mean: what is sent, computed and charged besides
+    perplexity   of the 32 tokens, without padding and with each bucket
+    ratio        with padding over without: above 1 is worse
+    added        mean of padding tokens over prompt tokens: additional transfer, compute and charge
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ TEXT = Path(__file__).parents[1] / "examples" / "demo_model" / "held_out.txt"
 
 
 def passages(tokenizer: Tokenizer, count: int, seed: int = 0) -> list[tuple[str, list[int]]]:
-    """Prompts as text, which the client will tokenise for itself, and the ids of what comes after them."""
+    """Return prompts as text, and the token ids that follow them."""
     ids = tokenizer.encode(TEXT.read_text("utf-8"), add_special_tokens=False).ids
     chooser = np.random.default_rng(seed)
     found = []
@@ -55,7 +56,7 @@ def passages(tokenizer: Tokenizer, count: int, seed: int = 0) -> list[tuple[str,
 def losses(
     bundle: Bundle, encoder: Encoder, model: Any, decoder: Decoder, variant: str, padding: Padding | None, texts: Any
 ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
-    """Nats per token of each passage's continuation, and tokens of padding per token of prompt."""
+    """Return nats per token of each continuation, and padding tokens per prompt token."""
     soft_prompt = torch.from_numpy(np.array(bundle.soft_prompt(variant)))
     values, sent, needed = [], 0, 0
     for text, after in texts:
@@ -69,7 +70,7 @@ def losses(
 
 
 def measure(count: int = 160, buckets: tuple[int, ...] = BUCKETS) -> dict[str, Any]:
-    """The figures of every variant of the demo."""
+    """Return the figures of every variant of the demo."""
     torch.set_num_threads(1)
     bundle = load_bundle(bundle_path())
     encoder = Encoder(bundle.client)
@@ -97,7 +98,7 @@ def measure(count: int = 160, buckets: tuple[int, ...] = BUCKETS) -> dict[str, A
 @click.option("--passages", "count", type=click.IntRange(2), default=160, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def main(count: int, as_json: bool) -> None:
-    """What length padding costs in perplexity, on the demo."""
+    """Cost of length padding in perplexity, on the demo."""
     report = measure(count)
     if as_json:
         click.echo(json.dumps(report, indent=2))

@@ -1,18 +1,19 @@
-"""What proxy, replicas and controller cost around the engine: python -m benchmarks.router [--quick] [--json]
+"""Cost of proxy, replicas and controller: python -m benchmarks.router [--quick] [--json]
 
-Two parts, since everything shares this machine's cores:
+Two parts, since everything shares the cores of one machine:
 
-    stack          a fixed number of replicas with stand-in engines that take almost no time, behind HAProxy, flooded:
-                   requests a second, and CPU a request of each part of the stack, less what it uses without load. The
-                   machine is full, so the CPU is a cost and the requests a second are no limit of the proxy. Without
-                   load: CPU and memory of each part, and how they grow with the number of replicas.
-    proxy alone    HAProxy on one core of its own (``benchmarks.serving.proxy_alone``): requests a second of that core
-    when
-                   the whole request is forwarded and the answer is as small as can be, which no real stream reaches;
-                   and the connections that it holds.
+    stack          a fixed number of replicas with mock engines that take almost no time, behind
+                   HAProxy, flooded: requests per second, and CPU per request of each part minus
+                   its use without load. The machine is saturated, so the CPU is a cost, but the
+                   rate is not a limit of the proxy. Without load: CPU and memory of each part by
+                   number of replicas.
+    proxy alone    HAProxy on a core of its own (``benchmarks.serving.proxy_alone``): requests per
+                   second of that core if the whole request is forwarded and the answer is minimal,
+                   which is an upper bound for streams; and the connections that it holds.
 
-A completion is measured at two lengths; from their difference come the cost of an event and that of a request without
-its events. The pace of the stand-in gives four tokens an event, as the default coalescing (50 ms) does at 12 ms a step.
+A completion is measured at two lengths. The difference gives the cost of an event and of a request
+without events. At the pace of the mock engine an event holds four tokens, as with the default
+coalescing (50 ms) at 12 ms per step.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def _kind(process: psutil.Process) -> str:
 
 
 def _cpu_s(server: LocalServer) -> Counter[str]:
-    """CPU seconds so far, by what the processes are."""
+    """Return CPU seconds so far, by kind of process."""
     used: Counter[str] = Counter()
     for process in server.processes():
         with contextlib.suppress(psutil.Error):
@@ -89,7 +90,7 @@ def _cpu_s(server: LocalServer) -> Counter[str]:
 
 
 def _memory_mb(server: LocalServer) -> dict[str, list[int]]:
-    """What each process has for itself (unique set size), by what it is."""
+    """Return the unique set size of processes, by kind."""
     found: dict[str, list[int]] = {}
     for process in server.processes():
         with contextlib.suppress(psutil.Error):
@@ -98,7 +99,7 @@ def _memory_mb(server: LocalServer) -> dict[str, list[int]]:
 
 
 def _shares(server: LocalServer, seconds: float) -> dict[str, float]:
-    """CPU seconds a second, by what the processes are."""
+    """Return CPU seconds per second, by kind of process."""
     before, began = _cpu_s(server), time.monotonic()
     time.sleep(seconds)
     took, after = time.monotonic() - began, _cpu_s(server)
@@ -106,7 +107,7 @@ def _shares(server: LocalServer, seconds: float) -> dict[str, float]:
 
 
 def _settle(server: LocalServer) -> None:
-    """Wait until what starting has left to do is done: two looks of a second that differ little."""
+    """Wait until the start is over: two samples of a second differ little."""
     deadline, last = time.monotonic() + _SETTLE_WITHIN_S, float("inf")
     while time.monotonic() < deadline:
         now = sum(_shares(server, 1.0).values())
@@ -123,7 +124,7 @@ def _frame(output_tokens: int) -> bytes:
 
 
 async def _flood(url: str, frame: bytes, seconds: float) -> tuple[int, int, float]:
-    """Requests completed, events in them, and seconds, of clients that stream over and over."""
+    """Return completed requests, events and seconds of clients that stream repeatedly."""
     host, _, port = url.removeprefix("http://").partition(":")
     message = post_message(host, int(port), frame)
     requests = events = 0
@@ -160,7 +161,7 @@ def _under_load(server: LocalServer, frame: bytes, seconds: float, idle: dict[st
 
 
 def _by_event(loads: dict[int, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """CPU ms of an event, and of a request without its events, from the shortest and the longest completion."""
+    """Return CPU ms per event and per request without events, from two lengths of completion."""
     short, long = loads[min(loads)], loads[max(loads)]
     apart = long["events_per_request"] - short["events_per_request"]
     found = {}
@@ -173,7 +174,7 @@ def _by_event(loads: dict[int, dict[str, Any]]) -> dict[str, dict[str, float]]:
 def run_stack(
     replica_counts: Sequence[int], *, seconds: float = 10.0, output_tokens: Sequence[int] = OUTPUT_TOKENS
 ) -> list[dict[str, Any]]:
-    """The whole stack by number of replicas: a row each."""
+    """Return a row for each number of replicas of the whole stack."""
     rows: list[dict[str, Any]] = []
     for replicas in replica_counts:
         with start_local(_settings(replicas), proxy="haproxy") as server:
@@ -196,7 +197,7 @@ def run_stack(
 
 
 def run_alone(*, seconds: float = 10.0, connections: int = 6000) -> dict[str, Any]:
-    """HAProxy on one core: its own answers, completions forwarded to a server that answers at once, connections."""
+    """Measure HAProxy on one core: own answers, forwarded completions, connections."""
     with proxy_alone() as proxy:
         report: dict[str, Any] = {
             "own_answer": proxy.saturate(b"GET /-/healthz HTTP/1.1\r\nhost: x\r\n\r\n", seconds),
@@ -219,7 +220,7 @@ def run_alone(*, seconds: float = 10.0, connections: int = 6000) -> dict[str, An
 @click.option("--quick", is_flag=True, help="1, 4 and 16 replicas, 4 seconds each: under five minutes.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
 def main(counts: tuple[int, ...], seconds: float, quick: bool, as_json: bool) -> None:
-    """What proxy, replicas and controller cost, with engines that are stand-ins."""
+    """Cost of proxy, replicas and controller, with mock engines."""
     if quick:
         seconds = 4.0
     counts = counts or ((1, 4, 16) if quick else (1, 4, 16, 32))

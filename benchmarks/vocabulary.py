@@ -1,8 +1,8 @@
-"""Time and memory of vocabulary-tight accounting on a large table: python -m benchmarks.vocabulary [--json]
+"""Vocabulary accounting on a large table, time and memory: python -m benchmarks.vocabulary
 
-The table is synthetic: a cloud of 48 dimensions with tails, as int8 levels, which is about what trained tables look
-like. Few of its pairs are near the worst one, and that is why the first figure is fast; a table whose tokens are all
-equally far apart takes longer.
+The table is synthetic: a cloud of 48 dimensions with tails, as int8 levels, similar to trained
+tables. Few of its pairs are near the worst one, which makes the first figure fast; a table whose
+tokens are all equally far apart takes longer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RANK = 48
 
 
 def synthetic_table(vocabulary: int, dim: int, seed: int = 0) -> npt.NDArray[np.int8]:
-    """Levels (vocabulary, dim)."""
+    """Return levels (vocabulary, dim)."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((vocabulary, RANK)) @ rng.standard_normal((RANK, dim))
     x += 0.5 * rng.standard_normal((vocabulary, dim))
@@ -37,7 +37,7 @@ def synthetic_table(vocabulary: int, dim: int, seed: int = 0) -> npt.NDArray[np.
 
 
 def timings(vocabulary: int, dim: int, *, quiet: bool = False) -> dict[str, float]:
-    """Seconds of each computation, and the peak memory of this process in MiB."""
+    """Return seconds of each computation, and the peak memory of this process in MiB."""
     table = synthetic_table(vocabulary, dim)
     mechanism = Mechanism.from_mu(20.0, bits=4, dim=dim, max_level=MAX_LEVEL)
     result: dict[str, float] = {}
@@ -60,7 +60,7 @@ def timings(vocabulary: int, dim: int, *, quiet: bool = False) -> dict[str, floa
 @click.option("--dim", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 def main(vocabulary: int, dim: int, as_json: bool) -> None:
-    """Vocabulary-tight epsilon, every token's own epsilons and the Renyi curve of a synthetic table."""
+    """Vocabulary epsilon, every token's epsilons and the Renyi curve of a synthetic table."""
     result = timings(vocabulary, dim)
     click.echo(json.dumps(result) if as_json else "\n".join(f"{name:28} {value:10}" for name, value in result.items()))
 

@@ -1,16 +1,16 @@
-"""How fast and how small the client is: python -m benchmarks.client [--json]
+"""Speed and size of the client: python -m benchmarks.client [--json]
 
-The bundle is synthetic where only size matters (a table of V = 32,000 rows, d = 128, int16 levels) and real where
-content does: the demo's tokenizer, and this project's documentation as the text. Every figure is the median of several
-rounds on one core.
+Where only size matters, the bundle is synthetic (a table with V = 32,000 rows, d = 128, int16
+levels). Where content matters, it is real: the demo's tokenizer, and this project's documentation
+as text. Every figure is the median of several rounds on one core.
 
-tokens_per_second_per_core   of a prompt already tokenised: lookup, noise and packing, for n = 1, 2, 4, 8
-ratio_to_random_bytes        the same time over that of merely drawing as many random bytes, from the same source
-bytes_per_token              what is sent
-tokenize_share               of encoding a text at n = 4, the share of the time that the tokenizer takes
+tokens_per_second_per_core   of a tokenized prompt: lookup, noise and packing, for n = 1, 2, 4, 8
+ratio_to_random_bytes        that time over the time of drawing the same number of random bytes
+bytes_per_token              sent bytes
+tokenize_share               share of the tokenizer in the time of encoding a text at n = 4
 import_seconds               `import client_lib` in a fresh process
-rss_mb                       most memory (10^6 bytes) that a process held that has imported the client, opened a
-                             Client on the cached bundle and encoded a prompt of 256 tokens
+rss_mb                       peak memory (10^6 bytes) of a process that has imported the client,
+                             opened a Client on the cached bundle and encoded 256 tokens
 bundle_mb                    the client part on disk
 """
 
@@ -58,7 +58,7 @@ import client_lib
 seconds = time.perf_counter() - start
 with client_lib.Client(sys.argv[2], cache_dir=sys.argv[1], fingerprint=sys.argv[3]) as client:
     client.encode("one two three four " * 64, variant="n4")
-    # The high-water mark of this process alone; getrusage's would hold the parent's.
+    # The high-water mark of this process alone; that of getrusage includes the parent's.
     with open("/proc/self/status") as file:
         peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
 print(json.dumps({"import_seconds": seconds, "rss_mb": peak * 1024 / 1e6}))
@@ -66,7 +66,7 @@ print(json.dumps({"import_seconds": seconds, "rss_mb": peak * 1024 / 1e6}))
 
 
 def make_bundle(directory: Path) -> ClientBundle:
-    """A bundle of the size that is measured; the variant n4 has n = 4."""
+    """Write a bundle of the measured size; the variant n4 has n = 4."""
     table = np.random.default_rng(0).integers(-32767, 32768, size=(VOCABULARY, DIM)).astype(np.int16)
     contents = [
         VariantContent(
@@ -99,7 +99,7 @@ def make_bundle(directory: Path) -> ClientBundle:
 
 
 def median_seconds(work: Callable[[], object]) -> float:
-    """Median over the rounds, after one that does not count."""
+    """Return the median over the rounds after a warm-up round."""
     work()
     seconds = []
     for _ in range(ROUNDS):
@@ -110,7 +110,7 @@ def median_seconds(work: Callable[[], object]) -> float:
 
 
 def speed(bundle: ClientBundle, bits: int) -> dict[str, float]:
-    """Tokens per second of lookup, noise and packing, and its time over that of the needed random bytes alone."""
+    """Return tokens per second, and the time over that of drawing the random bytes alone."""
     mechanism = bundle.mechanism(f"n{bits}")
     ids = np.random.default_rng(1).integers(0, VOCABULARY, TOKENS)
     drawn: list[int] = []
@@ -130,7 +130,7 @@ def speed(bundle: ClientBundle, bits: int) -> dict[str, float]:
 
 
 def tokenize_share(bundle: ClientBundle) -> float:
-    """Share of the tokenizer in encoding and framing a private text at n = 4."""
+    """Return the share of the tokenizer in encoding and framing a private text at n = 4."""
     from tokenizers import Tokenizer
 
     encoder, tokenizer = Encoder(bundle), Tokenizer.from_file(str(bundle.tokenizer_path))
@@ -146,7 +146,7 @@ def tokenize_share(bundle: ClientBundle) -> float:
 
 
 def footprint(cache: Path, fingerprint: str) -> dict[str, float]:
-    """Import time, and memory with the table mapped, in fresh processes."""
+    """Return import time, and memory with the table mapped, in fresh processes."""
     rounds = []
     for _ in range(ROUNDS):
         command = [sys.executable, "-c", _CHILD, str(cache), URL, fingerprint]
@@ -155,7 +155,7 @@ def footprint(cache: Path, fingerprint: str) -> dict[str, float]:
 
 
 def measure() -> dict[str, object]:
-    """The report that ``--json`` prints."""
+    """Return the report that ``--json`` prints."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(Path(folder) / "bundle")
         rows = {f"n={bits}": speed(bundle, bits) for bits in BITS}
@@ -171,7 +171,7 @@ def measure() -> dict[str, object]:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(as_json: bool) -> None:
-    """Measure the client's speed and size."""
+    """Measure speed and size of the client."""
     report = measure()
     if as_json:
         click.echo(json.dumps(report, indent=2))

@@ -1,16 +1,15 @@
-"""How much disk the base install takes: python -m benchmarks.client.size [--json]
+"""Disk use of the base install: python -m benchmarks.client.size [--json]
 
-Makes a fresh virtual environment, installs this project without extras into it, packages coming from wherever pip is
-configured to look, as wheels only (so that no compiler is needed), and adds up the files. pip's own packages, which
-``venv`` brings, do not count.
+Creates a virtual environment, installs this project without extras from pip's configured index, as
+wheels only (so that no compiler is needed), and adds up the files. pip itself does not count.
 
 install_mb       10^6 bytes of installed files, without byte-code caches
-bytecode_mb      the caches (*.pyc): Python writes them on first use, and pip at once unless --no-compile is given
+bytecode_mb      caches (*.pyc): Python writes them on first use, pip unless --no-compile is given
 packages         the largest packages, 10^6 bytes without caches
 lean_install_mb, lean_bytecode_mb
-                 the same of an install by requirements/client.lock, without what the client never loads
+                 the same for an install by requirements/client.lock, without unused packages
 
-Both installs have to work: a prompt is encoded, and the command line run.
+Both installs must work: a prompt is encoded, and the command line runs.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ _SOURCES = ("del_core", "client_lib", "deployments", "cluster", "delctl", "pypro
 
 
 def build(directory: Path) -> Path:
-    """The wheel of this project."""
+    """Build the wheel of this project."""
     # From a copy, so that building leaves nothing in the tree.
     source = directory / "source"
     source.mkdir()
@@ -69,7 +68,7 @@ def build(directory: Path) -> Path:
 
 
 def install(environment: Path, *installs: Sequence[str]) -> Path:
-    """A virtual environment with what these ``pip install`` install; returns its site-packages."""
+    """Create a virtual environment with these packages; return its site-packages."""
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     pip = [str(environment / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
     for arguments in installs:
@@ -79,7 +78,7 @@ def install(environment: Path, *installs: Sequence[str]) -> Path:
 
 
 def check_works(environment: Path) -> None:
-    """Fail unless an installed client encodes a prompt, and its command line reads a bundle and makes a request."""
+    """Fail unless an installed client encodes a prompt and its command line works."""
     binaries = environment / "bin"
     outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run = partial(subprocess.run, capture_output=True, text=True, cwd=environment, env=outside, check=False)
@@ -96,7 +95,7 @@ def check_works(environment: Path) -> None:
 
 
 def sizes(packages: Path) -> dict[str, object]:
-    """The report on one site-packages directory."""
+    """Return the report on one site-packages directory."""
     plain: Counter[str] = Counter()
     bytecode = 0
     for path in packages.rglob("*"):
@@ -115,7 +114,7 @@ def sizes(packages: Path) -> dict[str, object]:
 
 
 def measure() -> dict[str, object]:
-    """The report that ``--json`` prints."""
+    """Return the report that ``--json`` prints."""
     with tempfile.TemporaryDirectory() as folder:
         wheel = str(build(Path(folder)))
         plain, lean = Path(folder) / "plain", Path(folder) / "lean"

@@ -1,14 +1,15 @@
 """Fuzzing of the frame parser and of the HTTP surface: python -m benchmarks.fuzz [--quick] [--json]
 
-1. Parser: libFuzzer, guided by the coverage of ``del_core`` (atheris), from good frames of the demo's bundle.
-2. Frames: the corpus that the parser's fuzzing has found, and mutations of it and of good frames, sent over HTTP to a
-   real server: HAProxy, Ray Serve, vLLM.
-3. HTTP: requests that are wrong in their line, headers, framing or body, sent as bytes to HAProxy and, past it, to the
-   replica's own port.
+1. Parser: libFuzzer, guided by the coverage of ``del_core`` (atheris), from valid frames of the
+   demo's bundle.
+2. Frames: the corpus of the parser's fuzzing, and mutations of it and of valid frames, sent over
+   HTTP to a real server: HAProxy, Ray Serve, vLLM.
+3. HTTP: requests with wrong line, headers, framing or body, sent as bytes to HAProxy and directly
+   to the replica's port.
 
-No answer may have a status of 500 or more but 503, every error has a code that is specified, no connection may hang,
-and afterwards the same processes run, every slot is free and a completion is what it was before. Anything else is kept
-in the report and ends the program with status 1.
+No answer may have a status of 500 or more except 503, every error has a specified code, and no
+connection may hang. Afterwards the same processes run, every slot is free, and a completion equals
+the one before. Everything else is reported and ends the program with status 1.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ T = TypeVar("T")
 
 @dataclass
 class FuzzReport:
-    """What came of a run: counts, and findings, which should be none."""
+    """Result of a run: counts, and findings, of which there should be none."""
 
     seed: int = 0
     parser_runs: int = 0
@@ -70,11 +71,11 @@ class FuzzReport:
     findings: list[str] = field(default_factory=list)
 
 
-# --- the parser -------------------------------------------------------------------------------------------------------
+# --- the parser ---------------------------------------------------------------------------
 
 
 def fuzz_parser(bundle: Path, corpus: Path, runs: int, seed: int, report: FuzzReport) -> None:
-    """Fuzz the parser in a process of its own; ``corpus`` gets what reached something new."""
+    """Fuzz the parser in its own process; ``corpus`` receives inputs that increase coverage."""
     for index, frame in enumerate(good_frames(load_bundle(bundle))):
         (corpus / f"good-{index}").write_bytes(frame)
     began = time.monotonic()
@@ -101,11 +102,11 @@ def fuzz_parser(bundle: Path, corpus: Path, runs: int, seed: int, report: FuzzRe
         report.findings.append(f"parser: ended with {ended.returncode} after {report.parser_runs} runs: {cause}")
 
 
-# --- the server -------------------------------------------------------------------------------------------------------
+# --- the server ---------------------------------------------------------------------------
 
 
 def fuzz_server(server: LocalServer, bundle: Bundle, frames: Iterable[bytes], report: FuzzReport) -> None:
-    """Send these frames; judge every answer, and the server afterwards."""
+    """Send frames; check every answer, and the server afterwards."""
     host, port = _address(server)
     answers: Counter[str] = Counter()
     sent = list(frames)
@@ -127,7 +128,7 @@ def fuzz_server(server: LocalServer, bundle: Bundle, frames: Iterable[bytes], re
 
 
 def fuzz_http(server: LocalServer, bundle: Bundle, count: int, seed: int, report: FuzzReport) -> None:
-    """Send ``count`` requests, half of them past the proxy; judge every answer, and the server afterwards."""
+    """Send ``count`` requests, half of them past the proxy; check answers and server."""
     addresses = {"proxy": _address(server)}
     with suppress(StopIteration):
         addresses["replica"] = next(replica_addresses(server))
@@ -171,7 +172,7 @@ def _address(server: LocalServer) -> tuple[str, int]:
 
 
 def replica_addresses(server: LocalServer) -> Iterator[tuple[str, int]]:
-    """Where replicas listen themselves; none behind Serve's own proxy."""
+    """Return the addresses on which replicas listen; none behind Serve's own proxy."""
     for process in server.processes():
         try:
             if not " ".join(process.cmdline()).startswith("ray::ServeReplica"):
@@ -187,7 +188,7 @@ def replica_addresses(server: LocalServer) -> Iterator[tuple[str, int]]:
 
 
 class _Unshaken:
-    """Inside, anything may be sent; at the end the server has to be what it was: processes, slots, completions."""
+    """Check on exit that processes, slots and completions of the server are unchanged."""
 
     def __init__(self, server: LocalServer, bundle: Bundle, report: FuzzReport) -> None:
         self._server, self._report = server, report
@@ -196,7 +197,7 @@ class _Unshaken:
         self._before: Any = None
 
     def __enter__(self) -> None:
-        # Serve starts HAProxy anew when it learns of a replica: what counts is what runs after that.
+        # Serve restarts HAProxy when it learns of a replica: compare processes after that.
         self._before = (_steady(self._processes), self._completion())
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
@@ -205,7 +206,7 @@ class _Unshaken:
         after = (_steady(self._processes), self._completion())
         if after != self._before:
             self._report.findings.append(f"server: was {self._before!r} and is {after!r}")
-        # Every slot is free: as many completions as there are slots, at once, and none is refused.
+        # Every slot is free: as many completions as slots, at once, are all accepted.
         answers = asyncio.run(post_all(self._host, self._port, [self._frame] * _SLOTS, connections=_SLOTS))
         statuses = Counter(answer.status for _, answer in answers)
         if statuses != {200: _SLOTS}:
@@ -231,7 +232,7 @@ class _Unshaken:
 
 
 def _steady(look: Callable[[], T], *, for_s: float = 4.0, within_s: float = 30.0) -> T:
-    """What ``look`` has seen for a while without a change."""
+    """Return the result of ``look`` once it has not changed for a while."""
     began = since = time.monotonic()
     seen = look()
     while time.monotonic() - since < for_s and time.monotonic() - began < within_s:
@@ -241,11 +242,11 @@ def _steady(look: Callable[[], T], *, for_s: float = 4.0, within_s: float = 30.0
     return seen
 
 
-# --- the run ----------------------------------------------------------------------------------------------------------
+# --- the run ------------------------------------------------------------------------------
 
 
 def run(settings: Settings, runs: int, frames: int, count: int, seed: int) -> FuzzReport:
-    """All three parts."""
+    """Run all three parts."""
     report = FuzzReport(seed=seed)
     bundle = load_bundle(settings.bundle_path)
     with tempfile.TemporaryDirectory() as directory:
@@ -272,7 +273,7 @@ def run(settings: Settings, runs: int, frames: int, count: int, seed: int) -> Fu
 @click.option("--quick", is_flag=True, help="A hundredth of each.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
 def main(runs: int, frames: int, count: int, seed: int, quick: bool, as_json: bool) -> None:
-    """Fuzz the frame parser and the HTTP surface of a real server; status 1 if anything was found."""
+    """Fuzz frame parser and HTTP surface of a real server; status 1 if anything was found."""
     part = 100 if quick else 1
     report = run(parse_settings({}), runs // part, frames // part, count // part, seed)
     click.echo(json.dumps(asdict(report), indent=None if as_json else 2))

@@ -1,4 +1,4 @@
-"""Good frames of a bundle, from which fuzzing starts: every variant, few and many tokens, every sampling field."""
+"""Valid frames of a bundle as seeds: every variant, few and many tokens, all sampling fields."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["good_frames", "long_frame"]
 
 
 def good_frames(bundle: Bundle) -> list[bytes]:
-    """Frames that the server completes with two or three tokens; the same ones for the same bundle."""
+    """Return frames that the server completes with two or three tokens; reproducible."""
     generator = np.random.default_rng(20260)
     frames = []
     for variant in (*bundle.variants, RESERVED_VARIANT):
@@ -26,7 +26,7 @@ def good_frames(bundle: Bundle) -> list[bytes]:
 
 
 def long_frame(bundle: Bundle, output_tokens: int) -> bytes:
-    """A greedy completion of many tokens."""
+    """Return a greedy completion of many tokens."""
     sampling = Sampling(max_tokens=output_tokens, temperature=0.0, ignore_eos=True)
     return _frame(bundle, next(iter(bundle.variants)), 12, sampling, np.random.default_rng(1))
 

@@ -1,4 +1,4 @@
-"""HTTP requests that are wrong in as many ways as possible, as bytes, and a look at what a server does with them."""
+"""Malformed HTTP requests as bytes, and a client that reads the server's reaction."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _HEADERS: tuple[tuple[bytes, Sequence[bytes]], ...] = (
 
 
 def requests(frames: Sequence[bytes], count: int, seed: int) -> Iterator[bytes]:
-    """``count`` requests, each the whole of what is sent over one connection."""
+    """Return ``count`` requests, each everything that is sent over one connection."""
     chooser = random.Random(seed)
     for _ in range(count):
         request = _request(chooser.choice(frames), chooser)
@@ -92,10 +92,10 @@ def _chunked(body: bytes, chooser: random.Random) -> bytes:
 async def exchange(
     host: str, port: int, request: bytes, *, patience_s: float = 0.5, limit_s: float = 20.0
 ) -> int | None:
-    """Status of the first answer to ``request``; None if the server closed without one. Raises TimeoutError.
+    """Return the status of the first answer; None if the server closed without one.
 
-    A request that is not whole is not answered, so after ``patience_s`` the client closes its side, as one that has
-    gone away would; the server then has until ``limit_s`` to let go as well.
+    An incomplete request is not answered. After ``patience_s`` the client closes its side; the
+    server must close within ``limit_s``, else TimeoutError is raised.
     """
     reader, writer = await asyncio.open_connection(host, port)
     try:
@@ -117,7 +117,7 @@ async def exchange(
 
 
 async def _status(reader: asyncio.StreamReader) -> int | None:
-    """Status of the first answer that is not provisional; None at the end of the connection."""
+    """Return the status of the first answer that is not provisional; None at the end."""
     try:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")

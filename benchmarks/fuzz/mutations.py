@@ -1,4 +1,4 @@
-"""Frames that are broken in as many ways as possible, and some that are merely unusual; seeded."""
+"""Seeded mutations of frames: broken ones, and some that are merely unusual."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _NAMES = (
 
 
 def mutated(frames: Sequence[bytes], count: int, seed: int) -> Iterator[bytes]:
-    """``count`` mutations of these frames."""
+    """Return ``count`` mutations of these frames."""
     chooser = random.Random(seed)
     for _ in range(count):
         yield mutate(chooser.choice(frames), chooser)
 
 
 def mutate(frame: bytes, chooser: random.Random) -> bytes:
-    """This frame after one to four mutations."""
+    """Return this frame after one to four mutations."""
     for _ in range(chooser.choice((1, 1, 1, 2, 4))):
         frame = chooser.choice(_MUTATIONS)(frame, chooser)
     return frame
@@ -85,7 +85,7 @@ def _other_length(frame: bytes, chooser: random.Random) -> bytes:
 
 
 def _other_member(frame: bytes, chooser: random.Random) -> bytes:
-    """Any value in the place of any member, at the top or inside the segments; well-framed."""
+    """Return a well-framed request with any value in place of any member."""
     if len(frame) < _PREFIX.size:
         return frame
     size = _PREFIX.unpack_from(frame)[2]

@@ -1,10 +1,11 @@
-"""Coverage-guided fuzzing of the frame parser, a program of its own: libFuzzer ends the process that it runs in.
+"""Coverage-guided fuzzing of the frame parser; a program, since libFuzzer ends its process.
 
     python -m benchmarks.fuzz.parser BUNDLE CORPUS [options of libFuzzer]
 
-Every input must give a request that is encoded to a frame of the same meaning, or a FrameError of a known code;
-anything else is a finding and ends the run with an error. The mutator alternates between libFuzzer's own, which knows
-only bytes, and the project's, which keep the outer framing so that what is inside gets its share.
+Every input must either give a request that is encoded to a frame of the same meaning, or raise a
+FrameError of a known code; anything else ends the run with an error. The mutator alternates between
+libFuzzer's own, which works on bytes, and the project's, which keeps the outer framing so that the
+contents are fuzzed, too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from benchmarks.fuzz.mutations import mutate
 
 
 def main() -> None:
-    """Fuzz until libFuzzer has had enough."""
+    """Fuzz until libFuzzer ends."""
     bundle = load_bundle(Path(sys.argv[1]))
     shapes: dict[str, Shape | None] = {name: Shape.from_mechanism(bundle.mechanism(name)) for name in bundle.variants}
     shapes[RESERVED_VARIANT] = None

@@ -1,20 +1,22 @@
-"""What else one could do with a prompt that must not be read: noise on embeddings, and replaced tokens.
+"""Baselines: noise on embeddings and replaced tokens.
 
-Each is implemented as its users would run it and meets its own optimal per-token guesser:
+Each is implemented as its users would run it and has its own optimal per-token guesser:
 
-- ``GaussianNoise``: e + sigma z, z standard normal, on the LM's own embeddings.
-- ``MetricNoise``: metric differential privacy (d-chi privacy) as in Split-and-Denoise (arXiv 2310.09130): e + z with
-  density proportional to exp(-eta |z|), that is, a uniform direction times a Gamma(b, 1/eta) length. That work
-  denoises, on the client, the embeddings which a server gives back; a server that writes text gives none back, so
-  there is nothing to denoise here.
-- ``TokenReplacement``: the exponential mechanism over the vocabulary, P(v | w) proportional to exp(-eps d(w, v) / 2),
-  d being the distance of embeddings in units of its mean. InferDPT's RANTEXT (arXiv 2310.12214) and CusText
-  (arXiv 2207.04394) draw so from a list of near tokens, random or fixed. Here the list is the whole vocabulary: with
-  lists, a token outside of one's list is excluded with certainty, so that two prompts are told apart for sure.
+- ``GaussianNoise``: e + sigma z with z standard normal, on the model's own embeddings.
+- ``MetricNoise``: metric differential privacy (d-chi privacy) as in Split-and-Denoise (arXiv
+  2310.09130): e + z with density proportional to exp(-eta |z|), that is, a uniform direction times
+  a Gamma(b, 1/eta) length. That work denoises, on the client, embeddings that the server returns. A
+  server that writes text returns none, so there is no denoising here.
+- ``TokenReplacement``: the exponential mechanism over the vocabulary, P(v | w) proportional to
+  exp(-eps d(w, v) / 2), where d is the distance of embeddings in units of its mean. InferDPT's
+  RANTEXT (arXiv 2310.12214) and CusText (arXiv 2207.04394) draw from a list of near tokens, random
+  or fixed. With lists, a token outside the list is excluded with certainty, which distinguishes
+  two prompts for sure. Here the list is the whole vocabulary.
 
-A noisy embedding is far longer than a clean one and drowns the LM. What the sender or the server makes of it before the
-LM reads it (``Finish``) costs no privacy and is chosen on text that nothing is reported on: scaled down to norm at most
-R, or replaced by the nearest token, as text sanitisers do (arXiv 1910.08902).
+Noisy embeddings are much longer than clean ones and make the model's output useless.
+Post-processing by sender or server before the model reads them (``Finish``) costs no privacy and is
+chosen on text that no result is reported on: scaling down to norm at most R, or replacement by the
+nearest token, as text sanitizers do (arXiv 1910.08902).
 """
 
 from __future__ import annotations
@@ -52,20 +54,20 @@ _View = TypeVar("_View", bound=MethodView)
 
 @dataclass(frozen=True)
 class Finish:
-    """What is made of noisy embeddings before the LM reads them: the nearest token's, or norm at most ``limit``."""
+    """Post-processing of noisy embeddings: the nearest token's, or norm at most ``limit``."""
 
     limit: float = math.inf
     nearest: bool = False
 
 
 def finishes(embeddings: torch.Tensor) -> list[Finish]:
-    """Those to choose among: the nearest token, and limits around the median norm of ``embeddings`` (V, b)."""
+    """Return the candidates: the nearest token, and limits around the median embedding norm."""
     typical = float(embeddings.norm(dim=1).median())
     return [Finish(nearest=True), *(Finish(factor * typical) for factor in (0.125, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0))]
 
 
 class _NoisyEmbeddings(ServerReads):
-    """Noise around the LM's own embeddings. ``strength`` is larger for less noise."""
+    """Noise around the model's own embeddings. Larger ``strength`` is less noise."""
 
     def __init__(self, embeddings: torch.Tensor, strength: float, finish: Finish) -> None:
         self.embeddings, self.strength, self.finish = embeddings.detach().float(), strength, finish
@@ -75,7 +77,7 @@ class _NoisyEmbeddings(ServerReads):
         raise NotImplementedError
 
     def _log_likelihood(self, squares: torch.Tensor) -> torch.Tensor:
-        """Up to a constant, by squared distance between what was sent and a token's embedding; may be done in place."""
+        """Return it up to a constant, from squared distances to embeddings; may work in place."""
         raise NotImplementedError
 
     def _release(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -83,12 +85,12 @@ class _NoisyEmbeddings(ServerReads):
         return clean + self._noise(clean.shape, generator)
 
     def _squares(self, sent: torch.Tensor) -> torch.Tensor:
-        """Squared distances (count, V) of ``sent`` (count, b) from every token, less |sent|^2."""
+        """Return squared distances (count, V) of ``sent`` from every token, minus |sent|^2."""
         return torch.addmm(self.embeddings.square().sum(1), sent, self.embeddings.T, alpha=-2.0)
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """One noisy release, finished."""
+        """Return one noisy release after the finish."""
         sent = self._release(tokens, generator)
         if not self.finish.nearest:
             return limit_norm(sent, self.finish.limit) if math.isfinite(self.finish.limit) else sent
@@ -97,7 +99,7 @@ class _NoisyEmbeddings(ServerReads):
 
     @torch.no_grad()
     def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
-        """Of prior and the noise's density over the vocabulary; the attacker ignores the finish."""
+        """Return the recovery from prior and noise density; the attacker ignores the finish."""
         device = self.embeddings.device
         generator = torch.Generator(device).manual_seed(seed)
         prior = torch.as_tensor(log_prior).float().to(device)
@@ -111,11 +113,11 @@ class _NoisyEmbeddings(ServerReads):
         return Recovery.from_scores(scores(), prior)
 
     def _diameter(self) -> float:
-        """The largest distance between two tokens' embeddings."""
+        """Return the largest distance between two tokens' embeddings."""
         return max(float(torch.cdist(block, self.embeddings).max()) for block in self.embeddings.split(_BLOCK))
 
     def client_cost(self, tokens: TokenIds) -> ClientCost:
-        """The noise, on a CPU, and the embedding table as fp16."""
+        """Measure the noise on a CPU; count the embedding table as fp16."""
         client = type(self)(self.embeddings.cpu(), self.strength, self.finish)
         generator, ids = torch.Generator(), torch.from_numpy(tokens)
         seconds = timed(lambda: client._release(ids, generator))
@@ -134,7 +136,7 @@ class GaussianNoise(_NoisyEmbeddings):
         return squares.mul_(-0.5 * self.strength**2)
 
     def epsilon(self) -> float | None:
-        """Exact for the two tokens that are farthest apart: they are diameter / sigma GDP."""
+        """Return epsilon of the two farthest tokens, exactly: they are diameter / sigma GDP."""
         return gdp_epsilon(self._diameter() * self.strength, DELTA)
 
 
@@ -145,7 +147,8 @@ class MetricNoise(_NoisyEmbeddings):
 
     def _noise(self, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
         direction = torch.randn(shape, generator=generator, device=generator.device)
-        # Half the square of 2 b standard normals' norm is Gamma(b, 1), and torch's gamma takes no generator.
+        # Half the square of 2 b standard normals' norm is Gamma(b, 1), and torch's gamma takes no
+        # generator.
         normal = torch.randn(*shape[:-1], 2 * shape[-1], generator=generator, device=generator.device)
         length = normal.square().sum(-1, keepdim=True) / 2
         return direction / direction.norm(dim=-1, keepdim=True) * length / self.strength
@@ -154,18 +157,18 @@ class MetricNoise(_NoisyEmbeddings):
         return squares.sqrt_().mul_(-self.strength)
 
     def epsilon(self) -> float | None:
-        """eta times the distance of the two tokens that are farthest apart; pure, so at any delta."""
+        """Return eta times the distance of the two farthest tokens; pure, so at any delta."""
         return self.strength * self._diameter()
 
 
 def token_distances(embeddings: torch.Tensor, metric: str) -> torch.Tensor:
-    """Distances (V, V) between tokens in units of their mean; of directions (1 - cosine) for ``cosine``.
+    """Return distances (V, V) between tokens in units of their mean; 1 - cosine for ``cosine``.
 
     Raises:
-        ValueError: another metric than those of ``METRICS``.
+        ValueError: ``metric`` is not one of ``METRICS``.
     """
     if metric not in METRICS:
-        raise ValueError(f"metric: {metric} is not one of {', '.join(METRICS)}")
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     table = embeddings.detach().float()
     if metric == "cosine":
         unit = table / table.norm(dim=1, keepdim=True).clamp_min(1e-12)
@@ -176,12 +179,12 @@ def token_distances(embeddings: torch.Tensor, metric: str) -> torch.Tensor:
 
 
 class TokenReplacement(ServerReads):
-    """Every token becomes a random one of the vocabulary by the exponential mechanism with eps = ``strength``.
+    """Replacement of every token by the exponential mechanism with eps = ``strength``.
 
-    Holds two (V, V) arrays, 12 bytes a pair, so that it is for vocabularies of some thousand tokens.
+    Two (V, V) arrays of 12 bytes per pair limit it to vocabularies of some thousand tokens.
 
     Args:
-        distances: of ``token_distances``.
+        distances: result of ``token_distances``.
     """
 
     name = "token replacement"
@@ -190,40 +193,41 @@ class TokenReplacement(ServerReads):
         self.embeddings, self.strength = embeddings.detach().float(), strength
         self.bits_per_token = float((len(embeddings) - 1).bit_length())
         self.log_channel = torch.log_softmax(-0.5 * strength * distances, dim=1)  # (w, v)
-        # Every row's distribution function, one after the other: w + P(at most v | w) rises along the whole array.
+        # Distribution functions of all rows in sequence: w + P(at most v | w) rises along the
+        # array.
         steps = self.log_channel.double().exp().cumsum(1)
         steps += torch.arange(len(steps), dtype=torch.float64, device=steps.device)[:, None]
         self._steps = steps.flatten()
 
     def replace(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Replaced token ids, of the shape of ``tokens``."""
+        """Return replaced token ids, of the shape of ``tokens``."""
         count = len(self.embeddings)
         drawn = torch.rand(tokens.shape, generator=generator, dtype=torch.float64, device=generator.device) + tokens
-        # Rounding may leave a row's last step a little below its end.
+        # By rounding the last step of a row may lie slightly below its end.
         return (torch.searchsorted(self._steps, drawn, right=True) - tokens * count).clamp_max(count - 1)
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The embeddings of the replaced tokens."""
+        """Return the embeddings of the replaced tokens."""
         return self.embeddings[self.replace(tokens, generator)]
 
     @torch.no_grad()
     def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
-        """Of the channel: the column of what is seen, times the prior."""
+        """Return the recovery from the channel: the observed column times the prior."""
         device = self.embeddings.device
         prior = torch.as_tensor(log_prior).float().to(device)
         original = torch.from_numpy(tokens).to(device)
-        seen = self.replace(original, torch.Generator(device).manual_seed(seed))
-        of_seen = (self.log_channel + prior[:, None]).T.contiguous()  # its rows are read, not its columns
-        blocks = zip(original.split(_BLOCK), seen.split(_BLOCK), strict=True)
-        return Recovery.from_scores(((block, of_seen[at]) for block, at in blocks), prior)
+        observed = self.replace(original, torch.Generator(device).manual_seed(seed))
+        posterior = (self.log_channel + prior[:, None]).T.contiguous()  # rows by observed token
+        blocks = zip(original.split(_BLOCK), observed.split(_BLOCK), strict=True)
+        return Recovery.from_scores(((block, posterior[at]) for block, at in blocks), prior)
 
     def epsilon(self) -> float | None:
-        """Exact and pure: the largest log ratio of two tokens' probabilities of the same replacement."""
+        """Return the largest log ratio of two tokens' probabilities of one replacement; pure."""
         return float((self.log_channel.amax(0) - self.log_channel.amin(0)).max())
 
     def client_cost(self, tokens: TokenIds) -> ClientCost:
-        """Distances to the whole vocabulary and the draw, token by token, on a CPU; and the embedding table as fp16."""
+        """Measure distances and draw on a CPU; count the embedding table as fp16."""
         generator, ids, table = torch.Generator(), torch.from_numpy(tokens), self.embeddings.cpu()
 
         def work() -> torch.Tensor:
@@ -243,18 +247,18 @@ def calibrate_view(
     high: float = 1e4,
     seed: int = 0,
 ) -> _View:
-    """The view of ``family`` whose MAP attack recovers the share ``target`` of ``tokens``, to within 0.1 points.
+    """Return the view whose MAP attack recovers the share ``target`` of ``tokens``, to 0.1 points.
 
-    Bisection on the logarithm of the strength, with the same noise throughout: first on a part of the tokens, then
-    on all of them, since every step costs an attack.
+    Bisects the logarithm of the strength with the same noise in every step: first on part of the
+    tokens, then on all, since every step costs an attack.
 
     Args:
-        family: from strength, larger for less noise, to the view.
+        family: function from strength, larger for less noise, to the view.
         tokens: text that no result is reported on.
-        low, high: strengths between which the target is looked for.
+        low, high: bounds of the strength.
 
     Raises:
-        ValueError: if the target is out of reach.
+        ValueError: the target is out of reach.
     """
     sample = tokens[:: max(1, len(tokens) // _FEW_TOKENS)]
 
@@ -264,10 +268,7 @@ def calibrate_view(
     ends = math.log(low), math.log(high)
     lowest, highest = (excess(end, sample) for end in ends)
     if (lowest > 0 and (lowest := excess(ends[0], tokens)) > 0) or highest < 0:
-        raise ValueError(
-            f"target: success rate {target} cannot be reached; "
-            f"rates between {lowest + target:.4f} and {highest + target:.4f} can"
-        )
+        raise ValueError(f"target must be from {lowest + target:.4f} to {highest + target:.4f}, got {target}")
     near, step = _bisect(lambda x: excess(x, sample), *ends, gap=0.02), 0.1
     below = above = near
     while excess(below, tokens) > 0 and below > ends[0]:
@@ -278,7 +279,7 @@ def calibrate_view(
 
 
 def _bisect(f: Callable[[float], float], low: float, high: float, gap: float, close: float = 0.0) -> float:
-    """Where ``f``, negative at ``low`` and not at ``high``, passes zero: within ``gap``, or |f| at most ``close``."""
+    """Return a zero of ``f``, negative at ``low``: within ``gap``, or where |f| <= ``close``."""
     middle = low
     while high - low > gap:
         middle = 0.5 * (low + high)
@@ -290,5 +291,5 @@ def _bisect(f: Callable[[float], float], low: float, high: float, gap: float, cl
 
 
 def best_of(candidates: Sequence[_View], loss: Callable[[_View], float]) -> _View:
-    """The candidate of least ``loss``, such as its mean NLL on validation text; the first where several are equal."""
+    """Return the candidate of least ``loss``; the first of several that are equal."""
     return min(candidates, key=loss)

@@ -1,9 +1,12 @@
-"""Privacy against utility, this project against its rivals: python -m benchmarks.privacy_utility --quick | --data DIR
+"""Privacy against utility of this project and its baselines.
 
-The full run needs text that is not shipped (``--data``: the folders lm, eval and nlu, as described in
-docs/guides/evaluation.md), trains an LM on it and takes hours on 2 cores; it goes on where it stopped, from ``--work``.
-``--quick`` takes the shipped demo model and minutes. Both print the same rows (``--json``) and write results.json,
-results.md and plots into ``--out``.
+    python -m benchmarks.privacy_utility --quick
+    python -m benchmarks.privacy_utility --data DIR --work DIR
+
+The full run needs text that is not shipped (``--data``: the folders lm, eval and nlu, as described
+in docs/guides/evaluation.md), trains a model on it and takes hours on 2 cores; an interrupted run
+resumes from ``--work``. ``--quick`` uses the shipped demo model and takes minutes. Both print the
+same rows (``--json``) and write results.json, results.md and plots into ``--out``.
 """
 
 from __future__ import annotations
@@ -97,7 +100,8 @@ def _full(data: Path, work: Path, levels: tuple[float, ...], seeds: int, device:
         train_base(texts, work / "base", base, device=device, progress=False)
     lm = load_frozen_lm(work / "base", texts, device)
     if device == "cpu":
-        # For passages this short on a CPU a fifth faster than the fused attention, whose backward pass is slow there.
+        # For passages this short on a CPU a fifth faster than the fused attention, whose backward
+        # pass is slow there.
         lm.model.set_attn_implementation("eager")
     corpora = {
         "in-domain": _held_out(lm, plan.passages),
@@ -124,7 +128,7 @@ def _quick(work: Path, plan: Plan, say: Any) -> Bench:
 
 
 def run(bench: Bench) -> None:
-    """Every piece, what is most wanted first. Processes with the same work directory share the pieces."""
+    """Compute every piece. Processes with the same work directory divide the pieces."""
     plan = bench.plan
     first, *others = plan.seeds
     pieces: dict[str, Callable[[], None]] = {}
@@ -136,7 +140,7 @@ def run(bench: Bench) -> None:
     pieces["ends"] = bench.ends
     for level in plan.levels:
         pair(level, first)
-        pieces[f"rivals-{level}"] = partial(bench.rivals, level)
+        pieces[f"baselines-{level}"] = partial(bench.baselines, level)
     if plan.rewriting:
         for level in plan.levels:
             pieces[f"rewriting-{level}"] = partial(bench.rewriting, level)
@@ -155,7 +159,7 @@ def run(bench: Bench) -> None:
 
 
 def about(bench: Bench, command: str) -> dict[str, Any]:
-    """What was run, on what."""
+    """Return the settings of the run."""
     return {
         "command": command,
         "parameters": sum(p.numel() for p in bench.lm.model.parameters()),
@@ -169,7 +173,7 @@ def about(bench: Bench, command: str) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="A cut of it with the demo model, in minutes.")
+@click.option("--quick", is_flag=True, help="A small run with the demo model, in minutes.")
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -178,7 +182,7 @@ def about(bench: Bench, command: str) -> dict[str, Any]:
 @click.option(
     "--work",
     type=click.Path(file_okay=False, path_type=Path),
-    help="What is trained and measured; a run goes on from there.",
+    help="Directory of trained and measured pieces; an interrupted run resumes there.",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="results.json, results.md, plots.")
 @click.option(
@@ -186,18 +190,18 @@ def about(bench: Bench, command: str) -> dict[str, Any]:
     "levels",
     multiple=True,
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Of the full run: MAP success to compare at; may be given several times. [default: 0.05, 0.1, 0.2, 0.4]",
+    help="Full run: MAP success to compare at; repeat for several. [default: 0.05, 0.1, 0.2, 0.4]",
 )
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Seeds of the full run.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Full run: number of seeds.")
 @click.option(
     "--size",
     type=click.Choice(["small", "large"]),
     default="small",
     show_default=True,
-    help="Of the full run: small, an LM for 2 CPU cores; large, one for a GPU, and more passages.",
+    help="Full run: small, a model for 2 CPU cores; large, a model for a GPU, and more passages.",
 )
-@click.option("--device", default="cpu", show_default=True, help="torch device of the full run, such as cuda.")
-@click.option("--report-only", is_flag=True, help="Of the full run: draw what there is, compute nothing more.")
+@click.option("--device", default="cpu", show_default=True, help="Full run: torch device, such as cuda.")
+@click.option("--report-only", is_flag=True, help="Full run: report on the finished pieces without computing others.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def main(
     quick: bool,
@@ -215,7 +219,7 @@ def main(
     if quick == (data is not None):
         raise click.UsageError("give either --quick or --data DIR")
     if not quick and work is None:
-        raise click.UsageError("--data needs --work DIR: a full run takes hours and goes on from there")
+        raise click.UsageError("--data needs --work DIR: a full run takes hours and resumes there")
     began = time.monotonic()
 
     def say(line: str) -> None:

@@ -1,7 +1,8 @@
 """Token replacement with a local model that rewrites, as in InferDPT (arXiv 2310.12214).
 
-The server continues the replaced prompt; a small LM on the client, which has the clear prompt, reads the server's text
-and then the prompt, and writes the continuation. It costs the client a model, which is what DEL's client does without.
+The server continues the replaced prompt. A small model on the client, which has the clear prompt,
+reads the server's text and then the prompt, and writes the continuation. The client needs a model,
+which DEL's client does not.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ __all__ = ["LocalModel", "LocalRewriter"]
 
 
 class LocalModel:
-    """The client's own LM alone, with the clear prompt: nothing is sent. What a rewriter must beat to need a server.
+    """The client's own model with the clear prompt: nothing is sent. A rewriter should be better.
 
     Args:
-        local_model: reads the server's token ids, so it shares the server's tokenizer.
-        written: tokens that are written in ``client_cost``.
+        local_model: model with the server's tokenizer.
+        written: number of tokens that ``client_cost`` writes.
     """
 
     name = "local model alone"
@@ -34,19 +35,19 @@ class LocalModel:
         self.local_model, self.written = local_model, written
 
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The tokens' embeddings in the local model."""
+        """Return the tokens' embeddings in the local model."""
         return self.local_model.get_input_embeddings()(tokens)
 
     def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
-        """Of the guess that needs no prompt."""
+        """Return the recovery of the guess that needs no prompt."""
         return Recovery.from_prior(tokens, log_prior)
 
     def epsilon(self) -> float | None:
-        """Zero."""
+        """Return 0."""
         return 0.0
 
     def client_cost(self, tokens: TokenIds) -> ClientCost:
-        """Reading the prompt and writing ``written`` tokens on a CPU; the model's weights and its KV cache."""
+        """Measure reading and writing on a CPU; count the model's weights and KV cache."""
         return self._cost_of_writing(torch.from_numpy(tokens)[None])
 
     @torch.no_grad()
@@ -65,11 +66,11 @@ class LocalModel:
 
 
 class LocalRewriter(LocalModel):
-    """Reads [the server's continuation of the replaced prompt; ``separator``; the clear prompt].
+    """Local model that reads the server's continuation, ``separator``, and the clear prompt.
 
     Args:
-        replaced: what the server's LM reads.
-        server_model: writes ``written`` tokens, greedily.
+        replaced: view that the server's model reads.
+        server_model: model that writes ``written`` tokens greedily.
         separator: token id between the server's text and the prompt, such as end-of-text.
     """
 
@@ -89,7 +90,7 @@ class LocalRewriter(LocalModel):
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Embeddings of all that the local model reads, (N, ``written`` + 1 + T, b of the local model)."""
+        """Return embeddings of the local model's input, (N, ``written`` + 1 + T, b)."""
         server_text = continuations(self.server_model, self.replaced.embed(tokens, generator), self.written)
         return self.local_model.get_input_embeddings()(self._context(server_text, tokens))
 
@@ -98,17 +99,17 @@ class LocalRewriter(LocalModel):
         return torch.cat([server_text, between, tokens], dim=1)
 
     def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
-        """Of the replacement: nothing else leaves the client."""
+        """Return the recovery from the replacement: nothing else leaves the client."""
         return self.replaced.attack(tokens, log_prior, seed)
 
     def epsilon(self) -> float | None:
-        """Of the replacement."""
+        """Return that of the replacement."""
         return self.replaced.epsilon()
 
     def client_cost(self, tokens: TokenIds) -> ClientCost:
-        """Replacing, then reading all and writing; the replacement's embedding table and the local model."""
+        """Measure replacing, reading and writing; count embedding table and local model."""
         ids, replacing = torch.from_numpy(tokens)[None], self.replaced.client_cost(tokens)
-        # How long it takes does not depend on what the server's text says.
+        # The duration does not depend on the server's text.
         server_text = ids[:, :1].expand(-1, self.written)
         writing = self._cost_of_writing(self._context(server_text, ids))
         return ClientCost(replacing.seconds + writing.seconds, replacing.megabytes + writing.megabytes)

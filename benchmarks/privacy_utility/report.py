@@ -1,4 +1,4 @@
-"""From the scores of benchmarks.privacy_utility to rows, paired comparisons and curves, with their intervals."""
+"""Rows, paired comparisons and curves with intervals, from the scores of a run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from del_core.evaluation.bootstrap import (
     ratio_interval,
 )
 
-__all__ = ["COHERENCE", "RIVALS", "results"]
+__all__ = ["BASELINES", "COHERENCE", "results"]
 
 _CARRIED = ("bits_per_token", "client_seconds", "client_mb")
 _CARRIED_BY_CORPUS = ("epsilon", "epsilon_vocabulary", "nearest_success")
@@ -47,18 +47,18 @@ COHERENCE = {
     "coh_sampled": "coh sampled",
     "coh_sampled_lift": "lift sampled",
 }
-"""Fields of a row by the names of the scores."""
+"""Names of the scores by the fields of a row."""
 _ORDER = (
     CLEAR, BEST, BEST + WITHOUT, BEST + ALONE, PUBLISHED, PUBLISHED + WITHOUT, REWRITING, REPLACEMENT, METRIC,
     GAUSSIAN, RANDOM, NONE,
 )  # fmt: skip
 
-RIVALS = (PUBLISHED, PUBLISHED + WITHOUT, GAUSSIAN, METRIC, REPLACEMENT, REWRITING)
-"""What this project is compared with in pairs."""
+BASELINES = (PUBLISHED, PUBLISHED + WITHOUT, GAUSSIAN, METRIC, REPLACEMENT, REWRITING)
+"""Methods with which this project is compared in pairs."""
 
 
 class _Scores:
-    """All scores of one method at one level: one array (seeds, passages) for each measure and corpus."""
+    """Scores of a method at a level: an array (seeds, passages) for each measure and corpus."""
 
     def __init__(self, method: str, level: float | None) -> None:
         self.method, self.level = method, level
@@ -74,7 +74,7 @@ class _Scores:
         return np.stack(self.arrays[name])
 
     def first_seeds(self, count: int) -> _Scores:
-        """Of the first ``count`` seeds alone."""
+        """Return the scores of the first ``count`` seeds."""
         scores = _Scores(self.method, self.level)
         scores.about = self.about[:count]
         for name, arrays in self.arrays.items():
@@ -137,7 +137,7 @@ def _row(scores: _Scores, corpus: str, clear: _Scores | None) -> dict[str, Any]:
 
 
 def _text_figures(scores: _Scores, corpus: str) -> dict[str, float | None]:
-    """Of the written text; None for what was measured by likelihood alone."""
+    """Return figures of the written text; None where only the likelihood was measured."""
     figures: dict[str, float | None] = {}
     columns = {**COHERENCE, "rouge_l": "rouge"}
     for name, column in columns.items():
@@ -149,9 +149,10 @@ def _text_figures(scores: _Scores, corpus: str) -> dict[str, float | None]:
 
 
 def _closed_share(own: np.ndarray, baseline: np.ndarray, clear: np.ndarray) -> np.ndarray:
-    """Return the share of the perplexity gap between baseline and clear prompt that a method closes.
+    """Return the share of the gap between baseline and clear prompt that a method closes.
 
-    Arguments are means of negative log-likelihoods. 1 is the clear prompt; below 0 is worse than the baseline.
+    Arguments are means of negative log-likelihoods. 1 is the clear prompt; below 0 is worse than
+    the baseline.
     """
     share: np.ndarray = (np.exp(baseline) - np.exp(own)) / (np.exp(baseline) - np.exp(clear))
     return share
@@ -162,7 +163,7 @@ def _difference(own: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _comparisons(found: dict[tuple[str, float | None], _Scores]) -> list[dict[str, Any]]:
-    """Paired, for every level: on each corpus, and in the mean over all where there are several."""
+    """Return paired comparisons for every level, on each corpus and in the mean over several."""
     levels = sorted({level for method, level in found if method == BEST and level is not None})
     rows = []
     for level in levels:
@@ -175,7 +176,7 @@ def _comparisons(found: dict[tuple[str, float | None], _Scores]) -> list[dict[st
 def _compared(
     found: dict[tuple[str, float | None], _Scores], level: float, corpora: Sequence[str]
 ) -> dict[str, list[float]]:
-    """This project against each rival, its share of the gap, the soft prompts; in the mean over ``corpora``."""
+    """Compare this project with each baseline, averaged over ``corpora``; also soft prompts."""
 
     def interval(statistic: Callable[..., np.ndarray], measure: str, *scores: _Scores) -> list[float]:
         names = [f"{measure} {corpus}" for corpus in corpora]
@@ -183,7 +184,7 @@ def _compared(
 
     here: dict[str, list[float]] = {}
     best, clear = found[BEST, level], found.get((CLEAR, None))
-    for method in RIVALS:
+    for method in BASELINES:
         other = found.get((method, level))
         if other is not None:
             here[f"ppl ratio to {method}"] = interval(ppl_ratio, "nll", best, other)
@@ -199,13 +200,13 @@ def _compared(
             here[f"soft prompt of {method}, ppl ratio"] = interval(ppl_ratio, "nll", *pair)
     alone = found.get((BEST + ALONE, level))
     if alone is not None:
-        same = best.first_seeds(len(alone.about))  # it has one seed: compared with the same seed
+        same = best.first_seeds(len(alone.about))  # it has one seed and is compared with the same seed
         here[f"soft prompt of {BEST}, ppl ratio to training without"] = interval(ppl_ratio, "nll", same, alone)
     return here
 
 
 def _tasks(work: Path) -> list[dict[str, Any]]:
-    """Accuracy and AUC of every task and method, and the paired difference of accuracy to the clear prompt."""
+    """Return accuracy and AUC of every task and method, and the paired difference to clear."""
     abouts = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / "tasks").glob("*.json"))}
     found = {}
     for path, about in abouts.items():
@@ -239,7 +240,7 @@ def _curves(work: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def results(work: Path) -> dict[str, Any]:
-    """Everything that page and plots are drawn from."""
+    """Return all results, from which page and plots are drawn."""
     found = _load(work)
 
     def place(key: tuple[str, float | None]) -> tuple[float, int, str]:

@@ -1,4 +1,4 @@
-"""The sweep over d and n of benchmarks.privacy_utility: principal components and an untrained decoder for each."""
+"""Sweep over d and n: principal components and an untrained decoder for each pair."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def sweep_point(
     validation: torch.Tensor,
     calibration: np.ndarray,
 ) -> dict[str, Any]:
-    """One point at ``level``, measured on ``windows``; the two others are text that no result is reported on.
+    """Measure one point at ``level`` on ``windows``; no result is reported on the other texts.
 
-    ``ppl`` is None where even the least noise gives away less than the level.
+    ``ppl`` is None if even the least noise reveals less than the level.
     """
     projection = Projection.from_pca(lm.embeddings, lm.unigram(), dim).to(lm.embeddings.device)
     surface = attack_surface(lm, projection)

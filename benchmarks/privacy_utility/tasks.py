@@ -1,6 +1,7 @@
-"""Two understanding tasks as private sentences in public templates: paraphrases (MRPC) and sentence polarity.
+"""Two understanding tasks with private sentences in public templates.
 
-MRPC: Dolan and Brockett, 2005. Sentence polarity: Pang and Lee, 2005 (film reviews, arXiv cs/0506075).
+MRPC: Dolan and Brockett, 2005. Sentence polarity: Pang and Lee, 2005 (film reviews, arXiv
+cs/0506075).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["Example", "Segment", "Task", "read_mrpc", "read_sentence_polarity"]
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a prompt. Private ones go through a view; the template's fixed words are public."""
+    """Part of a prompt. A view protects private parts; fixed words of the template are public."""
 
     text: str
     private: bool
@@ -27,7 +28,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt whose next word says the label, 0 or 1."""
+    """A prompt whose next word is the label, 0 or 1."""
 
     segments: tuple[Segment, ...]
     label: int
@@ -35,30 +36,30 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """A task's three disjoint parts.
+    """Three disjoint parts of a task.
 
     Attributes:
-        verbalisers: the words whose logits are read, for label 0 and label 1. Their first tokens have to differ.
+        verbalizers: words whose logits are read for label 0 and label 1; their first tokens differ.
     """
 
     name: str
-    verbalisers: tuple[str, str]
+    verbalizers: tuple[str, str]
     train: Sequence[Example]
     validation: Sequence[Example]
     test: Sequence[Example]
 
     @property
     def majority(self) -> float:
-        """Accuracy on the test part of always giving its more frequent label."""
+        """Accuracy on the test part of always choosing the more frequent label."""
         share = float(np.mean([example.label for example in self.test]))
         return max(share, 1.0 - share)
 
 
 def _rows(path: Path, columns: int) -> list[list[str]]:
-    """Rows below the header. In the files at hand quoted fields may hold tabs, which stand for commas.
+    """Read the rows below the header. Tabs in quoted fields of the public files stand for commas.
 
     Raises:
-        TextError: naming file and row.
+        TextError: the file is missing or malformed; the message names file and row.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -77,16 +78,16 @@ def _rows(path: Path, columns: int) -> list[list[str]]:
 
 
 def _validated(examples: list[Example], count: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """Training examples less ``count`` for validation, which a seeded permutation picks."""
+    """Split ``count`` validation examples off, by a seeded permutation."""
     order = np.random.default_rng(seed).permutation(len(examples))
     return [examples[i] for i in order[count:]], [examples[i] for i in order[:count]]
 
 
 def read_mrpc(train: Path, test: Path, validation: int = 400, seed: int = 0) -> Task:
-    """Do two sentences mean the same? Label 1 is yes.
+    """Read MRPC: do two sentences mean the same? Label 1 is yes.
 
     Raises:
-        TextError: a file is missing or not of MRPC's five columns.
+        TextError: a file is missing or does not have MRPC's five columns.
     """
 
     def example(row: list[str]) -> Example:
@@ -103,10 +104,10 @@ def read_mrpc(train: Path, test: Path, validation: int = 400, seed: int = 0) -> 
 
 
 def read_sentence_polarity(train: Path, test: Path, validation: int = 400, seed: int = 0) -> Task:
-    """Does a sentence praise a film? Label 1 is yes.
+    """Read sentence polarity: does a sentence praise a film? Label 1 is yes.
 
     Raises:
-        TextError: a file is missing or not of two columns.
+        TextError: a file is missing or does not have two columns.
     """
 
     def example(row: list[str]) -> Example:

@@ -1,8 +1,9 @@
-"""Accuracy and AUC of a task under a view: the label is what the frozen LM would rather write next.
+"""Accuracy and AUC of a task under a view: the label that the frozen model predicts as next word.
 
-A soft prompt is trained for the task and through the view, with its noise drawn afresh in every step, as a server
-trains one for a task that it offers. The clear prompt gets one too, with the same budget, so that what is compared is
-the view. Rows are peft's prompt tuning (Lester et al., 2021, arXiv 2104.08691): (rows, b), in front of everything.
+A soft prompt is trained for the task through the view, with fresh noise in every step, as a server
+trains one for a task that it offers. The clear prompt gets a soft prompt with the same budget, so
+the comparison is one of views. Rows are peft's prompt tuning (Lester et al., 2021, arXiv
+2104.08691): (rows, b), in front of everything.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from del_core.training.loop import Run, Schedule, fit
 __all__ = ["Reader", "TaskConfig", "TaskScores", "auc", "auc_interval", "batches", "correct", "train_task"]
 
 FloatArray = npt.NDArray[np.float64]
-_POOL = 8  # batches that are drawn together and divided by length, so that little padding is computed
+_POOL = 8  # batches drawn together and divided by length, which saves padding
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Sizes and schedule. Private segments are cut after ``most_tokens`` tokens."""
+    """Sizes and schedule. Private segments are truncated to ``most_tokens`` tokens."""
 
     rows: int = 32
     most_tokens: int = 64
@@ -52,17 +53,19 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.most_tokens < 1 or self.batch < 1:
-            raise ValueError(f"rows, most_tokens and batch: {self.rows, self.most_tokens, self.batch}; at least 1 each")
+            raise ValueError(
+                f"rows, most_tokens and batch must be at least 1, got {self.rows}, {self.most_tokens}, {self.batch}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class TaskScores:
-    """On the test part.
+    """Scores of the test part.
 
     Attributes:
-        soft_prompt: that was trained, (rows, b).
-        scores: log odds of label 1 of every example, (examples,).
-        labels: (examples,), 0 or 1.
+        soft_prompt: trained rows (rows, b).
+        scores: log odds of label 1 (examples,).
+        labels: labels (examples,), 0 or 1.
     """
 
     soft_prompt: torch.Tensor
@@ -71,7 +74,7 @@ class TaskScores:
 
     @property
     def correct(self) -> FloatArray:
-        """1 where the likelier label is the right one; for paired intervals between views."""
+        """1 where the more likely label is right, else 0; for paired intervals between views."""
         return correct(self.scores, self.labels)
 
     @property
@@ -86,26 +89,26 @@ class TaskScores:
 
 
 def correct(scores: FloatArray, labels: npt.NDArray[np.int64]) -> FloatArray:
-    """1 for every example whose log odds (examples,) speak for its label, else 0."""
+    """Return 1 for every example whose log odds (examples,) favor its label, else 0."""
     return ((scores > 0) == (labels == 1)).astype(np.float64)
 
 
 def auc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Probability that a random example of label 1 scores above one of label 0, ties counting half (Mann-Whitney).
+    """Return the probability that label 1 scores above label 0; ties count half (Mann-Whitney).
 
     Raises:
-        ValueError: if one of the labels does not occur.
+        ValueError: a label does not occur.
     """
     positive = np.asarray(labels) == 1
     ones, zeros = int(positive.sum()), int((~positive).sum())
     if not ones or not zeros:
-        raise ValueError(f"labels: {zeros} of label 0 and {ones} of label 1; both are needed")
+        raise ValueError(f"labels must hold both labels, got {zeros} of label 0 and {ones} of label 1")
     ranks = rankdata(np.asarray(scores))
     return float((ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
 def auc_interval(scores: FloatArray, labels: npt.NDArray[np.int64], resamples: int = 500, seed: int = 0) -> Interval:
-    """Bootstrap interval; positives and negatives are resampled apart, so that their numbers stay."""
+    """Return the bootstrap interval; labels are resampled separately and keep their numbers."""
     rng, groups = np.random.default_rng(seed), [np.flatnonzero(labels == label) for label in (0, 1)]
     drawn = []
     for _ in range(resamples):
@@ -116,22 +119,22 @@ def auc_interval(scores: FloatArray, labels: npt.NDArray[np.int64], resamples: i
 
 
 class Reader:
-    """Reads examples through a view and gives the log odds of label 1."""
+    """Reader of examples through a view; it computes log odds of label 1."""
 
     def __init__(self, lm: BaseLM, tokenizer: Tokenizer, view: MethodView, task: Task, config: TaskConfig) -> None:
         self.model, self.tokenizer, self.view, self.config = view.local_model or lm.model, tokenizer, view, config
         self.table = self.model.get_input_embeddings().weight
-        first = [self._ids(word, 1) for word in task.verbalisers]
+        first = [self._ids(word, 1) for word in task.verbalizers]
         if first[0] == first[1] or not all(first):
-            raise ValueError(f"verbalisers: {task.verbalisers} begin with the same token")
+            raise ValueError(f"verbalizers must begin with different tokens, got {task.verbalizers}")
         self.device = self.table.device
-        self.verbalisers = torch.tensor([ids[0] for ids in first], device=self.device)
+        self.verbalizers = torch.tensor([ids[0] for ids in first], device=self.device)
 
     def _ids(self, text: str, most: int) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids[:most])
 
     def encode(self, examples: Sequence[Example]) -> list[list[torch.Tensor]]:
-        """Token ids of every segment of every example."""
+        """Return the token ids of every segment of every example."""
         most = self.config.most_tokens
         return [
             [
@@ -144,7 +147,7 @@ class Reader:
     def _inputs(
         self, examples: Sequence[Example], encoded: Sequence[list[torch.Tensor]], generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings (N, longest, b), padded at the end, and the place of each example's last token."""
+        """Return embeddings (N, longest, b), padded at the end, and positions of last tokens."""
         columns: list[list[torch.Tensor]] = []
         for place, segment in enumerate(examples[0].segments):
             ids = [parts[place] for parts in encoded]
@@ -152,10 +155,11 @@ class Reader:
                 columns.append([self.table[row] for row in ids])
                 continue
             padded = pad_sequence(ids, batch_first=True)
-            seen = self.view.embed(padded, generator).to(self.table.dtype)
-            # Where a row stands for each token, those of the padding are cut off; else the view gave a whole text.
-            by_token = seen.shape[1] == padded.shape[1]
-            columns.append([row[: len(own)] if by_token else row for row, own in zip(seen, ids, strict=True)])
+            observed = self.view.embed(padded, generator).to(self.table.dtype)
+            # With one row per token, rows of the padding are cut off; other views return a whole
+            # text.
+            by_token = observed.shape[1] == padded.shape[1]
+            columns.append([row[: len(own)] if by_token else row for row, own in zip(observed, ids, strict=True)])
         rows = [torch.cat(parts) for parts in zip(*columns, strict=True)]
         last = torch.tensor([len(row) - 1 for row in rows], device=self.device)
         return pad_sequence(rows, batch_first=True), last
@@ -167,18 +171,18 @@ class Reader:
         encoded: Sequence[list[torch.Tensor]],
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """Of label 1, (N,). What follows an example's last token is padding, which a causal LM does not see before."""
+        """Return the log odds (N,) of label 1. Padding follows the last token and has no effect."""
         with torch.no_grad():
             inputs, last = self._inputs(examples, encoded, generator)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.config.bf16):
             hidden = self.model.get_decoder()(inputs_embeds=in_front(soft_prompt, inputs), use_cache=False)[0]
         final = hidden[torch.arange(len(last), device=self.device), last + len(soft_prompt)].float()
-        logits = self.model.get_output_embeddings()(final)[:, self.verbalisers]
+        logits = self.model.get_output_embeddings()(final)[:, self.verbalizers]
         return logits[:, 1] - logits[:, 0]
 
 
 def batches(lengths: npt.NDArray[np.int64], batch: int, seed: int, step: int) -> npt.NDArray[np.int64]:
-    """Indices of batch number ``step``: a function of seed and step alone, of examples of like length."""
+    """Return the indices of batch ``step``, examples of similar length; depends on the seed."""
     pools = max(1, len(lengths) // (batch * _POOL))
     epoch, place = divmod(step, pools * _POOL)
     rng = np.random.default_rng([seed, epoch])
@@ -200,17 +204,16 @@ def train_task(
     start: torch.Tensor | None = None,
     progress: bool = True,
 ) -> TaskScores:
-    """Trains the task's soft prompt through ``view`` and scores the test part.
+    """Train the task's soft prompt through ``view`` and score the test part.
 
     Args:
-        view: without a soft prompt of its own; this one takes its place.
-        output: gets checkpoints, from which an interrupted run goes on, and the log of losses.
-        start: rows to begin with, such as those of the variant; by default the embeddings of training examples with
-            their answers, which a language model takes for what to do.
+        view: view without a soft prompt of its own.
+        output: directory of checkpoints, from which an interrupted run resumes, and of losses.
+        start: initial rows; by default embeddings of training examples with their answers.
 
     Raises:
-        ValueError: if the verbalisers begin with the same token, or a label does not occur in the training part.
-        CheckpointError: if ``output`` has a checkpoint of another run.
+        ValueError: the verbalizers begin with the same token, or a label has no training example.
+        CheckpointError: ``output`` has a checkpoint of another run.
     """
     config = config or TaskConfig()
     reader = Reader(lm, tokenizer, view, task, config)
@@ -263,14 +266,14 @@ def train_task(
 
 
 def _start(reader: Reader, task: Task, rows: int) -> torch.Tensor:
-    """Embeddings of text in which the task is done: training examples of either label in turn, and their words."""
+    """Return embeddings of solved examples, with labels in turn."""
     pairs = zip(*([e for e in task.train if e.label == label] for label in (0, 1)), strict=False)
     ids: list[int] = []
     for example in (one for pair in pairs for one in pair):
-        text = "".join(segment.text for segment in example.segments) + task.verbalisers[example.label] + " . "
+        text = "".join(segment.text for segment in example.segments) + task.verbalizers[example.label] + " . "
         ids += reader.tokenizer.encode(text, add_special_tokens=False).ids
         if len(ids) >= rows:
             break
     if not ids:
-        raise ValueError(f"task: {task.name} needs training examples of both labels")
+        raise ValueError(f"task {task.name} must have training examples of both labels, got one label")
     return reader.table[torch.tensor((ids * rows)[:rows], device=reader.device)].detach().clone().float()

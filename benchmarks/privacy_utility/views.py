@@ -102,10 +102,8 @@ class NoPrompt(ServerReads, view.NoPrompt):
 class DelView(ServerReads, view.CountsView):
     """Counts that a decoder in training reads, behind a soft prompt: DEL and this project.
 
-    Args:
-        noisy: table (V, d) and mechanism.
-        decode: from dequantized coordinates without a norm limit, (N, T, d), to embeddings (N, T, b).
-        soft_prompt: (rows, b), or None for none.
+    Args: noisy: table (V, d) and mechanism. decode: from dequantized coordinates without a norm
+        limit, (N, T, d), to embeddings (N, T, b). soft_prompt: (rows, b), or None for none.
     """
 
     def __init__(

@@ -234,9 +234,9 @@ def test_calibration_meets_the_target_on_other_text(name, target):
 
 
 def test_calibration_out_of_reach_says_what_can_be_reached():
-    with pytest.raises(ValueError, match=r"target: success rate 0\.001 cannot be reached; rates between 0\.\d+ and 1"):
+    with pytest.raises(ValueError, match=r"target must be from 0\.\d+ to 1\.0000, got 0\.001"):
         calibrate_view(_family("metric"), 0.001, _tokens(2000), _log_prior())
-    with pytest.raises(ValueError, match="metric: manhattan is not one of euclidean, cosine"):
+    with pytest.raises(ValueError, match="metric must be one of euclidean, cosine, got 'manhattan'"):
         token_distances(_embeddings(), "manhattan")
 
 

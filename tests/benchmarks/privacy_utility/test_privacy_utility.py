@@ -6,12 +6,14 @@ import json
 import threading
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from benchmarks.privacy_utility import command as privacy_utility
+from benchmarks.privacy_utility.baselines import METRICS, TokenReplacement, calibrate_view, token_distances
 from benchmarks.privacy_utility.page import markdown
 from benchmarks.privacy_utility.pieces import Bench, Corpus
 from benchmarks.privacy_utility.plan import ALL, ALONE, BEST, CLEAR, PUBLISHED, WITHOUT
@@ -78,7 +80,7 @@ def test_every_method_has_a_whole_row(run):
         assert row["attack_low"] <= row["attack_success"] <= row["attack_high"]
 
 
-def test_rivals_are_compared_at_the_level(run):
+def test_baselines_are_compared_at_the_level(run):
     for row in run[1]["rows"]:
         if row["level"] is not None:
             assert row["attack_success"] == pytest.approx(row["level"], abs=0.12), row["method"]
@@ -94,8 +96,15 @@ def test_noise_is_set_for_every_text_by_itself(run):
     projection, variant = both.trained(BEST, level, 0)
     views = both.del_views(projection, variant, level)
     assert views["rare"].mechanism.ratio > 1.1 * views["alice"].mechanism.ratio
-    replaced = {name: both._replacement(level, name) for name in corpora}
-    assert replaced["rare"].strength > replaced["alice"].strength
+    distances = token_distances(lm.embeddings, METRICS[0])  # strengths are comparable in one metric only
+    strength = {
+        name: calibrate_view(
+            lambda s: TokenReplacement(lm.embeddings, distances, s), level, both.calibration[name], both.log_prior
+        ).strength
+        for name in corpora
+    }
+    assert strength["rare"] > strength["alice"]
+    replaced = {name: both.replacement(level, name) for name in corpora}
     for name in corpora:
         for view in (views[name], replaced[name]):
             assert view.attack(both.calibration[name], both.log_prior, 3).rate.success == pytest.approx(level, abs=0.06)
@@ -210,6 +219,13 @@ def test_page_and_plots_are_drawn(run, tmp_path):
     draw(run[1], tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"privacy_utility.png", "training.png", "sweep.png"}
     assert all(path.stat().st_size > 10_000 for path in tmp_path.iterdir())
+
+
+def test_the_committed_page_is_made_from_the_committed_results():
+    """The page of the large run describes an earlier protocol and is not made anew."""
+    directory = Path(privacy_utility.__file__).parents[1] / "results" / "privacy_utility_small"
+    found = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+    assert markdown(found) == (directory / "results.md").read_text(encoding="utf-8")
 
 
 def test_scores_are_those_of_the_passages(run):

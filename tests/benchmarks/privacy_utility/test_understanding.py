@@ -104,9 +104,9 @@ def test_padding_and_company_change_nothing(lm, tokenizer):
         assert float(one[0]) == pytest.approx(expected, abs=1e-4)
 
 
-def test_verbalisers_have_to_differ(lm, tokenizer):
+def test_verbalizers_have_to_differ(lm, tokenizer):
     task = Task("t", ("no", "no more"), _task().train, [], [])
-    with pytest.raises(ValueError, match=r"verbalisers: .*'no', 'no more'.* begin with the same token"):
+    with pytest.raises(ValueError, match=r"verbalizers must begin with different tokens, got .*'no', 'no more'"):
         Reader(lm, tokenizer, ClearPrompt(lm.embeddings), task, TaskConfig())
 
 
@@ -116,7 +116,7 @@ def test_auc_is_the_share_of_pairs_in_order(pairs):
     scores, labels = (np.array(column, float) for column in zip(*pairs, strict=True))
     ones, zeros = scores[labels == 1], scores[labels == 0]
     if not len(ones) or not len(zeros):
-        with pytest.raises(ValueError, match="both are needed"):
+        with pytest.raises(ValueError, match="labels must hold both labels"):
             auc(scores, labels)
         return
     difference = ones[:, None] - zeros[None]
@@ -135,7 +135,7 @@ def test_auc_interval_holds_a_known_value():
 
 @settings(max_examples=30, deadline=None)
 @given(count=st.integers(1, 300), batch=st.integers(1, 40), seed=st.integers(0, 99), step=st.integers(0, 200))
-def test_batches_are_never_empty_and_a_function_of_the_step(count, batch, seed, step):
+def testbatches_are_never_empty_and_a_function_of_the_step(count, batch, seed, step):
     lengths = np.random.default_rng(0).integers(1, 50, count)
     picks = batches(lengths, batch, seed, step)
     assert 1 <= len(picks) <= batch
