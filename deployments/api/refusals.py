@@ -73,7 +73,7 @@ async def _http_exception(http: HTTPRequest, error: Exception) -> Response:
         return error_response(
             METHOD_NOT_ALLOWED, f"method must be {allowed} for this route", headers={"allow": allowed}
         )
-    return error_response(NOT_FOUND, "path must be a route; POST /v1/private/completions takes frames")
+    return error_response(NOT_FOUND, "path must be one of the routes; POST /v1/private/completions takes frames")
 
 
 EXCEPTION_HANDLERS = {
