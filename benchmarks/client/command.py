@@ -26,10 +26,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+import httpx
 import numpy as np
 
-from client_lib import private
-from client_lib._bundle_cache import BundleCache
+from client_lib import Client, private
 from client_lib.prompts.encoder import Encoder
 from del_core.bundle import (
     BaseModel,
@@ -159,7 +159,10 @@ def measure() -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(Path(folder) / "bundle")
         rows = {f"n={bits}": speed(bundle, bits) for bits in BITS}
-        cached = BundleCache(Path(folder) / "cache").store(pack_client(bundle.path), URL)
+        archive = httpx.Response(200, content=pack_client(bundle.path), headers={"content-type": "application/x-tar"})
+        transport = httpx.MockTransport(lambda request: archive)
+        with Client(URL, cache_dir=Path(folder) / "cache", transport=transport) as client:
+            cached = client.bundle()
         return {
             **{key: {name: row[key] for name, row in rows.items()} for key in rows["n=1"]},
             **footprint(Path(folder) / "cache", cached.fingerprint),
