@@ -2,12 +2,13 @@
 
     result = train_on_workers(functools.partial(stage, ...), workers=4)
 
-``stage`` takes no arguments and runs in every worker, within a process group, which shares each batch
-(:mod:`del_core.training.parallel`). Its checkpoints lie in its own output directory, which all workers must
-see: if a worker dies, Ray Train restarts all of them and the stage resumes from its checkpoint.
+``stage`` takes no arguments and runs in every worker, within a process group, which shares each
+batch (:mod:`del_core.training.parallel`). Its checkpoints lie in its own output directory, which
+all workers must see: if a worker dies, Ray Train restarts all of them and the stage resumes from
+its checkpoint.
 
-If ``RAY_ADDRESS`` names a cluster, it is used. Otherwise a cluster starts on this machine, on loopback with
-token authentication, and ends with the call.
+If ``RAY_ADDRESS`` names a cluster, it is used. Otherwise a cluster starts on this machine, on
+loopback with token authentication, and ends with the call.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def _run(stage: Callable[[], Any], workers: int, gpu: bool, max_failures: int, d
     try:
         return trainer.fit().return_value
     except train.TrainingFailedError as error:
-        # The last line of the first worker's traceback names the cause; the others end because it died.
+        # The last line of the first worker's traceback names the cause; the others end because it
+        # died.
         causes = getattr(error, "worker_failures", None) or {0: error}
         raise WorkersError(str(causes[min(causes)]).strip().splitlines()[-1]) from error
 
@@ -87,7 +89,8 @@ def _cluster(directory: Path, workers: int) -> Iterator[None]:
     before = dict(os.environ)
     if not foreign:
         os.environ |= {
-            # Ray's control ports listen on every interface, whatever the node's address, so they require a token.
+            # Ray's control ports listen on every interface, whatever the node's address, so they
+            # require a token.
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             # The node's address is loopback (Ray does this by itself on macOS and Windows only).

@@ -1,8 +1,8 @@
 """The interface of a decoder kind and the registry of kinds. Requires only numpy.
 
-Decoding is post-processing of a differentially private release and costs no privacy (Dwork and Roth,
-"The Algorithmic Foundations of Differential Privacy", proposition 2.1). docs/guides/training.md says
-when which kind is worth its cost.
+Decoding is post-processing of a differentially private release and costs no privacy (Dwork and
+Roth, "The Algorithmic Foundations of Differential Privacy", proposition 2.1).
+docs/guides/training.md says when which kind is worth its cost.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Decoder(Protocol):
     """A map from one private segment's counts to embeddings. Row i depends on rows 0 to i only."""
 
     def decode(self, codes: npt.NDArray[np.uint8]) -> FloatArray:
-        """Return embeddings (tokens, hidden size), float32, of the counts ``codes`` (tokens, dim)."""
+        """Return float32 embeddings (tokens, hidden size) of counts ``codes`` (tokens, dim)."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ModelSizes:
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    """Sizes of a new decoder's network, for kinds that have one. ``width`` None is the kind's default."""
+    """Sizes of a new decoder's network; ``width`` None is the default of the kind."""
 
     width: int | None = None
     layers: int = 2
@@ -65,8 +65,9 @@ class DecoderOptions:
 class DecoderInputs:
     """The parts from which a decoder is built.
 
-    ``table`` holds levels (V, columns), ``log_prior`` natural-log token frequencies (V,). ``norm_limit`` is
-    R, the largest norm of a dequantized row. ``tensors`` are the arrays of the kind, float32.
+    ``table`` holds levels (V, columns), ``log_prior`` natural-log token frequencies (V,).
+    ``norm_limit`` is R, the largest norm of a dequantized row. ``tensors`` are the arrays of the
+    kind, float32.
     """
 
     mechanism: TokenMechanism
@@ -79,8 +80,8 @@ class DecoderInputs:
 class DecoderKind(ABC):
     """A kind of decoder: its tensors, its decoder for serving and its class for training.
 
-    A kind needs only numpy. Its torch class is named, not imported, so that clients and servers do not
-    load torch; :func:`del_core.training.decoders.new_decoder` imports it.
+    A kind needs only numpy. Its torch class is named, not imported, so that clients and servers do
+    not load torch; :func:`del_core.training.decoders.new_decoder` imports it.
     """
 
     name: ClassVar[str]
@@ -134,7 +135,7 @@ def joint_kinds() -> list[str]:
 
 
 def stage2_kinds(rows: int) -> list[str]:
-    """Return the names of the kinds with which stage 2 has parameters to train, given its soft prompt's rows."""
+    """Return the kinds with which stage 2 has something to train, given its soft-prompt rows."""
     return [name for name, kind in DECODERS.items() if rows or kind.trained]
 
 
@@ -142,7 +143,8 @@ def claimed_extent(claimed: Shapes, tensor: str, axis: int, *, axes: int, most: 
     """Return the extent of one axis of a tensor, as a file's header claims it.
 
     Raises:
-        ValueError: the tensor is missing, has another number of axes, or the extent is not in 1..most.
+        ValueError: the tensor is missing, has another number of axes, or the extent is not in
+            1..most.
     """
     shape = claimed.get(tensor)
     if shape is None:
@@ -153,7 +155,7 @@ def claimed_extent(claimed: Shapes, tensor: str, axis: int, *, axes: int, most: 
 
 
 def limit_norm(y: FloatArray, limit: float) -> FloatArray:
-    """Scale every row of ``y`` (tokens, dim) down to Euclidean norm at most ``limit``; shorter rows stay."""
+    """Scale rows of ``y`` (tokens, dim) that are longer than ``limit`` down to that norm."""
     norms = np.linalg.norm(y, axis=1, keepdims=True)
     scale = np.minimum(1.0, limit / np.maximum(norms, np.finfo(np.float32).tiny))
     limited: FloatArray = np.multiply(y, scale, dtype=np.float32)

@@ -26,7 +26,8 @@ __all__ = ["LinearDecoder", "LinearKind"]
 class LinearDecoder:
     """e' = D y + a', with y scaled to norm at most R (docs/reference/bundle-format.md).
 
-    ``weight`` D is (hidden size, dim), ``bias`` a' is (hidden size,), both float32; y is in units of the clip c.
+    ``weight`` D is (hidden size, dim), ``bias`` a' is (hidden size,), both float32; y is in units
+    of the clip c.
     """
 
     mechanism: TokenMechanism
@@ -41,7 +42,7 @@ class LinearDecoder:
 
 
 class LinearKind(DecoderKind):
-    """The kind ``linear``. Its tensors are part of every kind, because audits attack through them."""
+    """The kind ``linear``. Every kind has its tensors, because audits attack through them."""
 
     name = "linear"
     description = "D y + a', the published decoder"

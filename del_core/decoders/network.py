@@ -1,14 +1,15 @@
 """The trained and contextual decoders: the posterior decoder and a network.
 
-    h = silu(in_weight f + in_bias)                     f = [y; m], the features of the posterior decoder
+    h = silu(in_weight f + in_bias)                     f = [y; m] of the posterior decoder
     for every layer, with N the root-mean-square normalization (Zhang and Sennrich, 2019):
         h += attention_out attend(attention_in N(h))    causal, over at most WINDOW tokens
         h += mlp_out silu(mlp_in N(h))
     e' = skip f + skip_bias + out_weight h
 
-``trained`` has no layers, ``contextual`` has. Positions enter as in ALiBi (arXiv 2108.12409): head i of 1..H
-subtracts 2^(-8 i / H) from a score for every token of distance. So no row depends on a later row or on
-the position of a prompt, and a prefix that does not change keeps its cached keys and values.
+``trained`` has no layers, ``contextual`` has. Positions enter as in ALiBi (arXiv 2108.12409): head
+i of 1..H subtracts 2^(-8 i / H) from a score for every token of distance. So no row depends on a
+later row or on the position of a prompt, and a prefix that does not change keeps its cached keys
+and values.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ __all__ = ["HEAD", "WINDOW", "ContextualKind", "NetworkDecoder", "TrainedKind"]
 HEAD: Final = 32
 """Columns of an attention head."""
 WINDOW: Final = 128
-"""Tokens that a position attends to, itself included: cost and memory stay linear in the prompt's length."""
+"""Tokens that a position attends to, itself included; the cost is linear in the prompt's length."""
 
 _MAX_LAYERS: Final = 16
 _LAYER_TENSORS: Final = ("norms", "attention_in", "attention_out", "mlp_in", "mlp_out")
@@ -72,7 +73,7 @@ class TrainedKind(PosteriorKind):
         return _with_network(super().shapes(claimed, model), width)
 
     def new_shapes(self, model: ModelSizes, options: DecoderOptions) -> dict[str, tuple[int, ...]]:
-        """See :class:`DecoderKind`. The default width is a quarter of the hidden size, at least 256."""
+        """See :class:`DecoderKind`. The default width is b / 4, at least 256."""
         return _with_network(super().new_shapes(model, options), _width(model, options))
 
     def multiplications(self, shapes: Shapes, model: ModelSizes) -> int:
@@ -133,7 +134,7 @@ def _with_layers(shapes: dict[str, tuple[int, ...]], layers: int) -> dict[str, t
 
 @dataclass(frozen=True, eq=False)
 class _Network:
-    """``in_weight`` (w, features), ``out_weight`` (hidden size, w); ``layers`` has the five tensors of each layer."""
+    """``in_weight`` (w, features), ``out_weight`` (b, w) and the five tensors of each layer."""
 
     in_weight: FloatArray
     in_bias: FloatArray
@@ -148,7 +149,7 @@ class _Network:
         return cls(tensors["in_weight"], tensors["in_bias"], tensors["out_weight"], layers)
 
     def __call__(self, features: FloatArray) -> FloatArray:
-        """Return the network's part of the embeddings, (tokens, hidden size), of one segment's features."""
+        """Return the network's part of the embeddings (tokens, b) of one segment."""
         h = _silu(features @ self.in_weight.T + self.in_bias)
         for norms, attention_in, attention_out, mlp_in, mlp_out in self.layers:
             h = h + _attend(_normalize(h, norms[0]) @ attention_in.T) @ attention_out.T
@@ -168,7 +169,7 @@ def _normalize(h: FloatArray, gain: FloatArray) -> FloatArray:
 
 
 def _attend(projected: FloatArray) -> FloatArray:
-    """Attend causally within the window: (tokens, w) from queries, keys and values (tokens, 3 w)."""
+    """Attend causally within the window: queries, keys, values (tokens, 3 w) to (tokens, w)."""
     tokens, width = len(projected), projected.shape[1] // 3
     heads = width // HEAD
     query, key, value = projected.reshape(tokens, 3, heads, HEAD).transpose(1, 2, 0, 3)

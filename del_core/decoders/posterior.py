@@ -1,4 +1,4 @@
-"""The posterior decoder: the mean of the vocabulary's embeddings given the counts of each position."""
+"""The posterior decoder: the mean embedding of the vocabulary, given the counts of a position."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ MAX_WIDTH = 16384
 class PosteriorDecoder:
     """The decoder that knows the noise.
 
-    For the counts K of one position, with the unigram prior and the likelihood of docs/privacy/guarantee.md,
+    For the counts K of one position, with the unigram prior and the likelihood of
+    docs/privacy/guarantee.md,
 
         p(v | K) ~ prior_v prod_j q_vj^K_j (1 - q_vj)^(u - K_j)
-        m = sum_v p(v | K) values_v                  (values: embeddings in their leading principal components)
+        m = sum_v p(v | K) values_v          (values: leading principal components of embeddings)
         e' = skip [y; m] + skip_bias
 
     ``tensors`` holds ``values`` (V, rank), ``skip`` (hidden size, dim + rank) and ``skip_bias``.

@@ -1,1 +1,1 @@
-"""The frozen language model: weights, tokenised text, device, precision, perplexity (needs torch)."""
+"""The frozen language model: weights, tokenized text, device, noise, perplexity. Requires torch."""

@@ -1,4 +1,4 @@
-"""The device that a stage computes on, checked before anything is loaded."""
+"""The device of a stage, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ class DeviceError(DelError):
 
 
 def check_device(name: str) -> torch.device:
-    """The device that PyTorch calls ``name``.
+    """Return the device that PyTorch calls ``name``.
 
     Raises:
-        DeviceError: if there is none; the message names those that there are.
+        DeviceError: there is no such device; the message lists the devices of this machine.
     """
     try:
         device = torch.device(name)
-        torch.empty(1, device=device).cpu()  # a device without memory, such as meta, is none to compute on
+        torch.empty(1, device=device).cpu()  # not on a device without memory, such as meta
     except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch that was built without CUDA
-        raise DeviceError(f"device: {name!r} is not on this machine; allowed: {', '.join(_devices())}") from error
+        raise DeviceError(f"device must be one of {', '.join(_devices())}, got {name!r}") from error
     return device
 
 
 def _devices() -> list[str]:
-    """Names of what PyTorch can compute on here, the CPU first."""
+    """Return the names of this machine's devices, the CPU first."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         return ["cpu"]

@@ -1,4 +1,4 @@
-"""What stages 1 and 2 share: the frozen language model, its tokenizer and the text in three disjoint parts."""
+"""The frozen language model, its tokenizer and the three disjoint parts of a text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ModelError(DelError):
 
 @dataclass(frozen=True)
 class BaseLM:
-    """A causal LM without gradients, and what a bundle must say of it."""
+    """A causal LM without gradients, with its entries of a bundle's manifest."""
 
     model: PreTrainedModel
     tokenizer_json: bytes
@@ -34,19 +34,19 @@ class BaseLM:
 
     @property
     def embeddings(self) -> torch.Tensor:
-        """The input embedding table W, (V, b)."""
+        """The input embedding table, (V, b)."""
         return self.model.get_input_embeddings().weight
 
 
 def check_rows(rows: int) -> None:
-    """Raise ValueError unless a soft prompt may have this length: whole KV-cache blocks, or none."""
+    """Raise ValueError unless ``rows`` of a soft prompt fill whole KV-cache blocks."""
     if rows < 0 or rows % 32:
         raise ValueError(f"rows must be a multiple of 32, got {rows}")
 
 
 @dataclass(frozen=True)
 class FrozenLM(BaseLM):
-    """A frozen LM with the token ids (one dimension, int64) of the training, validation and test parts of a text."""
+    """A frozen LM with the token ids (one dimension, int64) of the parts of a text."""
 
     text_sha256: str
     train: torch.Tensor
@@ -54,37 +54,40 @@ class FrozenLM(BaseLM):
     test: torch.Tensor
 
     def unigram(self) -> torch.Tensor:
-        """Token probabilities (V,) of the training part, add-one smoothed so that none is zero."""
+        """Return token probabilities (V,) of the training part, add-one smoothed."""
         counts = torch.bincount(self.train, minlength=len(self.embeddings)).double() + 1.0
         return counts / counts.sum()
 
     def frequent_rows(self, rows: int) -> torch.Tensor:
-        """Embeddings (rows, b) of the most frequent tokens: where a soft prompt starts (Lester et al., 2021, 3.2)."""
+        """Return embeddings (rows, b) of the most frequent tokens, the start of a soft prompt.
+
+        See Lester et al., 2021, section 3.2.
+        """
         return self.embeddings[self.unigram().topk(rows).indices.to(self.embeddings.device)].detach().clone()
 
     def windows(self, part: torch.Tensor, length: int, count: int) -> torch.Tensor:
-        """``count`` evenly spaced windows (count, length) of one part, the same ones every time."""
+        """Return ``count`` evenly spaced windows (count, length) of one part, always the same."""
         return TokenWindows(part, length, seed=0).first(count)
 
 
 def load_base_lm(directory: Path, device: str = "cpu") -> BaseLM:
-    """Loads a Hugging Face causal-LM directory with its ``tokenizer.json``.
+    """Load a Hugging Face causal-LM directory with its ``tokenizer.json``.
 
     Raises:
-        ModelError: if the directory lacks config.json or tokenizer.json.
-        BundleError: if it lacks safetensors weights.
-        DeviceError: if there is no such device.
+        ModelError: the directory lacks config.json or tokenizer.json.
+        BundleError: it lacks safetensors weights.
+        DeviceError: there is no such device.
     """
     place = check_device(device)
     for name in ("config.json", "tokenizer.json"):
         if not (directory / name).is_file():
-            raise ModelError(f"model directory {directory}: {name} is missing; a Hugging Face causal LM is needed")
+            raise ModelError(f"model directory must hold {name} of a causal LM, got none in {directory}")
     tokenizer_json = (directory / "tokenizer.json").read_bytes()
     checksum = checksum_model(directory)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
     model.to(place).eval().requires_grad_(False)
     bos = model.config.bos_token_id
-    # Only a tokenizer that itself puts a beginning-of-sequence token in front makes it part of the prompt.
+    # A beginning-of-sequence token is part of the prompt only if the tokenizer itself adds it.
     adds_bos = bos is not None and Tokenizer.from_str(tokenizer_json.decode()).encode("a").ids[:1] == [bos]
     return BaseLM(model, tokenizer_json, checksum, bos if adds_bos else None)
 
@@ -92,16 +95,16 @@ def load_base_lm(directory: Path, device: str = "cpu") -> BaseLM:
 def load_frozen_lm(
     directory: Path, texts: Sequence[str], device: str = "cpu", *, held_out: float = HELD_OUT
 ) -> FrozenLM:
-    """Loads an LM as ``load_base_lm`` does, and tokenizes ``texts`` for it, split as ``split_text`` does.
+    """Load an LM by ``load_base_lm`` and tokenize ``texts``, split by ``split_text``.
 
     Raises:
-        TextError: if a text is too short to be split.
+        TextError: the texts are too short to be split.
     """
     lm = load_base_lm(directory, device)
     tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
     splits = split_text(texts, held_out)
     if not (splits.train and splits.validation and splits.test):
-        raise TextError("text: too short to be split into training, validation and test parts")
+        raise TextError("text must be long enough for training, validation and test parts, got too few lines")
     return FrozenLM(
         model=lm.model,
         tokenizer_json=lm.tokenizer_json,

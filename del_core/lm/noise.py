@@ -1,7 +1,7 @@
 """Torch twins of the mechanism, for training and evaluation: its noise and its token likelihood.
 
-The distribution is that of the released counts, drawn from a statistical generator. Counts that leave
-a client come from ``Mechanism.sample`` and the operating system's CSPRNG only.
+The distribution is that of the released counts, drawn from a statistical generator. Counts that
+leave a client come from ``Mechanism.sample`` and the operating system's CSPRNG only.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ __all__ = ["NoisyTable", "TorchLikelihood", "limit_norm", "step_generator"]
 
 
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return the generator of one step's noise. It is fit for training, never for a released count."""
+    """Return the generator of one step's noise, fit for training, never for a released count."""
     # Hashed, because PyTorch's CPU generator uses only the low 32 bits of its seed.
     digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=4).digest()
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "little"))
 
 
 def limit_norm(y: torch.Tensor, limit: float) -> torch.Tensor:
-    """Scale every row (..., d) down to Euclidean norm at most ``limit``; shorter rows stay as they are."""
+    """Scale rows (..., d) that are longer than ``limit`` down to that Euclidean norm."""
     return y * (limit / y.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
 
 
 class NoisyTable:
-    """Noisy coordinates y = A (2 K / u - 1), K ~ Binomial(u, 1/2 + x / (2 A)), of a table's tokens; c = 1.
+    """Noisy coordinates y = A (2 K / u - 1), K ~ Binomial(u, 1/2 + x / (2 A)), of a table's tokens.
 
-    ``levels`` is the integer table (V, d).
+    ``levels`` is the integer table (V, d); c = 1.
     """
 
     def __init__(self, levels: torch.Tensor, mechanism: Mechanism) -> None:

@@ -1,4 +1,4 @@
-"""Perplexity of the true continuation of a prompt, as the server's language model sees that prompt."""
+"""Perplexity of the true continuation of a prompt, given the prompt that the server sees."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["continuation_logits", "continuation_nll", "evaluate_perplexity"]
 def continuation_logits(
     model: PreTrainedModel, prompt: torch.Tensor, continuation: torch.Tensor, soft_prompt: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """float32 logits (batch, continuation tokens, V) that predict each token of the continuation.
+    """Return float32 logits (batch, continuation tokens, V) for each token of the continuation.
 
-    The model reads [soft prompt; prompt; continuation]; the continuation's tokens are clean, as they are when the
-    server has generated them.
+    The model reads [soft prompt; prompt; continuation]; the continuation's tokens are clean, as
+    they are when the server has generated them.
 
     Args:
         prompt: embeddings (batch, prompt tokens, hidden size).
@@ -36,7 +36,7 @@ def continuation_logits(
 def continuation_nll(
     model: PreTrainedModel, prompt: torch.Tensor, continuation: torch.Tensor, soft_prompt: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean negative log-likelihood in nats per continuation token, one value for each row, (batch,).
+    """Return the mean negative log-likelihood in nats per continuation token, (batch,).
 
     Arguments as in ``continuation_logits``; only the continuation is scored.
     """
@@ -53,7 +53,7 @@ def evaluate_perplexity(
     soft_prompt: torch.Tensor | None = None,
     batch: int = 16,
 ) -> float:
-    """exp(mean NLL) of each window's tokens after the first ``prompt_tokens``.
+    """Return exp(mean NLL) of all tokens after the first ``prompt_tokens`` of each window.
 
     Args:
         windows: token ids (count, prompt tokens + continuation tokens).

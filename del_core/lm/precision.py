@@ -8,5 +8,5 @@ __all__ = ["products"]
 
 
 def products(device: torch.device | str, bf16: bool) -> torch.autocast:
-    """Context in which the LM's matrix products are taken in bfloat16, if ``bf16``; else as they are."""
+    """Return a context that computes matrix products in bfloat16 if ``bf16``."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16)

@@ -1,7 +1,7 @@
-"""Text files as token windows: splitting, tokenizing and sampling without any hidden state.
+"""Text files as token windows: splitting, tokenization and sampling without hidden state.
 
-Every batch is a pure function of ``(seed, step)``. A resumed run therefore sees exactly the batches that an
-uninterrupted one would have seen, and no generator state has to be saved.
+Every batch is a pure function of ``(seed, step)``. A resumed run therefore sees exactly the batches
+that an uninterrupted one would have seen, and no generator state has to be saved.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ __all__ = ["HELD_OUT", "TextError", "TextSplits", "TokenWindows", "read_texts", 
 
 
 HELD_OUT = 0.06
-"""Share of a text that is held out, half of it for validation, half for tests."""
+"""Share of a text that is held out: one half for validation, one for tests."""
 
 
 class TextError(DelError, ValueError):
-    """A text file is missing, is not UTF-8 or is too short for what is asked of it."""
+    """A text file is missing, is not UTF-8 or is too short."""
 
 
 def read_texts(paths: Sequence[str | Path]) -> list[str]:
-    """Reads UTF-8 text files.
+    """Read UTF-8 text files.
 
     Raises:
-        TextError: naming the file, if it is missing, empty or not UTF-8.
+        TextError: a file is missing, empty or not UTF-8; the message names it.
     """
     texts = []
     for path in map(Path, paths):
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise TextError(f"text file {path}: not found") from None
+            raise TextError(f"text file must exist, got {path}") from None
         except IsADirectoryError:
-            raise TextError(f"text file {path}: is a directory; a UTF-8 text file is needed") from None
+            raise TextError(f"text file must be a file, got the directory {path}") from None
         except UnicodeDecodeError as error:
-            raise TextError(f"text file {path}: not UTF-8 at byte {error.start}") from None
+            raise TextError(f"text file must be UTF-8, got other bytes from {error.start} on in {path}") from None
         if not text.strip():
-            raise TextError(f"text file {path}: is empty")
+            raise TextError(f"text file must not be empty, got {path}")
         texts.append(text)
     return texts
 
 
 @dataclass(frozen=True)
 class TextSplits:
-    """Disjoint contiguous parts of each file: what is trained on, calibrated on and reported on."""
+    """Disjoint contiguous parts of each file, for training, calibration and reports."""
 
     train: list[str]
     validation: list[str]
@@ -58,13 +58,13 @@ class TextSplits:
 
 
 def split_text(texts: Sequence[str], held_out: float = HELD_OUT) -> TextSplits:
-    """Cuts the last ``held_out`` share off every text, and halves it into validation and test.
+    """Cut the last ``held_out`` share off every text and halve it into validation and test.
 
-    Cuts fall on line ends, so that no line is in two parts. Contiguous parts, not shuffled lines, keep
-    near-duplicate sentences of one page out of both sides.
+    Cuts fall on line ends, so that no line is in two parts. Contiguous parts, not shuffled lines,
+    keep near-duplicate sentences of one page out of both sides.
     """
     if not 0.0 < held_out < 0.5:
-        raise TextError(f"held_out: {held_out} is outside (0, 0.5)")
+        raise TextError(f"held_out must be between 0 and 0.5, got {held_out}")
     parts: tuple[list[str], list[str], list[str]] = ([], [], [])
     for text in texts:
         cuts = [int(len(text) * (1 - held_out)), int(len(text) * (1 - held_out / 2))]
@@ -76,7 +76,7 @@ def split_text(texts: Sequence[str], held_out: float = HELD_OUT) -> TextSplits:
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], separator: int | None = None) -> torch.Tensor:
-    """Token ids (int64, one dimension) of all texts, joined by the ``separator`` token where one is given."""
+    """Return token ids (int64) of all texts in one dimension, each followed by ``separator``."""
     ids: list[int] = []
     for text in texts:
         ids.extend(tokenizer.encode(text, add_special_tokens=False).ids)
@@ -93,7 +93,7 @@ class TokenWindows:
 
     def __init__(self, tokens: torch.Tensor, length: int, seed: int) -> None:
         if tokens.numel() < 2 * length:
-            raise TextError(f"text: {tokens.numel()} tokens are too few; at least {2 * length} are needed")
+            raise TextError(f"text must have at least {2 * length} tokens, got {tokens.numel()}")
         self.tokens, self.length, self.seed = tokens, length, seed
         # One window less than fits, so that every offset below ``length`` is possible.
         self.per_epoch = tokens.numel() // length - 1
@@ -110,22 +110,22 @@ class TokenWindows:
         return self.tokens[start : start + self.length]
 
     def batch(self, step: int, size: int) -> torch.Tensor:
-        """Token ids (size, length) of batch number ``step``."""
+        """Return token ids (size, length) of batch number ``step``."""
         return torch.stack([self._window(step * size + row) for row in range(size)])
 
     def _evenly(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The text cut into windows (available, length), and which of them ``first`` takes."""
+        """Cut the text into windows (available, length); return them and the picks of ``first``."""
         available = self.tokens.numel() // self.length
         picks = torch.linspace(0, available - 1, min(count, available)).long()
         return self.tokens[: available * self.length].view(available, self.length), picks
 
     def first(self, count: int) -> torch.Tensor:
-        """The first ``count`` windows in text order, evenly spaced: a fixed set for evaluation, (count, length)."""
+        """Return ``count`` evenly spaced windows (count, length), in text order, for evaluation."""
         windows, picks = self._evenly(count)
         return windows[picks]
 
     def between(self, count: int) -> torch.Tensor:
-        """The tokens (one dimension) of all windows that ``first(count)`` leaves: the same text, and none of it."""
+        """Return the tokens, in one dimension, of all windows that ``first(count)`` leaves out."""
         windows, picks = self._evenly(count)
         left = torch.ones(len(windows), dtype=torch.bool)
         left[picks] = False

@@ -27,7 +27,7 @@ def attack_surface(lm: FrozenLM, projection: Projection) -> AttackSurface:
 
 
 def attacked_tokens(part: torch.Tensor, count: int = _ATTACKED_TOKENS) -> np.ndarray:
-    """Return about ``count`` evenly spaced token ids of a text part: an attack costs V b per token."""
+    """Return about ``count`` evenly spaced token ids; an attack costs V b a token."""
     tokens: np.ndarray = part.cpu().numpy()
     return tokens[:: max(1, len(tokens) // count)]
 

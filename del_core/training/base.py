@@ -1,4 +1,4 @@
-"""A small Llama and its byte-level BPE tokenizer, trained from text: the LM of the demo and the benchmarks.
+"""A small Llama and its byte-level BPE tokenizer, trained from text for demo and benchmarks.
 
 Deployments start from a published model; the small one makes the demo run without a download.
 """
@@ -66,10 +66,10 @@ def train_base(
     device: str = "cpu",
     progress: bool = True,
 ) -> float:
-    """Train tokenizer and LM on the training part of ``texts`` and write a Hugging Face model directory (fp16).
+    """Train tokenizer and LM on the training part of ``texts``.
 
-    ``split_text`` holds out the same parts as in every later stage. An interrupted run resumes from
-    ``output/checkpoints``.
+    ``output`` becomes a Hugging Face model directory in fp16. ``split_text`` holds out the same
+    parts as in every later stage. An interrupted run resumes from ``output/checkpoints``.
 
     Returns:
         Perplexity on the validation part, after rounding the weights to fp16.
@@ -102,7 +102,8 @@ def train_base(
             num_attention_heads=config.heads,
             num_key_value_heads=config.heads,
             intermediate_size=config.feed_forward,
-            # Room for a soft prompt, a prompt and its continuation; later positions degrade gracefully.
+            # Room for a soft prompt, a prompt and its continuation; later positions degrade
+            # gracefully.
             max_position_embeddings=4 * config.context,
             tie_word_embeddings=True,
             bos_token_id=None,

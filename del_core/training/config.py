@@ -25,7 +25,8 @@ BEST = "best"
 class StageConfig:
     """Settings that every stage through the frozen LM has.
 
-    ``bf16`` computes matrix products in bfloat16. ``evaluation_windows`` are windows of the validation part.
+    ``bf16`` computes matrix products in bfloat16. ``evaluation_windows`` are windows of the
+    validation part.
     """
 
     prompt_tokens: int = 96
@@ -43,7 +44,7 @@ class StageConfig:
         return self.prompt_tokens + self.continuation_tokens
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that a checkpoint belongs to: all but the number of steps, which may change."""
+        """Return the settings that identify a run: all but the number of steps."""
         return {key: value for key, value in asdict(self).items() if key != "steps"}
 
     @classmethod
@@ -70,7 +71,8 @@ class EncoderConfig(StageConfig):
         bits: bits n of a count.
         width: hidden width of the encoder; 0 for an affine one.
         decoder: kind that is trained along. ``linear`` costs a server next to nothing.
-        rows: length of the soft prompt that is trained along, so that it and the decoder fit each other.
+        rows: length of the soft prompt that is trained along, so that it and the decoder fit each
+            other.
     """
 
     map_asr: float = field(kw_only=False)
@@ -99,8 +101,8 @@ class SoftPromptConfig(StageConfig):
     """Stage 2.
 
     Attributes:
-        rows: length of the soft prompt, a multiple of 32 so that its KV is cached; with 0 the decoder is
-            trained alone.
+        rows: length of the soft prompt, a multiple of 32 so that its KV is cached; with 0 the
+            decoder is trained alone.
         decoder: kind of the decoder.
         width, layers: sizes of the decoder's network, where the kind has one.
     """

@@ -1,16 +1,17 @@
 """Stage 1 with noise: an encoder that is trained for one attack success, through the frozen LM.
 
-The published method fits the encoder to clean embeddings. Here encoder, noise scale and decoder are trained
-together under a constraint on the optimal attacker:
+The published method fits the encoder to clean embeddings. Here encoder, noise scale and decoder are
+trained together under a constraint on the optimal attacker:
 
     minimize   E[ NLL(continuation | decode(K_1 .. K_T)) ],   K_j ~ Binomial(u, (1 + r x_j) / 2)
     subject to E[ max_v P(v | K) ] = s
 
-E max_v P(v | K) is exactly the success rate of the MAP attack, which guesses a token from its own counts and
-a unigram prior. A Lagrange multiplier on log(success / s) keeps the constraint: gradient ascent raises it
-during the descent (Arrow, Hurwicz and Uzawa, 1958). Gradients pass the binomial straight through its mean
-(Bengio et al., 2013, arXiv 1308.3432). They reach the table also through the posterior over the vocabulary,
-which the constraint reads, and so does every decoder but the linear one.
+E max_v P(v | K) is exactly the success rate of the MAP attack, which guesses a token from its own
+counts and a unigram prior. A Lagrange multiplier on log(success / s) keeps the constraint: gradient
+ascent raises it during the descent (Arrow, Hurwicz and Uzawa, 1958). Gradients pass the binomial
+straight through its mean (Bengio et al., 2013, arXiv 1308.3432). They reach the table also through
+the posterior over the vocabulary, which the constraint reads, and so does every decoder but the
+linear one.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ _ALONE = Shard()
 class NoisyEncoder(nn.Module):
     """The encoder and the noise scale, with gradients.
 
-    ``values`` (V, rank) are those of the decoder that is trained along, None for a decoder without values.
+    ``values`` (V, rank) are those of the decoder that is trained along, None for a decoder without
+    values.
     """
 
     def __init__(self, lm: FrozenLM, projection: Projection, mechanism: Mechanism, values: torch.Tensor | None) -> None:
@@ -62,10 +64,10 @@ class NoisyEncoder(nn.Module):
     def forward(
         self, tokens: torch.Tensor, generator: torch.Generator, shard: Shard = _ALONE
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """Return y (rows, ..., d), the posterior mean of the values (rows, ..., rank) and E max_v P(v | K).
+        """Return y (rows, ..., d), the posterior mean (rows, ..., rank) and E max_v P(v | K).
 
-        The rows are ``shard``'s rows of ``tokens``. Noise is drawn for all rows, so that a row's noise is
-        the same for any number of workers.
+        The mean is of ``values``. The rows are ``shard``'s rows of ``tokens``. Noise is drawn for
+        all rows, so that a row's noise is the same for any number of workers.
         """
         ratio = torch.sigmoid(self.log_odds_of_ratio).clamp(max=1 - 2.0**-16)
         q = 0.5 + 0.5 * ratio * self.projection.encode(self.embeddings)
@@ -82,7 +84,7 @@ class NoisyEncoder(nn.Module):
 
 
 class _Training:
-    """The encoder, the decoder and the soft prompt of one run, with their loss and their calibration."""
+    """Encoder, decoder and soft prompt of one run, with their loss and calibration."""
 
     def __init__(self, lm: FrozenLM, stage1: Stage1, config: EncoderConfig) -> None:
         start, self.stage1 = stage1.projection, stage1
@@ -158,7 +160,8 @@ class _Training:
         # The logarithm is of all workers' success; its gradient is each worker's own share of that.
         everyones = shard.mean(success)
         excess = torch.log(everyones / config.map_asr) + (success - success.detach()) / everyones
-        # Descent in everything but the multiplier, ascent in that: its term enters with the other sign.
+        # Descent in everything but the multiplier, ascent in that: its term enters with the other
+        # sign.
         return utility + self.log_multiplier.detach().exp() * excess - self.log_multiplier.exp() * excess.detach()
 
     @torch.no_grad()
@@ -179,11 +182,12 @@ class _Training:
 def train_encoder(
     lm: FrozenLM, stage1: Stage1, output: Path, config: EncoderConfig, *, progress: bool = True
 ) -> EncoderResult:
-    """Train the encoder of ``stage1`` for ``config.map_asr`` and write it in the form of that stage.
+    """Train the encoder of ``stage1`` for ``config.map_asr`` and write it to ``output``.
 
-    ``stage1`` is a projection that was trained without noise, or an encoder that was trained for another
-    success, from which encoder and decoder continue. ``output`` gets ``projection.safetensors``,
-    ``projection.json``, ``prior.safetensors`` and ``decoder_start.safetensors``, the start of stage 2.
+    ``stage1`` is a projection that was trained without noise, or an encoder that was trained for
+    another success, from which encoder and decoder continue. ``output`` gets
+    ``projection.safetensors``, ``projection.json``, ``prior.safetensors`` and
+    ``decoder_start.safetensors``, the start of stage 2.
 
     Raises:
         ModelError: ``stage1`` is an encoder of another width.
@@ -247,7 +251,7 @@ def train_encoder(
 
 
 def _refit_linear_decoder(lm: FrozenLM, projection: Projection) -> None:
-    """Fit D and a' to a table that was trained without them: least squares of the embeddings, by frequency."""
+    """Fit D and a' to a table that was trained without them, by weighted least squares."""
     weights = lm.unigram().to(lm.embeddings.device).sqrt()[:, None]
     with torch.no_grad():
         x = projection.encode(lm.embeddings.float()).double()

@@ -1,8 +1,8 @@
 """The training loop of every stage: schedule, evaluation, early stopping, resumable checkpoints.
 
 A stage provides its loss as a function of the step and draws all randomness from
-``lm.noise.step_generator(seed, step)``. A run that was killed and resumed therefore ends with the same
-weights as an uninterrupted one.
+``lm.noise.step_generator(seed, step)``. A run that was killed and resumed therefore ends with the
+same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class CheckpointError(DelError):
 class Schedule:
     """Warm-up, constant rate, then linear decay to a tenth (WSD; arXiv 2405.18392).
 
-    Unlike a cosine it does not depend on the end while the rate is constant, so a run can be prolonged.
+    Unlike a cosine it does not depend on the end while the rate is constant, so a run can be
+    prolonged.
     """
 
     steps: int
@@ -56,12 +57,15 @@ class Run:
     """Settings of one run of :func:`fit`.
 
     Attributes:
-        name: names the progress bar, ``<name>.checkpoint`` and ``<name>.jsonl`` (the log) in ``directory``.
-        identity: identifies the run (checksum of the data, seed, sizes); :func:`fit` refuses a checkpoint of
-            another run.
+        name: names the progress bar, ``<name>.checkpoint`` and ``<name>.jsonl`` (the log) in
+            ``directory``.
+        identity: identifies the run (checksum of the data, seed, sizes); :func:`fit` refuses a
+            checkpoint of another run.
         evaluate_every: steps between evaluations; the last step is always evaluated.
-        patience: evaluations without improvement after which training stops; None never stops early.
-        keep_start: evaluate the given parameters too, and keep them if training finds no better ones.
+        patience: evaluations without improvement after which training stops; None never stops
+            early.
+        keep_start: evaluate the given parameters too, and keep them if training finds no better
+            ones.
         rates: learning rates of single parameters, by name, as multiples of the schedule's.
     """
 
@@ -94,7 +98,7 @@ class Run:
 
 
 class _Checkpoint:
-    """The state of a run that its file holds: parameters, optimizer, step and the best parameters so far."""
+    """The saved state of a run: parameters, optimizer, step and the best parameters so far."""
 
     def __init__(self, run: Run, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         self.path = run.directory / f"{run.name}.checkpoint"
@@ -155,10 +159,11 @@ def fit(
     run: Run,
     evaluate: Callable[[], float] | None = None,
 ) -> float:
-    """Minimize ``loss`` by AdamW and leave the best parameters in place (the last ones without ``evaluate``).
+    """Minimize ``loss`` by AdamW and leave the best parameters in place.
 
-    Under a process group every worker calls this with the same arguments. ``loss`` is then the mean of the
-    worker's own rows (``Shard.of``); the result, the log and all decisions are the same in every worker.
+    Without ``evaluate`` the last parameters stay. Under a process group every worker calls this
+    with the same arguments. ``loss`` is then the mean of the worker's own rows (``Shard.of``); the
+    result, the log and all decisions are the same in every worker.
 
     Args:
         parameters: (name, parameter) pairs to train; everything else stays frozen.

@@ -1,9 +1,9 @@
 """Data parallel training: the rows that each worker computes, and agreement between the workers.
 
-A stage is written for one process and a global batch. Every worker draws the batch and its noise as one
-process would and computes its own rows; ``torch.nn.parallel.DistributedDataParallel`` averages the gradients.
-The losses of any number of workers are therefore those of one, up to rounding. :mod:`cluster.training`
-starts the workers.
+A stage is written for one process and a global batch. Every worker draws the batch and its noise as
+one process would and computes its own rows; ``torch.nn.parallel.DistributedDataParallel`` averages
+the gradients. The losses of any number of workers are therefore those of one, up to rounding.
+:mod:`cluster.training` starts the workers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Shard:
         """Return this worker's rows of a global batch (rows, ...).
 
         Raises:
-            ValueError: the rows cannot be shared evenly, so the mean of means would not be the batch's mean.
+            ValueError: the rows cannot be shared evenly, so the mean of means would not be the
+                batch's mean.
         """
         if len(batch) % self.workers:
             raise ValueError(f"batch must have a multiple of {self.workers} rows, one share a worker, got {len(batch)}")
@@ -48,7 +49,7 @@ class Shard:
         return result
 
     def agree(self, value: float) -> float:
-        """Return the first worker's ``value``, so that all workers decide by one number, to the last bit."""
+        """Return the first worker's ``value``, so that all decide by exactly one number."""
         if self.workers == 1:
             return value
         shared = torch.tensor([value], dtype=torch.float64, device=_device())
@@ -84,7 +85,7 @@ def differentiable(
 
 
 class _Loss(nn.Module):
-    """A loss as the module that DistributedDataParallel requires, which holds the trained parameters."""
+    """A loss and its parameters as the module that DistributedDataParallel requires."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], loss: Callable[[int], torch.Tensor]) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Stage 1: the projection, trained through the frozen LM.
 
-The encoder is x = clip(E e + a, -1, 1), the linear decoder e' = D y + a'. Coordinates are in units of the
-clip, so c = 1. Both act on one token at a time: the client gets the encoder as the table of its values over
-the vocabulary, and E itself never leaves the training machine.
+The encoder is x = clip(E e + a, -1, 1), the linear decoder e' = D y + a'. Coordinates are in units
+of the clip, so c = 1. Both act on one token at a time: the client gets the encoder as the table of
+its values over the vocabulary, and E itself never leaves the training machine.
 """
 
 from __future__ import annotations
@@ -39,16 +39,17 @@ _TENSORS_FILE, _PRIOR_FILE = "projection.safetensors", "prior.safetensors"
 
 
 def default_dim(hidden_size: int) -> int:
-    """Return the projected dimension d for an LM of hidden size b: b / 32, at least 32, at most b."""
+    """Return the projected dimension d for hidden size b: b / 32, at least 32, at most b."""
     return min(hidden_size, max(32, hidden_size // 32))
 
 
 class Projection(nn.Module):
     """Encoder with clipping, and affine decoder.
 
-    ``encoder`` maps (..., b) to (..., d), ``decoder`` maps (..., d) to (..., b). The published encoder is
-    affine. With ``width`` it is x = clip(E e + a + F silu(G e / rms(e)), -1, 1) and F starts at zero. The
-    client's table holds any function of the token, so this costs the client nothing.
+    ``encoder`` maps (..., b) to (..., d), ``decoder`` maps (..., d) to (..., b). The published
+    encoder is affine. With ``width`` it is x = clip(E e + a + F silu(G e / rms(e)), -1, 1) and F
+    starts at zero. The client's table holds any function of the token, so this costs the client
+    nothing.
     """
 
     def __init__(self, hidden_size: int, dim: int, width: int = 0) -> None:
@@ -83,11 +84,12 @@ class Projection(nn.Module):
 
     @classmethod
     def from_pca(cls, embeddings: torch.Tensor, weights: torch.Tensor, dim: int, inside: float = 0.98) -> Projection:
-        """Return the projection to principal components of the embedding table, tokens weighted by frequency.
+        """Return the projection to principal components of the table, tokens weighted by frequency.
 
-        E = s U^T and D = U / s with the top ``dim`` eigenvectors U of the weighted covariance; a and a' map
-        the mean embedding to 0 and back. One scale s for all coordinates keeps distances. It is set so that
-        the share ``inside`` of all coordinate values, by frequency, is not clipped.
+        E = s U^T and D = U / s with the top ``dim`` eigenvectors U of the weighted covariance; a
+        and a' map the mean embedding to 0 and back. One scale s for all coordinates keeps
+        distances. It is set so that the share ``inside`` of all coordinate values, by frequency, is
+        not clipped.
 
         Args:
             embeddings: (V, b).
@@ -111,7 +113,7 @@ class Projection(nn.Module):
 def principal_components(
     embeddings: torch.Tensor, weights: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the weighted mean (b,) and the ``count`` leading eigenvectors (b, count) of the covariance, float64."""
+    """Return the weighted mean (b,) and ``count`` leading eigenvectors (b, count), float64."""
     table, weights = embeddings.detach().double(), (weights.double() / weights.sum()).to(embeddings.device)
     mean = weights @ table
     centered = table - mean
@@ -124,8 +126,8 @@ def train_projection(
 ) -> ProjectionResult:
     """Train the projection without noise and write it, with ``projection.json``, to ``output``.
 
-    The prompt's tokens pass through encoder and decoder, the continuation's stay clean, and the loss is on
-    the continuation alone, as on the server.
+    The prompt's tokens pass through encoder and decoder, the continuation's stay clean, and the
+    loss is on the continuation alone, as on the server.
     """
     config = config or ProjectionConfig()
     dim = config.dim or default_dim(lm.embeddings.shape[1])
@@ -180,7 +182,7 @@ def save_projection(lm: FrozenLM, projection: Projection, output: Path) -> None:
 
 
 def load_log_prior(directory: Path) -> torch.Tensor:
-    """Load natural-log unigram probabilities (V,), float32, of the text that the projection was trained on."""
+    """Load the log-prior (V,), float32, of the text that the projection was trained on."""
     return load_file(directory / _PRIOR_FILE)["log_prior"]
 
 

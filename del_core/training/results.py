@@ -1,4 +1,4 @@
-"""Results that one training stage leaves for the next, and their form in ``projection.json`` and ``variant.json``."""
+"""Results of the training stages, and their form in ``projection.json`` and ``variant.json``."""
 
 from __future__ import annotations
 
@@ -97,8 +97,9 @@ class ProjectionResult(_Perplexities):
 class EncoderResult(_Perplexities):
     """An encoder that was trained with noise.
 
-    ``map_asr`` is the success that was reached: less than ``config.map_asr`` where the table gives away
-    less than that even without noise. Perplexities are on the validation part, both at equal success.
+    ``map_asr`` is the success that was reached: less than ``config.map_asr`` where the table gives
+    away less than that even without noise. Perplexities are on the validation part, both at equal
+    success.
     """
 
     config: EncoderConfig
@@ -138,10 +139,11 @@ class EncoderResult(_Perplexities):
 
 @dataclass(frozen=True)
 class SoftPromptResult(_Perplexities):
-    """A decoder and a soft prompt that were trained for one mechanism; perplexities on the test part.
+    """A decoder and a soft prompt that were trained for one mechanism.
 
-    ``ppl_noisy`` is that of the linear decoder alone, ``ppl_decoder`` that of the trained decoder without
-    the soft prompt, ``ppl_projected`` that of the projection without noise.
+    Perplexities are on the test part. ``ppl_noisy`` is that of the linear decoder alone,
+    ``ppl_decoder`` that of the trained decoder without the soft prompt, ``ppl_projected`` that of
+    the projection without noise.
     """
 
     name: str
@@ -228,7 +230,7 @@ class VariantResult:
 
 
 def write_result(directory: Path, result: ProjectionResult | EncoderResult | SoftPromptResult | VariantResult) -> None:
-    """Write a stage's result. It is the stage's last file, so a directory that holds it is complete."""
+    """Write a stage's result, its last file: a directory that holds it is complete."""
     projection = isinstance(result, ProjectionResult | EncoderResult)
     write_json_atomic(directory / (_PROJECTION if projection else _VARIANT), result.to_json())
 

@@ -1,7 +1,7 @@
 """Stage 2: the soft prompt and the decoder of one variant, trained for that variant's noise.
 
-Projection and LM are frozen. The soft prompt is trained by peft's prompt tuning (Lester et al., 2021,
-arXiv 2104.08691).
+Projection and LM are frozen. The soft prompt is trained by peft's prompt tuning (Lester et al.,
+2021, arXiv 2104.08691).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class SoftPromptRun:
 
 @dataclass(frozen=True, eq=False)
 class TrainedVariant:
-    """A trained variant for measurements: noise, decoder without gradients, soft prompt (rows, b)."""
+    """A trained variant: noise, decoder without gradients, soft prompt (rows, b)."""
 
     noisy: NoisyTable
     decoder: TrainableDecoder
@@ -55,7 +55,7 @@ class TrainedVariant:
 
 
 def load_variant(lm: FrozenLM, stage1: Stage1, directory: Path, mechanism: Mechanism | None = None) -> TrainedVariant:
-    """Load the output of ``train_soft_prompt``, with ``mechanism`` instead of its own noise if given.
+    """Load the output of ``train_soft_prompt``, with ``mechanism`` instead of its noise if given.
 
     Raises:
         ModelError: the stage has not been run to its end.
@@ -74,8 +74,8 @@ def train_soft_prompt(
 ) -> SoftPromptResult:
     """Train soft prompt and decoder and write them, with ``variant.json``, to ``output``.
 
-    If ``stage1`` has a decoder that was trained with its encoder and ``run.config.decoder`` can continue
-    from it, training starts there. The best rows by validation loss are kept.
+    If ``stage1`` has a decoder that was trained with its encoder and ``run.config.decoder`` can
+    continue from it, training starts there. The best rows by validation loss are kept.
     """
     config, mechanism = run.config, run.mechanism
     torch.manual_seed(config.seed)
@@ -156,7 +156,7 @@ def _noisy(lm: FrozenLM, stage1: Stage1, mechanism: Mechanism) -> NoisyTable:
 def _start(
     lm: FrozenLM, stage1: Stage1, noisy: NoisyTable, validation: torch.Tensor, config: SoftPromptConfig
 ) -> tuple[TrainableDecoder, torch.Tensor]:
-    """Return decoder and soft prompt before training, from stage 1 where the decoder's kind continues from it."""
+    """Return decoder and soft prompt before training, from stage 1 if the kind continues it."""
     start = stage1.start
     if start is None or not start.is_for(config.decoder):
         return start_decoder(lm, stage1, noisy, validation, config), lm.frequent_rows(config.rows)
@@ -169,7 +169,7 @@ def _start(
 
 
 def _tuned(lm: FrozenLM, first_rows: torch.Tensor) -> tuple[Any, torch.nn.Parameter]:
-    """Return the LM behind a trainable soft prompt, and that prompt (rows, b); the bare LM for 0 rows."""
+    """Return the LM behind a soft prompt, and that prompt (rows, b); the bare LM for 0 rows."""
     if not len(first_rows):
         return lm.model, torch.nn.Parameter(first_rows, requires_grad=False)
     config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(first_rows), inference_mode=False)

@@ -38,7 +38,7 @@ class DecoderStart:
         return self.kind in DECODERS[kind].continues
 
     def first_rows(self, lm: FrozenLM, rows: int) -> torch.Tensor:
-        """Return the start of a soft prompt: this one if it has ``rows`` rows, else frequent tokens."""
+        """Return this soft prompt if it has ``rows`` rows, else frequent tokens."""
         if len(self.soft_prompt) != rows:
             return lm.frequent_rows(rows)
         return self.soft_prompt.to(lm.embeddings.device, copy=True)
@@ -87,7 +87,7 @@ class NoisyPrompt:
         seed: int,
         soft_prompt: torch.Tensor | None = None,
     ) -> float:
-        """Measure the perplexity of continuations. A seed draws the same noise for the same windows every time."""
+        """Measure the perplexity of continuations; a seed always draws the same noise."""
         batches = 0
 
         def embed(tokens: torch.Tensor) -> torch.Tensor:
@@ -102,10 +102,10 @@ class NoisyPrompt:
 def calibrate_norm_limit(
     lm: FrozenLM, stage1: Stage1, noisy: NoisyTable, windows: torch.Tensor, config: StageConfig
 ) -> float:
-    """Return the norm limit R of least perplexity, from a grid of multiples of the table's largest norm.
+    """Return the norm limit R of least perplexity from a grid.
 
-    Counts of a noisy mechanism dequantize to rows far longer than any clean one; unlimited, they dominate
-    everything else that the LM reads.
+    The grid holds multiples of the table's largest norm. Counts of a noisy mechanism dequantize to
+    rows far longer than any clean one; unlimited, they dominate everything else that the LM reads.
     """
     longest = float((noisy.levels.float() / noisy.mechanism.max_level).norm(dim=1).max())
     best, best_limit = math.inf, longest

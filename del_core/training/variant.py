@@ -1,4 +1,4 @@
-"""One variant from end to end: calibration of its noise, stage 2 and the success of per-token attacks."""
+"""One variant from end to end: calibration of its noise, stage 2, per-token attacks."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _GUARANTEE_DELTA = DEFAULT_DELTA
 class Noise:
     """The choice of a variant's noise by exactly one of four targets.
 
-    ``map_asr`` and ``nearest_asr`` are found by bisection on text that no result is reported on, ``epsilon``
-    at ``delta`` is solved exactly, and ``mu`` is the published formula.
+    ``map_asr`` and ``nearest_asr`` are found by bisection on text that no result is reported on,
+    ``epsilon`` at ``delta`` is solved exactly, and ``mu`` is the published formula.
     """
 
     bits: int
@@ -79,7 +79,8 @@ def train_variant(
 ) -> VariantResult:
     """Train one variant and write it, with ``variant.json``, to ``output``.
 
-    The noise is calibrated on the validation part of the text and the attacks are measured on the test part.
+    The noise is calibrated on the validation part of the text and the attacks are measured on the
+    test part.
     """
     surface = attack_surface(lm, stage1.projection)
     mechanism, calibration = plan.noise.mechanism(surface, calibration_tokens(lm))
@@ -109,7 +110,7 @@ def train_variant(
 def _train_best(
     lm: FrozenLM, stage1: Stage1, run: SoftPromptRun, output: Path, *, progress: bool
 ) -> tuple[SoftPromptResult, dict[str, float]]:
-    """Train every kind of decoder under ``output/candidates`` and copy the one of least validation loss.
+    """Train every kind under ``output/candidates`` and copy the one of least validation loss.
 
     Returns:
         Its result, and the validation losses by kind.

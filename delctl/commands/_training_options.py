@@ -16,7 +16,7 @@ POSITIVE = click.FloatRange(0, min_open=True)
 
 
 class RegisteredChoice(click.ParamType[str]):
-    """A choice among the names of a registry, which is asked only when a command runs or prints its help."""
+    """A choice among a registry's names, read only when a command runs or prints its help."""
 
     name = "choice"
 

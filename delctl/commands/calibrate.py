@@ -51,8 +51,9 @@ def calibrate(
 ) -> None:
     """Find the noise for an attack success (--asr) or a guarantee (--epsilon).
 
-    The attack runs on the validation part of the text, on which no result is reported. --asr is found by
-    bisection, --epsilon is solved exactly. Both figures of the noise are printed in either case.
+    The attack runs on the validation part of the text, on which no result is reported. --asr is
+    found by bisection, --epsilon is solved exactly. Both figures of the noise are printed in either
+    case.
     """
     if (asr is None) == (epsilon is None):
         raise click.UsageError("give exactly one of --asr and --epsilon")

@@ -1,4 +1,4 @@
-"""``delctl train``: the small LM of the demo, the projection (stage 1) and the soft prompts (stage 2)."""
+"""``delctl train``: the demo's small LM, the projection (stage 1), the soft prompts (stage 2)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _config(kind: Callable[..., Config], settings: Mapping[str, Any]) -> Config:
 
 
 def _on_workers(stage: Callable[[], Result], workers: int, batch: int, device: str) -> Result:
-    """Return the result of ``stage``, run here or by Ray Train in several workers that share each batch."""
+    """Return the result of ``stage``, run here or by Ray Train in several workers."""
     if workers == 1:
         return stage()
     if batch % workers:
@@ -100,7 +100,7 @@ def base(texts: tuple[Path, ...], out: Path, compiled: bool, device: str, quiet:
 def projection(
     model: Path, texts: tuple[Path, ...], out: Path, device: str, workers: int, quiet: bool, **settings: Any
 ) -> None:
-    """Stage 1: train encoder and decoder through the frozen LM, without noise (the published method)."""
+    """Stage 1: train encoder and decoder through the frozen LM without noise, as published."""
     from del_core.lm.model import load_frozen_lm
     from del_core.lm.text import read_texts
     from del_core.training.projection import ProjectionConfig, train_projection
@@ -153,9 +153,9 @@ def encoder(
 ) -> None:
     """Stage 1 with noise: train the encoder for the best text at one attack success.
 
-    Starts from the output of `delctl train projection` and replaces it in the stages that follow. An
-    encoder that was trained for another attack success is a start, too; for a low success the result
-    is worse.
+    Starts from the output of `delctl train projection` and replaces it in the stages that follow.
+    An encoder that was trained for another attack success is a start, too; for a low success the
+    result is worse.
     """
     from del_core.lm.model import load_frozen_lm
     from del_core.lm.text import read_texts

@@ -135,7 +135,8 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_been(mod
             process.kill()
     assert process.returncode == 0
     assert ast.literal_eval(output.splitlines()[-1]) == pytest.approx(figures, rel=2e-3)
-    # Held-out losses depend on the parameters alone; the running average of training losses starts anew on resuming.
+    # Held-out losses depend on the parameters alone; the running average of training losses starts
+    # anew on resuming.
     ours, theirs = ({step: held for step, _, held in _losses(path)} for path in (tmp_path / "one", out))
     assert ours.keys() == theirs.keys() == {50, 100, 150}
     assert ours == pytest.approx(theirs, abs=2e-3)

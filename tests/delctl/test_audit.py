@@ -169,7 +169,12 @@ def test_bad_text_is_refused_and_leaves_nothing(
 ) -> None:
     out = tmp_path / "report"
     contents = {"empty": b" \n", "tiny": b"Alice was beginning to get very tired.", "binary": b"\xff\xfe\x00" * 9000}
-    messages = {"empty": "is empty", "tiny": "too few to measure on", "binary": "not UTF-8", "absent": "not found"}
+    messages = {
+        "empty": "must not be empty",
+        "tiny": "too few to measure on",
+        "binary": "must be UTF-8",
+        "absent": "must exist",
+    }
     for name, message in messages.items():
         path = tmp_path / name
         if name in contents:

@@ -1,4 +1,4 @@
-"""``delctl serve`` and ``delctl demo`` as a user runs them: processes of their own, a real cluster, a real engine."""
+"""``delctl serve`` and ``delctl demo`` as a user runs them, with a real cluster and engine."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def test_serve_and_ask_until_ctrl_c(environment: dict[str, str], tmp_path: Path)
     tiny = make_tiny(tmp_path / "tiny")
     reference_client = typescript.build(tmp_path / "typescript")
     command = [*DELCTL, "serve", "--bundle", str(tiny.bundle), "--model", str(tiny.model), "--port", "0"]
-    # A shell that starts this suite in the background has it ignore SIGINT, and children would inherit that.
+    # A shell that starts this suite in the background has it ignore SIGINT, and children would
+    # inherit that.
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -88,7 +89,7 @@ def test_serve_and_ask_until_ctrl_c(environment: dict[str, str], tmp_path: Path)
 
 
 def _chat_through_the_proxy(url: str, environment: dict[str, str]) -> None:
-    """Two turns of a chat with OpenAI's package, in a stream and whole, through ``delctl proxy``."""
+    """Two turns of a chat with OpenAI's package through ``delctl proxy``, streamed and whole."""
     command = [*DELCTL, "proxy", "--server", url, "--port", "0", "--quiet"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as proxy:
         assert proxy.stdout is not None

@@ -1,4 +1,4 @@
-"""The interface of a decoder with gradients, through which a kind is trained behind the frozen LM."""
+"""The interface of a decoder with gradients."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ __all__ = ["TrainableDecoder", "TrainableInputs", "new_decoder"]
 class TrainableInputs:
     """The parts from which a decoder starts.
 
-    ``weight`` (b, d) and ``bias`` (b,) are the projection's linear decoder, ``embeddings`` (V, b) the LM's
-    input table, ``unigram`` (V,) token probabilities. ``norm_limit`` is R, the largest norm of a row of y.
+    ``weight`` (b, d) and ``bias`` (b,) are the projection's linear decoder, ``embeddings`` (V, b)
+    the LM's input table, ``unigram`` (V,) token probabilities. ``norm_limit`` is R, the largest
+    norm of a row of y.
     """
 
     weight: torch.Tensor
@@ -39,18 +40,19 @@ class TrainableInputs:
 
 
 class TrainableDecoder(nn.Module):
-    """A map from dequantized coordinates y (..., tokens, d), not yet limited, to embeddings (..., tokens, b).
+    """A decoder with gradients, from y (..., tokens, d) to embeddings (..., tokens, b).
 
-    Subclasses implement ``forward(y, mean=None)``, name their parameters as the kind names its tensors and
-    override the other methods where the default does not fit.
+    y are dequantized coordinates whose norm is not limited yet. Subclasses implement ``forward(y,
+    mean=None)``, name their parameters as the kind names its tensors and override the other methods
+    where the default does not fit.
     """
 
     blends: ClassVar[tuple[float, ...]] = ()
-    """Shares of the linear decoder at which a new decoder may start, from 0 to 1; none if it has one start."""
+    """Shares of the linear decoder, 0 to 1, at which a decoder may start; empty for one start."""
     scaled: ClassVar[tuple[str, ...]] = ()
     """Parameters whose first d columns multiply y, so that they follow a change of its scale."""
     values: torch.Tensor | None = None
-    """Values (V, rank) whose posterior mean ``forward`` takes as ``mean``; None for a kind that reads none."""
+    """Values (V, rank) whose posterior mean ``forward`` takes as ``mean``, if it takes any."""
 
     def __init__(self, kind: DecoderKind, shapes: Shapes, inputs: TrainableInputs) -> None:
         super().__init__()
@@ -67,7 +69,7 @@ class TrainableDecoder(nn.Module):
         """
 
     def set_blend(self, linear: float) -> None:
-        """Start from ``linear`` parts of the linear decoder, one of :attr:`blends` or between two of them."""
+        """Start from ``linear`` parts of the linear decoder, within the range of :attr:`blends`."""
 
     @torch.no_grad()
     def start_from(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -82,7 +84,7 @@ class TrainableDecoder(nn.Module):
         return {name: tensor.detach().clone() for name, tensor in (*self.trained(), *values.items())}
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Return the tensors that the bundle holds beside the linear decoder's weight and bias, fp16."""
+        """Return the bundle's tensors beside the linear decoder's weight and bias, fp16."""
         tensors: dict[str, torch.Tensor] = dict(self.named_parameters())
         if self.values is not None:
             tensors["values"] = self.values

@@ -60,7 +60,7 @@ class TrainableNetwork(TrainablePosterior):
 
     @torch.no_grad()
     def start_from(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Copy the parameters that ``tensors`` holds; new attention layers start by adding nothing."""
+        """Copy the parameters that ``tensors`` holds; new attention layers add nothing at first."""
         super().start_from(tensors)
         if self.layers and "attention_in" not in tensors:
             self.attention_out.zero_()

@@ -38,7 +38,7 @@ class TrainablePosterior(TrainableDecoder):
         self.set_blend(0.0)
 
     def _set_values(self, inputs: TrainableInputs, rank: int) -> None:
-        """Set the values, of root mean square 1 by frequency, the map ``lift`` (b, rank) back and the mean."""
+        """Set values of root mean square 1, the map ``lift`` (b, rank) back and the mean."""
         mean, components = principal_components(inputs.embeddings, inputs.unigram, rank)
         values = (inputs.embeddings.detach().double() - mean) @ components
         weights = inputs.unigram.double().to(values.device)
@@ -51,12 +51,15 @@ class TrainablePosterior(TrainableDecoder):
 
     @torch.no_grad()
     def set_blend(self, linear: float) -> None:
-        """Set the skip to ``linear`` parts of the linear decoder and 1 - ``linear`` parts posterior mean."""
+        """Set the skip to ``linear`` parts linear decoder, the rest posterior mean."""
         self.skip.copy_(torch.cat([linear * self.weight, (1 - linear) * self.lift], dim=1))
         self.skip_bias.copy_(linear * self.bias + (1 - linear) * self.mean)
 
     def forward(self, y: torch.Tensor, mean: torch.Tensor | None = None) -> torch.Tensor:
-        """Return embeddings of ``y``; ``mean`` (..., rank) replaces the posterior mean when an encoder is trained."""
+        """Return embeddings of ``y``.
+
+        ``mean`` (..., rank) replaces the posterior mean while an encoder is trained.
+        """
         return functional.linear(self.features(y, mean), self.skip, self.skip_bias)
 
     def features(self, y: torch.Tensor, mean: torch.Tensor | None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The four decoders: serving and training compute the same, and what each promises."""
+"""The four decoders: serving and training compute the same; shapes and costs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MECHANISM = Mechanism(3, _DIM, 0.25, max_level=_MAX)
 
 
 def _module(kind: str, norm_limit: float = 4.0) -> TrainableDecoder:
-    """A decoder with every tensor that training changes drawn at random, so that each of them shows."""
+    """Return a decoder in which every trained tensor is random, so that each has an effect."""
     generator = torch.Generator().manual_seed(3)
     torch.manual_seed(4)
     table = torch.randint(-_MAX, _MAX + 1, (_VOCABULARY, _DIM), generator=generator, dtype=torch.int16)
@@ -73,7 +73,7 @@ def _codes(tokens: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["posterior", "trained", "contextual"])
 def test_a_decoder_trained_elsewhere_brings_its_coordinates(kind, monkeypatch):
-    """Eigenvectors have no sign: LAPACK, cuSOLVER or another version of either may return others."""
+    """Eigenvectors have no sign: another LAPACK or cuSOLVER may return others."""
     eigh = torch.linalg.eigh
 
     def other_signs(matrix):
@@ -170,8 +170,7 @@ def test_options_that_do_not_fit_are_refused(options, reason):
 
 
 def test_a_decoder_costs_little_beside_a_7b_model():
-    """docs/results/training.md: Llama-2-7B multiplies once per weight of its layers, 6.48e9 times a token (no
-    embedding)."""
+    """Llama-2-7B multiplies once per weight of its layers, 6.48e9 times a token."""
     layers = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
     model = ModelSizes(4096, 128, 32000)
     for name in KINDS:
@@ -185,7 +184,7 @@ def test_a_decoder_costs_little_beside_a_7b_model():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_multiplications_are_the_sizes_of_the_tensors(tmp_path, kind):
-    """What a bundle's decoder costs, against its own tensors: every weight is multiplied once a token."""
+    """Every weight is multiplied once a token."""
     _, bundle = _bundle(tmp_path / "b", kind)
     tensors = bundle.decoder("noisy")
     used = {"linear": ["weight"]}.get(kind, [n for n in tensors if n not in ("weight", "bias", "norms")])

@@ -1,4 +1,4 @@
-"""Torch twins of the mechanism: the distribution of the released counts and the likelihood of the numpy class."""
+"""Torch twins of the mechanism: distribution of the counts, likelihood of the numpy class."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def test_training_noise_has_the_mean_and_variance_of_the_mechanism(bits):
     amplitude = 1 / mechanism.ratio
     variance = (amplitude**2 - x**2) / mechanism.trials  # DESIGN section 2, step 4
     assert torch.all((y.double().mean(0) - x).abs() < _Z * (variance / count).sqrt())
-    # The sample variance's own standard deviation is at most that of a variable bounded by the amplitude.
+    # The sample variance's own standard deviation is at most that of a variable bounded by the
+    # amplitude.
     assert torch.all((y.double().var(0) - variance).abs() < _Z * 2 * amplitude**2 / count**0.5)
 
 

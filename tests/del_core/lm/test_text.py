@@ -44,10 +44,10 @@ def test_a_batch_depends_on_nothing_but_seed_and_step():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: None, "not found"),
-        (lambda p: p.write_bytes(b"\xff\xfe\xfd"), "not UTF-8 at byte 0"),
-        (lambda p: p.write_text("  \n"), "is empty"),
-        (lambda p: p.mkdir(), "is a directory"),
+        (lambda p: None, "must exist"),
+        (lambda p: p.write_bytes(b"\xff\xfe\xfd"), "must be UTF-8, got other bytes from 0 on"),
+        (lambda p: p.write_text("  \n"), "must not be empty"),
+        (lambda p: p.mkdir(), "must be a file, got the directory"),
     ],
 )
 def test_a_bad_text_file_is_named(tmp_path, make, message):
@@ -59,5 +59,5 @@ def test_a_bad_text_file_is_named(tmp_path, make, message):
 
 
 def test_too_little_text_is_refused():
-    with pytest.raises(TextError, match="19 tokens are too few; at least 20"):
+    with pytest.raises(TextError, match="at least 20 tokens, got 19"):
         TokenWindows(torch.arange(19), 10, seed=0)

@@ -1,4 +1,4 @@
-"""Stage 1 with the noise in the loop: it keeps its target and beats the clean encoder; stage 2 goes on from it."""
+"""Stage 1 with noise: it keeps its target, beats the clean encoder and starts stage 2."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_attack_succeeds_as_often_as_was_asked_for(lm, trained):
 
 
 def test_a_linear_decoder_trained_along_is_what_stage_2_serves(lm, trained_linear, tmp_path):
-    """D and a' are the projection's, scaled with its table; a soft prompt alone is trained after that."""
+    """D and a' are the projection's, scaled with its table; stage 2 trains only the soft prompt."""
     out, figures = trained_linear
     assert figures.ppl_trained < figures.ppl_start
     assert figures.map_asr == pytest.approx(_TARGET, abs=0.03)
@@ -115,14 +115,15 @@ def test_the_table_fills_the_clip(lm, trained):
 
 
 def test_the_expected_success_in_the_loss_is_the_attacks_rate(lm):
-    """E max_v P(v | K) over tokens of the prior is the MAP attack's success, by the definition of the attack."""
+    """E max_v P(v | K) over tokens of the prior is the MAP attack's success by definition."""
     projection = Projection.from_pca(lm.embeddings, lm.unigram(), 16)
     mechanism = Mechanism(4, 16, Mechanism.nearest_ratio(0.3))
     encoder = NoisyEncoder(lm, projection, mechanism, torch.zeros(len(lm.embeddings), 1))
     tokens = torch.multinomial(lm.unigram(), 6000, replacement=True, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         y, _, expected = encoder(tokens, torch.Generator().manual_seed(1))
-    # The same draws as those of the table that ships; its rounded levels may turn a draw in ten thousand.
+    # The same draws as those of the table that ships; its rounded levels may turn a draw in ten
+    # thousand.
     table = NoisyTable(projection.table(lm.embeddings, MAX_LEVEL), mechanism)
     reference = table.sample(tokens, torch.Generator().manual_seed(1))
     assert ((y - reference).abs() > 1e-3).float().mean() < 0.01
@@ -158,7 +159,8 @@ def test_stage_2_starts_where_the_encoder_left_its_decoder(lm, trained, tmp_path
         learning_rate=1e-9, evaluation_windows=128, test_windows=128,
     )  # fmt: skip
     figures = train_soft_prompt(lm, stage1, SoftPromptRun("v", mechanism, config), tmp_path, progress=False)
-    # Nothing was learned in one step of no length, so the decoder alone is as good as it was with the encoder.
+    # Nothing was learned in one step of no length, so the decoder alone is as good as it was with
+    # the encoder.
     assert figures.ppl_decoder < 1.25 * trained[1].ppl_trained
     assert figures.ppl_decoder < figures.ppl_noisy
     variant = load_variant(lm, stage1, tmp_path)
@@ -176,7 +178,7 @@ def test_a_run_goes_on_only_as_the_same_run(lm, trained):
 
 
 def test_an_encoder_that_hides_more_than_is_asked_for_trains_on(lm, trained, tmp_path):
-    """Its table gives away less than the target even with the least noise: that is kept to, and training goes on."""
+    """The table reveals less than the target even with the least noise."""
     out, _ = trained
     start = load_stage1(out, lm)
     with torch.no_grad():

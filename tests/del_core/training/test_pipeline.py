@@ -61,7 +61,8 @@ def test_the_noise_meets_its_target_on_text_that_calibration_did_not_see(trained
     audit = json.loads((trained[0] / "noisy/variant.json").read_text())["audit"]
     assert audit["nearest"]["tokens"] > 1000
     assert abs(audit["nearest"]["success"] - 0.2) < 0.06
-    # MAP is optimal for one token; both attacks saw the same counts, so only chance could reverse this.
+    # MAP is optimal for one token; both attacks saw the same counts, so only chance could reverse
+    # this.
     assert audit["map"]["high"] > audit["nearest"]["low"]
 
 
@@ -138,14 +139,15 @@ def test_an_encoder_trained_with_noise_goes_the_same_way_into_a_bundle(trained, 
 
 
 def test_averaged_noise_decodes_to_what_the_projection_gives(trained):
-    """Unbiasedness through the whole path: with the norm limit out of the way, the mean embedding is D x + a'."""
+    """Without a norm limit the mean embedding is D x + a': the whole path is unbiased."""
     bundle = load_bundle(trained[0] / "bundle")
     mechanism, tensors = bundle.mechanism("noisy"), bundle.decoder("noisy")
     levels = np.asarray(bundle.client.table[100:101])
     repeats = 40_000
     y = mechanism.dequantize(mechanism.sample(np.repeat(levels, repeats, axis=0))).astype(np.float64)
     x = levels[0] / mechanism.max_level
-    # Each y is within 1 / ratio, so its standard deviation is at most that over sqrt(u); z = 6 for alpha below 1e-6.
+    # Each y is within 1 / ratio, so its standard deviation is at most that over sqrt(u); z = 6 for
+    # alpha below 1e-6.
     tolerance = 6 / (mechanism.ratio * (mechanism.trials * repeats) ** 0.5)
     assert np.abs(y.mean(0) - x).max() < tolerance
     assert tensors["weight"].shape == (64, 16)

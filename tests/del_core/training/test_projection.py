@@ -20,7 +20,8 @@ def test_pca_with_all_components_and_no_clipping_is_lossless():
 
 
 def test_pca_is_weighted_by_frequency():
-    # Two directions: rare tokens vary much along the first, frequent ones a little along the second.
+    # Two directions: rare tokens vary much along the first, frequent ones a little along the
+    # second.
     embeddings = torch.tensor([[10.0, 0.0], [-10.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     frequent = Projection.from_pca(embeddings, torch.tensor([1e-6, 1e-6, 1.0, 1.0]), 1)
     uniform = Projection.from_pca(embeddings, torch.ones(4), 1)
