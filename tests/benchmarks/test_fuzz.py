@@ -34,9 +34,9 @@ def test_what_the_parser_should_not_do_is_found(tiny: Tiny, tmp_path: Path, monk
     planted = tmp_path / "planted"
     planted.mkdir()
     (planted / "sitecustomize.py").write_text(
-        "import del_core.wire.packing as packing\n"
+        "import del_core.wire.frame as frame\n"
         "def unpack(*arguments, **options):\n    raise IndexError('planted')\n"
-        "packing.unpack_codes = unpack\n"
+        "frame.unpack_codes = unpack\n"
     )
     monkeypatch.syspath_prepend(str(planted))
     corpus = tmp_path / "corpus"
