@@ -20,6 +20,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "examples").gl
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 WIDTH = 100
 
+_PATH = re.compile(
+    r"`((?:benchmarks|client_lib|cluster|del_core|delctl|deployments|docs|examples|scripts|tests)/[\w./-]+)`"
+)
 _LINK = re.compile(r"(?<!!)\[(?:`[^`]*`|[^\]`])*\]\(([^)\s]+)\)|^\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
 
 
@@ -63,6 +66,13 @@ def test_every_relative_link_leads_somewhere(name: str) -> None:
         assert place.exists(), target
         if anchor and place.suffix == ".md":
             assert anchor in _anchors(place), target
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_named_path_exists(name: str) -> None:
+    text = "\n".join(line for _, line in _prose((ROOT / name).read_text("utf-8")))
+    for path in _PATH.findall(text):
+        assert (ROOT / path).exists(), path
 
 
 @pytest.mark.parametrize("name", NAMES)
