@@ -17,6 +17,7 @@ from client_lib.prompts.types import EncodedPrompt
 from client_lib.streams import AsyncStream
 from client_lib.types import Completion, Model
 from del_core.bundle import ClientBundle, Variant
+from del_core.mechanism.base import DEFAULT_DELTA
 
 if TYPE_CHECKING:
     import httpx
@@ -103,7 +104,7 @@ class AsyncClient:
         """Return the variants of the bundle in use, with their guarantees and audits."""
         return (await self.bundle()).variants
 
-    async def epsilon(self, variant: str, *, delta: float = 1e-6, tokens: int = 1) -> float:
+    async def epsilon(self, variant: str, *, delta: float = DEFAULT_DELTA, tokens: int = 1) -> float:
         """Return the epsilon of ``tokens`` private tokens; see :meth:`client_lib.Client.epsilon`."""
         return await self._driver.run(self._driver.core.epsilon(variant, delta, tokens))
 

@@ -17,6 +17,7 @@ from client_lib.prompts.types import EncodedPrompt
 from client_lib.streams import Stream
 from client_lib.types import Completion, Model
 from del_core.bundle import ClientBundle, Variant
+from del_core.mechanism.base import DEFAULT_DELTA
 
 if TYPE_CHECKING:
     import httpx
@@ -131,7 +132,7 @@ class Client:
         """Return the variants of the bundle in use, with their guarantees and audits."""
         return self.bundle().variants
 
-    def epsilon(self, variant: str, *, delta: float = 1e-6, tokens: int = 1) -> float:
+    def epsilon(self, variant: str, *, delta: float = DEFAULT_DELTA, tokens: int = 1) -> float:
         """Return the epsilon of ``tokens`` private tokens under a variant at ``delta``.
 
         It is computed exactly, from the integers that the noise is drawn with; the server's

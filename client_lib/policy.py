@@ -19,6 +19,7 @@ from client_lib.errors import PolicyViolationError
 from client_lib.prompts.spans import CLEAR
 from del_core.bundle import ClientBundle
 from del_core.mechanism import TokenMechanism
+from del_core.mechanism.base import DEFAULT_DELTA
 
 __all__ = ["PrivacyPolicy"]
 
@@ -42,7 +43,7 @@ class PrivacyPolicy:
 
     max_epsilon_per_token: float | None = None
     max_epsilon_per_prompt: float | None = None
-    delta: float = 1e-6
+    delta: float = DEFAULT_DELTA
     min_audit_date: datetime.date | None = None
     variants: Collection[str] | None = None
     fingerprints: Collection[str] | None = None

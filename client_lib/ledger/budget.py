@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from client_lib._validation import check_positive, check_share, invalid
+from del_core.mechanism.base import DEFAULT_DELTA
 
 __all__ = ["Budget", "Spending"]
 
@@ -31,7 +32,7 @@ class Budget:
     """
 
     epsilon: float
-    delta: float = 1e-6
+    delta: float = DEFAULT_DELTA
     window: timedelta | None = timedelta(days=30)
     mixed: bool = True
 

@@ -30,13 +30,14 @@ from client_lib.proxy.http import EventStream, Guard, as_api_error, not_routed, 
 from client_lib.proxy.prompts import Prompts, Submission
 from client_lib.proxy.requests import ChatRequest, CompletionRequest, parse_chat, parse_completion, parse_json
 from client_lib.proxy.settings import ProxySettings
+from del_core.mechanism.base import DEFAULT_DELTA
 from del_core.net.asgi import unless_disconnected
 
 __all__ = ["SUBJECT_HEADER", "create_app"]
 
 SUBJECT_HEADER = "x-del-subject"
 NOISE_HEADER = "x-del-noise"
-DELTA = 1e-6
+DELTA = DEFAULT_DELTA
 """The delta of the models' epsilon."""
 
 

@@ -23,7 +23,7 @@ class RegisteredChoice(click.ParamType[str]):
     def __init__(self, names: Callable[[], Iterable[str]]) -> None:
         self.names = names
 
-    def get_metavar(self, param: click.Parameter, *context: click.Context) -> str:
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         """Return the names for the help text."""
         return f"[{'|'.join(self.names())}]"
 
