@@ -7,51 +7,15 @@
         print(client.complete(prompt, variant="balanced", max_tokens=64).text)
 
 :class:`Client` and :class:`AsyncClient` are the entry points; :mod:`client_lib.options` has their
-options and :mod:`client_lib.errors` their errors. Requires numpy, tokenizers, safetensors and httpx.
+options and :mod:`client_lib.errors` their errors. Requires numpy, tokenizers, safetensors and
+httpx.
 """
 
+from client_lib import errors
 from client_lib.async_client import AsyncClient
 from client_lib.client import Client
 from client_lib.conversation import AsyncConversation, Conversation
-from client_lib.errors import (
-    AccessDeniedError,
-    AuthenticationError,
-    BudgetExceeded,
-    BudgetExceededError,
-    BundleInvalid,
-    BundleInvalidError,
-    BundleOutdated,
-    BundleOutdatedError,
-    CacheUnavailable,
-    CacheUnavailableError,
-    ClientClosed,
-    ClientClosedError,
-    ConnectionFailed,
-    ConnectionFailedError,
-    DELClientError,
-    InvalidRequest,
-    InvalidRequestError,
-    LedgerUnavailable,
-    LedgerUnavailableError,
-    MemoryInvalid,
-    MemoryInvalidError,
-    Overloaded,
-    OverloadedError,
-    PermissionDenied,
-    PermissionDeniedError,
-    PolicyViolation,
-    PolicyViolationError,
-    ProtocolError,
-    RateLimitError,
-    RedirectRefused,
-    RedirectRefusedError,
-    ServerError,
-    ServiceUnavailableError,
-    StreamBroken,
-    StreamBrokenError,
-    TimeoutExceeded,
-    TimeoutExceededError,
-)
+from client_lib.errors import *  # noqa: F403 - errors.__all__ lists the error classes
 from client_lib.options import CallOptions, ClientOptions, RetryPolicy, SamplingOptions, Timeout
 from client_lib.policy import PrivacyPolicy
 from client_lib.prompts.chat import ChatTemplate, Message
@@ -63,68 +27,32 @@ from client_lib.streams import AsyncStream, Stream
 from client_lib.types import Chunk, Completion, Model, Usage
 
 __all__ = [
-    "AccessDeniedError",
     "AsyncClient",
     "AsyncConversation",
     "AsyncStream",
-    "AuthenticationError",
-    "BudgetExceeded",
-    "BudgetExceededError",
-    "BundleInvalid",
-    "BundleInvalidError",
-    "BundleOutdated",
-    "BundleOutdatedError",
-    "CacheUnavailable",
-    "CacheUnavailableError",
     "CallOptions",
     "ChatTemplate",
     "Chunk",
     "Client",
-    "ClientClosed",
-    "ClientClosedError",
     "ClientOptions",
     "Completion",
-    "ConnectionFailed",
-    "ConnectionFailedError",
     "Conversation",
-    "DELClientError",
     "Draw",
     "EncodedPrompt",
     "Encoder",
-    "InvalidRequest",
-    "InvalidRequestError",
-    "LedgerUnavailable",
-    "LedgerUnavailableError",
-    "MemoryInvalid",
-    "MemoryInvalidError",
     "Message",
     "Model",
-    "Overloaded",
-    "OverloadedError",
     "Padding",
-    "PermissionDenied",
-    "PermissionDeniedError",
-    "PolicyViolation",
-    "PolicyViolationError",
     "PrivacyPolicy",
     "Prompt",
-    "ProtocolError",
-    "RateLimitError",
-    "RedirectRefused",
-    "RedirectRefusedError",
     "RetryPolicy",
     "SamplingOptions",
-    "ServerError",
-    "ServiceUnavailableError",
     "Span",
     "Stream",
-    "StreamBroken",
-    "StreamBrokenError",
     "Timeout",
-    "TimeoutExceeded",
-    "TimeoutExceededError",
     "Usage",
     "mark",
     "private",
     "public",
 ]
+__all__ += errors.__all__

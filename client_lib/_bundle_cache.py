@@ -4,10 +4,10 @@
     <cache>/servers/<hash of base URL>  the last fingerprint from this server
     <cache>/verified/<fingerprint>      the state of the files when they were verified
 
-Entries are content-addressed. They are verified when they are stored, and again when their files have
-changed. A damaged entry is removed and fetched again; an unchanged one is only mapped. Files are
-written under a temporary name and renamed, so several processes may write at once. The cache holds
-no secrets, and may be deleted at any time: open tables stay mapped.
+Entries are content-addressed. They are verified when they are stored, and again when their files
+have changed. A damaged entry is removed and fetched again; an unchanged one is only mapped. Files
+are written under a temporary name and renamed, so several processes may write at once. The cache
+holds no secrets, and may be deleted at any time: open tables stay mapped.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ __all__ = ["AsyncClient", "AsyncStream"]
 
 
 class AsyncClient:
-    """Sends private prompts to a DEL server. Safe to use from any number of tasks of one event loop.
+    """Sends private prompts to a DEL server. Safe to use from any task of one event loop.
 
     The arguments are those of :class:`client_lib.Client`, with an asynchronous ``transport``.
     Cancelling a call closes its connection. Encoding runs in a worker thread, so that it does not
@@ -105,7 +105,7 @@ class AsyncClient:
         return (await self.bundle()).variants
 
     async def epsilon(self, variant: str, *, delta: float = DEFAULT_DELTA, tokens: int = 1) -> float:
-        """Return the epsilon of ``tokens`` private tokens; see :meth:`client_lib.Client.epsilon`."""
+        """Return the epsilon of private tokens; see :meth:`client_lib.Client.epsilon`."""
         return await self._driver.run(self._driver.core.epsilon(variant, delta, tokens))
 
     async def close(self) -> None:

@@ -72,8 +72,6 @@ __all__ = [
     "StreamBrokenError",
     "TimeoutExceeded",
     "TimeoutExceededError",
-    "error_from_status",
-    "error_from_transport",
 ]
 
 _MESSAGE_LIMIT = 400

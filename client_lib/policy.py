@@ -81,7 +81,7 @@ class PrivacyPolicy:
         self._check_audit(bundle, variant)
 
     def check_prompt(self, bundle: ClientBundle, variant: str, private_tokens: int) -> None:
-        """Raise ``PolicyViolationError`` unless a prompt with that many private tokens may be sent."""
+        """Raise ``PolicyViolationError`` unless that many private tokens may be sent at once."""
         self.check_variant(bundle, variant)
         if private_tokens == 0:
             return

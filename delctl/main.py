@@ -1,8 +1,10 @@
 """``delctl``: the entry point, the list of commands, error messages and exit codes.
 
-A command is imported when it is called, so ``delctl --help`` is fast and needs the base install only.
+A command is imported when it is called, so ``delctl --help`` is fast and needs the base install
+only.
 
-Exit codes: 0 done; 1 failed; 2 input refused (usage, options, files, bundles); 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 failed; 2 input refused (usage, options, files, bundles); 130 stopped by
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -119,8 +121,8 @@ class LazyGroup(click.Group):
 def cli(debug: bool) -> None:
     """Private prompts for a frozen LLM.
 
-    Prompts leave this machine only as noisy counts; the server generates from those. BUNDLE and MODEL arguments take a
-    directory, or the word demo for the ones that ship with the package.
+    Prompts leave this machine only as noisy counts; the server generates from those. BUNDLE and
+    MODEL arguments take a directory, or the word demo for the ones that ship with the package.
     """
 
 
@@ -142,8 +144,8 @@ def run(arguments: Sequence[str]) -> int:
         click.echo("delctl: stopped", err=True)
         return STOPPED
     except BrokenPipeError:
-        # The reader of the output has ended, as in `delctl inspect demo | head -1`. Buffered output is
-        # discarded, so that the interpreter does not report it at exit.
+        # The reader of the output has ended, as in `delctl inspect demo | head -1`. Buffered output
+        # is discarded, so that the interpreter does not report it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:

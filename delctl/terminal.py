@@ -17,7 +17,7 @@ _PIPE_WIDTH = 110
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """Return a console that respects NO_COLOR and COLUMNS, and writes plain text without a terminal.
+    """Return a console that respects NO_COLOR and COLUMNS; plain text without a terminal.
 
     With ``quiet`` it writes nothing.
     """

@@ -5,9 +5,9 @@ Methods that talk to the server are generators of :mod:`client_lib._core.effects
 
 The noise of a prompt is drawn once, when the prompt is encoded. Retries resend the identical frame;
 a resumed stream sends the same counts, with the tokens received so far in the header. After a
-fingerprint mismatch the client fetches the server's bundle once. It resends the prompt if its counts
-mean the same under the new bundle. Otherwise the call fails with ``BundleOutdatedError``: fresh noise
-costs privacy, so only the caller may decide to call again.
+fingerprint mismatch the client fetches the server's bundle once. It resends the prompt if its
+counts mean the same under the new bundle. Otherwise the call fails with ``BundleOutdatedError``:
+fresh noise costs privacy, so only the caller may decide to call again.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Core:
         """Host and port of the server, as in the base URL."""
         return self.base_url.partition("://")[2].partition("/")[0]
 
-    # --- the bundle ---------------------------------------------------------------------------------------------------
+    # --- the bundle -------------------------------------------------------------------------------
 
     def load_encoder(self) -> Flow[Encoder]:
         """Load the bundle from the given directory, the cache, or the server."""
@@ -153,7 +153,7 @@ class Core:
 
         return (yield from call(compute))
 
-    # --- requests -----------------------------------------------------------------------------------------------------
+    # --- requests ---------------------------------------------------------------------------------
 
     def encode(self, prompt: Prompt, variant: str) -> Flow[EncodedPrompt]:
         """Encode a prompt without sending it."""
@@ -242,7 +242,7 @@ class Core:
         request = Send("GET", "/v1/models", self._headers({"accept": "application/json"}))
         return observed(self.telemetry, "models", {"server": self.server}, self._retrying(request, receive))
 
-    # --- parts of requests --------------------------------------------------------------------------------------------
+    # --- parts of requests ------------------------------------------------------------------------
 
     def _prepare(self, made: CompletionCall, *, stream: bool) -> Flow[CompletionRequest]:
         """Check everything, draw the noise and record the spending; nothing is sent before."""
@@ -425,7 +425,7 @@ def core_from(base_url: str, options: ClientOptions) -> Core:
 
 
 def core_with(core: Core, options: CallOptions) -> Core:
-    """Return the core with other options. Raises ``InvalidRequestError`` for an unacceptable one."""
+    """Return the core with other options. Raises ``InvalidRequestError``."""
     check_names("option", options, CallOptions)
     return _changed(core, dict(options))
 

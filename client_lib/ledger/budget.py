@@ -64,5 +64,5 @@ class Spending:
 
     @property
     def remaining(self) -> float:
-        """The remaining epsilon, at least 0. Epsilons do not add up, so it guarantees no request."""
+        """The remaining epsilon, at least 0. Epsilons do not add up: it guarantees no request."""
         return max(0.0, self.budget - self.epsilon)

@@ -2,20 +2,20 @@
 
 The guarantee of the releases, computed afterwards, is not enough: the caller chose the amount and
 the variant after seeing earlier responses (Rogers et al., NeurIPS 2016). The figures computed here
-remain valid then. Candidates i, each with a share delta_i of delta, are fixed before any release; the
-shares add up to at most delta:
+remain valid then. Candidates i, each with a share delta_i of delta, are fixed before any release;
+the shares add up to at most delta:
 
 - *one level*: all releases have one noise level. Exact: N releases of its worst pair are drawn in
-  advance, and every adaptive use of at most N of them is a post-processing, so (epsilon, delta_i) is
-  that of N releases of the pair.
+  advance, and every adaptive use of at most N of them is a post-processing, so (epsilon, delta_i)
+  is that of N releases of the pair.
 - *Renyi* at one fixed order a: the sum of all divergences (Feldman and Zrnic, NeurIPS 2021).
 - *pure*: the sum of the largest losses, with delta_i = 0.
 
 A history is accepted while **some** candidate has at most epsilon. For the union let A_i be the
 outcomes on which candidate i holds to the end. On A_i the process is the one that candidate i alone
-would have stopped, hence P(S and A_i) <= exp(epsilon) Q(S and A_i) + delta_i for every S, and the sum
-over i is at most exp(epsilon) Q(S) + delta. The orders depend on the budget only, since they would not
-be fixed otherwise.
+would have stopped, hence P(S and A_i) <= exp(epsilon) Q(S and A_i) + delta_i for every S, and the
+sum over i is at most exp(epsilon) Q(S) + delta. The orders depend on the budget only, since they
+would not be fixed otherwise.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from del_core.mechanism.base import Level
 __all__ = ["Filter"]
 
 _MULTIPLES = (1.0, 2.0, 4.0, 8.0)
-"""Orders minus one, relative to the best order of a Gaussian mechanism that spends the whole budget.
+"""Orders minus one, relative to the best order of a Gaussian mechanism that spends the budget.
 Losses are bounded here, so better orders lie above it."""
 
 

@@ -1,9 +1,9 @@
-"""A store in Redis, for processes on several machines that share budgets. Needs the extra ``redis``.
+"""A store in Redis, for budgets shared by several machines. Needs the extra ``redis``.
 
-A lock with a time to live holds a subject. A script writes the holder's decision after checking that
-the lock is still its own, so a holder that was too slow changes nothing. The script leaves its token
-behind, so a repetition after a broken connection changes nothing either. Redis must keep what it has
-acknowledged, which it does not by default; see :class:`RedisStore`.
+A lock with a time to live holds a subject. A script writes the holder's decision after checking
+that the lock is still its own, so a holder that was too slow changes nothing. The script leaves its
+token behind, so a repetition after a broken connection changes nothing either. Redis must keep what
+it has acknowledged, which it does not by default; see :class:`RedisStore`.
 
 The clock is the Redis server's time of day, and never goes back. The clocks of clients have no
 influence, but a server's clock that is set forward expires spending early: use NTP.

@@ -1,8 +1,9 @@
 """The protocol of a ledger's store, and a store in memory.
 
-A store holds, for every subject, entries (time bucket, noise level, trials) and the ids of the draws
-that were charged. A decision happens inside :meth:`LedgerStore.account`: nobody else changes the state
-meanwhile, and the changes are durable once it was left without an exception, and absent otherwise.
+A store holds, for every subject, entries (time bucket, noise level, trials) and the ids of the
+draws that were charged. A decision happens inside :meth:`LedgerStore.account`: nobody else changes
+the state meanwhile, and the changes are durable once it was left without an exception, and absent
+otherwise.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class ChatTemplate:
 
     @classmethod
     def from_tokenizer_config(cls, path: str | os.PathLike[str]) -> ChatTemplate:
-        """Read the template of a ``tokenizer_config.json``, or of ``chat_template.jinja`` beside it."""
+        """Read the template of ``tokenizer_config.json``, or ``chat_template.jinja`` beside it."""
         place = Path(path)
         try:
             config = json.loads(place.read_text("utf-8"))

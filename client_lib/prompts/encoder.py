@@ -7,7 +7,8 @@
 4. :func:`del_core.wire.encode_frame` packs the segments under a header.
 
 Step 2 is the only place where noise is drawn. An :class:`EncodedPrompt` holds the counts, so that
-retries and resumed streams carry the same ones: two noisy copies of one prompt reveal more than one.
+retries and resumed streams carry the same ones: two noisy copies of one prompt reveal more than
+one.
 """
 
 from __future__ import annotations

@@ -4,13 +4,13 @@ The k-th occurrence of a text in a prompt is named
 
     H(key; variant, padding, text, k),   H = BLAKE2b with a random key of 32 bytes,
 
-and has a draw of its own. Occurrences of the same text carry independent noise, so the server cannot
-see that they are equal. Sending a named span again repeats its counts bit for bit and reveals
-nothing new. An entry holds the digest, the counts and the id of their draw, but no text.
+and has a draw of its own. Occurrences of the same text carry independent noise, so the server
+cannot see that they are equal. Sending a named span again repeats its counts bit for bit and
+reveals nothing new. An entry holds the digest, the counts and the id of their draw, but no text.
 
 Requests of a conversation carry a random session id, so that a router can send them to the replica
-that has their beginning in its cache. The id links no more requests than equal counts do anyway: fresh
-noise for earlier text starts a new session, because two draws of one text must not be linked.
+that has their beginning in its cache. The id links no more requests than equal counts do anyway:
+fresh noise for earlier text starts a new session, because two draws of one text must not be linked.
 
 A saved memory is ``b"DELM"``, a version byte (1), 12 bytes of nonce, and the AES-256-GCM ciphertext
 with its tag (NIST SP 800-38D). The header is authenticated too. Nonces are random: after 2^32

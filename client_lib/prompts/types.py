@@ -36,7 +36,7 @@ class DrawnSegment(PrivateSegment):
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """A span as token ids, before any noise is drawn; ``padding`` identifies the padding applied."""
+    """A span as token ids, before any noise is drawn; ``padding`` identifies its padding."""
 
     span: Span
     ids: tuple[int, ...] = field(repr=False)

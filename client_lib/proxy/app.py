@@ -93,7 +93,7 @@ class _Proxy:
         """``GET /healthz``: the proxy runs, whatever the state of the server."""
         return JSONResponse({"status": "ok"})
 
-    # --- models -------------------------------------------------------------------------------------------------------
+    # --- models -----------------------------------------------------------------------------------
 
     async def _offered(self) -> tuple[str, ...]:
         known = (*await self._client.variants(), CLEAR)
@@ -125,7 +125,7 @@ class _Proxy:
             "delta": DELTA,
         }
 
-    # --- answers ------------------------------------------------------------------------------------------------------
+    # --- answers ----------------------------------------------------------------------------------
 
     async def _answer(
         self, request: Request, asked: CompletionRequest | ChatRequest, kind: type[CompletionAnswer | ChatAnswer]

@@ -106,7 +106,7 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     return ChatRequest(**_common(body, limit), messages=parsed)
 
 
-# --- what both have ---------------------------------------------------------------------------------------------------
+# --- what both have -------------------------------------------------------------------------------
 
 
 def _common(body: Mapping[str, Any], limit: str) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _include_usage(value: object, stream: bool) -> bool:
     return fields.boolean(value, "include_usage", "stream_options.")
 
 
-# --- text -------------------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 def _text(value: str, where: str) -> str:

@@ -1,1 +1,1 @@
-"""The commands of delctl, one module each; :mod:`delctl.main` names them and loads the one that is asked for."""
+"""The commands of delctl, one module each, listed in :mod:`delctl.main`."""

@@ -49,8 +49,8 @@ def ask(
 ) -> None:
     """Send PROMPT, all of it private, and print what the model writes.
 
-    With - the prompt is read from standard input, which keeps it out of the shell's history. Under the variant clear
-    the prompt is sent as it is.
+    With - the prompt is read from standard input, which keeps it out of the shell's history. Under
+    the variant clear the prompt is sent as it is.
     """
     from client_lib import Client
 

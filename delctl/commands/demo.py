@@ -1,4 +1,4 @@
-"""``delctl demo``: one private prompt through the whole product, under every variant, on this machine."""
+"""``delctl demo``: one private prompt under every variant, on this machine."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ __all__ = ["demo"]
 def demo(prompt: str | None, bundle: Path | None, model: Path | None, as_json: bool, **sampling: Any) -> None:
     """Follow a private prompt through every variant.
 
-    Starts a server on loopback, sends the prompt under each variant, shows the server's view and the
-    completion beside that of the clear prompt, and stops everything.
+    Starts a server on loopback, sends the prompt under each variant, shows the server's view and
+    the completion beside that of the clear prompt, and stops everything.
     """
     from client_lib import Client
     from del_core import demo as shipped

@@ -16,8 +16,8 @@ def keys() -> None:
 def new() -> None:
     """Print a new key and its hash.
 
-    Give the key to the caller (``delctl ask --api-key``, DEL_API_KEY), and the hash to the server (``keys.file`` or
-    ``keys.names``). The key is not stored, and cannot be derived from the hash.
+    Give the key to the caller (``delctl ask --api-key``, DEL_API_KEY), and the hash to the server
+    (``keys.file`` or ``keys.names``). The key is not stored, and cannot be derived from the hash.
     """
     from deployments.auth.keys import hash_key, new_key
 

@@ -173,7 +173,8 @@ def proxy(
 ) -> None:
     """Answer OpenAI's API on this machine, and privatize every prompt before it leaves.
 
-    Point an application's OpenAI client at base_url="http://127.0.0.1:8081/v1", with a privacy level as the model.
+    Point an application's OpenAI client at base_url="http://127.0.0.1:8081/v1", with a privacy
+    level as the model.
     """
     from client_lib import AsyncClient
     from client_lib.policy import PrivacyPolicy

@@ -52,8 +52,8 @@ def serve(
 ) -> None:
     """Serve a model and its bundle on this machine until Ctrl-C.
 
-    A config file may name several, which are then served side by side, each under its own path. Everything runs on a
-    Ray cluster of its own, started for this and stopped with it.
+    A config file may name several, which are then served side by side, each under its own path.
+    Everything runs on a Ray cluster of its own, started for this and stopped with it.
     """
     if replicas is not None and max_replicas is not None:
         raise click.UsageError("--replicas and --max-replicas exclude each other")
@@ -68,7 +68,7 @@ def serve(
 def _served(
     bundle: Path | None, model: Path | None, config: Path | None, replicas: int | None, max_replicas: int | None
 ) -> Settings | Sequence[ServedApplication]:
-    """Return the settings of the file or the defaults, changed by the options; or its applications."""
+    """Return the settings of file or defaults with the options applied, or the applications."""
     from del_core import demo
     from deployments.settings import DEMO, Settings, load_config, parse_settings
 

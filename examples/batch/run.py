@@ -1,12 +1,13 @@
-"""A background job: a private completion for every line of a file, a few at once, going on where it stopped.
+"""A batch job: a private completion for every line of a file, several at once, resumable.
 
-    python examples/batch/run.py --server http://127.0.0.1:8000 --input letters.jsonl --output answers.jsonl \\
-        --ledger users.db --budget-epsilon 20000
+    python examples/batch/run.py --server http://127.0.0.1:8000 --input letters.jsonl \\
+        --output answers.jsonl --ledger users.db --budget-epsilon 20000
 
-A line of the input is {"id": "...", "subject": "...", "text": "..."}, a line of the output {"id": "...", "completion":
-"..."}, written as soon as it is there. The ledger keeps what was spent on each subject; a text whose subject has no
-budget left is passed over, and taken up by a later run. Run it again after a crash or a Ctrl-C: what the output holds
-is not sent again. What was in flight when it was killed is, with fresh noise that is paid for: --at-once texts at most.
+An input line is {"id": "...", "subject": "...", "text": "..."}. Each result is written at once, as
+a line {"id": "...", "completion": "..."}. The ledger records the spending of each subject; a text
+whose subject has no budget left is skipped, and tried again by a later run. After a crash or Ctrl-C
+run the job again: completed lines are not sent again. The at most --at-once texts in flight at that
+moment are sent again, with fresh noise that is charged again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Item:
 
 
 def read_items(path: Path) -> Iterator[Item]:
-    """The lines of the input."""
+    """Yield the lines of the input."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             if line.strip():

@@ -2,8 +2,8 @@
 
 Usage: python prepare_text.py DIRECTORY_WITH_TEXT_FILES OUTPUT_DIRECTORY
 
-Joins hard-wrapped lines back into paragraphs (verse keeps its lines) and turns typographic quotes into plain ones,
-so that a small model spends its capacity on words.
+Joins hard-wrapped lines back into paragraphs (verse keeps its lines) and turns typographic quotes
+into plain ones, so that a small model spends its capacity on words.
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
-"""A backend for a mobile app: a chat endpoint, a privacy budget for every user, answers as a stream.
+"""A backend for a mobile app: a chat endpoint, a privacy budget per user, streamed answers.
 
-    DEL_URL=http://127.0.0.1:8000 uvicorn --factory examples.mobile_backend.app:create_app --port 9000
+    DEL_URL=http://127.0.0.1:8000 uvicorn --factory examples.mobile_backend.app:create_app \\
+        --port 9000
 
     curl -N http://127.0.0.1:9000/chats/1/messages -H 'authorization: Bearer alice-token' \\
-         -H 'content-type: application/json' -d '{"text": "The doctor says that my fever will not go down."}'
+         -H 'content-type: application/json' \\
+         -d '{"text": "The doctor says that my fever will not go down."}'
 
-The app gets server-sent events: {"text": "..."} for every piece, {"finish_reason": "..."} at the end, and
-{"error": "..."} where an answer breaks off. What fails before the first piece has a status of its own: 429 with
-Retry-After for a user whose budget is spent, of whose message nothing has left the backend then.
+The app receives server-sent events: {"text": "..."} for every chunk, {"finish_reason": "..."} at
+the end, and {"error": "..."} if an answer breaks off. A failure before the first chunk has a status
+of its own: 429 with Retry-After for a user whose budget is spent. Nothing of that message has left
+the backend.
 """
 
 from __future__ import annotations
@@ -43,26 +46,27 @@ BUDGET = Budget(epsilon=float(os.environ.get("BUDGET_EPSILON", "20000")), window
 TEMPLATE = ChatTemplate.simple({"user": "User:", "assistant": "Assistant:"}, answer="Assistant:")
 MAX_CHATS = 1000
 
-# In a real backend: your sessions. A user's name is the subject that the ledger keeps the spending of.
+# In a real backend: your sessions. A user's name is the subject that the ledger keeps the spending
+# of.
 USERS = {"alice-token": "alice", "bob-token": "bob"}
 
 
 class Post(BaseModel):
-    """What the app sends."""
+    """A message of the app."""
 
     text: str = Field(min_length=1, max_length=4000)
 
 
 @dataclass
 class Chat:
-    """A user's chat. Its conversation sends earlier messages as they were, so they are paid for once."""
+    """A user's chat. Its conversation reuses the counts of earlier messages."""
 
     conversation: AsyncConversation
     messages: list[Message] = field(default_factory=list, repr=False)
 
 
 class Chats:
-    """The chats of all users, in memory; the longest unused are forgotten."""
+    """The chats of all users, in memory; the least recently used ones are dropped."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
@@ -108,14 +112,14 @@ def create_app() -> FastAPI:
         chat: Chat = request.app.state.chats.get(user, name)
         messages = [*chat.messages, Message("user", f" {post.text}")]
         stream = chat.conversation.stream(messages, max_tokens=64)
-        first = await anext(stream)  # whatever is refused is refused here, while the answer has no status yet
+        first = await anext(stream)  # refusals come here, before the response has a status
         return StreamingResponse(events(chat, messages, first, stream), media_type="text/event-stream")
 
     return app
 
 
 async def events(chat: Chat, messages: list[Message], first: Chunk, stream: AsyncStream) -> AsyncIterator[str]:
-    """The answer for the app; generation stops when the app closes the connection."""
+    """Yield the answer for the app; generation stops when the app disconnects."""
     async with stream:
         try:
             yield event(text=first.text)
@@ -129,12 +133,12 @@ async def events(chat: Chat, messages: list[Message], first: Chunk, stream: Asyn
 
 
 def event(**data: str) -> str:
-    """One server-sent event."""
+    """Return one server-sent event."""
     return f"data: {json.dumps(data)}\n\n"
 
 
 async def refuse(_: Request, error: Exception) -> JSONResponse:
-    """The answer for an error of the client; its message holds nothing of a prompt."""
+    """Return the response for an error, whose message contains nothing of a prompt."""
     if isinstance(error, BudgetExceededError):
         seconds = (error.retry_at - datetime.now(UTC)).total_seconds() if error.retry_at else None
         headers = {"retry-after": str(max(1, round(seconds)))} if seconds else {}

@@ -1,10 +1,10 @@
-"""A chat in the terminal with OpenAI's package, which knows nothing of DEL: only the address is another.
+"""A chat in the terminal with OpenAI's package: only the base URL differs from OpenAI's API.
 
-    delctl proxy --server http://127.0.0.1:8000        # in one terminal
-    python examples/with_openai/chat.py                # in another; one message a line, Ctrl-D ends it
+    delctl proxy --server http://127.0.0.1:8000    # in one terminal
+    python examples/with_openai/chat.py            # in another; Ctrl-D ends it
 
-The proxy privatises what is typed before it leaves the machine, and reuses the noise of earlier messages, so that the
-growing history is not paid for again with every question.
+The proxy privatizes each message before it leaves the machine, and reuses the noise of earlier
+messages, so that a growing history is charged once.
 """
 
 from __future__ import annotations

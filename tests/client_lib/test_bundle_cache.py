@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client_lib import BundleInvalid, CacheUnavailable
+from client_lib import BundleInvalidError, CacheUnavailableError
 from client_lib._bundle_cache import BundleCache, default_cache_dir, load_local
 from del_core.bundle import ClientBundle, pack_client
 from tests.support.bundle import make_bundle
@@ -121,7 +121,7 @@ def test_a_spoilt_note_is_as_good_as_none(tmp_path: Path, archive: bytes, note: 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: b"", lambda data: b"x" * 2048])
 def test_damaged_downloads_are_refused_and_leave_nothing(tmp_path: Path, archive: bytes, spoil: object) -> None:
     assert callable(spoil)
-    with pytest.raises(BundleInvalid, match="bundle from the server"):
+    with pytest.raises(BundleInvalidError, match="bundle from the server"):
         BundleCache(tmp_path).store(spoil(archive), URL)
     assert list((tmp_path / "bundles").iterdir()) == []
 
@@ -131,14 +131,14 @@ def test_every_altered_byte_of_a_download_is_noticed(tmp_path: Path, archive: by
     for position in range(0, len(archive), len(archive) // 40):
         altered = bytearray(archive)
         altered[position] ^= 0x10
-        with pytest.raises(BundleInvalid):
+        with pytest.raises(BundleInvalidError):
             BundleCache(tmp_path).store(bytes(altered), URL)
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path, archive: bytes) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("x")
-    with pytest.raises(CacheUnavailable, match="cache_dir") as caught:
+    with pytest.raises(CacheUnavailableError, match="cache_dir") as caught:
         BundleCache(blocker).store(archive, URL)
     assert str(blocker) in str(caught.value)
 
@@ -201,11 +201,11 @@ def test_local_bundles_are_found_whole_or_in_part(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_damaged_local_bundle_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BundleInvalid, match="nowhere"):
+    with pytest.raises(BundleInvalidError, match="nowhere"):
         load_local(tmp_path / "nowhere")
     make_bundle(tmp_path / "bundle")
     (tmp_path / "bundle" / "client" / "table.safetensors").write_bytes(b"x")
-    with pytest.raises(BundleInvalid, match=r"table\.safetensors"):
+    with pytest.raises(BundleInvalidError, match=r"table\.safetensors"):
         load_local(tmp_path / "bundle")
 
 

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from client_lib import AsyncClient, Client, DELClientError, EncodedPrompt, LedgerUnavailable, Timeout
+from client_lib import AsyncClient, Client, DELClientError, EncodedPrompt, LedgerUnavailableError, Timeout
 from client_lib.ledger import Budget, Ledger, SQLiteStore
 from del_core.wire import PrivateSegment
 from tests.client_lib.conftest import SHORT_PAUSES
@@ -136,7 +136,7 @@ class Weather:
             connection.execute(f"PRAGMA max_page_count = {pages}")
         self._stop.wait(self._chooser.random() * 0.1)
         end = time.monotonic() + LONGEST_S
-        while not self._record.outcomes[LedgerUnavailable.__name__] and time.monotonic() < end:
+        while not self._record.outcomes[LedgerUnavailableError.__name__] and time.monotonic() < end:
             if self._stop.wait(0.005):
                 break
         with self._store._held():
@@ -271,7 +271,7 @@ def check_books(path: Path, record: Record, server: ScriptedServer) -> None:
 def test_a_short_storm(kind: str, server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes, brought = run(kind, 1, 40, 3, server, tmp_path, monkeypatch)
     assert outcomes["answered"] >= 20
-    assert outcomes[LedgerUnavailable.__name__] >= 1
+    assert outcomes[LedgerUnavailableError.__name__] >= 1
     assert len(brought) == 6
 
 
@@ -285,5 +285,5 @@ def test_a_long_storm(
     outcomes, brought = run(kind, 10 + seed, 400, 6, server, tmp_path, monkeypatch)
     assert sum(outcomes.values()) >= 2400
     assert outcomes["answered"] >= 500
-    assert outcomes[LedgerUnavailable.__name__] >= 1
+    assert outcomes[LedgerUnavailableError.__name__] >= 1
     assert len(brought) == 6

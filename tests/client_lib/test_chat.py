@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client_lib import ChatTemplate, InvalidRequest, Message, private, public
+from client_lib import ChatTemplate, InvalidRequestError, Message, private, public
 
 CHATML = (
     "{% for message in messages %}"
@@ -67,14 +67,14 @@ def test_under_clear_strings_are_public() -> None:
     ],
 )
 def test_templates_that_change_or_look_at_contents_are_refused(source: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         ChatTemplate.jinja(source).render([Message("user", f" {SECRET}\n'a'")])
     assert caught.value.field == "template"
     assert "Zebra" not in repr((str(caught.value), caught.value.args, caught.value.__cause__))
 
 
 def test_what_a_template_refuses_names_no_content() -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         ChatTemplate.jinja(ALTERNATING).render([Message("assistant", SECRET)])
     link: BaseException | None = caught.value
     while link is not None:
@@ -93,13 +93,13 @@ def test_what_a_template_refuses_names_no_content() -> None:
     ],
 )
 def test_the_sandbox_holds(source: str) -> None:
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequestError):
         ChatTemplate.jinja(source + "{{ messages[0]['content'] }}").render([Message("user", "hello")])
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{", 5])
 def test_malformed_templates_are_refused(source: Any) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         ChatTemplate.jinja(source)
     assert caught.value.field == "template"
 
@@ -126,7 +126,7 @@ def test_configurations_without_a_template_are_refused(tmp_path: Path, content: 
     path = tmp_path / "tokenizer_config.json"
     if content is not None:
         path.write_text(content, "utf-8")
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         ChatTemplate.from_tokenizer_config(path)
     assert caught.value.field == "path"
 
@@ -135,10 +135,10 @@ def test_configurations_without_a_template_are_refused(tmp_path: Path, content: 
     "messages", [[], ["hello"], [Message("user", 5)], [Message(5, "hello")], [Message("user", [5])]]
 )  # type: ignore[arg-type, list-item]
 def test_what_is_no_message_is_refused(messages: Any) -> None:
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequestError):
         ChatTemplate.simple({"user": ""}, answer="A").render(messages)
 
 
 def test_unknown_roles_are_named() -> None:
-    with pytest.raises(InvalidRequest, match="user, got 'tool'"):
+    with pytest.raises(InvalidRequestError, match="user, got 'tool'"):
         ChatTemplate.simple({"user": "U"}, answer="A").render([Message("tool", "x")])

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from client_lib import (
-    BundleInvalid,
-    BundleOutdated,
-    CacheUnavailable,
-    ClientClosed,
-    InvalidRequest,
+    BundleInvalidError,
+    BundleOutdatedError,
+    CacheUnavailableError,
+    ClientClosedError,
+    InvalidRequestError,
     ProtocolError,
     Usage,
     private,
@@ -102,7 +102,7 @@ def test_the_same_text_gets_fresh_noise_and_an_encoded_prompt_does_not(
 def test_an_encoded_prompt_keeps_its_variant(connect: Connect, server: ScriptedServer) -> None:
     calls = connect()
     encoded = calls.call("encode", SECRET, variant="open")
-    with pytest.raises(InvalidRequest, match=r"variant must be 'open', .*, got 'strict'"):
+    with pytest.raises(InvalidRequestError, match=r"variant must be 'open', .*, got 'strict'"):
         calls.complete(encoded, variant="strict")
     assert server.frames == []
 
@@ -141,7 +141,7 @@ def test_bad_values_are_refused_here(
     options = {"prompt": SECRET, "variant": "open", **options}
     prompt = options.pop("prompt")
     for method in (calls.complete, calls.stream):
-        with pytest.raises(InvalidRequest) as caught:
+        with pytest.raises(InvalidRequestError) as caught:
             method(prompt, **options)
         assert caught.value.field == field
         assert caught.value.status is None
@@ -171,7 +171,7 @@ def test_bad_values_are_refused_here(
     ],
 )
 def test_bad_settings_are_refused(connect: Connect, options: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         connect(**options)
     assert caught.value.field == field
     assert not any(secret in str(caught.value) for secret in ("pass", "k\n", "kéy"))
@@ -181,7 +181,7 @@ def test_a_closed_client_says_so(connect: Connect) -> None:
     calls = connect()
     calls.call("models")
     calls.close()
-    with pytest.raises(ClientClosed):
+    with pytest.raises(ClientClosedError):
         calls.complete(SECRET, variant="open")
 
 
@@ -222,7 +222,7 @@ def test_a_pinned_bundle_comes_from_the_cache_without_a_question(connect: Connec
 
 
 def test_a_bundle_other_than_the_pinned_one_is_refused(connect: Connect, server: ScriptedServer) -> None:
-    with pytest.raises(BundleOutdated) as caught:
+    with pytest.raises(BundleOutdatedError) as caught:
         connect(fingerprint="a" * 64).complete(SECRET, variant="open")
     assert server.bundle.fingerprint in str(caught.value)
     assert "a" * 64 in str(caught.value)
@@ -232,9 +232,9 @@ def test_a_bundle_other_than_the_pinned_one_is_refused(connect: Connect, server:
 def test_a_local_bundle_needs_no_server(connect: Connect, server: ScriptedServer, bundle: ClientBundle) -> None:
     connect(bundle=bundle.path.parent).complete(SECRET, variant="open")
     assert bundle_requests(server) == []
-    with pytest.raises(BundleOutdated, match="pinned"):
+    with pytest.raises(BundleOutdatedError, match="pinned"):
         connect(bundle=bundle.path.parent, fingerprint="a" * 64).complete(SECRET, variant="open")
-    with pytest.raises(BundleInvalid):
+    with pytest.raises(BundleInvalidError):
         connect(bundle=bundle.path / "nowhere").complete(SECRET, variant="open")
 
 
@@ -243,7 +243,7 @@ def test_a_damaged_download_is_refused(connect: Connect, server: ScriptedServer,
     archive[len(archive) // 2] ^= 1
     server.bundle_script.append(status(200, {}, bytes(archive)))
     calls = connect()
-    with pytest.raises(BundleInvalid, match="bundle from the server"):
+    with pytest.raises(BundleInvalidError, match="bundle from the server"):
         calls.complete(SECRET, variant="open")
     assert server.frames == []
     calls.complete(SECRET, variant="open")  # the next call fetches it anew
@@ -258,7 +258,7 @@ def test_not_modified_without_a_question_is_refused(connect: Connect, server: Sc
 def test_a_cache_that_cannot_be_written_is_named(connect: Connect, tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("x")
-    with pytest.raises(CacheUnavailable, match="cache_dir"):
+    with pytest.raises(CacheUnavailableError, match="cache_dir"):
         connect(cache_dir=blocker).complete(SECRET, variant="open")
 
 
@@ -275,9 +275,9 @@ def test_models_variants_and_epsilon(connect: Connect, server: ScriptedServer) -
     exact = accounting.epsilon(server.bundle.mechanism("open"), 1e-6, 3)
     assert calls.call("epsilon", "open", tokens=3) == exact != 2.5
     assert calls.call("epsilon", "clear") == math.inf
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequestError):
         calls.call("epsilon", "open", delta=2.0)
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequestError):
         calls.call("epsilon", "other")
 
 
@@ -304,7 +304,7 @@ def test_fresh_noise_is_never_sent_unasked(connect: Connect, server: ScriptedSer
     calls = connect()
     calls.complete(SECRET, variant="open")
     server.bundle = make_bundle(tmp_path / "new", table_seed=2)
-    with pytest.raises(BundleOutdated, match="fresh noise") as caught:
+    with pytest.raises(BundleOutdatedError, match="fresh noise") as caught:
         calls.complete(SECRET, variant="open")
     assert server.bundle.fingerprint in str(caught.value)
     assert caught.value.code == "bundle_outdated"
@@ -330,7 +330,7 @@ def test_a_pinned_client_does_not_follow(
     calls.complete(SECRET, variant="open")
     fetched = len(bundle_requests(server))
     server.bundle = make_bundle(tmp_path / "new", norm_limit=2.0)
-    with pytest.raises(BundleOutdated):
+    with pytest.raises(BundleOutdatedError):
         calls.complete(SECRET, variant="open")
     assert len(server.frames) == 2
     assert len(bundle_requests(server)) == fetched
@@ -339,7 +339,7 @@ def test_a_pinned_client_does_not_follow(
 def test_a_server_that_contradicts_itself_is_asked_once(connect: Connect, server: ScriptedServer) -> None:
     """It hands out one bundle and refuses it: no loop, one question, one frame."""
     server.script.extend([error(409, "bundle_outdated")] * 3)
-    with pytest.raises(BundleOutdated):
+    with pytest.raises(BundleOutdatedError):
         connect().complete(SECRET, variant="open")
     assert len(server.frames) == 1
     assert len(bundle_requests(server)) == 2
@@ -352,7 +352,7 @@ def test_a_bundle_that_changes_all_the_time_is_followed_once(
     calls.complete(SECRET, variant="open")
     server.bundle = make_bundle(tmp_path / "new", norm_limit=2.0)
     server.script.extend([answer, error(409, "bundle_outdated"), answer])
-    with pytest.raises(BundleOutdated):
+    with pytest.raises(BundleOutdatedError):
         calls.complete(SECRET, variant="open")
     assert len(server.frames) == 3
 
@@ -368,6 +368,6 @@ def test_an_encoded_prompt_outlives_its_bundle_only_unchanged(
     assert len(server.frames) == 3
     server.bundle = make_bundle(tmp_path / "table", table_seed=2)
     for _ in range(2):
-        with pytest.raises(BundleOutdated):
+        with pytest.raises(BundleOutdatedError):
             calls.complete(encoded, variant="open")
     assert len(server.frames) == 4  # the second time it was refused here

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from client_lib import (
-    BundleOutdated,
+    BundleOutdatedError,
     ChatTemplate,
     Client,
-    InvalidRequest,
-    MemoryInvalid,
+    InvalidRequestError,
+    MemoryInvalidError,
     Message,
     private,
     public,
@@ -160,7 +160,7 @@ def test_a_saved_conversation_without_a_session_id_gets_one() -> None:
     assert re.fullmatch(r"[0-9a-f]{32}", loaded["session"])
     assert loaded["session"] != session
     for bad in ("", "a b", session + "\r\nx: y", 7, None):
-        with pytest.raises(MemoryInvalid):
+        with pytest.raises(MemoryInvalidError):
             SpanMemory.load(seal(json.dumps({**content, "session": bad}).encode(), KEY), KEY)
 
 
@@ -228,7 +228,7 @@ def test_a_new_table_does_not_mean_fresh_noise_unasked(
     run(calls, conversation, "complete", FIRST)
     server.bundle = make_bundle(tmp_path / "other", table_seed=2)
     for _ in range(2):  # the first finds out, the second has the new bundle and must not spend either
-        with pytest.raises(BundleOutdated):
+        with pytest.raises(BundleOutdatedError):
             run(calls, conversation, "complete", FIRST)
     run(calls, conversation, "complete", FIRST, fresh=True)
     assert counts(server, -1) != counts(server, 0)
@@ -261,7 +261,7 @@ def test_what_is_saved_shows_nothing_and_never_twice_the_same(encoded_memory: Sp
 def encoded_memory(server: ScriptedServer) -> SpanMemory:
     memory = SpanMemory()
     encoder = Encoder(server.bundle)
-    encoder.draw(encoder.tokenise(FIRST, "open"), "open", Recall(memory))
+    encoder.draw(encoder.tokenize(FIRST, "open"), "open", Recall(memory))
     return memory
 
 
@@ -270,29 +270,29 @@ def test_every_altered_byte_is_noticed(encoded_memory: SpanMemory) -> None:
     for place in [*range(40), *range(40, len(saved), 97), *range(len(saved) - 20, len(saved))]:
         altered = bytearray(saved)
         altered[place] ^= 1 << secrets.randbelow(8)
-        with pytest.raises(MemoryInvalid):
+        with pytest.raises(MemoryInvalidError):
             SpanMemory.load(bytes(altered), KEY)
     for length in (0, 4, 5, 17, 32, len(saved) - 1):
-        with pytest.raises(MemoryInvalid):
+        with pytest.raises(MemoryInvalidError):
             SpanMemory.load(saved[:length], KEY)
 
 
 def test_another_key_is_refused(encoded_memory: SpanMemory) -> None:
-    with pytest.raises(MemoryInvalid, match="another key") as caught:
+    with pytest.raises(MemoryInvalidError, match="another key") as caught:
         SpanMemory.load(encoded_memory.save(KEY), KEY[::-1])
     assert caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize("key", [b"", b"x" * 16, b"x" * 33, "x" * 32, None])
 def test_keys_have_32_bytes(encoded_memory: SpanMemory, key: bytes) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         encoded_memory.save(key)
     assert caught.value.field == "key"
     assert repr(key) not in str(caught.value)
 
 
 def test_a_saved_conversation_needs_its_key(connect: Connect, encoded_memory: SpanMemory) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         converse(connect(variant="open"), memory=encoded_memory.save(KEY))
     assert caught.value.field == "key"
 
@@ -302,7 +302,7 @@ def test_without_the_package_the_extra_is_named(
     encoded_memory: SpanMemory, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
-    with pytest.raises(InvalidRequest, match=r"del-serve\[memory\]"):
+    with pytest.raises(InvalidRequestError, match=r"del-serve\[memory\]"):
         encoded_memory.save(KEY) if method == "save" else SpanMemory.load(b"DELM", KEY)
 
 
@@ -336,6 +336,6 @@ def test_messages_go_through_the_template(connect: Connect, server: ScriptedServ
 
 def test_messages_need_a_template(connect: Connect) -> None:
     calls = connect(variant="open")
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         run(calls, converse(calls), "complete", [Message("user", "hello")])
     assert caught.value.field == "template"

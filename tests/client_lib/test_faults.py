@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 from client_lib import (
     AuthenticationError,
     Client,
-    ConnectionFailed,
+    ConnectionFailedError,
     DELClientError,
-    InvalidRequest,
-    Overloaded,
+    InvalidRequestError,
+    OverloadedError,
     PermissionDeniedError,
     ProtocolError,
-    RedirectRefused,
+    RedirectRefusedError,
     ServerError,
-    StreamBroken,
+    StreamBrokenError,
     Timeout,
-    TimeoutExceeded,
+    TimeoutExceededError,
     Usage,
 )
 from client_lib import errors as family
@@ -123,10 +123,10 @@ def test_a_server_that_is_away_for_many_tries_is_waited_for(connect: Connect, se
 @pytest.mark.parametrize(
     ("failure", "kind", "code"),
     [
-        (error(400, "invalid_value"), InvalidRequest, "invalid_value"),
-        (error(404, "unknown_variant"), InvalidRequest, "unknown_variant"),
+        (error(400, "invalid_value"), InvalidRequestError, "invalid_value"),
+        (error(404, "unknown_variant"), InvalidRequestError, "unknown_variant"),
         (error(404, "not_found"), ProtocolError, "not_found"),
-        (error(413, "frame_too_large"), InvalidRequest, "frame_too_large"),
+        (error(413, "frame_too_large"), InvalidRequestError, "frame_too_large"),
         (error(415, "unsupported_media_type"), ProtocolError, "unsupported_media_type"),
         (error(401, "invalid_api_key"), AuthenticationError, "invalid_api_key"),
         (error(403, "forbidden"), PermissionDeniedError, "forbidden"),
@@ -150,7 +150,7 @@ def test_lasting_failures_are_typed_and_not_retried(
 
 def test_retries_are_bounded_and_the_last_failure_is_told(connect: Connect, server: ScriptedServer) -> None:
     server.script.extend([error(503, "overloaded", NOW, "16 of 16 places taken")] * 9)
-    with pytest.raises(Overloaded, match="16 of 16 places taken") as caught:
+    with pytest.raises(OverloadedError, match="16 of 16 places taken") as caught:
         connect(max_retries=3).complete(SECRET, variant="open")
     assert caught.value.retry_after == 0.0
     assert caught.value.status == 503
@@ -171,7 +171,7 @@ def test_retry_after_is_waited_for(connect: Connect, server: ScriptedServer, cod
 
 def test_a_long_retry_after_is_left_to_the_caller(connect: Connect, server: ScriptedServer) -> None:
     server.script.append(error(429, "rate_limited", {"retry-after": "3600"}))
-    with pytest.raises(Overloaded) as caught:
+    with pytest.raises(OverloadedError) as caught:
         connect().complete(SECRET, variant="open")
     assert caught.value.retry_after == 3600
     assert len(server.frames) == 1
@@ -182,7 +182,7 @@ def test_a_pause_beyond_the_total_limit_is_not_begun(connect: Connect, server: S
     calls.call("bundle")
     server.script.append(error(503, "overloaded", {"retry-after": "20"}))
     started = time.monotonic()
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         calls.complete(SECRET, variant="open")
     assert time.monotonic() - started < 4
 
@@ -191,7 +191,7 @@ def test_no_server(connect: Connect, server: ScriptedServer, bundle: ClientBundl
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        with pytest.raises(ConnectionFailed, match=url):
+        with pytest.raises(ConnectionFailedError, match=url):
             connect(base_url=url, bundle=bundle.path).complete(SECRET, variant="open")
 
 
@@ -205,10 +205,10 @@ def test_redirects_are_refused(connect: Connect, server: ScriptedServer, tmp_pat
     """Also to the same host: a prompt goes where the caller said."""
     server.script.append(status(code, {"location": f"{server.url}/elsewhere"}))
     calls = connect()
-    with pytest.raises(RedirectRefused):
+    with pytest.raises(RedirectRefusedError):
         calls.complete(SECRET, variant="open")
     server.bundle_script.append(status(code, {"location": "http://192.0.2.1/v1/bundle"}))
-    with pytest.raises(RedirectRefused):
+    with pytest.raises(RedirectRefusedError):
         connect(cache_dir=tmp_path / "other").call("bundle")
     assert server.requests_to("/elsewhere") == []
 
@@ -320,14 +320,14 @@ def test_cut_anywhere(
 
 def test_resumptions_are_bounded(connect: Connect, server: ScriptedServer) -> None:
     server.script.extend([cut(300)] * 9)
-    with pytest.raises(StreamBroken):
+    with pytest.raises(StreamBrokenError):
         connect(max_resumes=2).stream(SECRET, variant="open", max_tokens=50)
     assert len(server.frames) == 3
 
 
 def test_resumption_can_be_declined(connect: Connect, server: ScriptedServer) -> None:
     server.script.append(cut(300))
-    with pytest.raises(StreamBroken):
+    with pytest.raises(StreamBrokenError):
         connect(max_resumes=0).stream(SECRET, variant="open", max_tokens=50)
     assert len(server.frames) == 1
 
@@ -341,9 +341,9 @@ def test_resuming_waits_for_a_server_that_is_being_replaced(connect: Connect, se
 
 def test_a_server_that_stays_away_breaks_the_stream(connect: Connect, server: ScriptedServer) -> None:
     server.script.extend([cut(300), *[error(503, "overloaded", NOW)] * 9])
-    with pytest.raises(StreamBroken) as caught:
+    with pytest.raises(StreamBrokenError) as caught:
         connect(max_retries=1).stream(SECRET, variant="open", max_tokens=12)
-    assert isinstance(caught.value.__cause__, Overloaded)
+    assert isinstance(caught.value.__cause__, OverloadedError)
 
 
 @pytest.mark.parametrize("code", ["engine_unavailable", "internal_error", "something_new", None, 3])
@@ -368,7 +368,7 @@ def test_a_second_internal_error_ends_the_stream(connect: Connect, server: Scrip
 
 def test_other_error_events_end_the_stream(connect: Connect, server: ScriptedServer) -> None:
     server.script.append(raw(b'data: {"error": {"message": "no", "code": "invalid_value"}}\n\n'))
-    with pytest.raises(InvalidRequest, match="no"):
+    with pytest.raises(InvalidRequestError, match="no"):
         connect().stream(SECRET, variant="open")
     assert len(server.frames) == 1
 
@@ -441,7 +441,7 @@ def test_silence(connect: Connect, server: ScriptedServer, method: str, head: by
     server.script.append(hang(head))
     calls = connect(timeout=Timeout(read=0.3) if phase == "read" else Timeout(read=30, total=0.6))
     calls.call("bundle")
-    with pytest.raises(TimeoutExceeded) as caught:
+    with pytest.raises(TimeoutExceededError) as caught:
         getattr(calls, method)(SECRET, variant="open")
     assert caught.value.phase == phase
     assert len(server.frames) == 1  # it may be computing still
@@ -462,7 +462,7 @@ def test_the_first_token_has_to_come_in_time(connect: Connect, server: ScriptedS
     calls = connect(timeout=Timeout(read=30, first_token=0.4))
     calls.call("bundle")
     started = time.monotonic()
-    with pytest.raises(TimeoutExceeded, match="first_token") as caught:
+    with pytest.raises(TimeoutExceededError, match="first_token") as caught:
         calls.stream(SECRET, variant="open")
     assert caught.value.phase == "first_token"
     assert 0.4 <= time.monotonic() - started < 10
@@ -472,7 +472,7 @@ def test_the_first_token_has_to_come_in_time(connect: Connect, server: ScriptedS
 
 def test_a_server_that_only_says_that_it_is_there_is_left_too(connect: Connect, server: ScriptedServer) -> None:
     server.script.append(chatter(b": still waiting\n\n"))
-    with pytest.raises(TimeoutExceeded) as caught:
+    with pytest.raises(TimeoutExceededError) as caught:
         connect(timeout=Timeout(read=30, first_token=0.4)).stream(SECRET, variant="open")
     assert caught.value.phase == "first_token"
 
@@ -481,7 +481,7 @@ def test_tries_and_pauses_count_until_the_first_token(connect: Connect, server: 
     server.script.extend([error(503, "overloaded", {"retry-after": "30"})] * 9)
     calls = connect(timeout=Timeout(first_token=5))
     calls.call("bundle")
-    with pytest.raises(Overloaded):  # the pause would pass the limit, so it is not begun
+    with pytest.raises(OverloadedError):  # the pause would pass the limit, so it is not begun
         calls.stream(SECRET, variant="open")
     assert len(server.frames) == 1
 
@@ -513,7 +513,7 @@ def test_no_connection_in_time(connect: Connect, bundle: ClientBundle) -> None:
             waiting[-1].connect_ex(listener.getsockname())
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         calls = connect(base_url=url, bundle=bundle.path, timeout=Timeout(connect=0.2), max_retries=1)
-        with pytest.raises(TimeoutExceeded) as caught:
+        with pytest.raises(TimeoutExceededError) as caught:
             calls.complete(SECRET, variant="open")
         assert caught.value.phase == "connect"
         for connection in waiting:
@@ -556,7 +556,7 @@ def test_every_failure_of_the_transport_is_in_the_table() -> None:
 
 def test_server_messages_are_bounded_and_printable(connect: Connect, server: ScriptedServer) -> None:
     server.script.append(error(400, "invalid_value", message="\x1b[31m" + "x" * 10_000 + "\n"))
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         connect().complete(SECRET, variant="open")
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 700

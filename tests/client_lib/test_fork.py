@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from client_lib import AsyncClient, Client, ClientClosed, LedgerUnavailable
+from client_lib import AsyncClient, Client, ClientClosedError, LedgerUnavailableError
 from client_lib.ledger import Budget, Ledger, MemoryStore
 from client_lib.prompts.encoder import Draw
 from del_core.mechanism import Mechanism
@@ -72,7 +72,7 @@ def test_a_stream_belongs_to_the_process_that_began_it(server: ScriptedServer, t
         chunks = [next(stream)]
 
         def read_on() -> None:
-            with pytest.raises(ClientClosed, match="the process that began it"):
+            with pytest.raises(ClientClosedError, match="the process that began it"):
                 list(stream)
 
         in_child(read_on)
@@ -86,7 +86,7 @@ def test_a_closed_client_stays_closed(server: ScriptedServer, tmp_path: Path) ->
     client.close()
 
     def use() -> None:
-        with pytest.raises(ClientClosed):
+        with pytest.raises(ClientClosedError):
             check(client)
 
     in_child(use)
@@ -119,7 +119,7 @@ def test_a_ledger_in_memory_is_not_doubled(server: ScriptedServer) -> None:
     ledger.spend("ann", mechanism, [Draw(b"1" * 16, 1)])
 
     def spend() -> None:
-        with pytest.raises(LedgerUnavailable, match="SQLiteStore"):
+        with pytest.raises(LedgerUnavailableError, match="SQLiteStore"):
             ledger.spend("ann", mechanism, [Draw(b"2" * 16, 1)])
 
     held, done = threading.Event(), threading.Event()

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from client_lib import BudgetExceeded, Draw, InvalidRequest, LedgerUnavailable, PolicyViolation, private, public
+from client_lib import (
+    BudgetExceededError,
+    Draw,
+    InvalidRequestError,
+    LedgerUnavailableError,
+    PolicyViolationError,
+    private,
+    public,
+)
 from client_lib.prompts.encoder import Encoder
 from del_core.bundle import ClientBundle
 from del_core.mechanism import Mechanism
@@ -41,11 +49,11 @@ class Policy:
 
     def check_variant(self, bundle: ClientBundle, variant: str) -> None:
         if variant == self.forbidden:
-            raise PolicyViolation(f"variant: {variant!r}; allowed: others")
+            raise PolicyViolationError(f"variant: {variant!r}; allowed: others")
 
     def check_prompt(self, bundle: ClientBundle, variant: str, private_tokens: int) -> None:
         if private_tokens > self.most:
-            raise PolicyViolation(f"prompt: {private_tokens} private tokens; allowed: {self.most}")
+            raise PolicyViolationError(f"prompt: {private_tokens} private tokens; allowed: {self.most}")
 
 
 @pytest.mark.parametrize("method", ["complete", "stream"])
@@ -71,10 +79,10 @@ def test_every_draw_is_charged_once_before_it_is_sent(connect: Connect, server: 
 @pytest.mark.parametrize(
     ("refuse", "expected"),
     [
-        (BudgetExceeded("subject: spent", subject="ann"), BudgetExceeded),
-        (LedgerUnavailable("ledger: locked"), LedgerUnavailable),
-        (OSError(28, "No space left on device"), LedgerUnavailable),
-        (RuntimeError("whatever"), LedgerUnavailable),
+        (BudgetExceededError("subject: spent", subject="ann"), BudgetExceededError),
+        (LedgerUnavailableError("ledger: locked"), LedgerUnavailableError),
+        (OSError(28, "No space left on device"), LedgerUnavailableError),
+        (RuntimeError("whatever"), LedgerUnavailableError),
     ],
 )
 def test_what_the_ledger_refuses_is_not_sent(
@@ -89,7 +97,7 @@ def test_what_the_ledger_refuses_is_not_sent(
 def test_with_a_ledger_a_subject_is_needed(connect: Connect, server: ScriptedServer) -> None:
     ledger = Ledger()
     calls = connect(ledger=ledger)
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         calls.complete(SECRET, variant="open")
     assert caught.value.field == "subject"
     assert not server.received
@@ -115,9 +123,9 @@ def test_what_the_policy_forbids_draws_no_noise(
 
     monkeypatch.setattr(Encoder, "draw", draw)
     for method in ("complete", "stream"):
-        with pytest.raises(PolicyViolation):
+        with pytest.raises(PolicyViolationError):
             getattr(calls, method)(SECRET, variant="open")
-    with pytest.raises(PolicyViolation):
+    with pytest.raises(PolicyViolationError):
         calls.call("encode", SECRET, variant="open")
     assert not server.frames
     assert not ledger.calls
@@ -126,7 +134,7 @@ def test_what_the_policy_forbids_draws_no_noise(
 def test_the_policy_sees_prompts_that_were_encoded_before(connect: Connect, server: ScriptedServer) -> None:
     calls = connect()
     encoded = calls.call("encode", SECRET, variant="open")
-    with pytest.raises(PolicyViolation):
+    with pytest.raises(PolicyViolationError):
         calls.with_options(policy=Policy(most=2)).complete(encoded, variant="open")
     assert not server.frames
 
@@ -152,12 +160,12 @@ def test_options_share_connections_and_bundle(connect: Connect, server: Scripted
     ],
 )
 def test_unacceptable_options_are_named(connect: Connect, options: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         connect().with_options(**options)
     assert caught.value.field == field
 
 
 def test_a_variant_is_needed_somewhere(connect: Connect) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         connect().complete(SECRET)
     assert caught.value.field == "variant"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from client_lib import AsyncClient, Client, ConnectionFailed, InvalidRequest, Timeout, TimeoutExceeded
+from client_lib import AsyncClient, Client, ConnectionFailedError, InvalidRequestError, Timeout, TimeoutExceededError
 from tests.client_lib.conftest import SHORT_PAUSES, Calls
 from tests.support.http2_server import HTTP2Server, make_certificate
 from tests.support.scripted_server import Received, ScriptedServer, chatter, cut, error, expected_text, expected_tokens
@@ -113,7 +113,7 @@ def test_the_first_tokens_time_is_kept_without_harm_to_others(
     calls = connect(base_url=front.url, http2=True, timeout=Timeout(read=30, first_token=0.4))
     calls.call("bundle")
     server.script.append(chatter(b": waiting\n\n"))
-    with pytest.raises(TimeoutExceeded) as caught:
+    with pytest.raises(TimeoutExceededError) as caught:
         calls.stream(SECRET, variant="open")
     assert caught.value.phase == "first_token"
     assert calls.complete(SECRET, variant="open").token_ids
@@ -132,7 +132,7 @@ def test_a_certificate_of_nobody_is_refused(
 ) -> None:
     """Also for this machine's own addresses."""
     monkeypatch.delenv("SSL_CERT_FILE")
-    with pytest.raises(ConnectionFailed) as caught:
+    with pytest.raises(ConnectionFailedError) as caught:
         connect(base_url=front.url, http2=http2, max_retries=0).complete(SECRET, variant="open")
     link: BaseException | None = caught.value
     while link is not None and not isinstance(link, ssl.SSLCertVerificationError):
@@ -143,5 +143,5 @@ def test_a_certificate_of_nobody_is_refused(
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_without_its_package_it_is_refused(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InvalidRequest, match=r"http2 must be .*del-serve\[http2\]"):
+    with pytest.raises(InvalidRequestError, match=r"http2 must be .*del-serve\[http2\]"):
         kind("https://del.example.com", http2=True)

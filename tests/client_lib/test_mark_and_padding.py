@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client_lib import InvalidRequest, Padding, mark, private, public
+from client_lib import InvalidRequestError, Padding, mark, private, public
 from client_lib.prompts.encoder import Encoder
 from del_core.bundle import ClientBundle
 from del_core.wire import PrivateSegment
@@ -57,7 +57,7 @@ def test_a_detector_is_a_function_of_the_text() -> None:
     ],
 )
 def test_unusable_ranges_are_refused(ranges: Any) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         mark("Zebra", lambda _: ranges)
     assert caught.value.field == "detector"
     assert "Z" not in str(caught.value)
@@ -67,14 +67,14 @@ def test_unusable_ranges_are_refused(ranges: Any) -> None:
 @given(text=st.text("abc de", min_size=1, max_size=60))
 def test_private_spans_fill_buckets(bundle: ClientBundle, bucket: int, text: str) -> None:
     encoder = Encoder(bundle)
-    plain = encoder.tokenise([public(text), private(text)], "open")
-    padded = encoder.tokenise([public(text), private(text)], "open", Padding(bucket))
+    plain = encoder.tokenize([public(text), private(text)], "open")
+    padded = encoder.tokenize([public(text), private(text)], "open", Padding(bucket))
     assert padded[0].ids == plain[0].ids
     ids = padded[1].ids
     assert len(ids) % bucket == 0
     assert 0 <= len(ids) - len(plain[1].ids) < bucket
     assert ids[len(ids) - len(plain[1].ids) :] == plain[1].ids
-    filling = encoder.tokenise("\n", "open")[0].ids
+    filling = encoder.tokenize("\n", "open")[0].ids
     assert set(ids[: len(ids) - len(plain[1].ids)]) <= set(filling)
 
 
@@ -93,7 +93,7 @@ def test_padding_is_charged_and_reused(connect: Connect, server: ScriptedServer)
 def test_padding_is_noisy_like_the_rest(bundle: ClientBundle) -> None:
     """Equal padding tokens have independent counts: 63 rows of 8 coordinates with 15 trials are not all equal."""
     encoder = Encoder(bundle)
-    encoded = encoder.draw(encoder.tokenise("a", "open", Padding(64)), "open")
+    encoded = encoder.draw(encoder.tokenize("a", "open", Padding(64)), "open")
     codes = next(s for s in encoded.segments if isinstance(s, PrivateSegment)).codes[:-1]
     assert len(np.unique(codes, axis=0)) > 1
 
@@ -102,6 +102,6 @@ def test_padding_is_noisy_like_the_rest(bundle: ClientBundle) -> None:
     ("arguments", "field"), [((1,), "bucket"), ((5000,), "bucket"), ((8.0,), "bucket"), ((8, ""), "text")]
 )
 def test_unusable_padding_is_refused(arguments: Any, field: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         Padding(*arguments)
     assert caught.value.field == f"padding.{field}"

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from client_lib import AsyncClient, Client, DELClientError, InvalidRequest, Overloaded, private, public
+from client_lib import AsyncClient, Client, DELClientError, InvalidRequestError, OverloadedError, private, public
 from client_lib.telemetry import OpenTelemetry
 from tests.client_lib.conftest import SHORT_PAUSES, Calls
 from tests.support.scripted_server import ScriptedServer, cut, error, expected_text, expected_tokens, hang, reset
@@ -69,7 +69,7 @@ def test_a_caller_names_the_key(connect: Connect, server: ScriptedServer) -> Non
 def test_unacceptable_keys_are_refused_before_anything_is_sent(
     connect: Connect, server: ScriptedServer, key: Any
 ) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         connect().complete(PROMPT, variant="open", idempotency_key=key)
     assert caught.value.field == "idempotency_key"
     assert not server.frames
@@ -104,7 +104,7 @@ def test_debug_tells_what_happened_without_what_was_said(
     server.script.extend([error(429, "rate_limit_exceeded", NOW), cut(500)])
     calls.stream(PROMPT, variant="open", max_tokens=12)
     server.script.append(error(400, "invalid_value", message=f"no {SECRET}"))
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequestError):
         calls.complete(PROMPT, variant="open")
     text = lines.getvalue()
     assert not any(word in text for word in WORDS), text
@@ -144,7 +144,7 @@ def test_without_it_nothing_is_written(server: ScriptedServer, tmp_path: Path, c
 
 def test_an_unknown_level_is_refused(log: Callable[[str], io.StringIO], server: ScriptedServer) -> None:
     log("everything")
-    with pytest.raises(InvalidRequest, match="DEL_LOG must be debug, info or unset, got 'everything'"):
+    with pytest.raises(InvalidRequestError, match="DEL_LOG must be debug, info or unset, got 'everything'"):
         Client(server.url)
 
 
@@ -228,7 +228,7 @@ def test_a_failure_is_told_by_its_name(connect: Connect, server: ScriptedServer,
     provider, exporter = spans
     calls = connect(telemetry=OpenTelemetry(provider), max_retries=0)
     server.script.append(error(503, "overloaded", message=f"no room for {SECRET}"))
-    with pytest.raises(Overloaded):
+    with pytest.raises(OverloadedError):
         calls.complete(PROMPT, variant="open")
     span = named(exporter, "del complete open")
     assert span.status.status_code == StatusCode.ERROR

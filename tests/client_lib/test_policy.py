@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client_lib import BundleInvalid, InvalidRequest, PolicyViolation, PrivacyPolicy, RedirectRefused, private, public
+from client_lib import (
+    BundleInvalidError,
+    InvalidRequestError,
+    PolicyViolationError,
+    PrivacyPolicy,
+    RedirectRefusedError,
+    private,
+    public,
+)
 from del_core import accounting
 from del_core.bundle import CLIENT_FILES, ClientBundle, load_client, replace_audit
 from del_core.bundle import archive as _tar
@@ -30,11 +38,11 @@ def _epsilon(bundle: ClientBundle, variant: str, tokens: int = 1) -> float:
     return accounting.epsilon(bundle.mechanism(variant), DELTA, tokens)
 
 
-def _refused(calls: Calls, server: ScriptedServer, prompt: Any = SECRET, **options: Any) -> PolicyViolation:
+def _refused(calls: Calls, server: ScriptedServer, prompt: Any = SECRET, **options: Any) -> PolicyViolationError:
     before = len(server.frames)
     errors = []
     for method in (calls.complete, calls.stream):
-        with pytest.raises(PolicyViolation) as caught:
+        with pytest.raises(PolicyViolationError) as caught:
             method(prompt, **{"variant": "open", **options})
         errors.append(caught.value)
     assert len(server.frames) == before
@@ -115,7 +123,7 @@ def test_a_bundle_that_was_changed_by_hand_is_refused(
         server.script.append(error(409, "bundle_outdated"))
     sent = len(server.frames)
     server.bundle_script.append(status(200, {}, _manipulated(name, server.bundle, tmp_path / "evil")))
-    with pytest.raises(BundleInvalid):
+    with pytest.raises(BundleInvalidError):
         calls.complete(SECRET, variant="open")
     # The frame that was answered by 409, encoded for the honest bundle, is all that was sent.
     assert {_fingerprint(frame) for frame in server.frames[sent:]} == (
@@ -161,7 +169,7 @@ def test_a_renewal_that_keeps_the_noise_but_not_the_policy_is_refused(
     calls = connect(policy=PrivacyPolicy(min_audit_date=datetime.date(2026, 1, 1)))
     calls.complete(SECRET, variant="open")
     server.bundle = _dated(tmp_path / "old", "2025-12-31")
-    with pytest.raises(PolicyViolation, match="2025-12-31"):
+    with pytest.raises(PolicyViolationError, match="2025-12-31"):
         calls.complete(SECRET, variant="open")
     assert {_fingerprint(frame) for frame in server.frames} == {dated.fingerprint}
 
@@ -179,7 +187,7 @@ def test_a_resumed_stream_is_checked_against_a_renewed_bundle(
         running.bundle = old
 
     server.script.append(cut_and_exchange)
-    with pytest.raises(PolicyViolation):
+    with pytest.raises(PolicyViolationError):
         calls.stream(SECRET, variant="open", max_tokens=40)
     assert len(server.frames) >= 2  # the resumption was tried under the bundle that the policy allows, and only that
     assert {_fingerprint(frame) for frame in server.frames} == {first.fingerprint}
@@ -203,7 +211,7 @@ def test_the_audit_has_to_be_young_enough(audit: dict[str, Any], allowed: bool, 
     if allowed:
         policy.check_variant(bundle, "open")
     else:
-        with pytest.raises(PolicyViolation, match="audit"):
+        with pytest.raises(PolicyViolationError, match="audit"):
             policy.check_variant(bundle, "open")
 
 
@@ -224,7 +232,7 @@ def test_a_redirect_to_another_host_is_not_followed(
     with ScriptedServer(bundle).running() as other:
         calls = connect(policy=PrivacyPolicy(max_epsilon_per_token=1e6))
         server.script.append(status(307, {"location": f"{other.url}/v1/private/completions"}))
-        with pytest.raises(RedirectRefused):
+        with pytest.raises(RedirectRefusedError):
             calls.complete(SECRET, variant="open")
         assert not other.received
 
@@ -242,7 +250,7 @@ def test_a_redirect_to_another_host_is_not_followed(
     ],
 )
 def test_unacceptable_limits_are_named(limits: dict[str, Any], field: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         PrivacyPolicy(**limits)
     assert caught.value.field == field
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from client_lib import (
-    BundleOutdated,
-    ConnectionFailed,
+    BundleOutdatedError,
+    ConnectionFailedError,
     DELClientError,
-    InvalidRequest,
-    Overloaded,
+    InvalidRequestError,
+    OverloadedError,
     ProtocolError,
     RetryPolicy,
     ServerError,
-    TimeoutExceeded,
+    TimeoutExceededError,
 )
 from client_lib._core.retry import InternalErrors, parse_retry_after
 
@@ -27,24 +27,24 @@ NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 @pytest.mark.parametrize(
     ("failure", "temporary"),
     [
-        (ConnectionFailed("x"), True),
-        (TimeoutExceeded("x", phase="connect"), True),
-        (TimeoutExceeded("x", phase="read"), False),
-        (TimeoutExceeded("x", phase="total"), False),
-        (TimeoutExceeded("x", phase="first_token"), False),
-        (TimeoutExceeded("x", status=408), True),
+        (ConnectionFailedError("x"), True),
+        (TimeoutExceededError("x", phase="connect"), True),
+        (TimeoutExceededError("x", phase="read"), False),
+        (TimeoutExceededError("x", phase="total"), False),
+        (TimeoutExceededError("x", phase="first_token"), False),
+        (TimeoutExceededError("x", status=408), True),
         (ServerError("x", status=409), True),
-        (BundleOutdated("x", status=409), False),
-        (BundleOutdated("x"), False),
-        (Overloaded("x", status=429), True),
-        (Overloaded("x", status=503), True),
+        (BundleOutdatedError("x", status=409), False),
+        (BundleOutdatedError("x"), False),
+        (OverloadedError("x", status=429), True),
+        (OverloadedError("x", status=503), True),
         (ServerError("x", status=502), True),
         (ServerError("x", status=504), True),
         (ServerError("x", status=500), True),
         (ServerError("x", status=599), True),
         (ServerError("x", status=418), False),
-        (InvalidRequest("x", status=400), False),
-        (InvalidRequest("x"), False),
+        (InvalidRequestError("x", status=400), False),
+        (InvalidRequestError("x"), False),
         (ProtocolError("x"), False),
     ],
 )
@@ -54,9 +54,9 @@ def test_what_is_tried_again(failure: DELClientError, temporary: bool) -> None:
 
 def test_retries_run_out() -> None:
     policy = RetryPolicy(max_retries=2)
-    pauses = [policy.pause(ConnectionFailed("x"), done) for done in range(4)]
+    pauses = [policy.pause(ConnectionFailedError("x"), done) for done in range(4)]
     assert [pause is None for pause in pauses] == [False, False, True, True]
-    assert RetryPolicy(max_retries=0).pause(ConnectionFailed("x"), 0) is None
+    assert RetryPolicy(max_retries=0).pause(ConnectionFailedError("x"), 0) is None
 
 
 def test_backoff_doubles_up_to_a_bound_and_is_jittered() -> None:
@@ -70,19 +70,19 @@ def test_backoff_doubles_up_to_a_bound_and_is_jittered() -> None:
 
 @pytest.mark.parametrize(("wish", "pause"), [(3.5, 3.5), (60.0, 60.0), (60.5, None), (1e9, None)])
 def test_the_server_is_asked_again_when_it_wishes(wish: float, pause: float | None) -> None:
-    assert RetryPolicy().pause(Overloaded("x", status=503, retry_after=wish), 0) == pause
+    assert RetryPolicy().pause(OverloadedError("x", status=503, retry_after=wish), 0) == pause
 
 
 def test_pauses_grow_beyond_a_short_wish() -> None:
     policy = RetryPolicy()
-    impatient = Overloaded("x", status=503, retry_after=0.0)
+    impatient = OverloadedError("x", status=503, retry_after=0.0)
     assert all(0.25 * 2**k <= (policy.pause(impatient, k) or 0.0) <= 0.5 * 2**k for k in range(5))
 
 
 @pytest.mark.parametrize("wish", [None, 0.0, 1.0, 5.0])
 def test_by_default_a_replica_has_time_to_come_back(wish: float | None) -> None:
     """However the jitter falls: 40 s at least, and not so long that a wrong URL is never told."""
-    policy, failure, waited, tries = RetryPolicy(), Overloaded("x", status=503, retry_after=wish), 0.0, 0
+    policy, failure, waited, tries = RetryPolicy(), OverloadedError("x", status=503, retry_after=wish), 0.0, 0
     while (pause := policy.pause(failure, tries)) is not None:
         waited, tries = waited + pause, tries + 1
     assert 40 <= waited <= 120
@@ -90,7 +90,7 @@ def test_by_default_a_replica_has_time_to_come_back(wish: float | None) -> None:
 
 def test_one_internal_error_is_chance_and_a_second_ends_the_call() -> None:
     seen = InternalErrors()
-    others = [Overloaded("x", status=503), ConnectionFailed("x"), ServerError("x", status=502)]
+    others = [OverloadedError("x", status=503), ConnectionFailedError("x"), ServerError("x", status=502)]
     assert not any(seen.ends(failure) for failure in [*others, ServerError("x", status=500), *others])
     assert not seen.repeated
     assert seen.ends(ServerError("x", status=500))
@@ -122,5 +122,5 @@ def test_retry_after(header: str | None, seconds: float | None) -> None:
 
 @pytest.mark.parametrize("value", [-1, 101, 1.5, True, "2", None])
 def test_bad_limits_are_refused(value: Any) -> None:
-    with pytest.raises(InvalidRequest, match="max_retries"):
+    with pytest.raises(InvalidRequestError, match="max_retries"):
         RetryPolicy(value)

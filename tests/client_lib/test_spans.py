@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from client_lib import BundleInvalid, Encoder, InvalidRequest, Span, private, public
+from client_lib import BundleInvalidError, Encoder, InvalidRequestError, Span, private, public
 from client_lib.prompts.spans import spans_of
 from del_core.bundle import ClientBundle, load_client
 from del_core.wire import PrivateSegment, PublicSegment, Sampling, Shape, decode_frame
@@ -55,7 +55,7 @@ def test_representations_hide_the_text(value: object) -> None:
 def test_spans_keep_order_and_content(spans: list[Span]) -> None:
     kept = [span for span in spans if span.text]
     if not kept:
-        with pytest.raises(InvalidRequest, match="prompt must be at least one character"):
+        with pytest.raises(InvalidRequestError, match="prompt must be at least one character"):
             spans_of(spans, "open")
     else:
         assert list(spans_of(spans, "open")) == kept
@@ -78,7 +78,7 @@ def test_spans_keep_order_and_content(spans: list[Span]) -> None:
     ],
 )
 def test_bad_prompts_are_named_but_not_shown(prompt: Any, field: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         spans_of(prompt, "open")
     assert caught.value.field == field
     assert ", got " in str(caught.value)
@@ -87,7 +87,7 @@ def test_bad_prompts_are_named_but_not_shown(prompt: Any, field: str) -> None:
 
 
 def test_private_spans_are_refused_under_clear() -> None:
-    with pytest.raises(InvalidRequest, match=r"prompt\[1\].*adds no noise") as caught:
+    with pytest.raises(InvalidRequestError, match=r"prompt\[1\].*adds no noise") as caught:
         spans_of([public("a"), private(SECRET)], "clear")
     assert SECRET not in str(caught.value)
 
@@ -102,7 +102,7 @@ def test_frame_holds_every_span_tokenised_on_its_own(bundle: ClientBundle, spans
     tokenizer = Tokenizer.from_file(str(bundle.tokenizer_path))
     ids = [(span, tokenizer.encode(span.text, add_special_tokens=False).ids) for span in spans if span.text]
     if not any(tokens for _, tokens in ids):
-        with pytest.raises(InvalidRequest):
+        with pytest.raises(InvalidRequestError):
             encoder.encode(spans, "open")
         return
     encoded = encoder.encode(spans, "open")
@@ -157,20 +157,20 @@ def test_text_is_never_cut_or_filled_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variant", ["secret", "", "Open", None])
 def test_unknown_variants_are_refused(encoder: Encoder, variant: Any) -> None:
-    with pytest.raises(InvalidRequest, match="one of strict, open, clear") as caught:
+    with pytest.raises(InvalidRequestError, match="one of strict, open, clear") as caught:
         encoder.encode("hello", variant)
     assert caught.value.field == "variant"
 
 
 def test_a_tokenizer_that_does_not_fit_the_table_is_refused(tmp_path: Path) -> None:
     encoder = Encoder(make_bundle(tmp_path / "bundle", rows=20))
-    with pytest.raises(BundleInvalid, match="0 to 19"):
+    with pytest.raises(BundleInvalidError, match="0 to 19"):
         encoder.encode("zebra", "open")
 
 
 def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", tokenizer_json=b"{}", rows=20)
-    with pytest.raises(BundleInvalid, match=r"tokenizer\.json"):
+    with pytest.raises(BundleInvalidError, match=r"tokenizer\.json"):
         Encoder(bundle)
 
 
@@ -217,7 +217,7 @@ def test_public_prompts_move_under_another_table(encoder: Encoder, tmp_path: Pat
 
 def test_a_frame_is_never_built_for_the_wrong_bundle(encoder: Encoder, tmp_path: Path) -> None:
     other = Encoder(make_bundle(tmp_path / "bundle", table_seed=2))
-    with pytest.raises(InvalidRequest, match="encoded for the bundle"):
+    with pytest.raises(InvalidRequestError, match="encoded for the bundle"):
         other.frame(encoder.encode("hello", "open"), Sampling())
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from client_lib import AsyncClient, Client, Completion, TimeoutExceeded
+from client_lib import AsyncClient, Client, Completion, TimeoutExceededError
 from tests.client_lib.conftest import SHORT_PAUSES
 from tests.support.scripted_server import ScriptedServer, expected_text, expected_tokens, hang
 
@@ -95,7 +95,7 @@ def test_waiting_for_another_threads_download_is_limited(server: ScriptedServer,
     ):
         calls = [pool.submit(client.complete, SECRET, variant="open") for _ in range(2)]
         failures = [call.exception(30) for call in calls]
-    assert any(isinstance(failure, TimeoutExceeded) and failure.phase == "total" for failure in failures)
+    assert any(isinstance(failure, TimeoutExceededError) and failure.phase == "total" for failure in failures)
 
 
 async def _drain(client: AsyncClient) -> Completion:

@@ -9,7 +9,7 @@ import types
 import click
 import pytest
 
-from client_lib.errors import InvalidRequest
+from client_lib.errors import InvalidRequestError
 from del_core.errors import BundleError, DelError
 from delctl import main
 
@@ -69,7 +69,7 @@ def _command_that_raises(monkeypatch: pytest.MonkeyPatch, error: BaseException, 
     ("error", "code", "line"),
     [
         (BundleError("client/table.safetensors", "is cut off"), 2, "delctl: client/table.safetensors: is cut off\n"),
-        (InvalidRequest("variant: 'x'; allowed: y"), 2, "delctl: variant: 'x'; allowed: y\n"),
+        (InvalidRequestError("variant: 'x'; allowed: y"), 2, "delctl: variant: 'x'; allowed: y\n"),
         (DelError("the server is gone"), 1, "delctl: the server is gone\n"),
         (FileNotFoundError(2, "No such file or directory", "there"), 1, "delctl: there: No such file or directory\n"),
         (KeyboardInterrupt(), 130, "delctl: stopped\n"),

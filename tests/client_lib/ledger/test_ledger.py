@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from client_lib.errors import BudgetExceeded, InvalidRequest, LedgerUnavailable
+from client_lib.errors import BudgetExceededError, InvalidRequestError, LedgerUnavailableError
 from client_lib.ledger import Budget, Ledger, LedgerStore, MemoryStore, RedisStore, SQLiteStore
 from client_lib.ledger import sqlite as sqlite_store
 from client_lib.ledger import store as memory_store
@@ -111,7 +111,7 @@ def test_mixed_levels_are_bounded_from_above_and_below(store: LedgerStore) -> No
     assert spent.epsilon <= sum_of_both
     single = Ledger(MemoryStore(), budget=Budget(500.0, DELTA, mixed=False))
     single.spend("ann", WEAK, [draw()])
-    with pytest.raises(BudgetExceeded):
+    with pytest.raises(BudgetExceededError):
         single.spend("ann", STRONG, [draw()])
 
 
@@ -123,7 +123,7 @@ def test_the_last_token_that_fits_is_the_accountings(store: LedgerStore, mixed: 
     ledger.spend("ann", WEAK, [draw(fits)])
     spent = ledger.spent("ann")
     assert spent.epsilon <= 100.0
-    with pytest.raises(BudgetExceeded) as caught:
+    with pytest.raises(BudgetExceededError) as caught:
         ledger.spend("ann", WEAK, [draw(1)])
     error = caught.value
     assert (error.subject, error.epsilon_budget, error.epsilon_spent) == ("ann", 100.0, spent.epsilon)
@@ -134,7 +134,7 @@ def test_the_last_token_that_fits_is_the_accountings(store: LedgerStore, mixed: 
 
 def test_a_request_that_never_fits_says_so(store: LedgerStore) -> None:
     ledger = Ledger(store, budget=Budget(10.0, DELTA))
-    with pytest.raises(BudgetExceeded, match="never") as caught:
+    with pytest.raises(BudgetExceededError, match="never") as caught:
         ledger.spend("ann", WEAK, [draw(10_000)])
     assert caught.value.retry_at is None
     assert ledger.spent("ann").epsilon == 0.0
@@ -159,7 +159,7 @@ def test_export_and_erasure(store: LedgerStore) -> None:
 
 @pytest.mark.parametrize("subject", ["", "x" * 257, "a\0b", "\ud800", 7, None])
 def test_subjects_are_checked(store: LedgerStore, subject: object) -> None:
-    with pytest.raises(InvalidRequest, match="subject"):
+    with pytest.raises(InvalidRequestError, match="subject"):
         Ledger(store, budget=Budget(1.0)).spend(subject, WEAK, [draw()])  # type: ignore[arg-type]
 
 
@@ -171,7 +171,7 @@ def test_subjects_are_checked(store: LedgerStore, subject: object) -> None:
     ],
 )  # fmt: skip
 def test_budgets_are_checked(field: str, value: object) -> None:
-    with pytest.raises(InvalidRequest, match=field):
+    with pytest.raises(InvalidRequestError, match=field):
         Budget(**{"epsilon": 1.0, field: value})  # type: ignore[arg-type]
 
 
@@ -185,19 +185,19 @@ def test_spending_leaves_the_window_and_not_before(store: LedgerStore, monkeypat
     fits = capacity(WEAK, 100.0, DELTA / 2)
     first = draw(fits)
     ledger.spend("ann", WEAK, [first])
-    with pytest.raises(BudgetExceeded) as caught:
+    with pytest.raises(BudgetExceededError) as caught:
         ledger.spend("ann", WEAK, [draw()])
     retry_at = caught.value.retry_at
     assert retry_at is not None
     wait = retry_at - datetime.now(UTC)
     assert window - timedelta(minutes=2) < wait < window + timedelta(hours=1, minutes=2)
     clock.advance(window - timedelta(seconds=1))
-    with pytest.raises(BudgetExceeded):
+    with pytest.raises(BudgetExceededError):
         ledger.spend("ann", WEAK, [draw()])
     clock.advance(timedelta(hours=1, seconds=1))
     ledger.spend("ann", WEAK, [draw(fits)])
     # What is sent again after its draw has left the window is charged again.
-    with pytest.raises(BudgetExceeded):
+    with pytest.raises(BudgetExceededError):
         ledger.spend("ann", WEAK, [first])
 
 
@@ -207,7 +207,7 @@ def test_without_a_window_spending_stays(store: LedgerStore, monkeypatch: pytest
     ledger.spend("ann", WEAK, [draw()])
     clock.advance(timedelta(days=10_000))
     assert ledger.spent("ann").epsilon == exactly(accounting.epsilon(WEAK, DELTA / 2))
-    with pytest.raises(BudgetExceeded) as caught:
+    with pytest.raises(BudgetExceededError) as caught:
         ledger.spend("ann", WEAK, [draw(10_000)])
     assert caught.value.retry_at is None
 
@@ -251,7 +251,7 @@ def test_spending_outlives_the_process(tmp_path: Path) -> None:
     known = draw(2)
     spent = first.spend("ann", WEAK, [known])
     first.close()
-    with pytest.raises(LedgerUnavailable, match="closed"):
+    with pytest.raises(LedgerUnavailableError, match="closed"):
         first.spent("ann")
     second = Ledger(SQLiteStore(path), budget=Budget(100.0, DELTA))
     assert second.spend("ann", WEAK, [known]) == spent
@@ -278,9 +278,9 @@ def test_files_that_are_no_ledger_are_refused(tmp_path: Path) -> None:
     newer.execute("PRAGMA user_version=99")
     newer.close()
     for name, reason in (("text.db", "not a database"), ("other.db", "must be a ledger"), ("newer.db", "99")):
-        with pytest.raises(LedgerUnavailable, match=reason):
+        with pytest.raises(LedgerUnavailableError, match=reason):
             SQLiteStore(tmp_path / name)
-    with pytest.raises(LedgerUnavailable):
+    with pytest.raises(LedgerUnavailableError):
         SQLiteStore(tmp_path / "no" / "such" / "directory.db")
 
 
@@ -289,7 +289,7 @@ def test_a_locked_file_is_waited_for_and_then_reported(tmp_path: Path) -> None:
     ledger = Ledger(SQLiteStore(path, busy_timeout=0.2), budget=Budget(100.0, DELTA))
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(LedgerUnavailable, match="locked"):
+    with pytest.raises(LedgerUnavailableError, match="locked"):
         ledger.spend("ann", WEAK, [draw()])
     other.execute("COMMIT")
     other.close()
@@ -304,7 +304,7 @@ def _spend_until_refused(path: str, tokens: int, results: multiprocessing.Queue[
         while done < 10_000:
             ledger.spend("ann", STRONG, [draw(tokens)])
             done += tokens
-    except BudgetExceeded:
+    except BudgetExceededError:
         pass
     results.put(done)
 
@@ -333,7 +333,7 @@ def test_several_threads_spend_exactly_what_there_is(store: LedgerStore) -> None
             while len(done) < 10_000:
                 ledger.spend("ann", STRONG, [draw()])
                 done.append(1)
-        except BudgetExceeded:
+        except BudgetExceededError:
             pass
 
     threads = [threading.Thread(target=spend) for _ in range(4)]
@@ -366,7 +366,7 @@ def test_a_fork_uses_a_connection_of_its_own(tmp_path: Path) -> None:
 _CHILD = """
 import secrets, sys
 from client_lib.prompts.encoder import Draw
-from client_lib.errors import LedgerUnavailable
+from client_lib.errors import LedgerUnavailableError
 from client_lib.ledger import Budget, Ledger, SQLiteStore
 from del_core.mechanism import Mechanism
 
@@ -381,7 +381,7 @@ while True:
     draw = Draw(secrets.token_bytes(16), 1)
     try:
         ledger.spend("ann", mechanism, [draw])
-    except LedgerUnavailable:
+    except LedgerUnavailableError:
         sys.exit(7)
     sys.stdout.write(draw.id.hex() + "\\n")  # what would be sent now
     sys.stdout.flush()

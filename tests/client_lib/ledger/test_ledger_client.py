@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from client_lib import BudgetExceeded, DELClientError, LedgerUnavailable, public
+from client_lib import BudgetExceededError, DELClientError, LedgerUnavailableError, public
 from client_lib.ledger import Budget, Ledger, MemoryStore, SQLiteStore
 from del_core.accounting.composition import Composition
 from tests.client_lib.conftest import Calls
@@ -52,7 +52,7 @@ def test_what_the_budget_does_not_allow_is_not_sent(connect: Connect, server: Sc
     calls.stream(SECRET, variant="open")
     sent = len(server.frames)
     for method in (calls.complete, calls.stream):
-        with pytest.raises(BudgetExceeded) as caught:
+        with pytest.raises(BudgetExceededError) as caught:
             method(SECRET, variant="open")
         assert caught.value.subject == "ann"
         assert SECRET not in str(caught.value)
@@ -104,7 +104,7 @@ def test_a_ledger_that_fails_stops_sending_and_goes_on_later(
     encoded = calls.call("encode", SECRET, variant="open")
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(LedgerUnavailable) as caught:
+    with pytest.raises(LedgerUnavailableError) as caught:
         calls.complete(encoded, variant="open")
     assert SECRET not in str(caught.value)
     assert not server.frames

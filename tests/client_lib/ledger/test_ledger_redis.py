@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import redis as redis_package
 
-from client_lib.errors import BudgetExceeded, InvalidRequest, LedgerUnavailable
+from client_lib.errors import BudgetExceededError, InvalidRequestError, LedgerUnavailableError
 from client_lib.ledger import Budget, Entry, Ledger, RedisStore, SQLiteStore, open_store
 from client_lib.prompts.encoder import Draw
 from del_core import accounting
@@ -57,7 +57,7 @@ def _spend_until_refused(url: str, prefix: str, results: multiprocessing.Queue[i
         while done < 10_000:
             ledger.spend("ann", STRONG, [draw()])
             done += 1
-    except BudgetExceeded:
+    except BudgetExceededError:
         pass
     results.put(done)
 
@@ -85,14 +85,14 @@ def test_what_was_spent_survives_kill_9_of_the_server(own: RedisServer) -> None:
     for one in draws[:10]:
         ledger.spend("ann", WEAK, [one])
     own.stop(signal.SIGKILL)
-    with pytest.raises(LedgerUnavailable) as caught:
+    with pytest.raises(LedgerUnavailableError) as caught:
         ledger.spend("ann", WEAK, [draws[10]])
     assert "nothing has been sent" in str(caught.value)
     own.start()
     ledger.spend("ann", WEAK, draws)
     assert tokens(ledger) == 20
     ledger.close()
-    with pytest.raises(LedgerUnavailable, match="closed"):
+    with pytest.raises(LedgerUnavailableError, match="closed"):
         ledger.spent("ann")
 
 
@@ -107,7 +107,7 @@ def test_a_kill_at_any_moment_loses_and_doubles_nothing(own: RedisServer) -> Non
         nonlocal done, pending
         while not stop.is_set():
             pending = pending or draw()
-            with contextlib.suppress(LedgerUnavailable):
+            with contextlib.suppress(LedgerUnavailableError):
                 ledger.spend("ann", WEAK, [pending])
                 pending, done = None, done + 1
 
@@ -163,7 +163,7 @@ def test_a_holder_that_was_too_slow_changes_nothing(redis: RedisServer, prefix: 
             other.spend("ann", WEAK, [draw()])  # waits until the hold has run out
             account.add(Entry(account.now + 60, WEAK.ratio_numerator, 1), [b"x"])
 
-    with pytest.raises(LedgerUnavailable, match="lost"):
+    with pytest.raises(LedgerUnavailableError, match="lost"):
         dawdle()
     assert tokens(other) == 1
     assert other.store.subjects() == ["ann"]
@@ -173,7 +173,7 @@ def test_a_subject_that_others_hold_is_waited_for_and_then_reported(redis: Redis
     store = RedisStore(redis.url, prefix=prefix)
     waiting = Ledger(RedisStore(redis.url, prefix=prefix, timeout=0.2), budget=LARGE)
     with store.account("ann"):
-        with pytest.raises(LedgerUnavailable, match="held by others"):
+        with pytest.raises(LedgerUnavailableError, match="held by others"):
             waiting.spend("ann", WEAK, [draw()])
         waiting.spend("bob", WEAK, [draw()])
     waiting.spend("ann", WEAK, [draw()])
@@ -183,7 +183,7 @@ def test_a_server_that_hangs_is_reported(own: RedisServer) -> None:
     ledger = Ledger(RedisStore(own.url, timeout=0.2), budget=LARGE)
     own.freeze()
     try:
-        with pytest.raises(LedgerUnavailable, match="Timeout"):
+        with pytest.raises(LedgerUnavailableError, match="Timeout"):
             ledger.spend("ann", WEAK, [draw()])
     finally:
         own.thaw()
@@ -194,7 +194,7 @@ def test_a_full_server_stops_spending_and_loses_nothing(own: RedisServer) -> Non
     ledger.spend("ann", WEAK, [draw()])
     admin = redis_package.Redis.from_url(own.url)
     admin.config_set("maxmemory", 1)
-    with pytest.raises(LedgerUnavailable, match="memory"):
+    with pytest.raises(LedgerUnavailableError, match="memory"):
         ledger.spend("ann", WEAK, [draw()])
     admin.config_set("maxmemory", 0)
     admin.close()
@@ -215,7 +215,7 @@ def test_a_full_server_stops_spending_and_loses_nothing(own: RedisServer) -> Non
 )
 def test_a_server_that_may_forget_is_refused(options: tuple[str, ...], name: str) -> None:
     with RedisServer.running(*options) as forgetful:
-        with pytest.raises(LedgerUnavailable, match=name):
+        with pytest.raises(LedgerUnavailableError, match=name):
             RedisStore(forgetful.url)
         ledger = Ledger(RedisStore(forgetful.url, durable=False), budget=LARGE)
         ledger.spend("ann", WEAK, [draw()])
@@ -258,9 +258,9 @@ def test_subjects_are_listed_and_erased(redis: RedisServer, prefix: str) -> None
 
 
 def test_places(redis: RedisServer, tmp_path: Any) -> None:
-    with pytest.raises(InvalidRequest, match="prefix"):
+    with pytest.raises(InvalidRequestError, match="prefix"):
         RedisStore(redis.url, prefix="*")
-    with pytest.raises(InvalidRequest, match="redis://"):
+    with pytest.raises(InvalidRequestError, match="redis://"):
         RedisStore("http://127.0.0.1")
     for place, kind in ((redis.url, RedisStore), (str(tmp_path / "ledger.db"), SQLiteStore)):
         opened = open_store(place)
@@ -269,7 +269,7 @@ def test_places(redis: RedisServer, tmp_path: Any) -> None:
 
 
 def test_a_password_is_not_told() -> None:
-    with pytest.raises(LedgerUnavailable) as caught:
+    with pytest.raises(LedgerUnavailableError) as caught:
         RedisStore("redis://user:hunter2@127.0.0.1:1/3", timeout=1)
     assert "hunter2" not in str(caught.value)
     assert "127.0.0.1:1/3" in str(caught.value)
@@ -277,5 +277,5 @@ def test_a_password_is_not_told() -> None:
 
 def test_without_its_package_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(InvalidRequest, match=r"del-serve\[redis\]"):
+    with pytest.raises(InvalidRequestError, match=r"del-serve\[redis\]"):
         RedisStore("redis://127.0.0.1")

@@ -245,5 +245,5 @@ def test_failures_of_the_server(
     ],
 )
 def test_settings_are_checked(changes: dict, name: str) -> None:
-    with pytest.raises(errors.InvalidRequest, match=f"^{name} must be "):
+    with pytest.raises(errors.InvalidRequestError, match=f"^{name} must be "):
         ProxySettings(**changes)

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from client_lib import BudgetExceeded, Draw, LedgerUnavailable, PolicyViolation
+from client_lib import BudgetExceededError, Draw, LedgerUnavailableError, PolicyViolationError
 from del_core.bundle import ClientBundle
 from del_core.mechanism import Mechanism
 from tests.client_lib.proxy.conftest import MakeProxy
@@ -34,7 +34,7 @@ class TokenLedger:
             raise self.failure
         after = {**self.spent.get(subject, {}), **{draw.id: draw.tokens for draw in draws}}
         if sum(after.values()) > self.budget:
-            raise BudgetExceeded(
+            raise BudgetExceededError(
                 f"subject: {subject!r} has no budget left",
                 subject=subject,
                 retry_at=datetime.now(UTC) + timedelta(seconds=90),
@@ -53,11 +53,11 @@ class ShortPrompts:
 
     def check_variant(self, _: ClientBundle, variant: str) -> None:
         if variant != "open":
-            raise PolicyViolation(f"variant must be 'open', got {variant!r}")
+            raise PolicyViolationError(f"variant must be 'open', got {variant!r}")
 
     def check_prompt(self, _: ClientBundle, __: str, private_tokens: int) -> None:
         if private_tokens > self.most:
-            raise PolicyViolation(f"private tokens must be at most {self.most}, got {private_tokens}")
+            raise PolicyViolationError(f"private tokens must be at most {self.most}, got {private_tokens}")
 
 
 def client_of(proxy: RunningProxy, **options: Any) -> openai.OpenAI:
@@ -125,7 +125,7 @@ def test_history_and_repetitions_are_charged_once(make_proxy: MakeProxy, server:
 
 
 def test_a_ledger_that_cannot_write(make_proxy: MakeProxy, server: ScriptedServer) -> None:
-    ledger = TokenLedger(10_000, failure=LedgerUnavailable("ledger: the disk is full; nothing has been sent"))
+    ledger = TokenLedger(10_000, failure=LedgerUnavailableError("ledger: the disk is full; nothing has been sent"))
     with client_of(make_proxy(client={"ledger": ledger})) as api:
         with pytest.raises(openai.InternalServerError) as caught:
             api.chat.completions.create(model="open", messages=MESSAGES, user="alice")
