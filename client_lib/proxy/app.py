@@ -23,10 +23,10 @@ from starlette.routing import Route
 from client_lib.async_client import AsyncClient, AsyncStream
 from client_lib.errors import BundleOutdatedError, DELClientError
 from client_lib.prompts.spans import CLEAR
+from client_lib.proxy._http import EventStream, Guard, as_api_error, not_routed, read_body
 from client_lib.proxy.answers import DONE, Answer, ChatAnswer, CompletionAnswer, event
 from client_lib.proxy.errors import invalid
 from client_lib.proxy.fields import name_of
-from client_lib.proxy.http import EventStream, Guard, as_api_error, not_routed, read_body
 from client_lib.proxy.prompts import Prompts, Submission
 from client_lib.proxy.requests import ChatRequest, CompletionRequest, parse_chat, parse_completion, parse_json
 from client_lib.proxy.settings import ProxySettings
