@@ -91,7 +91,9 @@ def _summary(audit: AuditResult) -> str:
     delta = next(iter(audit.variants.values())).proven.delta
     note = f"Tokens recovered, by attack; epsilon of one replaced token at delta {delta:g}."
     attacks = "".join(
-        f"<li><b>{html.escape(name)}</b>: {_code(ATTACKS[name].explanation)}</li>" for name in names if name in ATTACKS
+        f"<li><b>{html.escape(name)}</b>: {_code(ATTACKS[name].explanation)} It uses {_code(ATTACKS[name].needs)}.</li>"
+        for name in names
+        if name in ATTACKS
     )
     return f'<h2>All variants</h2>{_table(head, rows)}<p class="soft">{note}</p><ul>{attacks}</ul>'
 
