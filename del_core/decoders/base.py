@@ -30,6 +30,7 @@ __all__ = [
     "claimed_extent",
     "joint_kinds",
     "limit_norm",
+    "require_coordinates",
     "stage2_kinds",
 ]
 
@@ -152,6 +153,17 @@ def claimed_extent(claimed: Shapes, tensor: str, axis: int, *, axes: int, most: 
     if len(shape) != axes or not 1 <= shape[axis] <= most:
         raise ValueError(f"tensor {tensor} must have {axes} axes and axis {axis} in 1..{most}, got shape {shape}")
     return shape[axis]
+
+
+def require_coordinates(mechanism: TokenMechanism) -> TokenMechanism:
+    """Return ``mechanism`` if its counts stand for coordinates, which most decoders read.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if not mechanism.can_dequantize:
+        raise ValueError(f"mechanism must be of a kind that can be dequantized, got {mechanism.kind}")
+    return mechanism
 
 
 def limit_norm(y: FloatArray, limit: float) -> FloatArray:

@@ -16,6 +16,7 @@ from del_core.decoders.base import (
     ModelSizes,
     Shapes,
     limit_norm,
+    require_coordinates,
 )
 from del_core.mechanism import TokenMechanism
 
@@ -65,7 +66,8 @@ class LinearKind(DecoderKind):
 
     def build(self, inputs: DecoderInputs) -> LinearDecoder:
         """See :class:`DecoderKind`."""
-        return LinearDecoder(inputs.mechanism, inputs.tensors["weight"], inputs.tensors["bias"], inputs.norm_limit)
+        mechanism = require_coordinates(inputs.mechanism)
+        return LinearDecoder(mechanism, inputs.tensors["weight"], inputs.tensors["bias"], inputs.norm_limit)
 
 
 DECODERS.register(LinearKind.name, LinearKind())

@@ -29,6 +29,7 @@ from del_core.decoders.base import (
     ModelSizes,
     Shapes,
     claimed_extent,
+    require_coordinates,
 )
 from del_core.decoders.posterior import MAX_WIDTH, PosteriorDecoder, PosteriorKind
 from del_core.mechanism.likelihood import Likelihood
@@ -83,7 +84,8 @@ class TrainedKind(PosteriorKind):
 
     def build(self, inputs: DecoderInputs) -> NetworkDecoder:
         """See :class:`DecoderKind`."""
-        return NetworkDecoder(inputs, inputs.mechanism.likelihood(inputs.table))
+        mechanism = require_coordinates(inputs.mechanism)
+        return NetworkDecoder(inputs, mechanism.likelihood(inputs.table))
 
 
 class ContextualKind(TrainedKind):

@@ -18,6 +18,7 @@ from del_core.decoders.base import (
     Shapes,
     claimed_extent,
     limit_norm,
+    require_coordinates,
 )
 from del_core.mechanism.likelihood import Likelihood, blocks
 
@@ -93,7 +94,8 @@ class PosteriorKind(DecoderKind):
 
     def build(self, inputs: DecoderInputs) -> Decoder:
         """See :class:`DecoderKind`."""
-        return PosteriorDecoder(inputs, inputs.mechanism.likelihood(inputs.table))
+        mechanism = require_coordinates(inputs.mechanism)
+        return PosteriorDecoder(inputs, mechanism.likelihood(inputs.table))
 
 
 def _shapes(model: ModelSizes, rank: int) -> dict[str, tuple[int, ...]]:

@@ -8,11 +8,12 @@ import torch
 
 from del_core.audit.attacks import reproducible_bytes
 from del_core.bundle import BaseModel, BundleError, Guarantees, Variant, VariantContent, load_bundle, write_bundle
-from del_core.decoders import DECODERS, DecoderOptions, ModelSizes
+from del_core.decoders import DECODERS, DecoderInputs, DecoderOptions, ModelSizes
 from del_core.decoders.network import WINDOW
 from del_core.lm.noise import NoisyTable
 from del_core.mechanism import Mechanism
 from del_core.training.decoders import TrainableDecoder, TrainableInputs, new_decoder
+from tests.support.toys import ToyMechanism
 
 _VOCABULARY, _HIDDEN, _DIM, _MAX = 300, 48, 12, 1000
 KINDS = ("linear", "posterior", "trained", "contextual")
@@ -192,3 +193,12 @@ def test_multiplications_are_the_sizes_of_the_tensors(tmp_path, kind):
     table = 0 if kind == "linear" else bundle.client.table.size
     attention = 2 * 2 * WINDOW * 64 if kind == "contextual" else 0
     assert bundle.decoder_multiplications("noisy") == weights + table + attention
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_counts_that_are_no_coordinates_are_refused(tmp_path, kind):
+    _, bundle = _bundle(tmp_path / "b", kind)
+    toy = ToyMechanism(3, 1, 1000, _DIM, max_level=_MAX)
+    inputs = DecoderInputs(toy, bundle.client.table, bundle.log_prior, 4.0, bundle.decoder("noisy"))
+    with pytest.raises(ValueError, match="mechanism must be of a kind that can be dequantized, got toy"):
+        DECODERS[kind].build(inputs)
