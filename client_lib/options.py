@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypedDict
 
-from client_lib._core.retry import is_temporary
 from client_lib._validation import check_integer, check_seconds, must_be
 from client_lib.errors import DELClientError, InvalidRequestError
 from client_lib.prompts.padding import Padding
 from client_lib.prompts.types import Draw
+from client_lib.protocol.retry import is_temporary
 from del_core.bundle import ClientBundle
 from del_core.mechanism import TokenMechanism
 

@@ -18,14 +18,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from client_lib._bundle_cache import BundleCache, default_cache_dir, load_local
 from client_lib._core.effects import Emit, Flow, Head, Read, Send, Sleep, call, read_all, use_bundle
 from client_lib._core.observe import observed
-from client_lib._core.protocol import StreamReader, parse_completion, parse_models, read_failure
 from client_lib._core.request import CompletionCall, CompletionRequest, check_idempotency_key, sampling_from
-from client_lib._core.retry import InternalErrors, is_temporary
-from client_lib._core.sse import EventParser
 from client_lib._validation import check_fingerprint, check_integer, invalid, must_be
+from client_lib.bundle_cache import BundleCache, default_cache_dir, load_local
 from client_lib.errors import (
     BundleOutdatedError,
     DELClientError,
@@ -49,6 +46,9 @@ from client_lib.prompts.padding import Padding
 from client_lib.prompts.span_memory import Recall
 from client_lib.prompts.spans import CLEAR, Prompt, spans_of
 from client_lib.prompts.types import EncodedPrompt
+from client_lib.protocol.responses import StreamReader, parse_completion, parse_models, read_failure
+from client_lib.protocol.retry import InternalErrors, is_temporary
+from client_lib.protocol.sse import EventParser
 from client_lib.types import Completion, Model
 from del_core.bundle import ClientBundle
 from del_core.wire import MEDIA_TYPE

@@ -6,13 +6,13 @@ import re
 import secrets
 from dataclasses import dataclass, field
 
-from client_lib._core.retry import InternalErrors
 from client_lib._validation import invalid
 from client_lib.options import SamplingOptions, check_names
 from client_lib.prompts.encoder import Encoder
 from client_lib.prompts.span_memory import Recall
 from client_lib.prompts.spans import Prompt
 from client_lib.prompts.types import EncodedPrompt
+from client_lib.protocol.retry import InternalErrors
 from client_lib.types import Usage
 from del_core.wire import Sampling
 

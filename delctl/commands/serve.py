@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cluster.local import LocalServer
     from deployments.settings import ServedApplication, Settings
 
-__all__ = ["serve"]
+__all__ = ["announce", "resolve_served", "serve"]
 
 
 @click.command()
@@ -57,15 +57,15 @@ def serve(
     """
     if replicas is not None and max_replicas is not None:
         raise click.UsageError("--replicas and --max-replicas exclude each other")
-    served = _served(bundle, model, config, replicas, max_replicas)
+    served = resolve_served(bundle, model, config, replicas, max_replicas)
     with contextlib.suppress(KeyboardInterrupt), running_server(served, host=host, port=port, proxy=proxy) as server:
-        _announce(server, host)
+        announce(server, host)
         server.wait()
         server.stop(keep_files=True)
         raise click.ClickException(f"the server has ended by itself; its logs are in {server.directory}")
 
 
-def _served(
+def resolve_served(
     bundle: Path | None, model: Path | None, config: Path | None, replicas: int | None, max_replicas: int | None
 ) -> Settings | Sequence[ServedApplication]:
     """Return the settings of file or defaults with the options applied, or the applications."""
@@ -95,7 +95,8 @@ def _served(
     return parse_settings(values)
 
 
-def _announce(server: LocalServer, host: str) -> None:
+def announce(server: LocalServer, host: str) -> None:
+    """Print the URLs, models and variants of a running server."""
     from del_core.bundle import load_bundle
     from del_core.net.addresses import is_loopback
 

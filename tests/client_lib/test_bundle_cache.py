@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from client_lib import BundleInvalidError, CacheUnavailableError
-from client_lib._bundle_cache import BundleCache, default_cache_dir, load_local
+from client_lib.bundle_cache import BundleCache, default_cache_dir, load_local
 from del_core.bundle import ClientBundle, pack_client
 from tests.support.bundle import make_bundle
 
@@ -180,7 +180,7 @@ def test_processes_share_it(tmp_path: Path, bundle: ClientBundle, archive: bytes
     program = textwrap.dedent(
         f"""
         from pathlib import Path
-        from client_lib._bundle_cache import BundleCache
+        from client_lib.bundle_cache import BundleCache
         cache = BundleCache(Path({str(tmp_path / "cache")!r}))
         data = Path({str(tmp_path / "archive")!r}).read_bytes()
         for _ in range(10):

@@ -3,7 +3,8 @@
 Several users of one client, and one ledger, go on through all of it. Afterwards:
 
 - every call has ended in an answer that is right, or in an error of the family, and none took long;
-- whatever the server has seen was charged before, and all that was charged was charged exactly once;
+- whatever the server has seen was charged before, and all that was charged was charged exactly
+  once;
 - no frame carried other noise than the one that was drawn for its prompt.
 """
 

@@ -24,7 +24,8 @@ ALTERNATING = (
     "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 SECRET = "Zebra7931 was positive"
-# Jinja and the placeholders see every character, apart from lone surrogates, which no prompt may hold.
+# Jinja and the placeholders see every character, apart from lone surrogates, which no prompt may
+# hold.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 

@@ -32,7 +32,7 @@ Connect = Callable[..., Calls]
 SECRET = "my test was positive"
 
 
-# --- completing -------------------------------------------------------------------------------------------------------
+# --- completing -----------------------------------------------------------------------------------
 
 
 def test_complete(connect: Connect, server: ScriptedServer) -> None:
@@ -107,7 +107,7 @@ def test_an_encoded_prompt_keeps_its_variant(connect: Connect, server: ScriptedS
     assert server.frames == []
 
 
-# --- what is refused before anything is sent --------------------------------------------------------------------------
+# --- what is refused before anything is sent ------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_closed_client_says_so(connect: Connect) -> None:
         calls.complete(SECRET, variant="open")
 
 
-# --- the bundle -------------------------------------------------------------------------------------------------------
+# --- the bundle -----------------------------------------------------------------------------------
 
 
 def bundle_requests(server: ScriptedServer) -> list[str | None]:
@@ -281,7 +281,7 @@ def test_models_variants_and_epsilon(connect: Connect, server: ScriptedServer) -
         calls.call("epsilon", "other")
 
 
-# --- another bundle at the server -------------------------------------------------------------------------------------
+# --- another bundle at the server -----------------------------------------------------------------
 
 
 def test_the_same_counts_are_sent_when_only_the_servers_part_changed(

@@ -32,7 +32,8 @@ from tests.support.bundle import make_bundle
 from tests.support.scripted_server import ScriptedServer, cut, error, reset
 
 Connect = Callable[..., Calls]
-# 30 tokens and more, of 8 coordinates with 15 trials: two draws agree with probability far below 1e-60.
+# 30 tokens and more, of 8 coordinates with 15 trials: two draws agree with probability far below
+# 1e-60.
 FIRST = "my doctor told me that the test was positive and I am afraid " * 2
 SECOND = "please write a short answer to this letter for my sister " * 2
 KEY = bytes(range(32))
@@ -234,7 +235,7 @@ def test_a_new_table_does_not_mean_fresh_noise_unasked(
     assert counts(server, -1) != counts(server, 0)
 
 
-# --- at rest ----------------------------------------------------------------------------------------------------------
+# --- at rest --------------------------------------------------------------------------------------
 
 
 def test_a_saved_conversation_goes_on(connect: Connect, server: ScriptedServer) -> None:
@@ -319,7 +320,7 @@ def test_representations_show_nothing(connect: Connect) -> None:
         assert canary not in shown
 
 
-# --- chat -------------------------------------------------------------------------------------------------------------
+# --- chat -----------------------------------------------------------------------------------------
 
 
 def test_messages_go_through_the_template(connect: Connect, server: ScriptedServer) -> None:

@@ -56,7 +56,7 @@ NOW = {"retry-after": "0"}
 BROKEN = b'data: {"error": {"message": "no", "code": "internal_error"}}\n\n'
 
 
-# --- retries ----------------------------------------------------------------------------------------------------------
+# --- retries --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_answers_that_are_none(connect: Connect, server: ScriptedServer, body: b
     assert len(server.frames) == 1
 
 
-# --- streams ----------------------------------------------------------------------------------------------------------
+# --- streams --------------------------------------------------------------------------------------
 
 
 def test_stream(connect: Connect, server: ScriptedServer) -> None:
@@ -419,7 +419,7 @@ def test_extra_events_and_members_are_read_over(connect: Connect, server: Script
     assert completion.usage.completion_tokens == 1
 
 
-# --- time limits ------------------------------------------------------------------------------------------------------
+# --- time limits ----------------------------------------------------------------------------------
 
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
@@ -520,7 +520,7 @@ def test_no_connection_in_time(connect: Connect, bundle: ClientBundle) -> None:
             connection.close()
 
 
-# --- the family -------------------------------------------------------------------------------------------------------
+# --- the family -----------------------------------------------------------------------------------
 
 
 def test_the_family_is_flat() -> None:
@@ -544,7 +544,8 @@ def test_every_failure_of_the_transport_is_in_the_table() -> None:
     def subclasses(kind: type[Exception]) -> set[type[Exception]]:
         return {kind}.union(*(subclasses(child) for child in kind.__subclasses__()))
 
-    # The client never calls raise_for_status, and never lets httpx follow redirects or keep cookies.
+    # The client never calls raise_for_status, and never lets httpx follow redirects or keep
+    # cookies.
     unused = {httpx.HTTPError, httpx.HTTPStatusError}
     kinds = (subclasses(httpx.HTTPError) | subclasses(httpx.StreamError) | {httpx.InvalidURL}) - unused
     for kind in kinds:

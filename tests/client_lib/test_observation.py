@@ -34,7 +34,7 @@ def keys(server: ScriptedServer) -> list[str]:
     return [received.headers["idempotency-key"] for received in server.requests_to("/v1/private/completions")]
 
 
-# --- idempotency keys -------------------------------------------------------------------------------------------------
+# --- idempotency keys -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["complete", "stream"])
@@ -75,7 +75,7 @@ def test_unacceptable_keys_are_refused_before_anything_is_sent(
     assert not server.frames
 
 
-# --- DEL_LOG ----------------------------------------------------------------------------------------------------------
+# --- DEL_LOG --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_lines_of_a_program_go_to_stderr(server: ScriptedServer, tmp_path: Path)
     assert "Zebra" not in done.stderr
 
 
-# --- OpenTelemetry ----------------------------------------------------------------------------------------------------
+# --- OpenTelemetry --------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -63,7 +63,8 @@ def test_failures_and_logs_hold_no_text(
                 seen.append(repr((link, link.args, vars(link))))
                 link = link.__cause__ or link.__context__
     text = "\n".join([*seen, *(record.getMessage() + str(record.args) for record in caplog.records)])
-    # A failing line of source is part of a traceback, and it may name a variable; it never holds a value.
+    # A failing line of source is part of a traceback, and it may name a variable; it never holds a
+    # value.
     for word in ("Zebra", "Quokka", "positive", "please", " w3", "日"):
         assert word not in text
     assert len(seen) > 0

@@ -19,7 +19,7 @@ from client_lib import (
     ServerError,
     TimeoutExceededError,
 )
-from client_lib._core.retry import InternalErrors, parse_retry_after
+from client_lib.protocol.retry import InternalErrors, parse_retry_after
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -37,7 +37,7 @@ def tokenizer(bundle: ClientBundle) -> Tokenizer:
     return Tokenizer.from_file(str(bundle.tokenizer_path))
 
 
-# --- spans ------------------------------------------------------------------------------------------------------------
+# --- spans ----------------------------------------------------------------------------------------
 
 
 def test_a_plain_string_is_private_but_public_under_clear() -> None:
@@ -92,7 +92,7 @@ def test_private_spans_are_refused_under_clear() -> None:
     assert SECRET not in str(caught.value)
 
 
-# --- encoding ---------------------------------------------------------------------------------------------------------
+# --- encoding -------------------------------------------------------------------------------------
 
 
 @given(SPANS)
@@ -181,7 +181,7 @@ def test_representation_of_an_encoded_prompt_hides_everything(encoder: Encoder) 
     assert shown == f"EncodedPrompt(fingerprint='{encoder.fingerprint}', variant='open')"
 
 
-# --- moving a prompt to another bundle --------------------------------------------------------------------------------
+# --- moving a prompt to another bundle ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client_lib._core.sse import EventParser
 from client_lib.errors import ProtocolError
+from client_lib.protocol.sse import EventParser
 
 # Data lines: any text without the two line ends; surrogates cannot be encoded.
 LINES = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\r\n"), max_size=20)
@@ -28,7 +28,8 @@ def streams(draw: st.DrawFn) -> tuple[bytes, list[str]]:
                 body += noise + draw(ENDS)
             body += b"data:" + draw(st.sampled_from([b" ", b""]) if not line.startswith(" ") else st.just(b" "))
             body += line.encode() + draw(ENDS)
-        # An empty line ends the event. After a lone CR an LF would belong to that CR, so close with CRLF.
+        # An empty line ends the event. After a lone CR an LF would belong to that CR, so close with
+        # CRLF.
         body += b"\r\n\r\n" if body.endswith(b"\r") else draw(ENDS) + b"\n"
         events.append("\n".join(lines))
     return bytes(body), events

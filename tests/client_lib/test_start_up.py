@@ -11,18 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client_lib import _bundle_cache
-from client_lib._bundle_cache import BundleCache
+from client_lib import bundle_cache
+from client_lib.bundle_cache import BundleCache
 from del_core.bundle import ClientBundle, pack_client
 from tests.support.bundle import make_bundle
 
 URL = "http://127.0.0.1:1"
 ROWS = 400_000  # of 8 int16 levels: a table of 6.4 MB
 
-# Prints what a fresh process read by system calls to load the bundle, and how much of the table is then resident.
+# Prints what a fresh process read by system calls to load the bundle, and how much of the table is
+# then resident.
 _START = """
 import json, sys
-from client_lib._bundle_cache import BundleCache
+from client_lib.bundle_cache import BundleCache
 from client_lib.prompts.encoder import Encoder
 import tokenizers
 
@@ -56,20 +57,20 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[ClientBundle, bytes
 @pytest.fixture
 def any_age(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files may be noted however new they are."""
-    monkeypatch.setattr(_bundle_cache, "_CLOCK_TICK_NS", -(10**12))
+    monkeypatch.setattr(bundle_cache, "CLOCK_TICK_NS", -(10**12))
 
 
 def verifications(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """The ``verify`` of every load from now on."""
 
     seen: list[bool] = []
-    original = _bundle_cache.load_client
+    original = bundle_cache.load_client
 
     def recording(path: Path, *, verify: bool = True) -> ClientBundle:
         seen.append(verify)
         return original(path, verify=verify)
 
-    monkeypatch.setattr(_bundle_cache, "load_client", recording)
+    monkeypatch.setattr(bundle_cache, "load_client", recording)
     return seen
 
 
@@ -114,7 +115,7 @@ def test_a_changed_entry_is_verified_again_and_found(
 def test_files_too_new_to_tell_are_verified_every_time(
     tmp_path: Path, bundle: ClientBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_bundle_cache, "_CLOCK_TICK_NS", 10**15)
+    monkeypatch.setattr(bundle_cache, "CLOCK_TICK_NS", 10**15)
     cache = BundleCache(tmp_path)
     cache.store(pack_client(bundle.path), URL)
     seen = verifications(monkeypatch)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from client_lib._core.protocol import StreamReader
-from client_lib._core.sse import EventParser
 from client_lib.errors import DELClientError
+from client_lib.protocol.responses import StreamReader
+from client_lib.protocol.sse import EventParser
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "streams.json").read_text("utf-8"))
 

@@ -43,7 +43,8 @@ def running_proxy(server: ScriptedServer, cache: Path, *options: str) -> Iterato
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "DEL_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"},
-        # A shell that starts this suite in the background has it ignore SIGINT, and children would inherit that.
+        # A shell that starts this suite in the background has it ignore SIGINT, and children would
+        # inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None

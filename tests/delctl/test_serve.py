@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from delctl.commands.serve import _announce, _served
+from delctl.commands.serve import announce, resolve_served
 from delctl.main import run
 
 
@@ -21,7 +21,7 @@ def places(tmp_path: Path) -> dict[str, Path]:
 
 def _read(config: Path | None = None, **options: Any) -> Any:
     defaults: dict[str, Any] = {"bundle": None, "model": None, "replicas": None, "max_replicas": None}
-    return _served(config=config, **{**defaults, **options})
+    return resolve_served(config=config, **{**defaults, **options})
 
 
 def test_without_options_it_is_the_demo() -> None:
@@ -57,8 +57,8 @@ def test_scaling_options() -> None:
     [
         (["--bundle", "{bundle}"], "--bundle needs --model"),
         (["--replicas", "1", "--max-replicas", "2"], "exclude each other"),
-        (["--bundle", "{bundle}", "--model", "{model}"], "is missing"),
-        (["--bundle", "/nowhere"], "/nowhere does not exist"),
+        (["--bundle", "{bundle}", "--model", "{model}"], "must be present"),
+        (["--bundle", "/nowhere"], "/nowhere must be a bundle's directory"),
         (["--port", "70000"], "70000 is not in the range"),
         (["--config", "{config}"], "max_replicas"),
     ],
@@ -86,11 +86,11 @@ def test_what_is_served_is_announced_with_its_address(tmp_path: Path, capsys: py
     config = tmp_path / "models.yaml"
     config.write_text("applications: [{name: one, route_prefix: /one}, {name: two, route_prefix: /two}]\n")
     server: Any = SimpleNamespace(url="http://127.0.0.1:8000", proxy="haproxy", applications=_read(config))
-    _announce(server, "127.0.0.1")
+    announce(server, "127.0.0.1")
     out = capsys.readouterr().out
     for expected in ("http://127.0.0.1:8000/one\n", "http://127.0.0.1:8000/two\n", "--url http://127.0.0.1:8000/one\n"):
         assert expected in out
     assert out.count("fingerprint") == 2
     assert "Attention" not in out
-    _announce(server, "0.0.0.0")
+    announce(server, "0.0.0.0")
     assert "without encryption or keys" in capsys.readouterr().out

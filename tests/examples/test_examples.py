@@ -121,7 +121,7 @@ def _epsilon(server: ScriptedServer, tokens: int) -> float:
     return accounting.epsilon(server.bundle.mechanism("balanced"), 1e-6, tokens)
 
 
-# --- the batch --------------------------------------------------------------------------------------------------------
+# --- the batch ------------------------------------------------------------------------------------
 
 LETTERS = [
     {"id": f"letter-{index}", "subject": f"subject-{index % 3}", "text": f"text number {index} of many"}
@@ -203,7 +203,7 @@ def test_the_batch_passes_over_whom_it_has_no_budget_for(server: ScriptedServer,
     assert len(_output(tmp_path)) == 3
 
 
-# --- the chat with OpenAI's package -----------------------------------------------------------------------------------
+# --- the chat with OpenAI's package ---------------------------------------------------------------
 
 
 def test_the_chat_with_openais_package(server: ScriptedServer, shell: Shell) -> None:

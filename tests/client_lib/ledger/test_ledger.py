@@ -65,7 +65,8 @@ class Clock:
         self.since_boot += time_passed.total_seconds()
         self.wall += time_passed.total_seconds()
         if self._redis is not None:
-            # A server's own clock cannot be set; a subject's time never goes back, so this is the same to it.
+            # A server's own clock cannot be set; a subject's time never goes back, so this is the
+            # same to it.
             for key in self._redis._redis.scan_iter(f"{self._redis._prefix}*:spending"):
                 (seen,) = self._redis._redis.hmget(key, "now")
                 self._redis._redis.hset(key, "now", int(seen) + round(1e6 * time_passed.total_seconds()))
@@ -85,7 +86,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LedgerStor
     made.close()
 
 
-# --- what is spent ----------------------------------------------------------------------------------------------------
+# --- what is spent --------------------------------------------------------------------------------
 
 
 def test_one_level_is_exact_and_every_draw_counts_once(store: LedgerStore) -> None:
@@ -175,7 +176,7 @@ def test_budgets_are_checked(field: str, value: object) -> None:
         Budget(**{"epsilon": 1.0, field: value})  # type: ignore[arg-type]
 
 
-# --- time -------------------------------------------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------
 
 
 def test_spending_leaves_the_window_and_not_before(store: LedgerStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +243,7 @@ def test_after_a_boot_time_does_not_go_back(tmp_path: Path, monkeypatch: pytest.
     ledger.close()
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 
 
 def test_spending_outlives_the_process(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from tests.support.bundle import make_bundle, make_tokenizer
 from tests.support.running_proxy import RunningProxy
 from tests.support.scripted_server import ScriptedServer, error
 
-# Long enough that equal counts by chance do not happen: over 10 tokens of 8 coordinates with 15 trials each.
+# Long enough that equal counts by chance do not happen: over 10 tokens of 8 coordinates with 15
+# trials each.
 FIRST = {"role": "user", "content": "my doctor told me that the test was positive, what shall I do now?"}
 SECOND = {"role": "assistant", "content": "I am sorry to hear that; please tell me more about it, if you like."}
 THIRD = {"role": "user", "content": "the quick brown fox jumps over the lazy dog, and I am so very tired."}
@@ -50,7 +51,8 @@ def test_a_growing_conversation_sends_its_history_as_it_was(proxy: RunningProxy,
     assert (len(first), len(second)) == (1, 3)
     assert same(first, second[:1]) == [True]
     assert same(second, third) == [True, True, True]
-    # Every segment is what it would be alone: the beginning-of-text token once, the template around the messages.
+    # Every segment is what it would be alone: the beginning-of-text token once, the template around
+    # the messages.
     segments = server.decode(server.frames[1]).segments
     assert [isinstance(segment, PrivateSegment) for segment in segments[-2:]] == [True, False]
 
@@ -177,7 +179,7 @@ def test_another_bundle_asks_for_a_decision(proxy: RunningProxy, server: Scripte
     assert proxy.post("/v1/chat/completions", body).status_code == 200
 
 
-# --- the memory itself ------------------------------------------------------------------------------------------------
+# --- the memory itself ----------------------------------------------------------------------------
 
 
 def _encoded(tokens: int) -> EncodedPrompt:

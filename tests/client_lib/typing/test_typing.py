@@ -1,6 +1,7 @@
 """The types of the client as an application sees them: strict mypy and pyright, and pyright's count of what is typed.
 
-The packages are put where an installer would put them, so a package without its ``py.typed`` fails here.
+The packages are put where an installer would put them, so a package without its ``py.typed`` fails
+here.
 """
 
 from __future__ import annotations

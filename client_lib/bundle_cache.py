@@ -34,7 +34,8 @@ __all__ = ["BundleCache", "default_cache_dir", "load_local"]
 # A round is lost if another process changes the entry between two system calls.
 _ROUNDS = 10
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-_CLOCK_TICK_NS = 2_000_000_000
+CLOCK_TICK_NS = 2_000_000_000
+"""Files that changed within this time are not noted as verified."""
 
 
 def default_cache_dir() -> Path:
@@ -180,7 +181,7 @@ class VerifiedNotes:
 
     def write(self, fingerprint: str, state: str | None) -> None:
         """Note an entry as verified; ``state`` was taken before. A failure to write is ignored."""
-        if state is None or max(entry[4] for entry in json.loads(state)) > time.time_ns() - _CLOCK_TICK_NS:
+        if state is None or max(entry[4] for entry in json.loads(state)) > time.time_ns() - CLOCK_TICK_NS:
             return
         with contextlib.suppress(OSError):
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)

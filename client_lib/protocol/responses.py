@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from client_lib._core.retry import parse_retry_after
 from client_lib._validation import is_number, json_kind, must_be
 from client_lib.errors import DELClientError, ProtocolError, error_from_status
+from client_lib.protocol.retry import parse_retry_after
 from client_lib.types import Chunk, Model, Usage
 from del_core.errors import ERROR_STATUS
 

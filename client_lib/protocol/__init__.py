@@ -1,0 +1,1 @@
+"""The wire protocol on the client's side, without input or output: events, responses, retries."""
