@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from del_core.decoders import DECODERS, DecoderOptions, joint_kinds
 from del_core.lm.model import check_rows
@@ -46,11 +45,6 @@ class StageConfig:
     def identity(self) -> dict[str, Any]:
         """Return the settings that identify a run: all but the number of steps."""
         return {key: value for key, value in asdict(self).items() if key != "steps"}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read the settings among the members of a result; missing ones have their default."""
-        return cls(**{item.name: data[item.name] for item in fields(cls) if item.name in data})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from del_core._json import write_json_atomic
 from del_core.audit.calibration import Calibration
 from del_core.audit.intervals import Rate
+from del_core.audit.records import FLAT, fields_from_json, fields_to_json, from_json, to_json
 from del_core.bundle import Guarantees
 from del_core.lm.model import ModelError
 from del_core.mechanism import MAX_LEVEL, Mechanism
@@ -37,21 +38,12 @@ class CalibratedRate:
 
     attack: str
     target: float
-    rate: Rate
+    rate: Rate = field(metadata=FLAT)
 
     @classmethod
     def from_calibration(cls, found: Calibration) -> CalibratedRate:
         """Return the figures of a calibration."""
         return cls(found.attack, found.target, found.rate)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return one object with the members of the rate."""
-        return {"attack": self.attack, "target": self.target, **self.rate.to_json()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> CalibratedRate:
-        """Read what ``to_json`` wrote."""
-        return cls(data["attack"], data["target"], Rate.from_json(data))
 
 
 class _Perplexities:
@@ -70,7 +62,7 @@ class ProjectionResult(_Perplexities):
     ``ppl_pca`` is that of the projection before training.
     """
 
-    config: ProjectionConfig
+    config: ProjectionConfig = field(metadata=FLAT)
     dim: int
     model_sha256: str
     text_sha256: str
@@ -83,15 +75,6 @@ class ProjectionResult(_Perplexities):
         """Hidden width of the encoder, which is affine."""
         return 0
 
-    def to_json(self) -> dict[str, Any]:
-        """Return one object with the members of the configuration."""
-        return _flat(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ProjectionResult:
-        """Read what ``to_json`` wrote."""
-        return cls(ProjectionConfig.from_json(data), **_members(cls, data, "config"))
-
 
 @dataclass(frozen=True)
 class EncoderResult(_Perplexities):
@@ -102,7 +85,7 @@ class EncoderResult(_Perplexities):
     success.
     """
 
-    config: EncoderConfig
+    config: EncoderConfig = field(metadata=FLAT)
     dim: int
     norm_limit: float
     model_sha256: str
@@ -120,21 +103,17 @@ class EncoderResult(_Perplexities):
 
     def to_json(self) -> dict[str, Any]:
         """Return one object with the members of the configuration."""
-        found = _flat(self)
-        ratio = found.pop("ratio_numerator")
-        return {**found, "calibration": {**self.calibration.to_json(), "ratio_numerator": ratio}}
+        found = fields_to_json(self)
+        found["calibration"]["ratio_numerator"] = found.pop("ratio_numerator")
+        return found
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> EncoderResult:
+    def from_json(cls, data: Mapping[str, Any], name: str = "") -> EncoderResult:
         """Read what ``to_json`` wrote."""
-        calibration = CalibratedRate.from_json(data["calibration"])
-        return cls(
-            # The member map_asr is the success that was reached; the target is the calibration's.
-            config=EncoderConfig.from_json({**data, "map_asr": calibration.target}),
-            calibration=calibration,
-            ratio_numerator=data["calibration"]["ratio_numerator"],
-            **_members(cls, data, "config", "calibration", "ratio_numerator"),
-        )
+        calibration = data["calibration"]
+        found = fields_from_json(cls, {**data, "ratio_numerator": calibration["ratio_numerator"]}, name)
+        # The member map_asr is the success that was reached; the target is the calibration's.
+        return replace(found, config=replace(found.config, map_asr=found.calibration.target))
 
 
 @dataclass(frozen=True)
@@ -147,7 +126,7 @@ class SoftPromptResult(_Perplexities):
     """
 
     name: str
-    config: SoftPromptConfig
+    config: SoftPromptConfig = field(metadata=FLAT)
     bits: int
     dim: int
     ratio_numerator: int
@@ -167,15 +146,10 @@ class SoftPromptResult(_Perplexities):
         """The mechanism for which stage 2 was trained."""
         return Mechanism(self.bits, self.dim, self.ratio_numerator / 2.0**31, max_level=MAX_LEVEL)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return one object with the members of the configuration."""
-        return _flat(self)
-
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SoftPromptResult:
-        """Read what ``to_json`` wrote, or a variant's result, whose guarantees hold mu."""
-        flat = {"mu": data.get("guarantees", {}).get("mu"), **data}
-        return cls(config=SoftPromptConfig.from_json(data), **_members(cls, flat, "config"))
+    def from_json(cls, data: Mapping[str, Any], name: str = "") -> SoftPromptResult:
+        """Read the result, or a variant's, whose guarantees hold mu."""
+        return fields_from_json(cls, {"mu": data.get("guarantees", {}).get("mu"), **data}, name)
 
 
 @dataclass(frozen=True)
@@ -205,13 +179,13 @@ class VariantResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return one object with the members of ``trained``."""
-        found = self.trained.to_json()
+        found = to_json(self.trained)
         del found["mu"]  # one of the guarantees
         if self.candidates is not None:
             found["candidates"] = dict(self.candidates)
         found["task"] = self.task
         if self.calibration is not None:
-            found["calibration"] = self.calibration.to_json()
+            found["calibration"] = to_json(self.calibration)
         return {**found, "guarantees": asdict(self.guarantees), "audit": self.audit}
 
     @classmethod
@@ -224,7 +198,7 @@ class VariantResult:
             guarantees=Guarantees(**data["guarantees"]),
             recovery={name: Rate.from_json(rate) for name, rate in audit.items() if isinstance(rate, dict)},
             date=audit["date"],
-            calibration=CalibratedRate.from_json(data["calibration"]) if "calibration" in data else None,
+            calibration=from_json(CalibratedRate, data["calibration"]) if "calibration" in data else None,
             candidates=data.get("candidates"),
         )
 
@@ -232,7 +206,7 @@ class VariantResult:
 def write_result(directory: Path, result: ProjectionResult | EncoderResult | SoftPromptResult | VariantResult) -> None:
     """Write a stage's result, its last file: a directory that holds it is complete."""
     projection = isinstance(result, ProjectionResult | EncoderResult)
-    write_json_atomic(directory / (_PROJECTION if projection else _VARIANT), result.to_json())
+    write_json_atomic(directory / (_PROJECTION if projection else _VARIANT), to_json(result))
 
 
 def read_projection_result(directory: Path) -> ProjectionResult | EncoderResult:
@@ -242,7 +216,7 @@ def read_projection_result(directory: Path) -> ProjectionResult | EncoderResult:
         ModelError: the stage has not been run to its end.
     """
     data = _read(directory / _PROJECTION, "projection")
-    return EncoderResult.from_json(data) if "norm_limit" in data else ProjectionResult.from_json(data)
+    return from_json(EncoderResult, data) if "norm_limit" in data else from_json(ProjectionResult, data)
 
 
 def read_soft_prompt_result(directory: Path) -> SoftPromptResult:
@@ -273,14 +247,3 @@ def _read(path: Path, command: str) -> dict[str, Any]:
         raise ModelError(f"{path} must exist: run `delctl train {command}` to its end first")
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return data
-
-
-def _flat(result: Any) -> dict[str, Any]:
-    """Return the members of a result, those of its configuration in their place."""
-    found: dict[str, Any] = asdict(result)
-    return {**found.pop("config"), **found}
-
-
-def _members(kind: Any, data: Mapping[str, Any], *omitted: str) -> dict[str, Any]:
-    """Return the members of ``data`` that are fields of ``kind``."""
-    return {item.name: data[item.name] for item in fields(kind) if item.name not in omitted}
