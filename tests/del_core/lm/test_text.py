@@ -18,7 +18,7 @@ def test_splits_are_disjoint_and_lose_nothing():
 def test_every_window_of_an_epoch_is_seen_once():
     windows = TokenWindows(torch.arange(1003), length=10, seed=3)
     for epoch in range(2):
-        starts = [int(windows._window(epoch * windows.per_epoch + i)[0]) for i in range(windows.per_epoch)]
+        starts = [int(windows.batch(epoch * windows.per_epoch + i, 1)[0, 0]) for i in range(windows.per_epoch)]
         assert len(set(starts)) == windows.per_epoch
         assert {start % 10 for start in starts} == {starts[0] % 10}
 
