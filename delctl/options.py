@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from del_core.mechanism.base import DEFAULT_DELTA
 from delctl.places import PLACE, bundle_place
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-DELTA = 1e-6
+DELTA = DEFAULT_DELTA
 """The default delta, and the delta of the epsilons that commands show."""
 POSITIVE = click.FloatRange(0, min_open=True)
 SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)

@@ -1,4 +1,4 @@
-"""Fixtures of the client's tests: bundles, a scripted server, and clients of both kinds behind one interface."""
+"""Fixtures of the client's tests: bundles, a scripted server, clients of both kinds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.scripted_server import ScriptedServer
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_disks() -> Iterator[None]:
-    """Bundles and cache entries need not outlive a power cut here, and waiting for the disk took most of the time."""
+    """Skip fsync: test files need not survive a crash, and waiting for the disk is slow."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
@@ -92,7 +92,7 @@ class SyncCalls:
 
 
 class AsyncCalls:
-    """The asynchronous client, driven from a test that is not asynchronous, on an event loop that stays the same."""
+    """The asynchronous client, driven by synchronous tests on one event loop."""
 
     def __init__(self, client: AsyncClient, runner: asyncio.Runner) -> None:
         self.client = client
@@ -129,7 +129,7 @@ class AsyncCalls:
 
 @pytest.fixture(params=["sync", "async"])
 def connect(request: pytest.FixtureRequest, server: ScriptedServer, tmp_path: Path) -> Iterator[Callable[..., Calls]]:
-    """Makes clients of the server, of both kinds in turn; their cache is empty at first and shared in a test."""
+    """Make clients of both kinds in turn; a test's clients share a cache that is empty at first."""
     opened: list[SyncCalls | AsyncCalls] = []
     with asyncio.Runner() as runner:
 

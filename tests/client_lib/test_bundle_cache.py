@@ -1,4 +1,4 @@
-"""The bundle cache: atomic, verified, shared by processes, and never the reason for a wrong bundle."""
+"""The bundle cache: atomic, verified, shared by processes, never the cause of a wrong bundle."""
 
 from __future__ import annotations
 

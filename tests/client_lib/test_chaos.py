@@ -1,4 +1,4 @@
-"""Everything at once: killed servers, cut connections, storms of 429, 503 and 500, clocks that jump, full disks.
+"""All faults at once: killed servers, cut connections, 429, 503, 500, clock jumps, full disks.
 
 Several users of one client, and one ledger, go on through all of it. Afterwards:
 
@@ -145,7 +145,7 @@ class Weather:
 
 
 def calls(rounds: int, weather: Weather) -> Iterator[int]:
-    """At least so many, and on until every fault has been there: on a fast machine the first ones may see none."""
+    """At least ``rounds`` calls, and more until every fault has occurred."""
     yield from range(rounds)
     yield from itertools.takewhile(lambda _: not weather.seen_all.is_set(), range(100 * rounds))
 
@@ -196,7 +196,7 @@ async def use_async_client(client: AsyncClient, weather: Weather, rounds: int, s
 def run(
     kind: str, seed: int, rounds: int, users: int, server: ScriptedServer, path: Path, patch: pytest.MonkeyPatch
 ) -> tuple[Counter[str], Counter[str]]:
-    """One run; what calls ended in, and which faults there were. Fails where something is lost, doubled or wrong."""
+    """Run once; return the outcomes and the faults. Fails if a result is lost, doubled or wrong."""
     chooser = random.Random(seed)
     store = SQLiteStore(path / "ledger.db")
     ledger = Ledger(store, budget=Budget(1e9, 1e-6))
@@ -238,7 +238,7 @@ def run(
 
 
 def check_books(path: Path, record: Record, server: ScriptedServer) -> None:
-    """What was sent was charged, what was charged was drawn, and nothing was charged twice or under another's name."""
+    """Every draw sent was charged, once, and to its own subject."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         charged = {(subject, bytes(name)) for subject, name in connection.execute("SELECT subject, id FROM draws")}

@@ -1,4 +1,4 @@
-"""Chat templates: the fixed parts public, the contents private, and the whole exactly what the template renders."""
+"""Chat templates: fixed parts public, contents private, together exactly the rendering."""
 
 from __future__ import annotations
 

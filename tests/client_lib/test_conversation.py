@@ -1,4 +1,4 @@
-"""Conversations: a span is quantised once, each occurrence on its own, and what is saved needs its key."""
+"""Conversations: each occurrence of a span is quantized once; a saved memory needs its key."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_fresh_noise_is_an_explicit_choice(connect: Connect, server: ScriptedSer
 
 
 def test_requests_of_a_conversation_name_it(connect: Connect, server: ScriptedServer) -> None:
-    """One random id as long as the counts stay, retries and resumptions included; none for other calls."""
+    """One random id as long as the counts stay, also in retries; none for other calls."""
     calls = connect(variant="open", api_key="key", subject="ann")
     one, other = converse(calls), converse(calls)
     server.script.extend([reset, error(503, "overloaded", {"retry-after": "0"})])
@@ -208,7 +208,7 @@ def test_threads_of_one_conversation_draw_once(server: ScriptedServer, tmp_path:
 
 
 def test_what_is_forbidden_is_remembered_but_paid_for_when_it_is_sent(connect: Connect, server: ScriptedServer) -> None:
-    """Counts drawn for a call that the ledger refused were not seen by anybody; the next call sends and pays them."""
+    """Counts of a refused call were not sent; the next call sends and charges them."""
     ledger = Ledger(OSError(28, "full"))
     calls = connect(variant="open", ledger=ledger, subject="ann")
     conversation = converse(calls)

@@ -1,4 +1,4 @@
-"""What the client does when servers and connections fail: retries, resumption, timeouts, typed errors."""
+"""Failures of servers and connections: retries, resumption, timeouts, typed errors."""
 
 from __future__ import annotations
 
@@ -306,7 +306,7 @@ def streaming_client(server: ScriptedServer, tmp_path: Path) -> Iterator[Client]
 def test_cut_anywhere(
     server: ScriptedServer, streaming_client: Client, position: int, chunked: bool, max_tokens: int
 ) -> None:
-    """At whatever byte the connection breaks, the caller sees each token once and the whole text."""
+    """Wherever the connection breaks, the caller sees each token once and the whole text."""
     server.script.append(cut(position, chunked=chunked))
     try:
         chunks = list(streaming_client.stream(SECRET, variant="open", max_tokens=max_tokens))

@@ -113,7 +113,7 @@ def test_noise_differs_on_both_sides(server: ScriptedServer, tmp_path: Path) -> 
 
 
 def test_a_ledger_in_memory_is_not_doubled(server: ScriptedServer) -> None:
-    """A child would spend from a copy, so it may not spend at all; nor may it hang on a lock of its parent's."""
+    """A child must not spend from a copy, and must not hang on its parent's lock."""
     ledger = Ledger(MemoryStore(), budget=Budget(1e6))
     mechanism = Mechanism.from_mu(4.0, bits=4, dim=32)
     ledger.spend("ann", mechanism, [Draw(b"1" * 16, 1)])

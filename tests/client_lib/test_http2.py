@@ -1,4 +1,4 @@
-"""HTTP/2, where it is asked for and the server has it: many calls at once, faults as everywhere else."""
+"""HTTP/2 with servers that support it: concurrent calls, and faults."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_stream_that_a_synchronous_client_leaves_ends_at_the_server(
 
 
 def test_threads_do_not_disturb_each_other(server: ScriptedServer, front: HTTP2Server, tmp_path: Path) -> None:
-    """Nothing is sent twice and nobody gets another's answer; what a thread has left is used again."""
+    """Nothing is sent twice, no caller gets another's answer, and connections are reused."""
     with (
         Client(front.url, retry=SHORT_PAUSES, cache_dir=tmp_path, http2=True, max_retries=0) as client,
         ThreadPoolExecutor(6) as pool,

@@ -91,7 +91,7 @@ def test_padding_is_charged_and_reused(connect: Connect, server: ScriptedServer)
 
 
 def test_padding_is_noisy_like_the_rest(bundle: ClientBundle) -> None:
-    """Equal padding tokens have independent counts: 63 rows of 8 coordinates with 15 trials are not all equal."""
+    """Equal padding tokens have independent counts, so 63 rows are not all equal."""
     encoder = Encoder(bundle)
     encoded = encoder.draw(encoder.tokenize("a", "open", Padding(64)), "open")
     codes = next(s for s in encoded.segments if isinstance(s, PrivateSegment)).codes[:-1]

@@ -1,4 +1,4 @@
-"""What is told about calls: idempotency keys, ``DEL_LOG``, OpenTelemetry; and that none of it holds text."""
+"""Observation of calls: idempotency keys, ``DEL_LOG``, OpenTelemetry; none contains text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policy holds whatever the server claims: through real clients of both kinds, nothing that it forbids is sent."""
+"""The policy holds whatever the server states: clients of both kinds send nothing forbidden."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _manipulated(name: str, bundle: ClientBundle, path: Path) -> bytes:
 def test_a_bundle_that_was_changed_by_hand_is_refused(
     connect: Connect, server: ScriptedServer, tmp_path: Path, name: str, in_session: bool
 ) -> None:
-    """At the start, and when a server that was honest at first says that it has another bundle now."""
+    """At the start, and when an honest server later announces another bundle."""
     calls = connect(policy=PrivacyPolicy(max_epsilon_per_token=1e6))
     if in_session:
         calls.complete(SECRET, variant="open")
@@ -135,8 +135,7 @@ def test_a_bundle_that_was_changed_by_hand_is_refused(
 
 @pytest.mark.parametrize("corner", [1, -1])
 def test_a_swapped_table_cannot_cost_more_than_the_worst_case(corner: int, tmp_path: Path) -> None:
-    """Tokens at opposite corners, the most telling table there is, attain the figure that is compared; levels beyond
-    max_level, which would exceed it, make no bundle and no sample."""
+    """Tokens at opposite corners attain the compared figure; larger levels make no bundle."""
     bundle = make_bundle(tmp_path / "bundle")
     mechanism = bundle.mechanism("open")
     row = np.full((1, mechanism.dim), corner * mechanism.max_level, np.int16)
@@ -256,7 +255,7 @@ def test_unacceptable_limits_are_named(limits: dict[str, Any], field: str) -> No
 
 
 def _fingerprint(frame: bytes) -> str:
-    """The fingerprint in a frame's header: without a bundle, since the server may have exchanged its own."""
+    """The fingerprint in a frame's header, read without a bundle."""
     length = int.from_bytes(frame[5:9], "little")
     return str(json.loads(frame[9 : 9 + length])["fingerprint"])
 

@@ -1,4 +1,4 @@
-"""Nothing of a prompt or an answer shows up where it was not asked for: messages, representations, logs, requests."""
+"""No text of prompts or answers in messages, representations, logs or requests."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ FAULTS: list[Behaviour] = [
 def test_failures_and_logs_hold_no_text(
     connect: Connect, server: ScriptedServer, caplog: pytest.LogCaptureFixture, fault: Behaviour, method: str
 ) -> None:
-    """Everything that any library logs at any level, and the whole chain of exceptions, with their arguments."""
+    """All log records of all libraries, and the whole chain of exceptions with arguments."""
     server.script.append(fault)
     seen = []
     with caplog.at_level(logging.DEBUG):

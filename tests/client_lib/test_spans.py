@@ -97,7 +97,7 @@ def test_private_spans_are_refused_under_clear() -> None:
 
 @given(SPANS)
 def test_frame_holds_every_span_tokenised_on_its_own(bundle: ClientBundle, spans: list[Span]) -> None:
-    """The frame decodes to: BOS, then a segment a span, public ids exact, private counts those of the mechanism."""
+    """The frame has BOS, then one segment per span: exact public ids, the mechanism's counts."""
     encoder = Encoder(bundle, random_source=counter_bytes)
     tokenizer = Tokenizer.from_file(str(bundle.tokenizer_path))
     ids = [(span, tokenizer.encode(span.text, add_special_tokens=False).ids) for span in spans if span.text]
@@ -122,7 +122,7 @@ def test_frame_holds_every_span_tokenised_on_its_own(bundle: ClientBundle, spans
 
 
 def test_noise_is_fresh_for_every_encoding_and_fixed_in_one(encoder: Encoder) -> None:
-    """200 tokens of 8 coordinates with 15 trials each: two draws agree with probability far below 1e-100."""
+    """Two draws of 200 tokens agree with probability far below 1e-100."""
     text = "hello world " * 60
     first, second = encoder.encode(text, "open"), encoder.encode(text, "open")
     assert first.segments[1] != second.segments[1]
@@ -227,6 +227,6 @@ def test_loading_again_gives_an_equal_origin(encoder: Encoder) -> None:
 
 
 def test_groups_of_spans_are_not_merged(encoder: Encoder) -> None:
-    """Two neighbouring private spans stay two segments: what one is does not depend on the other."""
+    """Adjacent private spans stay two independent segments."""
     segments = encoder.encode([private("a"), private("b"), public("c"), public("d")], "open").segments
     assert [isinstance(segment, PrivateSegment) for segment in segments] == [False, True, True, False, False]

@@ -1,4 +1,4 @@
-"""What a start on a cached bundle reads: the manifest and the tokenizer, never the table; unless a file has changed."""
+"""A start on a cached bundle reads manifest and tokenizer, and the table only after changes."""
 
 from __future__ import annotations
 

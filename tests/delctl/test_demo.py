@@ -1,4 +1,4 @@
-"""What ``delctl demo`` shows, against a server that plays a model; the whole of it runs in test_end_to_end.py."""
+"""The output of ``delctl demo`` with a mock server; test_end_to_end.py runs all of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demo shows of the server's view: the guess from the counts that are sent, and its marks."""
+"""The demo's view of the server: the guess from the counts, and its marks."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptedServer]
 
 @contextlib.contextmanager
 def running_proxy(server: ScriptedServer, cache: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command, and the URL that it announces; terminated at the end if a test has not done so."""
+    """Run the command; yield it and its URL, and terminate it at the end."""
     command = [*DELCTL, "proxy", "--server", server.url, "--port", "0", *options]
     with subprocess.Popen(
         command,
@@ -57,7 +57,7 @@ def running_proxy(server: ScriptedServer, cache: Path, *options: str) -> Iterato
 
 
 def rest_of(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """What is left of both outputs of a process that ends; communicate() loses what readline() has buffered."""
+    """Return the rest of both outputs; communicate() would lose lines buffered by readline()."""
     assert process.stdout is not None
     assert process.stderr is not None
     rest = process.stdout.read(), process.stderr.read()

@@ -1,5 +1,7 @@
-"""The reference client in TypeScript: every vector, exact and well distributed counts, and answers of a server that
-misbehaves. Against a real server: tests/delctl/test_end_to_end.py."""
+"""The reference client in TypeScript: vectors, counts, and servers that misbehave.
+
+tests/delctl/test_end_to_end.py runs it against a real server.
+"""
 
 from __future__ import annotations
 

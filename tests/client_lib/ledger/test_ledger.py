@@ -1,4 +1,4 @@
-"""The ledger: what is spent adds up exactly, once, durably and before anything is sent, whatever fails meanwhile."""
+"""The ledger: spending adds up exactly, once, durably, and before anything is sent."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DELTA = 1e-6
 
 
 def exactly(value: float) -> object:
-    """The same figure by another path through the same sums: floats may differ in the last places."""
+    """Equal up to rounding: another order of the same sums."""
     return pytest.approx(value, rel=1e-12)
 
 
@@ -101,7 +101,7 @@ def test_one_level_is_exact_and_every_draw_counts_once(store: LedgerStore) -> No
 
 
 def test_mixed_levels_are_bounded_from_above_and_below(store: LedgerStore) -> None:
-    """Above the exact figure of the composition, below the plain sum; a budget of one level refuses a second one."""
+    """Above the exact figure, below the plain sum; a one-level budget refuses a second level."""
     ledger = Ledger(store, budget=Budget(500.0, DELTA))
     ledger.spend("ann", WEAK, [draw(2)])
     assert ledger.spent("ann").epsilon == exactly(accounting.epsilon(WEAK, DELTA / 2, 2))
@@ -346,7 +346,7 @@ def test_several_threads_spend_exactly_what_there_is(store: LedgerStore) -> None
 
 
 def test_a_fork_uses_a_connection_of_its_own(tmp_path: Path) -> None:
-    """The child spends, also while a thread of the parent held the lock at the moment of the fork."""
+    """The child can spend even if a thread of the parent held the lock during the fork."""
     ledger = Ledger(SQLiteStore(tmp_path / "ledger.db"), budget=Budget(100.0, DELTA))
     ledger.spend("ann", WEAK, [draw()])
     with ledger.store._held():  # type: ignore[attr-defined]
@@ -423,7 +423,7 @@ def run_child(
 
 @pytest.mark.parametrize("after", [1, 7, 40])
 def test_what_was_spent_survives_kill_9(tmp_path: Path, after: int) -> None:
-    """Everything that could have been sent is recorded; besides at most the one that was about to be."""
+    """Everything sent is recorded, and at most one draw more."""
     path = tmp_path / "ledger.db"
 
     def stop(child: subprocess.Popen[str], lines: list[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Real clients with a real ledger, under faults: what may have been sent has been paid for, and once only."""
+"""Clients with a ledger under faults: everything that may have been sent is charged once."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_what_the_budget_does_not_allow_is_not_sent(connect: Connect, server: Sc
 def test_chaos_neither_loses_nor_doubles_spending(
     connect: Connect, server: ScriptedServer, tmp_path: Path, seed: int
 ) -> None:
-    """Resets, streams cut at random bytes, storms of 429 and 503: typed errors or answers, and every draw paid once."""
+    """Resets, cut streams, 429 and 503: typed errors or answers, and every draw charged once."""
     chooser = random.Random(seed)
     ledger = Ledger(SQLiteStore(tmp_path / "ledger.db"), budget=LARGE)
     calls = connect(ledger=ledger, subject="ann", max_retries=2, max_resumes=2)

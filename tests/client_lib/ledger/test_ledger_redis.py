@@ -1,4 +1,4 @@
-"""The ledger in Redis: what holds for every store is in test_ledger.py; here is what can go wrong with a server."""
+"""The ledger in Redis: failures of the server. test_ledger.py has the tests of all stores."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_what_was_spent_survives_kill_9_of_the_server(own: RedisServer) -> None:
 
 
 def test_a_kill_at_any_moment_loses_and_doubles_nothing(own: RedisServer) -> None:
-    """Draws that were acknowledged are there; those in doubt are charged at most once, and exactly once after all."""
+    """Acknowledged draws are kept; draws in doubt are charged once in the end."""
     store = RedisStore(own.url, timeout=20, hold=0.5)
     ledger = Ledger(store, budget=LARGE)
     done, stop = 0, threading.Event()

@@ -1,4 +1,4 @@
-"""Fixtures of the proxy's tests: a scripted server behind it, and proxies with any settings in front."""
+"""Fixtures of the proxy's tests: a scripted server, and proxies with any settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def server(bundle: ClientBundle) -> Iterator[ScriptedServer]:
 
 @pytest.fixture
 def make_proxy(server: ScriptedServer, tmp_path: Path) -> Iterator[MakeProxy]:
-    """Makes proxies in front of the server; ``client`` holds options of the client, the rest are settings."""
+    """Make proxies of the server; ``client`` holds client options, the rest are settings."""
     with contextlib.ExitStack() as stack:
 
         def make(client: dict[str, Any] | None = None, **settings: Any) -> RunningProxy:

@@ -1,4 +1,4 @@
-"""History is quantised once: a conversation that grows, a prompt that is repeated, and where that ends."""
+"""A history is quantized once: growing conversations, repeated prompts, and the limits."""
 
 from __future__ import annotations
 

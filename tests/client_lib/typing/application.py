@@ -1,4 +1,4 @@
-"""An application that uses all of the client's interface; nothing here runs, it is read by mypy and pyright."""
+"""An application that uses the whole interface, for mypy and pyright; it is never run."""
 
 from __future__ import annotations
 

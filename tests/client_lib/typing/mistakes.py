@@ -1,4 +1,4 @@
-"""What an application must not get past its type checker: every line that is marked has to be an error."""
+"""Mistakes that a type checker must find: every marked line has to be an error."""
 
 from __future__ import annotations
 

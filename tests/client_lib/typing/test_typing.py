@@ -1,4 +1,4 @@
-"""The types of the client as an application sees them: strict mypy and pyright, and pyright's count of what is typed.
+"""The client's types in an application: strict mypy and pyright, and type completeness.
 
 The packages are put where an installer would put them, so a package without its ``py.typed`` fails
 here.
