@@ -2,11 +2,10 @@
 
 :func:`parse` accepts RFC 8259 text in UTF-8. It refuses duplicate names, NaN and infinities (also
 by overflow, ``1e999``), ``-0``, unpaired surrogates, digit runs that reach Python's integer
-conversion limit and nesting that would exhaust the stack. The caller bounds the size in bytes. The
-other checks take a parsed value and the path that errors name.
+conversion limit and nesting that would exhaust the stack. The caller bounds the size in bytes.
 
-Messages show no strings, because a prompt may stand in the wrong place. The exceptions are
-identifiers, which :func:`text` checks, and member names that look like identifiers.
+Messages show no strings, because a prompt may stand in the wrong place, but identifiers that
+:func:`text` checks and member names that look like identifiers.
 """
 
 from __future__ import annotations
@@ -71,11 +70,7 @@ def shown(value: object) -> str:
 
 
 def parse(data: bytes, *, name: str, max_depth: int) -> Any:
-    """Return the value of a JSON text in UTF-8; ``name`` stands for it in errors.
-
-    Raises:
-        JsonError: the text is not acceptable; nothing else is raised.
-    """
+    """Return the value of a JSON text in UTF-8, called ``name`` in errors, or raise JsonError."""
 
     def refuse(message: str) -> NoReturn:
         raise JsonError(INVALID_HEADER, name, message)

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_array", "check_integer", "check_number"]
-
 
 def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
     """Raise ValueError unless ``value`` is an int, no bool, in low..high (None: no limit)."""

@@ -1,10 +1,7 @@
 """Typed errors and the table of stable error codes.
 
-Every error that the project raises on purpose derives from :class:`DelError`. A message says what
-the field or file must be and what was found. Values that derive from a prompt (token ids, counts,
-stop strings, text) never appear in a message.
-
-:data:`ERROR_STATUS` lists the codes in ``error.code`` with the HTTP status of each.
+A message says what the field or file must be and what was found. Values that derive from a prompt
+(token ids, counts, stop strings, text) never appear in it.
 """
 
 from __future__ import annotations
@@ -90,7 +87,6 @@ class FrameError(DelError):
         code: stable identifier, a key of :data:`ERROR_STATUS`.
         field: path of the member, such as ``"header.temperature"`` or ``"payload"``.
         message: the sentence without the field; ``str(error)`` has both.
-        status: HTTP status.
     """
 
     def __init__(self, code: str, field: str, message: str) -> None:
@@ -113,8 +109,7 @@ class BundleError(DelError):
     """A bundle is truncated, altered, too new or violates docs/reference/bundle-format.md.
 
     Attributes:
-        file: name of the file inside the bundle (``"client/table.safetensors"``), or the bundle's
-            own path.
+        file: name inside the bundle, such as ``"client/table.safetensors"``, or its own path.
         reason: the requirement and what was found.
     """
 

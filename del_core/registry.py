@@ -25,7 +25,7 @@ _loaded = False
 def load_plugins() -> None:
     """Import the modules of the entry points in :data:`PLUGIN_GROUP`, once for each process.
 
-    Errors of the imports are raised, so that a broken plugin is not skipped.
+    A plugin that cannot be imported is an error.
     """
     global _loaded
     with _lock:
@@ -39,10 +39,7 @@ class Registry(Mapping[str, T], Generic[T]):
     """Kinds of one thing by name, in order of registration.
 
     A missing name raises ``KeyError`` after the plugins were loaded; :meth:`find` raises
-    ``ValueError`` with the allowed names.
-
-    Args:
-        what: the thing in the singular for messages, such as ``"decoder"``.
+    ``ValueError`` with the allowed names. ``what`` is the thing in the singular for messages.
     """
 
     def __init__(self, what: str) -> None:
@@ -50,21 +47,13 @@ class Registry(Mapping[str, T], Generic[T]):
         self._kinds: dict[str, T] = {}
 
     def register(self, name: str, kind: T) -> T:
-        """Add a kind and return it.
-
-        Raises:
-            ValueError: the name is taken by another kind.
-        """
+        """Add a kind and return it; ValueError if the name is taken by another kind."""
         if self._kinds.setdefault(name, kind) is not kind:
             raise ValueError(f"{self.what} must have a name that is not registered yet, got {name!r}")
         return kind
 
     def find(self, name: str) -> T:
-        """Return the kind of this name.
-
-        Raises:
-            ValueError: no such kind; the message lists the names.
-        """
+        """Return the kind of this name, or raise ValueError with the known names."""
         if name not in self._kinds:
             load_plugins()
         if name not in self._kinds:

@@ -12,8 +12,8 @@ above a lattice point and h - t below the next is split into one outcome at each
 kept. Merging the two gives the outcome back, so the split pair dominates. Lower bound: the losses
 of the coordinates are rounded to the nearest lattice point and S = {sum of the rounded losses >=
 epsilon}; delta(epsilon) >= P(S) - exp(epsilon) Q(S) for every set S. Both errors are of second
-order in the step h. Sums over coordinates are convolutions, computed by FFT. The error of the FFT
-and the mass outside the window are bounded and added on the safe side.
+order in the step h. Sums over coordinates are convolved by FFT, whose error is bounded, with the
+mass outside the window, and added on the safe side.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ import numpy.typing as npt
 from del_core.accounting.special import expit, find_root
 from del_core.mechanism.base import PROBABILITY_ONE
 
-__all__ = ["Cumulant", "Group", "LossLattice"]
-
 FloatArray = npt.NDArray[np.float64]
 Group = tuple[int, int, int]
 """N, p 2^32, q 2^32 of coordinates that are alike."""
@@ -38,10 +36,9 @@ _TAIL = 1e-17
 """Tilted mass that may lie outside the window, and outside the atoms of a binomial."""
 
 _FFT_ERROR = 8 * 2.0**-53
-"""Relative error in the Euclidean norm of an FFT per doubling of its length.
-
-(Higham, Accuracy and Stability of Numerical Algorithms, theorem 24.2, with correctly rounded
-twiddle factors)."""
+"""Relative error of an FFT in the Euclidean norm per doubling of its length, correctly rounded
+twiddle factors (Higham, Accuracy and Stability of Numerical Algorithms, theorem 24.2).
+"""
 
 _LARGEST_GROWTH = 8.0  # of total tilt step, see below
 _BATCH = 1 << 20  # lattice points transformed at once
@@ -105,7 +102,7 @@ class LossLattice:
 
     Args:
         groups: (N, p 2^32, q 2^32) with p > q, as ``ProductPair`` holds them; at least two.
-        tilt: s above, positive. Any value gives valid bounds; the order minus one that is best in
+        tilt: s above. Any positive value gives valid bounds; the order minus one that is best in
             the Renyi conversion gives tight ones.
         points: length of the window, a power of two.
     """
@@ -143,8 +140,7 @@ class LossLattice:
         smallest, largest = float(np.sum(n * self._failure_loss)), float(np.sum(n * self._success_loss))
         half, outside = self._half_width(mean, self._deviation, smallest, largest)
         low, high = max(mean - half, smallest), min(mean + half, largest)
-        # Rounding moves a sum of losses by less than one step a group, so this much room is kept at
-        # both ends.
+        # Rounding moves a sum of losses by less than one step a group: room is kept at both ends.
         self._step = (high - low) / (self._points - 2 * (total + 2))
         self._first = math.floor(low / self._step) - total - 1
         return outside
@@ -170,7 +166,7 @@ class LossLattice:
     def _inverse(self, function: Callable[[float], float], delta: float, ceiling: float) -> tuple[float, float]:
         """Return low and high, close together, with function(low) > delta >= function(high).
 
-        At the ends of [0, ceiling] the condition is dropped, because they are valid bounds.
+        An end of [0, ceiling], a valid bound, need not meet the condition.
         """
         high, step = ceiling, 0.1 * self._deviation + 2.0 * self._step
         if function(ceiling) > delta:
@@ -181,8 +177,7 @@ class LossLattice:
                 return 0.0, 0.0
             high, step = low, 2.0 * step
             low = max(0.0, high - step)
-        # Regula falsi (Illinois) on log delta, whose slope is nearly constant, then the invariant
-        # is checked by hand.
+        # The slope of log delta is nearly constant. The invariant is checked after the root finder.
         target = math.log(delta)
         room = 1e-14 * ceiling
 
@@ -269,8 +264,7 @@ class LossLattice:
 
     def _half_width(self, mean: float, deviation: float, smallest: float, largest: float) -> tuple[float, float]:
         """Return the half width of a window around ``mean`` and a bound of the mass outside."""
-        # Not narrower than this share of the range: near the largest loss the law is a few atoms,
-        # not a bell.
+        # At least this share of the range: near the largest loss the law is a few atoms, no bell.
         half = max(8.7 * deviation, 1e-3 * (largest - smallest))
         while True:
             bounds = [0.0, 0.0]
@@ -284,8 +278,7 @@ class LossLattice:
 
     def _chernoff(self, mean: float, half: float, deviation: float, sign: float) -> float:
         """Return a bound of the mass beyond x = mean + sign half: exp(K(s+t) - K(s) - t x)."""
-        # The best t of a bell is half / deviation^2; a law much narrower than the window needs no
-        # more than this.
+        # The best t of a bell is half / deviation^2; a law much narrower needs less.
         t = sign * min((half / max(deviation, 1e-3 * half)) ** 2, 1000.0) / half * np.array([1.0, 0.7, 0.4])
         exponents = self._total_cumulant(self._tilt + t) - self._cumulant - t * (mean + sign * half)
         return math.exp(min(0.0, float(np.min(exponents))))

@@ -1,7 +1,7 @@
 """Weighted upper tails of a binomial to about 12 digits, for up to 10^10 trials.
 
-Probabilities are integers over 2^32, and every result is a natural logarithm, so that tails far
-below the smallest float keep their accuracy. The sums have positive terms only, so nothing cancels.
+Probabilities are integers over 2^32, and results are natural logarithms, so that tails below the
+smallest float keep their accuracy. The sums have positive terms only, so nothing cancels.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from del_core.mechanism.base import PROBABILITY_ONE
-
-__all__ = ["log_probability", "log_weighted_tail"]
 
 _Array = npt.NDArray[np.float64]
 
@@ -58,7 +56,7 @@ def log_weighted_tail(
 
     The sum runs outwards from the largest P(k) of the range, whose logarithm is computed directly,
     by the ratios of neighbouring probabilities, until a geometric bound of the rest is below 2^-60
-    of the sum.
+    of the sum. Its relative error is about 1e-12; the result is -inf for an empty or zero sum.
 
     Args:
         start: first k, 0 to trials + 1 (an empty tail).
@@ -66,9 +64,6 @@ def log_weighted_tail(
         numerator: success probability times 2^32, in 1..2^32 - 1.
         weight: a non-decreasing function into [0, 1] of the float array k - start; without it 1,
             the plain tail.
-
-    Returns:
-        The logarithm, -inf for an empty or zero sum. Relative error of the sum about 1e-12.
     """
     if start > trials:
         return -math.inf
@@ -135,8 +130,7 @@ def _deviance(count: int, mean_numerator: int) -> float:
     v = (scaled - mean_numerator) / (scaled + mean_numerator)  # integers divide with one rounding
     if abs(v) > 0.25:
         return count * math.log(scaled / mean_numerator) - difference
-    # log(count/m) = 2 atanh(v): the series without its first term, which is taken together with m -
-    # count.
+    # log(count/m) = 2 atanh(v): the series, its first term taken together with m - count.
     total, power, j = difference * v, 2.0 * count * v, 1
     while True:
         power *= v * v

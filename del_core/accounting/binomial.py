@@ -3,17 +3,15 @@
 For the binomial mechanism with u trials, d coordinates and T private tokens let N = u d T. If all T
 tokens are replaced, the worst pair of output distributions is
 
-    P = Binomial(N, (1 + r)/2)   against   Q = Binomial(N, (1 - r)/2):
+    P = Binomial(N, (1 + r)/2)   against   Q = Binomial(N, (1 - r)/2),
 
-the output pair for any two inputs is a post-processing of (P, Q), and inputs at opposite clips
-attain it (proof: ``docs/privacy/guarantee.md``). delta(epsilon) is P's tail minus exp(epsilon)
-times Q's, computed without subtracting large numbers; its relative error is about 1e-12 (1e-11 at N
-= 10^9), down to the smallest float. Other kinds bring their own worst pair.
+which inputs at opposite clips attain (proof: ``docs/privacy/guarantee.md``). delta(epsilon) is P's
+tail minus exp(epsilon) times Q's, without cancellation; its relative error is about 1e-12 (1e-11 at
+N = 10^9), down to the smallest float. Other kinds bring their own worst pair.
 
-Epsilon is in nats. Tokens of one prompt, of a conversation or of several prompts under one
-mechanism add up in ``tokens``. Different mechanisms compose in
-:mod:`del_core.accounting.composition`; the bound for a given vocabulary is in
-:mod:`del_core.vocabulary_accounting`.
+Epsilon is in nats. Tokens under one mechanism add up in ``tokens``, of one prompt or several;
+:mod:`del_core.accounting.composition` composes different mechanisms, and
+:mod:`del_core.vocabulary_accounting` has the bound for a given vocabulary.
 """
 
 from __future__ import annotations
@@ -29,18 +27,12 @@ from del_core.accounting.special import erfcx, find_root, log_ndtr, ndtr
 from del_core.mechanism.base import PROBABILITY_ONE, TokenMechanism
 from del_core.mechanism.binomial import BinomialMechanism
 
-__all__ = ["MAX_TRIALS", "delta", "epsilon", "gdp_epsilon", "mu", "trade_off", "worst_pair"]
-
 MAX_TRIALS = 10**10
 """Largest N = trials * dim * tokens that is accepted."""
 
 
 def worst_pair(mechanism: BinomialMechanism, tokens: int = 1) -> ProductPair:
-    """Return the worst pair if ``tokens`` tokens are replaced.
-
-    Raises:
-        ValueError: ``tokens`` is below 1, or N is above :data:`MAX_TRIALS`.
-    """
+    """Return the worst pair if ``tokens`` tokens are replaced; ValueError for too many or none."""
     check_integer("tokens", tokens, 1)
     per_token = mechanism.trials * mechanism.dim
     if per_token * tokens > MAX_TRIALS:
@@ -55,17 +47,13 @@ def worst_pair(mechanism: BinomialMechanism, tokens: int = 1) -> ProductPair:
 def delta(mechanism: TokenMechanism, epsilon: float, tokens: int = 1) -> float:
     """Return the smallest delta with which ``tokens`` private tokens are (epsilon, delta)-DP.
 
+    It is 0 only from the largest possible loss on; a positive delta below the smallest float is
+    returned as the smallest float.
+
     Args:
         mechanism: the mechanism applied to every token.
         epsilon: at least 0, in nats; inf is allowed.
         tokens: T, how many tokens differ, at least 1.
-
-    Returns:
-        delta in [0, 1]. It is 0 only from the largest possible loss on; a positive delta below the
-        smallest float is returned as the smallest float.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
     pair = mechanism.worst_pair(tokens)
     check_number("epsilon", epsilon, 0.0, math.inf, open_low=False, open_high=False)
@@ -75,17 +63,13 @@ def delta(mechanism: TokenMechanism, epsilon: float, tokens: int = 1) -> float:
 def epsilon(mechanism: TokenMechanism, delta: float, tokens: int = 1) -> float:
     """Return the smallest epsilon >= 0 at which ``tokens`` tokens are (epsilon, delta)-DP.
 
+    It is 0 if delta is at least the total variation distance of the worst pair, and the largest
+    loss (pure differential privacy) if delta is 0.
+
     Args:
         mechanism: the mechanism applied to every token.
         delta: in [0, 1].
         tokens: T, how many tokens differ, at least 1.
-
-    Returns:
-        epsilon in nats: 0 if delta is at least the total variation distance of the worst pair, the
-        largest loss (pure differential privacy) if delta is 0.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
     pair = mechanism.worst_pair(tokens)
     check_number("delta", delta, 0.0, 1.0, open_low=False, open_high=False)
@@ -96,8 +80,8 @@ def mu(mechanism: BinomialMechanism, tokens: int = 1) -> float:
     """Return mu = 2 r sqrt(u d tokens / (1 - r^2)), the Gaussian parameter of the published method.
 
     It inverts A = c sqrt(4 u d / mu^2 + 1) and is the distance of the means of P and Q in standard
-    deviations. It names a noise level and becomes a guarantee only in the limit of large N; the
-    guarantee is :func:`epsilon`.
+    deviations. It names a noise level; the guarantee is :func:`epsilon`, which it determines only
+    in the limit of large N.
     """
     ((trials, _, _),) = worst_pair(mechanism, tokens).groups
     r = mechanism.ratio
@@ -105,18 +89,10 @@ def mu(mechanism: BinomialMechanism, tokens: int = 1) -> float:
 
 
 def trade_off(mechanism: TokenMechanism, type_one_errors: npt.ArrayLike, tokens: int = 1) -> npt.NDArray[np.float64]:
-    """Return the trade-off curve of the worst pair: the least type II error at each type I error.
+    """Return the least type II error of a test at each type I error, any shape, for the worst pair.
 
     A test that tells two inputs apart and wrongly accuses the first with probability at most alpha
-    misses the second with probability at least f(alpha). For the binomial mechanism f is exact.
-
-    Args:
-        mechanism: the mechanism applied to every token.
-        type_one_errors: alphas in [0, 1], any shape.
-        tokens: T, how many tokens differ, at least 1.
-
-    Raises:
-        ValueError: an argument is out of range.
+    misses the second with probability at least f(alpha), exactly so for the binomial mechanism.
     """
     pair = mechanism.worst_pair(tokens)
     alphas = np.asarray(type_one_errors, dtype=np.float64)

@@ -1,10 +1,9 @@
 """Exact accounting of randomized response: the worst pair of the categorical mechanism.
 
-Two inputs whose codes differ everywhere are the worst pair, and all such inputs are alike: for each
-code the loss is +e, 0 or -e with e = log(1 + K (1 - lambda) / lambda). So the loss of n codes with
-one lambda is e times a sum of n independent values in {-1, 0, 1}, whose distribution is computed
-without cancellation. Different lambdas add Renyi divergences, which is an upper bound. Proof:
-``docs/privacy/categorical.md``.
+All inputs whose codes differ everywhere are the worst pair: for each code the loss is +e, 0 or -e
+with e = log(1 + K (1 - lambda) / lambda). So the loss of n codes with one lambda is e times a sum
+of n independent values in {-1, 0, 1}, whose distribution is computed without cancellation.
+Different lambdas add Renyi divergences, an upper bound. Proof: ``docs/privacy/categorical.md``.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ import numpy.typing as npt
 from del_core._validation import check_integer, check_number
 from del_core.accounting.product_pair import renyi_delta, renyi_epsilon
 from del_core.mechanism.base import PROBABILITY_ONE, WorstPair
-
-__all__ = ["ResponsePair"]
 
 _Array = npt.NDArray[np.float64]
 
@@ -89,8 +86,7 @@ class ResponsePair(WorstPair):
         return min(1.0, max(value * _ROUND_UP, math.ulp(0.0)))
 
     def epsilon(self, delta: float) -> float:
-        """Return the smallest epsilon at ``delta`` in [0, 1], or an upper bound for several
-        lambdas."""
+        """Return the smallest epsilon at ``delta``, or an upper bound for several lambdas."""
         check_number("delta", delta, 0.0, 1.0, open_low=False, open_high=False)
         if delta == 0.0:
             return self.largest_loss
@@ -99,8 +95,7 @@ class ResponsePair(WorstPair):
             return max(0.0, min(self.largest_loss, bound))
         if self.delta(0.0) <= delta:
             return 0.0
-        # delta falls with epsilon. Invariant: it is above the limit at `low`, and not above it at
-        # `high`.
+        # delta falls with epsilon: it is above the limit at `low` and not above it at `high`.
         low, high = 0.0, self.largest_loss
         while high - low > 1e-12 * high:
             middle = 0.5 * (low + high)
@@ -111,8 +106,7 @@ class ResponsePair(WorstPair):
         return high
 
     def _losses(self) -> tuple[_Array, _Array] | None:
-        """Return losses and their probabilities under the first input; None where they are not
-        computed."""
+        """Return losses and their probabilities under the first input, or None if not computed."""
         if len(self.groups) != 1 or self.groups[0][1] > _EXACT_CODES:
             return None
         ((numerator, count),) = self.groups
@@ -138,8 +132,7 @@ class ResponsePair(WorstPair):
 
 @lru_cache(maxsize=64)
 def _power(step: tuple[float, float, float], count: int) -> _Array:
-    """Return the distribution of the sum of ``count`` independent steps of -1, 0 and 1, by repeated
-    squaring."""
+    """Return the law of the sum of ``count`` steps of -1, 0 and 1, by repeated squaring."""
     result, square = np.ones(1), np.array(step)
     while count:
         if count & 1:

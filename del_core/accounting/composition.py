@@ -2,11 +2,9 @@
 
 Releases at one noise level add their amounts exactly; for the binomial mechanism a level is a
 ratio, whatever bits and dimensions, and the amount is trials. Different levels add their Renyi
-curves, which is a proven upper bound; binomial levels can also be convolved on a lattice of losses,
-which brackets the exact value. All figures are worst case over the cube of inputs, but a
-:class:`RenyiCurve` may also be that of a vocabulary (``del_core.vocabulary_accounting``). A
-composition is a few integers and an epsilon takes milliseconds. Proofs:
-``docs/privacy/vocabulary.md``.
+curves, an upper bound; binomial levels can also be convolved, which brackets the exact value. All
+figures are worst case over the cube of inputs, except those of a vocabulary's :class:`RenyiCurve`.
+Proofs: ``docs/privacy/vocabulary.md``.
 """
 
 from __future__ import annotations
@@ -21,8 +19,6 @@ from del_core._validation import check_integer, check_number
 from del_core.accounting.binomial import MAX_TRIALS
 from del_core.accounting.product_pair import Bracket, ProductPair, renyi_delta, renyi_epsilon
 from del_core.mechanism.base import PROBABILITY_ONE, Level, TokenMechanism, WorstPair, mechanism_of_level
-
-__all__ = ["DEFAULT_ORDERS", "Composition", "RenyiCurve"]
 
 _HALF = PROBABILITY_ONE // 2
 
@@ -40,10 +36,8 @@ class RenyiCurve:
 
         epsilon = min over a of R(a) + log((a-1)/a) - (log delta + log a)/(a-1)
 
-    (Canonne, Kamath and Steinke, arXiv 2004.00010). Orders are above 1, divergences in nats.
-
-    Raises:
-        ValueError: lengths differ, an order is not above 1, or a divergence is negative or NaN.
+    (Canonne, Kamath and Steinke, arXiv 2004.00010). Orders are above 1, divergences in nats, at
+    least 0.
     """
 
     orders: tuple[float, ...]
@@ -107,9 +101,6 @@ class Composition:
 
     Args:
         trials: (level, amount) of every noise level: ratios in rising order, then JSON in order.
-
-    Raises:
-        ValueError: a level is malformed or out of order, or an amount is not in 1..``MAX_TRIALS``.
     """
 
     trials: tuple[tuple[Level, int], ...] = ()
@@ -159,11 +150,7 @@ class Composition:
 
     @property
     def pair(self) -> ProductPair:
-        """Worst pair of output distributions; binomial levels only.
-
-        Raises:
-            ValueError: a level is of another kind.
-        """
+        """Worst pair of output distributions; ValueError unless all levels are binomial."""
         if self._others:
             raise ValueError("trials must be of binomial levels for one product pair, got another kind")
         return self._binomial

@@ -1,9 +1,8 @@
 """Exact accounting of two products of binomials: the server's view of two particular inputs.
 
-Success probabilities are the sampler's integers over 2^32, so nothing is rounded before the
-analysis. With one distinct (p, q) the results are exact: two binomial tails. Otherwise they are
-brackets: the upper end never understates, and an explicit test attains the lower end. Proofs:
-``docs/privacy/vocabulary.md``.
+Success probabilities are the sampler's integers over 2^32. One distinct (p, q) gives exact
+results: two binomial tails. Otherwise they are brackets: the upper end never understates, and an
+explicit test attains the lower end. Proofs: ``docs/privacy/vocabulary.md``.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ from del_core._validation import check_integer, check_number
 from del_core.accounting._lattice import Cumulant, LossLattice
 from del_core.accounting._tails import log_weighted_tail
 from del_core.mechanism.base import PROBABILITY_ONE, WorstPair
-
-__all__ = ["Bracket", "ProductPair", "renyi_delta", "renyi_epsilon"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -44,15 +41,10 @@ class Bracket:
 def renyi_epsilon(orders: npt.ArrayLike, divergences: npt.ArrayLike, delta: float) -> FloatArray:
     """Return epsilon at ``delta`` from each Renyi order; the smallest is the guarantee.
 
-        epsilon = D + log((a-1)/a) - (log delta + log a) / (a-1),    a > 1, D of order a
+        epsilon = max(0, D + log((a-1)/a) - (log delta + log a) / (a-1)),    a > 1, D of order a
 
     (Canonne, Kamath and Steinke, arXiv 2004.00010, proposition 12; Balle et al., arXiv 1905.09982.)
-    Never below 0.
-
-    Args:
-        orders: orders a > 1, shape S.
-        divergences: D in nats, broadcastable against S.
-        delta: in (0, 1].
+    Divergences, in nats, broadcast against orders.
     """
     check_number("delta", delta, 0.0, 1.0, open_low=True, open_high=False)
     a, divergence = np.asarray(orders, np.float64), np.asarray(divergences, np.float64)
@@ -62,10 +54,7 @@ def renyi_epsilon(orders: npt.ArrayLike, divergences: npt.ArrayLike, delta: floa
 
 
 def renyi_delta(orders: npt.ArrayLike, divergences: npt.ArrayLike, epsilon: float) -> FloatArray:
-    """Return delta at ``epsilon`` from each Renyi order.
-
-    It is exp((a-1)(D - epsilon)) (1 - 1/a)^(a-1) / a, at most 1.
-    """
+    """Return delta at ``epsilon`` from each order: exp((a-1)(D - epsilon)) (1 - 1/a)^(a-1) / a."""
     a, divergence = np.asarray(orders, np.float64), np.asarray(divergences, np.float64)
     excess = a - 1.0
     exponent = excess * (divergence - epsilon) - excess * np.log1p(1.0 / excess) - np.log(a)
@@ -79,10 +68,6 @@ class ProductPair(WorstPair):
     For k = (k_g) the privacy loss is additive, L(k) = log P(k)/Q(k) = sum_g [k_g log(p_g/q_g) +
     (N_g - k_g) log((1-p_g)/(1-q_g))], and delta(epsilon) = E_P[(1 - exp(epsilon - L))+], the
     hockey-stick divergence of P from Q.
-
-    :meth:`of` brings a pair into normal form without changing any divergence: coordinates with p =
-    q are dropped, counting failures instead of successes makes p > q everywhere, and coordinates
-    with equal (p, q) merge, since their sum is sufficient.
 
     Args:
         groups: (N, p 2^32, q 2^32) of every distinct coordinate, sorted; 0 < q < p < 2^32 as
@@ -104,15 +89,15 @@ class ProductPair(WorstPair):
         p_numerators: npt.NDArray[np.integer[Any]],
         q_numerators: npt.NDArray[np.integer[Any]],
     ) -> ProductPair:
-        """Return the pair of a coordinate vector, P first.
+        """Return the pair of a coordinate vector, P first, in normal form.
+
+        No divergence changes: coordinates with p = q are dropped, counting failures instead of
+        successes makes p > q everywhere, and coordinates with equal (p, q) merge, since their sum
+        is sufficient.
 
         Args:
             trials: of every coordinate, or one number for all.
-            p_numerators, q_numerators: ``Mechanism.numerators`` of the two inputs, shape
-                (coordinates,).
-
-        Raises:
-            ValueError: a probability is not in 1/2^32..1 - 1/2^32, or the lengths differ.
+            p_numerators, q_numerators: ``Mechanism.numerators`` of the two inputs, (coordinates,).
         """
         p_list, q_list = np.asarray(p_numerators).tolist(), np.asarray(q_numerators).tolist()
         counts = [trials] * len(p_list) if isinstance(trials, int) else list(trials)
@@ -158,12 +143,10 @@ class ProductPair(WorstPair):
         return self._best_order(delta)[0]
 
     def delta_bounds(self, epsilon: float, points: int = 1 << 16) -> Bracket:
-        """Return a bracket of delta(epsilon).
+        """Return a bracket of delta(epsilon), for epsilon >= 0 in nats.
 
-        Args:
-            epsilon: at least 0, in nats.
-            points: size of the lattice of losses where the value is not exact, a power of two; the
-                bracket's width falls with its square.
+        ``points``, a power of two, is the size of the lattice of losses where the value is not
+        exact; the bracket's width falls with its square.
         """
         check_number("epsilon", epsilon, 0.0, math.inf, open_low=False, open_high=False)
         if epsilon >= self.largest_loss:
@@ -171,8 +154,7 @@ class ProductPair(WorstPair):
         if len(self.groups) == 1:
             value = min(1.0, max(math.exp(self._log_delta(epsilon)), math.ulp(0.0)))
             return Bracket(value, value)
-        # The tilt with the least Renyi bound of delta(epsilon) puts the lattice where delta comes
-        # from.
+        # The tilt with the least Renyi bound puts the lattice where delta(epsilon) comes from.
         excess = np.geomspace(_SMALLEST_ORDER, _LARGEST_ORDER, 241)
         exponents = self._cumulant(excess) - excess * (epsilon + np.log1p(1.0 / excess)) - np.log1p(excess)
         lattice = LossLattice(self.groups, float(excess[np.argmin(exponents)]), points)
@@ -194,8 +176,8 @@ class ProductPair(WorstPair):
     def type_two_error(self, alpha: float) -> float:
         """Return the least P(accept Q) of a test with Q(reject Q) <= ``alpha``.
 
-        A test rejects Q at k or more successes (Neyman-Pearson), and at k - 1 with the probability
-        that uses up the rest of ``alpha``.
+        The test rejects Q at k or more successes (Neyman-Pearson), and at k - 1 with the
+        probability that uses up the rest of ``alpha``.
         """
         if len(self.groups) != 1:
             return super().type_two_error(alpha)
@@ -233,9 +215,7 @@ class ProductPair(WorstPair):
         tilt, ceiling = self._best_order(delta)
         ceiling = min(ceiling, self.largest_loss)
         lattice = LossLattice(self.groups, tilt, points)
-        if upper:
-            return lattice.epsilon_upper(delta, ceiling)
-        return lattice.epsilon_lower(delta, ceiling)
+        return lattice.epsilon_upper(delta, ceiling) if upper else lattice.epsilon_lower(delta, ceiling)
 
     def _best_order(self, delta: float) -> tuple[float, float]:
         """Return the order, minus one, with the least epsilon at ``delta``, and that epsilon."""
@@ -255,8 +235,7 @@ class ProductPair(WorstPair):
         """Return log E_P[exp(s L)] at s = ``excess``, which is s D_{1+s}(P || Q)."""
         return Cumulant(self.groups)(excess)
 
-    # ------------------------------------------------------------------------------- one group: two
-    # binomial tails
+    # ------------------------------------------------------------ one group: two binomial tails
 
     def _loss(self, k: int) -> float:
         ((trials, p, q),) = self.groups

@@ -1,7 +1,4 @@
-"""Special functions for accounting, so that clients need no scipy (140 MB).
-
-Tests compare every function with scipy and with 60-digit arithmetic.
-"""
+"""Special functions for accounting, so that clients need no scipy (140 MB)."""
 
 from __future__ import annotations
 
@@ -10,8 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-
-__all__ = ["erfcx", "expit", "find_root", "log_ndtr", "ndtr"]
 
 _FRACTION_FROM = 2.5
 _FRACTION_TERMS = 80  # enough for a float's precision from there on
@@ -54,9 +49,6 @@ def find_root(function: Callable[[float], float], low: float, high: float, *, xt
 
     Chandrupatla's method (Adv. Eng. Software 28, 1997): inverse quadratic interpolation if the last
     three points show convergence, else bisection, until the bracket is below ``xtol + rtol |x|``.
-
-    Raises:
-        ValueError: the signs at both ends are the same.
     """
     a, b = high, low
     fa, fb = function(a), function(b)

@@ -1,8 +1,7 @@
 """The tar archive of a client part (docs/reference/bundle-format.md, section "Archive").
 
-POSIX ustar, uncompressed, regular files in a fixed order, owner and times zero. The reader accepts
-only what the writer produces: no links, paths, extension headers, sparse files or duplicate
-members.
+The reader accepts only what the writer produces: POSIX ustar, uncompressed, regular files in a
+fixed order, owner and times zero; no links, paths, extension headers or duplicate members.
 """
 
 from __future__ import annotations
@@ -53,8 +52,6 @@ def pack(files: Sequence[tuple[str, bytes]]) -> bytes:
 
 def unpack(data: bytes | bytearray | memoryview, limits: Mapping[str, int]) -> dict[str, memoryview]:
     """Return views of the members, whose names and largest sizes ``limits`` gives in order.
-
-    Nothing is copied.
 
     Raises:
         BundleError: the archive is anything else.

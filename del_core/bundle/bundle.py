@@ -4,10 +4,8 @@
     bundle/client/                 manifest.json, table.safetensors, tokenizer.json
     bundle/server/                 decoder-<variant>, soft-prompt-<variant>, prior (.safetensors)
 
-A bundle is content-addressed: its fingerprint is a SHA-256 over the canonical client manifest,
-which holds the digests of the client's files and of the server section, which holds the digests of
-the server's files. Loading executes nothing. A :class:`BundleError` names the file and the reason
-if a bundle is truncated, altered, incomplete or too new.
+A bundle is content-addressed: its fingerprint covers all files through their digests. Loading
+executes nothing and refuses a bundle that is truncated, altered, incomplete or too new.
 """
 
 from __future__ import annotations
@@ -47,20 +45,6 @@ from del_core.decoders import DECODERS, Decoder, DecoderInputs, DecoderKind, Mod
 from del_core.errors import BundleError
 from del_core.mechanism import TokenMechanism
 
-__all__ = [
-    "CLIENT_FILES",
-    "MAX_ARCHIVE_BYTES",
-    "Bundle",
-    "ClientBundle",
-    "VariantContent",
-    "load_bundle",
-    "load_client",
-    "pack_client",
-    "replace_audit",
-    "unpack_client",
-    "write_bundle",
-]
-
 FloatArray = NDArray[np.floating[Any]]
 
 CLIENT_FILES: Final = (MANIFEST, TABLE, TOKENIZER)
@@ -74,7 +58,7 @@ _BLOCK_ROWS: Final = 4096
 
 @dataclass(frozen=True, eq=False)
 class VariantContent:
-    """A variant with its server side.
+    """A variant with its server side; the model reads b columns.
 
     Attributes:
         weight: (b, dim) of the linear decoder.
@@ -96,8 +80,7 @@ class VariantContent:
 class ClientBundle:
     """The client part of a bundle, verified.
 
-    ``table``: levels (V, dim), int8 or int16 in -max_level..max_level, mapped read-only from the
-    file.
+    ``table``: levels (V, dim) in -max_level..max_level, mapped read-only from the file.
     """
 
     path: Path
@@ -315,11 +298,10 @@ def write_bundle(
     bos_token_id: int | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Write a bundle atomically.
+    """Write a bundle atomically; it is loaded and verified before it takes its place.
 
     ``table`` holds integer levels (V, columns) in -max_level..max_level and is stored as int8 if it
-    fits. Decoders and soft prompts keep float16; other floats become float32. The new bundle is
-    loaded and verified before it takes its place.
+    fits. Decoders and soft prompts keep float16; other floats become float32.
 
     Raises:
         BundleError: :func:`load_bundle` would refuse the bundle, or it cannot be written.
@@ -418,9 +400,6 @@ def unpack_client(
 
     With ``fingerprint`` given, an archive of another bundle is refused. If ``target`` already holds
     the same bundle, because another process has fetched it, that one is loaded.
-
-    Raises:
-        BundleError: the archive is not acceptable or cannot be stored.
     """
     contents = _tar.unpack(data, _ARCHIVE_LIMITS)
     manifest = parse_manifest(bytes(contents[MANIFEST]), MANIFEST, server=False)
@@ -452,9 +431,6 @@ def replace_audit(
     """Replace audits of a bundle's variants, which changes its fingerprint.
 
     ``epsilon_vocabulary`` holds the vocabulary-tight guarantees that were computed with the audits.
-
-    Raises:
-        BundleError: a variant is unknown or an audit is not JSON.
     """
     tight = epsilon_vocabulary or {}
     directory = Path(path)

@@ -97,10 +97,7 @@ def checksum_model(path: str | os.PathLike[str]) -> str:
     """Return the checksum of a Hugging Face model directory.
 
     It is the SHA-256 of the canonical JSON {file name: SHA-256} of config.json and every
-    *.safetensors, which may be links into a cache.
-
-    Raises:
-        BundleError: a file is missing or cannot be read.
+    *.safetensors, which may be links into a cache. Raises BundleError if one cannot be read.
     """
     directory = Path(path)
     names = ["config.json", *sorted(entry.name for entry in directory.glob("*.safetensors"))]
@@ -130,9 +127,6 @@ def install(target: Path, fill: Callable[[Path], None], *, overwrite: bool = Fal
     An existing ``target`` is refused or, with ``overwrite``, replaced if it is a bundle. No
     portable call exchanges two directories, so replacing takes two renames; a crash between them
     leaves the old bundle beside ``target`` under a name that begins with a dot.
-
-    Raises:
-        BundleError: the target exists or cannot be written.
     """
     target = Path(os.path.abspath(target))
     if os.path.lexists(target):

@@ -107,11 +107,7 @@ class Variant:
 
     @property
     def ratio(self) -> float:
-        """r = c/A of the binomial mechanism, exact.
-
-        Raises:
-            ValueError: the mechanism is of another kind.
-        """
+        """r = c/A of the binomial mechanism, exact; ValueError for another kind."""
         if self.ratio_numerator is None:
             raise ValueError(f"mechanism must be {BINOMIAL} to have a ratio, got {self.spec.kind}")
         return float(self.ratio_numerator / 2**31)
@@ -124,15 +120,10 @@ class Variant:
         return MechanismSpec(BINOMIAL, {"bits": self.bits, "ratio_numerator": self.ratio_numerator or 0})
 
     def mechanism(self, dim: int, max_level: int) -> TokenMechanism:
-        """Return the mechanism on a table of ``dim`` columns with levels -max_level..max_level.
-
-        Raises:
-            ValueError: the kind is not installed or refuses the table.
-        """
+        """Return the mechanism on a table; ValueError if it is not installed or does not fit."""
         return self.spec.build(dim, max_level)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of a manifest."""
         if self.other is None:
             noise: dict[str, Any] = {"ratio_numerator": self.ratio_numerator}
         else:
@@ -157,7 +148,6 @@ class ServerSection:
     norm_limits: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of a manifest."""
         return {
             "files": {name: entry.to_json() for name, entry in self.files.items()},
             "variants": {name: {"norm_limit": limit} for name, limit in self.norm_limits.items()},
@@ -227,9 +217,6 @@ def parse_manifest(data: bytes, name: str, *, server: bool) -> Manifest:
     """Return the manifest in a file, after all checks that need no other file.
 
     Errors call the file ``name``; ``server`` tells which of the two manifests it is.
-
-    Raises:
-        BundleError: the manifest is not acceptable.
     """
     try:
         value = strict.parse(data, name="manifest", max_depth=_MAX_DEPTH)

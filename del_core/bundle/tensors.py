@@ -1,10 +1,7 @@
-"""Safetensors files of a bundle: read under bounds and mapped, written without metadata.
+"""Safetensors files: ``u64 header length | header (JSON) | tensors``, little-endian.
 
-    u64 header length (little-endian) | header (JSON) | tensors
-
-The reader knows which tensors a file must hold. It compares the header's length with a limit before
-it reads the header, and every declared type, shape and offset with the expected ones and with the
-size of the file before it maps the tensors.
+A header is read under a bound. For a bundle, every declared type, shape and offset is compared with
+the expected one and with the size of the file before the tensors are mapped.
 """
 
 from __future__ import annotations
@@ -51,9 +48,6 @@ def map_tensors(file: IO[bytes], name: str, specs: Specs | SpecsOf) -> dict[str,
 
     If the file determines some sizes, ``specs`` is a function of the shapes in its header. Errors
     call the file ``name``.
-
-    Raises:
-        BundleError: the file is anything else.
     """
     size = os.fstat(file.fileno()).st_size
     if size < _LENGTH.size:

@@ -1,8 +1,7 @@
 """Check of a model directory before anything is loaded: one sentence for each problem.
 
-Training, serving and vLLM would each find some of these problems, late and in the words of another
-library. The check reads config.json, the tokenizer and the headers of the weight files; it needs no
-framework and takes milliseconds.
+Training, serving and vLLM would find some of these problems late and in other words. The check
+reads config.json, the tokenizer and the headers of the weight files, which takes milliseconds.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from tokenizers import Tokenizer
-
-__all__ = ["FAMILIES", "Family", "check_model"]
 
 _MAX_HEADER_BYTES: Final = 100 * 1024 * 1024  # the bound of the safetensors format
 
@@ -59,7 +56,7 @@ _PRIMARY = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embedd
 
 
 def check_model(directory: Path) -> tuple[str, ...]:
-    """Problems that keep the directory from being trained for or served, a sentence each; empty if there are none."""
+    """Return the problems that keep a directory from being trained for or served, as sentences."""
     if not directory.is_dir():
         return (f"{directory} is not a directory.",)
     config = _json(directory / "config.json")
@@ -163,7 +160,7 @@ def _tokenizer_problems(directory: Path, config: Mapping[str, Any]) -> list[str]
 
 
 def _json(path: Path) -> dict[str, Any] | str:
-    """The object in a file, or the sentence that says why there is none."""
+    """Return the object in a file, or the sentence that says why there is none."""
     if not path.is_file():
         return f"{path.name} is missing; a directory of a Hugging Face causal language model is needed."
     try:

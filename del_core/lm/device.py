@@ -6,8 +6,6 @@ import torch
 
 from del_core.errors import DelError
 
-__all__ = ["DeviceError", "check_device"]
-
 
 class DeviceError(DelError):
     """A device that PyTorch does not know or that this machine does not have."""

@@ -1,8 +1,7 @@
 """Conversion of a GGUF file to a Hugging Face model directory that training and vLLM read.
 
-A GGUF file holds quantized weights, the configuration and the tokenizer of a language model in one
-file. The conversion dequantizes the weights, so the directory computes the function of the GGUF
-file, not that of the model that was quantized. Only models of the Llama architecture are accepted.
+The weights are dequantized, so the directory computes the function of the GGUF file, not that of
+the model that was quantized. Only models of the Llama architecture are accepted.
 """
 
 from __future__ import annotations
@@ -21,12 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from del_core.lm.model import ModelError
 
-__all__ = ["DTYPES", "convert_gguf"]
-
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """Types in which the weights may be stored."""
 
-# The readers of GGUF tokenizers know the model but not the pre-tokenizer, which the file only names.
+# GGUF readers know the tokenizer's model but not the pre-tokenizer, which the file only names.
 # One builder for each name (`tokenizer.ggml.pre`) for which the default of the reader is not right.
 _PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "smollm": lambda: pre_tokenizers.Sequence(
@@ -58,13 +55,8 @@ _DEFAULT_PRE = frozenset({"", "default", "gpt-2"})
 def convert_gguf(file: Path, directory: Path, *, dtype: str = "bfloat16") -> None:
     """Convert ``file`` to the model directory ``directory``, which must not exist yet.
 
-    The directory appears when it is complete: an interrupted conversion leaves nothing behind that
-    could be taken for a model.
-
-    Args:
-        file: a GGUF file of a Llama-architecture model with its tokenizer.
-        directory: where the model is written.
-        dtype: one of :data:`DTYPES`. bfloat16 rounds the dequantized weights to 8 bits of mantissa.
+    The directory appears when it is complete. ``dtype`` is one of :data:`DTYPES`; bfloat16 rounds
+    the dequantized weights to 8 bits of mantissa.
 
     Raises:
         ModelError: the file is not GGUF, of another architecture or of an unknown tokenizer, or the

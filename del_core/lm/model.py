@@ -16,8 +16,6 @@ from del_core.errors import DelError
 from del_core.lm.device import check_device
 from del_core.lm.text import HELD_OUT, TextError, TokenWindows, split_text, tokenize
 
-__all__ = ["BaseLM", "FrozenLM", "ModelError", "load_base_lm", "load_frozen_lm"]
-
 
 class ModelError(DelError):
     """A model directory, or something trained for it, is incomplete or does not fit."""
@@ -95,11 +93,7 @@ def load_base_lm(directory: Path, device: str = "cpu") -> BaseLM:
 def load_frozen_lm(
     directory: Path, texts: Sequence[str], device: str = "cpu", *, held_out: float = HELD_OUT
 ) -> FrozenLM:
-    """Load an LM by ``load_base_lm`` and tokenize ``texts``, split by ``split_text``.
-
-    Raises:
-        TextError: the texts are too short to be split.
-    """
+    """Load an LM by ``load_base_lm`` and tokenize ``texts``, split by ``split_text``."""
     lm = load_base_lm(directory, device)
     tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
     splits = split_text(texts, held_out)

@@ -1,7 +1,7 @@
 """Torch twins of the mechanism, for training and evaluation: its noise and its token likelihood.
 
-The distribution is that of the released counts, drawn from a statistical generator. Counts that
-leave a client come from ``Mechanism.sample`` and the operating system's CSPRNG only.
+The distribution is that of the released counts, from a statistical generator. Counts that leave a
+client come from ``Mechanism.sample`` and the operating system's CSPRNG only.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import torch
 
 from del_core.mechanism import Mechanism
 from del_core.mechanism.likelihood import TokenLikelihood
-
-__all__ = ["NoisyTable", "TorchLikelihood", "limit_norm", "step_generator"]
 
 
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -31,10 +29,7 @@ def limit_norm(y: torch.Tensor, limit: float) -> torch.Tensor:
 
 
 class NoisyTable:
-    """Noisy coordinates y = A (2 K / u - 1), K ~ Binomial(u, 1/2 + x / (2 A)), of a table's tokens.
-
-    ``levels`` is the integer table (V, d); c = 1.
-    """
+    """Noisy coordinates y = A (2 K / u - 1), K ~ Binomial(u, 1/2 + x / (2 A)), c = 1, of tokens."""
 
     def __init__(self, levels: torch.Tensor, mechanism: Mechanism) -> None:
         self.mechanism = mechanism
@@ -52,10 +47,7 @@ class NoisyTable:
 
 @dataclass(frozen=True, eq=False)
 class TorchLikelihood:
-    """Torch twin of :class:`~del_core.mechanism.likelihood.TokenLikelihood`.
-
-    ``log_odds`` is (V, d) and ``constant`` (V,). Gradients pass if they were made with gradients.
-    """
+    """Torch twin of :class:`~del_core.mechanism.likelihood.TokenLikelihood`; gradients pass."""
 
     log_odds: torch.Tensor
     constant: torch.Tensor

@@ -8,21 +8,15 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-__all__ = ["continuation_logits", "continuation_nll", "evaluate_perplexity"]
-
 
 def continuation_logits(
     model: PreTrainedModel, prompt: torch.Tensor, continuation: torch.Tensor, soft_prompt: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Return float32 logits (batch, continuation tokens, V) for each token of the continuation.
 
-    The model reads [soft prompt; prompt; continuation]; the continuation's tokens are clean, as
-    they are when the server has generated them.
-
-    Args:
-        prompt: embeddings (batch, prompt tokens, hidden size).
-        continuation: token ids (batch, continuation tokens).
-        soft_prompt: (rows, hidden size), or None.
+    The model reads [soft prompt; prompt; continuation]; the continuation is clean, as the server
+    generates it. ``prompt`` holds embeddings (batch, prompt tokens, hidden size), ``continuation``
+    token ids and ``soft_prompt`` (rows, hidden size).
     """
     clean = model.get_input_embeddings()(continuation[:, :-1])
     parts = [prompt.to(clean.dtype), clean]
@@ -36,10 +30,7 @@ def continuation_logits(
 def continuation_nll(
     model: PreTrainedModel, prompt: torch.Tensor, continuation: torch.Tensor, soft_prompt: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the mean negative log-likelihood in nats per continuation token, (batch,).
-
-    Arguments as in ``continuation_logits``; only the continuation is scored.
-    """
+    """Return the mean negative log-likelihood in nats per continuation token, (batch,)."""
     logits = continuation_logits(model, prompt, continuation, soft_prompt)
     return torch.nn.functional.cross_entropy(logits.transpose(1, 2), continuation, reduction="none").mean(dim=1)
 
@@ -55,10 +46,7 @@ def evaluate_perplexity(
 ) -> float:
     """Return exp(mean NLL) of all tokens after the first ``prompt_tokens`` of each window.
 
-    Args:
-        windows: token ids (count, prompt tokens + continuation tokens).
-        embed: from prompt token ids (batch, prompt tokens) to what the model reads in their place,
-            (batch, prompt tokens, b).
+    ``embed`` maps prompt token ids (batch, prompt tokens) to what the model reads in their place.
     """
     losses = []
     for part in windows.split(batch):

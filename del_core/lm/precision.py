@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["products"]
-
 
 def products(device: torch.device | str, bf16: bool) -> torch.autocast:
     """Return a context that computes matrix products in bfloat16 if ``bf16``."""

@@ -1,7 +1,7 @@
 """Text files as token windows: splitting, tokenization and sampling without hidden state.
 
-Every batch is a pure function of ``(seed, step)``. A resumed run therefore sees exactly the batches
-that an uninterrupted one would have seen, and no generator state has to be saved.
+Every batch is a pure function of ``(seed, step)``, so that a resumed run sees the batches of an
+uninterrupted one, and no generator state has to be saved.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from tokenizers import Tokenizer
 
 from del_core.errors import DelError
 
-__all__ = ["HELD_OUT", "TextError", "TextSplits", "TokenWindows", "read_texts", "split_text", "tokenize"]
-
-
 HELD_OUT = 0.06
 """Share of a text that is held out: one half for validation, one for tests."""
 
@@ -27,11 +24,7 @@ class TextError(DelError, ValueError):
 
 
 def read_texts(paths: Sequence[str | Path]) -> list[str]:
-    """Read UTF-8 text files.
-
-    Raises:
-        TextError: a file is missing, empty or not UTF-8; the message names it.
-    """
+    """Read UTF-8 text files; TextError names a file that is missing, empty or not UTF-8."""
     texts = []
     for path in map(Path, paths):
         try:
@@ -60,8 +53,8 @@ class TextSplits:
 def split_text(texts: Sequence[str], held_out: float = HELD_OUT) -> TextSplits:
     """Cut the last ``held_out`` share off every text and halve it into validation and test.
 
-    Cuts fall on line ends, so that no line is in two parts. Contiguous parts, not shuffled lines,
-    keep near-duplicate sentences of one page out of both sides.
+    Cuts fall on line ends. Contiguous parts, not shuffled lines, keep near-duplicate sentences of
+    one page out of both sides.
     """
     if not 0.0 < held_out < 0.5:
         raise TextError(f"held_out must be between 0 and 0.5, got {held_out}")

@@ -1,8 +1,7 @@
 """The interface of a mechanism and the registry of mechanism kinds.
 
-A kind is a frozen dataclass below :class:`TokenMechanism` that is registered in :data:`MECHANISMS`
-when its module is imported. Everything else (bundle, client, ledger, server, audit) uses this
-interface alone.
+A kind is a frozen dataclass below :class:`TokenMechanism` that its module registers in
+:data:`MECHANISMS`. Bundle, client, ledger, server and audit use this interface alone.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,22 +18,8 @@ import numpy.typing as npt
 
 from del_core._validation import check_array, check_integer
 from del_core.mechanism.likelihood import Likelihood
-from del_core.mechanism.randomness import random_bytes
+from del_core.mechanism.randomness import RandomSource, random_bytes
 from del_core.registry import Registry
-
-__all__ = [
-    "DEFAULT_DELTA",
-    "MAX_BITS",
-    "MAX_LEVEL",
-    "MECHANISMS",
-    "PROBABILITY_ONE",
-    "Level",
-    "MechanismSpec",
-    "Parameter",
-    "TokenMechanism",
-    "WorstPair",
-    "mechanism_of_level",
-]
 
 MAX_BITS = 8
 MAX_LEVEL = 32767
@@ -46,6 +31,9 @@ PROBABILITY_ONE = 1 << 32
 DEFAULT_DELTA = 1e-6
 """Delta of an epsilon unless another is given."""
 
+Integers = npt.NDArray[np.integer[Any]]
+Counts = npt.NDArray[np.uint8]
+
 Parameter = int | str | tuple[int, ...]
 """Parameter in a manifest; no floats, so that sampling and accounting agree exactly."""
 
@@ -56,10 +44,9 @@ _DUAL_POINTS = 1025  # of epsilon, where a trade-off curve is bounded by its tan
 
 
 class WorstPair(ABC):
-    """Two output distributions that dominate the outputs of any two inputs.
+    """Two output distributions of which the output pair of any two inputs is a post-processing.
 
-    The output pair of any two inputs must be a post-processing of this pair. Privacy losses are in
-    nats. Upper bounds are allowed where a value is not known exactly.
+    Privacy losses are in nats. Upper bounds are allowed where a value is not known exactly.
     """
 
     @property
@@ -96,12 +83,9 @@ class WorstPair(ABC):
 class TokenMechanism(ABC):
     """A mechanism that releases one token's row of the client table as ``dim`` counts.
 
-    Instances are immutable and compare by value. ``columns`` of the table and ``dim`` on the wire
-    may differ.
-
     Args:
         bits: bits per count on the wire, 1 to 8.
-        dim: counts per token on the wire, at least 1.
+        dim: counts per token on the wire, at least 1; the table may have other ``columns``.
         max_level: largest absolute level in the table, 1 to 32767.
 
     Raises:
@@ -138,11 +122,7 @@ class TokenMechanism(ABC):
         return (self.dim * self.bits + 7) // 8
 
     @abstractmethod
-    def sample(
-        self,
-        levels: npt.NDArray[np.integer[Any]],
-        random_source: Callable[[int], bytes] = random_bytes,
-    ) -> npt.NDArray[np.uint8]:
+    def sample(self, levels: Integers, random_source: RandomSource = random_bytes) -> Counts:
         """Draw the counts (tokens, dim) of table rows ``levels`` (tokens, columns), exactly.
 
         ``random_source(n)`` returns n independent uniform bytes. No float may decide a count, and
@@ -150,7 +130,7 @@ class TokenMechanism(ABC):
         """
 
     @abstractmethod
-    def likelihood(self, table: npt.NDArray[np.integer[Any]], dtype: npt.DTypeLike = np.float32) -> Likelihood:
+    def likelihood(self, table: Integers, dtype: npt.DTypeLike = np.float32) -> Likelihood:
         """Return the likelihood of the tokens of ``table`` (V, columns)."""
 
     @abstractmethod
@@ -164,35 +144,27 @@ class TokenMechanism(ABC):
     @classmethod
     @abstractmethod
     def from_parameters(cls, parameters: Mapping[str, Parameter], *, columns: int, max_level: int) -> TokenMechanism:
-        """Return the mechanism with these parameters on a table.
+        """Return the mechanism with these parameters on a table, or raise ValueError."""
 
-        Raises:
-            ValueError: a parameter is missing, unknown or out of range.
-        """
-
-    def dequantize(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def dequantize(self, codes: Counts) -> npt.NDArray[np.float32]:
         """Return an unbiased estimate (tokens, dim) of the coordinates, in units of the clip.
 
-        Raises:
-            ValueError: counts of this kind are not coordinates.
+        Raises ValueError for a kind whose counts are not coordinates.
         """
         raise ValueError(f"mechanism must be of a kind that can be dequantized, got {self.kind!r}")
 
     def charge(self, tokens: int) -> tuple[Level, int]:
         """Return the noise level of a release of ``tokens`` tokens, and how much of it to charge.
 
-        Releases at one level compose exactly by adding their amounts. A level must be enough to
-        compute :meth:`worst_pair` later: by default it is this mechanism as JSON, charged by
-        tokens.
+        Releases at one level compose exactly by adding their amounts, and a level determines its
+        :meth:`worst_pair`. By default it is this mechanism as JSON, charged by tokens.
         """
+        spec = MechanismSpec(self.kind, self.parameters()).to_json()
+        level = {"mechanism": spec, "columns": self.columns, "max_level": self.max_level}
         # A "|" would end the level's field in a Redis store.
-        return json.dumps(self._level(), sort_keys=True).replace("|", "\\u007c"), tokens
+        return json.dumps(level, sort_keys=True).replace("|", "\\u007c"), tokens
 
-    def _level(self) -> dict[str, object]:
-        spec = MechanismSpec(self.kind, self.parameters())
-        return {"mechanism": spec.to_json(), "columns": self.columns, "max_level": self.max_level}
-
-    def check_levels(self, levels: npt.NDArray[np.integer[Any]]) -> None:
+    def check_levels(self, levels: Integers) -> None:
         """Raise ValueError unless ``levels`` is an integer array in range; shows no level."""
         check_array("levels", levels, np.integer)
         if levels.size and (levels.max() > self.max_level or levels.min() < -self.max_level):
@@ -216,11 +188,7 @@ class MechanismSpec:
     parameters: Mapping[str, Parameter]
 
     def build(self, columns: int, max_level: int) -> TokenMechanism:
-        """Return the mechanism on a table.
-
-        Raises:
-            ValueError: the kind is unknown or refuses its parameters.
-        """
+        """Return the mechanism on a table; ValueError for an unknown kind or refused parameters."""
         return MECHANISMS.find(self.kind).from_parameters(self.parameters, columns=columns, max_level=max_level)
 
     def to_json(self) -> dict[str, object]:
@@ -230,12 +198,7 @@ class MechanismSpec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, object]) -> MechanismSpec:
-        """Return the specification in a JSON object.
-
-        Raises:
-            ValueError: the kind is missing, or a parameter is no integer, string or list of
-                integers.
-        """
+        """Return the specification in a JSON object, or raise ValueError."""
         kind = value.get("kind")
         if not isinstance(kind, str):
             raise ValueError(f"kind must be a string, got {type(kind).__name__}")
@@ -255,8 +218,7 @@ class MechanismSpec:
 def mechanism_of_level(level: str) -> TokenMechanism:
     """Return the mechanism of a noise level that :meth:`TokenMechanism.charge` wrote as JSON.
 
-    Raises:
-        ValueError: the level is malformed or its kind is not installed.
+    Raises ValueError for a malformed level, or a kind that is not installed.
     """
     try:
         value = json.loads(level)

@@ -1,31 +1,27 @@
 """The binomial mechanism: from a token's table levels to counts, and back to real numbers.
 
-Every count is an exact ``Binomial(trials, q)`` draw with ``q`` an integer multiple of 2^-32, made
-by integer and bit operations from bytes of the caller's random source. No floating-point number
-decides a released bit. Accounting: :mod:`del_core.accounting`; proof:
-``docs/privacy/guarantee.md``.
+Integer and bit operations turn the bytes of a random source into exact ``Binomial(trials, q)``
+draws, q a multiple of 2^-32; no float decides a released bit. Proof: ``docs/privacy/guarantee.md``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from del_core._validation import check_array, check_number
-from del_core.mechanism.base import MAX_BITS, MAX_LEVEL, MECHANISMS, Level, Parameter, TokenMechanism
+from del_core.mechanism.base import MAX_LEVEL, MECHANISMS, Counts, Integers, Level, Parameter, TokenMechanism
 from del_core.mechanism.likelihood import TokenLikelihood
-from del_core.mechanism.randomness import draw_array, random_bytes
+from del_core.mechanism.randomness import RandomSource, draw_array, random_bytes
 
 if TYPE_CHECKING:
     from del_core.accounting.product_pair import ProductPair
-
-__all__ = ["BINOMIAL", "MAX_BITS", "MAX_LEVEL", "BinomialMechanism", "Mechanism", "require_binomial"]
 
 BINOMIAL = "binomial"
 _RATIO_BITS = 31
@@ -54,9 +50,6 @@ class BinomialMechanism(TokenMechanism):
         dim: d, coordinates per token, at least 1.
         ratio: r = c/A, a multiple of 2^-31 with 0 < r < 1; see :meth:`nearest_ratio`.
         max_level: the level that stands for x = c, 1 to 32767.
-
-    Raises:
-        ValueError: a field is out of range.
     """
 
     kind: ClassVar[str] = BINOMIAL
@@ -88,7 +81,6 @@ class BinomialMechanism(TokenMechanism):
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Parameter], *, columns: int, max_level: int) -> BinomialMechanism:
-        """See :meth:`TokenMechanism.from_parameters`."""
         bits, numerator = parameters.get("bits"), parameters.get("ratio_numerator")
         if not isinstance(bits, int) or not isinstance(numerator, int) or len(parameters) != 2:
             raise ValueError(
@@ -109,11 +101,7 @@ class BinomialMechanism(TokenMechanism):
 
     @staticmethod
     def nearest_ratio(x: float) -> float:
-        """Return the largest multiple of 2^-31 that is at most ``x``; rounding down adds noise.
-
-        Raises:
-            ValueError: ``x`` is not in [2^-31, 1).
-        """
+        """Return the largest multiple of 2^-31 that is at most ``x`` in [2^-31, 1)."""
         check_number("x", x, 1 / _RATIO_ONE, 1.0, open_low=False, open_high=True)
         return math.floor(x * _RATIO_ONE) / _RATIO_ONE
 
@@ -121,12 +109,8 @@ class BinomialMechanism(TokenMechanism):
     def from_mu(cls, mu: float, *, bits: int, dim: int, max_level: int = MAX_LEVEL) -> BinomialMechanism:
         """Return the mechanism with Gaussian parameter mu: A = c sqrt(4 u d / mu^2 + 1).
 
-        The ratio c/A is rounded down to a multiple of 2^-31. ``docs/privacy/guarantee.md`` defines
-        ``mu``.
-
-        Raises:
-            ValueError: ``mu`` is not positive and finite, or so small that the ratio rounds to
-                zero.
+        The ratio c/A is rounded down to a multiple of 2^-31, which adds noise. Raises ValueError if
+        ``mu`` is not positive and finite, or so small that the ratio rounds to zero.
         """
         check_number("mu", mu, 0.0, math.inf, open_low=True, open_high=True)
         template = cls(bits, dim, 0.5, max_level=max_level)  # checks the other fields first
@@ -142,9 +126,7 @@ class BinomialMechanism(TokenMechanism):
     def from_epsilon(
         cls, epsilon: float, delta: float, *, bits: int, dim: int, max_level: int = MAX_LEVEL
     ) -> BinomialMechanism:
-        """Return the least noisy mechanism that is (epsilon, delta)-DP for one token, exactly.
-
-        ``accounting.epsilon(result, delta) <= epsilon`` holds for the returned mechanism.
+        """Return the least noisy mechanism with ``accounting.epsilon(result, delta) <= epsilon``.
 
         Raises:
             ValueError: ``epsilon`` is not positive and finite, ``delta`` is not in [0, 1), or the
@@ -171,37 +153,24 @@ class BinomialMechanism(TokenMechanism):
             )
         return build(good)
 
-    def numerators(self, levels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    def numerators(self, levels: Integers) -> npt.NDArray[np.int64]:
         """Return q 2^32 = 2^31 + level ratio_numerator / max_level, halves rounded away from zero.
 
-        Args:
-            levels: integers in -max_level..max_level, any shape.
-
-        Returns:
-            int64 of the same shape, each in 1..2^32 - 1 and symmetric: q(level) + q(-level) = 2^32.
-
-        Raises:
-            ValueError: wrong type or range. The message contains no level.
+        The integers are in 1..2^32 - 1 and symmetric: q(level) + q(-level) = 2^32. Raises
+        ValueError without a level in its message for a wrong type or range.
         """
         self.check_levels(levels)
         return self._numerators(levels).astype(np.int64)
 
-    def sample(
-        self,
-        levels: npt.NDArray[np.integer[Any]],
-        random_source: Callable[[int], bytes] = random_bytes,
-    ) -> npt.NDArray[np.uint8]:
+    def sample(self, levels: Integers, random_source: RandomSource = random_bytes) -> Counts:
         """Draw independent counts K[t, j] ~ Binomial(trials, q(levels[t, j])), exactly.
 
         A trial succeeds if a uniform 32-bit integer R is below Q = q 2^32. Let J be the first bit,
-        from the most significant, in which R and Q differ. The trial succeeds if and only if bit J
+        from the most significant, in which R and Q differ: the trial succeeds if and only if bit J
         of Q is set. Every bit of R differs from that of Q with probability 1/2, independently of
-        the others and
-        of Q, so J is drawn instead of R: P(J = j) = 2^-j for j = 1..32, and no J (failure) with
-            2^-32.
-        Then
-
-            P(success) = sum over j of 2^-j [bit j of Q is set] = Q / 2^32 = q.
+        the others and of Q, so J is drawn instead of R: P(J = j) = 2^-j for j = 1..32, and no J
+        (failure) with 2^-32. Then P(success) = sum over j of 2^-j [bit j of Q is set] = Q / 2^32 =
+        q.
 
         Let M_j be the number of a coordinate's trials that do not differ in the first j bits, with
         M_0 = trials. Bit j decides M_(j-1) - M_j trials, and K is their sum over the set bits of Q.
@@ -211,23 +180,16 @@ class BinomialMechanism(TokenMechanism):
         depend on the levels.
 
         The order of the draws is part of the contract, so that implementations can be compared bit
-        by
-        bit: coordinates in row-major order, in blocks of min(2^15, 2^20 // (8 rows)) with rows =
-            ceil(trials / 8). Each block makes one draw of 8 x rows x coordinates bytes for the
-            eight
+        by bit: coordinates in row-major order, in blocks of min(2^15, 2^20 // (8 rows)) with rows =
+        ceil(trials / 8). Each block makes one draw of 8 x rows x coordinates bytes for the eight
         bits of Q: a one in bit i of row k leaves trial 8 k + i of the coordinate undecided; bits
-            beyond
-            beyond ``trials`` are unused. If trials are left, a second draw takes four bytes for
-            each, coordinate by
-        coordinate: a little-endian integer whose upper 24 bits are compared.
+        beyond ``trials`` are unused. If trials are left, a second draw takes four bytes for each,
+        coordinate by coordinate: a little-endian integer whose upper 24 bits are compared.
 
         Args:
             levels: integers in -max_level..max_level, shape (tokens, dim).
             random_source: ``random_source(n)`` returns n independent uniform bytes. The guarantee
                 holds only for the system's CSPRNG or a stream cipher keyed by it.
-
-        Returns:
-            uint8 counts in 0..trials, shape (tokens, dim).
 
         Raises:
             ValueError: wrong type, shape or range of ``levels``, or of the random bytes. The
@@ -244,9 +206,7 @@ class BinomialMechanism(TokenMechanism):
             codes[start : start + block] = self._counts(q, rows, random_source)
         return codes.reshape(levels.shape)
 
-    def _counts(
-        self, q: npt.NDArray[np.uint32], rows: int, random_source: Callable[[int], bytes]
-    ) -> npt.NDArray[np.uint8]:
+    def _counts(self, q: npt.NDArray[np.uint32], rows: int, random_source: RandomSource) -> Counts:
         """Draw one block of :meth:`sample`; q is given times 2^32."""
         differs = draw_array(random_source, _PLANES * rows * q.size).reshape(_PLANES, rows, q.size)
         undecided = np.full((rows, q.size), 0xFF, dtype=np.uint8)
@@ -271,17 +231,10 @@ class BinomialMechanism(TokenMechanism):
             np.add.at(counts, tied, (rest < q[tied] << 8).view(np.uint8))
         return counts
 
-    def dequantize(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def dequantize(self, codes: Counts) -> npt.NDArray[np.float32]:
         """Return the unbiased estimate y = A (2K/u - 1) of x in units of c (c = 1, A = 1/ratio).
 
-        Args:
-            codes: uint8 counts in 0..trials, shape (tokens, dim).
-
-        Returns:
-            float32, shape (tokens, dim), each in [-1/ratio, 1/ratio].
-
-        Raises:
-            ValueError: wrong type, shape or range. The message contains no count.
+        Raises ValueError without a count in its message for a wrong type, shape or range.
         """
         check_array("codes", codes, np.uint8)
         self.check_shape("codes", codes, self.dim)
@@ -291,11 +244,10 @@ class BinomialMechanism(TokenMechanism):
         values = (2.0 * np.arange(trials + 1) - trials) / (trials * self.ratio)
         return values.astype(np.float32)[codes]
 
-    def likelihood(self, table: npt.NDArray[np.integer[Any]], dtype: npt.DTypeLike = np.float32) -> TokenLikelihood:
-        """Return the likelihood of the tokens of ``table``."""
+    def likelihood(self, table: Integers, dtype: npt.DTypeLike = np.float32) -> TokenLikelihood:
         return TokenLikelihood.from_table(self, table, dtype)
 
-    def _numerators(self, levels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint32]:
+    def _numerators(self, levels: Integers) -> npt.NDArray[np.uint32]:
         # With r the ratio's numerator and m = max_level, rounding the absolute value half up is
         # floor((2 |level| r + m) / 2m). With r = a m + b, 0 <= b < m, this is
         # |level| a + floor((2 |level| b + m) / 2m), in which every step is below 2^31:
@@ -317,11 +269,7 @@ class BinomialMechanism(TokenMechanism):
 
 
 def require_binomial(mechanism: TokenMechanism, purpose: str) -> BinomialMechanism:
-    """Return ``mechanism`` as a binomial one, for what is defined for that kind only.
-
-    Raises:
-        ValueError: the mechanism is of another kind.
-    """
+    """Return ``mechanism`` if it is binomial, as ``purpose`` needs; else raise ValueError."""
     if not isinstance(mechanism, BinomialMechanism):
         raise ValueError(f"mechanism must be {BINOMIAL} for {purpose}, got {mechanism.kind}")
     return mechanism

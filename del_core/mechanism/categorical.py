@@ -1,15 +1,14 @@
 """The categorical mechanism: one code, or a few, in place of a token.
 
-Every token has ``dim`` codes in the client table, each from 0 to K - 1 with K = 2^bits. Each code
-is released by K-ary randomized response (Warner 1965; Kairouz, Oh and Viswanath 2016): as it is, or
-with probability lambda as a uniform code. The guarantee is pure: delta is 0 for any two tokens.
-Proof and limits: ``docs/privacy/categorical.md``.
+Each of a token's ``dim`` codes, 0 to K - 1 with K = 2^bits, is released by K-ary randomized
+response (Warner 1965; Kairouz, Oh and Viswanath 2016): as it is, or with probability lambda as a
+uniform code. Delta is 0 for any two tokens. Proof and limits: ``docs/privacy/categorical.md``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,13 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from del_core._validation import check_array, check_integer, check_number
-from del_core.mechanism.base import MAX_BITS, MECHANISMS, PROBABILITY_ONE, Parameter, TokenMechanism
-from del_core.mechanism.randomness import draw_array, random_bytes
+from del_core.mechanism.base import MAX_BITS, MECHANISMS, PROBABILITY_ONE, Counts, Integers, Parameter, TokenMechanism
+from del_core.mechanism.randomness import RandomSource, draw_array, random_bytes
 
 if TYPE_CHECKING:
     from del_core.accounting.categorical import ResponsePair
-
-__all__ = ["CATEGORICAL", "CategoricalLikelihood", "CategoricalMechanism"]
 
 CATEGORICAL = "categorical"
 
@@ -47,9 +44,6 @@ class CategoricalMechanism(TokenMechanism):
         dim: M, codes per token, at least 1.
         noise_numerators: lambda 2^32 of each of the M codes, integers from 1 to 2^32.
         max_level: the largest code, 2^bits - 1.
-
-    Raises:
-        ValueError: a field is out of range.
     """
 
     kind: ClassVar[str] = CATEGORICAL
@@ -67,12 +61,9 @@ class CategoricalMechanism(TokenMechanism):
 
     @classmethod
     def from_epsilon(cls, epsilon: float, *, bits: int, dim: int = 1) -> CategoricalMechanism:
-        """Return the least noisy mechanism whose epsilon for one token is at most ``epsilon``.
+        """Return the least noisy mechanism of equal codes with an epsilon of at most ``epsilon``.
 
-        The ``dim`` codes of a token have equal shares of it.
-
-        Raises:
-            ValueError: ``epsilon`` is not positive and finite, or is out of reach at these bits.
+        Raises ValueError if ``epsilon`` is not positive and finite, or out of reach at these bits.
         """
         check_number("epsilon", epsilon, 0.0, math.inf, open_low=True, open_high=True)
         check_integer("bits", bits, 1, MAX_BITS)
@@ -111,7 +102,6 @@ class CategoricalMechanism(TokenMechanism):
     def from_parameters(
         cls, parameters: Mapping[str, Parameter], *, columns: int, max_level: int
     ) -> CategoricalMechanism:
-        """See :meth:`TokenMechanism.from_parameters`."""
         bits, numerators = parameters.get("bits"), parameters.get("noise_numerators")
         if not isinstance(bits, int) or not isinstance(numerators, tuple) or len(parameters) != 2:
             raise ValueError(
@@ -131,11 +121,7 @@ class CategoricalMechanism(TokenMechanism):
             counts[numerator] = counts.get(numerator, 0) + tokens
         return ResponsePair(self.codes, tuple(sorted(counts.items())))
 
-    def sample(
-        self,
-        levels: npt.NDArray[np.integer[Any]],
-        random_source: Callable[[int], bytes] = random_bytes,
-    ) -> npt.NDArray[np.uint8]:
+    def sample(self, levels: Integers, random_source: RandomSource = random_bytes) -> Counts:
         """Draw the released codes (tokens, dim) of table rows ``levels`` (tokens, dim), exactly.
 
         For each code the source gives a 32-bit integer R and a uniform code U. The uniform code is
@@ -146,9 +132,6 @@ class CategoricalMechanism(TokenMechanism):
         in row-major order, in blocks of 2^15. For each block one draw of 4 bytes for each code, R
         as little-endian integers, and then one draw of one byte for each code, of which the lowest
         ``bits`` bits are U.
-
-        Raises:
-            ValueError: wrong type, shape or range of ``levels``; no message holds a code.
         """
         self.check_levels(levels)
         self.check_shape("levels", levels, self.dim)
@@ -169,17 +152,14 @@ class CategoricalMechanism(TokenMechanism):
             released[here] = flat[here] ^ ((flat[here] ^ uniform) & mask)
         return released.reshape(levels.shape)
 
-    def likelihood(
-        self, table: npt.NDArray[np.integer[Any]], dtype: npt.DTypeLike = np.float32
-    ) -> CategoricalLikelihood:
-        """Return the likelihood of the tokens of ``table`` (V, dim)."""
+    def likelihood(self, table: Integers, dtype: npt.DTypeLike = np.float32) -> CategoricalLikelihood:
         agreement = []
         for numerator in self.noise_numerators:
             other = Fraction(numerator, PROBABILITY_ONE * self.codes)
             agreement.append(math.log(1 - other * (self.codes - 1)) - math.log(other))
         return CategoricalLikelihood(np.asarray(table).astype(np.uint8), np.array(agreement, dtype))
 
-    def check_levels(self, levels: npt.NDArray[np.integer[Any]]) -> None:
+    def check_levels(self, levels: Integers) -> None:
         """Raise ValueError unless ``levels`` is an integer array of codes; shows no code."""
         check_array("levels", levels, np.integer)
         if levels.size and (levels.max() >= self.codes or levels.min() < 0):
@@ -188,10 +168,9 @@ class CategoricalMechanism(TokenMechanism):
 
 @dataclass(frozen=True, eq=False)
 class CategoricalLikelihood:
-    """Likelihood of released codes: what agreement with a token's code adds.
+    """Likelihood of released codes: the log of P(Z = c) / P(Z = z) for each code that agrees.
 
-    ``table`` (V, dim) holds the tokens' codes and ``agreement`` (dim,) the log of
-    P(Z = c) / P(Z = z) for z != c.
+    ``table`` is (V, dim), ``agreement`` (dim,).
     """
 
     table: npt.NDArray[np.uint8]
@@ -200,8 +179,7 @@ class CategoricalLikelihood:
     def __call__(self, counts: npt.NDArray[np.integer[Any]], releases: int = 1) -> npt.NDArray[np.floating[Any]]:
         """Return log-likelihoods (..., V) of codes (..., dim), up to a constant.
 
-        Raises:
-            ValueError: ``releases`` is not 1, because a sum of codes has no meaning.
+        ``releases`` must be 1, because a sum of codes has no meaning.
         """
         if releases != 1:
             raise ValueError(f"releases must be 1 for categorical codes, got {releases}")

@@ -2,11 +2,11 @@
 
 For counts K (dim,) of the token v, with u trials and the sampler's probabilities q_vj,
 
-    log P(K | v) = const(K) + sum_j (K_j - u/2) log(q_vj / (1 - q_vj)) + (u/2) sum_j log(4 q_vj (1 -
-    q_vj))
+    log P(K | v) = const(K) + sum_j (K_j - u/2) log(q_vj / (1 - q_vj))
+                   + (u/2) sum_j log(4 q_vj (1 - q_vj))
 
-Counts are centered so that the terms stay small and float32 is accurate enough. The sum of k
-releases of one token is sufficient for all of them (``releases``): resubmission reveals that much.
+Centered counts keep the terms small, so that float32 is accurate enough. The sum of k releases of
+one token is sufficient for all of them (``releases``): resubmission reveals that much.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BLOCK_SCORES", "Likelihood", "TokenLikelihood", "blocks", "map_tokens"]
-
 FloatArray = npt.NDArray[np.floating[Any]]
 
 BLOCK_SCORES = 1 << 22
@@ -27,10 +25,7 @@ BLOCK_SCORES = 1 << 22
 
 
 def blocks(count: int, width: int, scores: int | None = None) -> Iterator[slice]:
-    """Yield slices of ``range(count)`` of at most ``scores / width`` elements.
-
-    A block has at least one element. ``scores`` is :data:`BLOCK_SCORES` unless given.
-    """
+    """Yield slices of ``range(count)`` of at most ``scores / width`` elements, but at least one."""
     size = max(1, (BLOCK_SCORES if scores is None else scores) // max(width, 1))
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
@@ -69,10 +64,7 @@ class _Mechanism(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TokenLikelihood:
-    """Likelihood of binomial counts: an affine function of the centered counts.
-
-    ``log_odds`` is (V, dim) and ``constant`` (V,); ``trials`` is u.
-    """
+    """Affine function of centered counts: ``log_odds`` (V, dim), ``constant`` (V,), u trials."""
 
     log_odds: FloatArray
     constant: FloatArray
@@ -94,7 +86,6 @@ class TokenLikelihood:
     of = from_table  # the name until 1.0
 
     def __call__(self, counts: npt.NDArray[np.integer[Any]], releases: int = 1) -> FloatArray:
-        """Return log-likelihoods (..., V); see :class:`Likelihood`."""
         dtype = self.log_odds.dtype
         centered = counts.astype(dtype) - dtype.type(0.5 * self.trials * releases)
         scores: FloatArray = centered @ self.log_odds.T + dtype.type(releases) * self.constant
@@ -121,9 +112,6 @@ def map_tokens(
         log_prior: natural-log unigram probabilities (V,); -inf excludes a token.
         codes: counts (tokens, dim), summed over ``releases`` releases of the same tokens.
         block_scores: size of a block, see :func:`blocks`.
-
-    Raises:
-        ValueError: the shapes do not belong together.
     """
     vocabulary = len(table)
     if table.ndim != 2 or table.shape[1] != mechanism.columns:
@@ -134,8 +122,7 @@ def map_tokens(
         raise ValueError(f"codes must have shape (tokens, {mechanism.dim}), got {codes.shape}")
     guesses = np.zeros(len(codes), np.int64)
     best = np.full(len(codes), -np.inf)
-    # Both sides in blocks: for a real model the log-odds of the whole vocabulary are the larger
-    # array.
+    # Both sides in blocks: for a real model the vocabulary's log-odds are the larger array.
     for rows in blocks(vocabulary, table.shape[1], block_scores):
         likelihood = mechanism.likelihood(table[rows], np.float64)
         prior = log_prior[rows].astype(np.float64)

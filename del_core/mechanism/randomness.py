@@ -1,15 +1,12 @@
 """Random bytes for the mechanism: a stream cipher keyed by the operating system's CSPRNG.
 
-:func:`random_bytes` is OpenSSL's generator, reached through the standard library's ``ssl`` module:
-CTR_DRBG with AES-256 (NIST SP 800-90A Rev. 1, section 10.2.1). Its key comes from the operating
-system and is replaced after every request, so that later memory contents do not reveal earlier
-output. It is ten times as fast as reading the operating system's generator. If Python was built
-without ``ssl``, ``os.urandom`` takes its place.
+OpenSSL's generator, reached through the standard library's ``ssl``, is CTR_DRBG with AES-256 (NIST
+SP 800-90A Rev. 1, section 10.2.1), ten times as fast as the operating system's. Its key is replaced
+after every request, so that later memory contents do not reveal earlier output.
 
-Every request first mixes in 32 bytes of ``os.urandom``, which reseeds the generator. Therefore two
-processes never continue the same stream: neither after ``fork`` nor after a virtual machine or
-container was restored twice from one snapshot. Mixing in OS entropy cannot weaken the generator.
-OpenSSL locks its shared generator, so any number of threads may call.
+Every request first mixes in 32 bytes of ``os.urandom``, which reseeds the generator and cannot
+weaken it. Therefore two processes never continue the same stream: neither after ``fork`` nor after
+a virtual machine was restored twice from one snapshot. Any number of threads may call.
 """
 
 from __future__ import annotations
@@ -27,16 +24,16 @@ except ImportError:
 else:
     _OPENSSL = True
 
-__all__ = ["draw_array", "random_bytes"]
+RandomSource = Callable[[int], bytes]
 
 _SEED_BYTES = 32  # the key of AES-256
 
 
 def random_bytes(count: int) -> bytes:
-    """Return ``count`` independent uniform bytes, computationally indistinguishable from random.
+    """Return ``count`` uniform bytes, computationally indistinguishable from random.
 
-    Safe to call from several threads and on both sides of a fork. It blocks only where
-    ``os.urandom`` does: early in the boot of a machine whose generator has not been seeded yet.
+    It blocks only where ``os.urandom`` does: early in a boot, before the system's generator is
+    seeded. Without OpenSSL, ``os.urandom`` takes its place.
     """
     if not _OPENSSL:
         return os.urandom(count)
@@ -47,12 +44,8 @@ def random_bytes(count: int) -> bytes:
         return os.urandom(count)
 
 
-def draw_array(random_source: Callable[[int], bytes], count: int) -> npt.NDArray[np.uint8]:
-    """Return ``count`` bytes of a random source as a read-only array.
-
-    Raises:
-        ValueError: the source returned anything else.
-    """
+def draw_array(random_source: RandomSource, count: int) -> npt.NDArray[np.uint8]:
+    """Return ``count`` bytes of a random source as a read-only array, or raise ValueError."""
     data: object = random_source(count)
     if not isinstance(data, bytes | bytearray | memoryview):
         raise ValueError(f"random_source must return bytes, got {type(data).__name__}")

@@ -3,17 +3,9 @@
 from del_core.vocabulary_accounting.search import (
     TokenEpsilons,
     VocabularyBound,
-    pair_epsilon,
     token_epsilons,
     vocabulary_curve,
     vocabulary_epsilon,
 )
 
-__all__ = [
-    "TokenEpsilons",
-    "VocabularyBound",
-    "pair_epsilon",
-    "token_epsilons",
-    "vocabulary_curve",
-    "vocabulary_epsilon",
-]
+__all__ = ["TokenEpsilons", "VocabularyBound", "token_epsilons", "vocabulary_curve", "vocabulary_epsilon"]

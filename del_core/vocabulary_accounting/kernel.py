@@ -6,9 +6,8 @@ products f_k(p) g_k(q) approximate it. With the factors of all coordinates in F_
     D_a(v || w) <= u F_v . G_w + slack       for every ordered pair of tokens,
 
 where slack is the number of coordinates times the largest error over a grid of probabilities, with
-the rounding of the probabilities to the grid and of the product to single precision. It costs rank
-times as much as a distance and reflects direction and the behavior near the clips. Proof:
-``docs/privacy/vocabulary.md``.
+the rounding of the probabilities to the grid and of the product to single precision. Rank times as
+costly as a distance, it knows direction and the clips. Proof: ``docs/privacy/vocabulary.md``.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ from del_core.mechanism import Mechanism
 from del_core.mechanism.base import PROBABILITY_ONE
 from del_core.vocabulary_accounting.screen import bernoulli_divergence, probability_grid
 
-__all__ = ["DivergenceKernel", "KernelRows"]
-
 FloatArray = npt.NDArray[np.float64]
 
 _NODES = 2049
@@ -37,8 +34,7 @@ class DivergenceKernel:
     """Factors on a grid of cells: D_a(p || q) <= left[i] . right[k] + error, p in cell i, q in k.
 
     Attributes:
-        edges: rising borders (cells + 1,); with few levels the cells are the levels and ``edges``
-            their probabilities (cells,).
+        edges: rising borders (cells + 1,), or the probabilities (cells,) of a few levels.
         left, right: (cells, rank).
         error: per coordinate and trial, in nats.
     """
@@ -88,8 +84,7 @@ class DivergenceKernel:
                 cell = np.maximum(cell - 1, 0)
             left[here] = self.left[cell].reshape(len(q), -1)
             right[here] = self.right[cell].reshape(len(q), -1)
-        # Conversion to single precision and accumulation: (columns + 2) 2^-24 of the product of the
-        # norms, doubled.
+        # Single precision: (columns + 2) 2^-24 of the product of the norms, doubled.
         rounding = (shape[1] + 4) * 2.0**-23 * _largest_norm(left) * _largest_norm(right)
         return KernelRows(
             left, right, self.mechanism.trials, self.mechanism.trials * (table.shape[1] * self.error + rounding)

@@ -4,10 +4,10 @@ Every token has a feature vector f_v. For every order a of a list and every orde
 
     D_a(v || w) <= u kappa_a (a/2) (|f_v - f_w| + slack)^2.                           (*)
 
-All distances of a vocabulary are one blockwise matrix product, and pairs far below the largest need
-no evaluation. (*) holds because divergences add over coordinates and that of two Bernoullis grows
-as one probability moves away from the other; kappa_a is the largest ratio of the two sides over a
-finite grid of probabilities. Proof: ``docs/privacy/vocabulary.md``.
+All distances are one blockwise matrix product, and pairs far below the largest need no evaluation.
+(*) holds because divergences add over coordinates and that of two Bernoullis grows as one
+probability moves away from the other; kappa_a is the largest ratio of the two sides over a finite
+grid of probabilities. Proof: ``docs/privacy/vocabulary.md``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from del_core.accounting.product_pair import renyi_epsilon
 from del_core.mechanism import Mechanism
 from del_core.mechanism.base import DEFAULT_DELTA, PROBABILITY_ONE
 
-__all__ = ["PairDistances", "Screen", "bernoulli_divergence", "pair_divergences", "probability_grid"]
-
 FloatArray = npt.NDArray[np.float64]
 IndexArray = npt.NDArray[np.int64]
 
@@ -41,14 +39,10 @@ _PAIR_BLOCK = 1 << 16  # coordinates of pairs evaluated at once
 def pair_divergences(
     mechanism: Mechanism, first: npt.NDArray[np.integer[Any]], second: npt.NDArray[np.integer[Any]], orders: FloatArray
 ) -> FloatArray:
-    """Return Renyi divergences of token pairs in nats, rounded up.
+    """Return Renyi divergences (pairs, A) of ``first`` from ``second`` in nats, rounded up.
 
-    Args:
-        first, second: levels (pairs, dim).
-        orders: above 1, shape (A,) for all pairs or (pairs, A).
-
-    Returns:
-        float64 (pairs, A): D_a(first || second).
+    ``first`` and ``second`` are levels (pairs, dim); ``orders``, above 1, have shape (A,) for all
+    pairs or (pairs, A).
     """
     pairs, dim = first.shape
     orders = np.broadcast_to(np.asarray(orders, np.float64), (pairs, np.shape(orders)[-1]))
@@ -79,8 +73,8 @@ class Screen:
 
     The feature of a coordinate is f(q) = 2 integral from 1/2 to q of (4 t (1-t))^-exponent dt. At
     exponent 1/2 this is the arcsine, whose squared difference is twice the divergence over u to
-    first order. Near the clips of a mechanism with little noise, larger exponents fit high orders
-    better.
+    first order. Larger exponents fit high orders better near the clips of a mechanism with little
+    noise.
     """
 
     mechanism: Mechanism
@@ -103,18 +97,14 @@ class Screen:
         """Fit kappa to the range of levels in ``table``, with the best exponent for ``example``.
 
         Args:
-            table: levels (V, dim).
-            orders: above 1.
             exponents: in [0.5, 1).
             example, delta: two token ids and the delta at which the exponents are compared on them.
-            nodes: most probabilities of the grid; a range of levels with no more of them (int8:
-                255) needs no slack.
+            nodes: most probabilities of the grid; no more levels than this need no slack.
         """
         largest = int(max(int(table.max()), -int(table.min()), 1))
         grid = probability_grid(mechanism, largest, nodes)
         order_array = np.asarray(orders, np.float64)
-        # The grid is symmetric about 1/2 and D(p || q) = D(1-p || 1-q), so that pairs with p > q
-        # are all there is.
+        # The grid is symmetric about 1/2 and D(p || q) = D(1-p || 1-q), so p > q is enough.
         above, below = np.tril_indices(len(grid), -1)
         features = {exponent: _feature(grid, exponent) for exponent in exponents}
         squares = {exponent: (f[above] - f[below]) ** 2 for exponent, f in features.items()}
@@ -185,8 +175,7 @@ def bernoulli_divergence(p: FloatArray, q: FloatArray, order: float) -> FloatArr
     """Return D_a(Bernoulli(p) || Bernoulli(q)) by element, plus a bound of the rounding error.
 
     With t = p - q, sum p^a q^(1-a) - 1 = q G(t/q) + (1-q) G(-t/(1-q)) for G(x) = (1+x)^a - 1 - a x
-    >= 0, so that the linear terms cancel before the evaluation. The rounding error is 2^-52 of a
-    |t|.
+    >= 0: the linear terms cancel before the evaluation, whose rounding error is 2^-52 of a |t|.
     """
     success, failure = (p - q) / q, (q - p) / (1.0 - q)
     up, down = order * np.log1p(success), order * np.log1p(failure)
@@ -207,12 +196,7 @@ def _feature(q: FloatArray, exponent: float) -> FloatArray:
 
 
 class PairDistances:
-    """Distances between all tokens by single-precision matrix products with an error bound.
-
-    Args:
-        screen: gives the features.
-        table: levels (V, dim).
-    """
+    """Distances between the features of all tokens by single-precision products, errors bounded."""
 
     def __init__(self, screen: Screen, table: npt.NDArray[np.integer[Any]]) -> None:
         tokens, dim = table.shape
@@ -267,9 +251,8 @@ class PairDistances:
     ) -> tuple[IndexArray, FloatArray, float]:
         """Return at most ``limit`` unordered pairs farther apart than ``distance``, farthest first.
 
-        Args:
-            sieve: called with the token ids of the rows and columns of a block with many pairs;
-                pairs where the matrix it returns is False are left out.
+        ``sieve`` is called with the token ids of the rows and columns of a block with many pairs,
+        and leaves out the pairs where it returns False.
 
         Returns:
             token ids (pairs, 2); falling upper bounds of their distances (pairs,); and a bound of

@@ -1,14 +1,13 @@
 """Privacy accounting restricted to a given vocabulary.
 
 Two prompts are neighbors if they differ in one private token, replaced by any other token of the
-vocabulary. The server's view of a token is a product of binomials with the sampler's own integer
-probabilities, so the guarantee is the largest epsilon over all ordered pairs of rows. Branch and
-bound finds it: a certified screen of all pairs (``screen``, and ``kernel`` if many remain), Renyi
-divergences of the remaining pairs, and the privacy loss distribution (``product_pair``) of those
-that could be the worst. Every bound holds at whatever point the search stops; ``epsilon_lower``
-limits the possible gain.
+vocabulary. The server's view of a token is a product of binomials, so the guarantee is the largest
+epsilon over all ordered pairs of rows. Branch and bound finds it: a certified screen of all pairs
+(``screen``, and ``kernel`` if many remain), Renyi divergences of the remaining pairs, and the
+privacy loss distribution (``product_pair``) of those that could be the worst. The bound holds
+wherever the search stops. Proofs: ``docs/privacy/vocabulary.md``.
 
-Proofs: ``docs/privacy/vocabulary.md``. A table with 128 columns needs about 3 KiB for each token.
+A table with 128 columns needs about 3 KiB for each token.
 """
 
 from __future__ import annotations
@@ -25,20 +24,11 @@ import numpy.typing as npt
 from del_core import accounting
 from del_core._validation import check_array, check_integer, check_number
 from del_core.accounting.composition import DEFAULT_ORDERS, Composition, RenyiCurve
-from del_core.accounting.product_pair import Bracket, ProductPair, renyi_epsilon
+from del_core.accounting.product_pair import ProductPair, renyi_epsilon
 from del_core.mechanism import Mechanism
 from del_core.mechanism.base import DEFAULT_DELTA
 from del_core.vocabulary_accounting.kernel import DivergenceKernel, KernelRows
 from del_core.vocabulary_accounting.screen import PairDistances, Screen, pair_divergences
-
-__all__ = [
-    "TokenEpsilons",
-    "VocabularyBound",
-    "pair_epsilon",
-    "token_epsilons",
-    "vocabulary_curve",
-    "vocabulary_epsilon",
-]
 
 Table = npt.NDArray[np.integer[Any]]
 FloatArray = npt.NDArray[np.float64]
@@ -63,7 +53,6 @@ class VocabularyBound:
         epsilon_lower: an epsilon that ``pair`` needs, up to rounding; the exact one lies between.
         pair: token ids (v, w) that are easiest to tell apart.
         cube_epsilon: epsilon for arbitrary inputs, ``accounting.epsilon(mechanism, delta)``.
-        delta: the delta of all of them.
         method: certificate of ``epsilon``: ``"loss distribution"`` (of the worst pair), ``"renyi"``
             (the search ended at its limit), ``"cube"`` (a pair attains the cube's epsilon) or
             ``"single"`` (one distinct row).
@@ -83,17 +72,13 @@ class VocabularyBound:
 
 @dataclass(frozen=True)
 class TokenEpsilons:
-    """Epsilons of each token against its easiest and hardest alternatives, at ``delta``.
+    """Upper bounds of each token's epsilon at ``delta`` against other tokens.
 
     Attributes:
-        tokens: token ids.
-        worst: upper bound of the epsilon against any other token.
-        worst_rival: the farthest token, against which it is nearly attained.
-        nearest: upper bound against ``nearest_rival``, the most similar token.
-        nearest_rival: id.
+        worst: against any other token.
+        worst_rival: the farthest token, against which ``worst`` is nearly attained.
+        nearest: against ``nearest_rival``, the most similar token.
         typical: median of the bounds against the ``rivals`` nearest tokens.
-        rivals: how many.
-        delta: of all epsilons.
     """
 
     tokens: IndexArray
@@ -104,14 +89,6 @@ class TokenEpsilons:
     typical: FloatArray
     rivals: int
     delta: float
-
-
-def pair_epsilon(mechanism: Mechanism, table: Table, v: int, w: int, delta: float, points: int = _FINE) -> Bracket:
-    """Return a bracket of the epsilon of token ``v`` against ``w``, in this direction only."""
-    _check(mechanism, table, delta)
-    for name, token in (("v", v), ("w", w)):
-        check_integer(name, token, 0, len(table) - 1)
-    return _pair(mechanism, table, v, w).epsilon_bounds(delta, points)
 
 
 def vocabulary_epsilon(
@@ -132,19 +109,17 @@ def vocabulary_epsilon(
         progress: called with the finished share of the scan, 0 to 1.
         evaluations: most loss distributions to compute (10 to 60 ms each).
         pairs: most pairs to hold (32 bytes each). Both limits keep the bound valid.
-
-    Raises:
-        ValueError: an argument is out of range. The message contains no level.
     """
     _check(mechanism, table, delta)
     cube = accounting.epsilon(mechanism, delta)
-    report = progress or _silent
+    report = progress or (lambda share: None)
     if not _distinct(table):
         report(1.0)
         return VocabularyBound(0.0, 0.0, (0, 0), cube, delta, "single", 0, 0)
     guess = PairDistances(_plain_screen(mechanism), table).far_pair()
-    search = _Search(mechanism, table, delta, cube, evaluations)
-    search.start(guess)
+    search = _Search(mechanism, table, delta, cube, evaluations, pair=guess)
+    for v, w in (guess, guess[::-1]):
+        search.raise_lower(v, w, _COARSE)
     if search.lower >= cube * (1.0 - 1e-12):
         report(1.0)
         return VocabularyBound(cube, min(search.lower, cube), search.pair, cube, delta, "cube", 1, search.evaluations)
@@ -177,9 +152,9 @@ def vocabulary_curve(
     """Return upper bounds of the Renyi divergences of all token pairs, for composition.
 
     ``vocabulary_curve(...) * T`` bounds the replacement of T tokens, and curves of variants add.
-    The curve is never above the cube's. The farthest ``pairs`` are evaluated exactly and the screen
-    bounds the rest. At a dozen orders around the best one the kernel improves the bound if it is
-    affordable, and the orders between follow by convexity.
+    The farthest ``pairs`` are evaluated exactly; screen and cube bound the rest. At a dozen orders
+    around the best one the kernel improves the bound if it is affordable, and the orders between
+    follow by convexity.
     """
     _check(mechanism, table, 0.5)
     order_array = np.asarray(orders, np.float64)
@@ -230,8 +205,8 @@ def _largest_divergence(table: Table, screen: Screen, distances: PairDistances, 
 def _convex(orders: FloatArray, bounds: FloatArray) -> FloatArray:
     """Sharpen upper bounds of D_a by convexity.
 
-    (a-1) D_a is convex in a and 0 at a = 1 for every pair, hence also for the largest. Between two
-    orders it lies below the line between its bounds there, which gives the lower convex hull.
+    (a-1) D_a is convex in a and 0 at a = 1 for every pair, hence also for the largest: the lower
+    convex hull of its bounds is a bound.
     """
     rank = np.argsort(orders)
     x, y = np.concatenate(([0.0], orders[rank] - 1.0)), np.concatenate(([0.0], (orders[rank] - 1.0) * bounds[rank]))
@@ -259,10 +234,9 @@ def token_epsilons(
 ) -> TokenEpsilons:
     """Return upper bounds of the worst and typical epsilon of every token of ``tokens`` (or all).
 
-    The bounds come from Renyi divergences and are 3 to 9 % above the exact values, which
-    :func:`pair_epsilon` gives. Both directions of a pair count. Time: one product of ``tokens`` x V
-    x dim, a few more if ``tokens`` x V is at most :data:`KERNEL_PAIRS`, and 2 (rivals + farthest)
-    pairs for each token.
+    The bounds come from Renyi divergences and are 3 to 9 % above the exact values. Both directions
+    of a pair count. Time: one product of ``tokens`` x V x dim, a few more if ``tokens`` x V is at
+    most :data:`KERNEL_PAIRS`, and 2 (rivals + farthest) pairs for each token.
 
     Args:
         tokens: ids, shape (n,).
@@ -342,12 +316,6 @@ class _Search:
     pair: tuple[int, int] = (0, 0)
     evaluations: int = 0
 
-    def start(self, guess: tuple[int, int]) -> None:
-        """Set a first lower bound from a pair that is far apart."""
-        self.pair = guess
-        for v, w in (guess, guess[::-1]):
-            self._raise_lower(v, w, _COARSE)
-
     def result(self, epsilon: float, method: str, pairs: int) -> VocabularyBound:
         """Return the outcome of :meth:`run` over ``pairs`` candidates."""
         return VocabularyBound(
@@ -390,7 +358,7 @@ class _Search:
             self.evaluations += 1
             heapq.heapreplace(heap, _Item(-upper, item.stage + 1, item.v, item.w))
             if upper > self.lower:
-                self._raise_lower(item.v, item.w, points)
+                self.raise_lower(item.v, item.w, points)
 
     def _expand(self, candidates: IndexArray, orders: FloatArray) -> list[_Item]:
         items = []
@@ -402,7 +370,8 @@ class _Search:
                 items.append(_Item(-float(epsilons[index]), 0, int(v[index]), int(w[index])))
         return items
 
-    def _raise_lower(self, v: int, w: int, points: int) -> None:
+    def raise_lower(self, v: int, w: int, points: int) -> None:
+        """Raise the lower bound to that of one ordered pair, if it is larger."""
         lower = _pair(self.mechanism, self.table, v, w).epsilon_lower(self.delta, points)
         self.evaluations += 1
         if lower > self.lower:
@@ -472,8 +441,7 @@ def _mutual_epsilons(
     for start in range(0, len(first), _CHUNK):
         here = slice(start, start + _CHUNK)
         a, b = table[first[here]], table[second[here]]
-        # The best order of a Gaussian at the pair's distance is about 1 + sqrt(2 log(1/delta)) /
-        # mu.
+        # A Gaussian at the pair's distance has a best order of about 1 + sqrt(2 log(1/delta)) / mu.
         mu = np.sqrt(mechanism.trials * ((plain.features(a) - plain.features(b)) ** 2).sum(axis=1))
         excess = np.clip(math.sqrt(-2.0 * math.log(delta)) / np.maximum(mu, 1e-4), 1e-3, 1e4)
         orders = 1.0 + excess[:, None] * factors
@@ -490,7 +458,3 @@ def _check(mechanism: Mechanism, table: Table, delta: float) -> None:
     if int(table.max()) > mechanism.max_level or int(table.min()) < -mechanism.max_level:
         raise ValueError(f"table must hold levels within +-{mechanism.max_level}, got one outside")
     check_number("delta", delta, 0.0, 1.0, open_low=True, open_high=True)
-
-
-def _silent(share: float) -> None:
-    pass

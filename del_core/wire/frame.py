@@ -2,9 +2,8 @@
 
     magic "DELF" | u8 version = 1 | u32 header length | header (UTF-8 JSON) | payload
 
-Integers are little-endian. :func:`encode_frame` and :func:`decode_frame` are inverse and raise
-:class:`FrameError` only. Every size is compared with a limit and with the actual size before memory
-is allocated.
+Integers are little-endian. Every size is compared with a limit and with the actual size before
+memory is allocated.
 """
 
 from __future__ import annotations
@@ -32,8 +31,6 @@ from del_core.errors import (
 from del_core.wire import header as _header
 from del_core.wire.packing import Codes, pack_codes, row_bytes, unpack_codes
 from del_core.wire.types import Limits, PrivateSegment, PublicSegment, Request, Segment, Shape
-
-__all__ = ["DEFAULT_LIMITS", "MAGIC", "MEDIA_TYPE", "VERSION", "decode_frame", "encode_frame"]
 
 MEDIA_TYPE: Final = "application/vnd.del.frame"
 MAGIC: Final = b"DELF"

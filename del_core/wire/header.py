@@ -93,12 +93,9 @@ def _plain(values: tuple[Any, ...]) -> list[Any]:
 
 
 def read(header: object, limits: Limits, *, fingerprint: str | None = None) -> Header:
-    """Return a parsed header after all checks.
+    """Return a parsed header after all checks, or raise JsonError.
 
     With ``fingerprint`` given, another one is refused before everything that depends on the bundle.
-
-    Raises:
-        JsonError: a member is not acceptable.
     """
     values = strict.members(header, "header", required=_REQUIRED, optional=(*_SAMPLING, *NEUTRAL, "resume"))
     found = strict.text(values["fingerprint"], "header.fingerprint", FINGERPRINT)

@@ -1,7 +1,6 @@
 """Values of a frame: segments, sampling fields, the request, and limits.
 
-Their ``repr`` omits everything that derives from a prompt, so that logs and tracebacks do not show
-it.
+Their ``repr`` omits everything that derives from a prompt: logs and tracebacks do not show it.
 """
 
 from __future__ import annotations
@@ -18,10 +17,7 @@ from del_core.mechanism import MAX_BITS, TokenMechanism
 
 @dataclass(frozen=True, eq=False)
 class PrivateSegment:
-    """Prompt tokens that leave the device as noisy counts only.
-
-    ``codes``: uint8 (tokens, dim), each in 0..2^bits - 1, at least one token.
-    """
+    """Prompt tokens that leave the device as noisy counts only: ``codes``, uint8 (tokens, dim)."""
 
     codes: NDArray[np.uint8] = field(repr=False)
 
@@ -84,8 +80,7 @@ class Request:
         fingerprint: 64 hexadecimal digits of the bundle whose table made the counts.
         variant: name of the privacy level.
         segments: the prompt in order.
-        resume: token ids already received for this prompt. Generation continues after them, and the
-            response holds only new tokens.
+        resume: token ids already received; generation continues after them with new tokens only.
     """
 
     fingerprint: str
@@ -132,7 +127,7 @@ class Limits:
     """Upper bounds, checked before memory is allocated.
 
     A server sets ``max_prompt_tokens``, ``max_output_tokens`` and ``vocabulary_size`` from its
-    model. If ``vocabulary_size`` is None, token ids may be up to 2^31 - 1.
+    model. Without ``vocabulary_size``, token ids may be up to 2^31 - 1.
     """
 
     max_frame_bytes: int = 16 * 1024 * 1024
