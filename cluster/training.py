@@ -25,8 +25,6 @@ from typing import Any, TypeVar
 
 from del_core.errors import DelError
 
-__all__ = ["WorkersError", "train_on_workers"]
-
 Result = TypeVar("Result")
 
 _LOOPBACK = "127.0.0.1"

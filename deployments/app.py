@@ -22,8 +22,6 @@ from starlette.types import ASGIApp
 from deployments.settings import Settings, SettingsError, load_settings, parse_keys, parse_settings
 from deployments.telemetry.scaling import OUTSTANDING_TOKENS
 
-__all__ = ["DEPLOYMENT", "PrivateLM", "build", "build_from"]
-
 logger = logging.getLogger("deployments.app")
 
 DEPLOYMENT = "PrivateLM"
@@ -56,7 +54,8 @@ class PrivateLM:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application that Serve runs in this replica."""
-        from deployments.api.routes import APIOptions, create_app
+        from deployments.api.context import APIOptions
+        from deployments.api.routes import create_app
         from deployments.auth.quota_actor import RayLeases
         from deployments.auth.quotas import Quotas
 

@@ -17,8 +17,6 @@ from deployments.service.base_model import EmbeddingTable, end_of_text_ids, veri
 from deployments.service.service import Capacity, PrivateLMService, ServedModel
 from deployments.settings import Settings
 
-__all__ = ["load_extra_bundle", "start_service"]
-
 logger = logging.getLogger("deployments.replica")
 
 # New objects between two garbage collections; Python's default is 700. Serve has frozen the objects

@@ -16,21 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from del_core.errors import DelError
 
-__all__ = [
-    "APIKey",
-    "AuthSettings",
-    "HTTPSettings",
-    "QuotaSettings",
-    "ScalingSettings",
-    "Section",
-    "SettingsError",
-    "StreamingSettings",
-    "TelemetrySettings",
-    "format_validation_error",
-    "parse_keys",
-    "read_yaml",
-]
-
 
 class SettingsError(DelError):
     """Malformed configuration; the message names every invalid field and the values it allows."""

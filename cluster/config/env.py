@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from deployments.api.ingress import CALLBACK
 
-__all__ = ["VARIABLES", "Variable", "cluster_environment", "local_environment"]
-
 
 @dataclass(frozen=True)
 class Variable:

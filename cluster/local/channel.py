@@ -16,8 +16,6 @@ import threading
 import time
 from typing import Any
 
-__all__ = ["Channel", "SupervisorOptions"]
-
 
 @dataclasses.dataclass(frozen=True)
 class SupervisorOptions:

@@ -17,8 +17,6 @@ from collections.abc import Iterator
 
 import psutil
 
-__all__ = ["MARKER", "WORKER_NODE", "adopt_orphans", "collect_dead", "end_all", "is_worker_node", "members"]
-
 MARKER = "DEL_SERVE_LOCAL_CLUSTER"
 WORKER_NODE = "cluster.local.worker"
 

@@ -27,8 +27,6 @@ from cluster.config.env import local_environment
 from del_core.errors import ENGINE_UNAVAILABLE, ERROR_STATUS, NOT_FOUND
 from deployments.api.errors import NO_SUCH_APPLICATION, RETRY_AFTER, error_body
 
-__all__ = ["Proxy", "haproxy_binary", "haproxy_environment"]
-
 Proxy = Literal["haproxy", "serve"]
 
 _FIRST_PORT, _LAST_PORT, _BLOCK = 10_000, 29_900, 50

@@ -42,20 +42,6 @@ from del_core.net.addresses import is_loopback
 from deployments.service.base_model import verify_checksum
 from deployments.settings import ServedApplication, Settings, as_applications
 
-__all__ = [
-    "LOOPBACK",
-    "LocalServer",
-    "LocalServerError",
-    "Terminated",
-    "applications_to_json",
-    "free_port",
-    "grace_period_s",
-    "local_server",
-    "required_cpus",
-    "start_local",
-    "terminated_as_exit",
-]
-
 logger = logging.getLogger("cluster.local")
 
 LOOPBACK = "127.0.0.1"

@@ -25,8 +25,6 @@ import psutil
 from cluster.local import processes
 from cluster.local.channel import SupervisorOptions
 
-__all__ = ["main", "start_cluster"]
-
 logger = logging.getLogger("cluster.supervisor")
 
 LOOPBACK = "127.0.0.1"

@@ -13,8 +13,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PANELS", "Panel", "dashboard", "main"]
-
 _WINDOW = "$__rate_interval"
 _SELECT = 'application=~"$application", variant=~"$variant"'
 _APPLICATION = 'application=~"$application"'

@@ -13,8 +13,6 @@ from deployments.auth.quotas import Quotas
 from deployments.sections import HTTPSettings, QuotaSettings, StreamingSettings
 from deployments.telemetry.observation import Observation, Observer, ignore
 
-__all__ = ["APIOptions", "RequestContext"]
-
 
 @dataclass(frozen=True)
 class APIOptions:

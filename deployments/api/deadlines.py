@@ -11,8 +11,6 @@ import time
 
 from del_core.errors import DEADLINE_EXCEEDED, INVALID_VALUE, FrameError
 
-__all__ = ["HEADER", "LONGEST_MS", "Deadline"]
-
 HEADER = "x-request-deadline-ms"
 LONGEST_MS = 24 * 60 * 60 * 1000
 

@@ -21,19 +21,6 @@ from del_core.errors import (
     error_type,
 )
 
-__all__ = [
-    "ENGINE_UNAVAILABLE_MESSAGE",
-    "INTERNAL_ERROR_MESSAGE",
-    "NO_SUCH_APPLICATION",
-    "RETRY_AFTER",
-    "ErrorResponse",
-    "engine_unavailable",
-    "error_body",
-    "error_response",
-    "internal_error",
-    "log_defect",
-]
-
 logger = logging.getLogger("deployments.api.routes")
 
 # Seconds after which a client may retry, by code.

@@ -33,8 +33,6 @@ from del_core.errors import (
 from deployments.api.errors import NO_SUCH_APPLICATION, RETRY_AFTER, engine_unavailable, error_body
 from deployments.api.middleware import is_request_id
 
-__all__ = ["CALLBACK", "HOLD", "ErrorObjects", "middlewares"]
-
 CALLBACK = "deployments.api.ingress:middlewares"
 """Value of the environment variable that Serve reads."""
 

@@ -11,8 +11,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api.errors import internal_error, log_defect
 
-__all__ = ["Guard", "RequestIds", "is_request_id"]
-
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 

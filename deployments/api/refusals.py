@@ -20,8 +20,6 @@ from deployments.auth.quotas import QuotaExceededError, QuotaUnavailableError
 from deployments.engines.base import EngineDeadError
 from deployments.service.service import OverloadedError
 
-__all__ = ["EXCEPTION_HANDLERS", "REFUSALS", "refusal"]
-
 _TRY_AGAIN = "try again after the seconds in Retry-After"
 
 REFUSALS = (

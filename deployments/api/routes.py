@@ -34,8 +34,6 @@ from deployments.auth.quotas import Charge, QuotaUnavailableError
 from deployments.service.service import Delivery, PrivateLMService
 from deployments.telemetry.observation import CLIENT_GONE, OK, Observation
 
-__all__ = ["APIOptions", "create_app"]
-
 
 def create_app(service: PrivateLMService, options: APIOptions | None = None) -> ASGIApp:
     """Return the ASGI application of a service."""

@@ -23,8 +23,6 @@ from deployments.engines.base import EngineDeadError
 from deployments.service.service import Piece
 from deployments.telemetry.observation import CLIENT_GONE, OK
 
-__all__ = ["Envelope", "EventStream"]
-
 
 class Envelope:
     """JSON around the output of a request; the constant part is built once."""

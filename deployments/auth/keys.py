@@ -23,8 +23,6 @@ from pydantic import ValidationError
 from del_core.errors import DelError
 from deployments.sections import APIKey, SettingsError, format_validation_error, parse_keys, read_yaml
 
-__all__ = ["PREFIX", "Caller", "InvalidKeyError", "KeyRing", "Keys", "hash_key", "new_key"]
-
 logger = logging.getLogger("deployments.auth.keys")
 
 PREFIX = "del-"

@@ -21,8 +21,6 @@ from ray.experimental import internal_kv
 
 from deployments.auth.quotas import Lease, QuotaLedger, QuotaUnavailableError
 
-__all__ = ["ACTOR", "NAMESPACE", "QuotaActor", "RayLeases"]
-
 ACTOR, NAMESPACE = "del-quotas", "del-serve"
 _KEY, _SPACE = b"granted", b"del-quotas"
 

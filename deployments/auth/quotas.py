@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from del_core.errors import INVALID_VALUE, DelError, FrameError
 from deployments.auth.keys import Caller
 
-__all__ = ["Charge", "Lease", "QuotaExceededError", "QuotaLedger", "QuotaUnavailableError", "Quotas"]
-
 WINDOW_S = 60
 _PLENTY = 1 << 30  # grant of a name without that limit: enough for the minute
 

@@ -23,18 +23,6 @@ from del_core.errors import DelError
 from del_core.registry import Registry
 from deployments.sections import Section
 
-__all__ = [
-    "ENGINES",
-    "Delta",
-    "Engine",
-    "EngineDeadError",
-    "EngineKind",
-    "EngineSampling",
-    "EngineSettings",
-    "FinishReason",
-    "parse_engine",
-]
-
 FinishReason = Literal["stop", "length"]
 
 

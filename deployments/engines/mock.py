@@ -25,8 +25,6 @@ from pydantic import Field
 
 from deployments.engines.base import ENGINES, Delta, EngineDeadError, EngineKind, EngineSampling, EngineSettings
 
-__all__ = ["MockEngine", "MockSettings", "token_at"]
-
 logger = logging.getLogger("deployments.engines.mock")
 
 _FIRST_ID, _IDS = 16, 64

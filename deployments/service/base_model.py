@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from del_core.bundle import BaseModel, checksum_model
 from del_core.errors import DelError
 
-__all__ = ["BaseModelError", "EmbeddingTable", "end_of_text_ids", "verify_checksum"]
-
 # Last parts of the name of the input embedding in the families of causal language models.
 _NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
 _MAX_HEADER_BYTES = 100 * 1024 * 1024  # the safetensors format's own bound

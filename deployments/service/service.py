@@ -34,17 +34,6 @@ from deployments.service.base_model import EmbeddingTable
 from deployments.service.text import TextStream, Tokenizer
 from deployments.telemetry.observation import Observation
 
-__all__ = [
-    "CLEAR",
-    "Capacity",
-    "Completion",
-    "Delivery",
-    "OverloadedError",
-    "Piece",
-    "PrivateLMService",
-    "ServedModel",
-]
-
 CLEAR = RESERVED_VARIANT
 """Name of the built-in variant without privacy."""
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["TextStream", "Tokenizer"]
-
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 # A character spans at most four tokens. Bytes that form no character after this many tokens are

@@ -14,8 +14,6 @@ from typing import Any
 
 from deployments.telemetry.observation import OK, Observation
 
-__all__ = ["METRICS", "Metric", "ReplicaMetrics"]
-
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _DECODE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 

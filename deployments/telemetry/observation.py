@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-__all__ = ["CLIENT_GONE", "OK", "Observation", "Observer", "ignore", "observe_all"]
-
 OK = "ok"
 CLIENT_GONE = "client_gone"
 """Code of a completion whose client disconnected before its end."""

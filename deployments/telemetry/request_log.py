@@ -14,8 +14,6 @@ from typing import Literal
 
 from deployments.telemetry.observation import Observation
 
-__all__ = ["JsonLines", "attach", "log_request"]
-
 LogFormat = Literal["json", "text"]
 
 logger = logging.getLogger("deployments.requests")

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["OUTSTANDING_TOKENS", "ByWork"]
-
 OUTSTANDING_TOKENS = "outstanding_tokens"
 """Name of the statistic that replicas report."""
 

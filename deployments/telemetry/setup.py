@@ -5,8 +5,6 @@ from __future__ import annotations
 from deployments.sections import TelemetrySettings
 from deployments.telemetry.observation import Observer, observe_all
 
-__all__ = ["Telemetry"]
-
 
 class Telemetry:
     """Observers of one replica, created in its process."""

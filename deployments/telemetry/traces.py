@@ -15,8 +15,6 @@ from typing import Any
 
 from deployments.telemetry.observation import OK, Observation
 
-__all__ = ["Tracing"]
-
 
 class Tracing:
     """Observer that exports spans of a share ``ratio`` of the requests to ``endpoint``."""

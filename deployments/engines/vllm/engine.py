@@ -33,8 +33,6 @@ from deployments.engines.vllm.worker import LOGGING_ENVIRONMENT, configure_loggi
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
-__all__ = ["VllmEngine", "VllmSettings", "engine_environment"]
-
 
 class VllmSettings(EngineSettings):
     """Settings of the vLLM engine of one replica."""

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
-__all__ = ["Frontend"]
-
 
 class _Output:
     """Generated tokens of one request that have not been read."""

@@ -34,8 +34,6 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from deployments.engines.base import EngineSampling
 
-__all__ = ["SeededSampling", "extra_args", "gumbel_logits", "sampling_params"]
-
 _KEY = "del_seeded"
 _GREEDY_BELOW = 1e-5  # vLLM decodes greedily below this temperature
 

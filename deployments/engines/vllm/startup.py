@@ -22,8 +22,6 @@ import multiprocessing.forkserver
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["PRELOADED", "begin", "forked_engine"]
-
 PRELOADED = (
     "deployments.engines.vllm.process_title",
     "vllm.v1.engine.core",

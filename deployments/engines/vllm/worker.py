@@ -31,16 +31,6 @@ import sys
 import threading
 from typing import Any
 
-__all__ = [
-    "LOGGING_ENVIRONMENT",
-    "EngineWorker",
-    "configure_logging",
-    "isolate_cache",
-    "prepare_process",
-    "salt_for",
-    "watch_parent",
-]
-
 LOGGING_ENVIRONMENT = {"VLLM_CONFIGURE_LOGGING": "0"}
 """Environment that must be set before vLLM is imported; see :func:`configure_logging`."""
 

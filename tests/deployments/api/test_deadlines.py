@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from del_core.bundle import Bundle
-from deployments.api.routes import APIOptions, create_app
+from deployments.api.context import APIOptions
+from deployments.api.routes import create_app
 from deployments.sections import HTTPSettings, StreamingSettings
 from tests.support.scripted_engine import Exchange, ScriptedEngine
 from tests.support.serving_frames import HEADERS, PATH, make_frame

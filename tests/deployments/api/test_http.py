@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 from del_core.bundle import Bundle, load_client, pack_client, unpack_client
 from del_core.errors import ERROR_STATUS
-from deployments.api.routes import APIOptions, create_app
+from deployments.api.context import APIOptions
+from deployments.api.routes import create_app
 from deployments.sections import HTTPSettings, StreamingSettings
 from deployments.service.service import PrivateLMService
 from tests.support.scripted_engine import Exchange, ScriptedEngine

@@ -16,7 +16,8 @@ from click.testing import CliRunner
 
 from del_core.bundle import Bundle
 from delctl.main import cli
-from deployments.api.routes import APIOptions, create_app
+from deployments.api.context import APIOptions
+from deployments.api.routes import create_app
 from deployments.app import build
 from deployments.auth.keys import InvalidKeyError, KeyRing, Keys, hash_key, new_key
 from deployments.engines.base import EngineSampling

@@ -13,7 +13,8 @@ import pytest
 
 from del_core.bundle import Bundle
 from del_core.errors import FrameError
-from deployments.api.routes import APIOptions, create_app
+from deployments.api.context import APIOptions
+from deployments.api.routes import create_app
 from deployments.auth.keys import Caller, Keys, hash_key, new_key
 from deployments.auth.quotas import Lease, QuotaExceededError, QuotaLedger, Quotas, QuotaUnavailableError
 from deployments.sections import QuotaSettings

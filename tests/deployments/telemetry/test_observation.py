@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from cluster.monitoring import dashboard
-from deployments.api.routes import APIOptions, create_app
+from deployments.api.context import APIOptions
+from deployments.api.routes import create_app
 from deployments.sections import StreamingSettings
 from deployments.telemetry import request_log
 from deployments.telemetry.metrics import METRICS
