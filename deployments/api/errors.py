@@ -13,13 +13,7 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
-from del_core.errors import (
-    ENGINE_UNAVAILABLE,
-    ERROR_STATUS,
-    INTERNAL_ERROR,
-    OVERLOADED,
-    error_type,
-)
+from del_core.errors import ENGINE_UNAVAILABLE, ERROR_STATUS, INTERNAL_ERROR, OVERLOADED, error_type
 
 logger = logging.getLogger("deployments.api.routes")
 

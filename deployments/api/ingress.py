@@ -22,14 +22,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from del_core.errors import (
-    ENGINE_UNAVAILABLE,
-    ERROR_STATUS,
-    INTERNAL_ERROR,
-    METHOD_NOT_ALLOWED,
-    NOT_FOUND,
-    OVERLOADED,
-)
+from del_core.errors import ENGINE_UNAVAILABLE, ERROR_STATUS, INTERNAL_ERROR, METHOD_NOT_ALLOWED, NOT_FOUND, OVERLOADED
 from deployments.api.errors import NO_SUCH_APPLICATION, RETRY_AFTER, engine_unavailable, error_body
 from deployments.api.middleware import is_request_id
 

@@ -6,14 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
-from del_core.errors import (
-    INVALID_API_KEY,
-    METHOD_NOT_ALLOWED,
-    NOT_FOUND,
-    OVERLOADED,
-    RATE_LIMIT_EXCEEDED,
-    FrameError,
-)
+from del_core.errors import INVALID_API_KEY, METHOD_NOT_ALLOWED, NOT_FOUND, OVERLOADED, RATE_LIMIT_EXCEEDED, FrameError
 from deployments.api.errors import engine_unavailable, error_response, internal_error
 from deployments.auth.keys import InvalidKeyError
 from deployments.auth.quotas import QuotaExceededError, QuotaUnavailableError
@@ -22,14 +15,7 @@ from deployments.service.service import OverloadedError
 
 _TRY_AGAIN = "try again after the seconds in Retry-After"
 
-REFUSALS = (
-    FrameError,
-    InvalidKeyError,
-    QuotaExceededError,
-    QuotaUnavailableError,
-    OverloadedError,
-    EngineDeadError,
-)
+REFUSALS = (FrameError, InvalidKeyError, QuotaExceededError, QuotaUnavailableError, OverloadedError, EngineDeadError)
 """Exceptions that :func:`refusal` answers."""
 
 
@@ -74,9 +60,5 @@ async def _http_exception(http: HTTPRequest, error: Exception) -> Response:
     return error_response(NOT_FOUND, "path must be one of the routes; POST /v1/private/completions takes frames")
 
 
-EXCEPTION_HANDLERS = {
-    HTTPException: _http_exception,
-    Exception: _defect,
-    **dict.fromkeys(REFUSALS, _refused),
-}
+EXCEPTION_HANDLERS = {HTTPException: _http_exception, Exception: _defect, **dict.fromkeys(REFUSALS, _refused)}
 """Exception handlers of the Starlette application."""
