@@ -57,8 +57,10 @@ from benchmarks.privacy_utility.tasks import Task
 from benchmarks.privacy_utility.understanding import train_task
 from benchmarks.privacy_utility.views import DELTA, ClearPrompt, DelView, MethodView, NoPrompt
 from del_core.accounting import epsilon
-from del_core.audit.attacks import AttackSurface
-from del_core.audit.calibration import MAP, NEAREST, calibrate
+from del_core.audit.attacks.base import AttackSurface
+from del_core.audit.attacks.map import MAP
+from del_core.audit.attacks.nearest import NEAREST
+from del_core.audit.calibration import calibrate
 from del_core.audit.similarity import EXTRA, SentenceSimilarity
 from del_core.evaluation.generation import passage_nll
 from del_core.evaluation.measure import Passages, Written, coherence_of, measure

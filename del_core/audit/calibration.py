@@ -11,13 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from del_core.audit.attacks import AttackSurface, token_attacks
-from del_core.audit.attacks.map import MAP
-from del_core.audit.attacks.nearest import NEAREST
+from del_core.audit.attacks.base import AttackSurface
 from del_core.audit.intervals import Rate
 from del_core.mechanism import Mechanism
-
-__all__ = ["MAP", "NEAREST", "AttackSurface", "Calibration", "calibrate", "token_attacks"]
 
 _LOWEST, _HIGHEST = 1e-5, 1.0 - 2.0**-20
 

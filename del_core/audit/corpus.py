@@ -20,8 +20,6 @@ from tokenizers import Tokenizer
 
 from del_core.lm.text import TextError
 
-__all__ = ["KINDS", "MIN_PROMPTS", "Corpus", "make_corpus", "rouge_l"]
-
 KINDS = ("stop words", "names and numbers", "rare words", "other words", "other text")
 """Kinds of tokens; each token is of one kind."""
 

@@ -19,8 +19,6 @@ from del_core._validation import check_integer
 from del_core.mechanism import Mechanism
 from del_core.vocabulary_accounting import VocabularyBound, vocabulary_curve, vocabulary_epsilon
 
-__all__ = ["Guarantee", "Scope", "TradeOff", "state_guarantee", "trade_off_curve"]
-
 
 @dataclass(frozen=True)
 class Scope:

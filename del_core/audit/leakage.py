@@ -25,21 +25,6 @@ from del_core.mechanism import Mechanism
 from del_core.mechanism.base import PROBABILITY_ONE
 from del_core.mechanism.likelihood import blocks
 
-__all__ = [
-    "Band",
-    "Ceilings",
-    "Estimate",
-    "Leakage",
-    "channel_capacity",
-    "coordinate_information",
-    "entropy_bits",
-    "fano_success",
-    "measure_leakage",
-    "proven_ceilings",
-    "success_ceiling",
-    "table_success",
-]
-
 FloatArray = npt.NDArray[np.float64]
 Table = npt.NDArray[np.integer[Any]]
 

@@ -24,8 +24,6 @@ from del_core.audit.settings import ProvenConfig
 from del_core.mechanism import Mechanism
 from del_core.vocabulary_accounting import TokenEpsilons, token_epsilons
 
-__all__ = ["PROMPT_TOKENS", "measured_leakage", "proven_figures"]
-
 PROMPT_TOKENS = 32
 """Length of the prompt whose composed epsilon is reported by name."""
 

@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, TypeVar
 
-__all__ = ["FLAT", "OMITTED", "from_json", "to_json"]
-
 FLAT: Mapping[str, bool] = {"flat": True}
 OMITTED: Mapping[str, bool] = {"omitted": True}
 

@@ -17,27 +17,6 @@ from del_core.audit.leakage import Band, Ceilings, Estimate
 from del_core.audit.records import FLAT, OMITTED
 from del_core.audit.settings import AuditConfig
 
-__all__ = [
-    "FORMAT_VERSION",
-    "AttackResult",
-    "AuditResult",
-    "AuditedBundle",
-    "AuditedText",
-    "Cost",
-    "Difference",
-    "Example",
-    "LeakageFigures",
-    "ModelCost",
-    "NamedToken",
-    "OptimalGuess",
-    "PerToken",
-    "ProvenFigures",
-    "SimilarityModel",
-    "Spread",
-    "TokenSummary",
-    "VariantAudit",
-]
-
 FORMAT_VERSION = 2
 
 _KEPT = ("text_sha256", "perplexity")  # entries of a manifest's audit that training writes

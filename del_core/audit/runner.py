@@ -16,14 +16,12 @@ from dataclasses import dataclass
 from importlib import metadata
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import transformers
 from tokenizers import Tokenizer
 
-from del_core.audit.attacks import ATTACKS, AttackSurface, Guesses, Target, reproducible_bytes
-from del_core.audit.attacks.averaging import averaging_tokens
-from del_core.audit.attacks.map import MAP
+from del_core.audit.attacks.base import ATTACKS, AttackSurface, Guesses, Ids, Target, reproducible_bytes
+from del_core.audit.attacks.map import MAP, averaging_tokens
 from del_core.audit.attacks.sequence import SEQUENCE
 from del_core.audit.corpus import KINDS, Corpus, make_corpus, rouge_l
 from del_core.audit.intervals import Rate
@@ -47,12 +45,8 @@ from del_core.lm.model import BaseLM
 from del_core.lm.text import TextError
 from del_core.mechanism import require_binomial
 
-__all__ = ["Observer", "Results", "audit_bundle"]
-
 _RELEASES = (1, 4, 16)
 _EXAMPLES = 3
-
-Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,6 @@ import numpy.typing as npt
 
 from del_core.audit import records
 
-__all__ = [
-    "Interval",
-    "across_texts",
-    "mean_interval",
-    "paired_interval",
-    "perplexity_interval",
-    "ppl_ratio",
-    "ratio_interval",
-]
-
 FloatArray = npt.NDArray[np.float64]
 
 

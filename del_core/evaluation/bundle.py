@@ -23,8 +23,6 @@ from del_core.evaluation.view import ClearPrompt, CountsView, NoPrompt, ServerVi
 from del_core.lm.model import BaseLM
 from del_core.lm.text import TextError, TokenWindows, tokenize
 
-__all__ = ["BundleView", "EvaluationRow", "EvaluationSettings", "evaluate_bundle"]
-
 
 class BundleView(CountsView):
     """One variant of a bundle as it is served, with its soft prompt or, for comparison, without."""

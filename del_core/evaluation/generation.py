@@ -20,8 +20,6 @@ from del_core.evaluation.view import ServerView
 from del_core.lm.noise import step_generator
 from del_core.lm.perplexity import continuation_nll
 
-__all__ = ["Coherence", "coherence", "continuations", "decode_texts", "passage_nll", "written_texts"]
-
 _BATCH = 32
 
 

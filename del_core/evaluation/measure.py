@@ -16,8 +16,6 @@ from del_core.audit.similarity import SentenceSimilarity
 from del_core.evaluation.generation import Coherence, coherence, decode_texts, passage_nll, written_texts
 from del_core.evaluation.view import ClearPrompt, Recovery, ServerView
 
-__all__ = ["Measured", "Passages", "Written", "coherence_of", "measure"]
-
 
 @dataclass(frozen=True, eq=False)
 class Passages:

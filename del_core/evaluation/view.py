@@ -15,12 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from del_core.audit.attacks import reproducible_bytes
+from del_core.audit.attacks.base import reproducible_bytes
 from del_core.audit.intervals import Rate
 from del_core.mechanism import TokenMechanism
 from del_core.mechanism.likelihood import blocks
-
-__all__ = ["ClearPrompt", "CountsView", "NoPrompt", "Recovery", "ServerView", "in_front"]
 
 TokenIds = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.floating]

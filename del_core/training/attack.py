@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from del_core.audit.calibration import AttackSurface
+from del_core.audit.attacks.base import AttackSurface
 from del_core.lm.model import FrozenLM
 from del_core.mechanism import MAX_LEVEL
 from del_core.training.projection import Projection

@@ -25,7 +25,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from del_core.audit.calibration import MAP, Calibration, calibrate
+from del_core.audit.attacks.map import MAP
+from del_core.audit.calibration import Calibration, calibrate
 from del_core.lm.model import FrozenLM, ModelError
 from del_core.lm.noise import NoisyTable, TorchLikelihood, step_generator
 from del_core.lm.perplexity import continuation_nll

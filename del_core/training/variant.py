@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from del_core.accounting import epsilon as exact_epsilon
-from del_core.audit.attacks import recovery
-from del_core.audit.calibration import MAP, NEAREST, AttackSurface, Calibration, calibrate
+from del_core.audit.attacks.base import AttackSurface, recovery
+from del_core.audit.attacks.map import MAP
+from del_core.audit.attacks.nearest import NEAREST
+from del_core.audit.calibration import Calibration, calibrate
 from del_core.bundle import Guarantees
 from del_core.decoders import stage2_kinds
 from del_core.lm.model import FrozenLM

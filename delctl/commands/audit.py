@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from del_core.audit.results import AuditResult
     from del_core.audit.runner import Observer
 
-__all__ = ["audit"]
-
 
 @click.command()
 @click.argument("bundle", type=bundle_place, metavar="BUNDLE")

@@ -21,7 +21,7 @@ from delctl.commands._training_options import (
 
 
 def _token_attacks() -> list[str]:
-    from del_core.audit.attacks import token_attacks
+    from del_core.audit.attacks.base import token_attacks
 
     return list(token_attacks())
 
@@ -60,8 +60,8 @@ def calibrate(
     if attack is not None and asr is None:
         raise click.UsageError("--attack goes with --asr; --epsilon needs no attack")
     from del_core.accounting import epsilon as exact_epsilon
-    from del_core.audit.attacks import token_attacks
-    from del_core.audit.calibration import MAP
+    from del_core.audit.attacks.base import token_attacks
+    from del_core.audit.attacks.map import MAP
     from del_core.audit.calibration import calibrate as calibrate_attack
     from del_core.audit.intervals import Rate
     from del_core.lm.model import load_frozen_lm

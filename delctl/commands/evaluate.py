@@ -10,8 +10,6 @@ import click
 from delctl.places import PLACE, bundle_place, model_of, model_place
 from delctl.terminal import console, plain_table, printable
 
-__all__ = ["evaluate"]
-
 
 @click.command()
 @click.argument("bundle", type=bundle_place, metavar="BUNDLE")

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from del_core.bundle import Manifest, Variant
 
-__all__ = ["describe", "inspect"]
-
 PROMPT_TOKENS = 32
 """Length of the example prompt whose composed epsilon is shown."""
 

@@ -23,21 +23,10 @@ from del_core.mechanism import TokenMechanism
 from del_core.mechanism.likelihood import Likelihood
 from del_core.registry import Registry
 
-__all__ = [
-    "ATTACKS",
-    "Attack",
-    "AttackSurface",
-    "Guesses",
-    "Target",
-    "TokenAttack",
-    "recovery",
-    "register",
-    "reproducible_bytes",
-    "token_attacks",
-]
-
 Counts = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int64]
+LogPrior = npt.NDArray[np.floating[Any]]
+Table = npt.NDArray[np.integer[Any]]
 
 _TAKEN = ("text_sha256", "perplexity", "leakage_bits", "entropy_bits", "epsilon_vocabulary", "ceiling", "data", "date")
 
@@ -58,7 +47,7 @@ class AttackSurface:
         log_prior: natural-log unigram probabilities (V,).
     """
 
-    table: npt.NDArray[np.integer[Any]]
+    table: Table
     weight: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32]
     embeddings: npt.NDArray[np.float32]
@@ -87,7 +76,6 @@ class Target:
 
     Attributes:
         counts: released counts (prompts, tokens, dim), the same for every attack.
-        lm: the base model.
         bos_token_id: public first token of every prompt, where the bundle has one.
         train: text (tokens,) of the kind that the prompts are from.
         validation: prompts (windows, tokens) to tune an attack on.
@@ -179,10 +167,7 @@ def token_attacks() -> dict[str, TokenAttack]:
 
 
 def recovery(mechanism: TokenMechanism, surface: AttackSurface, token_ids: Ids, *, seed: int = 0) -> dict[str, Rate]:
-    """Return what every attack on single tokens recovers of ``token_ids`` (tokens,), by name.
-
-    All attacks see the same release.
-    """
+    """Return by name the share of ``token_ids`` that each token attack recovers from one release."""
     counts = surface.release(mechanism, token_ids, seed)
     return {
         name: Rate.from_hits(attack.guess(surface, mechanism, counts) == token_ids)

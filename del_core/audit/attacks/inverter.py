@@ -1,10 +1,9 @@
 """The trained inverter: a small transformer that maps the counts of a whole prompt to its tokens.
 
-It starts as the optimal attack on a single position and learns what the neighbors add. At position
-t
+It starts as the optimal attack on a single position and learns what the neighbors add:
 
-    logits_t = log P(K_t | .) + log prior + W h_t,    h = transformer([2K/u - 1 ; posterior mean of
-        W]),
+    logits_t = log P(K_t | .) + log prior + W h_t,
+    h = transformer([2K/u - 1 ; posterior mean of W]),
 
 with W the language model's embedding table. The last map of the transformer starts at zero, so the
 untrained inverter is the MAP attack. Early stopping on other text keeps it at least as good on that
@@ -18,19 +17,24 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
-from del_core.audit.attacks.base import Attack, Guesses, Target, register, reproducible_bytes
+from del_core.audit.attacks.base import (
+    Attack,
+    AttackSurface,
+    Counts,
+    Guesses,
+    Ids,
+    Target,
+    register,
+    reproducible_bytes,
+)
 from del_core.audit.results import ModelCost
 from del_core.audit.settings import InverterConfig
 from del_core.mechanism import TokenMechanism
-
-__all__ = ["Inverter", "InverterConfig", "TrainedInverter", "train_inverter"]
 
 
 class Inverter(nn.Module):
@@ -42,18 +46,17 @@ class Inverter(nn.Module):
     def __init__(
         self,
         mechanism: TokenMechanism,
-        table: npt.NDArray[np.integer[Any]],
-        log_prior: npt.NDArray[np.floating[Any]],
-        embeddings: npt.NDArray[np.float32],
+        surface: AttackSurface,
         length: int,
         config: InverterConfig,
     ) -> None:
         super().__init__()
+        embeddings = surface.embeddings
         dim, hidden = mechanism.dim, embeddings.shape[1]
-        self._likelihood, self._largest = mechanism.likelihood(table), mechanism.largest_count
+        self._likelihood, self._largest = mechanism.likelihood(surface.table), mechanism.largest_count
         scale = float(np.sqrt(np.mean(np.square(embeddings))))
         self.register_buffer("embeddings", torch.from_numpy(embeddings / np.float32(max(scale, 1e-12))))
-        self.register_buffer("log_prior", torch.from_numpy(log_prior.astype(np.float32)))
+        self.register_buffer("log_prior", torch.from_numpy(surface.log_prior.astype(np.float32)))
         self.read = nn.Linear(dim + hidden, config.width)
         self.positions = nn.Parameter(0.02 * torch.randn(length, config.width))
         layer = nn.TransformerEncoderLayer(
@@ -71,12 +74,12 @@ class Inverter(nn.Module):
         nn.init.zeros_(self.write.weight)
         nn.init.zeros_(self.write.bias)
 
-    def forward(self, codes: npt.NDArray[np.uint8]) -> torch.Tensor:
+    def forward(self, counts: Counts) -> torch.Tensor:
         """Return log posteriors (batch, tokens, V) up to a constant, of counts."""
-        posterior = torch.from_numpy(self._likelihood(codes)) + self.log_prior
+        posterior = torch.from_numpy(self._likelihood(counts)) + self.log_prior
         mean = torch.softmax(posterior, dim=-1) @ self.embeddings
-        centered = torch.from_numpy(codes.astype(np.float32) * np.float32(2.0 / self._largest) - np.float32(1.0))
-        x = self.read(torch.cat([centered, mean], dim=-1)) + self.positions[: codes.shape[1]]
+        centered = torch.from_numpy(counts.astype(np.float32) * np.float32(2.0 / self._largest) - np.float32(1.0))
+        x = self.read(torch.cat([centered, mean], dim=-1)) + self.positions[: counts.shape[1]]
         h = self.write(self.norm(self.encoder(x)))
         logits: torch.Tensor = posterior + (h @ self.embeddings.T) * self.embeddings.shape[1] ** -0.5
         return logits
@@ -84,48 +87,26 @@ class Inverter(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class TrainedInverter:
-    """A trained inverter and its cost.
-
-    ``loss`` and ``untrained_loss`` are nats per token on the validation text; the latter is that of
-    the MAP posterior.
-    """
+    """A trained inverter, its cost, and its exact ``loss`` on the validation text."""
 
     model: Inverter
-    config: InverterConfig
-    parameters: int
-    seconds: float
+    cost: ModelCost
     loss: float
-    untrained_loss: float
-
-    def cost(self) -> ModelCost:
-        """Return the figures for the report."""
-        return ModelCost(
-            self.config.width,
-            self.config.layers,
-            self.parameters,
-            round(self.seconds, 1),
-            round(self.loss, 4),
-            round(self.untrained_loss, 4),
-        )
 
     @torch.no_grad()
-    def tokens(self, codes: npt.NDArray[np.uint8], batch: int = 16) -> npt.NDArray[np.int64]:
+    def tokens(self, counts: Counts, batch: int = 16) -> Ids:
         """Return guesses (prompts, tokens) for counts (prompts, tokens, dim)."""
-        parts = [
-            self.model(codes[start : start + batch]).argmax(dim=-1).numpy() for start in range(0, len(codes), batch)
-        ]
-        return np.concatenate(parts) if parts else np.empty(codes.shape[:2], np.int64)
+        parts = [self.model(counts[at : at + batch]).argmax(dim=-1).numpy() for at in range(0, len(counts), batch)]
+        return np.concatenate(parts) if parts else np.empty(counts.shape[:2], np.int64)
 
 
 def train_inverter(
     mechanism: TokenMechanism,
-    table: npt.NDArray[np.integer[Any]],
-    log_prior: npt.NDArray[np.floating[Any]],
-    embeddings: npt.NDArray[np.float32],
-    train: npt.NDArray[np.int64],
-    validation: npt.NDArray[np.int64],
+    surface: AttackSurface,
+    train: Ids,
+    validation: Ids,
     config: InverterConfig,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> TrainedInverter:
     """Train on random windows of ``train`` (tokens,), early-stopped on ``validation`` prompts.
 
@@ -137,12 +118,12 @@ def train_inverter(
     random = np.random.Generator(np.random.PCG64(config.seed))
     noise = reproducible_bytes(config.seed + 1)
 
-    def release(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        return mechanism.sample(table[ids.reshape(-1)], noise).reshape(*ids.shape, mechanism.dim)
+    def release(ids: Ids) -> Counts:
+        return mechanism.sample(surface.table[ids.reshape(-1)], noise).reshape(*ids.shape, mechanism.dim)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = Inverter(mechanism, table, log_prior, embeddings, length, config)
+        model = Inverter(mechanism, surface, length, config)
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.05)
         held_out = release(validation)
         untrained = best = _loss(model, validation, held_out, config.batch)
@@ -160,8 +141,7 @@ def train_inverter(
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            if progress is not None:
-                progress(step / config.steps)
+            progress(step / config.steps)
             if step % config.evaluate_every == 0 or step == config.steps:
                 value = _loss(model, validation, held_out, config.batch)
                 if value < best:
@@ -172,16 +152,23 @@ def train_inverter(
                         break
     model.load_state_dict(best_state)
     model.eval()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return TrainedInverter(model, config, parameters, time.perf_counter() - started, best, untrained)
+    cost = ModelCost(
+        width=config.width,
+        layers=config.layers,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        seconds=round(time.perf_counter() - started, 1),
+        validation_loss=round(best, 4),
+        untrained_loss=round(untrained, 4),
+    )
+    return TrainedInverter(model, cost, best)
 
 
 @torch.no_grad()
-def _loss(model: Inverter, ids: npt.NDArray[np.int64], codes: npt.NDArray[np.uint8], batch: int) -> float:
+def _loss(model: Inverter, ids: Ids, counts: Counts, batch: int) -> float:
     model.eval()
     total = 0.0
     for start in range(0, len(ids), batch):
-        logits = model(codes[start : start + batch])
+        logits = model(counts[start : start + batch])
         target = torch.from_numpy(ids[start : start + batch])
         total += float(nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum"))
     return total / ids.size
@@ -199,22 +186,13 @@ class InverterAttack(Attack):
 
     def run(self, target: Target) -> Guesses:
         """Train every size and attack with the best."""
-        surface, validation = target.surface, target.validation[:: max(1, len(target.validation) // 32)]
+        validation = target.validation[:: max(1, len(target.validation) // 32)]
         trained = [
-            train_inverter(
-                target.mechanism,
-                surface.table,
-                surface.log_prior,
-                surface.embeddings,
-                target.train,
-                validation,
-                size,
-                progress=target.progress,
-            )
+            train_inverter(target.mechanism, target.surface, target.train, validation, size, target.progress)
             for size in target.config.inverters
         ]
         best = min(trained, key=lambda one: one.loss)
-        return Guesses(best.tokens(target.counts), best.parameters, sizes=tuple(one.cost() for one in trained))
+        return Guesses(best.tokens(target.counts), best.cost.parameters, sizes=tuple(one.cost for one in trained))
 
 
 register(InverterAttack())

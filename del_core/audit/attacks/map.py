@@ -6,14 +6,13 @@ attacker that knows the language, too, does better; see ``sequence`` and ``inver
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Callable, Sequence
 
-from del_core.audit.attacks.base import AttackSurface, TokenAttack, register
+import numpy as np
+
+from del_core.audit.attacks.base import AttackSurface, Counts, Ids, LogPrior, Table, TokenAttack, register
 from del_core.mechanism import TokenMechanism
 from del_core.mechanism.likelihood import map_tokens
-
-__all__ = ["MAP"]
 
 MAP = "map"
 
@@ -29,11 +28,37 @@ class MapAttack(TokenAttack):
     )
     needs = "word frequencies"
 
-    def guess(
-        self, surface: AttackSurface, mechanism: TokenMechanism, counts: npt.NDArray[np.uint8]
-    ) -> npt.NDArray[np.int64]:
+    def guess(self, surface: AttackSurface, mechanism: TokenMechanism, counts: Counts) -> Ids:
         """Return the MAP guess of every position."""
         return map_tokens(mechanism, surface.table, surface.log_prior, counts)
 
 
 register(MapAttack())
+
+
+def averaging_tokens(
+    mechanism: TokenMechanism,
+    table: Table,
+    log_prior: LogPrior,
+    token_ids: Ids,
+    releases: Sequence[int],
+    random_source: Callable[[int], bytes],
+) -> dict[int, Ids]:
+    """Return the MAP guesses (tokens,) after each number of fresh releases of ``token_ids``.
+
+    The releases of a larger number contain those of a smaller one. k releases equal one release of
+    a mechanism with k times the trials: for this reason a client that retries sends the same bytes.
+
+    Raises:
+        ValueError: ``releases`` is empty or holds a number below 1.
+    """
+    wanted = sorted(set(releases))
+    if not wanted or wanted[0] < 1:
+        raise ValueError(f"releases must be numbers of at least 1, at least one of them, got {list(releases)}")
+    counts = np.zeros((len(token_ids), mechanism.dim), np.int32)
+    guesses: dict[int, Ids] = {}
+    for number in range(1, wanted[-1] + 1):
+        counts += mechanism.sample(table[token_ids], random_source)
+        if number in wanted:
+            guesses[number] = map_tokens(mechanism, table, log_prior, counts, releases=number)
+    return guesses

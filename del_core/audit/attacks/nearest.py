@@ -8,17 +8,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from del_core.audit.attacks.base import AttackSurface, TokenAttack, register
+from del_core.audit.attacks.base import AttackSurface, Counts, Ids, TokenAttack, register
 from del_core.mechanism import TokenMechanism
-
-__all__ = ["NEAREST", "nearest_tokens"]
 
 NEAREST = "nearest"
 
-FloatArray = npt.NDArray[np.float32]
 
-
-def nearest_tokens(decoded: FloatArray, embeddings: FloatArray, block: int = 1024) -> npt.NDArray[np.int64]:
+def nearest_tokens(decoded: npt.NDArray[np.float32], embeddings: npt.NDArray[np.float32], block: int = 1024) -> Ids:
     """Return for every row of ``decoded`` (tokens, b) the closest row of ``embeddings`` (V, b)."""
     # |e - w|^2 = |e|^2 - 2 e.w + |w|^2, and |e|^2 is the same for all w.
     half_norms = 0.5 * np.einsum("vb,vb->v", embeddings, embeddings)
@@ -40,9 +36,7 @@ class NearestAttack(TokenAttack):
     explanation = "Decodes the counts and takes the closest embedding; publications usually report this figure."
     needs = "the linear decoder"
 
-    def guess(
-        self, surface: AttackSurface, mechanism: TokenMechanism, counts: npt.NDArray[np.uint8]
-    ) -> npt.NDArray[np.int64]:
+    def guess(self, surface: AttackSurface, mechanism: TokenMechanism, counts: Counts) -> Ids:
         """Return the closest token of every position."""
         return nearest_tokens(mechanism.dequantize(counts) @ surface.weight.T + surface.bias, surface.embeddings)
 

@@ -9,7 +9,7 @@ A beam keeps the best partial sequences. lambda = 0 is the MAP attack of a singl
 strong noise most words of the beam are wrong, and a language model that conditions on them does
 worse than none; under weak noise they are right, and context decides where the counts leave
 several candidates. The attacker therefore fits lambda, and the way in which guesses are read from
-the beam, to simulated noise on other text (:func:`fit_sequence`):
+the beam, to simulated noise on other text:
 
 * filtered: the token of greatest weight over the beam, given the counts up to its own position;
 * voted: the token of greatest weight among the sequences that survive to the end of the prompt.
@@ -18,19 +18,15 @@ the beam, to simulated noise on other text (:func:`fit_sequence`):
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from del_core.audit.attacks.base import Attack, Guesses, Target, register
+from del_core.audit.attacks.base import Attack, Counts, Guesses, Ids, LogPrior, Target, register
 from del_core.mechanism.likelihood import Likelihood
-
-__all__ = ["SEQUENCE", "SequenceConfig", "fit_sequence", "sequence_tokens"]
 
 SEQUENCE = "sequence"
 
@@ -64,126 +60,105 @@ class SequenceConfig:
             raise ValueError(f"batch must be at least 1, got {self.batch}")
 
 
-def fit_sequence(
-    model: PreTrainedModel,
-    likelihood: Likelihood,
-    log_prior: npt.NDArray[np.floating[Any]],
-    codes: npt.NDArray[np.uint8],
-    token_ids: npt.NDArray[np.int64],
-    base: SequenceConfig,
-    *,
-    context_weights: Sequence[float] = _CONTEXT_WEIGHTS,
-    bos_token_id: int | None = None,
-    progress: Callable[[float], None] | None = None,
-) -> SequenceConfig:
-    """Return ``base`` with the lambda and the reading that recover most of ``token_ids``.
+@dataclass(frozen=True, eq=False)
+class SequenceSearch:
+    """The search under one language model.
 
-    ``codes`` are counts of ``token_ids`` (prompts, tokens). Lambda stays 0, the MAP attack, unless
-    another choice does better by more than the standard error of the difference: on few prompts
-    the best of many choices is often best by chance.
-    """
-    unaided = replace(base, context_weight=0.0, voted=False)
-    alone = _guesses(model, likelihood, log_prior, codes, unaided, bos_token_id)[0] == token_ids
-    best, best_gain = unaided, 0
-    for number, weight in enumerate(context_weights):
-        config = replace(base, context_weight=weight)
-        filtered, voted = _guesses(model, likelihood, log_prior, codes, config, bos_token_id)
-        for guesses, is_voted in ((filtered, False), (voted, True)):
-            right = guesses == token_ids
-            gain = int(right.sum()) - int(alone.sum())
-            if gain > best_gain and gain**2 > int(np.sum(right != alone)):
-                best, best_gain = replace(config, voted=is_voted), gain
-        if progress is not None:
-            progress((number + 1) / len(context_weights))
-    return best
-
-
-def sequence_tokens(
-    model: PreTrainedModel,
-    likelihood: Likelihood,
-    log_prior: npt.NDArray[np.floating[Any]],
-    codes: npt.NDArray[np.uint8],
-    config: SequenceConfig,
-    *,
-    bos_token_id: int | None = None,
-) -> npt.NDArray[np.int64]:
-    """Return guesses (prompts, tokens) for the counts ``codes`` (prompts, tokens, dim).
-
-    Args:
+    Attributes:
         log_prior: natural-log unigram probabilities (V,).
         bos_token_id: public first token of every prompt, where the bundle has one.
-
-    Raises:
-        ValueError: ``codes`` has another number of axes or no tokens.
     """
-    return _guesses(model, likelihood, log_prior, codes, config, bos_token_id)[int(config.voted)]
 
+    model: PreTrainedModel
+    likelihood: Likelihood
+    log_prior: LogPrior
+    bos_token_id: int | None = None
 
-def _guesses(
-    model: PreTrainedModel,
-    likelihood: Likelihood,
-    log_prior: npt.NDArray[np.floating[Any]],
-    codes: npt.NDArray[np.uint8],
-    config: SequenceConfig,
-    bos_token_id: int | None,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return filtered and voted guesses."""
-    if codes.ndim != 3 or codes.shape[1] < 1:
-        raise ValueError(f"codes must have shape (prompts, tokens, dim) with tokens >= 1, got {codes.shape}")
-    prior = torch.from_numpy(np.exp(log_prior.astype(np.float64)).astype(np.float32))
-    parts = [
-        _search(model, likelihood, prior, codes[start : start + config.batch], config, bos_token_id)
-        for start in range(0, len(codes), config.batch)
-    ]
-    if not parts:
-        return np.empty(codes.shape[:2], np.int64), np.empty(codes.shape[:2], np.int64)
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    def fit(
+        self,
+        counts: Counts,
+        token_ids: Ids,
+        base: SequenceConfig,
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> SequenceConfig:
+        """Return ``base`` with the lambda and the reading that recover most of ``token_ids``.
 
+        ``counts`` are those of ``token_ids`` (prompts, tokens). Lambda stays 0, the MAP attack,
+        unless another choice does better by more than the standard error of the difference: on few
+        prompts the best of many choices is often best by chance.
+        """
+        unaided = replace(base, context_weight=0.0, voted=False)
+        alone = self.tokens(counts, unaided) == token_ids
+        best, best_gain = unaided, 0
+        for number, weight in enumerate(_CONTEXT_WEIGHTS, 1):
+            config = replace(base, context_weight=weight)
+            for is_voted, guesses in enumerate(self._guesses(counts, config)):
+                right = guesses == token_ids
+                gain = int(right.sum()) - int(alone.sum())
+                if gain > best_gain and gain**2 > int(np.sum(right != alone)):
+                    best, best_gain = replace(config, voted=bool(is_voted)), gain
+            progress(number / len(_CONTEXT_WEIGHTS))
+        return best
 
-@torch.no_grad()
-def _search(
-    model: PreTrainedModel,
-    likelihood: Likelihood,
-    prior: torch.Tensor,
-    codes: npt.NDArray[np.uint8],
-    config: SequenceConfig,
-    bos_token_id: int | None,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    (prompts, length), weight = codes.shape[:2], config.context_weight
-    candidates = min(config.candidates, len(prior))
-    beams = config.beams if weight else 1  # without context prefixes do not matter
-    cache = DynamicCache(config=model.config)
-    scores = torch.full((prompts, beams), -math.inf)
-    scores[:, 0] = 0.0  # one empty sequence; the other beams must not duplicate it
-    paths = torch.empty((prompts, beams, 0), dtype=torch.int64)
-    filtered = torch.empty((prompts, length), dtype=torch.int64)
-    logits: torch.Tensor | None = None
-    if weight and bos_token_id is not None:
-        first = torch.full((prompts * beams, 1), bos_token_id)
-        logits = model(input_ids=first, past_key_values=cache, use_cache=True).logits[:, -1].float()
-    for position in range(length):
-        evidence, ids = (torch.from_numpy(likelihood(codes[:, position])) + prior.log()).topk(candidates, dim=1)
-        unigram = prior[ids]
-        if logits is None:  # only word frequencies are known of the first token
-            total = scores.unsqueeze(2) + evidence.unsqueeze(1)
-        else:
-            wide = ids.unsqueeze(1).expand(-1, beams, -1)
-            picked = logits.view(prompts, beams, -1).gather(2, wide)
-            context = (picked - torch.logsumexp(logits, dim=1).view(prompts, beams, 1)).exp()
-            # The evidence contains the unigram prior, so the mixture enters as a ratio to it.
-            ratio = (weight * context / unigram.unsqueeze(1) + (1 - weight)).log()
-            total = scores.unsqueeze(2) + ratio + evidence.unsqueeze(1)
-        marginal = torch.logsumexp(total, dim=1)
-        filtered[:, position] = ids.gather(1, marginal.argmax(dim=1, keepdim=True)).squeeze(1)
-        scores, chosen = total.view(prompts, -1).topk(beams, dim=1)
-        parents = chosen // candidates
-        tokens = ids.gather(1, chosen % candidates)
-        paths = torch.cat([paths.gather(1, parents.unsqueeze(2).expand(-1, -1, position)), tokens.unsqueeze(2)], dim=2)
-        if weight and position + 1 < length:
-            if position or bos_token_id is not None:
-                cache.batch_select_indices((torch.arange(prompts).unsqueeze(1) * beams + parents).view(-1))
-            logits = model(input_ids=tokens.view(-1, 1), past_key_values=cache, use_cache=True).logits[:, -1].float()
-    return filtered.numpy(), _vote(paths, scores).numpy()
+    def tokens(self, counts: Counts, config: SequenceConfig) -> Ids:
+        """Return guesses (prompts, tokens) for ``counts`` (prompts, tokens, dim).
+
+        Raises:
+            ValueError: ``counts`` has another number of axes or no tokens.
+        """
+        return self._guesses(counts, config)[int(config.voted)]
+
+    def _guesses(self, counts: Counts, config: SequenceConfig) -> tuple[Ids, Ids]:
+        """Return filtered and voted guesses."""
+        if counts.ndim != 3 or counts.shape[1] < 1:
+            raise ValueError(f"counts must have shape (prompts, tokens, dim) with tokens >= 1, got {counts.shape}")
+        parts = [self._search(counts[at : at + config.batch], config) for at in range(0, len(counts), config.batch)]
+        if not parts:
+            return np.empty(counts.shape[:2], np.int64), np.empty(counts.shape[:2], np.int64)
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+    @torch.no_grad()
+    def _search(self, counts: Counts, config: SequenceConfig) -> tuple[Ids, Ids]:
+        model, bos = self.model, self.bos_token_id
+        prior = torch.from_numpy(np.exp(self.log_prior.astype(np.float64)).astype(np.float32))
+        (prompts, length), weight = counts.shape[:2], config.context_weight
+        candidates = min(config.candidates, len(prior))
+        beams = config.beams if weight else 1  # without context prefixes do not matter
+        cache = DynamicCache(config=model.config)
+        scores = torch.full((prompts, beams), -math.inf)
+        scores[:, 0] = 0.0  # one empty sequence; the other beams must not duplicate it
+        paths = torch.empty((prompts, beams, 0), dtype=torch.int64)
+        filtered = torch.empty((prompts, length), dtype=torch.int64)
+
+        def read(tokens: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = model(input_ids=tokens, past_key_values=cache, use_cache=True).logits[:, -1].float()
+            return found
+
+        logits = read(torch.full((prompts * beams, 1), bos)) if weight and bos is not None else None
+        for position in range(length):
+            posterior = torch.from_numpy(self.likelihood(counts[:, position])) + prior.log()
+            evidence, ids = posterior.topk(candidates, dim=1)
+            if logits is None:  # only word frequencies are known of the first token
+                total = scores.unsqueeze(2) + evidence.unsqueeze(1)
+            else:
+                wide = ids.unsqueeze(1).expand(-1, beams, -1)
+                picked = logits.view(prompts, beams, -1).gather(2, wide)
+                context = (picked - torch.logsumexp(logits, dim=1).view(prompts, beams, 1)).exp()
+                # The evidence contains the unigram prior, so the mixture enters as a ratio to it.
+                ratio = (weight * context / prior[ids].unsqueeze(1) + (1 - weight)).log()
+                total = scores.unsqueeze(2) + ratio + evidence.unsqueeze(1)
+            marginal = torch.logsumexp(total, dim=1)
+            filtered[:, position] = ids.gather(1, marginal.argmax(dim=1, keepdim=True)).squeeze(1)
+            scores, chosen = total.view(prompts, -1).topk(beams, dim=1)
+            parents = chosen // candidates
+            tokens = ids.gather(1, chosen % candidates)
+            kept = paths.gather(1, parents.unsqueeze(2).expand(-1, -1, position))
+            paths = torch.cat([kept, tokens.unsqueeze(2)], dim=2)
+            if weight and position + 1 < length:
+                if position or bos is not None:
+                    cache.batch_select_indices((torch.arange(prompts).unsqueeze(1) * beams + parents).view(-1))
+                logits = read(tokens.view(-1, 1))
+        return filtered.numpy(), _vote(paths, scores).numpy()
 
 
 def _vote(paths: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -208,21 +183,13 @@ class SequenceAttack(Attack):
 
     def run(self, target: Target) -> Guesses:
         """Fit the search to validation prompts, then search the prompts."""
-        model, log_prior, bos = target.lm.model, target.surface.log_prior, target.bos_token_id
-        windows = target.validation
+        model, windows = target.lm.model, target.validation
         windows = windows[np.linspace(0, len(windows) - 1, min(target.config.tuning, len(windows))).astype(np.int64)]
-        settings = fit_sequence(
-            model,
-            target.likelihood,
-            log_prior,
-            target.release(windows, 1),
-            windows,
-            SequenceConfig(beams=target.config.beams),
-            bos_token_id=bos,
-            progress=target.progress,
-        )
+        search = SequenceSearch(model, target.likelihood, target.surface.log_prior, target.bos_token_id)
+        base = SequenceConfig(beams=target.config.beams)
+        settings = search.fit(target.release(windows, 1), windows, base, target.progress)
         return Guesses(
-            sequence_tokens(model, target.likelihood, log_prior, target.counts, settings, bos_token_id=bos),
+            search.tokens(target.counts, settings),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             settings={
                 "beams": settings.beams,

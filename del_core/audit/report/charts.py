@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from del_core.audit.guarantee import TradeOff
 from del_core.audit.intervals import Rate
 
-__all__ = ["percent", "recovery_chart", "small_bars", "trade_off_chart"]
-
 _LEFT, _WIDTH, _STEP = 96, 440, 32
 _DECADES = 6  # false alarms down to 10^-6
 

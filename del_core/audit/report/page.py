@@ -9,13 +9,11 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from del_core.audit.attacks import ATTACKS
+from del_core.audit.attacks.base import ATTACKS
 from del_core.audit.intervals import Rate
 from del_core.audit.report.charts import percent, recovery_chart, small_bars, trade_off_chart
 from del_core.audit.report.style import STYLE
 from del_core.audit.results import AuditResult, VariantAudit
-
-__all__ = ["render_page", "verdict"]
 
 
 def verdict(variant: VariantAudit) -> tuple[str, str]:

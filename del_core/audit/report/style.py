@@ -1,7 +1,5 @@
 """The style sheet of the report: light, dark and print, with system fonts."""
 
-__all__ = ["STYLE"]
-
 STYLE = """
 :root{color-scheme:light dark;--ink:#1a222d;--soft:#5a6878;--line:#d8dee6;--back:#fff;--panel:#f5f7fa;
  --blue:#2463a8;--strong:#1f7a45;--good:#4f7d22;--weak:#a8650b;--none:#b3322e}

@@ -16,8 +16,6 @@ from del_core.audit.report.page import render_page
 from del_core.audit.results import AuditResult, VariantAudit
 from del_core.audit.runner import Results
 
-__all__ = ["PartialResults", "read_report", "write_page", "write_report"]
-
 _JSON_FILE, _PAGE_FILE, _TOKENS_FILE = "audit.json", "index.html", "tokens.csv"
 
 

@@ -10,11 +10,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from del_core.audit.attacks import reproducible_bytes
-from del_core.audit.attacks.averaging import averaging_tokens
-from del_core.audit.attacks.inverter import InverterConfig, train_inverter
-from del_core.audit.attacks.sequence import SequenceConfig, fit_sequence, sequence_tokens
+from del_core.audit.attacks.base import AttackSurface, reproducible_bytes
+from del_core.audit.attacks.inverter import train_inverter
+from del_core.audit.attacks.map import averaging_tokens
+from del_core.audit.attacks.sequence import SequenceConfig, SequenceSearch
 from del_core.audit.corpus import KINDS, MIN_PROMPTS, make_corpus, rouge_l
+from del_core.audit.settings import InverterConfig
 from del_core.lm.text import TextError
 from del_core.mechanism import Mechanism
 from del_core.mechanism.likelihood import TokenLikelihood, map_tokens
@@ -85,10 +86,10 @@ def test_likelihood_gives_the_map_guess(table: np.ndarray) -> None:
 
 def test_context_recovers_what_counts_alone_do_not(model: LlamaForCausalLM, table: np.ndarray) -> None:
     ids, tuning = _prompts(32, 4), _prompts(16, 5)
-    codes, likelihood = _released(table, ids, 0), TokenLikelihood.of(MECHANISM, table)
-    config = fit_sequence(model, likelihood, PRIOR, _released(table, tuning, 1), tuning, SequenceConfig(candidates=24))
+    codes, search = _released(table, ids, 0), SequenceSearch(model, TokenLikelihood.of(MECHANISM, table), PRIOR)
+    config = search.fit(_released(table, tuning, 1), tuning, SequenceConfig(candidates=24))
     assert config.context_weight > 0
-    found = sequence_tokens(model, likelihood, PRIOR, codes, config)
+    found = search.tokens(codes, config)
     alone = map_tokens(MECHANISM, table, PRIOR, codes.reshape(-1, DIM)).reshape(ids.shape)
     gain = np.mean(found == ids) - np.mean(alone == ids)
     # 512 tokens: the standard error of a difference of proportions is below 0.031; 0.15 is five of
@@ -100,14 +101,15 @@ def test_without_context_the_sequence_attack_is_map(model: LlamaForCausalLM, tab
     ids = _prompts(8, 6)
     codes, likelihood = _released(table, ids, 0), TokenLikelihood.of(MECHANISM, table)
     expected = map_tokens(MECHANISM, table, PRIOR, codes.reshape(-1, DIM)).reshape(ids.shape)
-    np.testing.assert_array_equal(sequence_tokens(model, likelihood, PRIOR, codes, SequenceConfig()), expected)
+    found = SequenceSearch(model, likelihood, PRIOR).tokens(codes, SequenceConfig())
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_model_of_another_language_is_not_trusted(table: np.ndarray, model: LlamaForCausalLM) -> None:
     """If the model predicts the text badly, the fitted attack does not use it."""
     ids = _language(64 * LENGTH, 7)[::-1].copy().reshape(64, LENGTH)
     codes, likelihood = _released(table, ids, 0), TokenLikelihood.of(MECHANISM, table)
-    config = fit_sequence(model, likelihood, PRIOR, codes[:32], ids[:32], SequenceConfig(candidates=24))
+    config = SequenceSearch(model, likelihood, PRIOR).fit(codes[:32], ids[:32], SequenceConfig(candidates=24))
     assert config.context_weight == 0.0
 
 
@@ -120,7 +122,7 @@ def test_the_beam_finds_the_best_sequence(model: LlamaForCausalLM, table: np.nda
     with pytest.raises(ValueError, match="beams"):
         SequenceConfig(beams=5, candidates=4)
     for bos in (None, first):
-        found = sequence_tokens(model, likelihood, PRIOR, codes[:, :2], config, bos_token_id=bos)
+        found = SequenceSearch(model, likelihood, PRIOR, bos).tokens(codes[:, :2], config)
         np.testing.assert_array_equal(found[0], _brute_force(model, likelihood, codes[0, :2], weight, bos))
 
 
@@ -153,16 +155,18 @@ def test_the_inverter_starts_as_map_and_learns_context(table: np.ndarray) -> Non
     codes = mechanism.sample(table[ids.reshape(-1)], reproducible_bytes(0)).reshape(*ids.shape, DIM)
     alone = map_tokens(mechanism, table, PRIOR, codes.reshape(-1, DIM)).reshape(ids.shape)
 
+    surface = AttackSurface(table, np.eye(32, DIM, dtype=np.float32), np.zeros(32, np.float32), embeddings, PRIOR)
+
     def trained(steps: int):
         config = InverterConfig(width=64, layers=1, steps=steps, learning_rate=3e-3, evaluate_every=100)
-        return train_inverter(mechanism, table, PRIOR, embeddings, _language(20_000, 12), validation, config)
+        return train_inverter(mechanism, surface, _language(20_000, 12), validation, config)
 
     untrained = trained(0)
     np.testing.assert_array_equal(untrained.tokens(codes), alone)
-    assert untrained.loss == untrained.untrained_loss
+    assert untrained.cost.validation_loss == untrained.cost.untrained_loss
     learned = trained(300)
-    assert learned.loss < learned.untrained_loss - 0.2
-    assert learned.parameters == sum(parameter.numel() for parameter in learned.model.parameters())
+    assert learned.loss < learned.cost.untrained_loss - 0.2
+    assert learned.cost.parameters == sum(parameter.numel() for parameter in learned.model.parameters())
     assert np.mean(learned.tokens(codes) == ids) > np.mean(alone == ids) + 0.1  # more than three standard errors
 
 

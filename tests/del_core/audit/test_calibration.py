@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from del_core.audit.attacks.nearest import nearest_tokens
-from del_core.audit.calibration import MAP, NEAREST, AttackSurface, calibrate, token_attacks
+from del_core.audit.attacks.base import AttackSurface, token_attacks
+from del_core.audit.attacks.map import MAP
+from del_core.audit.attacks.nearest import NEAREST, nearest_tokens
+from del_core.audit.calibration import calibrate
 from del_core.audit.intervals import wilson
 
 _Z = 4.891638  # two-sided alpha = 1e-6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from del_core.audit.attacks import reproducible_bytes
+from del_core.audit.attacks.base import reproducible_bytes
 from del_core.bundle import BaseModel, BundleError, Guarantees, Variant, VariantContent, load_bundle, write_bundle
 from del_core.decoders import DECODERS, DecoderInputs, DecoderOptions, ModelSizes
 from del_core.decoders.network import WINDOW

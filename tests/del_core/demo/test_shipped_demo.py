@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from del_core.accounting import epsilon
-from del_core.audit.attacks import AttackSurface, recovery, reproducible_bytes
+from del_core.audit.attacks.base import AttackSurface, recovery, reproducible_bytes
 from del_core.bundle import load_bundle
 from del_core.demo import bundle_path, model_path
 from del_core.lm.model import load_base_lm

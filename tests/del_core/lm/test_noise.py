@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from del_core.audit.attacks import reproducible_bytes
+from del_core.audit.attacks.base import reproducible_bytes
 from del_core.lm.noise import NoisyTable, TorchLikelihood, limit_norm, step_generator
 from del_core.mechanism import Mechanism
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from del_core.audit.calibration import MAP
+from del_core.audit.attacks.map import MAP
 from del_core.lm.model import ModelError, load_frozen_lm
 from del_core.lm.noise import NoisyTable
 from del_core.lm.text import read_texts
