@@ -1,10 +1,7 @@
 """Leakage of one token through its counts, in bits and in success of the optimal guess.
 
-Tokens are drawn from a prior (unigram frequencies of text) and counts from the mechanism. Mutual
-information and success are Monte Carlo estimates that use the exact posterior
-over the whole vocabulary in double precision. Ceilings hold for every attack whatever its computing
-power; they follow from the guarantee, from the noise, or from the table
-(``docs/privacy/proofs.md``).
+Leakage is a Monte Carlo estimate from the exact posterior over the vocabulary in double precision.
+Ceilings hold for every attack whatever its computing power (proofs: ``docs/privacy/proofs.md``).
 """
 
 from __future__ import annotations
@@ -12,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,16 +18,17 @@ from scipy import special, stats
 
 from del_core._validation import check_array, check_integer, check_number
 from del_core.audit.intervals import Rate
+from del_core.audit.records import rounded
 from del_core.mechanism import Mechanism
 from del_core.mechanism.base import PROBABILITY_ONE
 from del_core.mechanism.likelihood import blocks
 
 FloatArray = npt.NDArray[np.float64]
+LogPrior = npt.NDArray[np.floating[Any]]
 Table = npt.NDArray[np.integer[Any]]
 
 _BITS = 1.0 / math.log(2.0)
-# Smaller log-probabilities are raised to this or dropped: subnormal numbers are slow and change no
-# digit.
+# Smaller log-probabilities are raised to this or dropped: subnormals are slow and change no digit.
 _LEAST_LOG = -600.0
 
 
@@ -49,7 +47,6 @@ class Band:
 
     Attributes:
         share: probability that a token of the text is one of them.
-        samples: number of drawn tokens in the band.
         leakage_bits: mean of log2 posterior over prior of the true token. The bands' true means,
             weighted by ``share``, add up to the mutual information. A token that is mistaken for
             another has a negative value. None with fewer than two samples.
@@ -65,29 +62,31 @@ class Band:
 
 
 @dataclass(frozen=True)
+class OptimalGuess(Estimate):
+    """Success of the optimal guess of one position, on ``tokens`` tokens drawn from the prior."""
+
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Leakage:
-    """Leakage measured on ``samples`` tokens drawn from the prior.
+    """Mutual information of a token and its counts, with its interval, and the token's entropy."""
 
-    Attributes:
-        entropy_bits: entropy of the prior.
-        leakage_bits: mutual information of token and counts, estimated by entropy minus mean
-            posterior entropy; normal interval of the mean over samples.
-        success: share of tokens that the optimal guess (the most
-            probable token given the counts) gets right, with Wilson interval.
-        expected_success: the same probability, estimated by the mean of the largest posterior
-            probability. It varies less, since it averages over all tokens that are possible.
-        prior_success: success without the counts: the probability of the most frequent token.
-        samples: number of drawn tokens.
-        by_frequency: the same figures by frequency rank.
-    """
-
+    leakage_bits: float
+    leakage_interval: tuple[float, float]
     entropy_bits: float
-    leakage_bits: Estimate
-    success: Estimate
-    expected_success: Estimate
-    prior_success: float
-    samples: int
-    by_frequency: tuple[Band, ...]
+    optimal_guess: OptimalGuess
+    leakage_by_frequency: tuple[Band, ...]
+
+    def rounded(self) -> Leakage:
+        """Return the figures with the digits of a report."""
+        fine: Leakage = rounded(self, 5)
+        return replace(
+            fine,
+            leakage_bits=round(self.leakage_bits, 4),
+            leakage_interval=rounded(self.leakage_interval, 4),
+            entropy_bits=round(self.entropy_bits, 4),
+        )
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,7 @@ class Ceilings:
     """Proven upper bounds for every attack on one token.
 
     Attributes:
-        leakage_bits: least of the three bounds below.
-        entropy_bits: entropy of the prior.
+        leakage_bits: least of the three bounds below; the first is the entropy of the prior.
         capacity_bits: d times the capacity of one coordinate, for all inputs, tables and priors.
         table_bits: sum over coordinates of the information that each alone has about the token, for
             this table and prior.
@@ -120,7 +118,7 @@ class Ceilings:
     fano_success: float
 
 
-def entropy_bits(log_prior: npt.NDArray[np.floating[Any]]) -> float:
+def entropy_bits(log_prior: LogPrior) -> float:
     """Return the entropy in bits of natural-log probabilities (V,), which are normalized here."""
     prior = _prior(log_prior)
     return float(-np.sum(special.xlogy(prior, prior))) * _BITS + 0.0
@@ -129,11 +127,11 @@ def entropy_bits(log_prior: npt.NDArray[np.floating[Any]]) -> float:
 def measure_leakage(
     mechanism: Mechanism,
     table: Table,
-    log_prior: npt.NDArray[np.floating[Any]],
+    log_prior: LogPrior,
     *,
     samples: int = 4000,
     seed: int | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> Leakage:
     """Estimate mutual information of token and counts, and success of the optimal guess.
 
@@ -142,7 +140,6 @@ def measure_leakage(
         log_prior: natural-log unigram probabilities (V,), normalized here.
         samples: number of tokens to draw, at least 100 so that the intervals hold.
         seed: seed of a repeatable measurement; by default the randomness is fresh.
-        progress: called with the share that is done.
 
     Raises:
         ValueError: the shapes do not belong together, or the prior is not a distribution.
@@ -155,7 +152,7 @@ def measure_leakage(
     likelihood = mechanism.likelihood(table, np.float64)
     with np.errstate(divide="ignore"):
         logs = np.log(prior)
-    entropies, largest, gained = np.empty(samples), np.empty(samples), np.empty(samples)
+    entropies, gained = np.empty(samples), np.empty(samples)
     hits = np.zeros(samples, np.bool_)
     for here in blocks(samples, len(prior)):
         scores = likelihood(counts[here]) + logs
@@ -166,29 +163,20 @@ def measure_leakage(
         posterior /= total
         # -sum p log p = log(total) - sum p score
         entropies[here] = np.log(total[:, 0]) - np.einsum("ij,ij->i", posterior, scores)
-        largest[here] = posterior.max(axis=1)
         hits[here] = np.argmax(scores, axis=1) == tokens[here]
         true = scores[np.arange(len(scores)), tokens[here]]
         gained[here] = true - np.log(total[:, 0]) - np.log(prior[tokens[here]])
-        if progress is not None:
-            progress(here.stop / samples)
+        progress(here.stop / samples)
     entropy = entropy_bits(log_prior)
     mean, low, high = _mean_interval(entropies * _BITS)
-    expected = _mean_interval(largest)
+    guessed = Rate.from_hits(hits)
     return Leakage(
+        leakage_bits=max(0.0, entropy - mean),
+        leakage_interval=(max(0.0, entropy - high), min(entropy, entropy - low)),
         entropy_bits=entropy,
-        leakage_bits=Estimate(max(0.0, entropy - mean), max(0.0, entropy - high), min(entropy, entropy - low)),
-        success=_success(hits),
-        expected_success=Estimate(expected[0], max(0.0, expected[1]), min(1.0, expected[2])),
-        prior_success=float(prior.max()),
-        samples=samples,
-        by_frequency=_bands(prior, tokens, gained * _BITS, hits),
+        optimal_guess=OptimalGuess(guessed.success, guessed.low, guessed.high, samples),
+        leakage_by_frequency=_bands(prior, tokens, gained * _BITS, hits),
     )
-
-
-def _success(hits: npt.NDArray[np.bool_]) -> Estimate:
-    rate = Rate.from_hits(hits)
-    return Estimate(rate.success, rate.low, rate.high)
 
 
 def _bands(
@@ -200,15 +188,16 @@ def _bands(
     while first <= len(prior):
         last = min(10 * first if first == 1 else 10 * (first - 1), len(prior))
         here = (drawn >= first) & (drawn <= last)
-        count = int(here.sum())
-        leaked = Estimate(*_mean_interval(gained[here])) if count > 1 else None
+        guessed = Rate.from_hits(hits[here])
+        leaked = Estimate(*_mean_interval(gained[here])) if guessed.trials > 1 else None
+        success = Estimate(guessed.success, guessed.low, guessed.high) if guessed.trials else None
         share = float(prior[(rank >= first) & (rank <= last)].sum())
-        result.append(Band(first, last, share, count, leaked, _success(hits[here]) if count else None))
+        result.append(Band(first, last, share, guessed.trials, leaked, success))
         first = last + 1
     return tuple(result)
 
 
-def proven_ceilings(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[np.floating[Any]]) -> Ceilings:
+def proven_ceilings(mechanism: Mechanism, table: Table, log_prior: LogPrior) -> Ceilings:
     """Return all ceilings for one token of the prior."""
     prior = _checked_prior(mechanism, table, log_prior)
     entropy = entropy_bits(log_prior)
@@ -231,7 +220,7 @@ def proven_ceilings(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[n
     )
 
 
-def success_ceiling(mechanism: Mechanism, prior: npt.NDArray[np.floating[Any]], *, reference: str) -> float:
+def success_ceiling(mechanism: Mechanism, prior: FloatArray, *, reference: str) -> float:
     """Return the largest success of any guess of one token, for any table within the clip.
 
     A guess splits the outputs into sets S_v. With a reference distribution Q, sum_v Q(S_v) = 1 and
@@ -261,8 +250,7 @@ def success_ceiling(mechanism: Mechanism, prior: npt.NDArray[np.floating[Any]], 
         raise ValueError(f'reference must be "token" or "centre", got {reference!r}')
     k = np.arange(trials, -1, -1, dtype=np.float64)  # by falling likelihood ratio
     log_gain, log_width = stats.binom.logpmf(k, trials, 0.5 * (1.0 + ratio)), stats.binom.logpmf(k, trials, null)
-    # Piece of token v at count k: width w_k of the budget 1, value prior_v p_k. Equal priors share
-    # pieces.
+    # Piece of token v at count k: width w_k of budget 1, value prior_v p_k. Equal priors share it.
     values, copies = np.unique(np.asarray(prior, np.float64)[np.asarray(prior) > 0.0], return_counts=True)
     slope = (np.log(values)[:, None] + (log_gain - log_width)[None, :]).reshape(-1)
     width = (copies[:, None] * np.exp(log_width)[None, :]).reshape(-1)
@@ -322,7 +310,7 @@ def channel_capacity(trials: int, ratio: float, *, inputs: int = 257, iterations
     return float(np.max(divergence + 0.5 * step * np.abs(slope)) + curvature * step**2 / 8.0) * _BITS
 
 
-def table_success(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[np.floating[Any]]) -> float:
+def table_success(mechanism: Mechanism, table: Table, log_prior: LogPrior) -> float:
     """Return the largest success of any guess of one token of this table under this prior.
 
     For every order a > 1 and every reference distribution Q (Hoelder's inequality and the greedy
@@ -358,7 +346,7 @@ def table_success(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[np.
     return min(1.0, math.exp(best) * (1.0 + 1e-9))
 
 
-def coordinate_information(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[np.floating[Any]]) -> FloatArray:
+def coordinate_information(mechanism: Mechanism, table: Table, log_prior: LogPrior) -> FloatArray:
     """Return the exact information (dim,) in bits of each coordinate's count about the token.
 
     Given the token the counts are independent, so the sum bounds the information of all counts.
@@ -413,18 +401,17 @@ def _mean_interval(values: FloatArray) -> tuple[float, float, float]:
     return mean, mean - 1.96 * error, mean + 1.96 * error
 
 
-def _prior(log_prior: npt.NDArray[np.floating[Any]]) -> FloatArray:
+def _prior(log_prior: LogPrior) -> FloatArray:
     check_array("log_prior", log_prior, np.floating)
     logs = log_prior.astype(np.float64)
     if logs.ndim != 1 or not len(logs) or bool(np.any(np.isnan(logs) | (logs == np.inf))) or not np.any(logs > -np.inf):
-        raise ValueError(
-            f"log_prior must be logarithms of probabilities, shape (V,), some finite, got shape {logs.shape}"
-        )
+        shape = logs.shape
+        raise ValueError(f"log_prior must be logarithms of probabilities, shape (V,), some finite, got shape {shape}")
     weights = np.exp(logs - logs.max())
     return np.asarray(weights / weights.sum(), np.float64)
 
 
-def _checked_prior(mechanism: Mechanism, table: Table, log_prior: npt.NDArray[np.floating[Any]]) -> FloatArray:
+def _checked_prior(mechanism: Mechanism, table: Table, log_prior: LogPrior) -> FloatArray:
     check_array("table", table, np.integer)
     if table.ndim != 2 or table.shape[1] != mechanism.dim or not len(table):
         raise ValueError(f"table must have shape (tokens, {mechanism.dim}) with tokens >= 1, got {table.shape}")

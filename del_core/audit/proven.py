@@ -1,28 +1,32 @@
-"""Proven figures and measured leakage of a variant, as an audit reports them."""
+"""Proven figures of a variant: guarantees of token, prompt and conversation, and token epsilons.
+
+Figures for any input come from ``del_core.accounting``, those for the rows of the table from
+``del_core.vocabulary_accounting``. Every epsilon is a proven upper bound except the Gaussian one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
-from del_core.audit.guarantee import state_guarantee
-from del_core.audit.leakage import Band, Estimate, measure_leakage, proven_ceilings
-from del_core.audit.results import (
-    LeakageFigures,
-    NamedToken,
-    OptimalGuess,
-    PerToken,
-    ProvenFigures,
-    Spread,
-    TokenSummary,
-)
+from del_core import accounting
+from del_core._validation import check_integer
+from del_core.audit.leakage import proven_ceilings
+from del_core.audit.records import rounded
+from del_core.audit.results import NamedToken, PerToken, ProvenFigures, Scope, Spread, TokenSummary, TradeOff
 from del_core.audit.settings import ProvenConfig
 from del_core.mechanism import Mechanism
-from del_core.vocabulary_accounting import TokenEpsilons, token_epsilons
+from del_core.vocabulary_accounting import (
+    TokenEpsilons,
+    VocabularyBound,
+    token_epsilons,
+    vocabulary_curve,
+    vocabulary_epsilon,
+)
 
 PROMPT_TOKENS = 32
 """Length of the prompt whose composed epsilon is reported by name."""
@@ -44,105 +48,97 @@ def proven_figures(
     progress: Progress,
 ) -> ProvenFigures:
     """Compute guarantees of token, prompt and conversation, token epsilons, and ceilings."""
-    stated = state_guarantee(
-        mechanism,
-        delta,
-        table=table,
-        tokens=_SCOPES,
-        compose_vocabulary=config.compose_vocabulary,
-        progress=progress,
-    )
-    one, prompt = stated.scopes[0], stated.scopes[1]
+    vocabulary = vocabulary_epsilon(mechanism, table, delta, progress=progress)
+    scopes = state_scopes(mechanism, table, vocabulary, delta, _SCOPES, compose=config.compose_vocabulary)
+    one, prompt = scopes[0], scopes[1]
     ceilings = proven_ceilings(mechanism, table, log_prior)
     chosen = None
     if config.tokens is not None and config.tokens < len(table):
         chosen = np.linspace(0, len(table) - 1, config.tokens).astype(np.int64)
     each = token_epsilons(mechanism, table, delta, chosen, progress=progress)
-    assert stated.vocabulary is not None
-    assert one.epsilon_vocabulary is not None
     return ProvenFigures(
         delta=delta,
         epsilon=one.epsilon,
-        epsilon_vocabulary=one.epsilon_vocabulary,
+        epsilon_vocabulary=vocabulary.epsilon,
         epsilon_prompt=prompt.epsilon,
         prompt_tokens=prompt.tokens,
         mu=one.mu,
         gdp_epsilon=one.gaussian_epsilon,
-        scopes=stated.scopes,
-        worst_pair=tuple(text_of(token) for token in stated.vocabulary.pair),
-        trade_off=stated.trade_off,
+        scopes=scopes,
+        worst_pair=tuple(text_of(token) for token in vocabulary.pair),
+        trade_off=trade_off_curve(mechanism),
         ceiling=ceilings.success,
         ceilings=ceilings,
         token_epsilons=_tokens(each, text_of),
     )
 
 
+def state_scopes(
+    mechanism: Mechanism,
+    table: Table,
+    vocabulary: VocabularyBound,
+    delta: float,
+    tokens: Sequence[int],
+    *,
+    compose: bool = True,
+) -> tuple[Scope, ...]:
+    """Return the guarantee for each number of replaced ``tokens``.
+
+    Args:
+        vocabulary: the bound of ``table`` for one token.
+        compose: whether the table's epsilon is also computed for more tokens, which takes longest.
+    """
+    curve = vocabulary_curve(mechanism, table) if compose and max(tokens) > 1 else None
+    scopes = []
+    for count in tokens:
+        epsilon, tight = accounting.epsilon(mechanism, delta, count), None
+        if count == 1:
+            tight = vocabulary.epsilon
+        elif curve is not None:
+            tight = min(epsilon, (curve * count).epsilon(delta))
+        mu = accounting.mu(mechanism, count)
+        scopes.append(Scope(count, epsilon, tight, mu, accounting.gdp_epsilon(mu, delta)))
+    return tuple(scopes)
+
+
+def trade_off_curve(mechanism: Mechanism, tokens: int = 1, points: int = 101) -> TradeOff:
+    """Return the trade-off curve at ``points`` errors, dense where both errors are small."""
+    check_integer("points", points, 3)
+    # Even steps on a logit scale are dense at both ends, where one of the errors is small.
+    inner = 1.0 / (1.0 + np.exp(-np.linspace(-14.0, 14.0, points - 2)))
+    alphas = np.concatenate(([0.0], inner, [1.0]))
+    mu = accounting.mu(mechanism, tokens)
+    gaussian = np.asarray(stats.norm.cdf(stats.norm.isf(alphas) - mu), np.float64)
+    exact = accounting.trade_off(mechanism, alphas, tokens)
+    return TradeOff(tuple(alphas.tolist()), tuple(exact.tolist()), tuple(gaussian.tolist()))
+
+
 def _tokens(each: TokenEpsilons, text_of: Callable[[int], str]) -> TokenSummary:
-    worst, typical, nearest = (_rounded(values) for values in (each.worst, each.typical, each.nearest))
+    figures = {"worst": each.worst, "typical": each.typical, "nearest": each.nearest}
+    shown = {name: rounded(tuple(values.tolist()), 3) for name, values in figures.items()}
+    spread = {
+        name: Spread(*rounded(tuple(np.quantile(values, [0.0, 0.5, 0.95, 1.0]).tolist()), 3))
+        for name, values in figures.items()
+    }
 
     def named(index: int) -> NamedToken:
         return NamedToken(
             token=text_of(int(each.tokens[index])),
-            worst=worst[index],
             worst_rival=text_of(int(each.worst_rival[index])),
-            typical=typical[index],
-            nearest=nearest[index],
             nearest_rival=text_of(int(each.nearest_rival[index])),
+            **{name: values[index] for name, values in shown.items()},
         )
 
-    order = np.argsort(-each.typical, kind="stable")
+    order = np.argsort(-each.typical, kind="stable").tolist()
     return TokenSummary(
         rivals=each.rivals,
         tokens=len(each.tokens),
-        worst=_spread(each.worst),
-        typical=_spread(each.typical),
-        nearest=_spread(each.nearest),
-        most_exposed=tuple(named(int(index)) for index in order[:_SHOWN]),
-        best_hidden=tuple(named(int(index)) for index in order[::-1][:_SHOWN]),
+        most_exposed=tuple(map(named, order[:_SHOWN])),
+        best_hidden=tuple(map(named, order[::-1][:_SHOWN])),
         per_token=PerToken(
             ids=tuple(each.tokens.tolist()),
-            each={"worst": worst, "typical": typical, "nearest": nearest},
+            each=shown,
             each_rival={"worst": tuple(each.worst_rival.tolist()), "nearest": tuple(each.nearest_rival.tolist())},
         ),
+        **spread,
     )
-
-
-def _rounded(values: npt.NDArray[np.floating[Any]]) -> tuple[float, ...]:
-    return tuple(round(float(value), 3) for value in values)
-
-
-def _spread(values: npt.NDArray[np.floating[Any]]) -> Spread:
-    return Spread(*_rounded(np.quantile(values, [0.0, 0.5, 0.95, 1.0])))
-
-
-def measured_leakage(
-    mechanism: Mechanism,
-    table: Table,
-    log_prior: npt.NDArray[np.float32],
-    samples: int,
-    seed: int,
-    progress: Progress,
-) -> LeakageFigures:
-    """Measure leaked bits and the success of the optimal guess, overall and by token frequency."""
-    found = measure_leakage(mechanism, table, log_prior, samples=samples, seed=seed, progress=progress)
-    bits, success = found.leakage_bits, _estimate(found.success)
-    return LeakageFigures(
-        leakage_bits=round(bits.value, 4),
-        leakage_interval=(round(bits.low, 4), round(bits.high, 4)),
-        entropy_bits=round(found.entropy_bits, 4),
-        optimal_guess=OptimalGuess(success.value, success.low, success.high, found.samples),
-        leakage_by_frequency=tuple(_band(band) for band in found.by_frequency),
-    )
-
-
-def _band(band: Band) -> Band:
-    return replace(
-        band,
-        share=round(band.share, 5),
-        leakage_bits=band.leakage_bits and _estimate(band.leakage_bits),
-        success=band.success and _estimate(band.success),
-    )
-
-
-def _estimate(estimate: Estimate) -> Estimate:
-    return Estimate(*(round(value, 5) for value in (estimate.value, estimate.low, estimate.high)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 FLAT: Mapping[str, bool] = {"flat": True}
@@ -23,7 +23,11 @@ def to_json(value: Any) -> Any:
     """Return ``value`` as JSON: records and mappings become objects, tuples become arrays."""
     if hasattr(value, "to_json"):
         return value.to_json()
-    return fields_to_json(value) if is_dataclass(value) else _plain(value)
+    if is_dataclass(value):
+        return fields_to_json(value)
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    return [to_json(item) for item in value] if isinstance(value, tuple) else value
 
 
 def fields_to_json(record: Any) -> dict[str, Any]:
@@ -37,18 +41,21 @@ def fields_to_json(record: Any) -> dict[str, Any]:
     return members
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
-    return [to_json(item) for item in value] if isinstance(value, tuple) else value
+def rounded(value: Any, digits: int) -> Any:
+    """Return a record, tuple or number in which every float is rounded."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{item.name: rounded(getattr(value, item.name), digits) for item in fields(value)})
+    if isinstance(value, tuple):
+        return tuple(rounded(item, digits) for item in value)
+    return round(value, digits) if isinstance(value, float) else value
 
 
 def from_json(kind: type[T], value: Any, name: str = "") -> T:
     """Return a value of class ``kind`` from its JSON; unknown members are ignored.
 
-    Raises: ValueError: a member is missing or has the wrong form; the message names it by its path,
-        ``name`` being
-            the path of ``value`` itself.
+    Raises:
+        ValueError: a member is missing or has the wrong form. The message names it by its path, in
+            which ``name`` is the path of ``value``.
     """
     found: T = _read(kind, value, name)
     return found

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from del_core.audit import records
-from del_core.audit.guarantee import Scope, TradeOff
 from del_core.audit.intervals import Rate
-from del_core.audit.leakage import Band, Ceilings, Estimate
+from del_core.audit.leakage import Ceilings, Leakage
 from del_core.audit.records import FLAT, OMITTED
 from del_core.audit.settings import AuditConfig
 
@@ -24,7 +23,10 @@ _KEPT = ("text_sha256", "perplexity")  # entries of a manifest's audit that trai
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Cost and validation loss of one trained inverter; losses in nats per token."""
+    """Cost of one trained inverter, and its losses on validation text in nats per token.
+
+    ``untrained_loss`` is that of the MAP posterior.
+    """
 
     width: int
     layers: int
@@ -36,14 +38,7 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of an attack.
-
-    Attributes:
-        seconds: duration, training included.
-        parameters: parameters of the model that the attack uses.
-        settings: the settings that the attack ran with, by name.
-        sizes: models that were trained and compared, where there are any.
-    """
+    """Cost of an attack, training included; ``sizes`` are models that were trained and compared."""
 
     seconds: float
     parameters: int
@@ -68,13 +63,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class AttackResult:
-    """Success of one attack on the prompts of the audit.
+    """Success of one attack: recovered tokens, and likeness of the reconstructed prompts.
 
-    Attributes:
-        rate: recovered tokens.
-        by_kind: the same for each kind of token.
-        rouge_l: mean ROUGE-L of the reconstructed prompts.
-        cosine: mean cosine of sentence embeddings; None without the extra ``audit``.
+    ``cosine`` of sentence embeddings is None without the extra ``audit``.
     """
 
     rate: Rate = field(metadata=FLAT)
@@ -82,6 +73,36 @@ class AttackResult:
     rouge_l: float
     cosine: float | None
     cost: Cost
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Guarantee if ``tokens`` private tokens are replaced by any others.
+
+    Attributes:
+        epsilon: exact, over all inputs within the clip.
+        epsilon_vocabulary: over the rows of the table, at most ``epsilon``; None if not computed.
+        mu: the paper's noise figure, proportional to the square root of ``tokens``.
+        gaussian_epsilon: the paper's formula at this mu; not a bound, for comparison.
+    """
+
+    tokens: int
+    epsilon: float
+    epsilon_vocabulary: float | None
+    mu: float
+    gaussian_epsilon: float
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """Least type II error of any test between the worst pair of inputs, at each type I error.
+
+    ``gaussian`` is the paper's approximation, Phi(Phi^-1(1 - alpha) - mu).
+    """
+
+    type_one: tuple[float, ...]
+    exact: tuple[float, ...]
+    gaussian: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -158,24 +179,6 @@ class ProvenFigures:
 
 
 @dataclass(frozen=True)
-class OptimalGuess(Estimate):
-    """Success of the optimal guess of one position, on ``tokens`` tokens drawn from the prior."""
-
-    tokens: int
-
-
-@dataclass(frozen=True)
-class LeakageFigures:
-    """Mutual information of a token and its counts, with its interval, and the token's entropy."""
-
-    leakage_bits: float
-    leakage_interval: tuple[float, float]
-    entropy_bits: float
-    optimal_guess: OptimalGuess
-    leakage_by_frequency: tuple[Band, ...]
-
-
-@dataclass(frozen=True)
 class Difference:
     """Difference of two success rates with its 95 % interval over prompts."""
 
@@ -204,13 +207,12 @@ class VariantAudit:
         context_adds: success of the sequence attack minus that of the MAP attack.
         averaging: success of the MAP attack after a number of fresh releases of the same tokens.
         examples: the prompts that the strongest attack reconstructs best.
-        seconds: duration.
     """
 
     bits: int
     ratio: float
     proven: ProvenFigures = field(metadata=FLAT)
-    leakage: LeakageFigures = field(metadata=FLAT)
+    leakage: Leakage = field(metadata=FLAT)
     guessing: Rate
     attacks: Mapping[str, AttackResult]
     context_adds: Difference
@@ -221,15 +223,6 @@ class VariantAudit:
     def strongest(self) -> tuple[str, AttackResult]:
         """Return name and result of the attack that recovered most."""
         return max(self.attacks.items(), key=lambda item: item[1].rate.success)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the member of ``variants`` in ``audit.json``."""
-        return records.fields_to_json(self)
-
-    @classmethod
-    def from_json(cls, value: Any, name: str = "variant") -> VariantAudit:
-        """Read what ``to_json`` wrote."""
-        return records.fields_from_json(cls, value, name)
 
     def without_tokens(self) -> VariantAudit:
         """Return the same without the epsilons of every single token."""

@@ -1,31 +1,36 @@
 """The audit of a bundle: all attacks on all variants on one held-out text, and proven figures.
 
-:func:`audit_bundle` returns an :class:`~del_core.audit.results.AuditResult`;
-``del_core.audit.report.write`` turns it into a page. All attacks on a variant attack the same
-counts of the same prompts. Noise comes from a seeded generator: an audit can be repeated, and its
-counts never leave the machine.
+All attacks on a variant attack the same counts of the same prompts. Noise comes from a seeded
+generator: an audit can be repeated, and its counts never leave the machine.
 """
 
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import platform
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer
 
+from del_core._json import write_json_atomic
+from del_core.audit import records
 from del_core.audit.attacks.base import ATTACKS, AttackSurface, Guesses, Ids, Target, reproducible_bytes
 from del_core.audit.attacks.map import MAP, averaging_tokens
 from del_core.audit.attacks.sequence import SEQUENCE
 from del_core.audit.corpus import KINDS, Corpus, make_corpus, rouge_l
 from del_core.audit.intervals import Rate
-from del_core.audit.proven import measured_leakage, proven_figures
+from del_core.audit.leakage import measure_leakage
+from del_core.audit.proven import proven_figures
 from del_core.audit.results import (
     FORMAT_VERSION,
     AttackResult,
@@ -62,15 +67,30 @@ class Observer:
     progress: Callable[[float], None] = lambda share: None
 
 
-class Results:
-    """Store of finished variants for resuming an audit; this one keeps nothing."""
+class PartialResults:
+    """Finished variants of an audit, kept in a directory beside the report's for resuming it."""
+
+    def __init__(self, out: Path) -> None:
+        self._directory = out.parent / f".{out.name}.partial"
 
     def load(self, name: str, key: str) -> VariantAudit | None:
-        """Return the result of a variant, or None; ``key`` names everything that it depends on."""
-        return None
+        """Return a variant's result, or None; ``key`` names everything that it depends on."""
+        try:
+            return records.from_json(VariantAudit, json.loads(self._path(name, key).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
 
     def store(self, name: str, key: str, result: VariantAudit) -> None:
-        """Keep the result of a variant."""
+        """Keep the result of a variant, with the epsilons of every single token."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(self._path(name, key), records.to_json(result), indent=None)
+
+    def clear(self) -> None:
+        """Remove everything that was kept."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _path(self, name: str, key: str) -> Path:
+        return self._directory / f"{hashlib.sha256(f'{name}-{key}'.encode()).hexdigest()[:32]}.json"
 
 
 def audit_bundle(
@@ -79,19 +99,16 @@ def audit_bundle(
     text: str,
     config: AuditConfig,
     *,
-    results: Results | None = None,
+    results: PartialResults | None = None,
     observer: Observer | None = None,
 ) -> AuditResult:
     """Audit every variant of ``bundle`` on ``text``, on which neither bundle nor model was trained.
-
-    Args:
-        lm: the bundle's base model.
 
     Raises:
         BundleError: ``lm`` is not the bundle's base model.
         TextError: the text is too short, or the bundle was trained on it.
     """
-    results, observer = results or Results(), observer or Observer()
+    observer = observer or Observer()
     base_model = bundle.manifest.base_model
     if lm.checksum != base_model.sha256:
         raise BundleError("model", f"has the checksum {lm.checksum[:16]}...; {base_model.sha256[:16]}... is required")
@@ -111,11 +128,12 @@ def audit_bundle(
     key = f"{encoder}-{bundle.fingerprint}-{corpus.sha256}-{FORMAT_VERSION}-{config}-{','.join(ATTACKS)}"
     variants: dict[str, VariantAudit] = {}
     for name in bundle.variants:
-        found = results.load(name, key)
+        found = None if results is None else results.load(name, key)
         if found is None:
             observer.report(f"{name}: attacking")
             found = _Audit(bundle, lm, tokenizer, corpus, config, name, similarity, observer).run()
-            results.store(name, key, found)
+            if results is not None:
+                results.store(name, key, found)
         variants[name] = found
     return AuditResult(
         format_version=FORMAT_VERSION,
@@ -190,7 +208,7 @@ class _Audit:
         proven = proven_figures(mechanism, table, log_prior, delta, self.config.proven, self._token, progress)
         self._step("leakage")
         samples, seed = self.config.leakage_samples, self.config.seed + 7
-        leakage = measured_leakage(mechanism, table, log_prior, samples, seed, progress)
+        leakage = measure_leakage(mechanism, table, log_prior, samples=samples, seed=seed, progress=progress)
         target = Target(
             mechanism=mechanism,
             surface=surface,
@@ -218,7 +236,7 @@ class _Audit:
             bits=mechanism.bits,
             ratio=mechanism.ratio,
             proven=proven,
-            leakage=leakage,
+            leakage=leakage.rounded(),
             guessing=Rate.from_hits(ids == int(np.argmax(log_prior))),
             attacks=attacks,
             context_adds=self._difference(found[SEQUENCE], found[MAP]),

@@ -54,8 +54,8 @@ def audit(
     loaded = load_bundle(bundle)
 
     from del_core.audit import settings
-    from del_core.audit.report.write import PartialResults, write_report
-    from del_core.audit.runner import audit_bundle
+    from del_core.audit.report.write import write_report
+    from del_core.audit.runner import PartialResults, audit_bundle
     from del_core.lm.model import load_base_lm
     from del_core.lm.text import read_texts
 

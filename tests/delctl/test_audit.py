@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save
 from del_core import accounting
 from del_core.audit import settings
 from del_core.audit.attacks import ATTACKS
-from del_core.audit.report.write import PartialResults
+from del_core.audit.runner import PartialResults
 from del_core.audit.settings import AuditConfig, InverterConfig, ProvenConfig
 from del_core.bundle import load_bundle, replace_audit
 from delctl.main import run

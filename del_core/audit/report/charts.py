@@ -9,8 +9,8 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-from del_core.audit.guarantee import TradeOff
 from del_core.audit.intervals import Rate
+from del_core.audit.results import TradeOff
 
 _LEFT, _WIDTH, _STEP = 96, 440, 32
 _DECADES = 6  # false alarms down to 10^-6

@@ -1,20 +1,15 @@
-"""Files of an audit report, and the results of variants that an interrupted audit has finished."""
+"""Files of an audit report."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
-import shutil
 from pathlib import Path
 
-from del_core._json import write_json_atomic
-from del_core.audit import records
 from del_core.audit.report.page import render_page
-from del_core.audit.results import AuditResult, VariantAudit
-from del_core.audit.runner import Results
+from del_core.audit.results import AuditResult
 
 _JSON_FILE, _PAGE_FILE, _TOKENS_FILE = "audit.json", "index.html", "tokens.csv"
 
@@ -72,29 +67,3 @@ def _tokens_table(audit: AuditResult) -> str:
         for token, *figures in zip(found.ids, *columns, strict=True):
             table.writerow((name, token, *figures))
     return lines.getvalue()
-
-
-class PartialResults(Results):
-    """Finished variants in a directory beside the report's."""
-
-    def __init__(self, out: Path) -> None:
-        self._directory = out.parent / f".{out.name}.partial"
-
-    def load(self, name: str, key: str) -> VariantAudit | None:
-        """Return the stored result; None if there is none for this key or it cannot be read."""
-        try:
-            return VariantAudit.from_json(json.loads(self._path(name, key).read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return None
-
-    def store(self, name: str, key: str, result: VariantAudit) -> None:
-        """Keep the result of a variant, with the epsilons of every single token."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(self._path(name, key), records.to_json(result), indent=None)
-
-    def clear(self) -> None:
-        """Remove everything that was kept."""
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    def _path(self, name: str, key: str) -> Path:
-        return self._directory / f"{hashlib.sha256(f'{name}-{key}'.encode()).hexdigest()[:32]}.json"

@@ -41,8 +41,8 @@ def test_a_variant_is_read_back_with_every_token(audit: AuditResult) -> None:
     each = PerToken(ids=(3, 5), each={"worst": (1.5, 2.0)}, each_rival={"worst": (5, 3)})
     tokens = replace(variant.proven.token_epsilons, per_token=each)
     whole = replace(variant, proven=replace(variant.proven, token_epsilons=tokens))
-    assert VariantAudit.from_json(json.loads(json.dumps(records.to_json(whole)))) == whole
-    assert VariantAudit.from_json(records.to_json(whole.without_tokens())) == variant
+    assert records.from_json(VariantAudit, json.loads(json.dumps(records.to_json(whole)))) == whole
+    assert records.from_json(VariantAudit, records.to_json(whole.without_tokens())) == variant
 
 
 @pytest.mark.parametrize(("hits", "tokens"), [(0, 1), (1, 3), (4096, 6144), (12_345, 99_999), (100_000, 100_000)])
