@@ -15,7 +15,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev demo test test-cluster test-slow coverage check docs format lock clean
+.PHONY: help venv dev demo test test-cluster test-slow coverage check docs format manifests lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ docs: $(DOCS_VENV)/.installed  ## the documentation site, in site/; a warning is
 format: $(DEV)  ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+manifests: $(DEV)  ## write the generated files of the Helm chart and the plain manifests in cluster/manifests
+	$(BIN)/python scripts/manifests.py
 
 lock: $(RUNTIME)  ## write requirements/*.lock anew; UPGRADE=--upgrade takes the newest allowed versions
 	$(BIN)/python scripts/lock.py $(UPGRADE)

@@ -70,7 +70,7 @@ VARIABLES = (
     Variable("RAY_AUTH_TOKEN", "secret of one local cluster"),
     Variable("RAY_AUTH_TOKEN_PATH", "file with the cluster's secret", cluster="..."),
     Variable("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "the node's address is loopback, as on macOS and Windows", "0"),
-    Variable("RAY_USAGE_STATS_ENABLED", "no usage reports", "0"),
+    Variable("RAY_USAGE_STATS_ENABLED", "no usage reports", "0", "0"),
     Variable("RAY_metrics_report_interval_ms", "interval at which processes export metrics", "5000"),
     Variable("RAY_SERVE_LOG_TO_STDERR", "replicas log to files only", "0"),
     Variable("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "Serve's default of 0.1 s costs 3 % of a core", "0.25"),
