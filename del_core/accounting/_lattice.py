@@ -98,13 +98,10 @@ def _minus_expm1(x: FloatArray) -> FloatArray:
 
 
 class LossLattice:
-    """Losses of a pair on ``points`` lattice points around the relevant range.
+    """Losses of a pair on ``points`` (a power of two) lattice points around the relevant range.
 
-    Args:
-        groups: (N, p 2^32, q 2^32) with p > q, as ``ProductPair`` holds them; at least two.
-        tilt: s above. Any positive value gives valid bounds; the order minus one that is best in
-            the Renyi conversion gives tight ones.
-        points: length of the window, a power of two.
+    ``groups`` are at least two of ``ProductPair``. Any positive ``tilt`` (s above) gives valid
+    bounds; the order minus one that is best in the Renyi conversion gives tight ones.
     """
 
     def __init__(self, groups: Sequence[Group], tilt: float, points: int) -> None:

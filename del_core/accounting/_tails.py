@@ -58,12 +58,8 @@ def log_weighted_tail(
     by the ratios of neighbouring probabilities, until a geometric bound of the rest is below 2^-60
     of the sum. Its relative error is about 1e-12; the result is -inf for an empty or zero sum.
 
-    Args:
-        start: first k, 0 to trials + 1 (an empty tail).
-        trials: number of trials, at least 1.
-        numerator: success probability times 2^32, in 1..2^32 - 1.
-        weight: a non-decreasing function into [0, 1] of the float array k - start; without it 1,
-            the plain tail.
+    ``start`` is 0 to trials + 1 (an empty tail) and ``numerator`` 1 to 2^32 - 1. ``weight``, 1
+    unless given, is a non-decreasing function into [0, 1] of the float array k - start.
     """
     if start > trials:
         return -math.inf

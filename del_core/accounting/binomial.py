@@ -48,12 +48,7 @@ def delta(mechanism: TokenMechanism, epsilon: float, tokens: int = 1) -> float:
     """Return the smallest delta with which ``tokens`` private tokens are (epsilon, delta)-DP.
 
     It is 0 only from the largest possible loss on; a positive delta below the smallest float is
-    returned as the smallest float.
-
-    Args:
-        mechanism: the mechanism applied to every token.
-        epsilon: at least 0, in nats; inf is allowed.
-        tokens: T, how many tokens differ, at least 1.
+    returned as the smallest float. ``epsilon``, at least 0 and in nats, may be inf.
     """
     pair = mechanism.worst_pair(tokens)
     check_number("epsilon", epsilon, 0.0, math.inf, open_low=False, open_high=False)
@@ -65,11 +60,6 @@ def epsilon(mechanism: TokenMechanism, delta: float, tokens: int = 1) -> float:
 
     It is 0 if delta is at least the total variation distance of the worst pair, and the largest
     loss (pure differential privacy) if delta is 0.
-
-    Args:
-        mechanism: the mechanism applied to every token.
-        delta: in [0, 1].
-        tokens: T, how many tokens differ, at least 1.
     """
     pair = mechanism.worst_pair(tokens)
     check_number("delta", delta, 0.0, 1.0, open_low=False, open_high=False)
@@ -79,9 +69,8 @@ def epsilon(mechanism: TokenMechanism, delta: float, tokens: int = 1) -> float:
 def mu(mechanism: BinomialMechanism, tokens: int = 1) -> float:
     """Return mu = 2 r sqrt(u d tokens / (1 - r^2)), the Gaussian parameter of the published method.
 
-    It inverts A = c sqrt(4 u d / mu^2 + 1) and is the distance of the means of P and Q in standard
-    deviations. It names a noise level; the guarantee is :func:`epsilon`, which it determines only
-    in the limit of large N.
+    It inverts A = c sqrt(4 u d / mu^2 + 1): the distance of the means of P and Q in standard
+    deviations. It names a noise level; only for large N does it determine :func:`epsilon`.
     """
     ((trials, _, _),) = worst_pair(mechanism, tokens).groups
     r = mechanism.ratio

@@ -31,9 +31,8 @@ _ORDERS = tuple(float(1.0 + x) for x in np.geomspace(1e-4, 1e4, 193))
 class ResponsePair(WorstPair):
     """Outputs of K-ary randomized response for two inputs that differ in every code.
 
-    Args:
-        codes: K, at least 2.
-        groups: (lambda 2^32, number of codes) for every distinct lambda, sorted.
+    ``codes`` is K; ``groups`` holds (lambda 2^32, number of codes) for every distinct lambda,
+    sorted.
     """
 
     codes: int

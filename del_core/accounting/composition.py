@@ -95,12 +95,10 @@ class RenyiCurve:
 class Composition:
     """Released amounts at each noise level, which determine the worst case.
 
-    Levels and amounts are those of ``TokenMechanism.charge``: a level is a binomial ratio times
-    2^31 with a number of trials, or another mechanism as JSON with a number of tokens. Each level's
-    worst pair dominates, so releases may be chosen in view of earlier ones.
-
-    Args:
-        trials: (level, amount) of every noise level: ratios in rising order, then JSON in order.
+    ``trials`` holds each level with its amount, as ``TokenMechanism.charge`` returns them: binomial
+    ratios times 2^31 with numbers of trials, in rising order, then other mechanisms as JSON with
+    numbers of tokens. Each level's worst pair dominates, so releases may be chosen in view of
+    earlier ones.
     """
 
     trials: tuple[tuple[Level, int], ...] = ()

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from del_core._validation import check_integer, check_number
 from del_core.accounting._lattice import Cumulant, LossLattice
 from del_core.accounting._tails import log_weighted_tail
-from del_core.mechanism.base import PROBABILITY_ONE, WorstPair
+from del_core.mechanism.base import PROBABILITY_ONE, WorstPair, bisect
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -69,9 +69,7 @@ class ProductPair(WorstPair):
     (N_g - k_g) log((1-p_g)/(1-q_g))], and delta(epsilon) = E_P[(1 - exp(epsilon - L))+], the
     hockey-stick divergence of P from Q.
 
-    Args:
-        groups: (N, p 2^32, q 2^32) of every distinct coordinate, sorted; 0 < q < p < 2^32 as
-            integers.
+    ``groups`` holds the sorted integers (N, p 2^32, q 2^32) of every distinct coordinate, q < p.
     """
 
     groups: tuple[tuple[int, int, int], ...]
@@ -91,13 +89,10 @@ class ProductPair(WorstPair):
     ) -> ProductPair:
         """Return the pair of a coordinate vector, P first, in normal form.
 
-        No divergence changes: coordinates with p = q are dropped, counting failures instead of
-        successes makes p > q everywhere, and coordinates with equal (p, q) merge, since their sum
-        is sufficient.
-
-        Args:
-            trials: of every coordinate, or one number for all.
-            p_numerators, q_numerators: ``Mechanism.numerators`` of the two inputs, (coordinates,).
+        ``trials`` is of every coordinate, or one number for all; the numerators (coordinates,) are
+        ``Mechanism.numerators`` of the two inputs. No divergence changes: coordinates with p = q
+        are dropped, counting failures instead of successes makes p > q everywhere, and coordinates
+        with equal (p, q) merge, since their sum is sufficient.
         """
         p_list, q_list = np.asarray(p_numerators).tolist(), np.asarray(q_numerators).tolist()
         counts = [trials] * len(p_list) if isinstance(trials, int) else list(trials)
@@ -184,13 +179,8 @@ class ProductPair(WorstPair):
         if alpha == 1.0:
             return 0.0
         ((trials, p, q),) = self.groups
-        low, high = 0, trials + 1  # Q(K >= low) > alpha >= Q(K >= high)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if math.exp(log_weighted_tail(middle, trials, q)) <= alpha:
-                high = middle
-            else:
-                low = middle
+        # Q(K >= low) > alpha >= Q(K >= low + 1)
+        low = bisect(0, trials + 1, lambda k: math.exp(log_weighted_tail(k, trials, q)) > alpha)
         unused = math.exp(log_weighted_tail(low, trials, q)) - alpha
         below = math.exp(log_weighted_tail(trials - low + 1, trials, PROBABILITY_ONE - p))  # P(K < low)
         return below if unused <= 0.0 else min(1.0, below + math.exp(math.log(unused) + self._loss(low)))
@@ -265,14 +255,9 @@ class ProductPair(WorstPair):
         if target >= self._log_delta(0.0):
             return 0.0
         step = _log_ratio(p, q) + _log_ratio(PROBABILITY_ONE - q, PROBABILITY_ONE - p)
-        low, high = -1, trials  # delta(L(high)) <= target < delta(L(low)), L(-1) standing for a loss below all
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._log_delta_from(middle + 1, step) <= target:
-                high = middle
-            else:
-                low = middle
-        # delta(e) = tail - exp(e) null_tail on (L(low), L(high)], both tails over k >= high.
+        # The first `high` with delta(L(high)) <= target, L(-1) standing for a loss below all.
+        high = bisect(trials, -1, lambda k: self._log_delta_from(k + 1, step) <= target)
+        # delta(e) = tail - exp(e) null_tail on (L(high - 1), L(high)], both tails over k >= high.
         above = self._log_delta_from(high, step)
         below = self._log_delta_from(high + 1, step)
         share = (1.0 - math.exp(below - target)) / (_exp_bounded(above - target) - math.exp(below - target))

@@ -58,11 +58,10 @@ _BLOCK_ROWS: Final = 4096
 
 @dataclass(frozen=True, eq=False)
 class VariantContent:
-    """A variant with its server side; the model reads b columns.
+    """A variant with its server side.
 
     Attributes:
-        weight: (b, dim) of the linear decoder.
-        bias: (b,) of the linear decoder.
+        weight, bias: (b, dim) and (b,), of the linear decoder.
         norm_limit: R, the largest norm of a dequantized row.
         soft_prompt: (m, b).
         tensors: further tensors of the decoder kind.
@@ -190,12 +189,10 @@ class Bundle:
 
 
 def load_client(path: str | os.PathLike[str], *, verify: bool = True, prefix: str = "") -> ClientBundle:
-    """Load the client part in a directory.
+    """Load the client part in a directory; ``prefix`` is put before file names in errors.
 
-    Args:
-        verify: read and verify all contents; False, for a copy that this program verified when it
-            stored it, compares sizes, types and shapes only.
-        prefix: put before file names in errors.
+    Without ``verify``, for a copy that this program verified when it stored it, sizes, types and
+    shapes are compared but contents are not read.
 
     Raises:
         BundleError: the directory holds anything else.

@@ -47,10 +47,6 @@ class FileEntry:
         """Return the entry of a file with these bytes."""
         return cls(hashlib.sha256(data).hexdigest(), len(data))
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of a manifest."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -77,10 +73,6 @@ class Guarantees:
     epsilon: float
     epsilon_vocabulary: float | None
     mu: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of a manifest."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -135,7 +127,7 @@ class Variant:
             **noise,
             "soft_prompt_length": self.soft_prompt_length,
             "decoder": self.decoder,
-            "guarantees": self.guarantees.to_json(),
+            "guarantees": asdict(self.guarantees),
             "audit": dict(self.audit),
         }
 
@@ -149,7 +141,7 @@ class ServerSection:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "files": {name: entry.to_json() for name, entry in self.files.items()},
+            "files": {name: asdict(entry) for name, entry in self.files.items()},
             "variants": {name: {"norm_limit": limit} for name, limit in self.norm_limits.items()},
         }
 
@@ -182,7 +174,7 @@ class Manifest:
             "clip": self.clip,
             "bos_token_id": self.bos_token_id,
             "variants": [variant.to_json() for variant in self.variants],
-            "files": {name: entry.to_json() for name, entry in self.files.items()},
+            "files": {name: asdict(entry) for name, entry in self.files.items()},
             "server_digest": self.server_digest,
         }
         if self.fingerprint:

@@ -20,7 +20,13 @@ from safetensors.numpy import save
 from del_core import _json as strict
 from del_core.errors import BundleError
 
-MAX_HEADER_BYTES: Final = 64 * 1024  # our files hold at most 14 tensors
+EMBEDDING_NAMES: Final = (
+    "embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight",
+)  # fmt: skip
+"""Last parts of the input embedding's name in the families of causal language models."""
+
+MAX_HEADER_BYTES: Final = 64 * 1024  # of a bundle's file, which holds at most 14 tensors
+_MAX_MODEL_HEADER_BYTES: Final = 100 * 1024 * 1024  # the bound of the safetensors format
 _LENGTH: Final = struct.Struct("<Q")
 _DTYPES: Final = {"I8": "int8", "I16": "<i2", "F16": "<f2", "F32": "<f4"}
 
@@ -43,23 +49,33 @@ def dump(tensors: Mapping[str, NDArray[Any]]) -> bytes:
     return save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
 
 
+def read_header(file: IO[bytes], most: int = _MAX_MODEL_HEADER_BYTES) -> tuple[dict[str, Any], int]:
+    """Return the header of an open safetensors file and the offset of its tensors.
+
+    Raises ValueError for a header longer than ``most`` bytes or the file, or that is no object.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if size < _LENGTH.size:
+        raise ValueError(f"must have at least {_LENGTH.size} bytes as a safetensors file, got {size}")
+    file.seek(0)
+    (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+    most = min(most, size - _LENGTH.size)
+    if length > most:
+        raise ValueError(f"must have a header of at most {most} bytes, got {length}")
+    header = strict.parse(file.read(length), name="header", max_depth=4)
+    if not isinstance(header, dict):
+        raise strict.invalid("header", f"must be an object, got {strict.kind(header)}")
+    return header, _LENGTH.size + length
+
+
 def map_tensors(file: IO[bytes], name: str, specs: Specs | SpecsOf) -> dict[str, NDArray[Any]]:
     """Map an open file read-only; it must hold exactly the tensors of ``specs``.
 
     If the file determines some sizes, ``specs`` is a function of the shapes in its header. Errors
     call the file ``name``.
     """
-    size = os.fstat(file.fileno()).st_size
-    if size < _LENGTH.size:
-        raise BundleError(name, f"must have at least {_LENGTH.size} bytes as a safetensors file, got {size}")
-    file.seek(0)
-    (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-    most = min(MAX_HEADER_BYTES, size - _LENGTH.size)
-    if length > most:
-        raise BundleError(name, f"must have a header of at most {most} bytes, got {length}")
-    start = _LENGTH.size + length
     try:
-        header = strict.parse(file.read(length), name="header", max_depth=4)
+        header, start = read_header(file, MAX_HEADER_BYTES)
         if callable(specs):
             specs = specs(_claimed_shapes(header))
         entries = strict.members(header, "header", required=tuple(specs))
@@ -73,6 +89,7 @@ def map_tensors(file: IO[bytes], name: str, specs: Specs | SpecsOf) -> dict[str,
         if begin != end:
             raise BundleError(name, f"tensor {key} must begin at {end}, without gap or overlap, got {begin}")
         end = stop
+    size = os.fstat(file.fileno()).st_size
     if start + end != size:
         raise BundleError(name, f"must have {start + end} bytes for its header and tensors, got {size}")
     arrays: dict[str, NDArray[Any]] = {}
@@ -85,10 +102,10 @@ def map_tensors(file: IO[bytes], name: str, specs: Specs | SpecsOf) -> dict[str,
     return arrays
 
 
-def _claimed_shapes(header: object) -> dict[str, tuple[int, ...]]:
+def _claimed_shapes(header: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the well-formed shapes in a header; the others are refused when they are compared."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for key, entry in header.items() if isinstance(header, dict) else ():
+    for key, entry in header.items():
         shape = entry.get("shape") if isinstance(entry, dict) else None
         if isinstance(shape, list) and all(type(extent) is int for extent in shape):
             shapes[key] = tuple(shape)

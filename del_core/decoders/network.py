@@ -32,7 +32,7 @@ from del_core.decoders.base import (
     require_coordinates,
 )
 from del_core.decoders.posterior import MAX_WIDTH, PosteriorDecoder, PosteriorKind
-from del_core.mechanism.likelihood import Likelihood
+from del_core.mechanism.base import Likelihood
 
 __all__ = ["HEAD", "WINDOW", "ContextualKind", "NetworkDecoder", "TrainedKind"]
 

@@ -20,7 +20,8 @@ from del_core.decoders.base import (
     limit_norm,
     require_coordinates,
 )
-from del_core.mechanism.likelihood import Likelihood, blocks
+from del_core.mechanism.base import Likelihood
+from del_core.mechanism.likelihood import blocks
 
 __all__ = ["MAX_WIDTH", "PosteriorDecoder", "PosteriorKind"]
 

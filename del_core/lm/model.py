@@ -100,10 +100,7 @@ def load_frozen_lm(
     if not (splits.train and splits.validation and splits.test):
         raise TextError("text must be long enough for training, validation and test parts, got too few lines")
     return FrozenLM(
-        model=lm.model,
-        tokenizer_json=lm.tokenizer_json,
-        checksum=lm.checksum,
-        bos_token_id=lm.bos_token_id,
+        **vars(lm),
         text_sha256=hashlib.sha256("\0".join(texts).encode()).hexdigest(),
         train=tokenize(tokenizer, splits.train).to(device),
         validation=tokenize(tokenizer, splits.validation).to(device),

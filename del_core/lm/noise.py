@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from del_core.mechanism import Mechanism
-from del_core.mechanism.likelihood import TokenLikelihood
+from del_core.mechanism import Mechanism, TokenLikelihood
 
 
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -47,7 +46,7 @@ class NoisyTable:
 
 @dataclass(frozen=True, eq=False)
 class TorchLikelihood:
-    """Torch twin of :class:`~del_core.mechanism.likelihood.TokenLikelihood`; gradients pass."""
+    """Torch twin of :class:`~del_core.mechanism.TokenLikelihood`; gradients pass."""
 
     log_odds: torch.Tensor
     constant: torch.Tensor

@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from del_core._validation import check_array, check_integer
-from del_core.mechanism.likelihood import Likelihood
 from del_core.mechanism.randomness import RandomSource, random_bytes
 from del_core.registry import Registry
 
@@ -31,6 +30,7 @@ PROBABILITY_ONE = 1 << 32
 DEFAULT_DELTA = 1e-6
 """Delta of an epsilon unless another is given."""
 
+FloatArray = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
 Counts = npt.NDArray[np.uint8]
 
@@ -41,6 +41,27 @@ Level = int | str
 """Key of a noise level in a ledger; see :meth:`TokenMechanism.charge`."""
 
 _DUAL_POINTS = 1025  # of epsilon, where a trade-off curve is bounded by its tangents
+
+
+def bisect(good: int, bad: int, holds: Callable[[int], bool]) -> int:
+    """Return the integer nearest to ``bad`` that ``holds``, from ``good``, which does."""
+    while abs(good - bad) > 1:
+        middle = (good + bad) // 2
+        if holds(middle):
+            good = middle
+        else:
+            bad = middle
+    return good
+
+
+class Likelihood(Protocol):
+    """Log-likelihood of every token of a table."""
+
+    def __call__(self, counts: Integers, releases: int = 1) -> FloatArray:
+        """Return log-likelihoods (..., V), up to a constant of each position, of counts (..., dim).
+
+        ``counts`` are sums over ``releases`` independent releases of the same tokens.
+        """
 
 
 class WorstPair(ABC):
@@ -69,8 +90,8 @@ class WorstPair(ABC):
     def type_two_error(self, alpha: float) -> float:
         """Return a lower bound of a test's type II error at type I error ``alpha``.
 
-        Every (epsilon, delta) gives max(1 - delta - exp(epsilon) alpha,
-        exp(-epsilon) (1 - delta - alpha)); the bound is the largest over a grid.
+        It is the largest over a grid of epsilon of max(1 - delta - exp(epsilon) alpha,
+        exp(-epsilon) (1 - delta - alpha)).
         """
         best, top = 0.0, min(self.largest_loss, 700.0)
         for epsilon in np.linspace(0.0, top, _DUAL_POINTS).tolist():
@@ -87,9 +108,6 @@ class TokenMechanism(ABC):
         bits: bits per count on the wire, 1 to 8.
         dim: counts per token on the wire, at least 1; the table may have other ``columns``.
         max_level: largest absolute level in the table, 1 to 32767.
-
-    Raises:
-        ValueError: a field is out of range.
     """
 
     kind: ClassVar[str]

@@ -16,8 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from del_core._validation import check_array, check_number
-from del_core.mechanism.base import MAX_LEVEL, MECHANISMS, Counts, Integers, Level, Parameter, TokenMechanism
-from del_core.mechanism.likelihood import TokenLikelihood
+from del_core.mechanism.base import (
+    MAX_LEVEL,
+    MECHANISMS,
+    Counts,
+    FloatArray,
+    Integers,
+    Level,
+    Parameter,
+    TokenMechanism,
+    bisect,
+)
 from del_core.mechanism.randomness import RandomSource, draw_array, random_bytes
 
 if TYPE_CHECKING:
@@ -128,9 +137,7 @@ class BinomialMechanism(TokenMechanism):
     ) -> BinomialMechanism:
         """Return the least noisy mechanism with ``accounting.epsilon(result, delta) <= epsilon``.
 
-        Raises:
-            ValueError: ``epsilon`` is not positive and finite, ``delta`` is not in [0, 1), or the
-                smallest ratio, 2^-31, does not reach them.
+        Raises ValueError if the smallest ratio, 2^-31, does not reach it.
         """
         check_number("epsilon", epsilon, 0.0, math.inf, open_low=True, open_high=True)
         check_number("delta", delta, 0.0, 1.0, open_low=False, open_high=True)
@@ -138,26 +145,20 @@ class BinomialMechanism(TokenMechanism):
         def build(numerator: int) -> BinomialMechanism:
             return cls(bits, dim, numerator / _RATIO_ONE, max_level=max_level)
 
-        # Epsilon grows with the ratio. Invariant: `good` meets the guarantee, `bad` does not.
-        good, bad = 0, _RATIO_ONE
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            if build(middle).worst_pair().epsilon(delta) <= epsilon:
-                good = middle
-            else:
-                bad = middle
-        if good == 0:
+        # Epsilon grows with the ratio.
+        largest = bisect(0, _RATIO_ONE, lambda ratio: build(ratio).worst_pair().epsilon(delta) <= epsilon)
+        if largest == 0:
             raise ValueError(
                 f"epsilon must be at least {build(1).worst_pair().epsilon(delta)!r} at bits={bits}, dim={dim}, "
                 f"delta={delta!r}, got {epsilon!r}"
             )
-        return build(good)
+        return build(largest)
 
     def numerators(self, levels: Integers) -> npt.NDArray[np.int64]:
         """Return q 2^32 = 2^31 + level ratio_numerator / max_level, halves rounded away from zero.
 
-        The integers are in 1..2^32 - 1 and symmetric: q(level) + q(-level) = 2^32. Raises
-        ValueError without a level in its message for a wrong type or range.
+        The integers are in 1..2^32 - 1 and symmetric: q(level) + q(-level) = 2^32. No error message
+        contains a level.
         """
         self.check_levels(levels)
         return self._numerators(levels).astype(np.int64)
@@ -165,12 +166,14 @@ class BinomialMechanism(TokenMechanism):
     def sample(self, levels: Integers, random_source: RandomSource = random_bytes) -> Counts:
         """Draw independent counts K[t, j] ~ Binomial(trials, q(levels[t, j])), exactly.
 
+        The guarantee holds only for a ``random_source`` that is the system's CSPRNG or a stream
+        cipher keyed by it. No error message contains a level.
+
         A trial succeeds if a uniform 32-bit integer R is below Q = q 2^32. Let J be the first bit,
         from the most significant, in which R and Q differ: the trial succeeds if and only if bit J
         of Q is set. Every bit of R differs from that of Q with probability 1/2, independently of
         the others and of Q, so J is drawn instead of R: P(J = j) = 2^-j for j = 1..32, and no J
-        (failure) with 2^-32. Then P(success) = sum over j of 2^-j [bit j of Q is set] = Q / 2^32 =
-        q.
+        (failure) with 2^-32. So P(success) = sum over j of 2^-j [bit j of Q is set] = Q / 2^32 = q.
 
         Let M_j be the number of a coordinate's trials that do not differ in the first j bits, with
         M_0 = trials. Bit j decides M_(j-1) - M_j trials, and K is their sum over the set bits of Q.
@@ -185,15 +188,6 @@ class BinomialMechanism(TokenMechanism):
         bits of Q: a one in bit i of row k leaves trial 8 k + i of the coordinate undecided; bits
         beyond ``trials`` are unused. If trials are left, a second draw takes four bytes for each,
         coordinate by coordinate: a little-endian integer whose upper 24 bits are compared.
-
-        Args:
-            levels: integers in -max_level..max_level, shape (tokens, dim).
-            random_source: ``random_source(n)`` returns n independent uniform bytes. The guarantee
-                holds only for the system's CSPRNG or a stream cipher keyed by it.
-
-        Raises:
-            ValueError: wrong type, shape or range of ``levels``, or of the random bytes. The
-                message contains no level.
         """
         self.check_levels(levels)
         self.check_shape("levels", levels, self.columns)
@@ -232,10 +226,7 @@ class BinomialMechanism(TokenMechanism):
         return counts
 
     def dequantize(self, codes: Counts) -> npt.NDArray[np.float32]:
-        """Return the unbiased estimate y = A (2K/u - 1) of x in units of c (c = 1, A = 1/ratio).
-
-        Raises ValueError without a count in its message for a wrong type, shape or range.
-        """
+        """Return the unbiased estimate y = A (2K/u - 1) of x in units of c (c = 1, A = 1/ratio)."""
         check_array("codes", codes, np.uint8)
         self.check_shape("codes", codes, self.dim)
         trials = self.trials
@@ -266,6 +257,43 @@ class BinomialMechanism(TokenMechanism):
         size -= sign
         size += np.uint32(_RATIO_ONE)
         return size
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLikelihood:
+    """Likelihood of every token given one position's counts: an affine function of these.
+
+    For counts K (dim,) of the token v, with u trials and the sampler's probabilities q_vj,
+
+        log P(K | v) = const(K) + sum_j (K_j - u/2) log(q_vj / (1 - q_vj))
+                       + (u/2) sum_j log(4 q_vj (1 - q_vj))
+
+    with ``log_odds`` (V, dim) and ``constant`` (V,). Centered counts keep the terms small, so that
+    float32 is accurate enough. The sum of k releases of one token is sufficient for all of them
+    (``releases``): resubmission reveals that much.
+    """
+
+    log_odds: FloatArray
+    constant: FloatArray
+    trials: int
+
+    @classmethod
+    def from_table(
+        cls, mechanism: BinomialMechanism, table: Integers, dtype: npt.DTypeLike = np.float32
+    ) -> TokenLikelihood:
+        """Return the likelihood of the rows of ``table`` (V, dim), the levels that clients ship."""
+        q = mechanism.numerators(np.asarray(table)).astype(np.float64) / 2.0**32
+        log_success, log_failure = np.log(q), np.log1p(-q)
+        constant = (0.5 * mechanism.trials) * (log_success + log_failure + np.log(4.0)).sum(axis=1)
+        return cls((log_success - log_failure).astype(dtype), constant.astype(dtype), mechanism.trials)
+
+    of = from_table  # the name until 1.0
+
+    def __call__(self, counts: Integers, releases: int = 1) -> FloatArray:
+        dtype = self.log_odds.dtype
+        centered = counts.astype(dtype) - dtype.type(0.5 * self.trials * releases)
+        scores: FloatArray = centered @ self.log_odds.T + dtype.type(releases) * self.constant
+        return scores
 
 
 def require_binomial(mechanism: TokenMechanism, purpose: str) -> BinomialMechanism:

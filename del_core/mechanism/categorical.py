@@ -17,7 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from del_core._validation import check_array, check_integer, check_number
-from del_core.mechanism.base import MAX_BITS, MECHANISMS, PROBABILITY_ONE, Counts, Integers, Parameter, TokenMechanism
+from del_core.mechanism.base import (
+    MAX_BITS,
+    MECHANISMS,
+    PROBABILITY_ONE,
+    Counts,
+    Integers,
+    Parameter,
+    TokenMechanism,
+    bisect,
+)
 from del_core.mechanism.randomness import RandomSource, draw_array, random_bytes
 
 if TYPE_CHECKING:
@@ -72,17 +81,9 @@ class CategoricalMechanism(TokenMechanism):
         def build(numerator: int) -> CategoricalMechanism:
             return cls(bits, dim, max_level=(1 << bits) - 1, noise_numerators=(numerator,) * dim)
 
-        # More noise is less epsilon. Invariant: `good` meets the limit, `bad` does not.
-        if build(1).epsilon <= epsilon:
+        if build(1).epsilon <= epsilon:  # more noise is less epsilon
             return build(1)
-        good, bad = PROBABILITY_ONE, 1
-        while good - bad > 1:
-            middle = (good + bad) // 2
-            if build(middle).epsilon <= epsilon:
-                good = middle
-            else:
-                bad = middle
-        return build(good)
+        return build(bisect(PROBABILITY_ONE, 1, lambda numerator: build(numerator).epsilon <= epsilon))
 
     @property
     def codes(self) -> int:

@@ -1,24 +1,13 @@
-"""Likelihood of every token given one position's counts, and the token that is most probable.
-
-For counts K (dim,) of the token v, with u trials and the sampler's probabilities q_vj,
-
-    log P(K | v) = const(K) + sum_j (K_j - u/2) log(q_vj / (1 - q_vj))
-                   + (u/2) sum_j log(4 q_vj (1 - q_vj))
-
-Centered counts keep the terms small, so that float32 is accurate enough. The sum of k releases of
-one token is sufficient for all of them (``releases``): resubmission reveals that much.
-"""
+"""The tokens that are most probable given released counts, computed in blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.floating[Any]]
+from del_core.mechanism.base import FloatArray, Integers, TokenMechanism
 
 BLOCK_SCORES = 1 << 22
 """Pairs (position, token) that are scored at once: 16 MiB in float32 whatever the vocabulary."""
@@ -31,72 +20,11 @@ def blocks(count: int, width: int, scores: int | None = None) -> Iterator[slice]
         yield slice(start, min(start + size, count))
 
 
-class Likelihood(Protocol):
-    """Log-likelihood of every token of a table."""
-
-    def __call__(self, counts: npt.NDArray[np.integer[Any]], releases: int = 1) -> FloatArray:
-        """Return log-likelihoods (..., V), up to a constant of each position, of counts (..., dim).
-
-        ``counts`` are sums over ``releases`` independent releases of the same tokens.
-        """
-
-
-class _Binomial(Protocol):
-    """The part of the binomial mechanism that its likelihood needs."""
-
-    @property
-    def trials(self) -> int: ...
-
-    def numerators(self, levels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]: ...
-
-
-class _Mechanism(Protocol):
-    """The part of a mechanism that a MAP guess needs."""
-
-    @property
-    def dim(self) -> int: ...
-
-    @property
-    def columns(self) -> int: ...
-
-    def likelihood(self, table: npt.NDArray[np.integer[Any]], dtype: npt.DTypeLike = ...) -> Likelihood: ...
-
-
-@dataclass(frozen=True, eq=False)
-class TokenLikelihood:
-    """Affine function of centered counts: ``log_odds`` (V, dim), ``constant`` (V,), u trials."""
-
-    log_odds: FloatArray
-    constant: FloatArray
-    trials: int
-
-    @classmethod
-    def from_table(
-        cls,
-        mechanism: _Binomial,
-        table: npt.NDArray[np.integer[Any]],
-        dtype: npt.DTypeLike = np.float32,
-    ) -> TokenLikelihood:
-        """Return the likelihood of the rows of ``table`` (V, dim), the levels that clients ship."""
-        q = mechanism.numerators(np.asarray(table)).astype(np.float64) / 2.0**32
-        log_success, log_failure = np.log(q), np.log1p(-q)
-        constant = (0.5 * mechanism.trials) * (log_success + log_failure + np.log(4.0)).sum(axis=1)
-        return cls((log_success - log_failure).astype(dtype), constant.astype(dtype), mechanism.trials)
-
-    of = from_table  # the name until 1.0
-
-    def __call__(self, counts: npt.NDArray[np.integer[Any]], releases: int = 1) -> FloatArray:
-        dtype = self.log_odds.dtype
-        centered = counts.astype(dtype) - dtype.type(0.5 * self.trials * releases)
-        scores: FloatArray = centered @ self.log_odds.T + dtype.type(releases) * self.constant
-        return scores
-
-
 def map_tokens(
-    mechanism: _Mechanism,
-    table: npt.NDArray[np.integer[Any]],
+    mechanism: TokenMechanism,
+    table: Integers,
     log_prior: FloatArray,
-    codes: npt.NDArray[np.integer[Any]],
+    codes: Integers,
     *,
     releases: int = 1,
     block_scores: int | None = None,
@@ -107,7 +35,6 @@ def map_tokens(
     the language does better.
 
     Args:
-        mechanism: mechanism of the variant.
         table: levels (V, columns), as the bundle's client part ships them.
         log_prior: natural-log unigram probabilities (V,); -inf excludes a token.
         codes: counts (tokens, dim), summed over ``releases`` releases of the same tokens.

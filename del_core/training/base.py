@@ -15,8 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from del_core.lm.device import check_device
-from del_core.lm.precision import products
+from del_core.lm.device import check_device, products
 from del_core.lm.text import TokenWindows, split_text, tokenize
 from del_core.training.loop import Run, Schedule, fit
 

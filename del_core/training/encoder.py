@@ -27,10 +27,10 @@ from torch import nn
 
 from del_core.audit.attacks.map import MAP
 from del_core.audit.calibration import Calibration, calibrate
+from del_core.lm.device import products
 from del_core.lm.model import FrozenLM, ModelError
 from del_core.lm.noise import NoisyTable, TorchLikelihood, step_generator
 from del_core.lm.perplexity import continuation_nll
-from del_core.lm.precision import products
 from del_core.lm.text import TokenWindows
 from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.training.attack import attack_surface, calibration_tokens

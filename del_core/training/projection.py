@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from del_core.lm.device import products
 from del_core.lm.model import BaseLM, FrozenLM, ModelError
 from del_core.lm.perplexity import continuation_nll, evaluate_perplexity
-from del_core.lm.precision import products
 from del_core.lm.text import TokenWindows
 from del_core.training.config import ProjectionConfig
 from del_core.training.loop import Run, Schedule, fit

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from del_core.accounting import mu
 from del_core.decoders import DECODERS
+from del_core.lm.device import products
 from del_core.lm.model import FrozenLM
 from del_core.lm.noise import NoisyTable, step_generator
 from del_core.lm.perplexity import continuation_nll, evaluate_perplexity
-from del_core.lm.precision import products
 from del_core.lm.text import TokenWindows
 from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.training.config import SoftPromptConfig

@@ -13,13 +13,12 @@ costly as a distance, it knows direction and the clips. Proof: ``docs/privacy/vo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from del_core.mechanism import Mechanism
-from del_core.mechanism.base import PROBABILITY_ONE
+from del_core.mechanism.base import PROBABILITY_ONE, Integers
 from del_core.vocabulary_accounting.screen import bernoulli_divergence, probability_grid
 
 FloatArray = npt.NDArray[np.float64]
@@ -47,9 +46,7 @@ class DivergenceKernel:
     error: float
 
     @classmethod
-    def fitted(
-        cls, mechanism: Mechanism, table: npt.NDArray[np.integer[Any]], order: float, nodes: int = _NODES
-    ) -> DivergenceKernel:
+    def fitted(cls, mechanism: Mechanism, table: Integers, order: float, nodes: int = _NODES) -> DivergenceKernel:
         """Fit factors to the range of levels in ``table``, of the lowest sufficient rank."""
         largest = int(max(int(table.max()), -int(table.min()), 1))
         edges = probability_grid(mechanism, largest, nodes)
@@ -72,7 +69,7 @@ class DivergenceKernel:
         scale = np.sqrt(np.maximum(np.linalg.norm(right, axis=0), 1e-300))  # even out the two sides
         return cls(mechanism, order, edges, left * scale, right / scale, max(error, 0.0))
 
-    def rows(self, table: npt.NDArray[np.integer[Any]]) -> KernelRows:
+    def rows(self, table: Integers) -> KernelRows:
         """Return the factors of every token of ``table`` (rows, dim)."""
         shape = (len(table), table.shape[1] * self.left.shape[1])
         left, right = np.empty(shape, np.float32), np.empty(shape, np.float32)
@@ -86,9 +83,8 @@ class DivergenceKernel:
             right[here] = self.right[cell].reshape(len(q), -1)
         # Single precision: (columns + 2) 2^-24 of the product of the norms, doubled.
         rounding = (shape[1] + 4) * 2.0**-23 * _largest_norm(left) * _largest_norm(right)
-        return KernelRows(
-            left, right, self.mechanism.trials, self.mechanism.trials * (table.shape[1] * self.error + rounding)
-        )
+        trials = self.mechanism.trials
+        return KernelRows(left, right, trials, trials * (table.shape[1] * self.error + rounding))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,7 @@ from scipy import special
 
 from del_core.accounting.product_pair import renyi_epsilon
 from del_core.mechanism import Mechanism
-from del_core.mechanism.base import DEFAULT_DELTA, PROBABILITY_ONE
+from del_core.mechanism.base import DEFAULT_DELTA, PROBABILITY_ONE, Integers
 
 FloatArray = npt.NDArray[np.float64]
 IndexArray = npt.NDArray[np.int64]
@@ -36,9 +35,7 @@ _SIEVE_FROM = 4096  # pairs in a block; fewer cost less to evaluate one by one
 _PAIR_BLOCK = 1 << 16  # coordinates of pairs evaluated at once
 
 
-def pair_divergences(
-    mechanism: Mechanism, first: npt.NDArray[np.integer[Any]], second: npt.NDArray[np.integer[Any]], orders: FloatArray
-) -> FloatArray:
+def pair_divergences(mechanism: Mechanism, first: Integers, second: Integers, orders: FloatArray) -> FloatArray:
     """Return Renyi divergences (pairs, A) of ``first`` from ``second`` in nats, rounded up.
 
     ``first`` and ``second`` are levels (pairs, dim); ``orders``, above 1, have shape (A,) for all
@@ -87,19 +84,17 @@ class Screen:
     def fitted(
         cls,
         mechanism: Mechanism,
-        table: npt.NDArray[np.integer[Any]],
+        table: Integers,
         orders: npt.ArrayLike,
         exponents: tuple[float, ...] = (0.5,),
         example: tuple[int, int] | None = None,
         delta: float = DEFAULT_DELTA,
         nodes: int = 2049,
     ) -> Screen:
-        """Fit kappa to the range of levels in ``table``, with the best exponent for ``example``.
+        """Fit kappa to the range of levels in ``table``, with the exponent in [0.5, 1) that is best
+        for the two tokens of ``example`` at ``delta``.
 
-        Args:
-            exponents: in [0.5, 1).
-            example, delta: two token ids and the delta at which the exponents are compared on them.
-            nodes: most probabilities of the grid; no more levels than this need no slack.
+        ``nodes`` is the most probabilities of the grid; no more levels than this need no slack.
         """
         largest = int(max(int(table.max()), -int(table.min()), 1))
         grid = probability_grid(mechanism, largest, nodes)
@@ -130,7 +125,7 @@ class Screen:
 
         return min(screens, key=bound)
 
-    def features(self, levels: npt.NDArray[np.integer[Any]]) -> FloatArray:
+    def features(self, levels: Integers) -> FloatArray:
         """Return f of every coordinate of ``levels`` (rows, dim)."""
         distinct, inverse = np.unique(levels, return_inverse=True)
         values = _feature(self.mechanism.numerators(distinct) / PROBABILITY_ONE, self.exponent)
@@ -198,7 +193,7 @@ def _feature(q: FloatArray, exponent: float) -> FloatArray:
 class PairDistances:
     """Distances between the features of all tokens by single-precision products, errors bounded."""
 
-    def __init__(self, screen: Screen, table: npt.NDArray[np.integer[Any]]) -> None:
+    def __init__(self, screen: Screen, table: Integers) -> None:
         tokens, dim = table.shape
         features = np.empty((tokens, dim))
         for start in range(0, tokens, _BLOCK):
@@ -251,13 +246,10 @@ class PairDistances:
     ) -> tuple[IndexArray, FloatArray, float]:
         """Return at most ``limit`` unordered pairs farther apart than ``distance``, farthest first.
 
-        ``sieve`` is called with the token ids of the rows and columns of a block with many pairs,
-        and leaves out the pairs where it returns False.
-
-        Returns:
-            token ids (pairs, 2); falling upper bounds of their distances (pairs,); and a bound of
-            the distance of all other pairs except those that the sieve left out, which is
-            ``distance`` if the limit was not reached.
+        The result is token ids (pairs, 2); falling upper bounds of their distances (pairs,); and a
+        bound of the distance of all other pairs, ``distance`` if the limit was not reached.
+        ``sieve`` is called with the token ids of the rows and columns of a block with many pairs;
+        pairs where it returns False are left out, and not bounded.
         """
         threshold, tokens = distance * distance, len(self)
         found: list[tuple[IndexArray, npt.NDArray[np.float32]]] = []
@@ -293,9 +285,8 @@ class PairDistances:
     def rivals(self, positions: IndexArray, near: int, far: int) -> tuple[IndexArray, IndexArray, FloatArray]:
         """Return the nearest and farthest tokens of some, given by position in :attr:`order`.
 
-        Returns:
-            token ids (n, near), nearest first; token ids (n, far), unordered; and a bound (n,) of
-            the distance of all tokens outside the latter.
+        The result is token ids (n, near), nearest first; token ids (n, far), unordered; and a bound
+        (n,) of the distance of all tokens outside the latter.
         """
         block = self._rows[positions] @ self._rows.T
         block *= -2.0

@@ -16,7 +16,6 @@ import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +25,11 @@ from del_core._validation import check_array, check_integer, check_number
 from del_core.accounting.composition import DEFAULT_ORDERS, Composition, RenyiCurve
 from del_core.accounting.product_pair import ProductPair, renyi_epsilon
 from del_core.mechanism import Mechanism
-from del_core.mechanism.base import DEFAULT_DELTA
+from del_core.mechanism.base import DEFAULT_DELTA, Integers
 from del_core.vocabulary_accounting.kernel import DivergenceKernel, KernelRows
 from del_core.vocabulary_accounting.screen import PairDistances, Screen, pair_divergences
 
-Table = npt.NDArray[np.integer[Any]]
+Table = Integers
 FloatArray = npt.NDArray[np.float64]
 IndexArray = npt.NDArray[np.int64]
 Progress = Callable[[float], None]
@@ -103,9 +102,7 @@ def vocabulary_epsilon(
     """Return the worst epsilon at ``delta`` over all ordered pairs of tokens.
 
     Args:
-        mechanism: of the variant.
         table: levels (V, dim), as the bundle ships them.
-        delta: in (0, 1).
         progress: called with the finished share of the scan, 0 to 1.
         evaluations: most loss distributions to compute (10 to 60 ms each).
         pairs: most pairs to hold (32 bytes each). Both limits keep the bound valid.
@@ -226,7 +223,7 @@ def token_epsilons(
     mechanism: Mechanism,
     table: Table,
     delta: float,
-    tokens: npt.NDArray[np.integer[Any]] | None = None,
+    tokens: Integers | None = None,
     *,
     rivals: int = 10,
     farthest: int = 16,
@@ -235,13 +232,9 @@ def token_epsilons(
     """Return upper bounds of the worst and typical epsilon of every token of ``tokens`` (or all).
 
     The bounds come from Renyi divergences and are 3 to 9 % above the exact values. Both directions
-    of a pair count. Time: one product of ``tokens`` x V x dim, a few more if ``tokens`` x V is at
-    most :data:`KERNEL_PAIRS`, and 2 (rivals + farthest) pairs for each token.
-
-    Args:
-        tokens: ids, shape (n,).
-        rivals: number of nearest tokens of the typical epsilon.
-        farthest: number of farthest tokens evaluated exactly; the screen bounds the rest.
+    of a pair count. ``typical`` looks at the ``rivals`` nearest tokens; the ``farthest`` tokens are
+    evaluated one by one, and a screen bounds the rest. Time: one product of ``tokens`` x V x dim, a
+    few more up to :data:`KERNEL_PAIRS`, and 2 (rivals + farthest) pairs for each token.
     """
     _check(mechanism, table, delta)
     check_integer("rivals", rivals, 1)
@@ -399,7 +392,6 @@ def _conversion(order: float, delta: float) -> float:
 
 
 def _nodes(table: Table) -> int:
-    """Return the size of the grids of probabilities, smaller for a small vocabulary."""
     return 2 * min(1024, max(128, len(table))) + 1
 
 
@@ -408,17 +400,14 @@ def _pair(mechanism: Mechanism, table: Table, v: int, w: int) -> ProductPair:
 
 
 def _best_excess(mechanism: Mechanism, table: Table, pair: tuple[int, int], delta: float) -> float:
-    """Return the best Renyi order for the pair, minus one."""
     return _pair(mechanism, table, *pair).best_excess(delta)
 
 
 def _distinct(table: Table) -> bool:
-    """Return whether the table has two rows that differ."""
     return any(bool(np.any(table[start : start + 4096] != table[0])) for start in range(0, len(table), 4096))
 
 
 def _plain_screen(mechanism: Mechanism) -> Screen:
-    """Return a screen with features only, for finding tokens far apart."""
     return Screen(mechanism, np.array([2.0]), np.array([1.0]), 0.5, 0.0)
 
 

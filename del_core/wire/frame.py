@@ -29,7 +29,7 @@ from del_core.errors import (
     FrameError,
 )
 from del_core.wire import header as _header
-from del_core.wire.packing import Codes, pack_codes, row_bytes, unpack_codes
+from del_core.wire.packing import Codes, check_codes, pack_codes, row_bytes, unpack_codes
 from del_core.wire.types import Limits, PrivateSegment, PublicSegment, Request, Segment, Shape
 
 MEDIA_TYPE: Final = "application/vnd.del.frame"
@@ -50,18 +50,10 @@ def encode_frame(request: Request, *, bits: int, limits: Limits = DEFAULT_LIMITS
         if isinstance(segment, PrivateSegment):
             codes = segment.codes
             where = f"segments[{index}].codes"
-            if codes.dtype != np.uint8 or codes.ndim != 2:
-                raise FrameError(
-                    INVALID_VALUE,
-                    where,
-                    f"must be a uint8 array (tokens, dim), got {codes.dtype} with {codes.ndim} axes",
-                )
+            check_codes(codes, where)
             if private and codes.shape[1] != private[0].shape[1]:
-                raise FrameError(
-                    INVALID_VALUE,
-                    where,
-                    f"must have dim {private[0].shape[1]} as the segments before, got {codes.shape[1]}",
-                )
+                message = f"must have dim {private[0].shape[1]} as the segments before, got {codes.shape[1]}"
+                raise FrameError(INVALID_VALUE, where, message)
             private.append(codes)
     fields = _header.to_json(request)
     try:
@@ -69,12 +61,9 @@ def encode_frame(request: Request, *, bits: int, limits: Limits = DEFAULT_LIMITS
     except _strict_json.JsonError as problem:
         raise FrameError(problem.code, problem.field, problem.message) from None
     header = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
-    if len(header) > limits.max_header_bytes:
-        raise FrameError(
-            HEADER_TOO_LARGE, "header", f"must have at most {limits.max_header_bytes} bytes, got {len(header)}"
-        )
+    _check_size(HEADER_TOO_LARGE, "header", len(header), limits.max_header_bytes)
     payload_size = checked.private_tokens * row_bytes(private[0].shape[1], bits) if private else 0
-    _check_frame_size(_PREFIX.size + len(header) + payload_size, limits)
+    _check_size(FRAME_TOO_LARGE, "frame", _PREFIX.size + len(header) + payload_size, limits.max_frame_bytes)
     payload = b"".join(pack_codes(codes, bits) for codes in private)
     return _PREFIX.pack(MAGIC, VERSION, len(header)) + header + payload
 
@@ -97,7 +86,7 @@ def decode_frame(
         FrameError: the frame is not acceptable; nothing else is raised.
     """
     view = memoryview(data).cast("B")
-    _check_frame_size(len(view), limits)
+    _check_size(FRAME_TOO_LARGE, "frame", len(view), limits.max_frame_bytes)
     if len(view) < _PREFIX.size:
         raise FrameError(
             TRUNCATED_FRAME, "frame", f"must have at least {_PREFIX.size} bytes before the header, got {len(view)}"
@@ -108,16 +97,10 @@ def decode_frame(
         raise FrameError(INVALID_MAGIC, "magic", 'must be "DELF" (44 45 4c 46), got other bytes')
     if version != VERSION:
         raise FrameError(UNSUPPORTED_VERSION, "version", f"must be {VERSION}, got {version}")
-    if header_size > limits.max_header_bytes:
-        raise FrameError(
-            HEADER_TOO_LARGE, "header", f"must have at most {limits.max_header_bytes} bytes, got {header_size}"
-        )
-    if header_size > len(view) - _PREFIX.size:
-        raise FrameError(
-            TRUNCATED_FRAME,
-            "header",
-            f"must be complete: {header_size} bytes are declared, got {len(view) - _PREFIX.size}",
-        )
+    _check_size(HEADER_TOO_LARGE, "header", header_size, limits.max_header_bytes)
+    left = len(view) - _PREFIX.size
+    if header_size > left:
+        raise FrameError(TRUNCATED_FRAME, "header", f"must be complete: {header_size} bytes are declared, got {left}")
     payload = view[_PREFIX.size + header_size :]
     try:
         text = bytes(view[_PREFIX.size : _PREFIX.size + header_size])
@@ -126,11 +109,8 @@ def decode_frame(
     except _strict_json.JsonError as problem:
         raise FrameError(problem.code, problem.field, problem.message) from None
     if header.variant not in shapes:
-        raise FrameError(
-            UNKNOWN_VARIANT,
-            "header.variant",
-            f"must be one of {', '.join(sorted(shapes))}, got {_strict_json.shown(header.variant)}",
-        )
+        message = f"must be one of {', '.join(sorted(shapes))}, got {_strict_json.shown(header.variant)}"
+        raise FrameError(UNKNOWN_VARIANT, "header.variant", message)
     codes = _read_payload(header, payload, shapes[header.variant])
     segments: list[Segment] = []
     row = 0
@@ -143,9 +123,9 @@ def decode_frame(
     return Request(header.fingerprint, header.variant, tuple(segments), header.sampling, header.resume)
 
 
-def _check_frame_size(size: int, limits: Limits) -> None:
-    if size > limits.max_frame_bytes:
-        raise FrameError(FRAME_TOO_LARGE, "frame", f"must have at most {limits.max_frame_bytes} bytes, got {size}")
+def _check_size(code: str, field: str, size: int, most: int) -> None:
+    if size > most:
+        raise FrameError(code, field, f"must have at most {most} bytes, got {size}")
 
 
 def _read_payload(header: _header.Header, payload: memoryview, shape: Shape | None) -> Codes:
@@ -157,9 +137,6 @@ def _read_payload(header: _header.Header, payload: memoryview, shape: Shape | No
             )
         return np.empty((0, shape.dim if shape else 0), dtype=np.uint8)
     if shape is None:
-        raise FrameError(
-            PRIVATE_NOT_ACCEPTED,
-            "header.segments",
-            f"must be public for variant {header.variant!r}, got a private segment",
-        )
+        message = f"must be public for variant {header.variant!r}, got a private segment"
+        raise FrameError(PRIVATE_NOT_ACCEPTED, "header.segments", message)
     return unpack_codes(payload, header.private_tokens, shape.dim, shape.bits)

@@ -6,7 +6,8 @@ Both sides run the same checks, so the encoder refuses what :func:`read` would r
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import numpy as np
@@ -21,16 +22,7 @@ VARIANT: Final = re.compile(r"[a-z0-9-]{1,64}")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")  # what a Python string may hold and UTF-8 may not
 
 _REQUIRED: Final = ("fingerprint", "variant", "segments")
-_SAMPLING: Final = (
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "seed",
-    "stop",
-    "stream",
-    "stop_token_ids",
-    "ignore_eos",
-)
+_SAMPLING: Final = tuple(item.name for item in fields(Sampling))  # max_tokens is the first
 # Parameters of OpenAI's or vLLM's completions that are not supported with prompt embeddings.
 # Neutral values are accepted, so that a general client need not remove them.
 NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
@@ -162,48 +154,34 @@ def _same(value: object, neutral: object) -> bool:
 
 def _sampling(values: dict[str, Any], limits: Limits) -> Sampling:
     """Return the sampling fields; an absent or null one has its default."""
-    given: dict[str, Any] = {}
-
-    def present(name: str) -> bool:
-        return values.get(name) is not None
-
-    if present("max_tokens"):
-        given["max_tokens"] = strict.integer(values["max_tokens"], "header.max_tokens", 1, limits.max_output_tokens)
-    elif limits.max_output_tokens < Sampling.max_tokens:
-        given["max_tokens"] = limits.max_output_tokens
-    if present("temperature"):
-        given["temperature"] = strict.number(values["temperature"], "header.temperature", 0.0, 2.0)
-    if present("top_p"):
-        given["top_p"] = strict.number(values["top_p"], "header.top_p", 0.0, 1.0, above=True)
-    if present("seed"):
-        given["seed"] = strict.integer(values["seed"], "header.seed", -(2**63), 2**63 - 1)
-    if present("stop"):
-        given["stop"] = _stop(values["stop"], limits)
-    if present("stop_token_ids"):
-        given["stop_token_ids"] = strict.secret_integers(
-            values["stop_token_ids"],
-            "header.stop_token_ids",
-            limits.max_token_id,
-            least=0,
-            most=limits.max_stop_token_ids,
-        )
-    for name in ("stream", "ignore_eos"):
-        if present(name):
-            given[name] = strict.boolean(values[name], f"header.{name}")
-    return Sampling(**given)
+    most_ids = limits.max_stop_token_ids
+    readers: dict[str, Callable[[Any, str], object]] = {
+        "max_tokens": lambda value, where: strict.integer(value, where, 1, limits.max_output_tokens),
+        "temperature": lambda value, where: strict.number(value, where, 0.0, 2.0),
+        "top_p": lambda value, where: strict.number(value, where, 0.0, 1.0, above=True),
+        "seed": lambda value, where: strict.integer(value, where, -(2**63), 2**63 - 1),
+        "stop": lambda value, where: _stop(value, where, limits),
+        "stop_token_ids": lambda value, where: strict.secret_integers(
+            value, where, limits.max_token_id, least=0, most=most_ids
+        ),
+        "stream": strict.boolean,
+        "ignore_eos": strict.boolean,
+    }
+    found: dict[str, Any] = {"max_tokens": min(Sampling.max_tokens, limits.max_output_tokens)}
+    for name, read_value in readers.items():
+        if values.get(name) is not None:
+            found[name] = read_value(values[name], f"header.{name}")
+    return Sampling(**found)
 
 
-def _stop(value: object, limits: Limits) -> tuple[str, ...]:
+def _stop(value: object, where: str, limits: Limits) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
-    items = strict.array(items, "header.stop", least=0, most=limits.max_stop_strings)
+    items = strict.array(items, where, least=0, most=limits.max_stop_strings)
     for index, item in enumerate(items):
-        fits = (
-            isinstance(item, str) and not _SURROGATE.search(item) and 1 <= len(item.encode()) <= limits.max_stop_bytes
-        )
-        if not fits:
+        most = limits.max_stop_bytes
+        if not isinstance(item, str) or _SURROGATE.search(item) or not 1 <= len(item.encode()) <= most:
             raise strict.invalid(
-                f"header.stop[{index}]",
-                f"must be a string of 1 to {limits.max_stop_bytes} bytes of UTF-8, got another value",
+                f"{where}[{index}]", f"must be a string of 1 to {most} bytes of UTF-8, got another value"
             )
     return tuple(items)
 
@@ -214,8 +192,5 @@ def _resume(value: object, sampling: Sampling, limits: Limits) -> tuple[int, ...
     most = sampling.max_tokens - 1
     ids = strict.secret_integers(value, "header.resume", limits.max_token_id, least=0, most=limits.max_output_tokens)
     if len(ids) > most:
-        raise strict.invalid(
-            "header.resume",
-            f"must have at most max_tokens - 1 = {most} token ids, got {len(ids)}",
-        )
+        raise strict.invalid("header.resume", f"must have at most max_tokens - 1 = {most} token ids, got {len(ids)}")
     return ids

@@ -29,16 +29,20 @@ def _check_shape(dim: int, bits: int) -> None:
         raise FrameError(INVALID_VALUE, "dim", f"must be at least 1, got {dim}")
 
 
+def check_codes(codes: Codes, field: str) -> None:
+    """Raise FrameError, which calls ``codes`` by ``field``, unless they are uint8 (tokens, dim)."""
+    if codes.dtype != np.uint8 or codes.ndim != 2:
+        found = f"{codes.dtype} with {codes.ndim} axes"
+        raise FrameError(INVALID_VALUE, field, f"must be a uint8 array (tokens, dim), got {found}")
+
+
 def pack_codes(codes: Codes, bits: int) -> bytes:
     """Pack counts (tokens, dim), uint8 in 0..2^bits - 1, into tokens * row_bytes(dim, bits) bytes.
 
     Raises:
         FrameError: wrong type or shape, or a count does not fit.
     """
-    if codes.dtype != np.uint8 or codes.ndim != 2:
-        raise FrameError(
-            INVALID_VALUE, "codes", f"must be a uint8 array (tokens, dim), got {codes.dtype} with {codes.ndim} axes"
-        )
+    check_codes(codes, "codes")
     tokens, dim = codes.shape
     _check_shape(dim, bits)
     if bits < 8 and tokens and int(codes.max()) >= 1 << bits:
@@ -75,11 +79,8 @@ def unpack_codes(payload: bytes | bytearray | memoryview, tokens: int, dim: int,
         dirty = rows[:, -1] >> used
         if dirty.any():
             row = int(np.argmax(dirty != 0))
-            raise FrameError(
-                INVALID_PADDING,
-                f"payload row {row}",
-                f"must have zero bits from bit {dim * bits} on, got one that is set",
-            )
+            message = f"must have zero bits from bit {dim * bits} on, got one that is set"
+            raise FrameError(INVALID_PADDING, f"payload row {row}", message)
     if bits == 8:
         return rows.copy()
     if bits == 1:

@@ -18,11 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from del_core.bundle import BaseModel, checksum_model
+from del_core.bundle.tensors import EMBEDDING_NAMES, read_header
 from del_core.errors import DelError
-
-# Last parts of the name of the input embedding in the families of causal language models.
-_NAMES = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
-_MAX_HEADER_BYTES = 100 * 1024 * 1024  # the safetensors format's own bound
 
 
 class BaseModelError(DelError):
@@ -64,16 +61,22 @@ class EmbeddingTable:
         """Map the table of the model in ``directory``. Raises BaseModelError."""
         found = []
         for path in sorted(directory.glob("*.safetensors")):
-            header, start = _read_header(path)
+            try:
+                with path.open("rb") as file:
+                    header, start = read_header(file)
+            except ValueError:
+                raise BaseModelError(
+                    f"model {path} must be a safetensors file; it is another file, or truncated"
+                ) from None
             found += [
                 (path, start, name, entry)
                 for name, entry in header.items()
-                if name.endswith(_NAMES) and isinstance(entry, dict) and len(entry["shape"]) == 2
+                if name.endswith(EMBEDDING_NAMES) and isinstance(entry, dict) and len(entry["shape"]) == 2
             ]
         if len(found) != 1:
             names = ", ".join(name for _, _, name, _ in found) or "none"
             raise BaseModelError(
-                f"model {directory} must have exactly one tensor whose name ends in {' or '.join(_NAMES)}, "
+                f"model {directory} must have exactly one tensor whose name ends in {' or '.join(EMBEDDING_NAMES)}, "
                 f"got {len(found)} ({names})"
             )
         path, start, name, entry = found[0]
@@ -113,19 +116,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BaseModelError(f"model {path} must be a JSON object, got {type(value).__name__}")
     return value
-
-
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Read the header of a safetensors file; return it with the offset of the tensor data."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > _MAX_HEADER_BYTES:
-            raise BaseModelError(f"model {path} must be a safetensors file")
-        data = file.read(size)
-    try:
-        header = json.loads(data)
-    except ValueError:
-        header = None
-    if len(data) != size or not isinstance(header, dict):
-        raise BaseModelError(f"model {path} must be a safetensors file; it is another file, or truncated")
-    return header, 8 + size

@@ -20,7 +20,7 @@ from del_core.audit.results import ModelCost
 from del_core.audit.settings import AuditConfig
 from del_core.lm.model import BaseLM
 from del_core.mechanism import TokenMechanism
-from del_core.mechanism.likelihood import Likelihood
+from del_core.mechanism.base import Likelihood
 from del_core.registry import Registry
 
 Counts = npt.NDArray[np.uint8]

@@ -26,7 +26,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from del_core.audit.attacks.base import Attack, Counts, Guesses, Ids, LogPrior, Target, register
-from del_core.mechanism.likelihood import Likelihood
+from del_core.mechanism.base import Likelihood
 
 SEQUENCE = "sequence"
 

@@ -18,7 +18,8 @@ from del_core.audit.corpus import KINDS, MIN_PROMPTS, make_corpus, rouge_l
 from del_core.audit.settings import InverterConfig
 from del_core.lm.text import TextError
 from del_core.mechanism import Mechanism
-from del_core.mechanism.likelihood import TokenLikelihood, map_tokens
+from del_core.mechanism.binomial import TokenLikelihood
+from del_core.mechanism.likelihood import map_tokens
 
 VOCABULARY, DIM, LENGTH, MAX_LEVEL = 24, 6, 16, 127
 _FOLLOWS = 0.9
