@@ -7,20 +7,6 @@ from typing import TypeGuard
 
 from client_lib.errors import InvalidRequestError
 
-__all__ = [
-    "check_fingerprint",
-    "check_integer",
-    "check_positive",
-    "check_seconds",
-    "check_share",
-    "has_surrogate",
-    "invalid",
-    "is_number",
-    "json_kind",
-    "must_be",
-    "shown",
-]
-
 
 def must_be(name: str, wanted: str, found: str) -> str:
     """Return the message for a field; ``found`` must not be derived from a prompt."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
-from client_lib._core.flow import core_from, core_with
-from client_lib._core.request import CompletionCall
+from client_lib.client import ClientBase
 from client_lib.conversation import AsyncConversation
-from client_lib.options import CallOptions, ClientOptions, SamplingOptions, Timeout, timeout_from
+from client_lib.options import ClientOptions, RequestOptions
 from client_lib.prompts.chat import ChatTemplate
 from client_lib.prompts.spans import Prompt
 from client_lib.prompts.types import EncodedPrompt
@@ -22,10 +20,10 @@ from del_core.mechanism.base import DEFAULT_DELTA
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["AsyncClient", "AsyncStream"]
+    from client_lib._core.async_driver import AsyncDriver
 
 
-class AsyncClient:
+class AsyncClient(ClientBase):
     """Sends private prompts to a DEL server. Safe to use from any task of one event loop.
 
     The arguments are those of :class:`client_lib.Client`, with an asynchronous ``transport``.
@@ -33,48 +31,26 @@ class AsyncClient:
     block the event loop.
     """
 
+    _driver: AsyncDriver
+
     def __init__(
         self, base_url: str, *, transport: httpx.AsyncBaseTransport | None = None, **options: Unpack[ClientOptions]
     ) -> None:
-        # Imported here and not with `import client_lib`, because httpx is slow to import.
         from client_lib._core.async_driver import AsyncDriver
-        from client_lib._core.transport import check_base_url
 
-        self.base_url: str = check_base_url(base_url)
-        timeout = timeout_from(options.get("timeout", Timeout()))
-        core = core_from(self.base_url, options)
-        self._driver = AsyncDriver(core, timeout, transport, http2=options.get("http2", False))
-
-    def with_options(self, **options: Unpack[CallOptions]) -> AsyncClient:
-        """Return this client with other options; see :meth:`client_lib.Client.with_options`."""
-        other = copy.copy(self)
-        timeout = timeout_from(options["timeout"]) if "timeout" in options else self._driver.timeout
-        other._driver = self._driver.with_core(core_with(self._driver.core, options), timeout)
-        return other
+        self._open(AsyncDriver, base_url, transport, options)
 
     async def complete(
-        self,
-        prompt: Prompt | EncodedPrompt,
-        *,
-        variant: str | None = None,
-        idempotency_key: str | None = None,
-        **sampling: Unpack[SamplingOptions],
+        self, prompt: Prompt | EncodedPrompt, *, variant: str | None = None, **options: Unpack[RequestOptions]
     ) -> Completion:
         """Return the completion of a prompt; see :meth:`client_lib.Client.complete`."""
-        made = self._call(prompt, variant, sampling, idempotency_key)
-        return await self._driver.run(self._driver.core.complete(made))
+        return await self._driver.run(self._driver.core.complete(self._call(prompt, variant, options)))
 
     def stream(
-        self,
-        prompt: Prompt | EncodedPrompt,
-        *,
-        variant: str | None = None,
-        idempotency_key: str | None = None,
-        **sampling: Unpack[SamplingOptions],
+        self, prompt: Prompt | EncodedPrompt, *, variant: str | None = None, **options: Unpack[RequestOptions]
     ) -> AsyncStream:
         """Return the completion of a prompt in chunks; see :meth:`client_lib.Client.stream`."""
-        made = self._call(prompt, variant, sampling, idempotency_key)
-        return AsyncStream(self._driver.stream(self._driver.core.stream(made)))
+        return AsyncStream(self._driver.stream(self._driver.core.stream(self._call(prompt, variant, options))))
 
     async def encode(self, prompt: Prompt, *, variant: str | None = None) -> EncodedPrompt:
         """Draw the noise of a prompt now; see :meth:`client_lib.Client.encode`."""
@@ -112,12 +88,6 @@ class AsyncClient:
         """Close all connections. The client cannot be used afterwards."""
         await self._driver.close()
 
-    def _call(
-        self, prompt: Prompt | EncodedPrompt, variant: str | None, sampling: SamplingOptions, key: str | None
-    ) -> CompletionCall:
-        chosen = self._driver.core.choose_variant(variant)
-        return CompletionCall(prompt, chosen, sampling, idempotency_key=key)
-
     async def __aenter__(self) -> AsyncClient:
         return self
 
@@ -125,6 +95,3 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-    def __repr__(self) -> str:
-        return f"AsyncClient({self.base_url!r})"

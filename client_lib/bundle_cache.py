@@ -29,8 +29,6 @@ from client_lib.errors import BundleInvalidError, CacheUnavailableError
 from del_core.bundle import CLIENT_FILES, ClientBundle, load_client, unpack_client
 from del_core.errors import BundleError
 
-__all__ = ["BundleCache", "default_cache_dir", "load_local"]
-
 # A round is lost if another process changes the entry between two system calls.
 _ROUNDS = 10
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")

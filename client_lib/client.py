@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from client_lib._core.flow import core_from, core_with
 from client_lib._core.request import CompletionCall
 from client_lib.conversation import Conversation
-from client_lib.options import CallOptions, ClientOptions, SamplingOptions, Timeout, timeout_from
+from client_lib.options import CallOptions, ClientOptions, RequestOptions, Timeout, timeout_from
 from client_lib.prompts.chat import ChatTemplate
 from client_lib.prompts.spans import Prompt
 from client_lib.prompts.types import EncodedPrompt
@@ -22,10 +22,42 @@ from del_core.mechanism.base import DEFAULT_DELTA
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Client", "Stream"]
+    from client_lib._core.sync_driver import SyncDriver
+    from client_lib._core.transport import Driver
 
 
-class Client:
+class ClientBase:
+    """The part of both clients that sends nothing."""
+
+    base_url: str
+    _driver: Driver
+
+    def with_options(self, **options: Unpack[CallOptions]) -> Self:
+        """Return this client with other options; see :class:`client_lib.options.CallOptions`.
+
+        Both share connections and bundle, so this is cheap, and closing either closes both.
+        """
+        other = copy.copy(self)
+        timeout = timeout_from(options["timeout"]) if "timeout" in options else self._driver.timeout
+        other._driver = self._driver.with_core(core_with(self._driver.core, options), timeout)
+        return other
+
+    def _open(self, driver: Callable[..., Driver], base_url: str, transport: object, options: ClientOptions) -> None:
+        from client_lib._core.transport import check_base_url  # here, because httpx is slow to import
+
+        self.base_url = check_base_url(base_url)
+        timeout = timeout_from(options.get("timeout", Timeout()))
+        core = core_from(self.base_url, options)
+        self._driver = driver(core, timeout, transport, http2=options.get("http2", False))
+
+    def _call(self, prompt: Prompt | EncodedPrompt, variant: str | None, options: RequestOptions) -> CompletionCall:
+        return CompletionCall(prompt, self._driver.core.choose_variant(variant), options)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base_url!r})"
+
+
+class Client(ClientBase):
     """Sends private prompts to a DEL server. Safe to use from any number of threads.
 
     Creating a client sends nothing; the bundle is fetched when it is first needed.
@@ -39,63 +71,39 @@ class Client:
         InvalidRequestError: an option is not acceptable.
     """
 
+    _driver: SyncDriver
+
     def __init__(
         self, base_url: str, *, transport: httpx.BaseTransport | None = None, **options: Unpack[ClientOptions]
     ) -> None:
-        # Imported here and not with `import client_lib`, because httpx is slow to import.
         from client_lib._core.sync_driver import SyncDriver
-        from client_lib._core.transport import check_base_url
 
-        self.base_url: str = check_base_url(base_url)
-        timeout = timeout_from(options.get("timeout", Timeout()))
-        core = core_from(self.base_url, options)
-        self._driver = SyncDriver(core, timeout, transport, http2=options.get("http2", False))
-
-    def with_options(self, **options: Unpack[CallOptions]) -> Client:
-        """Return this client with other options; see :class:`client_lib.options.CallOptions`.
-
-        Both share connections and bundle, so this is cheap, and closing either closes both.
-        """
-        other = copy.copy(self)
-        timeout = timeout_from(options["timeout"]) if "timeout" in options else self._driver.timeout
-        other._driver = self._driver.with_core(core_with(self._driver.core, options), timeout)
-        return other
+        self._open(SyncDriver, base_url, transport, options)
 
     def complete(
-        self,
-        prompt: Prompt | EncodedPrompt,
-        *,
-        variant: str | None = None,
-        idempotency_key: str | None = None,
-        **sampling: Unpack[SamplingOptions],
+        self, prompt: Prompt | EncodedPrompt, *, variant: str | None = None, **options: Unpack[RequestOptions]
     ) -> Completion:
         """Return the completion of a prompt under a variant.
 
         A string is private as a whole (public under ``clear``). See :mod:`client_lib.prompts.spans`
         for prompts of private and public parts, and :meth:`encode` for prompts that may be sent
-        repeatedly. All tries carry the same ``idempotency_key``, random unless given.
+        repeatedly.
 
         Raises:
             InvalidRequestError: the prompt or a field is not acceptable; nothing was sent.
             DELClientError: another error of :mod:`client_lib.errors`.
         """
-        return self._driver.run(self._driver.core.complete(self._call(prompt, variant, sampling, idempotency_key)))
+        return self._driver.run(self._driver.core.complete(self._call(prompt, variant, options)))
 
     def stream(
-        self,
-        prompt: Prompt | EncodedPrompt,
-        *,
-        variant: str | None = None,
-        idempotency_key: str | None = None,
-        **sampling: Unpack[SamplingOptions],
+        self, prompt: Prompt | EncodedPrompt, *, variant: str | None = None, **options: Unpack[RequestOptions]
     ) -> Stream:
         """Return the completion of a prompt in chunks, as they are generated.
 
         Nothing is sent before the first chunk is requested. Use the stream in a ``with`` block,
         which closes the connection if it is left early.
         """
-        made = self._call(prompt, variant, sampling, idempotency_key)
-        return Stream(self._driver.stream(self._driver.core.stream(made)))
+        return Stream(self._driver.stream(self._driver.core.stream(self._call(prompt, variant, options))))
 
     def encode(self, prompt: Prompt, *, variant: str | None = None) -> EncodedPrompt:
         """Draw the noise of a prompt now; ``complete`` and ``stream`` accept the result.
@@ -144,12 +152,6 @@ class Client:
         """Close all connections. The client cannot be used afterwards."""
         self._driver.close()
 
-    def _call(
-        self, prompt: Prompt | EncodedPrompt, variant: str | None, sampling: SamplingOptions, key: str | None
-    ) -> CompletionCall:
-        chosen = self._driver.core.choose_variant(variant)
-        return CompletionCall(prompt, chosen, sampling, idempotency_key=key)
-
     def __enter__(self) -> Client:
         return self
 
@@ -157,6 +159,3 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        return f"Client({self.base_url!r})"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, Unpack, cast
 
 from client_lib._core.request import CompletionCall
 from client_lib._validation import invalid
-from client_lib.options import SamplingOptions
+from client_lib.options import RequestOptions
 from client_lib.prompts.chat import ChatTemplate, Message
 from client_lib.prompts.span_memory import Recall, SpanMemory
 from client_lib.prompts.spans import Prompt
@@ -24,17 +24,19 @@ from client_lib.types import Completion
 if TYPE_CHECKING:
     from client_lib._core.async_driver import AsyncDriver
     from client_lib._core.sync_driver import SyncDriver
-
-__all__ = ["AsyncConversation", "Conversation"]
+    from client_lib._core.transport import Driver
 
 #: The whole prompt of a turn, as spans or as chat messages.
 Turn: TypeAlias = Prompt | Sequence[Message] | EncodedPrompt
 
 
-class _Base:
-    """The shared part of both kinds of conversation."""
+class ConversationBase:
+    """The part of both kinds of conversation that sends nothing."""
 
-    def __init__(self, variant: str, template: ChatTemplate | None, *, memory: bytes | None, key: bytes | None) -> None:
+    def __init__(
+        self, driver: Driver, variant: str, template: ChatTemplate | None, *, memory: bytes | None, key: bytes | None
+    ) -> None:
+        self._driver = driver
         self.variant = variant
         self._template = template
         if memory is None:
@@ -57,13 +59,8 @@ class _Base:
         """
         return self._memory.save(key)
 
-    def _call(
-        self, turn: Turn, *, fresh: bool, idempotency_key: str | None, sampling: SamplingOptions
-    ) -> CompletionCall:
-        recall = Recall(self._memory, fresh)
-        return CompletionCall(
-            self._prompt(turn), self.variant, sampling, recall=recall, idempotency_key=idempotency_key
-        )
+    def _call(self, turn: Turn, fresh: bool, options: RequestOptions) -> CompletionCall:
+        return CompletionCall(self._prompt(turn), self.variant, options, Recall(self._memory, fresh))
 
     def _prompt(self, turn: Turn) -> Prompt | EncodedPrompt:
         if isinstance(turn, str | EncodedPrompt) or not isinstance(turn, Sequence):
@@ -78,84 +75,32 @@ class _Base:
         return f"{type(self).__name__}(variant={self.variant!r}, {len(self._memory)} spans)"
 
 
-class Conversation(_Base):
+class Conversation(ConversationBase):
     """A conversation of a :class:`client_lib.Client`, made by its method ``conversation``.
 
     Every call takes the whole prompt, history included. Safe to use from several threads.
     """
 
-    def __init__(
-        self,
-        driver: SyncDriver,
-        variant: str,
-        template: ChatTemplate | None,
-        *,
-        memory: bytes | None,
-        key: bytes | None,
-    ) -> None:
-        super().__init__(variant, template, memory=memory, key=key)
-        self._driver = driver
+    _driver: SyncDriver
 
-    def complete(
-        self,
-        prompt: Turn,
-        *,
-        fresh: bool = False,
-        idempotency_key: str | None = None,
-        **sampling: Unpack[SamplingOptions],
-    ) -> Completion:
+    def complete(self, prompt: Turn, *, fresh: bool = False, **options: Unpack[RequestOptions]) -> Completion:
         """Complete as :meth:`client_lib.Client.complete`; ``fresh`` draws all noise anew."""
-        made = self._call(prompt, fresh=fresh, idempotency_key=idempotency_key, sampling=sampling)
-        return self._driver.run(self._driver.core.complete(made))
+        return self._driver.run(self._driver.core.complete(self._call(prompt, fresh, options)))
 
-    def stream(
-        self,
-        prompt: Turn,
-        *,
-        fresh: bool = False,
-        idempotency_key: str | None = None,
-        **sampling: Unpack[SamplingOptions],
-    ) -> Stream:
+    def stream(self, prompt: Turn, *, fresh: bool = False, **options: Unpack[RequestOptions]) -> Stream:
         """Stream as :meth:`client_lib.Client.stream`; ``fresh`` draws all noise anew."""
-        made = self._call(prompt, fresh=fresh, idempotency_key=idempotency_key, sampling=sampling)
-        return Stream(self._driver.stream(self._driver.core.stream(made)))
+        return Stream(self._driver.stream(self._driver.core.stream(self._call(prompt, fresh, options))))
 
 
-class AsyncConversation(_Base):
+class AsyncConversation(ConversationBase):
     """A conversation of a :class:`client_lib.AsyncClient`; see :class:`Conversation`."""
 
-    def __init__(
-        self,
-        driver: AsyncDriver,
-        variant: str,
-        template: ChatTemplate | None,
-        *,
-        memory: bytes | None,
-        key: bytes | None,
-    ) -> None:
-        super().__init__(variant, template, memory=memory, key=key)
-        self._driver = driver
+    _driver: AsyncDriver
 
-    async def complete(
-        self,
-        prompt: Turn,
-        *,
-        fresh: bool = False,
-        idempotency_key: str | None = None,
-        **sampling: Unpack[SamplingOptions],
-    ) -> Completion:
+    async def complete(self, prompt: Turn, *, fresh: bool = False, **options: Unpack[RequestOptions]) -> Completion:
         """Complete as :meth:`client_lib.Client.complete`; ``fresh`` draws all noise anew."""
-        made = self._call(prompt, fresh=fresh, idempotency_key=idempotency_key, sampling=sampling)
-        return await self._driver.run(self._driver.core.complete(made))
+        return await self._driver.run(self._driver.core.complete(self._call(prompt, fresh, options)))
 
-    def stream(
-        self,
-        prompt: Turn,
-        *,
-        fresh: bool = False,
-        idempotency_key: str | None = None,
-        **sampling: Unpack[SamplingOptions],
-    ) -> AsyncStream:
+    def stream(self, prompt: Turn, *, fresh: bool = False, **options: Unpack[RequestOptions]) -> AsyncStream:
         """Stream as :meth:`client_lib.Client.stream`; ``fresh`` draws all noise anew."""
-        made = self._call(prompt, fresh=fresh, idempotency_key=idempotency_key, sampling=sampling)
-        return AsyncStream(self._driver.stream(self._driver.core.stream(made)))
+        return AsyncStream(self._driver.stream(self._driver.core.stream(self._call(prompt, fresh, options))))

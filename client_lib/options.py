@@ -16,21 +16,6 @@ from client_lib.protocol.retry import is_temporary
 from del_core.bundle import ClientBundle
 from del_core.mechanism import TokenMechanism
 
-__all__ = [
-    "Attributes",
-    "CallObserver",
-    "CallOptions",
-    "ClientOptions",
-    "LedgerHook",
-    "PolicyHook",
-    "RetryPolicy",
-    "SamplingOptions",
-    "TelemetryHook",
-    "Timeout",
-    "check_names",
-    "timeout_from",
-]
-
 _random = secrets.SystemRandom()
 
 Attributes: TypeAlias = Mapping[str, str | int | float | bool]
@@ -203,6 +188,13 @@ class SamplingOptions(TypedDict, total=False):
     stop: str | list[str] | tuple[str, ...] | None
     stop_token_ids: list[int] | tuple[int, ...]
     ignore_eos: bool
+
+
+class RequestOptions(SamplingOptions, total=False):
+    """The options of one completion."""
+
+    idempotency_key: str | None
+    """Sent with all tries of the request. Default: random."""
 
 
 def check_names(what: str, options: Mapping[str, object], kind: type[CallOptions | SamplingOptions]) -> None:

@@ -21,8 +21,6 @@ from del_core.bundle import ClientBundle
 from del_core.mechanism import TokenMechanism
 from del_core.mechanism.base import DEFAULT_DELTA
 
-__all__ = ["PrivacyPolicy"]
-
 
 @dataclass(frozen=True)
 class PrivacyPolicy:

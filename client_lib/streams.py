@@ -12,20 +12,28 @@ if TYPE_CHECKING:
     from client_lib._core.async_driver import AsyncRun
     from client_lib._core.sync_driver import SyncRun
 
-__all__ = ["AsyncStream", "Stream"]
 
+class StreamBase:
+    """The part of both kinds of streams that does not wait."""
 
-class Stream:
-    """An iterator over the chunks of one completion, for one thread at a time."""
-
-    def __init__(self, run: SyncRun[Completion]) -> None:
+    def __init__(self, run: SyncRun[Completion] | AsyncRun[Completion]) -> None:
         self._run = run
-        self._chunks = run.chunks()
 
     @property
     def completion(self) -> Completion | None:
         """The whole completion after the last chunk; None before."""
         return self._run.result() if self._run.is_finished else None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({'finished' if self._run.is_finished else 'open'})"
+
+
+class Stream(StreamBase):
+    """An iterator over the chunks of one completion, for one thread at a time."""
+
+    def __init__(self, run: SyncRun[Completion]) -> None:
+        super().__init__(run)
+        self._chunks = run.chunks()
 
     def close(self) -> None:
         """Stop generation and close the connection; does nothing after the end."""
@@ -45,21 +53,13 @@ class Stream:
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"Stream({'finished' if self._run.is_finished else 'open'})"
 
-
-class AsyncStream:
+class AsyncStream(StreamBase):
     """An asynchronous iterator over the chunks of one completion, for one task at a time."""
 
     def __init__(self, run: AsyncRun[Completion]) -> None:
-        self._run = run
+        super().__init__(run)
         self._chunks = run.chunks()
-
-    @property
-    def completion(self) -> Completion | None:
-        """The whole completion after the last chunk; None before."""
-        return self._run.result() if self._run.is_finished else None
 
     async def close(self) -> None:
         """Stop generation and close the connection; does nothing after the end."""
@@ -78,6 +78,3 @@ class AsyncStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-    def __repr__(self) -> str:
-        return f"AsyncStream({'finished' if self._run.is_finished else 'open'})"

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from client_lib.options import Timeout
-
-__all__ = ["Chunk", "Completion", "Model", "Timeout", "Usage"]
+from client_lib.options import Timeout as Timeout  # a public import path
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from client_lib import EncodedPrompt
     from del_core.bundle import Bundle
 
-__all__ = ["Guess", "guess_tokens"]
-
 
 @dataclass(frozen=True)
 class Guess:

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from cluster.local import LocalServer
     from deployments.settings import ServedApplication, Settings
 
-__all__ = ["PROXY_WORDS", "running_server"]
-
 PROXY_WORDS = {"haproxy": "HAProxy", "serve": "Ray Serve's own proxy"}
 
 

@@ -22,8 +22,6 @@ import click
 
 from del_core.errors import DelError
 
-__all__ = ["cli", "main", "run"]
-
 
 @dataclass(frozen=True)
 class LazyCommand:

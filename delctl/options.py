@@ -16,18 +16,6 @@ from delctl.places import PLACE, bundle_place
 if TYPE_CHECKING:
     from client_lib.ledger import Budget
 
-__all__ = [
-    "DELTA",
-    "POSITIVE",
-    "SHARE",
-    "BudgetOptions",
-    "api_key_option",
-    "budget_options",
-    "bundle_option",
-    "grouped",
-    "sampling_options",
-]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 DELTA = DEFAULT_DELTA

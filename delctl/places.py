@@ -11,8 +11,6 @@ import click
 
 from del_core import demo
 
-__all__ = ["MODEL_PLACE", "PLACE", "bundle_place", "model_of", "model_place"]
-
 PLACE = "demo|DIRECTORY"
 MODEL_PLACE = "demo|smollm2|DIRECTORY"
 

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["bytes_words", "console", "plain_table", "printable"]
-
 # The width of a file or a pipe: enough for the widest table.
 _PIPE_WIDTH = 110
 

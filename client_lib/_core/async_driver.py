@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -14,13 +13,11 @@ import httpx
 from client_lib._core.effects import Call, Effect, Emit, Flow, Read, Send, Sleep, UseBundle
 from client_lib._core.flow import Core
 from client_lib._core.fork import renewed_after_fork
-from client_lib._core.transport import FAILURES, CallDeadline, head_of, http_options
+from client_lib._core.transport import FAILURES, CallDeadline, Driver, Run, head_of, http_options
 from client_lib.errors import ClientClosedError, DELClientError
 from client_lib.options import Timeout
 from client_lib.prompts.encoder import Encoder
 from client_lib.types import Chunk
-
-__all__ = ["AsyncDriver", "AsyncRun"]
 
 T = TypeVar("T")
 
@@ -44,26 +41,19 @@ class _Shared:
             self.http = self._make_http()
 
 
-class AsyncDriver:
+class AsyncDriver(Driver):
     """One client's settings over a shared connection pool, for all tasks of one event loop."""
 
     def __init__(
         self, core: Core, timeout: Timeout, transport: httpx.AsyncBaseTransport | None, *, http2: bool
     ) -> None:
-        self.core = core
-        self.timeout = timeout
+        super().__init__(core, timeout)
         self._shared = _Shared(http_options(core.base_url, http2=http2), transport)
 
     @property
     def http(self) -> httpx.AsyncClient:
         """The connection pool."""
         return self._shared.http
-
-    def with_core(self, core: Core, timeout: Timeout) -> AsyncDriver:
-        """Return a driver with other settings on the same connections and bundle."""
-        driver = copy.copy(self)
-        driver.core, driver.timeout = core, timeout
-        return driver
 
     async def run(self, flow: Flow[T]) -> T:
         """Run a flow that emits nothing, and return its result."""
@@ -95,19 +85,16 @@ class AsyncDriver:
         await self.http.aclose()
 
 
-class AsyncRun(Generic[T]):
-    """A running flow, with at most one open response; only ``streams`` limit the first token."""
+class AsyncRun(Run[T]):
+    """A flow run by one task."""
 
     def __init__(
         self, driver: AsyncDriver, flow: Flow[T], deadline: CallDeadline | None = None, *, streams: bool = False
     ) -> None:
+        super().__init__(flow, deadline, streams=streams)
         self._driver = driver
-        self._flow = flow
-        self._deadline = deadline
-        self._streams = streams
         self._response: httpx.Response | None = None
         self._body: AsyncIterator[bytes] | None = None
-        self._result: list[T] = []
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """Run the flow to its end and yield its chunks. Closing this iterator ends the run."""
@@ -137,18 +124,8 @@ class AsyncRun(Generic[T]):
             with anyio.CancelScope(shield=True):
                 await self._close_response()
 
-    def result(self) -> T:
-        """Return the flow's result, once its chunks are exhausted."""
-        return self._result[0]
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether there is a result."""
-        return bool(self._result)
-
     async def _perform(self, effect: Effect) -> Any:
-        # The clock starts with the first effect: a stream loses no time before it is read.
-        deadline = self._deadline = self._deadline or CallDeadline(self._driver.timeout, streams=self._streams)
+        deadline = self._started(self._driver.timeout)
         try:
             with anyio.fail_after(deadline.remaining()):
                 return await self._act(effect, deadline)

@@ -19,8 +19,6 @@ from typing import Any, TypeAlias, TypeVar, cast
 from client_lib.prompts.encoder import Encoder
 from client_lib.types import Chunk
 
-__all__ = ["Call", "Effect", "Emit", "Flow", "Head", "Read", "Send", "Sleep", "UseBundle", "call", "read_all"]
-
 T = TypeVar("T")
 
 

@@ -53,8 +53,6 @@ from client_lib.types import Completion, Model
 from del_core.bundle import ClientBundle
 from del_core.wire import MEDIA_TYPE
 
-__all__ = ["Core", "core_from", "core_with"]
-
 T = TypeVar("T")
 
 _MAX_BUNDLE_BYTES = 1 << 30
@@ -246,8 +244,8 @@ class Core:
 
     def _prepare(self, made: CompletionCall, *, stream: bool) -> Flow[CompletionRequest]:
         """Check everything, draw the noise and record the spending; nothing is sent before."""
-        sampling = sampling_from(made.sampling, stream=stream)
-        key = check_idempotency_key(made.idempotency_key)
+        sampling = sampling_from(made.options, stream=stream)
+        key = check_idempotency_key(made.options.get("idempotency_key"))
         if self.ledger is not None and self.subject is None:
             raise invalid("subject", "given with a ledger, which records spending by subject", "None")
         prompt = made.prompt

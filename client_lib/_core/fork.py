@@ -10,8 +10,6 @@ import os
 import weakref
 from typing import Protocol
 
-__all__ = ["renewed_after_fork"]
-
 
 class _Renewable(Protocol):
     def after_fork(self) -> None:

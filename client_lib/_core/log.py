@@ -18,8 +18,6 @@ from client_lib._validation import invalid
 from client_lib.errors import DELClientError
 from client_lib.options import Attributes
 
-__all__ = ["CallLog"]
-
 _LOGGER = logging.getLogger("client_lib.calls")
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO}
 _numbers = itertools.count(1)

@@ -17,8 +17,6 @@ from client_lib.errors import DELClientError
 from client_lib.options import Attributes, CallObserver, TelemetryHook
 from client_lib.types import Completion
 
-__all__ = ["observed"]
-
 T = TypeVar("T")
 
 

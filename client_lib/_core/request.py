@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from client_lib._validation import invalid
-from client_lib.options import SamplingOptions, check_names
+from client_lib.options import RequestOptions, SamplingOptions, check_names
 from client_lib.prompts.encoder import Encoder
 from client_lib.prompts.span_memory import Recall
 from client_lib.prompts.spans import Prompt
@@ -15,8 +15,6 @@ from client_lib.prompts.types import EncodedPrompt
 from client_lib.protocol.retry import InternalErrors
 from client_lib.types import Usage
 from del_core.wire import Sampling
-
-__all__ = ["CompletionCall", "CompletionRequest", "check_idempotency_key", "sampling_from"]
 
 _KEY = re.compile(r"[!-~]{1,200}")
 
@@ -27,9 +25,8 @@ class CompletionCall:
 
     prompt: Prompt | EncodedPrompt = field(repr=False)
     variant: str
-    sampling: SamplingOptions = field(repr=False)
+    options: RequestOptions = field(repr=False)
     recall: Recall | None = None
-    idempotency_key: str | None = None
 
 
 @dataclass(slots=True, repr=False)
@@ -49,10 +46,7 @@ class CompletionRequest:
     internal_errors: InternalErrors = field(default_factory=InternalErrors)
 
     def build(self) -> None:
-        """Build the frame that every try sends.
-
-        Raises ``InvalidRequestError`` for values that the wire format refuses.
-        """
+        """Build the frame that every try sends. Raises as ``Encoder.frame``."""
         self.frame = self.encoder.frame(self.encoded, self.sampling)
 
     def count(self, token_ids: tuple[int, ...]) -> Usage:
@@ -60,10 +54,10 @@ class CompletionRequest:
         return Usage(self.encoded.tokens, len(token_ids), self.encoded.tokens + len(token_ids))
 
 
-def sampling_from(options: SamplingOptions, *, stream: bool) -> Sampling:
+def sampling_from(options: RequestOptions, *, stream: bool) -> Sampling:
     """Return the wire format's sampling values; building the frame checks their bounds."""
-    check_names("sampling field", options, SamplingOptions)
-    fields = dict(options)
+    fields = {name: value for name, value in options.items() if name != "idempotency_key"}
+    check_names("sampling field", fields, SamplingOptions)
     stop = fields.get("stop")
     fields["stop"] = () if stop is None else (stop,) if isinstance(stop, str) else stop
     for name in ("stop", "stop_token_ids"):

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import os
 import socket
 import threading
 import time
 from collections.abc import Generator, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
 from client_lib._core.effects import Call, Effect, Emit, Flow, Read, Send, Sleep, UseBundle
 from client_lib._core.flow import Core
 from client_lib._core.fork import renewed_after_fork
-from client_lib._core.transport import FAILURES, CallDeadline, head_of, http_options
+from client_lib._core.transport import FAILURES, CallDeadline, Driver, Run, head_of, http_options
 from client_lib.errors import ClientClosedError, DELClientError
 from client_lib.options import Timeout
 from client_lib.prompts.encoder import Encoder
 from client_lib.types import Chunk
-
-__all__ = ["SyncDriver", "SyncRun"]
 
 T = TypeVar("T")
 
@@ -86,19 +83,12 @@ class _Shared:
             http.close()
 
 
-class SyncDriver:
+class SyncDriver(Driver):
     """One client's settings over a shared connection pool, for all threads that use the client."""
 
     def __init__(self, core: Core, timeout: Timeout, transport: httpx.BaseTransport | None, *, http2: bool) -> None:
-        self.core = core
-        self.timeout = timeout
+        super().__init__(core, timeout)
         self.shared: _Shared = _Shared(http_options(core.base_url, http2=http2), transport)
-
-    def with_core(self, core: Core, timeout: Timeout) -> SyncDriver:
-        """Return a driver with other settings on the same connections and bundle."""
-        driver = copy.copy(self)
-        driver.core, driver.timeout = core, timeout
-        return driver
 
     def run(self, flow: Flow[T]) -> T:
         """Run a flow that emits nothing, and return its result."""
@@ -135,22 +125,19 @@ class SyncDriver:
         self.shared.close()
 
 
-class SyncRun(Generic[T]):
-    """A running flow, with at most one open response; only ``streams`` limit the first token."""
+class SyncRun(Run[T]):
+    """A flow run with blocking calls."""
 
     def __init__(
         self, driver: SyncDriver, flow: Flow[T], deadline: CallDeadline | None = None, *, streams: bool = False
     ) -> None:
+        super().__init__(flow, deadline, streams=streams)
         self._driver = driver
-        self._flow = flow
-        self._deadline = deadline
-        self._streams = streams
         self._process = os.getpid()
         self._http: httpx.Client | None = None  # lent for the open response
         self._response: httpx.Response | None = None
         self._watchdog: threading.Timer | None = None
         self._body: Iterator[bytes] = iter(())
-        self._result: list[T] = []
 
     def chunks(self) -> Generator[Chunk, None, None]:
         """Run the flow to its end and yield its chunks. Closing this iterator ends the run."""
@@ -179,18 +166,8 @@ class SyncRun(Generic[T]):
             self._flow.close()
             self._close_response()
 
-    def result(self) -> T:
-        """Return the flow's result, once its chunks are exhausted."""
-        return self._result[0]
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether there is a result."""
-        return bool(self._result)
-
     def _perform(self, effect: Effect) -> Any:
-        # The clock starts with the first effect: a stream loses no time before it is read.
-        deadline = self._deadline = self._deadline or CallDeadline(self._driver.timeout, streams=self._streams)
+        deadline = self._started(self._driver.timeout)
         match effect:
             case Send():
                 return self._send(effect, deadline)

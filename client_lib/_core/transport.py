@@ -1,23 +1,25 @@
-"""Parts shared by the two drivers: httpx settings, typed failures, the deadline of a call."""
+"""Parts shared by the two drivers: httpx settings, typed failures, deadlines, results."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
 import ssl
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import httpx
 
-from client_lib._core.effects import Head, Send
+from client_lib._core.effects import Flow, Head, Send
+from client_lib._core.flow import Core
 from client_lib._validation import invalid
 from client_lib.errors import ConnectionFailedError, DELClientError, TimeoutExceededError, error_from_transport
 from client_lib.options import Timeout
 from del_core.net.addresses import is_loopback
 
-__all__ = ["FAILURES", "CallDeadline", "check_base_url", "head_of", "http_options", "typed_failure"]
+T = TypeVar("T")
 
 # Raised by httpx when a request cannot be made or answered.
 FAILURES = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL)
@@ -121,6 +123,44 @@ class CallDeadline:
         if isinstance(error, TimeoutExceededError | ConnectionFailedError) and not self.allows(0.0):
             return self.exceeded()
         return error
+
+
+class Driver:
+    """One client's settings over a connection pool that it may share with other drivers."""
+
+    def __init__(self, core: Core, timeout: Timeout) -> None:
+        self.core = core
+        self.timeout = timeout
+
+    def with_core(self, core: Core, timeout: Timeout) -> Self:
+        """Return a driver with other settings on the same connections and bundle."""
+        driver = copy.copy(self)
+        driver.core, driver.timeout = core, timeout
+        return driver
+
+
+class Run(Generic[T]):
+    """A running flow, with at most one open response; only ``streams`` limit the first token."""
+
+    def __init__(self, flow: Flow[T], deadline: CallDeadline | None, *, streams: bool) -> None:
+        self._flow = flow
+        self._deadline = deadline
+        self._streams = streams
+        self._result: list[T] = []
+
+    def result(self) -> T:
+        """Return the flow's result, once its chunks are exhausted."""
+        return self._result[0]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a result."""
+        return bool(self._result)
+
+    def _started(self, timeout: Timeout) -> CallDeadline:
+        """Return the deadline, whose clock starts with the first effect and not before."""
+        self._deadline = self._deadline or CallDeadline(timeout, streams=self._streams)
+        return self._deadline
 
 
 def typed_failure(failure: Exception, url: str, timeout: Timeout) -> DELClientError:

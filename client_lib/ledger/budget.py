@@ -9,8 +9,6 @@ from datetime import timedelta
 from client_lib._validation import check_positive, check_share, invalid
 from del_core.mechanism.base import DEFAULT_DELTA
 
-__all__ = ["Budget", "Spending"]
-
 
 @dataclass(frozen=True)
 class Budget:

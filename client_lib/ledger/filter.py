@@ -30,8 +30,6 @@ from del_core.accounting.composition import Composition
 from del_core.accounting.product_pair import renyi_epsilon
 from del_core.mechanism.base import Level
 
-__all__ = ["Filter"]
-
 _MULTIPLES = (1.0, 2.0, 4.0, 8.0)
 """Orders minus one, relative to the best order of a Gaussian mechanism that spends the budget.
 Losses are bounded here, so better orders lie above it."""

@@ -22,8 +22,6 @@ from client_lib.prompts.types import Draw
 from del_core.mechanism import TokenMechanism
 from del_core.mechanism.base import Level
 
-__all__ = ["Ledger"]
-
 _LONGEST_SUBJECT = 256
 
 

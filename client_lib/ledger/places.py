@@ -8,8 +8,6 @@ from client_lib.ledger.redis import RedisStore
 from client_lib.ledger.sqlite import SQLiteStore
 from client_lib.ledger.store import LedgerStore
 
-__all__ = ["is_url", "open_store"]
-
 
 def is_url(place: str) -> bool:
     """Return whether a location is a Redis server rather than a file."""

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.commands.core import Script
 
-__all__ = ["RedisStore"]
-
 _TRIES = 3
 _LONGEST_POLL_S = 0.05
 

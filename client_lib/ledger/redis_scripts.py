@@ -10,8 +10,6 @@ All keys of a subject share a hash tag, so they are on one node of a cluster.
 
 from __future__ import annotations
 
-__all__ = ["COMMIT", "ERASE", "HOLD", "RELEASE"]
-
 HOLD = """
 -- ARGV: token, milliseconds to live. Returns what is kept, or false while somebody else holds the subject.
 local holder = redis.call('GET', KEYS[1])

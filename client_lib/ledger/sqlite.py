@@ -25,8 +25,6 @@ from client_lib._validation import must_be
 from client_lib.errors import LedgerUnavailableError
 from client_lib.ledger.store import Account, Entry
 
-__all__ = ["SQLiteStore"]
-
 _VERSION = 1
 # The column "ratio" holds a noise level: an integer, or text for a mechanism that is not binomial.
 _SCHEMA = """

@@ -20,8 +20,6 @@ from client_lib._core.fork import renewed_after_fork
 from client_lib.errors import LedgerUnavailableError
 from del_core.mechanism.base import Level
 
-__all__ = ["Account", "Entry", "LedgerStore", "MemoryStore"]
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:

@@ -20,8 +20,6 @@ from typing import Any, TypeAlias
 from client_lib._validation import invalid
 from client_lib.prompts.spans import CLEAR, Span, private, public
 
-__all__ = ["ChatTemplate", "Message"]
-
 _Rendering: TypeAlias = Callable[[list[dict[str, str]]], str]
 
 

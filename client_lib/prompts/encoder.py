@@ -24,7 +24,7 @@ from client_lib.errors import BundleInvalidError, InvalidRequestError
 from client_lib.prompts.padding import Padding
 from client_lib.prompts.span_memory import Recall
 from client_lib.prompts.spans import CLEAR, Prompt, spans_of
-from client_lib.prompts.types import Draw, DrawnSegment, EncodedPrompt, Tokenized
+from client_lib.prompts.types import DrawnSegment, EncodedPrompt, Tokenized
 from del_core.bundle import ClientBundle
 from del_core.errors import FrameError
 from del_core.mechanism.randomness import random_bytes
@@ -32,8 +32,6 @@ from del_core.wire import PublicSegment, Request, Sampling, Segment, encode_fram
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-__all__ = ["Draw", "DrawnSegment", "EncodedPrompt", "Encoder", "Tokenized"]
 
 _DRAW_ID_BYTES = 16
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 from client_lib._validation import check_integer, invalid
 
-__all__ = ["Padding"]
-
 
 @dataclass(frozen=True, slots=True)
 class Padding:

@@ -41,8 +41,6 @@ from client_lib.prompts.types import DrawnSegment, Tokenized
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-__all__ = ["Recall", "SpanMemory", "keyed_digest", "open_sealed", "seal"]
-
 _DIGEST_BYTES = 32
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")
 _HEAD = b"DELM\x01"

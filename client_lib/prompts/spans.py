@@ -13,8 +13,6 @@ from typing import TypeAlias
 
 from client_lib._validation import has_surrogate, invalid
 
-__all__ = ["CLEAR", "Detector", "Prompt", "Span", "mark", "private", "public", "spans_of"]
-
 #: The built-in variant without noise.
 CLEAR = "clear"
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from client_lib.prompts.spans import Span
 from del_core.wire import PrivateSegment, Segment
 
-__all__ = ["Draw", "DrawnSegment", "EncodedPrompt", "Tokenized"]
-
 
 @dataclass(frozen=True, slots=True)
 class Draw:

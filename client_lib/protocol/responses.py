@@ -16,8 +16,6 @@ from client_lib.protocol.retry import parse_retry_after
 from client_lib.types import Chunk, Model, Usage
 from del_core.errors import ERROR_STATUS
 
-__all__ = ["StreamReader", "parse_completion", "parse_models", "read_failure"]
-
 # The end mark of a stream.
 DONE = "[DONE]"
 

@@ -11,8 +11,6 @@ from email.utils import parsedate_to_datetime
 
 from client_lib.errors import BundleOutdatedError, ConnectionFailedError, DELClientError, TimeoutExceededError
 
-__all__ = ["InternalErrors", "is_temporary", "parse_retry_after"]
-
 # Statuses below 500 that are worth a retry. A 409 about the fingerprint is BundleOutdatedError.
 _RETRIED_STATUSES = frozenset({408, 409, 429})
 _INTERNAL_ERROR = 500

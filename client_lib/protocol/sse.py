@@ -10,8 +10,6 @@ from __future__ import annotations
 from client_lib._validation import must_be
 from client_lib.errors import ProtocolError
 
-__all__ = ["EventParser"]
-
 _LF, _CR = b"\n", b"\r"
 _BOM = b"\xef\xbb\xbf"
 

@@ -23,8 +23,6 @@ from client_lib.proxy.settings import ProxySettings
 from del_core.net.addresses import is_loopback
 from del_core.net.asgi import DisconnectedError, unless_disconnected
 
-__all__ = ["EventStream", "Guard", "Handler", "as_api_error", "not_routed", "read_body"]
-
 Handler = Callable[[Request], Awaitable[Response]]
 
 # One line per request: route, status, duration, id. No body, query, subject or error message.

@@ -11,8 +11,6 @@ from typing import Any
 
 from client_lib.types import Chunk, Completion, Usage
 
-__all__ = ["DONE", "Answer", "ChatAnswer", "CompletionAnswer", "event"]
-
 DONE = b"data: [DONE]\n\n"
 
 

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from client_lib.async_client import AsyncClient, AsyncStream
+from client_lib.async_client import AsyncClient
 from client_lib.errors import BundleOutdatedError, DELClientError
 from client_lib.prompts.spans import CLEAR
 from client_lib.proxy._http import EventStream, Guard, as_api_error, not_routed, read_body
@@ -30,10 +30,9 @@ from client_lib.proxy.fields import name_of
 from client_lib.proxy.prompts import Prompts, Submission
 from client_lib.proxy.requests import ChatRequest, CompletionRequest, parse_chat, parse_completion, parse_json
 from client_lib.proxy.settings import ProxySettings
+from client_lib.streams import AsyncStream
 from del_core.mechanism.base import DEFAULT_DELTA
 from del_core.net.asgi import unless_disconnected
-
-__all__ = ["SUBJECT_HEADER", "create_app"]
 
 SUBJECT_HEADER = "x-del-subject"
 NOISE_HEADER = "x-del-noise"

@@ -16,8 +16,6 @@ from typing import Any
 from client_lib import errors
 from client_lib._validation import must_be
 
-__all__ = ["APIError", "api_error", "invalid", "unsupported"]
-
 INVALID = "invalid_request_error"
 SERVER = "server_error"
 

@@ -14,17 +14,6 @@ from typing import Any
 from client_lib._validation import is_number, shown
 from client_lib.proxy.errors import APIError, invalid, unsupported
 
-__all__ = [
-    "REFUSED_CHAT",
-    "REFUSED_COMPLETION",
-    "boolean",
-    "integer",
-    "name_of",
-    "number",
-    "refuse",
-    "refuse_unknown",
-]
-
 _NAME_LIMIT = 64
 
 

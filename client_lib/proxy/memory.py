@@ -22,8 +22,6 @@ from client_lib.prompts.spans import Span
 from client_lib.prompts.types import EncodedPrompt
 from del_core.wire import PrivateSegment
 
-__all__ = ["CountMemory"]
-
 # The approximate size of an entry without its counts, in bytes.
 _OVERHEAD = 600
 

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 import anyio
 
-from client_lib.async_client import AsyncClient, AsyncStream
+from client_lib.async_client import AsyncClient
 from client_lib.errors import BundleOutdatedError, InvalidRequestError
 from client_lib.options import SamplingOptions
 from client_lib.prompts.chat import ChatTemplate, Message
@@ -18,9 +18,8 @@ from client_lib.prompts.types import EncodedPrompt
 from client_lib.proxy.memory import CountMemory
 from client_lib.proxy.requests import ChatRequest, CompletionRequest
 from client_lib.proxy.settings import ProxySettings
+from client_lib.streams import AsyncStream
 from client_lib.types import Completion
-
-__all__ = ["Prompts", "Submission", "render"]
 
 # For models without a template. Contents begin with a space, as words in a text do.
 _PLAIN = ChatTemplate.simple(

@@ -18,8 +18,6 @@ from client_lib.prompts.chat import Message
 from client_lib.proxy import fields
 from client_lib.proxy.errors import APIError, invalid, unsupported
 
-__all__ = ["ChatRequest", "CompletionRequest", "Request", "parse_chat", "parse_completion", "parse_json"]
-
 MAX_MESSAGES = 1024
 ROLES = ("system", "developer", "user", "assistant")
 

@@ -14,8 +14,6 @@ from starlette.applications import Starlette
 
 from client_lib._validation import invalid
 
-__all__ = ["bind", "configure", "serve", "url_of"]
-
 
 def bind(host: str, port: int) -> socket.socket:
     """Listen on an address; port 0 takes a free one. Raises ``InvalidRequestError``."""

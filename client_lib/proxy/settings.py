@@ -9,8 +9,6 @@ from types import MappingProxyType
 from client_lib._validation import check_integer, invalid
 from client_lib.prompts.chat import ChatTemplate
 
-__all__ = ["ProxySettings"]
-
 
 @dataclass(frozen=True, slots=True)
 class ProxySettings:

@@ -17,8 +17,6 @@ from delctl.terminal import console, printable
 if TYPE_CHECKING:
     from client_lib import Completion
 
-__all__ = ["ask"]
-
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from client_lib import Client
     from del_core.bundle import Bundle
 
-__all__ = ["demo"]
-
 
 @click.command()
 @click.option("--prompt", help="The private prompt.  [default: one that suits the demo model]")

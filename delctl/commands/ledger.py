@@ -17,8 +17,6 @@ from delctl.terminal import console, plain_table, printable
 if TYPE_CHECKING:
     from client_lib.ledger import Ledger
 
-__all__ = ["ledger"]
-
 
 def _place(_: click.Context, __: click.Parameter, value: str) -> str:
     """Check that a ledger exists: a mistyped path must not create an empty one."""

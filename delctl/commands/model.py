@@ -10,8 +10,6 @@ import click
 from delctl.places import MODEL_PLACE, model_place
 from delctl.terminal import bytes_words, console, plain_table
 
-__all__ = ["model"]
-
 
 @click.group()
 def model() -> None:

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from client_lib.policy import PrivacyPolicy
     from client_lib.proxy import ProxySettings
 
-__all__ = ["proxy"]
-
 
 def _alias(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     pairs = [value.partition("=") for value in values]

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from cluster.local import LocalServer
     from deployments.settings import ServedApplication, Settings
 
-__all__ = ["announce", "resolve_served", "serve"]
-
 
 @click.command()
 @click.option("--bundle", type=bundle_place, metavar=PLACE, help="The bundle to serve.  [default: demo]")

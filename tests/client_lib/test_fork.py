@@ -12,7 +12,7 @@ import pytest
 
 from client_lib import AsyncClient, Client, ClientClosedError, LedgerUnavailableError
 from client_lib.ledger import Budget, Ledger, MemoryStore
-from client_lib.prompts.encoder import Draw
+from client_lib.prompts.types import Draw
 from del_core.mechanism import Mechanism
 from tests.client_lib.conftest import SHORT_PAUSES
 from tests.support.scripted_server import ScriptedServer, expected_text, expected_tokens

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from client_lib.ledger import Budget, Ledger, open_store
-from client_lib.prompts.encoder import Draw
+from client_lib.prompts.types import Draw
 from del_core.mechanism import Mechanism
 from delctl import main
 from tests.support.redis_server import RedisServer

@@ -23,7 +23,7 @@ from client_lib.errors import BudgetExceededError, InvalidRequestError, LedgerUn
 from client_lib.ledger import Budget, Ledger, LedgerStore, MemoryStore, RedisStore, SQLiteStore
 from client_lib.ledger import sqlite as sqlite_store
 from client_lib.ledger import store as memory_store
-from client_lib.prompts.encoder import Draw
+from client_lib.prompts.types import Draw
 from del_core import accounting
 from del_core.accounting.composition import Composition
 from del_core.mechanism import Mechanism
@@ -366,7 +366,7 @@ def test_a_fork_uses_a_connection_of_its_own(tmp_path: Path) -> None:
 
 _CHILD = """
 import secrets, sys
-from client_lib.prompts.encoder import Draw
+from client_lib.prompts.types import Draw
 from client_lib.errors import LedgerUnavailableError
 from client_lib.ledger import Budget, Ledger, SQLiteStore
 from del_core.mechanism import Mechanism

@@ -17,7 +17,7 @@ import redis as redis_package
 
 from client_lib.errors import BudgetExceededError, InvalidRequestError, LedgerUnavailableError
 from client_lib.ledger import Budget, Entry, Ledger, RedisStore, SQLiteStore, open_store
-from client_lib.prompts.encoder import Draw
+from client_lib.prompts.types import Draw
 from del_core import accounting
 from del_core.mechanism import Mechanism
 from tests.support.redis_server import DURABLE, RedisServer
