@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TypeGuard
 
@@ -56,6 +57,33 @@ def check_fingerprint(name: str, value: str) -> None:
     """Raise unless the value is a bundle's fingerprint."""
     if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
         raise invalid(name, "64 hexadecimal digits in lower case", repr(value))
+
+
+NO_JSON = object()
+"""The result of :func:`parse_json` for a text that is no JSON."""
+
+
+def parse_json(data: str | bytes) -> object:
+    """Parse strict JSON. No exception, which would carry the whole document along, leaves this."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    try:
+        return json.loads(data, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        return NO_JSON
+
+
+def missing_package(name: str, wanted: str, extra: str) -> InvalidRequestError:
+    """Return the error for an option that needs a package, with the extra that brings it."""
+    return invalid(name, f"{wanted} (pip install 'del-serve[{extra}]')", "no such package")
+
+
+def check_key(name: str, value: str | None) -> None:
+    """Raise unless an API key is None or fits an HTTP header; the message omits the key."""
+    if value is not None and not (value and value.isascii() and value.isprintable()):
+        raise invalid(name, "a non-empty printable ASCII string or None", "something else")
 
 
 def json_kind(value: object) -> str:

@@ -1,36 +1,19 @@
 """The errors of the client, and the tables that map failures to them.
 
-    DELClientError
-    ├── InvalidRequestError         a field is not acceptable
-    ├── AccessDeniedError           base of the next two
-    │   ├── AuthenticationError     401: the API key is missing or unknown
-    │   └── PermissionDeniedError   403: the key does not permit the call
-    ├── OverloadedError             base of the next two
-    │   ├── RateLimitError          429: the key's quota is spent
-    │   └── ServiceUnavailableError 503: the server has no capacity
-    ├── ServerError                 any other 5xx
-    ├── ConnectionFailedError       no connection, or a broken one
-    ├── TimeoutExceededError        a time limit passed
-    ├── StreamBrokenError           a stream broke more often than it may be resumed
-    ├── ProtocolError               the response violates the wire format
-    ├── RedirectRefusedError        the server redirected
-    ├── BundleOutdatedError         client and server have different bundles
-    ├── BundleInvalidError          a bundle is damaged or inconsistent
-    ├── CacheUnavailableError       the bundle cache cannot be used
-    ├── ClientClosedError           the client was closed
-    ├── PolicyViolationError        the privacy policy forbids the call
-    ├── BudgetExceededError         the privacy budget does not cover the call
-    ├── LedgerUnavailableError      the ledger cannot be used
-    └── MemoryInvalidError          a saved conversation cannot be opened
+Every class is directly below :class:`DELClientError`, except for two pairs::
 
-The names without ``Error`` at the end of this module are aliases until 1.0. Messages name the
-field and never contain anything derived from a prompt: no text, token ids, counts or output.
+    AccessDeniedError  <-  AuthenticationError (401), PermissionDeniedError (403)
+    OverloadedError    <-  RateLimitError (429), ServiceUnavailableError (503)
+
+The names without ``Error`` are aliases until 1.0. Messages name the field and never contain
+anything derived from a prompt: no text, token ids, counts or output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from del_core.errors import DelError
 
@@ -73,8 +56,6 @@ __all__ = [
     "TimeoutExceeded",
     "TimeoutExceededError",
 ]
-
-_MESSAGE_LIMIT = 400
 
 
 class DELClientError(DelError):
@@ -140,23 +121,10 @@ class ConnectionFailedError(DELClientError):
 
 
 class TimeoutExceededError(DELClientError):
-    """A time limit passed.
+    """A time limit passed. ``phase`` is connect, read, write, pool, first_token, total or server."""
 
-    ``phase`` is connect, read, write, pool, first_token, total or server.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        phase: str = "server",
-        status: int | None = None,
-        code: str | None = None,
-        request_id: str | None = None,
-        field: str | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(message, status=status, code=code, request_id=request_id, field=field, retry_after=retry_after)
+    def __init__(self, message: str, *, phase: str = "server", **details: Any) -> None:
+        super().__init__(message, **details)
         self.phase = phase
 
 
@@ -270,17 +238,15 @@ TRANSPORT_FAILURES: Mapping[str, tuple[type[DELClientError], str]] = {
 def error_from_transport(failure: BaseException, *, url: str, limit: str = "") -> DELClientError | None:
     """Return the typed error for an httpx exception, or None for an unknown one.
 
-    ``url`` must hold no credentials, since the message contains it; ``limit`` describes the time
-    limits. The exception's own text is dropped, because a transport may put anything in it.
+    ``url`` must hold no credentials, since the message contains it. The exception's own text is
+    dropped, because a transport may put anything in it.
     """
     for parent in type(failure).__mro__:
-        entry = TRANSPORT_FAILURES.get(parent.__name__)
-        if entry is None:
-            continue
-        kind, words = entry
+        kind, words = TRANSPORT_FAILURES.get(parent.__name__, (None, ""))
         if kind is TimeoutExceededError:
             return TimeoutExceededError(f"{url}: {words} timeout{limit and f' ({limit})'}", phase=words)
-        return kind(f"{url}: {words} ({type(failure).__name__})")
+        if kind is not None:
+            return kind(f"{url}: {words} ({type(failure).__name__})")
     return None
 
 
@@ -313,16 +279,10 @@ STATUS_FAILURES: Mapping[int, type[DELClientError]] = {
 
 
 def error_from_status(
-    status: int,
-    *,
-    message: str | None,
-    code: str | None,
-    field: str | None,
-    request_id: str | None,
-    retry_after: float | None,
-    url: str,
+    url: str, status: int, error: Mapping[str, Any], *, request_id: str | None = None, retry_after: float | None = None
 ) -> DELClientError:
-    """Return the typed error for an error response; the server's text is cut and made printable."""
+    """Return the typed error for a server's error object; its text is cut and made printable."""
+    message, code, field = (_text_or_none(error.get(name)) for name in ("message", "code", "param"))
     kind = CODE_FAILURES.get(code or "") or STATUS_FAILURES.get(status)
     if kind is None and code == "overloaded":
         kind = ServiceUnavailableError
@@ -331,11 +291,9 @@ def error_from_status(
     if kind is RedirectRefusedError:
         said = "the server sent a redirect, which the client does not follow"
     else:
-        said = _printable(message) if message else "the server gave no reason"
-    details = [f"HTTP {status}"]
-    details += [f"code {_printable(code)}"] if code else []
-    details += [f"field {_printable(field)}"] if field else []
-    details += [f"request {_printable(request_id)}"] if request_id else []
+        said = printable(message) if message else "the server gave no reason"
+    named = {"code": code, "field": field, "request": request_id}
+    details = [f"HTTP {status}", *(f"{name} {printable(value)}" for name, value in named.items() if value)]
     return kind(
         f"{url}: {said} ({', '.join(details)})",
         status=status,
@@ -346,6 +304,10 @@ def error_from_status(
     )
 
 
-def _printable(text: str) -> str:
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def printable(text: str, limit: int = 400) -> str:
     """Cut the text and replace characters that could garble a terminal or a log line."""
-    return "".join(character if character.isprintable() else "?" for character in text[:_MESSAGE_LIMIT])
+    return "".join(character if character.isprintable() else "?" for character in text[:limit])

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from client_lib._validation import invalid
+from client_lib._validation import missing_package
 from client_lib.errors import DELClientError
 from client_lib.options import Attributes, CallObserver, TelemetryHook
 
@@ -51,9 +51,7 @@ class OpenTelemetry:
         try:
             from opentelemetry import trace
         except ImportError:
-            raise invalid(
-                "telemetry", "used with OpenTelemetry (pip install 'del-serve[otel]')", "no such package"
-            ) from None
+            raise missing_package("telemetry", "used with OpenTelemetry", "otel") from None
         self._tracer = trace.get_tracer("client_lib", tracer_provider=tracer_provider)
         self._propagate = propagate
 

@@ -43,9 +43,7 @@ def error_codes() -> str:
     """Return the table of the error codes, their status and the error that the client raises."""
     rows = []
     for code, status in ERROR_STATUS.items():
-        error = client_errors.error_from_status(
-            status, message=None, code=code, field=None, request_id=None, retry_after=None, url=""
-        )
+        error = client_errors.error_from_status("", status, {"code": code})
         rows.append((f"`{code}`", str(status), f"`{type(error).__name__}`"))
     return table(("code", "status", "the client raises"), rows)
 

@@ -1,13 +1,8 @@
-"""The effects that the client's logic asks a driver for.
+"""The effects that the client's logic yields to a driver, which sends their results back.
 
-The logic (:mod:`client_lib._core.flow`) is written once, as generators that yield these effects and
-receive their results. Two small drivers carry them out, one with blocking calls and one with
-``await``. A driver guarantees that
-
-- at most one response is open per run; a new ``Send`` and the end of the run close it;
-- failures of the transport are thrown into the generator as errors of :mod:`client_lib.errors`;
-- no effect outlasts the run's total time limit: it fails with
-  ``TimeoutExceededError(phase="total")`` instead.
+A driver guarantees that at most one response is open per run (a new ``Send`` and the end of the run
+close it); that failures of the transport are thrown into the generator as typed errors; and that no
+effect outlasts the run's total time limit.
 """
 
 from __future__ import annotations

@@ -1,13 +1,9 @@
-"""The client's logic, without input or output: the requests to send, and their responses.
+"""The client's logic as generators of :mod:`client_lib._core.effects`, without input or output.
 
-Methods that talk to the server are generators of :mod:`client_lib._core.effects`. ``Client`` and
-``AsyncClient`` differ only in the driver that carries the effects out.
-
-The noise of a prompt is drawn once, when the prompt is encoded. Retries resend the identical frame;
-a resumed stream sends the same counts, with the tokens received so far in the header. After a
-fingerprint mismatch the client fetches the server's bundle once. It resends the prompt if its
-counts mean the same under the new bundle. Otherwise the call fails with ``BundleOutdatedError``:
-fresh noise costs privacy, so only the caller may decide to call again.
+The noise of a prompt is drawn once. Retries resend the identical frame; a resumed stream sends the
+same counts, with the tokens received so far in the header. After a fingerprint mismatch the client
+fetches the server's bundle once, and resends counts that mean the same under it. Otherwise the call
+fails with ``BundleOutdatedError``: fresh noise costs privacy, so the caller has to decide.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ from typing import Any, TypeVar, cast
 from client_lib._core.effects import Emit, Flow, Head, Read, Send, Sleep, call, read_all, use_bundle
 from client_lib._core.observe import observed
 from client_lib._core.request import CompletionCall, CompletionRequest, check_idempotency_key, sampling_from
-from client_lib._validation import check_fingerprint, check_integer, invalid, must_be
+from client_lib._validation import check_fingerprint, check_integer, check_key, invalid, must_be
 from client_lib.bundle_cache import BundleCache, default_cache_dir, load_local
 from client_lib.errors import (
     BundleOutdatedError,
@@ -86,29 +82,27 @@ class Core:
         if subject is not None and not (isinstance(subject, str) and subject):
             raise invalid("subject", "a non-empty string or None", "something else")
 
-    @property
-    def server(self) -> str:
-        """Host and port of the server, as in the base URL."""
-        return self.base_url.partition("://")[2].partition("/")[0]
+    def _observed(self, operation: str, flow: Flow[T], **attributes: str) -> Flow[T]:
+        server = self.base_url.partition("://")[2].partition("/")[0]
+        return observed(self.telemetry, operation, {**attributes, "server": server}, flow)
 
     # --- the bundle -------------------------------------------------------------------------------
 
     def load_encoder(self) -> Flow[Encoder]:
         """Load the bundle from the given directory, the cache, or the server."""
-        return observed(self.telemetry, "bundle", {"server": self.server}, self._load_encoder())
+        return self._observed("bundle", self._load_encoder())
 
     def _load_encoder(self) -> Flow[Encoder]:
         if self.bundle_path is not None:
             return (yield from call(self._load_local))
-        if self.pinned is not None:
-            pinned = self.pinned
+        known, pinned = None, self.pinned
+        if pinned is None:
+            known = yield from call(lambda: self.cache.load_last(self.base_url))
+        else:
             cached = yield from call(lambda: self.cache.load(pinned))
             # A pin names the content, so a verified entry needs no question to the server.
             if cached is not None:
                 return (yield from call(lambda: Encoder(cached)))
-        known = None
-        if self.pinned is None:
-            known = yield from call(lambda: self.cache.load_last(self.base_url))
         headers = {"accept": "application/x-tar"}
         if known is not None:
             headers["if-none-match"] = f'"{known.fingerprint}"'
@@ -167,9 +161,7 @@ class Core:
 
     def complete(self, made: CompletionCall) -> Flow[Completion]:
         """Request a completion in one response."""
-        return observed(
-            self.telemetry, "complete", {"variant": made.variant, "server": self.server}, self._complete(made)
-        )
+        return self._observed("complete", self._complete(made), variant=made.variant)
 
     def _complete(self, made: CompletionCall) -> Flow[Completion]:
         request = yield from self._prepare(made, stream=False)
@@ -190,11 +182,8 @@ class Core:
         return (yield from self._submit(request, (), receive))
 
     def stream(self, made: CompletionCall) -> Flow[Completion]:
-        """Request a completion in chunks, resumed if the connection breaks.
-
-        The result is the whole completion.
-        """
-        return observed(self.telemetry, "stream", {"variant": made.variant, "server": self.server}, self._stream(made))
+        """Request a completion in chunks, resumed if the connection breaks; return the whole."""
+        return self._observed("stream", self._stream(made), variant=made.variant)
 
     def _stream(self, made: CompletionCall) -> Flow[Completion]:
         request = yield from self._prepare(made, stream=True)
@@ -238,7 +227,7 @@ class Core:
             return parse_models((yield from _read_answer()))
 
         request = Send("GET", "/v1/models", self._headers({"accept": "application/json"}))
-        return observed(self.telemetry, "models", {"server": self.server}, self._retrying(request, receive))
+        return self._observed("models", self._retrying(request, receive))
 
     # --- parts of requests ------------------------------------------------------------------------
 
@@ -325,8 +314,8 @@ class Core:
     def _renew(self, request: CompletionRequest, mismatch: BundleOutdatedError, *, may_encode: bool) -> Flow[None]:
         """Move the request to the server's bundle if that needs no fresh noise.
 
-        With ``may_encode`` a prompt without private spans may be encoded again. A resumed stream
-        may not, because its tokens belong to the old tokenizer.
+        ``may_encode`` permits encoding a public prompt again. A resumed stream must not do so,
+        because its tokens belong to the old tokenizer.
         """
         stale = request.encoder.fingerprint
         if self.pinned is not None or self.bundle_path is not None:
@@ -407,9 +396,7 @@ def core_from(base_url: str, options: ClientOptions) -> Core:
     if unknown:  # as Python does for a keyword argument that a function lacks
         raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
     api_key, cache_dir, bundle = options.get("api_key"), options.get("cache_dir"), options.get("bundle")
-    # HTTP headers are ASCII. The key itself never appears in a message.
-    if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):
-        raise invalid("api_key", "a non-empty printable ASCII string or None", "something else")
+    check_key("api_key", api_key)
     core = Core(
         base_url=base_url,
         cache=BundleCache(default_cache_dir() if cache_dir is None else Path(cache_dir)),
@@ -444,21 +431,16 @@ def _hooks(telemetry: TelemetryHook | None) -> tuple[TelemetryHook, ...]:
     return (CallLog(),) if telemetry is None else (CallLog(), telemetry)
 
 
-def _read_answer() -> Flow[bytes]:
-    body = yield from read_all(_MAX_ANSWER_BYTES)
+def _read_answer(limit: int = _MAX_ANSWER_BYTES, where: str = "") -> Flow[bytes]:
+    body = yield from read_all(limit)
     if body is None:
-        raise ProtocolError(must_be("body", f"at most {_MAX_ANSWER_BYTES} bytes", "more"))
+        raise ProtocolError(where + must_be("body", f"at most {limit} bytes", "more"))
     return body
 
 
 def _download(head: Head) -> Flow[bytes | None]:
     """Return the body of ``GET /v1/bundle``, or None if the cached bundle is current."""
-    if head.status == 304:
-        return None
-    body = yield from read_all(_MAX_BUNDLE_BYTES)
-    if body is None:
-        raise ProtocolError(f"GET /v1/bundle: {must_be('body', f'at most {_MAX_BUNDLE_BYTES} bytes', 'more')}")
-    return body
+    return None if head.status == 304 else (yield from _read_answer(_MAX_BUNDLE_BYTES, "GET /v1/bundle: "))
 
 
 def _keep_open(head: Head) -> Flow[Head]:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping
 
 from client_lib._validation import invalid
-from client_lib.errors import DELClientError
+from client_lib.errors import DELClientError, printable
 from client_lib.options import Attributes
 
 _LOGGER = logging.getLogger("client_lib.calls")
@@ -77,4 +77,4 @@ def _words(attributes: Attributes) -> str:
 
 def _value(value: object) -> str:
     """Cut a value and keep it on one line; the server chooses request ids."""
-    return "".join(character if character.isprintable() else "?" for character in str(value)[:128])
+    return printable(str(value), limit=128)

@@ -1,7 +1,6 @@
-"""Observation of calls from outside: a generator passes a flow's effects on and reports them.
+"""Observation of calls: a generator passes a flow's effects on and reports them as events.
 
-docs/guides/client.md lists what observers receive: sizes, times, statuses and error names; never
-text, token ids or counts.
+docs/guides/client.md lists the attributes; none is derived from text, token ids or counts.
 """
 
 from __future__ import annotations
@@ -22,8 +21,13 @@ T = TypeVar("T")
 
 def observed(hooks: Sequence[TelemetryHook], operation: str, attributes: Attributes, flow: Flow[T]) -> Flow[T]:
     """Return the same flow, observed by the hooks from its first step on."""
-    watch = _Watch([observer for hook in hooks if (observer := _begin(hook, operation, attributes)) is not None])
-    if not watch.observers:
+    observers: list[CallObserver] = []
+    for hook in hooks:
+        with _ignored():
+            if (observer := hook.begin(operation, attributes)) is not None:
+                observers.append(observer)
+    watch = _Watch(observers)
+    if not observers:
         return (yield from flow)
     outcome: dict[str, str | int | float | bool] = {"closed": True}
     failure: DELClientError | None = None
@@ -56,13 +60,13 @@ class _Watch:
     def __init__(self, observers: Sequence[CallObserver]) -> None:
         self.observers = observers
         self._began = self._sent = time.monotonic()
-        self._requests = self._retries = self._resumes = 0
+        self._counts = {"requests": 0, "retries": 0, "resumes": 0}
         self._awaits_token = True
 
     def before(self, effect: Effect) -> Effect:
         match effect:
             case Send():
-                self._requests += 1
+                self._counts["requests"] += 1
                 self._sent = time.monotonic()
                 size = len(effect.content or b"")
                 self._tell("request", {"method": effect.method, "path": effect.path, "bytes": size})
@@ -72,10 +76,10 @@ class _Watch:
                         extra.update(observer.headers())
                 return replace(effect, headers={**effect.headers, **extra}) if extra else effect
             case Sleep(seconds, "resume"):
-                self._resumes += 1
+                self._counts["resumes"] += 1
                 self._tell("resume", {"pause_s": round(seconds, 3)})
             case Sleep(seconds):
-                self._retries += 1
+                self._counts["retries"] += 1
                 self._tell("retry", {"pause_s": round(seconds, 3), "why": effect.why})
             case Emit() if self._awaits_token:
                 self._awaits_token = False
@@ -85,23 +89,15 @@ class _Watch:
     def after(self, effect: Effect, value: object) -> None:
         if isinstance(effect, Send) and isinstance(value, Head):
             request_id = value.headers.get("x-request-id")
-            attributes: dict[str, str | int | float | bool] = {"status": value.status, "seconds": _since(self._sent)}
-            if request_id is not None:
-                attributes["request_id"] = request_id
-            self._tell("response", attributes)
+            named = {} if request_id is None else {"request_id": request_id}
+            self._tell("response", {"status": value.status, "seconds": _since(self._sent), **named})
 
     def failed(self, effect: Effect, error: DELClientError) -> None:
         if isinstance(effect, Send):
             self._tell("response", {"error": type(error).__name__, "seconds": _since(self._sent)})
 
     def end(self, outcome: Attributes, error: DELClientError | None) -> None:
-        attributes = {
-            **outcome,
-            "seconds": _since(self._began),
-            "requests": self._requests,
-            "retries": self._retries,
-            "resumes": self._resumes,
-        }
+        attributes = {**outcome, "seconds": _since(self._began), **self._counts}
         for observer in self.observers:
             with _ignored():
                 observer.end(attributes, error)
@@ -110,13 +106,6 @@ class _Watch:
         for observer in self.observers:
             with _ignored():
                 observer.event(name, attributes)
-
-
-def _begin(hook: TelemetryHook, operation: str, attributes: Attributes) -> CallObserver | None:
-    try:
-        return hook.begin(operation, attributes)
-    except Exception:
-        return None
 
 
 def _ignored() -> contextlib.suppress:

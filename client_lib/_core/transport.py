@@ -14,7 +14,7 @@ import httpx
 
 from client_lib._core.effects import Flow, Head, Send
 from client_lib._core.flow import Core
-from client_lib._validation import invalid
+from client_lib._validation import invalid, missing_package
 from client_lib.errors import ConnectionFailedError, DELClientError, TimeoutExceededError, error_from_transport
 from client_lib.options import Timeout
 from del_core.net.addresses import is_loopback
@@ -34,7 +34,7 @@ def http_options(base_url: str, *, http2: bool) -> dict[str, Any]:
     Raises ``InvalidRequestError`` for HTTP/2 without the package h2.
     """
     if http2 and importlib.util.find_spec("h2") is None:
-        raise invalid("http2", "used with the package h2 (pip install 'del-serve[http2]')", "no such package")
+        raise missing_package("http2", "used with the package h2", "http2")
     url = httpx.URL(base_url)
     is_local = is_loopback(url.host)
     # Plain HTTP to this machine needs no certificates, which are slow to load: this context trusts

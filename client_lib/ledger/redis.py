@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from client_lib._validation import check_seconds, invalid, must_be
+from client_lib._validation import check_seconds, invalid, missing_package, must_be
 from client_lib.errors import LedgerUnavailableError
 from client_lib.ledger import redis_scripts
 from client_lib.ledger.store import Account, Entry
@@ -66,9 +66,7 @@ class RedisStore:
             from redis.backoff import ExponentialBackoff
             from redis.retry import Retry
         except ImportError:
-            raise invalid(
-                "ledger", "used with the package redis (pip install 'del-serve[redis]')", "no such package"
-            ) from None
+            raise missing_package("ledger", "used with the package redis", "redis") from None
         if not re.fullmatch(r"[A-Za-z0-9:_.-]{1,100}", prefix):
             raise invalid("prefix", "1 to 100 of A-Z a-z 0-9 : _ . -", repr(prefix))
         check_seconds("timeout", timeout)

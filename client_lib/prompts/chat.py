@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from client_lib._validation import invalid
+from client_lib._validation import invalid, missing_package
 from client_lib.prompts.spans import CLEAR, Span, private, public
 
 _Rendering: TypeAlias = Callable[[list[dict[str, str]]], str]
@@ -83,9 +83,7 @@ class ChatTemplate:
             from jinja2 import TemplateError
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ImportError:
-            raise invalid(
-                "template", "rendered by the package jinja2 (pip install 'del-serve[chat]')", "no such package"
-            ) from None
+            raise missing_package("template", "rendered by the package jinja2", "chat") from None
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from client_lib._core.fork import renewed_after_fork
-from client_lib._validation import invalid, must_be
+from client_lib._validation import invalid, missing_package, must_be
 from client_lib.errors import BundleOutdatedError, MemoryInvalidError
 from client_lib.prompts.types import DrawnSegment, Tokenized
 
@@ -219,9 +219,7 @@ def _cipher(key: bytes) -> AESGCM:
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     except ImportError:
-        raise invalid(
-            "key", "used with the package cryptography (pip install 'del-serve[memory]')", "no such package"
-        ) from None
+        raise missing_package("key", "used with the package cryptography", "memory") from None
     given: object = key
     if not isinstance(given, bytes) or len(given) != _KEY_BYTES:
         raise invalid("key", f"{_KEY_BYTES} bytes, for example secrets.token_bytes(32)", "something else")

@@ -6,18 +6,17 @@ response content, which derives from the prompt.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from client_lib._validation import is_number, json_kind, must_be
+from client_lib._validation import NO_JSON, is_number, json_kind, must_be, parse_json
 from client_lib.errors import DELClientError, ProtocolError, error_from_status
 from client_lib.protocol.retry import parse_retry_after
 from client_lib.types import Chunk, Model, Usage
 from del_core.errors import ERROR_STATUS
 
-# The end mark of a stream.
 DONE = "[DONE]"
+"""The end mark of a stream."""
 
 
 class StreamReader:
@@ -59,9 +58,13 @@ class StreamReader:
         if self._done or data.strip() == DONE:
             self._done = True
             return None
-        event = _object(_parse(data, "event"), "event")
+        event = _parse(data, "event")
         if event.get("error") is not None:
-            raise _stream_failure(event["error"])
+            error = _object(event["error"], "event.error")
+            # The code implies the HTTP status.
+            code = error.get("code")
+            status = ERROR_STATUS.get(code, 500) if isinstance(code, str) else 500
+            raise error_from_status("stream", status, error)
         if event.get("usage") is not None:
             self.usage = _usage(event["usage"], "event.usage")
         choices = event.get("choices")
@@ -94,25 +97,26 @@ class StreamReader:
 
 def parse_completion(body: bytes, max_tokens: int) -> tuple[str, tuple[int, ...], str, Usage | None, str | None]:
     """Return text, token ids, finish reason, usage and id of a completion object."""
-    answer = _object(_parse(body, "body"), "body")
+    answer = _parse(body, "body")
     text, token_ids, finish_reason = _choice(answer.get("choices"), "body")
     if finish_reason is None:
         raise _wrong("body.choices[0].finish_reason", "a string", "null")
     if len(token_ids) > max_tokens:
         raise _too_many("body", max_tokens)
     usage = answer.get("usage")
+    name = answer.get("id")
     return (
         text,
         token_ids,
         finish_reason,
         None if usage is None else _usage(usage, "body.usage"),
-        _text_or_none(answer.get("id")),
+        name if isinstance(name, str) and name else None,
     )
 
 
 def parse_models(body: bytes) -> tuple[Model, ...]:
     """Return the variants of ``GET /v1/models``."""
-    answer = _object(_parse(body, "body"), "body")
+    answer = _parse(body, "body")
     entries = answer.get("data")
     if not isinstance(entries, list):
         raise _wrong("body.data", "an array", json_kind(entries))
@@ -134,51 +138,19 @@ def parse_models(body: bytes) -> tuple[Model, ...]:
 
 def read_failure(status: int, headers: Mapping[str, str], body: bytes | None, url: str) -> DELClientError:
     """Return the typed error of an error response, even if its body is no error object."""
-    error: Mapping[str, Any] = {}
-    if body:
-        try:
-            answer = json.loads(body)
-        except (ValueError, RecursionError):
-            answer = None  # an intermediary's page; the status decides
-        if isinstance(answer, dict) and isinstance(answer.get("error"), dict):
-            error = answer["error"]
-    return error_from_status(
-        status,
-        message=_text_or_none(error.get("message")),
-        code=_text_or_none(error.get("code")),
-        field=_text_or_none(error.get("param")),
-        request_id=headers.get("x-request-id"),
-        retry_after=parse_retry_after(headers.get("retry-after")),
-        url=url,
-    )
+    # An intermediary may send a page of its own; the status decides then.
+    answer = parse_json(body) if body else None
+    error = answer.get("error") if isinstance(answer, dict) else None
+    details = error if isinstance(error, dict) else {}
+    retry_after = parse_retry_after(headers.get("retry-after"))
+    return error_from_status(url, status, details, request_id=headers.get("x-request-id"), retry_after=retry_after)
 
 
-def _stream_failure(error: object) -> DELClientError:
-    """Return the typed error of an error event, whose code implies its HTTP status."""
-    fields = _object(error, "event.error")
-    code = _text_or_none(fields.get("code"))
-    return error_from_status(
-        ERROR_STATUS.get(code or "", 500),
-        message=_text_or_none(fields.get("message")),
-        code=code,
-        field=_text_or_none(fields.get("param")),
-        request_id=None,
-        retry_after=None,
-        url="stream",
-    )
-
-
-def _parse(data: str | bytes, where: str) -> object:
-    try:
-        return json.loads(data, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        pass
-    # Raised outside the handler: the parser's error carries the whole document along.
-    raise _wrong(where, "a JSON object", "something else")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
+def _parse(data: str | bytes, where: str) -> Mapping[str, Any]:
+    found = parse_json(data)
+    if found is NO_JSON:
+        raise _wrong(where, "a JSON object", "something else")
+    return _object(found, where)
 
 
 def _choice(choices: object, where: str) -> tuple[str, tuple[int, ...], str | None]:
@@ -213,10 +185,6 @@ def _object(value: object, where: str) -> Mapping[str, Any]:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
-
-
-def _text_or_none(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
 
 
 def _wrong(where: str, wanted: str, found: str) -> ProtocolError:

@@ -28,7 +28,7 @@ from client_lib.proxy.answers import DONE, Answer, ChatAnswer, CompletionAnswer,
 from client_lib.proxy.errors import invalid
 from client_lib.proxy.fields import name_of
 from client_lib.proxy.prompts import Prompts, Submission
-from client_lib.proxy.requests import ChatRequest, CompletionRequest, parse_chat, parse_completion, parse_json
+from client_lib.proxy.requests import ChatRequest, CompletionRequest, parse_body, parse_chat, parse_completion
 from client_lib.proxy.settings import ProxySettings
 from client_lib.streams import AsyncStream
 from del_core.mechanism.base import DEFAULT_DELTA
@@ -69,12 +69,12 @@ class _Proxy:
 
     async def completions(self, request: Request) -> Response:
         """``POST /v1/completions``."""
-        asked = parse_completion(parse_json(await read_body(request, self._settings.max_body_bytes)))
+        asked = parse_completion(parse_body(await read_body(request, self._settings.max_body_bytes)))
         return await self._answer(request, asked, CompletionAnswer)
 
     async def chat(self, request: Request) -> Response:
         """``POST /v1/chat/completions``."""
-        asked = parse_chat(parse_json(await read_body(request, self._settings.max_body_bytes)))
+        asked = parse_chat(parse_body(await read_body(request, self._settings.max_body_bytes)))
         return await self._answer(request, asked, ChatAnswer)
 
     async def models(self, _: Request) -> Response:

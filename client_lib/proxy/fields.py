@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from client_lib._validation import is_number, shown
+from client_lib.errors import printable
 from client_lib.proxy.errors import APIError, invalid, unsupported
 
 _NAME_LIMIT = 64
@@ -19,8 +20,7 @@ _NAME_LIMIT = 64
 
 def name_of(value: str) -> str:
     """Cut a name and make it printable."""
-    cut = value[:_NAME_LIMIT] + ("..." if len(value) > _NAME_LIMIT else "")
-    return "".join(character if character.isprintable() else "?" for character in cut)
+    return printable(value[:_NAME_LIMIT] + ("..." if len(value) > _NAME_LIMIT else ""))
 
 
 def boolean(body: Mapping[str, Any], name: str, where: str = "") -> bool:

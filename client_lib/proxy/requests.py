@@ -7,12 +7,11 @@ text.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from client_lib._validation import has_surrogate, json_kind, must_be, shown
+from client_lib._validation import NO_JSON, has_surrogate, json_kind, must_be, parse_json, shown
 from client_lib.options import SamplingOptions
 from client_lib.prompts.chat import Message
 from client_lib.proxy import fields
@@ -63,22 +62,16 @@ class ChatRequest(Request):
     messages: tuple[Message, ...] = field(repr=False)
 
 
-def parse_json(data: bytes) -> Mapping[str, Any]:
+def parse_body(data: bytes) -> Mapping[str, Any]:
     """Return the JSON object of a request's body. Raises :class:`APIError`."""
     try:
-        body = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        found = "something else"
-    else:
-        if isinstance(body, dict):
-            return body
-        found = json_kind(body)
-    # Raised outside the handler: the parser's error carries the whole document along.
+        body = parse_json(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        body = NO_JSON
+    if isinstance(body, dict):
+        return body
+    found = "something else" if body is NO_JSON else json_kind(body)
     raise APIError(400, must_be("the body", "a JSON object in UTF-8", found), code="invalid_json")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
 
 
 def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from client_lib._validation import check_integer, invalid
+from client_lib._validation import check_integer, check_key, invalid
 from client_lib.prompts.chat import ChatTemplate
 
 
@@ -44,10 +44,7 @@ class ProxySettings:
         check_integer("chat_max_tokens", self.chat_max_tokens, 1, 131_072)
         check_integer("max_body_bytes", self.max_body_bytes, 1, 1 << 30)
         check_integer("remember_bytes", self.remember_bytes, 0, 1 << 40)
-        if self.client_key is not None and not (
-            self.client_key and self.client_key.isascii() and self.client_key.isprintable()
-        ):
-            raise invalid("client_key", "a non-empty printable ASCII string or None", "something else")
+        check_key("client_key", self.client_key)
         if self.subject == "":
             raise invalid("subject", "a non-empty string or None", "an empty string")
         if self.variants is not None and not self.variants:
