@@ -1,7 +1,4 @@
-"""``delctl``: the entry point, the list of commands, error messages and exit codes.
-
-A command is imported when it is called, so ``delctl --help`` is fast and needs the base install
-only.
+"""``delctl``: the entry point. A command is imported when it is called, so ``--help`` is fast.
 
 Exit codes: 0 done; 1 failed; 2 input refused (usage, options, files, bundles); 130 stopped by
 Ctrl-C.
@@ -25,10 +22,8 @@ from del_core.errors import DelError
 
 @dataclass(frozen=True)
 class LazyCommand:
-    """A command's location, and its description without importing it."""
+    """A command of the module of its name, described without importing it."""
 
-    target: str
-    """``module:attribute`` of the click command."""
     help: str
     """One line for ``delctl --help``."""
     extra: str | None = None
@@ -37,37 +32,19 @@ class LazyCommand:
 
 COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
     {
-        "demo": LazyCommand(
-            "delctl.commands.demo:demo",
-            "Follow a private prompt through every variant.",
-            "serve",
-        ),
-        "serve": LazyCommand("delctl.commands.serve:serve", "Serve a model and its bundle on this machine.", "serve"),
-        "ask": LazyCommand("delctl.commands.ask:ask", "Send a private prompt to a server and print what it writes."),
-        "keys": LazyCommand("delctl.commands.keys:keys", "Make API keys for a server.", "serve"),
-        "proxy": LazyCommand(
-            "delctl.commands.proxy:proxy", "Answer OpenAI's API on this machine, with private prompts.", "proxy"
-        ),
-        "ledger": LazyCommand(
-            "delctl.commands.ledger:ledger", "Show, export and erase what is kept of people's privacy budgets."
-        ),
-        "model": LazyCommand("delctl.commands.model:model", "Get, convert and check base models.", "train"),
-        "inspect": LazyCommand(
-            "delctl.commands.inspect:inspect", "Verify a bundle and show its variants, guarantees and audits."
-        ),
-        "audit": LazyCommand(
-            "delctl.commands.audit:audit", "Attack a bundle's variants on held-out text and write a report.", "train"
-        ),
-        "evaluate": LazyCommand(
-            "delctl.commands.evaluate:evaluate",
-            "Measure the text behind a bundle's variants on your own text.",
-            "train",
-        ),
-        "train": LazyCommand("delctl.commands.train:train", "Train a base LM, a projection, a soft prompt.", "train"),
-        "calibrate": LazyCommand(
-            "delctl.commands.calibrate:calibrate", "Find the noise for an attack success or an epsilon.", "train"
-        ),
-        "bundle": LazyCommand("delctl.commands.bundle:bundle", "Put trained variants together into a bundle.", "train"),
+        "demo": LazyCommand("Follow a private prompt through every variant.", "serve"),
+        "serve": LazyCommand("Serve a model and its bundle on this machine.", "serve"),
+        "ask": LazyCommand("Send a private prompt to a server and print what it writes."),
+        "keys": LazyCommand("Make API keys for a server.", "serve"),
+        "proxy": LazyCommand("Answer OpenAI's API on this machine, with private prompts.", "proxy"),
+        "ledger": LazyCommand("Show, export and erase what is kept of people's privacy budgets."),
+        "model": LazyCommand("Get, convert and check base models.", "train"),
+        "inspect": LazyCommand("Verify a bundle and show its variants, guarantees and audits."),
+        "audit": LazyCommand("Attack a bundle's variants on held-out text and write a report.", "train"),
+        "evaluate": LazyCommand("Measure the text behind a bundle's variants on your own text.", "train"),
+        "train": LazyCommand("Train a base LM, a projection, a soft prompt.", "train"),
+        "calibrate": LazyCommand("Find the noise for an attack success or an epsilon.", "train"),
+        "bundle": LazyCommand("Put trained variants together into a bundle.", "train"),
     }
 )
 
@@ -99,11 +76,9 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return a command, or None for an unknown name."""
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
+        if cmd_name not in COMMANDS:
             return None
-        module, attribute = entry.target.split(":")
-        command = getattr(importlib.import_module(module), attribute)
+        command = getattr(importlib.import_module(f"delctl.commands.{cmd_name}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
 
@@ -166,13 +141,13 @@ def _missing_module(error: ModuleNotFoundError, arguments: Sequence[str]) -> int
     command = next(iter(arguments[_first_command(arguments) :]), "")
     wanted = COMMANDS[command].extra if command in COMMANDS else None
     if wanted is None or top not in EXTRA_MODULES[wanted]:
-        click.echo(f"delctl: {error}; the installation is incomplete", err=True)
-        return FAILED
-    click.echo(
-        f"delctl {command}: needs the package {top}, which is not installed; it comes with the extra "
-        f"del-serve[{wanted}] (for the CPU set, use requirements/cpu.lock as the README says)",
-        err=True,
-    )
+        said = f"delctl: {error}; the installation is incomplete"
+    else:
+        said = (
+            f"delctl {command}: needs the package {top}, which is not installed; it comes with the extra "
+            f"del-serve[{wanted}] (for the CPU set, use requirements/cpu.lock as the README says)"
+        )
+    click.echo(said, err=True)
     return FAILED
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -14,7 +15,7 @@ from del_core.mechanism.base import DEFAULT_DELTA
 from delctl.places import PLACE, bundle_place
 
 if TYPE_CHECKING:
-    from client_lib.ledger import Budget
+    from client_lib.ledger import Ledger
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,6 +27,7 @@ SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 api_key_option = click.option(
     "--api-key", envvar="DEL_API_KEY", show_envvar=True, help="Sent to the server as a bearer token."
 )
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 bundle_option = click.option(
     "--bundle", type=bundle_place, metavar=PLACE, help="Use this bundle's client part instead of the server's."
 )
@@ -40,12 +42,14 @@ def grouped(parameter: str, kind: type[Any], *options: Callable[[F], F]) -> Call
             own = {field.name: values.pop(field.name) for field in fields(kind)}
             return command(**values, **{parameter: kind(**own)})
 
-        made: Any = called
-        for option in reversed(options):
-            made = option(made)
-        return made  # type: ignore[no-any-return]
+        return together(*options)(cast(F, called))
 
     return decorate
+
+
+def together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return one decorator that adds the options in this order."""
+    return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,15 @@ class BudgetOptions:
     budget_delta: float
     budget_days: float
 
-    def budget(self) -> Budget:
-        """Return the budget. Without an epsilon it serves commands that do not compare with it."""
-        from client_lib.ledger import Budget
+    @contextlib.contextmanager
+    def ledger(self, place: str) -> Iterator[Ledger]:
+        """Open the ledger at ``place``; without an epsilon for commands that do not compare."""
+        from client_lib.ledger import Budget, Ledger, open_store
 
         window = timedelta(days=self.budget_days) if self.budget_days else None
-        return Budget(self.budget_epsilon or 1.0, delta=self.budget_delta, window=window)
+        budget = Budget(self.budget_epsilon or 1.0, delta=self.budget_delta, window=window)
+        with contextlib.closing(Ledger(open_store(place), budget=budget)) as opened:
+            yield opened
 
 
 def budget_options(*, required: bool) -> Callable[[F], F]:
@@ -87,13 +94,11 @@ def budget_options(*, required: bool) -> Callable[[F], F]:
 
 def sampling_options(*, max_tokens: int, temperature: float) -> Callable[[F], F]:
     """Return the options ``--max-tokens`` and ``--temperature`` with these defaults."""
-
-    def decorate(command: F) -> F:
-        command = click.option(
-            "--temperature", type=click.FloatRange(0), default=temperature, show_default=True, help="0 is greedy."
-        )(command)
-        return click.option(
+    return together(
+        click.option(
             "--max-tokens", type=click.IntRange(1), default=max_tokens, show_default=True, help="Tokens to generate."
-        )(command)
-
-    return decorate
+        ),
+        click.option(
+            "--temperature", type=click.FloatRange(0), default=temperature, show_default=True, help="0 is greedy."
+        ),
+    )

@@ -107,7 +107,8 @@ class Guard:
                 response, status = Response(status_code=499), "disconnected"  # nobody reads it
             except Exception as error:
                 failure = as_api_error(error)
-                response, status = _refusal(failure), f"{failure.status} {failure.code}"
+                response = JSONResponse(failure.body, failure.status, failure.headers)
+                status = f"{failure.status} {failure.code}"
             response.headers["x-request-id"] = request_id
             took = time.monotonic() - start
             log.info("%s %s %s %.3f s %s", request.method, route, status, took, request_id)
@@ -134,10 +135,6 @@ class Guard:
             )
 
 
-def _refusal(failure: APIError) -> Response:
-    return JSONResponse(failure.body, failure.status, failure.headers)
-
-
 async def not_routed(request: Request, error: Exception) -> Response:
     """Return the response for an unknown path or method."""
     assert isinstance(error, HTTPException)
@@ -149,6 +146,5 @@ async def not_routed(request: Request, error: Exception) -> Response:
             "No such route; the routes are /v1/chat/completions, /v1/completions, /v1/models, /healthz",
             code="not_found",
         )
-    response = _refusal(failure)
-    response.headers["x-request-id"] = f"req_{secrets.token_hex(16)}"
-    return response
+    headers = {**failure.headers, "x-request-id": f"req_{secrets.token_hex(16)}"}
+    return JSONResponse(failure.body, failure.status, headers)

@@ -1,9 +1,5 @@
 """The ASGI application of the proxy.
 
-    /v1/chat/completions, /v1/completions      POST, streaming or not
-    /v1/models, /v1/models/{id}                GET, the variants offered
-    /healthz                                   GET, open
-
 The client determines server, policy and ledger. The application holds no connections of its own;
 the owner of the client closes it.
 """
@@ -24,7 +20,7 @@ from client_lib.async_client import AsyncClient
 from client_lib.errors import BundleOutdatedError, DELClientError
 from client_lib.prompts.spans import CLEAR
 from client_lib.proxy._http import EventStream, Guard, as_api_error, not_routed, read_body
-from client_lib.proxy.answers import DONE, Answer, ChatAnswer, CompletionAnswer, event
+from client_lib.proxy.answers import DONE, ChatAnswer, CompletionAnswer, event
 from client_lib.proxy.errors import invalid
 from client_lib.proxy.fields import name_of
 from client_lib.proxy.prompts import Prompts, Submission
@@ -59,7 +55,7 @@ def create_app(client: AsyncClient, settings: ProxySettings | None = None) -> St
 
 
 class _Proxy:
-    """The handlers."""
+    """The handlers of the routes."""
 
     def __init__(self, client: AsyncClient, settings: ProxySettings) -> None:
         self._client = client
@@ -68,28 +64,24 @@ class _Proxy:
         self._started = int(time.time())
 
     async def completions(self, request: Request) -> Response:
-        """``POST /v1/completions``."""
         asked = parse_completion(parse_body(await read_body(request, self._settings.max_body_bytes)))
         return await self._answer(request, asked, CompletionAnswer)
 
     async def chat(self, request: Request) -> Response:
-        """``POST /v1/chat/completions``."""
         asked = parse_chat(parse_body(await read_body(request, self._settings.max_body_bytes)))
         return await self._answer(request, asked, ChatAnswer)
 
     async def models(self, _: Request) -> Response:
-        """``GET /v1/models``."""
         names = [*await self._offered(), *self._settings.aliases]
         return JSONResponse({"object": "list", "data": [await self._model(name) for name in names]})
 
     async def model(self, request: Request) -> Response:
-        """``GET /v1/models/{id}``."""
         name = request.path_params["id"]
         await self._variant(name)
         return JSONResponse(await self._model(name))
 
     async def health(self, _: Request) -> Response:
-        """``GET /healthz``: the proxy runs, whatever the state of the server."""
+        """The proxy runs, whatever the state of the server."""
         return JSONResponse({"status": "ok"})
 
     # --- models -----------------------------------------------------------------------------------
@@ -127,7 +119,7 @@ class _Proxy:
     # --- answers ----------------------------------------------------------------------------------
 
     async def _answer(
-        self, request: Request, asked: CompletionRequest | ChatRequest, kind: type[CompletionAnswer | ChatAnswer]
+        self, request: Request, asked: CompletionRequest | ChatRequest, kind: type[CompletionAnswer]
     ) -> Response:
         fields = {"max_tokens": asked.max_tokens_field}
         submission: Submission | None = None
@@ -155,7 +147,9 @@ class _Proxy:
                 self._prompts.forget(submission)
             raise as_api_error(error, fields) from None
 
-    async def _stream(self, request: Request, stream: AsyncStream, answer: Answer, fields: dict[str, str]) -> Response:
+    async def _stream(
+        self, request: Request, stream: AsyncStream, answer: CompletionAnswer, fields: dict[str, str]
+    ) -> Response:
         try:
             first = await unless_disconnected(request.receive, anext(stream))
         except BaseException:

@@ -1,8 +1,4 @@
-"""The error responses of the proxy: OpenAI-shaped error objects with a status and a stable code.
-
-One table maps the errors of :mod:`client_lib.errors` to responses. Messages contain nothing of a
-prompt or of generated text.
-"""
+"""The error responses of the proxy, in the form of OpenAI's API; see docs/guides/proxy.md."""
 
 from __future__ import annotations
 

@@ -15,15 +15,11 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 from client_lib.prompts.span_memory import keyed_digest
 from client_lib.prompts.spans import Span
 from client_lib.prompts.types import EncodedPrompt
 from del_core.wire import PrivateSegment
-
-# The approximate size of an entry without its counts, in bytes.
-_OVERHEAD = 600
 
 
 class CountMemory:
@@ -35,7 +31,7 @@ class CountMemory:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._key = secrets.token_bytes(32)
-        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._kept: OrderedDict[bytes, EncodedPrompt] = OrderedDict()
         self._bytes = 0
 
     @property
@@ -59,7 +55,7 @@ class CountMemory:
             kept = self._kept.get(name)
             if kept is None:
                 break
-            found.append(kept.encoded)
+            found.append(kept)
         # The first spans become the most recent: later ones are found only through them.
         for name in reversed(names[1 : len(found) + 1]):
             self._kept.move_to_end(name)
@@ -68,28 +64,22 @@ class CountMemory:
     def remember(self, name: bytes, encoded: EncodedPrompt) -> None:
         """Keep an encoded span, and drop other spans if there is no room."""
         self.forget([name])
-        kept = _Kept(encoded)
-        if kept.size > self._max_bytes:
+        if _size(encoded) > self._max_bytes:
             return
-        self._kept[name] = kept
-        self._bytes += kept.size
+        self._kept[name] = encoded
+        self._bytes += _size(encoded)
         while self._bytes > self._max_bytes:
             _, dropped = self._kept.popitem(last=False)
-            self._bytes -= dropped.size
+            self._bytes -= _size(dropped)
 
     def forget(self, names: Iterable[bytes]) -> None:
         """Drop the encoded spans of these names."""
         for name in names:
             if (kept := self._kept.pop(name, None)) is not None:
-                self._bytes -= kept.size
+                self._bytes -= _size(kept)
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    encoded: EncodedPrompt = field(repr=False)
-
-    @property
-    def size(self) -> int:
-        segments = self.encoded.segments
-        counts = sum(segment.codes.nbytes for segment in segments if isinstance(segment, PrivateSegment))
-        return _OVERHEAD + counts + 32 * sum(segment.tokens for segment in segments)
+def _size(encoded: EncodedPrompt) -> int:
+    """Return the approximate size of an entry in bytes."""
+    counts = sum(segment.codes.nbytes for segment in encoded.segments if isinstance(segment, PrivateSegment))
+    return 600 + counts + 32 * encoded.tokens

@@ -49,27 +49,25 @@ class Prompts:
 
     async def complete(self, submission: Submission) -> Completion:
         """Return the completion in one response."""
-        encoded = await self._encode(submission)
-        client = self._client.with_options(subject=submission.subject)
-        return await client.complete(encoded, variant=submission.variant, **self._sampling(submission.asked))
+        encoded, client, sampling = await self._prepare(submission)
+        return await client.complete(encoded, variant=submission.variant, **sampling)
 
     async def stream(self, submission: Submission) -> AsyncStream:
         """Return the completion in chunks; nothing is sent before the first is requested."""
-        encoded = await self._encode(submission)
-        client = self._client.with_options(subject=submission.subject)
-        return client.stream(encoded, variant=submission.variant, **self._sampling(submission.asked))
+        encoded, client, sampling = await self._prepare(submission)
+        return client.stream(encoded, variant=submission.variant, **sampling)
 
     def forget(self, submission: Submission) -> None:
         """Drop the counts of a prompt that the server can no longer interpret."""
         self._memory.forget(self._memory.names(submission.subject, submission.variant, self._spans(submission)))
 
-    def _sampling(self, asked: CompletionRequest | ChatRequest) -> SamplingOptions:
+    async def _prepare(self, submission: Submission) -> tuple[EncodedPrompt, AsyncClient, SamplingOptions]:
+        asked = submission.asked
         sampling = asked.sampling.copy()
-        if asked.max_tokens is not None:
-            sampling["max_tokens"] = asked.max_tokens
-        elif isinstance(asked, ChatRequest):
-            sampling["max_tokens"] = self._settings.chat_max_tokens
-        return sampling
+        if isinstance(asked, ChatRequest):
+            sampling.setdefault("max_tokens", self._settings.chat_max_tokens)
+        client = self._client.with_options(subject=submission.subject)
+        return await self._encode(submission), client, sampling
 
     def _spans(self, submission: Submission) -> list[Span]:
         asked, is_clear = submission.asked, submission.variant == CLEAR
@@ -127,8 +125,8 @@ def render(
 ) -> tuple[Span, ...]:
     """Return the spans of a chat, ending where the assistant's answer begins.
 
-    Developer messages become system messages, which templates know. Under a model's own template
-    the contents are stripped of white space, which many templates trim anyway.
+    Developer messages become system messages. Under a model's own template the contents are
+    stripped of white space, which many templates trim anyway.
     """
     chat = []
     for message in messages:

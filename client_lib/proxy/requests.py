@@ -1,8 +1,7 @@
 """The JSON bodies of ``/v1/completions`` and ``/v1/chat/completions``, checked and typed.
 
 Unknown fields are refused, as by OpenAI's API. Known fields that cannot be served are accepted only
-with values that have no effect (:mod:`client_lib.proxy.fields`). The ``repr`` of requests shows no
-text.
+with values that have no effect. The ``repr`` of requests shows no text.
 """
 
 from __future__ import annotations
@@ -33,16 +32,11 @@ _KNOWN_CHAT = (
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The common part of both kinds of requests.
-
-    ``subject`` is the body's subject of the prompt, or None. ``max_tokens`` is None if absent;
-    ``max_tokens_field`` is the name that the request uses for it.
-    """
+    """The common part of both kinds; ``max_tokens_field`` is the request's name of max_tokens."""
 
     model: str
     stream: bool
     include_usage: bool
-    max_tokens: int | None
     max_tokens_field: str
     sampling: SamplingOptions = field(repr=False)
     subject: str | None = field(repr=False)
@@ -97,14 +91,13 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     return ChatRequest(**_common(body, limit), messages=parsed)
 
 
-# --- what both have -------------------------------------------------------------------------------
-
-
 def _common(body: Mapping[str, Any], limit: str) -> dict[str, Any]:
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise invalid("model", "an id of GET /v1/models", _shown(model), code="missing_model")
     sampling = SamplingOptions()
+    if (max_tokens := fields.integer(body, limit, 1, _MAX_TOKENS)) is not None:
+        sampling["max_tokens"] = max_tokens
     if (temperature := fields.number(body, "temperature", 0, 2)) is not None:
         sampling["temperature"] = temperature
     if (top_p := fields.number(body, "top_p", 0, 1, above=True)) is not None:
@@ -118,7 +111,6 @@ def _common(body: Mapping[str, Any], limit: str) -> dict[str, Any]:
         "model": model,
         "stream": stream,
         "include_usage": _include_usage(body.get("stream_options"), stream),
-        "max_tokens": fields.integer(body, limit, 1, _MAX_TOKENS),
         "max_tokens_field": limit,
         "sampling": sampling,
         "subject": _subject(body, "user") or _subject(body, "safety_identifier"),
@@ -150,9 +142,6 @@ def _include_usage(value: object, stream: bool) -> bool:
     if fields.boolean(value, "include_obfuscation", "stream_options."):
         raise unsupported("stream_options.include_obfuscation", "false or absent", "true")
     return fields.boolean(value, "include_usage", "stream_options.")
-
-
-# --- text -----------------------------------------------------------------------------------------
 
 
 def _text(value: str, where: str) -> str:

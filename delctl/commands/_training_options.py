@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import click
 
+from delctl.options import SHARE, together
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 EXISTING_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
-SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
-POSITIVE = click.FloatRange(0, min_open=True)
 
 
 class RegisteredChoice(click.ParamType[str]):
@@ -61,7 +61,7 @@ DEVICE = click.option("--device", default="cpu", show_default=True, help="torch 
 
 def stage_options(*, steps: int, learning_rate: float, min_prompt_tokens: int) -> Callable[[Command], Command]:
     """Return a decorator with the options of a stage through the frozen LM, with these defaults."""
-    return _together(
+    return together(
         click.option("--prompt-tokens", default=96, show_default=True, type=click.IntRange(min_prompt_tokens)),
         click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2)),
         click.option("--batch", default=16, show_default=True, type=click.IntRange(1)),
@@ -80,7 +80,7 @@ def stage_options(*, steps: int, learning_rate: float, min_prompt_tokens: int) -
 
 def run_options(command: Command) -> Command:
     """Add the options of every training command."""
-    return _together(
+    return together(
         click.option("--bf16", is_flag=True, help="Matrix products in bfloat16: faster on processors that have them."),
         DEVICE,
         click.option(
@@ -94,12 +94,3 @@ def run_options(command: Command) -> Command:
         ),
         click.option("--quiet", is_flag=True, help="No progress bars."),
     )(command)
-
-
-def _together(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,11 +119,7 @@ def _as_json(completion: Completion, fingerprint: str, cost: _Cost) -> dict[str,
         "text": completion.text,
         "token_ids": list(completion.token_ids),
         "finish_reason": completion.finish_reason,
-        "usage": {
-            "prompt_tokens": completion.usage.prompt_tokens,
-            "completion_tokens": completion.usage.completion_tokens,
-            "total_tokens": completion.usage.total_tokens,
-        },
+        "usage": asdict(completion.usage),
         "request_id": completion.request_id,
         "bytes_sent": completion.bytes_sent,
         "fingerprint": fingerprint,

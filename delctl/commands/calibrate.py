@@ -12,12 +12,11 @@ from delctl.commands._training_options import (
     DELTA,
     DEVICE,
     MODEL,
-    POSITIVE,
     PROJECTION,
-    SHARE,
     TEXT,
     RegisteredChoice,
 )
+from delctl.options import POSITIVE, SHARE
 
 
 def _token_attacks() -> list[str]:

@@ -13,14 +13,13 @@ import click
 
 from delctl.guess import Guess, guess_tokens
 from delctl.local import PROXY_WORDS, running_server
-from delctl.options import DELTA, sampling_options
+from delctl.options import DELTA, json_option, sampling_options
 from delctl.places import PLACE, bundle_place, model_place
 from delctl.terminal import console, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-    from tokenizers import Tokenizer
 
     from client_lib import Client
     from del_core.bundle import Bundle
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the generation (never of the noise).")
 @click.option("--bundle", type=bundle_place, metavar=PLACE, help="Another bundle than the demo's, with --model.")
 @click.option("--model", type=model_place, metavar=PLACE, help="The base model of --bundle.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@json_option
 def demo(prompt: str | None, bundle: Path | None, model: Path | None, as_json: bool, **sampling: Any) -> None:
     """Follow a private prompt through every variant.
 
@@ -101,12 +100,14 @@ class _Run:
     """Sends one prompt under each variant, and shows the progress."""
 
     def __init__(self, client: Client, bundle: Bundle, prompt: str, sampling: dict[str, Any], out: Console) -> None:
+        from tokenizers import Tokenizer
+
         self._client = client
         self._bundle = bundle
         self._prompt = prompt
         self._sampling = sampling
         self._out = out
-        self._tokenizer = _load_tokenizer(bundle)
+        self._tokenizer = Tokenizer.from_file(str(bundle.client.tokenizer_path))
         # As the client tokenizes: one span, without special tokens.
         self._token_ids: list[int] = self._tokenizer.encode(prompt, add_special_tokens=False).ids
 
@@ -135,7 +136,10 @@ class _Run:
             bytes_sent = chunks.completion.bytes_sent
         embeddings = 2 * len(self._token_ids) * self._bundle.manifest.base_model.hidden_size
         payload = len(self._token_ids) * self._bundle.mechanism(name).row_bytes
-        self._show_sent(bytes_sent, payload, embeddings)
+        self._out.print(
+            f"\nBytes sent: {bytes_sent:,} ({payload:,} of counts); as plain text {len(self._prompt.encode()):,}; "
+            f"as fp16 embeddings {embeddings:,}"
+        )
         return _Result(name, guess, bytes_sent, embeddings, epsilon, completion)
 
     def _show_seen(self, name: str, guess: Guess, epsilon: float) -> None:
@@ -160,13 +164,6 @@ class _Run:
         self._out.print(_columns({heading: text, **beside}))
         return text
 
-    def _show_sent(self, bytes_sent: int, payload: int, embeddings: int) -> None:
-        plain = len(self._prompt.encode())
-        self._out.print(
-            f"\nBytes sent: {bytes_sent:,} ({payload:,} of counts); as plain text {plain:,}; "
-            f"as fp16 embeddings {embeddings:,}"
-        )
-
 
 def _columns(texts: dict[str, str]) -> Table:
     """Return texts side by side under their headings."""
@@ -182,9 +179,3 @@ def _columns(texts: dict[str, str]) -> Table:
         *(Text("\n".join(filter(str.strip, printable(text).strip().splitlines()))) for text in texts.values())
     )
     return table
-
-
-def _load_tokenizer(bundle: Bundle) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(bundle.client.tokenizer_path))

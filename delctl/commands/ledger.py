@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from delctl.options import DELTA, BudgetOptions, budget_options
 from delctl.terminal import console, plain_table, printable
-
-if TYPE_CHECKING:
-    from client_lib.ledger import Ledger
 
 
 def _place(_: click.Context, __: click.Parameter, value: str) -> str:
@@ -28,17 +22,6 @@ def _place(_: click.Context, __: click.Parameter, value: str) -> str:
 
 
 _PLACE = click.argument("place", metavar="LEDGER", callback=_place)
-
-
-@contextlib.contextmanager
-def _opened(place: str, budget: BudgetOptions) -> Iterator[Ledger]:
-    from client_lib.ledger import Ledger, open_store
-
-    opened = Ledger(open_store(place), budget=budget.budget())
-    try:
-        yield opened
-    finally:
-        opened.close()
 
 
 @click.group()
@@ -59,7 +42,7 @@ def status(place: str, subjects: tuple[str, ...], budget: BudgetOptions, as_json
 
     The largest spending comes first.
     """
-    with _opened(place, budget) as opened:
+    with budget.ledger(place) as opened:
         limit = opened.budget
         spendings = [opened.spent(subject) for subject in subjects or opened.store.subjects()]
     spendings.sort(key=lambda spending: -spending.epsilon)
@@ -90,7 +73,7 @@ def status(place: str, subjects: tuple[str, ...], budget: BudgetOptions, as_json
 @budget_options(required=True)
 def export(place: str, subject: str, budget: BudgetOptions) -> None:
     """Write the data of a subject as JSON."""
-    with _opened(place, budget) as opened:
+    with budget.ledger(place) as opened:
         click.echo(json.dumps(opened.export(subject), indent=2))
 
 
@@ -106,7 +89,7 @@ def erase(place: str, subject: str, yes: bool) -> None:
     if not yes:
         click.confirm(f"Erase {printable(subject)}? They will have their whole budget again.", abort=True, err=True)
     # Erasing does not depend on the budget.
-    with _opened(place, BudgetOptions(None, DELTA, 0.0)) as opened:
+    with BudgetOptions(None, DELTA, 0.0).ledger(place) as opened:
         found = opened.erase(subject)
     if not found:
         raise click.ClickException(f"the ledger has no data of {printable(subject)}")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from delctl.options import json_option
 from delctl.places import MODEL_PLACE, model_place
 from delctl.terminal import bytes_words, console, plain_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @click.group()
@@ -26,7 +31,7 @@ def model() -> None:
     show_default=True,
     help="Type of the weights of a converted GGUF file.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@json_option
 def get(source: str, out: Path | None, dtype: str, as_json: bool) -> None:
     """Make a model directory from SOURCE: a known model's name, or a GGUF file of the Llama family.
 
@@ -41,35 +46,34 @@ def get(source: str, out: Path | None, dtype: str, as_json: bool) -> None:
     from del_core.lm.gguf import convert_gguf
     from del_core.lm.known import MODELS, cached_model, get_model
 
-    out_console = console(stderr=True, quiet=as_json)
+    progress = console(stderr=True, quiet=as_json)
     file = Path(source)
     if source not in MODELS:
         if not file.is_file():
             raise click.BadParameter(f"must be one of {', '.join(MODELS)}, or a GGUF file, got {source!r}")
         if out is None:
             raise click.UsageError("--out is needed for a GGUF file: the directory to write")
-        with out_console.status(f"Converting {file.name} ..."):
+        with progress.status(f"Converting {file.name} ..."):
             convert_gguf(file, out, dtype=dtype)
-        _say(out, as_json)
-        return
-    if out is not None:
+        directory = out
+    elif out is not None:
         raise click.UsageError("--out goes with a GGUF file; a known model is kept in the cache")
-    known = MODELS[source]
-    if cached_model(source) is None:
-        out_console.print(f"{known.title}, license {known.license}, {bytes_words(known.size)} to download")
-        directory = _download(source, as_json)
+    elif cached_model(source) is None:
+        known = MODELS[source]
+        progress.print(f"{known.title}, license {known.license}, {bytes_words(known.size)} to download")
+        directory = _download(source, progress)
     else:
         directory = get_model(source)
-    _say(directory, as_json)
+    click.echo(json.dumps({"directory": str(directory)}) if as_json else str(directory))
 
 
-def _download(name: str, quiet: bool) -> Path:
+def _download(name: str, shown_on: Console) -> Path:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from del_core.lm.known import MODELS, get_model
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console(stderr=True, quiet=quiet)) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=shown_on) as bar:
         task = bar.add_task("Downloading", total=MODELS[name].size)
 
         def progress(done: int, total: int) -> None:
@@ -80,13 +84,9 @@ def _download(name: str, quiet: bool) -> Path:
         return get_model(name, progress=progress)
 
 
-def _say(directory: Path, as_json: bool) -> None:
-    click.echo(json.dumps({"directory": str(directory)}) if as_json else str(directory))
-
-
 @model.command()
 @click.argument("directory", metavar=MODEL_PLACE, type=model_place)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@json_option
 def check(directory: Path, as_json: bool) -> None:
     """Say what keeps a model from being trained for or served, before anything is loaded.
 
@@ -108,7 +108,7 @@ def check(directory: Path, as_json: bool) -> None:
 
 
 @model.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+@json_option
 def list_models(as_json: bool) -> None:
     """List the models that can be had by name.
 

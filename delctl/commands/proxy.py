@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     import socket
 
     from client_lib import AsyncClient
-    from client_lib.ledger import Ledger
     from client_lib.policy import PrivacyPolicy
     from client_lib.proxy import ProxySettings
 
@@ -202,33 +200,17 @@ def proxy(
         delta=limits.policy_delta,
         min_audit_date=None if limits.min_audit_date is None else limits.min_audit_date.date(),
     )
-    with _open_ledger(ledger_place, budget) as ledger:
+    if (ledger_place is None) != (budget.budget_epsilon is None):
+        raise click.UsageError("--ledger and --budget-epsilon need each other")
+    with contextlib.nullcontext() if ledger_place is None else budget.ledger(ledger_place) as ledger:
 
         async def run() -> None:
-            core = AsyncClient(
+            async with AsyncClient(
                 upstream.server, api_key=upstream.api_key, bundle=upstream.bundle, policy=policy, ledger=ledger
-            )
-            async with core as client:
+            ) as client:
                 await _Proxy(client, checked, policy, bind(listen.host, listen.port), listen.grace).run()
 
         asyncio.run(run())
-
-
-@contextlib.contextmanager
-def _open_ledger(place: str | None, budget: BudgetOptions) -> Iterator[Ledger | None]:
-    """Open the ledger that the options describe, if any."""
-    from client_lib.ledger import Ledger, open_store
-
-    if (place is None) != (budget.budget_epsilon is None):
-        raise click.UsageError("--ledger and --budget-epsilon need each other")
-    if place is None:
-        yield None
-        return
-    ledger = Ledger(open_store(place), budget=budget.budget())
-    try:
-        yield ledger
-    finally:
-        ledger.close()
 
 
 @dataclass(frozen=True)
@@ -301,16 +283,12 @@ class _Proxy:
         from client_lib import PolicyViolationError
 
         bundle = await self.client.bundle()
-        refused: dict[str, str | None] = {}
-        last: PolicyViolationError | None = None
+        refused: dict[str, str | None] = dict.fromkeys(offered)
         for name in offered:
             try:
                 self.policy.check_variant(bundle, name)
             except PolicyViolationError as violation:
                 refused[name] = str(violation)
-                last = violation
-            else:
-                refused[name] = None
-        if last is not None and None not in refused.values():
-            raise click.UsageError(str(last)) from last
+        if offered and None not in refused.values():
+            raise click.UsageError(str(refused[offered[-1]]))
         return refused

@@ -12,14 +12,13 @@ from delctl.commands._training_options import (
     BITS,
     DELTA,
     MODEL,
-    POSITIVE,
     PROJECTION,
-    SHARE,
     TEXT,
     RegisteredChoice,
     run_options,
     stage_options,
 )
+from delctl.options import POSITIVE, SHARE
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")

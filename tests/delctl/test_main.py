@@ -59,10 +59,10 @@ def _command_that_raises(monkeypatch: pytest.MonkeyPatch, error: BaseException, 
     def fail() -> None:
         raise error
 
-    module = types.ModuleType("delctl_test_commands")
+    module = types.ModuleType("delctl.commands.fail")
     vars(module)["fail"] = fail
-    monkeypatch.setitem(sys.modules, "delctl_test_commands", module)
-    monkeypatch.setattr(main, "COMMANDS", {"fail": main.LazyCommand("delctl_test_commands:fail", "Fail.", extra)})
+    monkeypatch.setitem(sys.modules, "delctl.commands.fail", module)
+    monkeypatch.setattr(main, "COMMANDS", {"fail": main.LazyCommand("Fail.", extra)})
 
 
 @pytest.mark.parametrize(
