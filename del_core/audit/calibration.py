@@ -1,7 +1,6 @@
 """Calibration of the noise to the success of an attack, by bisection on the mechanism's ratio.
 
-The success is measured on text that no result is reported on, so later results are not fitted to
-it.
+No result is reported on the text of the calibration, so later results are not fitted to it.
 """
 
 from __future__ import annotations
@@ -20,10 +19,7 @@ _LOWEST, _HIGHEST = 1e-5, 1.0 - 2.0**-20
 
 @dataclass(frozen=True)
 class Calibration:
-    """The mechanism that was found, and the success of the attack against it.
-
-    ``rate`` is measured with fresh noise, not with the noise of the bisection.
-    """
+    """The mechanism that was found, and the success of the attack against it under fresh noise."""
 
     mechanism: Mechanism
     attack: str

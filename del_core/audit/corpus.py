@@ -1,8 +1,7 @@
 """The text of an audit: held out from training, divided between attacker and measurement.
 
-The text is cut into sections, and each section into 70 % that trains attacks, 10 % that tunes them
-and 20 % on which they are measured. Sections make the three parts alike where a file holds several
-documents; an attacker who has read part of the same document is the stronger one.
+Of each section of the text 70 % trains attacks, 10 % tunes them, and 20 % is attacked. An attacker
+who has read part of the same document is the stronger one.
 """
 
 from __future__ import annotations
@@ -47,12 +46,11 @@ class Corpus:
     """Token ids of the three parts.
 
     Attributes:
-        sha256: SHA-256 of the whole text in UTF-8.
-        tokens: number of tokens of the whole text.
-        train: the attacker's tokens (tokens,), int64.
+        sha256, tokens: checksum and number of tokens of the whole text.
+        train: the attacker's tokens (tokens,).
         validation: prompts (windows, length) on which attacks are tuned.
         prompts: prompts (count, length) on which attacks are measured.
-        kinds: index in ``KINDS`` of every token of ``prompts``, (count, length) uint8.
+        kinds: index in ``KINDS`` of every token of ``prompts``.
     """
 
     sha256: str
@@ -69,7 +67,7 @@ def make_corpus(text: str, tokenizer: Tokenizer, *, prompts: int, length: int, v
     Raises:
         TextError: the text has too few tokens, or token ids beyond the vocabulary.
     """
-    parts = [_joined(sections) for sections in zip(*(_cut(section) for section in _sections(text)), strict=True)]
+    parts = ["\n".join(pieces) for pieces in zip(*(_cut(section) for section in _sections(text)), strict=True)]
     encoded = [tokenizer.encode(part, add_special_tokens=False) for part in parts]
     ids = [np.asarray(encoding.ids, np.int64) for encoding in encoded]
     total = sum(map(len, ids))
@@ -107,10 +105,6 @@ def _line_end(text: str, cut: int) -> int:
     return found or cut
 
 
-def _joined(sections: Sequence[str]) -> str:
-    return "\n".join(sections)
-
-
 def _windows(tokens: npt.NDArray[_Item], length: int, count: int) -> npt.NDArray[_Item]:
     available = len(tokens) // length
     picks = np.linspace(0, available - 1, min(count, available)).astype(np.int64)
@@ -119,10 +113,10 @@ def _windows(tokens: npt.NDArray[_Item], length: int, count: int) -> npt.NDArray
 
 def _kinds(text: str, offsets: Sequence[tuple[int, int]], frequent: Counter[str]) -> npt.NDArray[np.uint8]:
     """Return the kind of every token, from the word that its characters belong to."""
-    of_character = np.full(len(text), KINDS.index("other text"), np.uint8)
+    other = KINDS.index("other text")
+    of_character = np.full(len(text), other, np.uint8)
     for word in _WORD.finditer(text):
         of_character[word.start() : word.end()] = KINDS.index(_kind(text, word, frequent))
-    other = KINDS.index("other text")
     result = np.full(len(offsets), other, np.uint8)
     for index, (start, end) in enumerate(offsets):
         inside = of_character[start:end]

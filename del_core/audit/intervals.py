@@ -15,8 +15,7 @@ _DIGITS = 5
 def wilson(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """Return the Wilson score interval of a binomial proportion (Wilson 1927, JASA 22:209).
 
-    z = 1.96 gives 95 %. Unlike the normal interval it stays in [0, 1] and holds at rates near 0,
-    where the strict variants are.
+    Unlike the normal interval it stays in [0, 1] and holds at rates near 0.
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"successes must be from 0 to the number of trials, at least 1, got {successes} of {trials}")
@@ -60,11 +59,7 @@ class Rate:
 
     @classmethod
     def from_json(cls, value: Any, name: str = "rate") -> Rate:
-        """Read what ``to_json`` wrote; exact up to 100,000 tokens, the share to 5 digits beyond.
-
-        Raises:
-            ValueError: ``value`` holds no share and number of tokens.
-        """
+        """Read what ``to_json`` wrote; exact up to 100,000 tokens, the share to 5 digits beyond."""
         try:
             return cls(round(value["success"] * value["tokens"]), value["tokens"])
         except (KeyError, TypeError):

@@ -96,14 +96,11 @@ class Ceilings:
     Attributes:
         leakage_bits: least of the three bounds below; the first is the entropy of the prior.
         capacity_bits: d times the capacity of one coordinate, for all inputs, tables and priors.
-        table_bits: sum over coordinates of the information that each alone has about the token, for
-            this table and prior.
+        table_bits: sum of the information of each coordinate alone, for this table and prior.
         success: least of the four bounds below.
-        guarantee_success: from the trade-off curve between any two inputs, that is, from the
-            privacy guarantee alone.
+        guarantee_success: from the trade-off curve between any two inputs: the guarantee alone.
         noise_success: from the trade-off curve between an input and the center of the cube.
-        table_success: from Renyi divergences of the table's rows from a common reference, for this
-            table and prior.
+        table_success: from Renyi divergences of the table's rows, for this table and prior.
         fano_success: from Fano's inequality, given ``leakage_bits``.
     """
 
@@ -136,13 +133,9 @@ def measure_leakage(
     """Estimate mutual information of token and counts, and success of the optimal guess.
 
     Args:
-        table: levels (V, dim).
         log_prior: natural-log unigram probabilities (V,), normalized here.
         samples: number of tokens to draw, at least 100 so that the intervals hold.
         seed: seed of a repeatable measurement; by default the randomness is fresh.
-
-    Raises:
-        ValueError: the shapes do not belong together, or the prior is not a distribution.
     """
     prior = _checked_prior(mechanism, table, log_prior)
     check_integer("samples", samples, 100)
@@ -237,9 +230,6 @@ def success_ceiling(mechanism: Mechanism, prior: FloatArray, *, reference: str) 
         reference: ``"token"``: Q is the output of some token and f the trade-off curve of the
             guarantee; nothing else about the mechanism is used. ``"centre"``: Q is the output at
             level 0 everywhere, at half the distance.
-
-    Raises:
-        ValueError: ``reference`` is neither.
     """
     trials, ratio = mechanism.trials * mechanism.dim, mechanism.ratio
     if reference == "token":
@@ -268,12 +258,10 @@ def success_ceiling(mechanism: Mechanism, prior: FloatArray, *, reference: str) 
 def channel_capacity(trials: int, ratio: float, *, inputs: int = 257, iterations: int = 1500) -> float:
     """Return a nearly tight upper bound of the bits that one count reveals of its coordinate.
 
-    It bounds the capacity of the channel q -> Binomial(trials, q), q in [(1-r)/2, (1+r)/2]. For
-    every output distribution Q the capacity is at most the maximum over q of D(q) =
-    D(Binomial(trials, q) || Q). The Blahut-Arimoto iteration over a grid of inputs finds a good Q.
-    The bound is the maximum of D for that Q, also between the points of a finer grid: with the
-    Fisher information I = trials / (q (1-q)) and the range R of the log ratio, |D''| <= I (1 + R)
-    (proof: ``docs/privacy/proofs.md``).
+    The channel is q -> Binomial(trials, q), q in [(1-r)/2, (1+r)/2]. For every output distribution
+    Q its capacity is at most the maximum over q of D(q) = D(Binomial(trials, q) || Q). The
+    Blahut-Arimoto iteration over a grid finds a good Q; |D''| <= trials / (q (1-q)) (1 + R), with R
+    the range of the log ratio, bounds D between the points (proof: ``docs/privacy/proofs.md``).
     """
     check_integer("trials", trials, 1)
     check_number("ratio", ratio, 0.0, 1.0, open_low=True, open_high=True)

@@ -63,10 +63,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class AttackResult:
-    """Success of one attack: recovered tokens, and likeness of the reconstructed prompts.
-
-    ``cosine`` of sentence embeddings is None without the extra ``audit``.
-    """
+    """Recovered tokens and likeness of prompts; no ``cosine`` without the extra ``audit``."""
 
     rate: Rate = field(metadata=FLAT)
     by_kind: Mapping[str, Rate]
@@ -82,8 +79,7 @@ class Scope:
     Attributes:
         epsilon: exact, over all inputs within the clip.
         epsilon_vocabulary: over the rows of the table, at most ``epsilon``; None if not computed.
-        mu: the paper's noise figure, proportional to the square root of ``tokens``.
-        gaussian_epsilon: the paper's formula at this mu; not a bound, for comparison.
+        mu, gaussian_epsilon: the paper's noise figure, and its formula at this mu: not a bound.
     """
 
     tokens: int
@@ -285,11 +281,7 @@ class AuditResult:
 
     @classmethod
     def from_json(cls, value: Any, name: str = "") -> AuditResult:
-        """Read an ``audit.json`` of this format version.
-
-        Raises:
-            ValueError: the object has another format version or a member is missing or wrong.
-        """
+        """Read an ``audit.json`` of this format version."""
         result = records.fields_from_json(cls, value, name)
         if result.format_version != FORMAT_VERSION:
             raise ValueError(f"format_version must be {FORMAT_VERSION}, got {result.format_version}")
@@ -304,10 +296,7 @@ class AuditResult:
         return replace(self, bundle=replace(self.bundle, updated_fingerprint=fingerprint))
 
     def manifest_summary(self, variant: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the entry of the bundle's manifest for ``variant``.
-
-        Entries of ``earlier`` that training wrote are kept.
-        """
+        """Return the manifest's audit of ``variant``, with entries of training from ``earlier``."""
         found = self.variants[variant]
         return {
             **{key: earlier[key] for key in _KEPT if key in earlier},

@@ -56,12 +56,7 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Observer:
-    """Callbacks of a running audit.
-
-    Attributes:
-        report: called with a line at the start of every step.
-        progress: called with the share of the step that is done.
-    """
+    """Callbacks: a line at the start of every step, and the share of the step that is done."""
 
     report: Callable[[str], None] = lambda line: None
     progress: Callable[[float], None] = lambda share: None
@@ -113,13 +108,8 @@ def audit_bundle(
     if lm.checksum != base_model.sha256:
         raise BundleError("model", f"has the checksum {lm.checksum[:16]}...; {base_model.sha256[:16]}... is required")
     tokenizer = Tokenizer.from_file(str(bundle.client.path / "tokenizer.json"))
-    corpus = make_corpus(
-        text,
-        tokenizer,
-        prompts=config.prompts,
-        length=config.length,
-        vocabulary_size=base_model.vocabulary_size,
-    )
+    size = base_model.vocabulary_size
+    corpus = make_corpus(text, tokenizer, prompts=config.prompts, length=config.length, vocabulary_size=size)
     if any(variant.audit.get("text_sha256") == corpus.sha256 for variant in bundle.manifest.variants):
         raise TextError("text: is the one that the bundle was trained on; text that training did not see is needed")
     started = time.perf_counter()

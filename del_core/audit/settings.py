@@ -7,10 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class InverterConfig:
-    """Size and training budget of one inverter.
-
-    Training ends early after ``patience`` evaluations without improvement.
-    """
+    """Size and training budget of one inverter; ``patience`` counts evaluations without gain."""
 
     width: int = 128
     layers: int = 2
@@ -40,13 +37,11 @@ class AuditConfig:
     """Sample sizes and attack settings of one audit.
 
     Attributes:
-        prompts: number of prompts that are attacked.
-        length: tokens of each prompt.
+        prompts, length: number of prompts that are attacked, and tokens of each.
         tuning: number of validation prompts that tune the sequence attack.
         beams: beam width of the sequence attack.
         inverters: sizes of the inverters; the one with the least validation loss attacks.
         leakage_samples: tokens drawn to estimate the leakage.
-        proven: extent of the proven figures.
         seed: seed of noise and training.
     """
 

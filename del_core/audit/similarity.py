@@ -1,8 +1,7 @@
 """Similarity in meaning of a prompt and its reconstruction: cosine of sentence embeddings.
 
-The model is MiniLM (all-MiniLM-L6-v2, 384 dimensions, mean pooling, vectors of length 1) from the
-package of the extra ``audit``. Only its tensors and its tokenizer are read: no code of the package
-runs and nothing is downloaded. Without the package the figure is missing, and the report says so.
+The model is all-MiniLM-L6-v2 with mean pooling from the package of the extra ``audit``. Only its
+tensors and its tokenizer are read: no code of the package runs and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -24,12 +23,9 @@ _BATCH, _MOST_PIECES = 32, 256
 
 
 class SentenceSimilarity:
-    """The loaded sentence encoder.
+    """The sentence encoder of a directory: a BERT in safetensors with ``tokenizer.json``.
 
     It caches embeddings, since the reconstructions of every attack are compared with the same text.
-
-    Args:
-        directory: directory of a BERT in safetensors with ``tokenizer.json``.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -54,11 +50,7 @@ class SentenceSimilarity:
         return cls(directory) if (directory / "model.safetensors").is_file() else None
 
     def cosines(self, one: Sequence[str], other: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Return the cosine of each pair of texts, (pairs,), in -1..1.
-
-        Raises:
-            ValueError: the two have different numbers of texts.
-        """
+        """Return the cosine of each pair of texts, (pairs,), in -1..1."""
         if len(one) != len(other):
             raise ValueError(f"other must hold {len(one)} texts, got {len(other)}")
         products = np.sum(self.embeddings(one) * self.embeddings(other), axis=1, dtype=np.float64)

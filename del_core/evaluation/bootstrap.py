@@ -1,8 +1,7 @@
 """Paired bootstrap over passages (Efron, 1979): intervals of perplexities and of their ratios.
 
-All methods read the same passages, and every resample of the passages is applied to all methods, so
-differences between passages cancel in a comparison. Seeds of training and noise are averaged first,
-passage by passage: an interval is that of other passages with the same seeds.
+Every resample of the passages is applied to all methods, so differences between passages cancel.
+Seeds of training and noise are averaged first: an interval is that of other passages, same seeds.
 """
 
 from __future__ import annotations
@@ -21,26 +20,19 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with the 2.5 % and 97.5 % quantiles of its bootstrap distribution.
-
-    In JSON it is the array [value, low, high], rounded to four digits.
-    """
+    """A figure with the 2.5 % and 97.5 % quantiles of its bootstrap distribution."""
 
     value: float
     low: float
     high: float
 
     def to_json(self) -> list[float]:
-        """Return value, low and high."""
+        """Return the array [value, low, high], rounded to four digits."""
         return [round(number, 4) for number in (self.value, self.low, self.high)]
 
     @classmethod
     def from_json(cls, value: Any, name: str = "interval") -> Interval:
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: ``value`` is not an array of three numbers.
-        """
+        """Read what ``to_json`` wrote."""
         return cls(*records.from_json(tuple[float, float, float], value, name))
 
 
@@ -55,9 +47,10 @@ def paired_interval(
 ) -> Interval:
     """Return the interval of a ``statistic`` of the columns' means over passages.
 
-    Args: statistic: function from one array of means (resamples,) for each column to figures
-        (resamples,). columns: values (passages,) or (seeds, passages), of the same passages in the
-        same order.
+    Args:
+        statistic: function from one array of means (resamples,) for each column to figures
+            (resamples,).
+        columns: values (passages,) or (seeds, passages) of the same passages in the same order.
 
     Raises:
         ValueError: the columns have different numbers of passages, or only one passage.
@@ -70,15 +63,8 @@ def across_texts(
 ) -> Interval:
     """Return the interval of the mean of ``statistic`` over several texts with equal weights.
 
-    Passages are resampled within each text, so the interval is that of other passages of the same
-    texts.
-
-    Args:
-        statistic: see ``paired_interval``.
-        texts: columns of each text, see ``paired_interval``.
-
-    Raises:
-        ValueError: columns of a text have different numbers of passages, or only one passage.
+    The columns of each text are those of ``paired_interval``. Passages are resampled within each
+    text, so the interval is that of other passages of the same texts.
     """
     figures = np.mean(
         [statistic(*_means(columns, resamples, seed + index)) for index, columns in enumerate(texts)], axis=0

@@ -1,8 +1,4 @@
-"""Evaluation of a bundle's variants on a text: what the model writes and what a guesser reads.
-
-The counts are drawn by the sampler that clients ship, from a seeded source, and decoded by the
-decoder that servers run.
-"""
+"""Evaluation of a bundle's variants on a text, with the sampler and decoder that are shipped."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from del_core.audit import records
 from del_core.audit.records import OMITTED
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle, BundleError
@@ -44,13 +39,7 @@ class BundleView(CountsView):
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Sample sizes of an evaluation.
-
-    Attributes:
-        passages: passages whose likelihood is measured.
-        written: passages of these that are also continued.
-        seed: seed of the noise.
-    """
+    """Sample sizes of an evaluation; ``written`` of the ``passages`` are also continued."""
 
     passages: int = 256
     written: int = 64
@@ -70,14 +59,14 @@ class EvaluationSettings:
 class EvaluationRow:
     """Figures of one view of the prompts, with 95 % intervals of a paired bootstrap over passages.
 
-    Attributes: method: the clear prompt, no prompt, or a variant with or without its soft prompt.
+    Attributes:
+        method: the clear prompt, no prompt, or a variant with or without its soft prompt.
         attack_success: share of tokens that the optimal guess of single tokens recovers.
-        attack_bits: bits that it gains on the true token. ppl: perplexity of the true
-        continuations. ppl_ratio: perplexity over that of the clear prompt, on the same passages.
-        coh, coh_lift: coherence of greedy texts; None without a sentence encoder. rouge_l: overlap
-        of greedy texts with those from the clear prompt. soft_prompt_ratio: perplexity over that of
-        the variant without its soft prompt: below 1, it helps. without_soft_prompt: whether the
-        soft prompt of the variant was left out.
+        attack_bits: bits that it gains on the true token.
+        ppl, ppl_ratio: perplexity of the true continuations, and over that of the clear prompt.
+        coh, coh_lift: coherence of greedy texts; None without a sentence encoder.
+        rouge_l: overlap of greedy texts with those from the clear prompt.
+        soft_prompt_ratio: perplexity over that without the soft prompt: below 1, it helps.
     """
 
     method: str
@@ -93,51 +82,31 @@ class EvaluationRow:
     soft_prompt_ratio: Interval | None = field(default=None, metadata=OMITTED)
     without_soft_prompt: bool = field(default=False, metadata=OMITTED)
 
-    def to_json(self) -> dict[str, object]:
-        """Return one object; intervals are arrays [value, low, high]."""
-        return records.fields_to_json(self)
 
-    @classmethod
-    def from_json(cls, value: object, name: str = "row") -> EvaluationRow:
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: a member is missing or wrong.
-        """
-        return records.fields_from_json(cls, value, name)
-
-
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """A view and its measurements."""
-
-    view: ServerView
-    found: Measured
-
-    def row(
-        self,
-        method: str,
-        clear: Measured,
-        *,
-        soft_prompt_ratio: Interval | None = None,
-        without_soft_prompt: bool = False,
-    ) -> EvaluationRow:
-        """Return the figures, relative to those of the clear prompt."""
-        found, rate = self.found, self.found.attack.rate
-        return EvaluationRow(
-            method=method,
-            passages=len(found.nll),
-            bits_per_token=self.view.bits_per_token,
-            attack_success=Interval(rate.success, rate.low, rate.high),
-            attack_bits=round(found.attack.bits, 3),
-            ppl=perplexity_interval(found.nll),
-            ppl_ratio=ratio_interval(found.nll, clear.nll),
-            coh=None if found.greedy is None else mean_interval(found.greedy.coh),
-            coh_lift=None if found.greedy is None else mean_interval(found.greedy.lift),
-            rouge_l=mean_interval(found.rouge_l),
-            soft_prompt_ratio=soft_prompt_ratio,
-            without_soft_prompt=without_soft_prompt,
-        )
+def _row(
+    method: str,
+    found: Measured,
+    clear: Measured,
+    *,
+    soft_prompt_ratio: Interval | None = None,
+    without_soft_prompt: bool = False,
+) -> EvaluationRow:
+    """Return the figures, relative to those of the clear prompt."""
+    rate = found.attack.rate
+    return EvaluationRow(
+        method=method,
+        passages=len(found.nll),
+        bits_per_token=found.bits_per_token,
+        attack_success=Interval(rate.success, rate.low, rate.high),
+        attack_bits=round(found.attack.bits, 3),
+        ppl=perplexity_interval(found.nll),
+        ppl_ratio=ratio_interval(found.nll, clear.nll),
+        coh=None if found.greedy is None else mean_interval(found.greedy.coh),
+        coh_lift=None if found.greedy is None else mean_interval(found.greedy.lift),
+        rouge_l=mean_interval(found.rouge_l),
+        soft_prompt_ratio=soft_prompt_ratio,
+        without_soft_prompt=without_soft_prompt,
+    )
 
 
 def evaluate_bundle(
@@ -153,7 +122,7 @@ def evaluate_bundle(
 
     Args:
         text: text on which neither model nor bundle was trained.
-        variants: names of variants; by default all of the bundle.
+        variants: names; by default all of the bundle.
         report: called with a line at the start of every view.
 
     Raises:
@@ -175,25 +144,23 @@ def evaluate_bundle(
     windows, written = TokenWindows(tokens, length, seed=0).first(count), min(settings.written, count)
     similarity, log_prior = SentenceSimilarity.installed(), bundle.log_prior
 
-    def measured(line: str, view: ServerView) -> _Measured:
+    def measured(line: str, view: ServerView) -> Measured:
         report(line)
-        return _Measured(view, measure(lm.model, view, tokenizer, passages, similarity, log_prior, settings.seed))
+        return measure(lm.model, view, tokenizer, passages, similarity, log_prior, settings.seed)
 
     passages = Passages.from_windows(lm.model, tokenizer, windows, settings.prompt_tokens, written)
-    prompt = measured("clear prompt", ClearPrompt(lm.embeddings))
-    clear = prompt.found
-    rows = [prompt.row("clear prompt", clear)]
+    clear = measured("clear prompt", ClearPrompt(lm.embeddings))
+    rows = [_row("clear prompt", clear, clear)]
     end = lm.model.config.eos_token_id
     if isinstance(end, int):
-        rows.append(measured("no prompt", NoPrompt(lm.embeddings, end)).row("no prompt", clear))
+        rows.append(_row("no prompt", measured("no prompt", NoPrompt(lm.embeddings, end)), clear))
     for name in variants or bundle.variants:
         served = measured(name, BundleView(bundle, name))
         if not bundle.client.variant(name).soft_prompt_length:
-            rows.append(served.row(name, clear))
+            rows.append(_row(name, served, clear))
             continue
         left_out = f"{name}, soft prompt left out"
         bare = measured(left_out, BundleView(bundle, name, soft_prompt=False))
-        ratio = ratio_interval(served.found.nll, bare.found.nll)
-        rows.append(served.row(name, clear, soft_prompt_ratio=ratio))
-        rows.append(bare.row(left_out, clear, without_soft_prompt=True))
+        rows.append(_row(name, served, clear, soft_prompt_ratio=ratio_interval(served.nll, bare.nll)))
+        rows.append(_row(left_out, bare, clear, without_soft_prompt=True))
     return rows

@@ -1,7 +1,6 @@
 """Passages under a view: likelihood of the true continuation, and the text that is written.
 
-The view embeds the prompt. Tokens of the continuation are clean, as when the server has generated
-them itself.
+The view embeds the prompt only. Tokens of the continuation are clean, as if the server wrote them.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ def passage_nll(
     """Return the mean negative log-likelihood of every passage's continuation, in nats per token.
 
     Args:
-        model: the model that reads.
         windows: token ids (passages, prompt tokens + continuation tokens).
         seed: seed of the noise, which depends on nothing else but the position of the passage.
         bf16: whether matrix products are computed in bfloat16.
@@ -57,15 +55,11 @@ def continuations(
     generator: torch.Generator | None = None,
     copies: int = 1,
 ) -> torch.Tensor:
-    """Generate ``tokens`` tokens after each prompt: ids (N * copies, tokens).
+    """Generate ``tokens`` tokens after each prompt (N, T, b): ids (N * copies, tokens).
 
     Copies of a prompt stand in sequence. Greedy without a ``generator``. With one, tokens are drawn
     from the model's distribution (temperature 1) by the Gumbel-max trick, so that views with
     generators of the same seed use the same random numbers.
-
-    Args:
-        embedded: embeddings of the prompts, (N, T, b), without padding.
-        copies: continuations of each prompt.
     """
     table, written = model.get_input_embeddings().weight, []
     result = model(inputs_embeds=embedded.to(model.dtype), use_cache=True, logits_to_keep=1)
@@ -103,10 +97,10 @@ def written_texts(
     samples: int = 0,
     bf16: bool = False,
 ) -> list[str]:
-    """Return the text that the model writes after each of ``prompts`` (passages, T).
+    """Return the text of at most ``tokens`` tokens that the model writes after each of ``prompts``.
 
-    Writes at most ``tokens`` tokens: one greedy text per passage, or ``samples`` sampled texts per
-    passage after one release of the noise. ``bf16``: see ``passage_nll``.
+    There is one greedy text per passage, or ``samples`` sampled texts per passage after one release
+    of the noise.
     """
     texts: list[str] = []
     for index, part in enumerate(prompts.split(_BATCH)):
@@ -124,9 +118,8 @@ class Coherence:
 
     Attributes:
         coh: cosine of the sentence embeddings of written and true continuation (COH), in -1..1.
-        lift: ``coh`` minus the mean cosine with the true continuations of the other passages, which
-            is due to style and common subjects of the corpus. Text that is independent of its
-            prompt has a mean lift of 0, however high its COH.
+        lift: ``coh`` minus the mean cosine with the true continuations of the other passages. Text
+            that is independent of its prompt has a mean lift of 0, however high its COH.
     """
 
     coh: npt.NDArray[np.float64]
@@ -136,8 +129,8 @@ class Coherence:
 def coherence(similarity: SentenceSimilarity, written: Sequence[str], true: Sequence[str]) -> Coherence:
     """Return the coherence of ``written``, averaged over the texts of each passage.
 
-    ``written`` holds equally many texts for each passage, those of a passage in sequence.
-    ``similarity`` caches embeddings, so use the same object for all methods.
+    The texts of a passage stand in sequence. ``similarity`` caches embeddings, so use the same
+    object for all methods.
 
     Raises:
         ValueError: there are fewer than two passages, or not equally many texts for each.

@@ -19,13 +19,10 @@ from del_core.evaluation.view import ClearPrompt, Recovery, ServerView
 
 @dataclass(frozen=True, eq=False)
 class Passages:
-    """Passages, and the model's continuations of the clear prompts, with which ROUGE-L compares.
+    """Passages (passages, prompt tokens + continuation tokens), and texts to compare with.
 
-    Attributes:
-        windows: token ids (passages, prompt tokens + continuation tokens).
-        prompt_tokens: private tokens of each passage.
-        from_clear: the model's own continuations of the first passages. The same number of
-            continuations is generated for every view, which may be none.
+    ``from_clear`` are the model's continuations of the first clear prompts. The same number of
+    continuations is generated for every view, which may be none.
     """
 
     windows: torch.Tensor
@@ -52,7 +49,7 @@ class Passages:
 
 @dataclass(frozen=True)
 class Written:
-    """Written texts: ``greedy``, one per passage; ``sampled``, several per passage in sequence."""
+    """Written texts: one greedy text per passage, and several sampled ones in sequence."""
 
     greedy: Sequence[str]
     sampled: Sequence[str]
@@ -64,14 +61,13 @@ class Measured:
 
     Attributes:
         nll: negative log-likelihood of the true continuation, nats per token.
-        written: texts after the passages that ``Passages.from_clear`` covers.
-        greedy: coherence of the greedy text; None if no sentence encoder is installed.
-        sampled: coherence of the sampled texts, averaged per passage; None without samples.
-        rouge_l: ROUGE-L F1 over lower-case words of the greedy text against the text from the clear
-            prompt. Coherence alone rewards fluent text about another subject.
+        greedy, sampled: coherence of the texts; None without texts or without a sentence encoder.
+        rouge_l: ROUGE-L F1 of the greedy text against the text from the clear prompt. Coherence
+            alone rewards fluent text about another subject.
         attack: recovery of the prompts' tokens by the optimal guesser of single tokens.
     """
 
+    bits_per_token: float
     nll: npt.NDArray[np.float64]
     written: Written
     greedy: Coherence | None
@@ -104,7 +100,6 @@ def measure(
     """Measure likelihood, written text and attack of ``view``.
 
     Args:
-        model: the model that reads and writes.
         similarity: sentence encoder; without one, ``coherence_of`` can score the texts later.
         log_prior: the attacker's unigram prior (V,).
         seed: seed of the noise; no stage trains or calibrates with it.
@@ -122,6 +117,7 @@ def measure(
     greedy, sampled = coherence_of(texts, passages, tokenizer, similarity) if similarity else (None, None)
     pairs = zip(passages.from_clear, texts.greedy, strict=True)
     return Measured(
+        bits_per_token=view.bits_per_token,
         nll=passage_nll(model, view, windows, prompt_tokens, seed, bf16=bf16),
         written=texts,
         greedy=greedy,

@@ -1,7 +1,6 @@
-"""What the server's language model reads in place of a prompt, and what a guesser recovers from it.
+"""Views of a prompt: the embeddings that the server's model reads, and the tokens that they reveal.
 
-All views are measured by the same code on the same passages. Noise comes from a seeded generator:
-this is measurement, never a release.
+Noise comes from a seeded generator: this is measurement, never a release.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ FloatArray = npt.NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Recovery:
-    """What the optimal guesser of single tokens gains from one release of each token of a text.
+    """Gain of the optimal guesser of single tokens from one release of each token of a text.
 
     The guesser knows word frequencies and the distribution of what the server receives.
 
@@ -57,27 +56,18 @@ class Recovery:
 
 
 class ServerView(Protocol):
-    """One method at one noise level.
-
-    Attributes:
-        name: the method's name in tables.
-        bits_per_token: cost of a prompt's token on the wire.
-    """
+    """One method at one noise level; ``bits_per_token`` are those on the wire."""
 
     name: str
     bits_per_token: float
 
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Return what the model reads for the prompts ``tokens`` (N, T): (N, T', b).
-
-        The noise comes from ``generator``. Rows of a soft prompt are already in front.
-        """
+        """Return embeddings (N, T', b) of the prompts ``tokens`` (N, T), soft prompt included."""
 
     def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
-        """Return what one release of each of ``tokens`` (count,) reveals.
+        """Return the recovery of ``tokens`` (count,) from one release of each.
 
-        Computed by the posterior over the whole vocabulary under the unigram prior ``log_prior``
-        (V,).
+        It follows from the posterior over the vocabulary under the unigram prior (V,).
         """
 
 
@@ -107,8 +97,7 @@ class ClearPrompt:
 class NoPrompt:
     """No prompt: the model reads only ``start``, its end-of-text token, as before a document.
 
-    An attacker still knows word frequencies. Always guessing the most frequent token succeeds at
-    that token's rate, and no method can be below it.
+    The guess is always the most frequent token: no method can have a lower attack success.
     """
 
     name = "no prompt"
@@ -127,11 +116,7 @@ class NoPrompt:
 
 
 class CountsView:
-    """Released counts of a table's rows, before a subclass decodes them.
-
-    Args:
-        levels: table (V, d) of integers, as clients ship it.
-    """
+    """Released counts of the rows of a client's table (V, d), before a subclass decodes them."""
 
     def __init__(self, name: str, mechanism: TokenMechanism, levels: npt.NDArray[np.integer]) -> None:
         self.name, self.mechanism, self.levels = name, mechanism, levels

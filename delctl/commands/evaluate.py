@@ -60,6 +60,7 @@ def evaluate(
                 f"{name} is not in the bundle, which has {', '.join(loaded.variants)}", param_hint="--variant"
             )
 
+    from del_core.audit import records
     from del_core.evaluation.bundle import EvaluationSettings, evaluate_bundle
     from del_core.lm.model import load_base_lm
     from del_core.lm.text import read_texts
@@ -74,7 +75,7 @@ def evaluate(
         report=lambda line: notes.print(printable(line), soft_wrap=True),
     )
     if as_json:
-        click.echo(json.dumps([row.to_json() for row in rows], indent=2))
+        click.echo(json.dumps([records.to_json(row) for row in rows], indent=2))
         return
     numbers = ("MAP", "bits", "PPL", "of clear", "soft prompt", "COH", "over others", "ROUGE-L")
     table = plain_table("method", *numbers, right=numbers)

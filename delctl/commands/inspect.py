@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
 PROMPT_TOKENS = 32
 """Length of the example prompt whose composed epsilon is shown."""
 
-# A stated epsilon that is lower than the recomputed one by more than rounding would be a false
-# promise.
-_STATED_TOLERANCE = 1e-6
+_STATED_TOLERANCE = 1e-6  # a lower stated epsilon would be a false promise
 
 
 @click.command()
@@ -35,16 +34,16 @@ def inspect(bundle: Path, as_json: bool) -> None:
     """
     from del_core.bundle import load_bundle, load_client
 
-    manifest = (
-        load_bundle(bundle).manifest
-        if (bundle / "client").is_dir() or (bundle / "server").is_dir()
-        else load_client(bundle).manifest
-    )
-    report = describe(manifest)
+    whole = (bundle / "client").is_dir() or (bundle / "server").is_dir()
+    report = describe(load_bundle(bundle).manifest if whole else load_client(bundle).manifest)
     if as_json:
         click.echo(json.dumps({"path": str(bundle), **report}, indent=2))
-    else:
-        _show(console(), bundle, report)
+        return
+    out = console()
+    _show_facts(out, bundle, report)
+    _show_variants(out, report["variants"])
+    _show_guarantees(out, report["variants"])
+    _show_audits(out, report["variants"])
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:
@@ -55,12 +54,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
     return {
         "fingerprint": manifest.fingerprint,
         "format_version": manifest.format_version,
-        "base_model": {
-            "name": manifest.base_model.name,
-            "sha256": manifest.base_model.sha256,
-            "hidden_size": manifest.base_model.hidden_size,
-            "vocabulary_size": manifest.base_model.vocabulary_size,
-        },
+        "base_model": asdict(manifest.base_model),
         "dim": manifest.dim,
         "table_dtype": manifest.table_dtype,
         "max_level": manifest.max_level,
@@ -77,7 +71,6 @@ def _describe_variant(variant: Variant, manifest: Manifest) -> dict[str, Any]:
 
     mechanism = variant.mechanism(manifest.dim, manifest.max_level)
     delta = variant.guarantees.delta
-    epsilon = accounting.epsilon(mechanism, delta)
     binomial = mechanism if isinstance(mechanism, BinomialMechanism) else None
     mu = None if binomial is None else accounting.mu(binomial)
     return {
@@ -91,7 +84,7 @@ def _describe_variant(variant: Variant, manifest: Manifest) -> dict[str, Any]:
         "decoder": variant.decoder,
         "soft_prompt_length": variant.soft_prompt_length,
         "delta": delta,
-        "epsilon": epsilon,
+        "epsilon": accounting.epsilon(mechanism, delta),
         f"epsilon_{PROMPT_TOKENS}_tokens": accounting.epsilon(mechanism, delta, PROMPT_TOKENS),
         "epsilon_vocabulary": variant.guarantees.epsilon_vocabulary,
         "epsilon_stated": variant.guarantees.epsilon,
@@ -99,13 +92,6 @@ def _describe_variant(variant: Variant, manifest: Manifest) -> dict[str, Any]:
         "gdp_epsilon": None if mu is None else accounting.gdp_epsilon(mu, delta),
         "audit": dict(variant.audit),
     }
-
-
-def _show(out: Console, path: Path, report: dict[str, Any]) -> None:
-    _show_facts(out, path, report)
-    _show_variants(out, report["variants"])
-    _show_guarantees(out, report["variants"])
-    _show_audits(out, report["variants"])
 
 
 def _show_facts(out: Console, path: Path, report: dict[str, Any]) -> None:

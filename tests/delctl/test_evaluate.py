@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from del_core.audit import records
 from del_core.bundle import load_bundle
 from del_core.demo import bundle_path, model_path
 from del_core.errors import BundleError
@@ -108,6 +109,6 @@ def test_a_short_text_and_another_model_are_refused(tmp_path):
 
 def test_rows_are_read_back_from_their_json(rows):
     for row in rows.values():
-        assert EvaluationRow.from_json(row).to_json() == row
+        assert records.to_json(records.from_json(EvaluationRow, row)) == row
     with pytest.raises(ValueError, match=r"row\.ppl must be an array of 3 elements, got 2"):
-        EvaluationRow.from_json({**rows["open"], "ppl": [1.0, 2.0]})
+        records.from_json(EvaluationRow, {**rows["open"], "ppl": [1.0, 2.0]}, "row")

@@ -59,11 +59,7 @@ class AttackSurface:
         return counts.reshape(*token_ids.shape, -1)
 
     def hits(self, attack: str, mechanism: TokenMechanism, token_ids: Ids, seed: int = 0) -> int:
-        """Return how many of ``token_ids`` a token attack recovers from one release of them.
-
-        Raises:
-            ValueError: no attack on single tokens has this name.
-        """
+        """Return how many of ``token_ids`` a token attack recovers from one release of them."""
         known = token_attacks()
         if attack not in known:
             raise ValueError(f"attack must be one of {', '.join(known)}, got {attack!r}")
@@ -76,7 +72,6 @@ class Target:
 
     Attributes:
         counts: released counts (prompts, tokens, dim), the same for every attack.
-        bos_token_id: public first token of every prompt, where the bundle has one.
         train: text (tokens,) of the kind that the prompts are from.
         validation: prompts (windows, tokens) to tune an attack on.
         progress: called with the share of the attack that is done.
@@ -151,11 +146,7 @@ ATTACKS: Registry[Attack] = Registry("attack")
 
 
 def register(attack: Attack) -> Attack:
-    """Add an attack to :data:`ATTACKS` and return it.
-
-    Raises:
-        ValueError: another attack or another entry of a bundle's audit has this name.
-    """
+    """Add an attack to :data:`ATTACKS`, under a name that no other entry of an audit has."""
     if attack.name in _TAKEN:
         raise ValueError(f"attack must have a name that no other audit entry has, got {attack.name!r}")
     return ATTACKS.register(attack.name, attack)
@@ -167,7 +158,7 @@ def token_attacks() -> dict[str, TokenAttack]:
 
 
 def recovery(mechanism: TokenMechanism, surface: AttackSurface, token_ids: Ids, *, seed: int = 0) -> dict[str, Rate]:
-    """Return by name the share of ``token_ids`` that each token attack recovers from one release."""
+    """Return the share of ``token_ids`` that each token attack recovers from one release."""
     counts = surface.release(mechanism, token_ids, seed)
     return {
         name: Rate.from_hits(attack.guess(surface, mechanism, counts) == token_ids)

@@ -48,9 +48,6 @@ def averaging_tokens(
 
     The releases of a larger number contain those of a smaller one. k releases equal one release of
     a mechanism with k times the trials: for this reason a client that retries sends the same bytes.
-
-    Raises:
-        ValueError: ``releases`` is empty or holds a number below 1.
     """
     wanted = sorted(set(releases))
     if not wanted or wanted[0] < 1:

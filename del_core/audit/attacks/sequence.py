@@ -62,12 +62,7 @@ class SequenceConfig:
 
 @dataclass(frozen=True, eq=False)
 class SequenceSearch:
-    """The search under one language model.
-
-    Attributes:
-        log_prior: natural-log unigram probabilities (V,).
-        bos_token_id: public first token of every prompt, where the bundle has one.
-    """
+    """The search under one language model; prompts begin with ``bos_token_id`` if there is one."""
 
     model: PreTrainedModel
     likelihood: Likelihood
@@ -101,11 +96,7 @@ class SequenceSearch:
         return best
 
     def tokens(self, counts: Counts, config: SequenceConfig) -> Ids:
-        """Return guesses (prompts, tokens) for ``counts`` (prompts, tokens, dim).
-
-        Raises:
-            ValueError: ``counts`` has another number of axes or no tokens.
-        """
+        """Return guesses (prompts, tokens) for ``counts`` (prompts, tokens, dim)."""
         return self._guesses(counts, config)[int(config.voted)]
 
     def _guesses(self, counts: Counts, config: SequenceConfig) -> tuple[Ids, Ids]:

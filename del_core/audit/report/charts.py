@@ -1,7 +1,4 @@
-"""Charts of the report: inline SVG that loads no script, font or other resource.
-
-The page's style sheet sets colors by class, so that they follow light, dark and print.
-"""
+"""Charts of the report: inline SVG that loads nothing; the page's style sheet sets the colors."""
 
 from __future__ import annotations
 
@@ -43,8 +40,7 @@ def recovery_chart(attacks: Mapping[str, Rate], blind: float, ceiling: float) ->
     for share, style, label in ((blind, "blind", "guessing"), (ceiling, "ceiling", "ceiling per token")):
         if style == "ceiling" and share >= 0.995:
             continue
-        # Guessing is the lower of the two: a label left of its line does not meet the ceiling's
-        # label.
+        # Guessing is the lower of the two: a label left of its line does not meet the other label.
         anchor = "end" if style == "blind" or share > 0.75 else "start"
         parts.append(
             f'<path d="M{_x(share):.1f} 18V{bottom}" class="{style}"/>'

