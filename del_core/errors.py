@@ -10,64 +10,45 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+_status: dict[str, int] = {}
+
+
+def _code(code: str, status: int) -> str:
+    """Enter a code with its HTTP status and return it."""
+    _status[code] = status
+    return code
+
+
 # Codes of a frame that cannot be accepted; raised as FrameError.
-INVALID_MAGIC: Final = "invalid_magic"
-UNSUPPORTED_VERSION: Final = "unsupported_version"
-TRUNCATED_FRAME: Final = "truncated_frame"
-FRAME_TOO_LARGE: Final = "frame_too_large"
-HEADER_TOO_LARGE: Final = "header_too_large"
-INVALID_HEADER: Final = "invalid_header"
-MISSING_FIELD: Final = "missing_field"
-UNKNOWN_FIELD: Final = "unknown_field"
-INVALID_VALUE: Final = "invalid_value"
-UNSUPPORTED_PARAMETER: Final = "unsupported_parameter"
-BUNDLE_OUTDATED: Final = "bundle_outdated"
-UNKNOWN_VARIANT: Final = "unknown_variant"
-PRIVATE_NOT_ACCEPTED: Final = "private_not_accepted"
-CONTEXT_LENGTH_EXCEEDED: Final = "context_length_exceeded"
-PAYLOAD_LENGTH_MISMATCH: Final = "payload_length_mismatch"
-INVALID_PADDING: Final = "invalid_padding"
+INVALID_MAGIC: Final = _code("invalid_magic", 400)
+UNSUPPORTED_VERSION: Final = _code("unsupported_version", 400)
+TRUNCATED_FRAME: Final = _code("truncated_frame", 400)
+FRAME_TOO_LARGE: Final = _code("frame_too_large", 413)
+HEADER_TOO_LARGE: Final = _code("header_too_large", 413)
+INVALID_HEADER: Final = _code("invalid_header", 400)
+MISSING_FIELD: Final = _code("missing_field", 400)
+UNKNOWN_FIELD: Final = _code("unknown_field", 400)
+INVALID_VALUE: Final = _code("invalid_value", 400)
+UNSUPPORTED_PARAMETER: Final = _code("unsupported_parameter", 400)
+BUNDLE_OUTDATED: Final = _code("bundle_outdated", 409)
+UNKNOWN_VARIANT: Final = _code("unknown_variant", 404)
+PRIVATE_NOT_ACCEPTED: Final = _code("private_not_accepted", 400)
+CONTEXT_LENGTH_EXCEEDED: Final = _code("context_length_exceeded", 400)
+PAYLOAD_LENGTH_MISMATCH: Final = _code("payload_length_mismatch", 400)
+INVALID_PADDING: Final = _code("invalid_padding", 400)
 
 # Codes of the HTTP layer alone.
-INVALID_API_KEY: Final = "invalid_api_key"
-RATE_LIMIT_EXCEEDED: Final = "rate_limit_exceeded"
-DEADLINE_EXCEEDED: Final = "deadline_exceeded"
-UNSUPPORTED_MEDIA_TYPE: Final = "unsupported_media_type"
-NOT_FOUND: Final = "not_found"
-METHOD_NOT_ALLOWED: Final = "method_not_allowed"
-OVERLOADED: Final = "overloaded"
-ENGINE_UNAVAILABLE: Final = "engine_unavailable"
-INTERNAL_ERROR: Final = "internal_error"
+INVALID_API_KEY: Final = _code("invalid_api_key", 401)
+RATE_LIMIT_EXCEEDED: Final = _code("rate_limit_exceeded", 429)
+DEADLINE_EXCEEDED: Final = _code("deadline_exceeded", 408)
+UNSUPPORTED_MEDIA_TYPE: Final = _code("unsupported_media_type", 415)
+NOT_FOUND: Final = _code("not_found", 404)
+METHOD_NOT_ALLOWED: Final = _code("method_not_allowed", 405)
+OVERLOADED: Final = _code("overloaded", 503)
+ENGINE_UNAVAILABLE: Final = _code("engine_unavailable", 503)
+INTERNAL_ERROR: Final = _code("internal_error", 500)
 
-ERROR_STATUS: Final[Mapping[str, int]] = MappingProxyType(
-    {
-        INVALID_MAGIC: 400,
-        UNSUPPORTED_VERSION: 400,
-        TRUNCATED_FRAME: 400,
-        FRAME_TOO_LARGE: 413,
-        HEADER_TOO_LARGE: 413,
-        INVALID_HEADER: 400,
-        MISSING_FIELD: 400,
-        UNKNOWN_FIELD: 400,
-        INVALID_VALUE: 400,
-        UNSUPPORTED_PARAMETER: 400,
-        BUNDLE_OUTDATED: 409,
-        UNKNOWN_VARIANT: 404,
-        PRIVATE_NOT_ACCEPTED: 400,
-        CONTEXT_LENGTH_EXCEEDED: 400,
-        PAYLOAD_LENGTH_MISMATCH: 400,
-        INVALID_PADDING: 400,
-        INVALID_API_KEY: 401,
-        RATE_LIMIT_EXCEEDED: 429,
-        DEADLINE_EXCEEDED: 408,
-        UNSUPPORTED_MEDIA_TYPE: 415,
-        NOT_FOUND: 404,
-        METHOD_NOT_ALLOWED: 405,
-        OVERLOADED: 503,
-        ENGINE_UNAVAILABLE: 503,
-        INTERNAL_ERROR: 500,
-    }
-)
+ERROR_STATUS: Final[Mapping[str, int]] = MappingProxyType(_status)
 """HTTP status of every stable error code."""
 
 

@@ -142,8 +142,6 @@ class LossLattice:
         self._first = math.floor(low / self._step) - total - 1
         return outside
 
-    # ----------------------------------------------------------------------------------- the bounds
-
     def delta_upper(self, epsilon: float) -> float:
         """Return an upper bound of delta(epsilon)."""
         return self._bracket_value(self._upper_law, self._upper_law, epsilon, 1.0)
@@ -201,8 +199,6 @@ class LossLattice:
         norm = math.sqrt(min(self._points, 1.0 + 1.0 / -math.expm1(-2.0 * s * self._step)))
         log_scale = self._cumulant - s * epsilon
         return math.exp(min(700.0, log_scale)) * (value + margin * (self._outside + self._noise * norm))
-
-    # --------------------------------------------------------------------------------- the lattices
 
     @cached_property
     def _upper_law(self) -> FloatArray:

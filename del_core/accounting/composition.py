@@ -32,12 +32,8 @@ class RenyiCurve:
 
     If every release i bounds D_a(M_i(x) || M_i(x')) by R_i(a) for all neighbors, all releases
     together are bounded by R(a) = sum R_i(a), also if each was chosen in view of earlier ones
-    (Mironov, arXiv 1702.07476). Then
-
-        epsilon = min over a of R(a) + log((a-1)/a) - (log delta + log a)/(a-1)
-
-    (Canonne, Kamath and Steinke, arXiv 2004.00010). Orders are above 1, divergences in nats, at
-    least 0.
+    (Mironov, arXiv 1702.07476), and :func:`renyi_epsilon` converts R to epsilon. Orders are above
+    1, divergences in nats, at least 0.
     """
 
     orders: tuple[float, ...]

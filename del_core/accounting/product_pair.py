@@ -225,8 +225,6 @@ class ProductPair(WorstPair):
         """Return log E_P[exp(s L)] at s = ``excess``, which is s D_{1+s}(P || Q)."""
         return Cumulant(self.groups)(excess)
 
-    # ------------------------------------------------------------ one group: two binomial tails
-
     def _loss(self, k: int) -> float:
         ((trials, p, q),) = self.groups
         if p + q == PROBABILITY_ONE:  # without cancellation

@@ -124,9 +124,9 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
 def install(target: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
     """Make the directory ``target`` atomically: ``fill`` writes into a new one beside it.
 
-    An existing ``target`` is refused or, with ``overwrite``, replaced if it is a bundle. No
-    portable call exchanges two directories, so replacing takes two renames; a crash between them
-    leaves the old bundle beside ``target`` under a name that begins with a dot.
+    An existing ``target`` is refused or, with ``overwrite``, replaced if it is a bundle. That takes
+    two renames; a crash between them leaves the old bundle beside ``target`` under a name that
+    begins with a dot.
     """
     target = Path(os.path.abspath(target))
     if os.path.lexists(target):

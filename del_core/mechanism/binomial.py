@@ -51,14 +51,9 @@ class BinomialMechanism(TokenMechanism):
         K ~ Binomial(u, q), independently for every coordinate    (:meth:`sample`)
         y = A (2K/u - 1),  E[y] = x,  Var[y] = (A^2 - x^2) / u    (:meth:`dequantize`, units of c)
 
-    A small ratio means much noise. ``ratio`` is a multiple of 2^-31, so that q at the clips,
-    (1 +- r)/2, is exact and the accounting describes precisely what is sampled.
-
-    Args:
-        bits: n, bits per coordinate, 1 to 8.
-        dim: d, coordinates per token, at least 1.
-        ratio: r = c/A, a multiple of 2^-31 with 0 < r < 1; see :meth:`nearest_ratio`.
-        max_level: the level that stands for x = c, 1 to 32767.
+    A small ratio means much noise. ``ratio`` is a multiple of 2^-31 in (0, 1), see
+    :meth:`nearest_ratio`: q at the clips, (1 +- r)/2, is exact, and the accounting describes
+    precisely what is sampled. ``dim`` is the number d of coordinates per token.
     """
 
     kind: ClassVar[str] = BINOMIAL

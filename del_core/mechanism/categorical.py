@@ -39,19 +39,17 @@ _BLOCK = 1 << 15  # codes that are drawn at once, so that their random bytes sta
 
 @dataclass(frozen=True)
 class CategoricalMechanism(TokenMechanism):
-    """K-ary randomized response on the codes of a token.
+    """K-ary randomized response on the ``dim`` codes of a token.
 
     With K = 2^bits and lambda = numerator / 2^32 the released code Z of a code c is
 
         P(Z = c) = 1 - lambda + lambda / K,    P(Z = z) = lambda / K for each z != c,
 
     so that the privacy loss of one code is at most log(1 + K (1 - lambda) / lambda), for any two
-    codes. Losses of the ``dim`` codes of a token add up (:attr:`epsilon`).
+    codes. Losses of the codes of a token add up (:attr:`epsilon`).
 
     Args:
-        bits: n, bits of a code, 1 to 8.
-        dim: M, codes per token, at least 1.
-        noise_numerators: lambda 2^32 of each of the M codes, integers from 1 to 2^32.
+        noise_numerators: lambda 2^32 of each of the ``dim`` codes, integers from 1 to 2^32.
         max_level: the largest code, 2^bits - 1.
     """
 

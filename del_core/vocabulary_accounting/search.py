@@ -55,8 +55,7 @@ class VocabularyBound:
         method: certificate of ``epsilon``: ``"loss distribution"`` (of the worst pair), ``"renyi"``
             (the search ended at its limit), ``"cube"`` (a pair attains the cube's epsilon) or
             ``"single"`` (one distinct row).
-        pairs: pairs whose divergences were computed.
-        evaluations: loss distributions computed.
+        pairs, evaluations: numbers of divergences and of loss distributions computed.
     """
 
     epsilon: float
@@ -281,9 +280,6 @@ def token_epsilons(
         if progress is not None:
             progress((start + len(here)) / count)
     return TokenEpsilons(chosen, worst, worst_rival, nearest, nearest_rival, typical, rivals, delta)
-
-
-# --------------------------------------------------------------------------------------- the search
 
 
 @dataclass(order=True)

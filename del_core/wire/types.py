@@ -52,14 +52,8 @@ Segment: TypeAlias = PrivateSegment | PublicSegment
 class Sampling:
     """Sampling fields of an OpenAI completion, with OpenAI's defaults.
 
-    Attributes:
-        max_tokens: length of the completion, including the tokens in ``Request.resume``.
-        temperature: 0 (greedy) to 2.
-        top_p: above 0, at most 1.
-        seed: signed 64-bit integer, or None.
-        stop: up to four non-empty strings.
-        stop_token_ids: token ids that end the completion.
-        ignore_eos: continue after the model's end of text.
+    ``max_tokens`` includes the tokens in ``Request.resume``. The other fields and the bounds of all
+    are those of docs/reference/wire-format.md.
     """
 
     max_tokens: int = 16
@@ -76,11 +70,9 @@ class Sampling:
 class Request:
     """One completion request.
 
-    Attributes:
-        fingerprint: 64 hexadecimal digits of the bundle whose table made the counts.
-        variant: name of the privacy level.
-        segments: the prompt in order.
-        resume: token ids already received; generation continues after them with new tokens only.
+    ``fingerprint`` is that of the bundle whose table made the counts, ``variant`` the privacy
+    level. ``resume`` holds token ids already received; generation continues after them, with new
+    ones only.
     """
 
     fingerprint: str
