@@ -155,15 +155,8 @@ class Bundle:
                 f"decoder of variant {name} must be of a kind that works without coordinates, "
                 f"as the mechanism {mechanism.kind} has none, got {kind.name}",
             )
-        return kind.build(
-            DecoderInputs(
-                mechanism,
-                np.asarray(self.client.table),
-                self.log_prior,
-                self.norm_limit(name),
-                self.decoder(name),
-            )
-        )
+        limit, tensors = self.norm_limit(name), self.decoder(name)
+        return kind.build(DecoderInputs(mechanism, np.asarray(self.client.table), self.log_prior, limit, tensors))
 
     def decoder_multiplications(self, name: str) -> int:
         """Return the number of multiplications that decode one private token of a variant."""
@@ -230,9 +223,9 @@ def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
     files.check_listing(directory / "server", "server", manifest.server.files)
     for variant in manifest.variants:
         if variant.decoder not in DECODERS:
+            known = ", ".join(DECODERS)
             raise BundleError(
-                MANIFEST,
-                f"decoder of variant {variant.name} must be one of {', '.join(DECODERS)}, got {variant.decoder}",
+                MANIFEST, f"decoder of variant {variant.name} must be one of {known}, got {variant.decoder}"
             )
     tensors: dict[str, dict[str, NDArray[Any]]] = {}
     for short, specs in _server_specs(manifest):
@@ -313,12 +306,8 @@ def write_bundle(
     server = {PRIOR: dump({"log_prior": log_prior.astype("<f4")})}
     for content in variants:
         name = content.variant.name
-        server[f"decoder-{name}.safetensors"] = dump(
-            {
-                key: _as_float(array)
-                for key, array in {**content.tensors, "weight": content.weight, "bias": content.bias}.items()
-            }
-        )
+        tensors = {**content.tensors, "weight": content.weight, "bias": content.bias}
+        server[f"decoder-{name}.safetensors"] = dump({key: _as_float(array) for key, array in tensors.items()})
         if content.variant.soft_prompt_length or (content.soft_prompt is not None and len(content.soft_prompt)):
             file = f"soft-prompt-{name}.safetensors"
             if content.soft_prompt is None:

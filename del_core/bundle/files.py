@@ -9,14 +9,12 @@ import shutil
 import stat
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Final
 
 from del_core._json import canonical
 from del_core.bundle.manifest import MANIFEST, FileEntry
 from del_core.errors import BundleError
-
-_CHUNK: Final = 1024 * 1024
 
 
 def check_listing(directory: Path, name: str, allowed: Collection[str]) -> None:
@@ -24,18 +22,16 @@ def check_listing(directory: Path, name: str, allowed: Collection[str]) -> None:
     try:
         found = set(os.listdir(directory))
     except OSError as error:
-        raise BundleError(
-            name or str(directory), f"must be a directory that can be listed, got {error.strerror}"
-        ) from None
+        where = name or str(directory)
+        raise BundleError(where, f"must be a directory that can be listed, got {error.strerror}") from None
     prefix = f"{name}/" if name else ""
     missing = sorted(set(allowed) - found)
     if missing:
         raise BundleError(prefix + missing[0], f"must be present beside {_listed(allowed)}, got no such file")
     extra = sorted(found - set(allowed))
     if extra:
-        raise BundleError(
-            prefix + ascii(extra[0])[1:-1], f"must be absent: only {_listed(allowed)} belong here, got this file"
-        )
+        where = prefix + ascii(extra[0])[1:-1]
+        raise BundleError(where, f"must be absent: only {_listed(allowed)} belong here, got this file")
 
 
 def _listed(names: Collection[str]) -> str:
@@ -43,7 +39,7 @@ def _listed(names: Collection[str]) -> str:
 
 
 @contextmanager
-def opened(path: Path, name: str) -> Iterator[IO[bytes]]:
+def opened(path: Path, name: str) -> Iterator[BufferedReader]:
     """Open a regular file, no link or device, for reading; errors call it ``name``."""
     try:
         # O_NONBLOCK: opening a named pipe must not wait for a writer.
@@ -70,27 +66,20 @@ def read_small(path: Path, name: str, most: int) -> bytes:
         return file.read(most)
 
 
-def check_entry(file: IO[bytes], name: str, entry: FileEntry, *, digest: bool) -> None:
+def check_entry(file: BufferedReader, name: str, entry: FileEntry, *, digest: bool) -> None:
     """Compare an open file's size and, on demand, its SHA-256 with the manifest's entry."""
     size = os.fstat(file.fileno()).st_size
     if size != entry.size:
         raise BundleError(name, f"must have the {entry.size} bytes of the manifest, got {size}")
-    if not digest:
-        return
     file.seek(0)
-    found = sha256_of(file)
-    if found != entry.sha256:
-        raise BundleError(
-            name, f"must have the SHA-256 {entry.sha256} of the manifest, got {found}: the file was altered"
-        )
+    if digest and (found := sha256_of(file)) != entry.sha256:
+        message = f"must have the SHA-256 {entry.sha256} of the manifest, got {found}: the file was altered"
+        raise BundleError(name, message)
 
 
-def sha256_of(file: IO[bytes]) -> str:
+def sha256_of(file: BufferedReader) -> str:
     """Return the SHA-256, in hexadecimal, of an open file from its position on."""
-    digest = hashlib.sha256()
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum_model(path: str | os.PathLike[str]) -> str:

@@ -118,7 +118,7 @@ def vocabulary_epsilon(
         search.raise_lower(v, w, _COARSE)
     if search.lower >= cube * (1.0 - 1e-12):
         report(1.0)
-        return VocabularyBound(cube, min(search.lower, cube), search.pair, cube, delta, "cube", 1, search.evaluations)
+        return search.result(cube, "cube", 1)
     orders = 1.0 + _best_excess(mechanism, table, guess, delta) * np.array([0.6, 0.8, 1.0, 1.25, 1.6, 2.5])
     if len(table) <= _FEW_TOKENS:
         # Every pair is a candidate, so no screen is needed.

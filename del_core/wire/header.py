@@ -57,16 +57,15 @@ class Header:
 
 def to_json(request: Request) -> dict[str, Any]:
     """Return the unchecked header of a request without sampling fields at their default."""
-    segments: list[dict[str, Any]] = []
-    for segment in request.segments:
-        if isinstance(segment, PrivateSegment):
-            segments.append({"private": segment.tokens})
-        else:
-            segments.append({"public": _plain(segment.token_ids)})
     header: dict[str, Any] = {
         "fingerprint": request.fingerprint,
         "variant": request.variant,
-        "segments": segments,
+        "segments": [
+            {"private": segment.tokens}
+            if isinstance(segment, PrivateSegment)
+            else {"public": _plain(segment.token_ids)}
+            for segment in request.segments
+        ],
         "max_tokens": request.sampling.max_tokens,
     }
     default = Sampling()
@@ -92,11 +91,8 @@ def read(header: object, limits: Limits, *, fingerprint: str | None = None) -> H
     values = strict.members(header, "header", required=_REQUIRED, optional=(*_SAMPLING, *NEUTRAL, "resume"))
     found = strict.text(values["fingerprint"], "header.fingerprint", FINGERPRINT)
     if fingerprint is not None and found != fingerprint:
-        raise strict.JsonError(
-            BUNDLE_OUTDATED,
-            "header.fingerprint",
-            f"must be {fingerprint}, the bundle that this server holds, got {found}; fetch the bundle again",
-        )
+        message = f"must be {fingerprint}, the bundle that this server holds, got {found}; fetch the bundle again"
+        raise strict.JsonError(BUNDLE_OUTDATED, "header.fingerprint", message)
     variant = strict.text(values["variant"], "header.variant", VARIANT)
     segments = _segments(values["segments"], limits)
     _refuse_unsupported(values)
@@ -121,18 +117,13 @@ def _segments(value: object, limits: Limits) -> tuple[int | PublicSegment, ...]:
             ids = members["public"]
             # No array is longer than the header, so its length needs no other bound.
             most = max(1, limits.max_header_bytes)
-            public = PublicSegment(
-                strict.secret_integers(ids, f"{where}.public", limits.max_token_id, least=1, most=most)
-            )
-            count = public.tokens
-            segments.append(public)
+            ids = strict.secret_integers(ids, f"{where}.public", limits.max_token_id, least=1, most=most)
+            count = len(ids)
+            segments.append(PublicSegment(ids))
         total += count
         if total > limits.max_prompt_tokens:
-            raise strict.JsonError(
-                CONTEXT_LENGTH_EXCEEDED,
-                where,
-                f"must keep the prompt within {limits.max_prompt_tokens} tokens, got {total}",
-            )
+            message = f"must keep the prompt within {limits.max_prompt_tokens} tokens, got {total}"
+            raise strict.JsonError(CONTEXT_LENGTH_EXCEEDED, where, message)
     return tuple(segments)
 
 
