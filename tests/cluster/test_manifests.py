@@ -370,7 +370,7 @@ def test_every_container_is_restricted(case: str) -> None:
     for _, template in templates(objects):
         security = template["spec"]["securityContext"]
         assert security["runAsNonRoot"] is True
-        assert security["runAsUser"] > 0
+        assert security["runAsUser"] >= 10_000  # no user of a host
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(template["spec"])
         assert not any("hostPath" in volume for volume in template["spec"].get("volumes", []))
@@ -711,6 +711,8 @@ def test_alerts_name_metrics_that_exist() -> None:
     ours = {f"ray_{one.name}{'_total' if one.kind == 'counter' else ''}" for one in METRICS.values()}
     used = {name for one in alerts for name in re.findall(r"\bray_\w+", one["expr"])}
     assert used - ours == {"ray_serve_autoscaling_target_replicas", "ray_serve_deployment_replica_healthy"}
+    guide = (ROOT / "docs/guides/kubernetes.md").read_text("utf-8")
+    assert re.findall(r"^\| `(DelServe\w+)` \|", guide, re.MULTILINE) == [one["alert"] for one in alerts]
     for one in alerts:
         assert set(one["annotations"]) == {"summary", "description"}
         assert one["labels"]["severity"] in {"warning", "critical"}

@@ -36,9 +36,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{- define "del-serve.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: 1000
-runAsGroup: 1000
-fsGroup: 1000
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
@@ -91,6 +91,7 @@ metrics-export-port: "8080"
 # KubeRay's default of 65536 is too low for RAY_SERVE_HAPROXY_MAXCONN.
 - {name: RAY_START_ULIMIT_OPEN_FILES, value: "131072"}
 - {name: HOME, value: /tmp}
+- {name: USER, value: del}  # for images that have no such user
 {{- if and .Values.otlp.enabled .Values.otlp.headersSecret }}
 - name: OTEL_EXPORTER_OTLP_HEADERS
   valueFrom: {secretKeyRef: {name: {{ .Values.otlp.headersSecret }}, key: headers}}
