@@ -35,7 +35,7 @@ $(DEV): $(RUNTIME) requirements/dev.lock tests/client_lib/proxy/node/package-loc
 demo: $(RUNTIME)  ## a private prompt under every variant of the demo bundle, end to end on this machine
 	@$(BIN)/delctl demo
 
-# Two at a time. The tests of a module stay together, and so do those that share a server.
+# Two at a time. The tests of a file stay together, and so do the files that share a server.
 PYTEST := $(BIN)/python -m pytest
 TESTS := $(PYTEST) -m "not slow and not cluster" -n 2 --dist loadscope
 
@@ -43,7 +43,7 @@ test: $(DEV)  ## the tests that start no cluster (minutes)
 	$(TESTS)
 
 test-cluster: $(DEV)  ## the tests that start clusters, serve under load and kill processes
-	$(PYTEST) -m "not slow and cluster" -n 2 --dist loadgroup
+	$(PYTEST) -m "not slow and cluster" -n 2 --dist loadfile
 
 test-slow: $(DEV)  ## the tests marked slow
 	$(PYTEST) -m slow --timeout 1200

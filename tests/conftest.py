@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings as hypothesis_settings
@@ -13,6 +14,10 @@ from tests.support.serving_fixtures import bundle, make_service, server, setting
 __all__ = ["bundle", "make_service", "server", "settings", "table", "tiny", "tokenizer"]
 
 CLUSTER = Path(__file__).parent / "cluster"
+SHARE_THE_SERVER = frozenset(
+    f"tests/{name}.py"
+    for name in ("benchmarks/test_fuzz", "cluster/test_faults", "cluster/test_local", "cluster/test_stack")
+)
 
 # The time that one example takes says nothing on a shared machine.
 hypothesis_settings.register_profile("no-deadline", deadline=None)
@@ -20,16 +25,28 @@ hypothesis_settings.load_profile("no-deadline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of the folder cluster, and group cluster tests for `--dist loadgroup`.
-
-    A group, which stays on one worker, is what uses the shared server, or else a file.
-    """
+    """Mark the tests of the folder cluster."""
     for item in items:
         if CLUSTER in item.path.parents:
             item.add_marker(pytest.mark.cluster)
-        if item.get_closest_marker("cluster"):
-            shared = "server" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("server" if shared else item.path.stem))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`, keep the files that share the server on one worker.
+
+    xdist 3.8 does this by marks (`--dist loadgroup`), but they have no effect with pytest 9.2.
+    """
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ServerTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "server" if file in SHARE_THE_SERVER else file
+
+    return ServerTogether(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
