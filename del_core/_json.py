@@ -4,8 +4,8 @@
 by overflow, ``1e999``), ``-0``, unpaired surrogates, digit runs that reach Python's integer
 conversion limit and nesting that would exhaust the stack. The caller bounds the size in bytes.
 
-Messages show no strings, because a prompt may stand in the wrong place, but identifiers that
-:func:`text` checks and member names that look like identifiers.
+Messages show no strings, because a prompt may stand in the wrong place. The exceptions are
+identifiers, which :func:`text` checks, and member names that look like identifiers.
 """
 
 from __future__ import annotations
@@ -130,8 +130,7 @@ def parse(data: bytes, *, name: str, max_depth: int) -> Any:
 def canonical(value: object) -> bytes:
     """Return canonical JSON in UTF-8: names sorted by code point, no spaces, floats by ``repr``.
 
-    Raises ValueError for what has no canonical form (NaN, infinities, unpaired surrogates) and
-    TypeError for what is not JSON.
+    Raises ValueError or TypeError for what has no canonical form.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8")

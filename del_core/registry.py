@@ -23,10 +23,7 @@ _loaded = False
 
 
 def load_plugins() -> None:
-    """Import the modules of the entry points in :data:`PLUGIN_GROUP`, once for each process.
-
-    A plugin that cannot be imported is an error.
-    """
+    """Import the modules of the entry points in :data:`PLUGIN_GROUP`, once for each process."""
     global _loaded
     with _lock:
         if not _loaded:
@@ -54,11 +51,10 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def find(self, name: str) -> T:
         """Return the kind of this name, or raise ValueError with the known names."""
-        if name not in self._kinds:
-            load_plugins()
-        if name not in self._kinds:
-            raise ValueError(f"{self.what} must be one of {', '.join(self._kinds)}, got {name!r}")
-        return self._kinds[name]
+        try:
+            return self[name]
+        except KeyError:
+            raise ValueError(f"{self.what} must be one of {', '.join(self._kinds)}, got {name!r}") from None
 
     def __getitem__(self, name: str) -> T:
         if name not in self._kinds:

@@ -53,8 +53,7 @@ def pack(files: Sequence[tuple[str, bytes]]) -> bytes:
 def unpack(data: bytes | bytearray | memoryview, limits: Mapping[str, int]) -> dict[str, memoryview]:
     """Return views of the members, whose names and largest sizes ``limits`` gives in order.
 
-    Raises:
-        BundleError: the archive is anything else.
+    Raises BundleError if the archive is anything else.
     """
     view = memoryview(data).cast("B")
     files: dict[str, memoryview] = {}

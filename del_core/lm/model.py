@@ -57,10 +57,7 @@ class FrozenLM(BaseLM):
         return counts / counts.sum()
 
     def frequent_rows(self, rows: int) -> torch.Tensor:
-        """Return embeddings (rows, b) of the most frequent tokens, the start of a soft prompt.
-
-        See Lester et al., 2021, section 3.2.
-        """
+        """Return embeddings (rows, b) of the most frequent tokens (Lester et al., 2021, 3.2)."""
         return self.embeddings[self.unigram().topk(rows).indices.to(self.embeddings.device)].detach().clone()
 
     def windows(self, part: torch.Tensor, length: int, count: int) -> torch.Tensor:

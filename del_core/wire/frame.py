@@ -40,10 +40,9 @@ _PREFIX: Final = struct.Struct("<4sBI")
 
 
 def encode_frame(request: Request, *, bits: int, limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """Return the frame of a request; ``bits`` of the counts is ignored without private segments.
+    """Return the frame of a request, or raise FrameError where :func:`decode_frame` would.
 
-    Raises:
-        FrameError: :func:`decode_frame` would refuse the request under the same limits.
+    ``bits`` of the counts is ignored without private segments.
     """
     private: list[Codes] = []
     for index, segment in enumerate(request.segments):

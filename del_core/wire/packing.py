@@ -39,8 +39,7 @@ def check_codes(codes: Codes, field: str) -> None:
 def pack_codes(codes: Codes, bits: int) -> bytes:
     """Pack counts (tokens, dim), uint8 in 0..2^bits - 1, into tokens * row_bytes(dim, bits) bytes.
 
-    Raises:
-        FrameError: wrong type or shape, or a count does not fit.
+    Raises FrameError for a wrong type or shape, or a count that does not fit.
     """
     check_codes(codes, "codes")
     tokens, dim = codes.shape
@@ -61,8 +60,7 @@ def pack_codes(codes: Codes, bits: int) -> bytes:
 def unpack_codes(payload: bytes | bytearray | memoryview, tokens: int, dim: int, bits: int) -> Codes:
     """Unpack a payload into a new uint8 array (tokens, dim); inverse of :func:`pack_codes`.
 
-    Raises:
-        FrameError: another size than tokens * row_bytes(dim, bits), or padding that is not zero.
+    Raises FrameError for another size, or for padding that is not zero.
     """
     _check_shape(dim, bits)
     width = row_bytes(dim, bits)
