@@ -31,10 +31,6 @@ class Calibration:
         """Share of the tokens that the attack recovers."""
         return self.rate.success
 
-    def summary(self) -> dict[str, float | int | str]:
-        """Return everything but the mechanism, for a results file."""
-        return {"attack": self.attack, "target": self.target, **self.rate.to_json()}
-
 
 def calibrate(
     attack: str,

@@ -20,10 +20,7 @@ from tokenizers import Tokenizer
 from del_core.lm.text import TextError
 
 KINDS = ("stop words", "names and numbers", "rare words", "other words", "other text")
-"""Kinds of tokens; each token is of one kind."""
-
-MIN_PROMPTS = 16
-"""Least number of prompts to measure on; with fewer, intervals are too wide to be useful."""
+MIN_PROMPTS = 16  # with fewer prompts to measure on, intervals are too wide to be useful
 
 _Item = TypeVar("_Item", bound=np.generic)
 _SECTIONS = 10

@@ -25,6 +25,12 @@ def wilson(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[f
     return max(0.0, center - margin), min(1.0, center + margin)
 
 
+def mean_interval(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return the mean of samples with the ends of its normal 95 % interval."""
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    return mean, mean - 1.96 * error, mean + 1.96 * error
+
+
 @dataclass(frozen=True)
 class Rate:
     """Share of ``trials`` that succeeded, with its 95 % Wilson interval."""

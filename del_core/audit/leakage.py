@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy import special, stats
 
 from del_core._validation import check_array, check_integer, check_number
-from del_core.audit.intervals import Rate
+from del_core.audit.intervals import Rate, mean_interval
 from del_core.audit.records import rounded
 from del_core.mechanism import Mechanism
 from del_core.mechanism.base import PROBABILITY_ONE
@@ -47,9 +47,9 @@ class Band:
 
     Attributes:
         share: probability that a token of the text is one of them.
-        leakage_bits: mean of log2 posterior over prior of the true token. The bands' true means,
-            weighted by ``share``, add up to the mutual information. A token that is mistaken for
-            another has a negative value. None with fewer than two samples.
+        leakage_bits: mean of log2 posterior over prior of the true token, negative where it is
+            mistaken. The bands' true means, weighted by ``share``, add up to the mutual
+            information. None with fewer than two samples.
         success: share of tokens that the optimal guess gets right, with Wilson interval.
     """
 
@@ -134,8 +134,8 @@ def measure_leakage(
 
     Args:
         log_prior: natural-log unigram probabilities (V,), normalized here.
-        samples: number of tokens to draw, at least 100 so that the intervals hold.
-        seed: seed of a repeatable measurement; by default the randomness is fresh.
+        samples: tokens to draw, at least 100 so that the intervals hold.
+        seed: makes the measurement repeatable.
     """
     prior = _checked_prior(mechanism, table, log_prior)
     check_integer("samples", samples, 100)
@@ -161,7 +161,7 @@ def measure_leakage(
         gained[here] = true - np.log(total[:, 0]) - np.log(prior[tokens[here]])
         progress(here.stop / samples)
     entropy = entropy_bits(log_prior)
-    mean, low, high = _mean_interval(entropies * _BITS)
+    mean, low, high = mean_interval(entropies * _BITS)
     guessed = Rate.from_hits(hits)
     return Leakage(
         leakage_bits=max(0.0, entropy - mean),
@@ -182,7 +182,7 @@ def _bands(
         last = min(10 * first if first == 1 else 10 * (first - 1), len(prior))
         here = (drawn >= first) & (drawn <= last)
         guessed = Rate.from_hits(hits[here])
-        leaked = Estimate(*_mean_interval(gained[here])) if guessed.trials > 1 else None
+        leaked = Estimate(*mean_interval(gained[here])) if guessed.trials > 1 else None
         success = Estimate(guessed.success, guessed.low, guessed.high) if guessed.trials else None
         share = float(prior[(rank >= first) & (rank <= last)].sum())
         result.append(Band(first, last, share, guessed.trials, leaked, success))
@@ -382,11 +382,6 @@ def fano_success(entropy: float, leakage: float, tokens: int) -> float:
 
 def _probabilities(mechanism: Mechanism, table: Table, tokens: npt.NDArray[np.int64]) -> FloatArray:
     return mechanism.numerators(np.asarray(table[tokens])) / PROBABILITY_ONE
-
-
-def _mean_interval(values: FloatArray) -> tuple[float, float, float]:
-    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
-    return mean, mean - 1.96 * error, mean + 1.96 * error
 
 
 def _prior(log_prior: LogPrior) -> FloatArray:

@@ -7,15 +7,13 @@ Figures for any input come from ``del_core.accounting``, those for the rows of t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
 
 from del_core import accounting
 from del_core._validation import check_integer
-from del_core.audit.leakage import proven_ceilings
+from del_core.audit.leakage import LogPrior, Table, proven_ceilings
 from del_core.audit.records import rounded
 from del_core.audit.results import NamedToken, PerToken, ProvenFigures, Scope, Spread, TokenSummary, TradeOff
 from del_core.audit.settings import ProvenConfig
@@ -28,24 +26,18 @@ from del_core.vocabulary_accounting import (
     vocabulary_epsilon,
 )
 
-PROMPT_TOKENS = 32
-"""Length of the prompt whose composed epsilon is reported by name."""
-
-_SCOPES = (1, PROMPT_TOKENS, 256, 4096)  # a token, a prompt, a long prompt, a conversation
+_SCOPES = (1, 32, 256, 4096)  # a token, a prompt, a long prompt, a conversation
 _SHOWN = 4  # tokens named at either end
-
-Table = npt.NDArray[np.integer[Any]]
-Progress = Callable[[float], None]
 
 
 def proven_figures(
     mechanism: Mechanism,
     table: Table,
-    log_prior: npt.NDArray[np.float32],
+    log_prior: LogPrior,
     delta: float,
     config: ProvenConfig,
     text_of: Callable[[int], str],
-    progress: Progress,
+    progress: Callable[[float], None],
 ) -> ProvenFigures:
     """Compute guarantees of token, prompt and conversation, token epsilons, and ceilings."""
     vocabulary = vocabulary_epsilon(mechanism, table, delta, progress=progress)

@@ -57,8 +57,7 @@ def from_json(kind: type[T], value: Any, name: str = "") -> T:
         ValueError: a member is missing or has the wrong form. The message names it by its path, in
             which ``name`` is the path of ``value``.
     """
-    found: T = _read(kind, value, name)
-    return found
+    return typing.cast(T, _read(kind, value, name))
 
 
 def fields_from_json(kind: type[T], value: Any, name: str = "") -> T:

@@ -23,10 +23,7 @@ _KEPT = ("text_sha256", "perplexity")  # entries of a manifest's audit that trai
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Cost of one trained inverter, and its losses on validation text in nats per token.
-
-    ``untrained_loss`` is that of the MAP posterior.
-    """
+    """Cost of one inverter, and its losses in nats per token; untrained it is the MAP attack."""
 
     width: int
     layers: int
@@ -151,8 +148,7 @@ class ProvenFigures:
     """Guarantees of a variant and ceilings of every attack on it.
 
     Attributes:
-        epsilon: for one token, over all inputs within the clip.
-        epsilon_vocabulary: for one token of the table.
+        epsilon, epsilon_vocabulary: for one token, over all inputs and over the table.
         epsilon_prompt: for ``prompt_tokens`` tokens.
         mu, gdp_epsilon: the paper's noise figure and its bound, for one token.
         worst_pair: texts of the two tokens that are told apart most easily.
@@ -199,7 +195,6 @@ class VariantAudit:
 
     Attributes:
         guessing: success of always guessing the most frequent token.
-        attacks: results by the attacks' registered names.
         context_adds: success of the sequence attack minus that of the MAP attack.
         averaging: success of the MAP attack after a number of fresh releases of the same tokens.
         examples: the prompts that the strongest attack reconstructs best.
@@ -290,10 +285,6 @@ class AuditResult:
     def attack_names(self) -> tuple[str, ...]:
         """Return the names of all attacks that ran on any variant, in their order."""
         return tuple(dict.fromkeys(name for variant in self.variants.values() for name in variant.attacks))
-
-    def updated(self, fingerprint: str) -> AuditResult:
-        """Return the result with the fingerprint of the bundle that holds its summary."""
-        return replace(self, bundle=replace(self.bundle, updated_fingerprint=fingerprint))
 
     def manifest_summary(self, variant: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
         """Return the manifest's audit of ``variant``, with entries of training from ``earlier``."""

@@ -28,7 +28,7 @@ from del_core.audit.attacks.base import ATTACKS, AttackSurface, Guesses, Ids, Ta
 from del_core.audit.attacks.map import MAP, averaging_tokens
 from del_core.audit.attacks.sequence import SEQUENCE
 from del_core.audit.corpus import KINDS, Corpus, make_corpus, rouge_l
-from del_core.audit.intervals import Rate
+from del_core.audit.intervals import Rate, mean_interval
 from del_core.audit.leakage import measure_leakage
 from del_core.audit.proven import proven_figures
 from del_core.audit.results import (
@@ -248,11 +248,7 @@ class _Audit:
             cosine = round(float(self.similarity.cosines(originals, reconstructed).mean()), 4)
         return AttackResult(
             rate=Rate.from_hits(right),
-            by_kind={
-                kind: Rate.from_hits(right[kinds == index])
-                for index, kind in enumerate(KINDS)
-                if np.any(kinds == index)
-            },
+            by_kind={KINDS[index]: Rate.from_hits(right[kinds == index]) for index in np.unique(kinds)},
             rouge_l=round(float(np.mean(overlap)), 4),
             cosine=cosine,
             cost=Cost(round(seconds, 2), guesses.parameters, guesses.settings, guesses.sizes),
@@ -261,9 +257,7 @@ class _Audit:
     def _difference(self, one: Ids, other: Ids) -> Difference:
         """Return the success of ``one`` minus that of ``other``, with its interval over prompts."""
         gain = np.mean((one == self.corpus.prompts).astype(np.float64) - (other == self.corpus.prompts), axis=1)
-        margin = 1.96 * float(gain.std(ddof=1)) / len(gain) ** 0.5
-        mean = float(gain.mean())
-        return Difference(round(mean, 5), round(mean - margin, 5), round(mean + margin, 5))
+        return Difference(*records.rounded(mean_interval(gain), 5))
 
     def _token(self, token: int) -> str:
         return self._text(np.array([token]))

@@ -54,8 +54,7 @@ class SentenceSimilarity:
         if len(one) != len(other):
             raise ValueError(f"other must hold {len(one)} texts, got {len(other)}")
         products = np.sum(self.embeddings(one) * self.embeddings(other), axis=1, dtype=np.float64)
-        found: npt.NDArray[np.float64] = np.clip(products, -1.0, 1.0)
-        return found
+        return np.asarray(np.clip(products, -1.0, 1.0))
 
     def embeddings(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
         """Return sentence embeddings of norm 1, (texts, width)."""

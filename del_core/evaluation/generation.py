@@ -57,9 +57,8 @@ def continuations(
 ) -> torch.Tensor:
     """Generate ``tokens`` tokens after each prompt (N, T, b): ids (N * copies, tokens).
 
-    Copies of a prompt stand in sequence. Greedy without a ``generator``. With one, tokens are drawn
-    from the model's distribution (temperature 1) by the Gumbel-max trick, so that views with
-    generators of the same seed use the same random numbers.
+    Copies of a prompt stand in sequence. Greedy without a ``generator``; with one, the Gumbel-max
+    trick draws tokens of the model's distribution, so that views of one seed share random numbers.
     """
     table, written = model.get_input_embeddings().weight, []
     result = model(inputs_embeds=embedded.to(model.dtype), use_cache=True, logits_to_keep=1)
@@ -77,12 +76,9 @@ def continuations(
         cache, logits = result.past_key_values, result.logits[:, -1]
 
 
-def decode_texts(tokenizer: Tokenizer, ids: torch.Tensor, end: int | None = None) -> list[str]:
-    """Decode every row of ``ids`` (N, tokens), up to the first ``end`` token."""
-    rows = ids.tolist()
-    if end is not None:
-        rows = [row[: row.index(end)] if end in row else row for row in rows]
-    return list(tokenizer.decode_batch(rows))
+def decode_texts(tokenizer: Tokenizer, ids: torch.Tensor) -> list[str]:
+    """Decode every row of ``ids`` (N, tokens)."""
+    return list(tokenizer.decode_batch(ids.tolist()))
 
 
 def written_texts(
@@ -92,7 +88,6 @@ def written_texts(
     prompts: torch.Tensor,
     tokens: int,
     seed: int,
-    end: int | None = None,
     *,
     samples: int = 0,
     bf16: bool = False,
@@ -108,7 +103,7 @@ def written_texts(
         chance = step_generator(seed + 1, index, embedded.device) if samples else None
         with torch.autocast(embedded.device.type, torch.bfloat16, enabled=bf16):
             written = continuations(model, embedded, tokens, chance, max(1, samples))
-        texts += decode_texts(tokenizer, written, end)
+        texts += decode_texts(tokenizer, written)
     return texts
 
 

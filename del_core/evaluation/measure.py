@@ -101,7 +101,6 @@ def measure(
 
     Args:
         similarity: sentence encoder; without one, ``coherence_of`` can score the texts later.
-        log_prior: the attacker's unigram prior (V,).
         seed: seed of the noise; no stage trains or calibrates with it.
         samples: sampled texts per passage, beside the greedy one.
         bf16: whether matrix products are computed in bfloat16.

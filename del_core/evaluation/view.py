@@ -31,8 +31,8 @@ class Recovery:
 
     Attributes:
         rate: share of tokens that are its best guess (MAP).
-        bits: mean of log2 posterior over prior of the true token. Methods of equal rate can differ
-            in it, and an attacker who also knows the language can use the difference.
+        bits: mean of log2 posterior over prior of the true token, which an attacker who also knows
+            the language can use.
     """
 
     rate: Rate
@@ -65,10 +65,7 @@ class ServerView(Protocol):
         """Return embeddings (N, T', b) of the prompts ``tokens`` (N, T), soft prompt included."""
 
     def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
-        """Return the recovery of ``tokens`` (count,) from one release of each.
-
-        It follows from the posterior over the vocabulary under the unigram prior (V,).
-        """
+        """Return the recovery of ``tokens`` (count,) from a release of each, under a prior (V,)."""
 
 
 def in_front(soft_prompt: torch.Tensor | None, embeddings: torch.Tensor) -> torch.Tensor:

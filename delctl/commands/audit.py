@@ -76,7 +76,8 @@ def audit(
     if update:
         audits = {name: result.manifest_summary(name, loaded.variants[name].audit) for name in loaded.variants}
         tight = {name: found.proven.epsilon_vocabulary for name, found in result.variants.items()}
-        result = result.updated(replace_audit(bundle, audits, tight).fingerprint)
+        audited = replace(result.bundle, updated_fingerprint=replace_audit(bundle, audits, tight).fingerprint)
+        result = replace(result, bundle=audited)
         write_report(out, result)
         notes.print(f"bundle updated; its fingerprint is now {result.bundle.updated_fingerprint}", soft_wrap=True)
     _show(console(quiet=quiet), result, out)

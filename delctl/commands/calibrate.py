@@ -59,10 +59,9 @@ def calibrate(
     if attack is not None and asr is None:
         raise click.UsageError("--attack goes with --asr; --epsilon needs no attack")
     from del_core.accounting import epsilon as exact_epsilon
-    from del_core.audit.attacks.base import token_attacks
+    from del_core.audit.attacks.base import recovery
     from del_core.audit.attacks.map import MAP
     from del_core.audit.calibration import calibrate as calibrate_attack
-    from del_core.audit.intervals import Rate
     from del_core.lm.model import load_frozen_lm
     from del_core.lm.text import read_texts
     from del_core.mechanism import MAX_LEVEL, Mechanism
@@ -82,7 +81,7 @@ def calibrate(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--asr" if asr is not None else "--epsilon") from None
     # The bisection's rate is fitted to the noise that it saw; these rates are of fresh noise.
-    rates = {name: Rate(surface.hits(name, mechanism, tokens, seed=1), len(tokens)) for name in token_attacks()}
+    rates = recovery(mechanism, surface, tokens, seed=1)
     exact, tight = exact_epsilon(mechanism, delta), vocabulary_epsilon(mechanism, surface.table, delta).epsilon
     if as_json:
         found = {

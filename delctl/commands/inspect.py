@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
     from del_core.bundle import Manifest, Variant
 
-PROMPT_TOKENS = 32
-"""Length of the example prompt whose composed epsilon is shown."""
-
+PROMPT_TOKENS = 32  # the example prompt whose composed epsilon is shown
 _STATED_TOLERANCE = 1e-6  # a lower stated epsilon would be a false promise
 
 
@@ -95,7 +93,8 @@ def _describe_variant(variant: Variant, manifest: Manifest) -> dict[str, Any]:
 
 
 def _show_facts(out: Console, path: Path, report: dict[str, Any]) -> None:
-    model, files = report["base_model"], report["files"]
+    model, files, bos = report["base_model"], report["files"], report["bos_token_id"]
+    start = "no special token" if bos is None else f"the public token {bos}"
     client = sum(size for name, size in files.items() if name.startswith("client/"))
     server = sum(size for name, size in files.items() if name.startswith("server/"))
     facts = {
@@ -103,7 +102,7 @@ def _show_facts(out: Console, path: Path, report: dict[str, Any]) -> None:
         "fingerprint": report["fingerprint"],
         "verified": f"{len(files)} files by size and SHA-256; bundle format {report['format_version']}",
         "base model": f"{model['name']}, sha256 {model['sha256'][:16]}...",
-        "vocabulary V": f"{model['vocabulary_size']} tokens; a prompt begins with {_bos(report['bos_token_id'])}",
+        "vocabulary V": f"{model['vocabulary_size']} tokens; a prompt begins with {start}",
         "hidden size b": f"{model['hidden_size']}, projected to d = {report['dim']}",
         "table": f"{report['table_dtype']}, level {report['max_level']} is the clip c = {report['clip']:.6g}",
         "a device loads": f"{bytes_words(client)} (table and tokenizer)",
@@ -163,10 +162,6 @@ def _show_guarantees(out: Console, variants: list[dict[str, Any]]) -> None:
 def _number(value: float | None, form: str) -> str:
     """Return a figure of the binomial mechanism, or a dash for another kind."""
     return "-" if value is None else format(value, form)
-
-
-def _bos(token_id: int | None) -> str:
-    return "no special token" if token_id is None else f"the public token {token_id}"
 
 
 def _show_audits(out: Console, variants: list[dict[str, Any]]) -> None:

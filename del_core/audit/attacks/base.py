@@ -10,12 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from del_core.audit.intervals import Rate
+from del_core.audit.leakage import Table
 from del_core.audit.results import ModelCost
 from del_core.audit.settings import AuditConfig
 from del_core.lm.model import BaseLM
@@ -25,8 +25,6 @@ from del_core.registry import Registry
 
 Counts = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int64]
-LogPrior = npt.NDArray[np.floating[Any]]
-Table = npt.NDArray[np.integer[Any]]
 
 _TAKEN = ("text_sha256", "perplexity", "leakage_bits", "entropy_bits", "epsilon_vocabulary", "ceiling", "data", "date")
 

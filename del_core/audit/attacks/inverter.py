@@ -6,9 +6,8 @@ It starts as the optimal attack on a single position and learns what the neighbo
     h = transformer([2K/u - 1 ; posterior mean of W]),
 
 with W the language model's embedding table. The last map of the transformer starts at zero, so the
-untrained inverter is the MAP attack. Early stopping on other text keeps it at least as good on that
-text. Unlike the beam search it uses context in both directions. Every step draws fresh noise, so it
-can overfit only to the text.
+untrained inverter is the MAP attack. Unlike the beam search it uses context in both directions.
+Every step draws fresh noise, so it can overfit only to the text.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from del_core.audit.attacks.base import AttackSurface, Counts, Ids, LogPrior, Table, TokenAttack, register
+from del_core.audit.attacks.base import AttackSurface, Counts, Ids, TokenAttack, register
+from del_core.audit.leakage import LogPrior, Table
 from del_core.mechanism import TokenMechanism
 from del_core.mechanism.likelihood import map_tokens
 

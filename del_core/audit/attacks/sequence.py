@@ -7,9 +7,8 @@ The noise of the positions is independent, so the posterior of the token sequenc
 
 A beam keeps the best partial sequences. lambda = 0 is the MAP attack of a single position. Under
 strong noise most words of the beam are wrong, and a language model that conditions on them does
-worse than none; under weak noise they are right, and context decides where the counts leave
-several candidates. The attacker therefore fits lambda, and the way in which guesses are read from
-the beam, to simulated noise on other text:
+worse than none. The attacker therefore fits lambda, and the way in which guesses are read from the
+beam, to simulated noise on other text:
 
 * filtered: the token of greatest weight over the beam, given the counts up to its own position;
 * voted: the token of greatest weight among the sequences that survive to the end of the prompt.
@@ -25,7 +24,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from del_core.audit.attacks.base import Attack, Counts, Guesses, Ids, LogPrior, Target, register
+from del_core.audit.attacks.base import Attack, Counts, Guesses, Ids, Target, register
+from del_core.audit.leakage import LogPrior
 from del_core.mechanism.base import Likelihood
 
 SEQUENCE = "sequence"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from dataclasses import astuple
 from importlib import resources
 
 from del_core.audit.attacks.base import ATTACKS
@@ -193,16 +194,10 @@ def _resubmitted(variant: VariantAudit) -> str:
 
 def _proven(variant: VariantAudit) -> str:
     proven, leakage = variant.proven, variant.leakage
-    scopes = [
-        (
-            f"{scope.tokens:,} token{'s' if scope.tokens > 1 else ''}",
-            _number(scope.epsilon_vocabulary),
-            _number(scope.epsilon),
-            _number(scope.gaussian_epsilon),
-            f"{scope.mu:.2f}",
-        )
-        for scope in proven.scopes
-    ]
+    scopes = []
+    for scope in proven.scopes:
+        epsilons = map(_number, (scope.epsilon_vocabulary, scope.epsilon, scope.gaussian_epsilon))
+        scopes.append((f"{scope.tokens:,} token{'s' if scope.tokens > 1 else ''}", *epsilons, f"{scope.mu:.2f}"))
     low, high = leakage.leakage_interval
     ceilings, optimal = proven.ceilings, leakage.optimal_guess
     limits = [
@@ -236,25 +231,17 @@ def _proven(variant: VariantAudit) -> str:
 
 def _tokens(variant: VariantAudit) -> str:
     found = variant.proven.token_epsilons
-    spread = [
-        (words, *(f"{value:.2f}" for value in (figures.least, figures.median, figures.p95, figures.greatest)))
-        for figures, words in (
-            (found.worst, "against the farthest token"),
-            (found.typical, f"against its {found.rivals} nearest, median"),
-            (found.nearest, "against the nearest token"),
-        )
-    ]
-    named = [
-        (
-            words,
-            repr(item.token),
-            f"{item.typical:.2f}",
-            f"{item.nearest:.2f} ({item.nearest_rival!r})",
-            f"{item.worst:.2f} ({item.worst_rival!r})",
-        )
-        for words, items in (("most exposed", found.most_exposed), ("best hidden", found.best_hidden))
-        for item in items
-    ]
+    groups = (
+        ("against the farthest token", found.worst),
+        (f"against its {found.rivals} nearest, median", found.typical),
+        ("against the nearest token", found.nearest),
+    )
+    spread = [(words, *(f"{value:.2f}" for value in astuple(figures))) for words, figures in groups]
+    named = []
+    for words, items in (("most exposed", found.most_exposed), ("best hidden", found.best_hidden)):
+        for item in items:
+            rivals = (f"{item.nearest:.2f} ({item.nearest_rival!r})", f"{item.worst:.2f} ({item.worst_rival!r})")
+            named.append((words, repr(item.token), f"{item.typical:.2f}", *rivals))
     return (
         f"<h3>Epsilon of every token</h3><p class=soft>Proven bounds of {found.tokens:,} tokens, each against "
         "other real tokens; tokens.csv lists all of them.</p>"
