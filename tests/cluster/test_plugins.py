@@ -57,7 +57,15 @@ def test_an_engine_of_a_plugin_is_served(environment: dict[str, str], tmp_path: 
     config = tmp_path / "serve.yaml"
     config.write_text("engine: {kind: toy, token: 9}\n")
     command = [sys.executable, "-m", "delctl.main", "serve", "--config", str(config), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path)
+    # A suite that runs in the background of a shell ignores SIGINT, and its children inherit that.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
