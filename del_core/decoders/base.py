@@ -18,22 +18,6 @@ import numpy.typing as npt
 from del_core.mechanism import TokenMechanism
 from del_core.registry import Registry
 
-__all__ = [
-    "DECODERS",
-    "Decoder",
-    "DecoderInputs",
-    "DecoderKind",
-    "DecoderOptions",
-    "FloatArray",
-    "ModelSizes",
-    "Shapes",
-    "claimed_extent",
-    "joint_kinds",
-    "limit_norm",
-    "require_coordinates",
-    "stage2_kinds",
-]
-
 FloatArray = npt.NDArray[np.float32]
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
@@ -81,8 +65,7 @@ class DecoderInputs:
 class DecoderKind(ABC):
     """A kind of decoder: its tensors, its decoder for serving and its class for training.
 
-    A kind needs only numpy. Its torch class is named, not imported, so that clients and servers do
-    not load torch; :func:`del_core.training.decoders.new_decoder` imports it.
+    Its torch class is named, not imported, so that clients and servers do not load torch.
     """
 
     name: ClassVar[str]
@@ -109,13 +92,13 @@ class DecoderKind(ABC):
             ValueError: a size that the manifest does not fix is missing or out of range.
         """
 
-    @abstractmethod
     def new_shapes(self, model: ModelSizes, options: DecoderOptions) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor of a new decoder.
+        """Return the shape of every tensor of a new decoder; by default the model fixes them all.
 
         Raises:
             ValueError: the options do not fit.
         """
+        return self.shapes({}, model)
 
     @abstractmethod
     def multiplications(self, shapes: Shapes, model: ModelSizes) -> int:
@@ -144,8 +127,7 @@ def claimed_extent(claimed: Shapes, tensor: str, axis: int, *, axes: int, most: 
     """Return the extent of one axis of a tensor, as a file's header claims it.
 
     Raises:
-        ValueError: the tensor is missing, has another number of axes, or the extent is not in
-            1..most.
+        ValueError: the tensor is missing, has other axes, or the extent is not in 1..most.
     """
     shape = claimed.get(tensor)
     if shape is None:
@@ -156,11 +138,7 @@ def claimed_extent(claimed: Shapes, tensor: str, axis: int, *, axes: int, most: 
 
 
 def require_coordinates(mechanism: TokenMechanism) -> TokenMechanism:
-    """Return ``mechanism`` if its counts stand for coordinates, which most decoders read.
-
-    Raises:
-        ValueError: they do not.
-    """
+    """Return ``mechanism``; raise ValueError if its counts do not stand for coordinates."""
     if not mechanism.can_dequantize:
         raise ValueError(f"mechanism must be of a kind that can be dequantized, got {mechanism.kind}")
     return mechanism

@@ -11,7 +11,6 @@ from del_core.decoders.base import (
     DECODERS,
     DecoderInputs,
     DecoderKind,
-    DecoderOptions,
     FloatArray,
     ModelSizes,
     Shapes,
@@ -20,15 +19,12 @@ from del_core.decoders.base import (
 )
 from del_core.mechanism import TokenMechanism
 
-__all__ = ["LinearDecoder", "LinearKind"]
-
 
 @dataclass(frozen=True, eq=False)
 class LinearDecoder:
-    """e' = D y + a', with y scaled to norm at most R (docs/reference/bundle-format.md).
+    """e' = D y + a', with y in units of the clip c and scaled to norm at most R.
 
-    ``weight`` D is (hidden size, dim), ``bias`` a' is (hidden size,), both float32; y is in units
-    of the clip c.
+    ``weight`` D is (hidden size, dim), ``bias`` a' is (hidden size,), both float32.
     """
 
     mechanism: TokenMechanism
@@ -37,7 +33,6 @@ class LinearDecoder:
     norm_limit: float
 
     def decode(self, codes: npt.NDArray[np.uint8]) -> FloatArray:
-        """Return the embeddings of counts; see :class:`~del_core.decoders.base.Decoder`."""
         y = limit_norm(self.mechanism.dequantize(codes), self.norm_limit)
         return y @ self.weight.T + self.bias
 
@@ -47,25 +42,18 @@ class LinearKind(DecoderKind):
 
     name = "linear"
     description = "D y + a', the published decoder"
-    trainable = "del_core.training.decoders.linear:TrainableLinear"
+    trainable = "del_core.training.decoders:TrainableLinear"
     joint = True
     continues = ("linear",)
     refits_norm_limit = True
 
     def shapes(self, claimed: Shapes, model: ModelSizes) -> dict[str, tuple[int, ...]]:
-        """See :class:`DecoderKind`."""
         return {"weight": (model.hidden_size, model.dim), "bias": (model.hidden_size,)}
 
-    def new_shapes(self, model: ModelSizes, options: DecoderOptions) -> dict[str, tuple[int, ...]]:
-        """See :class:`DecoderKind`."""
-        return self.shapes({}, model)
-
     def multiplications(self, shapes: Shapes, model: ModelSizes) -> int:
-        """See :class:`DecoderKind`."""
         return model.hidden_size * model.dim
 
     def build(self, inputs: DecoderInputs) -> LinearDecoder:
-        """See :class:`DecoderKind`."""
         mechanism = require_coordinates(inputs.mechanism)
         return LinearDecoder(mechanism, inputs.tensors["weight"], inputs.tensors["bias"], inputs.norm_limit)
 

@@ -15,26 +15,13 @@ and values.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from del_core.decoders.base import (
-    DECODERS,
-    DecoderInputs,
-    DecoderOptions,
-    FloatArray,
-    ModelSizes,
-    Shapes,
-    claimed_extent,
-    require_coordinates,
-)
+from del_core.decoders.base import DECODERS, DecoderOptions, FloatArray, ModelSizes, Shapes, claimed_extent
 from del_core.decoders.posterior import MAX_WIDTH, PosteriorDecoder, PosteriorKind
-from del_core.mechanism.base import Likelihood
-
-__all__ = ["HEAD", "WINDOW", "ContextualKind", "NetworkDecoder", "TrainedKind"]
 
 HEAD: Final = 32
 """Columns of an attention head."""
@@ -45,47 +32,36 @@ _MAX_LAYERS: Final = 16
 _LAYER_TENSORS: Final = ("norms", "attention_in", "attention_out", "mlp_in", "mlp_out")
 
 
-class NetworkDecoder:
+class NetworkDecoder(PosteriorDecoder):
     """The posterior decoder plus the network."""
 
-    def __init__(self, inputs: DecoderInputs, likelihood: Likelihood) -> None:
-        self.posterior = PosteriorDecoder(inputs, likelihood)
-        self.network = _Network.from_tensors(inputs.tensors)
-
     def decode(self, codes: npt.NDArray[np.uint8]) -> FloatArray:
-        """Return the embeddings of counts; see :class:`~del_core.decoders.base.Decoder`."""
-        features = self.posterior.features(codes)
-        return self.posterior.skip(features) + self.network(features)
+        features = self.features(codes)
+        return self.skip(features) + _network(self.inputs.tensors, features)
 
 
 class TrainedKind(PosteriorKind):
-    """The kind ``trained``: a network for each token."""
+    """The kind ``trained``: a network for each token, by default of width b / 4, at least 256."""
 
     name = "trained"
     description = "posterior and a small network for each token"
-    trainable = "del_core.training.decoders.network:TrainableNetwork"
+    trainable = "del_core.training.decoders:TrainableNetwork"
+    decoder = NetworkDecoder
     trained = True
     joint = True
     continues = ("trained",)
 
     def shapes(self, claimed: Shapes, model: ModelSizes) -> dict[str, tuple[int, ...]]:
-        """See :class:`DecoderKind`."""
         width = claimed_extent(claimed, "in_weight", 0, axes=2, most=MAX_WIDTH)
         return _with_network(super().shapes(claimed, model), width)
 
     def new_shapes(self, model: ModelSizes, options: DecoderOptions) -> dict[str, tuple[int, ...]]:
-        """See :class:`DecoderKind`. The default width is b / 4, at least 256."""
-        return _with_network(super().new_shapes(model, options), _width(model, options))
+        width = options.width or max(256, model.hidden_size // 4)
+        return _with_network(super().new_shapes(model, options), width)
 
     def multiplications(self, shapes: Shapes, model: ModelSizes) -> int:
-        """See :class:`DecoderKind`."""
         width, features = shapes["in_weight"]
         return super().multiplications(shapes, model) + width * (features + model.hidden_size)
-
-    def build(self, inputs: DecoderInputs) -> NetworkDecoder:
-        """See :class:`DecoderKind`."""
-        mechanism = require_coordinates(inputs.mechanism)
-        return NetworkDecoder(inputs, mechanism.likelihood(inputs.table))
 
 
 class ContextualKind(TrainedKind):
@@ -96,22 +72,15 @@ class ContextualKind(TrainedKind):
     joint = False
 
     def shapes(self, claimed: Shapes, model: ModelSizes) -> dict[str, tuple[int, ...]]:
-        """See :class:`DecoderKind`."""
         layers = claimed_extent(claimed, "attention_in", 0, axes=3, most=_MAX_LAYERS)
         return _with_layers(super().shapes(claimed, model), layers)
 
     def new_shapes(self, model: ModelSizes, options: DecoderOptions) -> dict[str, tuple[int, ...]]:
-        """See :class:`DecoderKind`."""
         return _with_layers(super().new_shapes(model, options), options.layers)
 
     def multiplications(self, shapes: Shapes, model: ModelSizes) -> int:
-        """See :class:`DecoderKind`: every layer's matrices and its attention window."""
         layers, _, width = shapes["attention_in"]
         return super().multiplications(shapes, model) + layers * (8 * width * width + 2 * WINDOW * width)
-
-
-def _width(model: ModelSizes, options: DecoderOptions) -> int:
-    return options.width or max(256, model.hidden_size // 4)
 
 
 def _with_network(shapes: dict[str, tuple[int, ...]], width: int) -> dict[str, tuple[int, ...]]:
@@ -134,30 +103,15 @@ def _with_layers(shapes: dict[str, tuple[int, ...]], layers: int) -> dict[str, t
     }
 
 
-@dataclass(frozen=True, eq=False)
-class _Network:
-    """``in_weight`` (w, features), ``out_weight`` (b, w) and the five tensors of each layer."""
-
-    in_weight: FloatArray
-    in_bias: FloatArray
-    out_weight: FloatArray
-    layers: tuple[tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray], ...] = ()
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, FloatArray]) -> _Network:
-        """Return the network of a decoder's tensors."""
-        stacked = [tensors[name] for name in _LAYER_TENSORS] if "norms" in tensors else []
-        layers = tuple(zip(*stacked, strict=True)) if stacked else ()
-        return cls(tensors["in_weight"], tensors["in_bias"], tensors["out_weight"], layers)
-
-    def __call__(self, features: FloatArray) -> FloatArray:
-        """Return the network's part of the embeddings (tokens, b) of one segment."""
-        h = _silu(features @ self.in_weight.T + self.in_bias)
-        for norms, attention_in, attention_out, mlp_in, mlp_out in self.layers:
-            h = h + _attend(_normalize(h, norms[0]) @ attention_in.T) @ attention_out.T
-            h = h + _silu(_normalize(h, norms[1]) @ mlp_in.T) @ mlp_out.T
-        out: FloatArray = h @ self.out_weight.T
-        return out
+def _network(tensors: Mapping[str, FloatArray], features: FloatArray) -> FloatArray:
+    """Return the network's part of the embeddings (tokens, b) of one segment."""
+    h = _silu(features @ tensors["in_weight"].T + tensors["in_bias"])
+    for layer in range(len(tensors.get("norms", ()))):
+        norms, attention_in, attention_out, mlp_in, mlp_out = (tensors[name][layer] for name in _LAYER_TENSORS)
+        h = h + _attend(_normalize(h, norms[0]) @ attention_in.T) @ attention_out.T
+        h = h + _silu(_normalize(h, norms[1]) @ mlp_in.T) @ mlp_out.T
+    out: FloatArray = h @ tensors["out_weight"].T
+    return out
 
 
 def _silu(x: FloatArray) -> FloatArray:

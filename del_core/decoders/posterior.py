@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from del_core.decoders.base import (
     DECODERS,
-    Decoder,
     DecoderInputs,
     DecoderKind,
     DecoderOptions,
@@ -22,8 +22,6 @@ from del_core.decoders.base import (
 )
 from del_core.mechanism.base import Likelihood
 from del_core.mechanism.likelihood import blocks
-
-__all__ = ["MAX_WIDTH", "PosteriorDecoder", "PosteriorKind"]
 
 MAX_WIDTH = 16384
 """Largest rank of the values, and largest width of a network."""
@@ -47,7 +45,6 @@ class PosteriorDecoder:
     likelihood: Likelihood
 
     def decode(self, codes: npt.NDArray[np.uint8]) -> FloatArray:
-        """Return the embeddings of counts; see :class:`~del_core.decoders.base.Decoder`."""
         return self.skip(self.features(codes))
 
     def features(self, codes: npt.NDArray[np.uint8]) -> FloatArray:
@@ -74,29 +71,26 @@ class PosteriorDecoder:
 
 
 class PosteriorKind(DecoderKind):
-    """The kind ``posterior``."""
+    """The kind ``posterior``; the rank of a new decoder is four times the projected dimension."""
 
     name = "posterior"
     description = "posterior mean of the vocabulary's embeddings, beside y"
-    trainable = "del_core.training.decoders.posterior:TrainablePosterior"
+    trainable = "del_core.training.decoders:TrainablePosterior"
+    decoder: ClassVar[type[PosteriorDecoder]] = PosteriorDecoder
 
     def shapes(self, claimed: Shapes, model: ModelSizes) -> dict[str, tuple[int, ...]]:
-        """See :class:`DecoderKind`."""
         return _shapes(model, claimed_extent(claimed, "values", 1, axes=2, most=MAX_WIDTH))
 
     def new_shapes(self, model: ModelSizes, options: DecoderOptions) -> dict[str, tuple[int, ...]]:
-        """See :class:`DecoderKind`. The rank is four times the projected dimension."""
         return _shapes(model, min(model.hidden_size, 4 * model.dim))
 
     def multiplications(self, shapes: Shapes, model: ModelSizes) -> int:
-        """See :class:`DecoderKind`: the posterior, its mean and the skip."""
         features = model.dim + shapes["values"][1]
         return (model.vocabulary_size + model.hidden_size) * features
 
-    def build(self, inputs: DecoderInputs) -> Decoder:
-        """See :class:`DecoderKind`."""
+    def build(self, inputs: DecoderInputs) -> PosteriorDecoder:
         mechanism = require_coordinates(inputs.mechanism)
-        return PosteriorDecoder(inputs, mechanism.likelihood(inputs.table))
+        return self.decoder(inputs, mechanism.likelihood(inputs.table))
 
 
 def _shapes(model: ModelSizes, rank: int) -> dict[str, tuple[int, ...]]:
