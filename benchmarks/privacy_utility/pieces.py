@@ -66,11 +66,11 @@ from del_core.evaluation.generation import passage_nll
 from del_core.evaluation.measure import Passages, Written, coherence_of, measure
 from del_core.lm.model import FrozenLM, load_frozen_lm
 from del_core.mechanism import MAX_LEVEL
-from del_core.training.attack import attack_surface, attacked_tokens
 from del_core.training.base import train_base
-from del_core.training.encoder import EncoderConfig, train_encoder
-from del_core.training.projection import ProjectionConfig, train_projection
-from del_core.training.soft_prompt import SoftPromptConfig, load_variant
+from del_core.training.config import EncoderConfig, ProjectionConfig, SoftPromptConfig
+from del_core.training.encoder import train_encoder
+from del_core.training.projection import attack_surface, attacked_tokens, train_projection
+from del_core.training.soft_prompt import load_variant
 from del_core.training.start import calibrate_norm_limit, load_stage1
 from del_core.training.variant import Noise, VariantPlan, train_variant
 

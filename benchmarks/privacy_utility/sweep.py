@@ -13,9 +13,8 @@ from del_core.accounting import epsilon
 from del_core.evaluation.generation import passage_nll
 from del_core.lm.model import FrozenLM
 from del_core.lm.noise import NoisyTable
-from del_core.training.attack import attack_surface
-from del_core.training.projection import Projection
-from del_core.training.soft_prompt import SoftPromptConfig
+from del_core.training.config import SoftPromptConfig
+from del_core.training.projection import Projection, attack_surface
 from del_core.training.start import Stage1, start_decoder
 from del_core.training.variant import Noise
 

@@ -12,10 +12,8 @@ from del_core.bundle import BaseModel, Manifest, Variant, VariantContent, write_
 from del_core.lm.model import BaseLM, ModelError
 from del_core.mechanism import MAX_LEVEL
 from del_core.training.projection import Projection, load_log_prior, load_projection
-from del_core.training.results import VariantResult, read_variant_result
+from del_core.training.results import VariantResult, perplexities, read_variant_result
 from del_core.training.soft_prompt import DECODER_FILE, SOFT_PROMPT_FILE
-
-__all__ = ["assemble_bundle"]
 
 
 def assemble_bundle(
@@ -73,7 +71,7 @@ def _content(lm: BaseLM, projection: Projection, directory: Path) -> VariantCont
 
 def _manifest_variant(result: VariantResult) -> Variant:
     trained = result.trained
-    perplexities = {name: round(value, 3) for name, value in trained.perplexities().items()}
+    rounded = {name: round(value, 3) for name, value in perplexities(trained).items()}
     return Variant(
         name=trained.name,
         task=result.task,
@@ -82,7 +80,7 @@ def _manifest_variant(result: VariantResult) -> Variant:
         soft_prompt_length=trained.config.rows,
         decoder=trained.config.decoder,
         guarantees=result.guarantees,
-        audit={**result.audit, "perplexity": perplexities},
+        audit={**result.audit, "perplexity": rounded},
     )
 
 

@@ -19,8 +19,6 @@ from del_core.lm.device import check_device, products
 from del_core.lm.text import TokenWindows, split_text, tokenize
 from del_core.training.loop import Run, Schedule, fit
 
-__all__ = ["BaseConfig", "train_base"]
-
 _END_OF_TEXT = "<|endoftext|>"
 
 

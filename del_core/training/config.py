@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from del_core.decoders import DECODERS, DecoderOptions, joint_kinds
 from del_core.lm.model import check_rows
-
-__all__ = [
-    "BEST",
-    "EncoderConfig",
-    "ProjectionConfig",
-    "SoftPromptConfig",
-    "StageConfig",
-]
+from del_core.lm.noise import step_generator
+from del_core.lm.text import TokenWindows
 
 BEST = "best"
 """Instead of a decoder's kind: train every kind and keep the one of least validation loss."""
@@ -57,7 +53,28 @@ class ProjectionConfig(StageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig(StageConfig):
+class PromptedConfig(StageConfig):
+    """Settings of the stages that train a soft prompt of ``rows`` rows, a multiple of 32."""
+
+    rows: int = 32
+    min_prompt_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        check_rows(self.rows)
+
+    def batch_of(self, windows: TokenWindows, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the prompts and continuations of a step; all prompts of a step are of one length.
+
+        The length is random, so that short prompts are served as well.
+        """
+        latest = self.prompt_tokens - self.min_prompt_tokens
+        first = int(torch.randint(0, latest + 1, (), generator=step_generator(self.seed, step)))
+        tokens = windows.batch(step, self.batch)
+        return tokens[:, first : self.prompt_tokens], tokens[:, self.prompt_tokens :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(PromptedConfig):
     """Stage 1 with noise.
 
     Attributes:
@@ -65,16 +82,12 @@ class EncoderConfig(StageConfig):
         bits: bits n of a count.
         width: hidden width of the encoder; 0 for an affine one.
         decoder: kind that is trained along. ``linear`` costs a server next to nothing.
-        rows: length of the soft prompt that is trained along, so that it and the decoder fit each
-            other.
     """
 
     map_asr: float = field(kw_only=False)
     bits: int = 4
     width: int = 256
     decoder: str = "trained"
-    rows: int = 32
-    min_prompt_tokens: int = 16
     steps: int = 800
     learning_rate: float = 3e-3
     encoder_rate: float = 1.0
@@ -87,22 +100,16 @@ class EncoderConfig(StageConfig):
             raise ValueError(f"map_asr must be between 0 and 1, got {self.map_asr}")
         if self.decoder not in joint_kinds():
             raise ValueError(f"decoder must be one of {', '.join(joint_kinds())}, got {self.decoder}")
-        check_rows(self.rows)
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftPromptConfig(StageConfig):
-    """Stage 2.
+class SoftPromptConfig(PromptedConfig):
+    """Stage 2. With 0 rows the decoder is trained alone.
 
-    Attributes:
-        rows: length of the soft prompt, a multiple of 32 so that its KV is cached; with 0 the
-            decoder is trained alone.
-        decoder: kind of the decoder.
-        width, layers: sizes of the decoder's network, where the kind has one.
+    ``width`` and ``layers`` are sizes of the decoder's network, where its kind has one.
     """
 
-    rows: int = 32
-    min_prompt_tokens: int = 16
     steps: int = 400
     learning_rate: float = 1e-2
     decoder: str = "linear"
@@ -113,11 +120,9 @@ class SoftPromptConfig(StageConfig):
     test_windows: int = 256
 
     def __post_init__(self) -> None:
-        check_rows(self.rows)
-        if self.decoder != BEST:
-            kind = DECODERS.find(self.decoder)
-            if not self.rows and not kind.trained:
-                raise ValueError(f"rows must be at least 32 with the {self.decoder} decoder, got 0: nothing to train")
+        super().__post_init__()
+        if self.decoder != BEST and not self.rows and not DECODERS.find(self.decoder).trained:
+            raise ValueError(f"rows must be at least 32 with the {self.decoder} decoder, got 0: nothing to train")
         if not 1 <= self.min_prompt_tokens <= self.prompt_tokens:
             raise ValueError(f"min_prompt_tokens must be in 1..{self.prompt_tokens}, got {self.min_prompt_tokens}")
 

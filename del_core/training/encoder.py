@@ -33,16 +33,13 @@ from del_core.lm.noise import NoisyTable, TorchLikelihood, step_generator
 from del_core.lm.perplexity import continuation_nll
 from del_core.lm.text import TokenWindows
 from del_core.mechanism import MAX_LEVEL, Mechanism
-from del_core.training.attack import attack_surface, calibration_tokens
 from del_core.training.config import EncoderConfig
 from del_core.training.decoders import TrainableDecoder, new_decoder
 from del_core.training.loop import Run, Schedule, fit
 from del_core.training.parallel import Shard, current_shard
-from del_core.training.projection import Projection, save_projection
-from del_core.training.results import CalibratedRate, EncoderResult, write_result
-from del_core.training.start import START_FILE, Stage1, calibrate_norm_limit
-
-__all__ = ["EncoderConfig", "NoisyEncoder", "train_encoder"]
+from del_core.training.projection import Projection, attack_surface, calibration_tokens, save_projection
+from del_core.training.results import CalibratedRate, EncoderResult
+from del_core.training.start import START_FILE, Stage1, calibrate_norm_limit, first_rows
 
 _QUICK_TOKENS = 4_000  # attacked at every evaluation
 _ALONE = Shard()
@@ -51,8 +48,7 @@ _ALONE = Shard()
 class NoisyEncoder(nn.Module):
     """The encoder and the noise scale, with gradients.
 
-    ``values`` (V, rank) are those of the decoder that is trained along, None for a decoder without
-    values.
+    ``values`` (V, rank) are those of the decoder that is trained along, if it has any.
     """
 
     def __init__(self, lm: FrozenLM, projection: Projection, mechanism: Mechanism, values: torch.Tensor | None) -> None:
@@ -67,8 +63,8 @@ class NoisyEncoder(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Return y (rows, ..., d), the posterior mean (rows, ..., rank) and E max_v P(v | K).
 
-        The mean is of ``values``. The rows are ``shard``'s rows of ``tokens``. Noise is drawn for
-        all rows, so that a row's noise is the same for any number of workers.
+        The rows are ``shard``'s rows of ``tokens``. Noise is drawn for all rows, so that a row's
+        noise is the same for any number of workers.
         """
         ratio = torch.sigmoid(self.log_odds_of_ratio).clamp(max=1 - 2.0**-16)
         q = 0.5 + 0.5 * ratio * self.projection.encode(self.embeddings)
@@ -100,18 +96,16 @@ class _Training:
         self.tokens = calibration_tokens(lm)
         mechanism = self.calibrate(12, at_most=stage1.start is not None).mechanism
         self.decoder = self._new_decoder(mechanism)
-        first_rows = lm.frequent_rows(config.rows)
         if stage1.start is not None:
             self.decoder.start_from(stage1.start.tensors)
-            first_rows = stage1.start.first_rows(lm, config.rows)
         self.encoder = NoisyEncoder(lm, self.projection, mechanism, self.decoder.values)
-        self.soft_prompt = nn.Parameter(first_rows)
+        self.soft_prompt = nn.Parameter(first_rows(lm, stage1.start, config.rows))
         self.log_multiplier = nn.Parameter(torch.tensor(math.log(config.multiplier), device=device))
 
     def _new_decoder(self, mechanism: Mechanism) -> TrainableDecoder:
         noisy = NoisyTable(self.projection.table(self.lm.embeddings, MAX_LEVEL), mechanism)
-        start = self.stage1.start
-        if start is None or not start.is_for(self.config.decoder):
+        start = self.stage1.start_for(self.config.decoder)
+        if start is None:
             norm_limit = calibrate_norm_limit(self.lm, self.stage1, noisy, self.validation, self.config)
         else:
             norm_limit = start.norm_limit
@@ -150,19 +144,15 @@ class _Training:
     def loss(self, step: int) -> torch.Tensor:
         """Return the Lagrangian of a batch."""
         config, shard = self.config, self.shard
-        generator = step_generator(config.seed, step)
-        windows = self.windows.batch(step, config.batch)
-        first = int(torch.randint(0, config.prompt_tokens - config.min_prompt_tokens + 1, (), generator=generator))
-        private, continuation = windows[:, first : config.prompt_tokens], windows[:, config.prompt_tokens :]
-        device = windows.device
+        private, continuation = config.batch_of(self.windows, step)
+        device = private.device
         y, mean, success = self.encoder(private, step_generator(config.seed, step, device), shard)
         with products(device, config.bf16):
             utility = self._nll(y, mean, shard.of(continuation)).mean()
-        # The logarithm is of all workers' success; its gradient is each worker's own share of that.
+        # The logarithm is of all workers' success, its gradient each worker's own share of that.
         everyones = shard.mean(success)
         excess = torch.log(everyones / config.map_asr) + (success - success.detach()) / everyones
-        # Descent in everything but the multiplier, ascent in that: its term enters with the other
-        # sign.
+        # Ascent in the multiplier only: its term enters with the other sign.
         return utility + self.log_multiplier.detach().exp() * excess - self.log_multiplier.exp() * excess.detach()
 
     @torch.no_grad()
@@ -186,12 +176,9 @@ def train_encoder(
     """Train the encoder of ``stage1`` for ``config.map_asr`` and write it to ``output``.
 
     ``stage1`` is a projection that was trained without noise, or an encoder that was trained for
-    another success, from which encoder and decoder continue. ``output`` gets
-    ``projection.safetensors``, ``projection.json``, ``prior.safetensors`` and
+    another success, from which encoder and decoder continue. ModelError is raised if that encoder
+    has another width. ``output`` gets the files of ``train_projection`` and
     ``decoder_start.safetensors``, the start of stage 2.
-
-    Raises:
-        ModelError: ``stage1`` is an encoder of another width.
     """
     torch.manual_seed(config.seed)
     training = _Training(lm, stage1, config)
@@ -234,18 +221,16 @@ def train_encoder(
         norm_limit=decoder.norm_limit * scale,
         model_sha256=lm.checksum,
         text_sha256=lm.text_sha256,
-        calibration=CalibratedRate.from_calibration(found),
-        ratio_numerator=found.mechanism.ratio_numerator,
+        calibration=CalibratedRate(found.attack, found.target, found.rate, found.mechanism.ratio_numerator),
         ppl_start=math.exp(first_loss),
         ppl_trained=math.exp(best),
         map_asr=found.success,
     )
 
     def write() -> None:
-        save_projection(lm, projection, output)
         start = {**tensors, "soft_prompt": training.soft_prompt.detach()}
         save_file({name: tensor.cpu().contiguous() for name, tensor in start.items()}, output / START_FILE)
-        write_result(output, result)
+        save_projection(lm, projection, output, result)
 
     training.shard.once(write)
     return result

@@ -22,8 +22,6 @@ from tqdm import tqdm
 from del_core.errors import DelError
 from del_core.training.parallel import current_shard, differentiable
 
-__all__ = ["CheckpointError", "Run", "Schedule", "fit"]
-
 
 class CheckpointError(DelError):
     """A checkpoint belongs to another run or cannot be read."""

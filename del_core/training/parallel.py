@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import distributed, nn
 
-__all__ = ["Shard", "current_shard", "differentiable"]
-
 
 @dataclass(frozen=True)
 class Shard:

@@ -10,31 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from del_core.audit.attacks import AttackSurface
 from del_core.lm.device import products
 from del_core.lm.model import BaseLM, FrozenLM, ModelError
 from del_core.lm.perplexity import continuation_nll, evaluate_perplexity
 from del_core.lm.text import TokenWindows
+from del_core.mechanism import MAX_LEVEL
 from del_core.training.config import ProjectionConfig
 from del_core.training.loop import Run, Schedule, fit
 from del_core.training.parallel import current_shard
-from del_core.training.results import ProjectionResult, read_projection_result, write_result
+from del_core.training.results import EncoderResult, ProjectionResult, read_projection_result, write_result
 
-__all__ = [
-    "Projection",
-    "ProjectionConfig",
-    "default_dim",
-    "load_log_prior",
-    "load_projection",
-    "principal_components",
-    "save_projection",
-    "train_projection",
-]
-
+_ATTACKED_TOKENS = 20_000  # a rate of 2 % then has a standard error of 0.1 points
 _TENSORS_FILE, _PRIOR_FILE = "projection.safetensors", "prior.safetensors"
 
 
@@ -44,12 +37,11 @@ def default_dim(hidden_size: int) -> int:
 
 
 class Projection(nn.Module):
-    """Encoder with clipping, and affine decoder.
+    """Encoder from (..., b) to (..., d) with clipping, and affine decoder back.
 
-    ``encoder`` maps (..., b) to (..., d), ``decoder`` maps (..., d) to (..., b). The published
-    encoder is affine. With ``width`` it is x = clip(E e + a + F silu(G e / rms(e)), -1, 1) and F
-    starts at zero. The client's table holds any function of the token, so this costs the client
-    nothing.
+    The published encoder is affine. With ``width`` it is x = clip(E e + a + F silu(G e / rms(e)),
+    -1, 1), where F starts at zero. The client's table holds any function of the token, so this
+    costs the client nothing.
     """
 
     def __init__(self, hidden_size: int, dim: int, width: int = 0) -> None:
@@ -86,14 +78,10 @@ class Projection(nn.Module):
     def from_pca(cls, embeddings: torch.Tensor, weights: torch.Tensor, dim: int, inside: float = 0.98) -> Projection:
         """Return the projection to principal components of the table, tokens weighted by frequency.
 
-        E = s U^T and D = U / s with the top ``dim`` eigenvectors U of the weighted covariance; a
-        and a' map the mean embedding to 0 and back. One scale s for all coordinates keeps
-        distances. It is set so that the share ``inside`` of all coordinate values, by frequency, is
-        not clipped.
-
-        Args:
-            embeddings: (V, b).
-            weights: (V,) non-negative, unigram counts or probabilities.
+        E = s U^T and D = U / s with the top ``dim`` eigenvectors U of the covariance of
+        ``embeddings`` (V, b), weighted by ``weights`` (V,); a and a' map the mean embedding to 0
+        and back. One scale s for all coordinates keeps distances. It is set so that the share
+        ``inside`` of all coordinate values, by frequency, is not clipped.
         """
         mean, components = principal_components(embeddings, weights, dim)
         centered = embeddings.detach().double() - mean
@@ -165,20 +153,18 @@ def train_projection(
         lambda: float(torch.tensor(perplexity(validation)).log()),
     )
     result = ProjectionResult(config, dim, lm.checksum, lm.text_sha256, clean, pca, perplexity(test))
-
-    def write() -> None:
-        save_projection(lm, projection, output)
-        write_result(output, result)
-
-    shard.once(write)
+    shard.once(lambda: save_projection(lm, projection, output, result))
     return result
 
 
-def save_projection(lm: FrozenLM, projection: Projection, output: Path) -> None:
-    """Write the tensors of a projection, and the prior that was counted on the same text."""
+def save_projection(
+    lm: FrozenLM, projection: Projection, output: Path, result: ProjectionResult | EncoderResult
+) -> None:
+    """Write the tensors of a projection, the prior that was counted on the same text, the result."""
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in projection.named_parameters()}
     save_file(tensors, output / _TENSORS_FILE)
     save_file({"log_prior": lm.unigram().log().float().cpu()}, output / _PRIOR_FILE)
+    write_result(output, result)
 
 
 def load_log_prior(directory: Path) -> torch.Tensor:
@@ -197,6 +183,29 @@ def load_projection(directory: Path, lm: BaseLM) -> Projection:
         raise ModelError(
             f"model_sha256 in {directory} must be that of the given model, {lm.checksum}, got {result.model_sha256}"
         )
-    projection = Projection(lm.embeddings.shape[1], result.dim, result.width)
+    width = result.config.width if isinstance(result, EncoderResult) else 0
+    projection = Projection(lm.embeddings.shape[1], result.dim, width)
     projection.load_state_dict(load_file(directory / _TENSORS_FILE))
     return projection.to(lm.embeddings.device).requires_grad_(False)
+
+
+def attack_surface(lm: FrozenLM, projection: Projection) -> AttackSurface:
+    """Collect the server-side data with which the table of ``projection`` is attacked."""
+    return AttackSurface(
+        table=projection.table(lm.embeddings, MAX_LEVEL).cpu().numpy(),
+        weight=projection.decoder.weight.detach().cpu().numpy(),
+        bias=projection.decoder.bias.detach().cpu().numpy(),
+        embeddings=lm.embeddings.detach().cpu().numpy(),
+        log_prior=lm.unigram().log().float().cpu().numpy(),
+    )
+
+
+def attacked_tokens(part: torch.Tensor, count: int = _ATTACKED_TOKENS) -> np.ndarray:
+    """Return about ``count`` evenly spaced token ids; an attack costs V b a token."""
+    tokens: np.ndarray = part.cpu().numpy()
+    return tokens[:: max(1, len(tokens) // count)]
+
+
+def calibration_tokens(lm: FrozenLM) -> np.ndarray:
+    """Return token ids of the validation part, on which no result is reported."""
+    return attacked_tokens(lm.validation)

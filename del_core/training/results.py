@@ -1,33 +1,23 @@
-"""Results of the training stages, and their form in ``projection.json`` and ``variant.json``."""
+"""Results of the training stages, and their form in ``projection.json`` and ``variant.json``.
+
+The functions that read a result raise ModelError if the stage was not run to its end.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from del_core._json import write_json_atomic
-from del_core.audit.calibration import Calibration
 from del_core.audit.intervals import Rate
-from del_core.audit.records import FLAT, fields_from_json, fields_to_json, from_json, to_json
+from del_core.audit.records import FLAT, OMITTED, fields_from_json, fields_to_json, from_json, to_json
 from del_core.bundle import Guarantees
 from del_core.lm.model import ModelError
 from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.training.config import EncoderConfig, ProjectionConfig, SoftPromptConfig
-
-__all__ = [
-    "CalibratedRate",
-    "EncoderResult",
-    "ProjectionResult",
-    "SoftPromptResult",
-    "VariantResult",
-    "read_projection_result",
-    "read_soft_prompt_result",
-    "read_variant_result",
-    "write_result",
-]
 
 _PROJECTION, _VARIANT = "projection.json", "variant.json"
 
@@ -39,24 +29,11 @@ class CalibratedRate:
     attack: str
     target: float
     rate: Rate = field(metadata=FLAT)
-
-    @classmethod
-    def from_calibration(cls, found: Calibration) -> CalibratedRate:
-        """Return the figures of a calibration."""
-        return cls(found.attack, found.target, found.rate)
-
-
-class _Perplexities:
-    """Perplexities of a result: its fields whose names begin with ``ppl_``."""
-
-    def perplexities(self) -> dict[str, float]:
-        """Return the perplexities by name."""
-        names = [item.name for item in fields(self) if item.name.startswith("ppl_")]  # type: ignore[arg-type]
-        return {name: getattr(self, name) for name in names}
+    ratio_numerator: int | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True)
-class ProjectionResult(_Perplexities):
+class ProjectionResult:
     """A projection that was trained without noise; perplexities on the test part.
 
     ``ppl_pca`` is that of the projection before training.
@@ -70,14 +47,9 @@ class ProjectionResult(_Perplexities):
     ppl_pca: float
     ppl_projected: float
 
-    @property
-    def width(self) -> int:
-        """Hidden width of the encoder, which is affine."""
-        return 0
-
 
 @dataclass(frozen=True)
-class EncoderResult(_Perplexities):
+class EncoderResult:
     """An encoder that was trained with noise.
 
     ``map_asr`` is the success that was reached: less than ``config.map_asr`` where the table gives
@@ -91,33 +63,19 @@ class EncoderResult(_Perplexities):
     model_sha256: str
     text_sha256: str
     calibration: CalibratedRate
-    ratio_numerator: int
     ppl_start: float
     ppl_trained: float
     map_asr: float
 
-    @property
-    def width(self) -> int:
-        """Hidden width of the encoder."""
-        return self.config.width
-
-    def to_json(self) -> dict[str, Any]:
-        """Return one object with the members of the configuration."""
-        found = fields_to_json(self)
-        found["calibration"]["ratio_numerator"] = found.pop("ratio_numerator")
-        return found
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any], name: str = "") -> EncoderResult:
-        """Read what ``to_json`` wrote."""
-        calibration = data["calibration"]
-        found = fields_from_json(cls, {**data, "ratio_numerator": calibration["ratio_numerator"]}, name)
-        # The member map_asr is the success that was reached; the target is the calibration's.
+        """Read a result, whose member ``map_asr`` is the success that was reached."""
+        found = fields_from_json(cls, data, name)
         return replace(found, config=replace(found.config, map_asr=found.calibration.target))
 
 
 @dataclass(frozen=True)
-class SoftPromptResult(_Perplexities):
+class SoftPromptResult:
     """A decoder and a soft prompt that were trained for one mechanism.
 
     Perplexities are on the test part. ``ppl_noisy`` is that of the linear decoder alone,
@@ -157,19 +115,18 @@ class VariantResult:
     """A finished variant.
 
     Attributes:
-        recovery: success of each per-token attack on the test part.
-        date: day of the measurement, ISO 8601.
+        recovery: success of each per-token attack on the test part, measured on ``date`` (ISO).
         calibration: the attack that chose the noise, if one did.
         candidates: validation loss of each decoder kind, if all of them were trained.
     """
 
-    trained: SoftPromptResult
+    trained: SoftPromptResult = field(metadata=FLAT)
     task: str
     guarantees: Guarantees
     recovery: Mapping[str, Rate]
     date: str
-    calibration: CalibratedRate | None = None
-    candidates: Mapping[str, float] | None = None
+    calibration: CalibratedRate | None = field(default=None, metadata=OMITTED)
+    candidates: Mapping[str, float] | None = field(default=None, metadata=OMITTED)
 
     @property
     def audit(self) -> dict[str, Any]:
@@ -178,29 +135,23 @@ class VariantResult:
         return {**rates, "text_sha256": self.trained.text_sha256, "date": self.date}
 
     def to_json(self) -> dict[str, Any]:
-        """Return one object with the members of ``trained``."""
-        found = to_json(self.trained)
-        del found["mu"]  # one of the guarantees
-        if self.candidates is not None:
-            found["candidates"] = dict(self.candidates)
-        found["task"] = self.task
-        if self.calibration is not None:
-            found["calibration"] = to_json(self.calibration)
-        return {**found, "guarantees": asdict(self.guarantees), "audit": self.audit}
+        """Return one object with the members of ``trained``, except mu, and the audit."""
+        found = fields_to_json(self)
+        for name in ("mu", "recovery", "date"):
+            del found[name]
+        return {**found, "audit": self.audit}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> VariantResult:
+    def from_json(cls, data: Mapping[str, Any], name: str = "") -> VariantResult:
         """Read what ``to_json`` wrote."""
         audit = data["audit"]
-        return cls(
-            trained=SoftPromptResult.from_json(data),
-            task=data["task"],
-            guarantees=Guarantees(**data["guarantees"]),
-            recovery={name: Rate.from_json(rate) for name, rate in audit.items() if isinstance(rate, dict)},
-            date=audit["date"],
-            calibration=from_json(CalibratedRate, data["calibration"]) if "calibration" in data else None,
-            candidates=data.get("candidates"),
-        )
+        recovery = {attack: rate for attack, rate in audit.items() if isinstance(rate, dict)}
+        return fields_from_json(cls, {**data, "recovery": recovery, "date": audit["date"]}, name)
+
+
+def perplexities(result: ProjectionResult | EncoderResult | SoftPromptResult) -> dict[str, float]:
+    """Return the perplexities of a result by name."""
+    return {name: value for name, value in vars(result).items() if name.startswith("ppl_")}
 
 
 def write_result(directory: Path, result: ProjectionResult | EncoderResult | SoftPromptResult | VariantResult) -> None:
@@ -210,30 +161,18 @@ def write_result(directory: Path, result: ProjectionResult | EncoderResult | Sof
 
 
 def read_projection_result(directory: Path) -> ProjectionResult | EncoderResult:
-    """Read the result of stage 1 with or without noise.
-
-    Raises:
-        ModelError: the stage has not been run to its end.
-    """
+    """Read the result of stage 1 with or without noise."""
     data = _read(directory / _PROJECTION, "projection")
     return from_json(EncoderResult, data) if "norm_limit" in data else from_json(ProjectionResult, data)
 
 
 def read_soft_prompt_result(directory: Path) -> SoftPromptResult:
-    """Read the result of stage 2, of a candidate or of a finished variant.
-
-    Raises:
-        ModelError: the stage has not been run to its end.
-    """
+    """Read the result of stage 2, of a candidate or of a finished variant."""
     return SoftPromptResult.from_json(_read(directory / _VARIANT, "soft-prompt"))
 
 
 def read_variant_result(directory: Path) -> VariantResult:
-    """Read the result of a finished variant.
-
-    Raises:
-        ModelError: the stage has not been run to its end, or its attacks were not measured.
-    """
+    """Read the result of a finished variant, whose attacks were measured."""
     data = _read(directory / _VARIANT, "soft-prompt")
     if "guarantees" not in data:
         raise ModelError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,11 @@ from del_core.decoders import DECODERS
 from del_core.lm.model import BaseLM, FrozenLM
 from del_core.lm.noise import NoisyTable, step_generator
 from del_core.lm.perplexity import evaluate_perplexity
+from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.training.config import SoftPromptConfig, StageConfig
 from del_core.training.decoders import TrainableDecoder, TrainableInputs, new_decoder
 from del_core.training.projection import Projection, load_projection
 from del_core.training.results import EncoderResult, read_projection_result
-
-__all__ = ["DecoderStart", "NoisyPrompt", "Stage1", "calibrate_norm_limit", "load_stage1", "start_decoder"]
 
 START_FILE = "decoder_start.safetensors"
 
@@ -33,16 +31,6 @@ class DecoderStart:
     norm_limit: float
     soft_prompt: torch.Tensor
 
-    def is_for(self, kind: str) -> bool:
-        """Return whether a decoder of ``kind`` can continue from here."""
-        return self.kind in DECODERS[kind].continues
-
-    def first_rows(self, lm: FrozenLM, rows: int) -> torch.Tensor:
-        """Return this soft prompt if it has ``rows`` rows, else frequent tokens."""
-        if len(self.soft_prompt) != rows:
-            return lm.frequent_rows(rows)
-        return self.soft_prompt.to(lm.embeddings.device, copy=True)
-
 
 @dataclass(frozen=True, eq=False)
 class Stage1:
@@ -50,6 +38,14 @@ class Stage1:
 
     projection: Projection
     start: DecoderStart | None = None
+
+    def start_for(self, kind: str) -> DecoderStart | None:
+        """Return the start if a decoder of ``kind`` can continue from it."""
+        return self.start if self.start is not None and self.start.kind in DECODERS[kind].continues else None
+
+    def noisy(self, lm: FrozenLM, mechanism: Mechanism) -> NoisyTable:
+        """Return the table of the vocabulary with the noise of ``mechanism``."""
+        return NoisyTable(self.projection.table(lm.embeddings, MAX_LEVEL).to(lm.embeddings.device), mechanism)
 
     def inputs(self, lm: FrozenLM, noisy: NoisyTable, norm_limit: float) -> TrainableInputs:
         """Return the parts from which a decoder behind the projection starts."""
@@ -67,26 +63,26 @@ def load_stage1(directory: Path, lm: BaseLM) -> Stage1:
     if not isinstance(result, EncoderResult):
         return Stage1(projection)
     tensors = load_file(directory / START_FILE)
-    return Stage1(
-        projection, DecoderStart(result.config.decoder, tensors, result.norm_limit, tensors.pop("soft_prompt"))
-    )
+    soft_prompt = tensors.pop("soft_prompt")
+    return Stage1(projection, DecoderStart(result.config.decoder, tensors, result.norm_limit, soft_prompt))
 
 
+def first_rows(lm: FrozenLM, start: DecoderStart | None, rows: int) -> torch.Tensor:
+    """Return the soft prompt of ``start`` if it has ``rows`` rows, else frequent tokens."""
+    if start is None or len(start.soft_prompt) != rows:
+        return lm.frequent_rows(rows)
+    return start.soft_prompt.to(lm.embeddings.device, copy=True)
+
+
+@dataclass(frozen=True, eq=False)
 class NoisyPrompt:
-    """The embeddings that the LM reads in place of private tokens."""
+    """The embeddings that the LM reads in place of private tokens, behind a soft prompt if given."""
 
-    def __init__(self, noisy: NoisyTable, decoder: TrainableDecoder) -> None:
-        self.noisy, self.decoder = noisy, decoder
+    noisy: NoisyTable
+    decoder: TrainableDecoder
+    soft_prompt: torch.Tensor | None = None
 
-    def perplexity(
-        self,
-        lm: FrozenLM,
-        windows: torch.Tensor,
-        prompt_tokens: int,
-        *,
-        seed: int,
-        soft_prompt: torch.Tensor | None = None,
-    ) -> float:
+    def perplexity(self, lm: FrozenLM, windows: torch.Tensor, prompt_tokens: int, *, seed: int) -> float:
         """Measure the perplexity of continuations; a seed always draws the same noise."""
         batches = 0
 
@@ -96,25 +92,24 @@ class NoisyPrompt:
             y: torch.Tensor = self.decoder(self.noisy.sample(tokens, step_generator(seed, batches, tokens.device)))
             return y
 
-        return evaluate_perplexity(lm.model, windows, prompt_tokens, embed, soft_prompt)
+        return evaluate_perplexity(lm.model, windows, prompt_tokens, embed, self.soft_prompt)
 
 
 def calibrate_norm_limit(
     lm: FrozenLM, stage1: Stage1, noisy: NoisyTable, windows: torch.Tensor, config: StageConfig
 ) -> float:
-    """Return the norm limit R of least perplexity from a grid.
+    """Return the norm limit R of least perplexity from a grid of multiples of the table's norm.
 
-    The grid holds multiples of the table's largest norm. Counts of a noisy mechanism dequantize to
-    rows far longer than any clean one; unlimited, they dominate everything else that the LM reads.
+    Counts of a noisy mechanism dequantize to rows far longer than any clean one; unlimited, they
+    dominate everything else that the LM reads.
     """
     longest = float((noisy.levels.float() / noisy.mechanism.max_level).norm(dim=1).max())
-    best, best_limit = math.inf, longest
-    for factor in (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0):
-        decoder = new_decoder("linear", stage1.inputs(lm, noisy, factor * longest))
-        value = NoisyPrompt(noisy, decoder).perplexity(lm, windows, config.prompt_tokens, seed=config.seed + 1)
-        if value < best:
-            best, best_limit = value, factor * longest
-    return best_limit
+
+    def perplexity(factor: float) -> float:
+        prompt = NoisyPrompt(noisy, new_decoder("linear", stage1.inputs(lm, noisy, factor * longest)))
+        return prompt.perplexity(lm, windows, config.prompt_tokens, seed=config.seed + 1)
+
+    return longest * min((0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0), key=perplexity)
 
 
 def start_decoder(
@@ -123,10 +118,11 @@ def start_decoder(
     """Return an untrained decoder with the norm limit and the blend of least perplexity."""
     norm_limit = calibrate_norm_limit(lm, stage1, noisy, windows, config)
     decoder = new_decoder(config.decoder, stage1.inputs(lm, noisy, norm_limit), config.decoder_options)
-    prompt, tried = NoisyPrompt(noisy, decoder), {}
-    for blend in decoder.blends:
+
+    def perplexity(blend: float) -> float:
         decoder.set_blend(blend)
-        tried[blend] = prompt.perplexity(lm, windows, config.prompt_tokens, seed=config.seed + 1)
-    if tried:
-        decoder.set_blend(min(tried, key=tried.__getitem__))
+        return NoisyPrompt(noisy, decoder).perplexity(lm, windows, config.prompt_tokens, seed=config.seed + 1)
+
+    if decoder.blends:
+        decoder.set_blend(min(decoder.blends, key=perplexity))
     return decoder

@@ -19,16 +19,12 @@ from del_core.decoders import stage2_kinds
 from del_core.lm.model import FrozenLM
 from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.mechanism.base import DEFAULT_DELTA
-from del_core.training.attack import attack_surface, attacked_tokens, calibration_tokens
 from del_core.training.config import BEST, SoftPromptConfig
 from del_core.training.parallel import current_shard
+from del_core.training.projection import attack_surface, attacked_tokens, calibration_tokens
 from del_core.training.results import CalibratedRate, SoftPromptResult, VariantResult, write_result
 from del_core.training.soft_prompt import DECODER_FILE, SOFT_PROMPT_FILE, SoftPromptRun, train_soft_prompt
 from del_core.training.start import Stage1
-
-__all__ = ["BEST", "Noise", "VariantPlan", "train_variant"]
-
-_GUARANTEE_DELTA = DEFAULT_DELTA
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Noise:
     nearest_asr: float | None = None
     mu: float | None = None
     epsilon: float | None = None
-    delta: float = _GUARANTEE_DELTA
+    delta: float = DEFAULT_DELTA
 
     def __post_init__(self) -> None:
         targets = {key: getattr(self, key) for key in ("map_asr", "nearest_asr", "mu", "epsilon")}
@@ -91,18 +87,19 @@ def train_variant(
         trained, losses = _train_best(lm, stage1, run, output, progress=progress)
     else:
         trained = train_soft_prompt(lm, stage1, run, output, progress=progress)
+    reached = None if calibration is None else CalibratedRate(calibration.attack, calibration.target, calibration.rate)
     result = VariantResult(
         trained=trained,
         task=plan.task,
         guarantees=Guarantees(
-            delta=_GUARANTEE_DELTA,
-            epsilon=exact_epsilon(mechanism, _GUARANTEE_DELTA),
+            delta=DEFAULT_DELTA,
+            epsilon=exact_epsilon(mechanism, DEFAULT_DELTA),
             epsilon_vocabulary=None,
             mu=trained.mu,
         ),
         recovery=recovery(mechanism, surface, attacked_tokens(lm.test)),
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        calibration=None if calibration is None else CalibratedRate.from_calibration(calibration),
+        calibration=reached,
         candidates=losses,
     )
     current_shard().once(lambda: write_result(output, result))
@@ -114,8 +111,7 @@ def _train_best(
 ) -> tuple[SoftPromptResult, dict[str, float]]:
     """Train every kind under ``output/candidates`` and copy the one of least validation loss.
 
-    Returns:
-        Its result, and the validation losses by kind.
+    Returns its result, and the validation losses by kind.
     """
     results: dict[str, SoftPromptResult] = {}
     for kind in stage2_kinds(run.config.rows):

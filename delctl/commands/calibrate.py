@@ -65,8 +65,7 @@ def calibrate(
     from del_core.lm.model import load_frozen_lm
     from del_core.lm.text import read_texts
     from del_core.mechanism import MAX_LEVEL, Mechanism
-    from del_core.training.attack import attack_surface, calibration_tokens
-    from del_core.training.projection import load_projection
+    from del_core.training.projection import attack_surface, calibration_tokens, load_projection
     from del_core.vocabulary_accounting import vocabulary_epsilon
 
     lm = load_frozen_lm(model, read_texts(texts), device)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,6 +20,10 @@ from delctl.commands._training_options import (
     stage_options,
 )
 from delctl.options import POSITIVE, SHARE
+
+if TYPE_CHECKING:
+    from del_core.lm.model import FrozenLM
+    from del_core.training.results import EncoderResult, ProjectionResult, SoftPromptResult
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
@@ -45,19 +50,50 @@ def _config(kind: Callable[..., Config], settings: Mapping[str, Any]) -> Config:
         raise click.UsageError(str(error)) from None
 
 
-def _on_workers(stage: Callable[[], Result], workers: int, batch: int, device: str) -> Result:
-    """Return the result of ``stage``, run here or by Ray Train in several workers."""
-    if workers == 1:
-        return stage()
-    if batch % workers:
-        raise click.BadParameter(f"{workers} workers cannot share --batch {batch} evenly", param_hint="--workers")
-    from cluster.training import train_on_workers
+@dataclass(frozen=True)
+class _Stage:
+    """The inputs and the output of a stage through the frozen LM, for workers in any directory."""
 
-    return train_on_workers(stage, workers, gpu=device.startswith("cuda"))
+    model: Path
+    texts: tuple[Path, ...]
+    out: Path
+    device: str
+    workers: int
+    quiet: bool
+    projection_directory: Path = Path()
+
+    @classmethod
+    def take(cls, options: dict[str, Any]) -> _Stage:
+        """Remove these options from ``options``; the rest are settings of the stage."""
+        found = {item.name: options.pop(item.name) for item in fields(cls) if item.name in options}
+        texts = tuple(text.resolve() for text in found.pop("texts"))
+        paths = {name: value.resolve() for name, value in found.items() if isinstance(value, Path)}
+        return cls(**{**found, **paths}, texts=texts)
+
+    def run(self, train: Callable[[FrozenLM], Result], batch: int) -> Result:
+        """Return the result of ``train``, run here or by Ray Train in several workers."""
+
+        def stage() -> Result:
+            from del_core.lm.model import load_frozen_lm
+            from del_core.lm.text import read_texts
+
+            return train(load_frozen_lm(self.model, read_texts(self.texts), self.device))
+
+        if self.workers == 1:
+            return stage()
+        if batch % self.workers:
+            raise click.BadParameter(
+                f"{self.workers} workers cannot share --batch {batch} evenly", param_hint="--workers"
+            )
+        from cluster.training import train_on_workers
+
+        return train_on_workers(stage, self.workers, gpu=self.device.startswith("cuda"))
 
 
-def _print_perplexities(figures: Mapping[str, float]) -> None:
-    for name, value in figures.items():
+def _print_perplexities(result: ProjectionResult | EncoderResult | SoftPromptResult) -> None:
+    from del_core.training.results import perplexities
+
+    for name, value in perplexities(result).items():
         click.echo(f"{name:16} {value:9.2f}")
 
 
@@ -96,22 +132,16 @@ def base(texts: tuple[Path, ...], out: Path, compiled: bool, device: str, quiet:
 @TEXT
 @click.option("--dim", type=click.IntRange(1), help="Projected dimension d.  [default: hidden size / 32, at least 32]")
 @stage_options(steps=300, learning_rate=1e-3, min_prompt_tokens=1)
-def projection(
-    model: Path, texts: tuple[Path, ...], out: Path, device: str, workers: int, quiet: bool, **settings: Any
-) -> None:
+def projection(**settings: Any) -> None:
     """Stage 1: train encoder and decoder through the frozen LM without noise, as published."""
-    from del_core.lm.model import load_frozen_lm
-    from del_core.lm.text import read_texts
-    from del_core.training.projection import ProjectionConfig, train_projection
-    from del_core.training.results import ProjectionResult
+    from del_core.training.config import ProjectionConfig
+    from del_core.training.projection import train_projection
 
-    model, out, texts = model.resolve(), out.resolve(), tuple(text.resolve() for text in texts)
+    stage = _Stage.take(settings)
     config = ProjectionConfig(**settings)
-
-    def stage() -> ProjectionResult:
-        return train_projection(load_frozen_lm(model, read_texts(texts), device), out, config, progress=not quiet)
-
-    _print_perplexities(_on_workers(stage, workers, config.batch, device).perplexities())
+    _print_perplexities(
+        stage.run(lambda lm: train_projection(lm, stage.out, config, progress=not stage.quiet), config.batch)
+    )
 
 
 @train.command()
@@ -133,45 +163,28 @@ def projection(
     type=RegisteredChoice(_joint_kinds),
     help="Decoder trained with the encoder, from which stage 2 continues. The linear one costs least to serve.",
 )
-@click.option(
-    "--rows",
-    default=32,
-    show_default=True,
-    help="Length of the soft prompt trained along: 0, 32, 64, ...",
-)
+@click.option("--rows", default=32, show_default=True, help="Length of the soft prompt trained along: 0, 32, 64, ...")
 @stage_options(steps=800, learning_rate=3e-3, min_prompt_tokens=16)
-def encoder(
-    model: Path,
-    projection_directory: Path,
-    texts: tuple[Path, ...],
-    out: Path,
-    device: str,
-    workers: int,
-    quiet: bool,
-    **settings: Any,
-) -> None:
+def encoder(**settings: Any) -> None:
     """Stage 1 with noise: train the encoder for the best text at one attack success.
 
     Starts from the output of `delctl train projection` and replaces it in the stages that follow.
     An encoder that was trained for another attack success is a start, too; for a low success the
     result is worse.
     """
-    from del_core.lm.model import load_frozen_lm
-    from del_core.lm.text import read_texts
-    from del_core.training.encoder import EncoderConfig, train_encoder
-    from del_core.training.results import EncoderResult
+    from del_core.training.config import EncoderConfig
+    from del_core.training.encoder import train_encoder
     from del_core.training.start import load_stage1
 
-    model, out, texts = model.resolve(), out.resolve(), tuple(text.resolve() for text in texts)
-    projection_directory = projection_directory.resolve()
+    stage = _Stage.take(settings)
     config = _config(EncoderConfig, settings)
-
-    def stage() -> EncoderResult:
-        lm = load_frozen_lm(model, read_texts(texts), device)
-        return train_encoder(lm, load_stage1(projection_directory, lm), out, config, progress=not quiet)
-
-    result = _on_workers(stage, workers, config.batch, device)
-    _print_perplexities(result.perplexities())
+    result = stage.run(
+        lambda lm: train_encoder(
+            lm, load_stage1(stage.projection_directory, lm), stage.out, config, progress=not stage.quiet
+        ),
+        config.batch,
+    )
+    _print_perplexities(result)
     click.echo(f"{'map ASR':16} {result.map_asr:9.2%}  (on the validation part, like the perplexities)")
 
 
@@ -204,44 +217,24 @@ def encoder(
 )
 @click.option("--rows", default=32, show_default=True, help="Length of the soft prompt, a multiple of 32; 0 for none.")
 @stage_options(steps=400, learning_rate=1e-2, min_prompt_tokens=16)
-def soft_prompt(
-    model: Path,
-    projection_directory: Path,
-    texts: tuple[Path, ...],
-    name: str,
-    task: str,
-    bits: int,
-    map_asr: float | None,
-    nearest_asr: float | None,
-    mu: float | None,
-    epsilon: float | None,
-    delta: float,
-    out: Path,
-    device: str,
-    workers: int,
-    quiet: bool,
-    **settings: Any,
-) -> None:
+def soft_prompt(name: str, task: str, **settings: Any) -> None:
     """Stage 2: calibrate one variant's noise and train its soft prompt and decoder."""
-    if sum(target is not None for target in (map_asr, nearest_asr, mu, epsilon)) != 1:
+    targets = ("map_asr", "nearest_asr", "mu", "epsilon")
+    if sum(settings[target] is not None for target in targets) != 1:
         raise click.UsageError("give exactly one of --map-asr, --nearest-asr, --mu and --epsilon")
-    from del_core.lm.model import load_frozen_lm
-    from del_core.lm.text import read_texts
     from del_core.training.config import SoftPromptConfig
-    from del_core.training.results import VariantResult
     from del_core.training.start import load_stage1
     from del_core.training.variant import Noise, VariantPlan, train_variant
 
-    model, out, texts = model.resolve(), out.resolve(), tuple(text.resolve() for text in texts)
-    projection_directory = projection_directory.resolve()
-    noise = Noise(bits=bits, map_asr=map_asr, nearest_asr=nearest_asr, mu=mu, epsilon=epsilon, delta=delta)
+    stage = _Stage.take(settings)
+    noise = Noise(**{key: settings.pop(key) for key in ("bits", *targets, "delta")})
     plan = VariantPlan(name, noise, task, _config(SoftPromptConfig, settings))
-
-    def stage() -> VariantResult:
-        lm = load_frozen_lm(model, read_texts(texts), device)
-        return train_variant(lm, load_stage1(projection_directory, lm), plan, out, progress=not quiet)
-
-    result = _on_workers(stage, workers, plan.config.batch, device)
-    _print_perplexities(result.trained.perplexities())
+    result = stage.run(
+        lambda lm: train_variant(
+            lm, load_stage1(stage.projection_directory, lm), plan, stage.out, progress=not stage.quiet
+        ),
+        plan.config.batch,
+    )
+    _print_perplexities(result.trained)
     for attack, rate in result.recovery.items():
         click.echo(f"{attack + ' ASR':16} {rate.success:9.2%}  (95 %: {rate.low:.2%} to {rate.high:.2%})")

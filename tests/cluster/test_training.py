@@ -21,10 +21,10 @@ from torch import distributed
 from del_core.lm.model import load_frozen_lm
 from del_core.lm.text import read_texts
 from del_core.training.base import BaseConfig, train_base
-from del_core.training.encoder import EncoderConfig, train_encoder
+from del_core.training.config import EncoderConfig, ProjectionConfig, SoftPromptConfig
+from del_core.training.encoder import train_encoder
 from del_core.training.parallel import Shard
-from del_core.training.projection import ProjectionConfig, train_projection
-from del_core.training.soft_prompt import SoftPromptConfig
+from del_core.training.projection import train_projection
 from del_core.training.start import Stage1, load_stage1
 from del_core.training.variant import Noise, VariantPlan, train_variant
 from delctl.commands.train import train

@@ -12,7 +12,8 @@ from del_core.demo import model_path
 from del_core.lm.model import load_frozen_lm
 from del_core.lm.text import read_texts
 from del_core.mechanism import MAX_LEVEL, Mechanism
-from del_core.training.projection import ProjectionConfig, train_projection
+from del_core.training.config import ProjectionConfig
+from del_core.training.projection import train_projection
 from delctl.commands.calibrate import calibrate
 from delctl.main import REFUSED, run
 from tests.support.texts import ALICE

@@ -9,7 +9,8 @@ from pathlib import Path
 from cluster.training import train_on_workers
 from del_core.lm.model import load_frozen_lm
 from del_core.lm.text import read_texts
-from del_core.training.projection import ProjectionConfig, train_projection
+from del_core.training.config import ProjectionConfig
+from del_core.training.projection import train_projection
 from tests.support.texts import ALICE
 
 

@@ -14,12 +14,12 @@ from del_core.lm.model import ModelError, load_frozen_lm
 from del_core.lm.noise import NoisyTable
 from del_core.lm.text import read_texts
 from del_core.mechanism import MAX_LEVEL, Mechanism
-from del_core.training.attack import attack_surface
 from del_core.training.base import BaseConfig, train_base
-from del_core.training.encoder import EncoderConfig, NoisyEncoder, train_encoder
+from del_core.training.config import EncoderConfig, SoftPromptConfig
+from del_core.training.encoder import NoisyEncoder, train_encoder
 from del_core.training.loop import CheckpointError
-from del_core.training.projection import Projection, load_projection
-from del_core.training.soft_prompt import SoftPromptConfig, SoftPromptRun, load_variant, train_soft_prompt
+from del_core.training.projection import Projection, attack_surface, load_projection
+from del_core.training.soft_prompt import SoftPromptRun, load_variant, train_soft_prompt
 from del_core.training.start import Stage1, load_stage1
 from tests.support.texts import ALICE
 
@@ -95,10 +95,10 @@ def test_a_linear_decoder_trained_along_is_what_stage_2_serves(lm, trained_linea
 
 
 def test_a_decoder_of_another_kind_than_the_encoders_starts_anew(lm, trained, trained_linear, tmp_path):
-    stage1, network = load_stage1(trained_linear[0], lm), load_stage1(trained[0], lm).start
+    stage1, network = load_stage1(trained_linear[0], lm), load_stage1(trained[0], lm)
     kinds = ("linear", "posterior", "trained", "contextual")
-    assert [stage1.start.is_for(kind) for kind in kinds] == [True, False, False, False]
-    assert [network.is_for(kind) for kind in kinds] == [False, False, True, True]
+    assert [stage1.start_for(kind) is not None for kind in kinds] == [True, False, False, False]
+    assert [network.start_for(kind) is not None for kind in kinds] == [False, False, True, True]
     config = SoftPromptConfig(
         decoder="trained", min_prompt_tokens=8, prompt_tokens=24, continuation_tokens=8, batch=8, steps=1,
         learning_rate=1e-9, evaluation_windows=128, test_windows=128,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,9 @@ _STAGE = {
 _PROJECTION = ProjectionResult(ProjectionConfig(dim=8), 8, "m", "t", 10.0, 30.0, 20.0)
 _CALIBRATION = CalibratedRate("map", 0.1, Rate(99, 1000))
 _ENCODER = EncoderResult(
-    EncoderConfig(0.1, decoder="linear"), 8, 2.5, "m", "t", _CALIBRATION, 1 << 20, 30.0, 25.0, 0.099
-)
+    EncoderConfig(0.1, decoder="linear"), 8, 2.5, "m", "t", replace(_CALIBRATION, ratio_numerator=1 << 20),
+    30.0, 25.0, 0.099,
+)  # fmt: skip
 _TRAINED = SoftPromptResult(
     "v", SoftPromptConfig(decoder="posterior"), 4, 8, 1 << 20, 9.5, 2.5, 3.25, "m", "t", 10.0, 20.0, 40.0, 35.0, 30.0
 )
