@@ -12,7 +12,7 @@ from del_core.bundle import BaseModel, Manifest, Variant, VariantContent, write_
 from del_core.lm.model import BaseLM, ModelError
 from del_core.mechanism import MAX_LEVEL
 from del_core.training.projection import Projection, load_log_prior, load_projection
-from del_core.training.results import VariantResult, perplexities, read_variant_result
+from del_core.training.results import perplexities, read_variant_result
 from del_core.training.soft_prompt import DECODER_FILE, SOFT_PROMPT_FILE
 
 
@@ -59,28 +59,23 @@ def _content(lm: BaseLM, projection: Projection, directory: Path) -> VariantCont
     _check_fit(directory, "model_sha256", trained.model_sha256, lm.checksum)
     _check_fit(directory, "dim", trained.dim, projection.encoder.out_features)
     rows = load_file(directory / SOFT_PROMPT_FILE)["soft_prompt"].half().numpy()
+    rounded = {name: round(value, 3) for name, value in perplexities(trained).items()}
     return VariantContent(
-        variant=_manifest_variant(result),
+        variant=Variant(
+            name=trained.name,
+            task=result.task,
+            bits=trained.bits,
+            ratio_numerator=trained.ratio_numerator,
+            soft_prompt_length=trained.config.rows,
+            decoder=trained.config.decoder,
+            guarantees=result.guarantees,
+            audit={**result.audit, "perplexity": rounded},
+        ),
         weight=projection.decoder.weight.detach().cpu().half().numpy(),
         bias=projection.decoder.bias.detach().cpu().half().numpy(),
         norm_limit=trained.norm_limit,
         soft_prompt=rows if len(rows) else None,
         tensors=load_arrays(directory / DECODER_FILE),
-    )
-
-
-def _manifest_variant(result: VariantResult) -> Variant:
-    trained = result.trained
-    rounded = {name: round(value, 3) for name, value in perplexities(trained).items()}
-    return Variant(
-        name=trained.name,
-        task=result.task,
-        bits=trained.bits,
-        ratio_numerator=trained.ratio_numerator,
-        soft_prompt_length=trained.config.rows,
-        decoder=trained.config.decoder,
-        guarantees=result.guarantees,
-        audit={**result.audit, "perplexity": rounded},
     )
 
 

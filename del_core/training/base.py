@@ -1,7 +1,4 @@
-"""A small Llama and its byte-level BPE tokenizer, trained from text for demo and benchmarks.
-
-Deployments start from a published model; the small one makes the demo run without a download.
-"""
+"""A small Llama and its byte-level BPE tokenizer, with which the demo runs without a download."""
 
 from __future__ import annotations
 
@@ -63,16 +60,10 @@ def train_base(
     device: str = "cpu",
     progress: bool = True,
 ) -> float:
-    """Train tokenizer and LM on the training part of ``texts``.
+    """Train tokenizer and LM on the training part of ``texts``; return the validation perplexity.
 
-    ``output`` becomes a Hugging Face model directory in fp16. ``split_text`` holds out the same
-    parts as in every later stage. An interrupted run resumes from ``output/checkpoints``.
-
-    Returns:
-        Perplexity on the validation part, after rounding the weights to fp16.
-
-    Raises:
-        DeviceError: there is no such device.
+    ``output`` becomes a Hugging Face model directory in fp16. An interrupted run resumes from
+    ``output/checkpoints``. DeviceError is raised if there is no such device.
     """
     check_device(device)
     config = config or BaseConfig()
@@ -99,8 +90,7 @@ def train_base(
             num_attention_heads=config.heads,
             num_key_value_heads=config.heads,
             intermediate_size=config.feed_forward,
-            # Room for a soft prompt, a prompt and its continuation; later positions degrade
-            # gracefully.
+            # Room for a soft prompt, a prompt and its continuation.
             max_position_embeddings=4 * config.context,
             tie_word_embeddings=True,
             bos_token_id=None,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from del_core.decoders import DECODERS, DecoderOptions, joint_kinds
-from del_core.lm.model import check_rows
+from del_core.lm.model import FrozenLM, check_rows
 from del_core.lm.noise import step_generator
 from del_core.lm.text import TokenWindows
 
@@ -38,9 +38,10 @@ class StageConfig:
         """Tokens of a window."""
         return self.prompt_tokens + self.continuation_tokens
 
-    def identity(self) -> dict[str, Any]:
-        """Return the settings that identify a run: all but the number of steps."""
-        return {key: value for key, value in asdict(self).items() if key != "steps"}
+    def identity(self, lm: FrozenLM) -> dict[str, Any]:
+        """Return the members that identify a run: LM, text and all settings but the steps."""
+        settings = {key: value for key, value in asdict(self).items() if key != "steps"}
+        return {**settings, "model": lm.checksum, "text": lm.text_sha256}
 
 
 @dataclass(frozen=True, kw_only=True)

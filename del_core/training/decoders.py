@@ -43,10 +43,9 @@ class TrainableInputs:
 class TrainableDecoder(nn.Module):
     """A decoder with gradients, from y (..., tokens, d) to embeddings (..., tokens, b).
 
-    y are dequantized coordinates whose norm is not limited yet. Subclasses implement ``forward(y,
-    mean=None)``, where ``mean`` (..., rank) replaces the posterior mean while an encoder is trained,
-    name their parameters as the kind names its tensors and override the other methods where the
-    default does not fit.
+    The norm of y is not limited yet. Subclasses implement ``forward(y, mean=None)``, where ``mean``
+    (..., rank) replaces the posterior mean while an encoder is trained. They name their parameters
+    as the kind names its tensors and override the other methods where the default does not fit.
     """
 
     blends: ClassVar[tuple[float, ...]] = ()
@@ -65,10 +64,7 @@ class TrainableDecoder(nn.Module):
         return list(self.named_parameters())
 
     def train_jointly(self) -> None:
-        """Add parameters that are trained only together with an encoder.
-
-        D and a', if they are among them, are called ``weight`` and ``bias``.
-        """
+        """Add parameters that only joint training changes; ``weight`` and ``bias`` are D and a'."""
 
     def set_blend(self, linear: float) -> None:
         """Start from ``linear`` parts of the linear decoder, within the range of :attr:`blends`."""
@@ -94,11 +90,7 @@ class TrainableDecoder(nn.Module):
 
 
 def new_decoder(kind: str, inputs: TrainableInputs, options: DecoderOptions | None = None) -> TrainableDecoder:
-    """Return an untrained decoder of the kind of this name.
-
-    Raises:
-        ValueError: there is no such kind, or the options do not fit it.
-    """
+    """Return an untrained decoder of a kind; ValueError if the kind or its options do not exist."""
     found = DECODERS.find(kind)
     shapes = found.new_shapes(inputs.sizes, options or DecoderOptions())
     decoder: TrainableDecoder = pkgutil.resolve_name(found.trainable)(found, shapes, inputs)

@@ -191,12 +191,7 @@ def train_encoder(
             "encoder",
             output / "checkpoints",
             Schedule(config.steps, config.learning_rate),
-            identity={
-                **config.identity(),
-                "model": lm.checksum,
-                "text": lm.text_sha256,
-                "start": "projection" if stage1.start is None else "encoder",
-            },
+            identity={**config.identity(lm), "start": "projection" if stage1.start is None else "encoder"},
             evaluate_every=50,
             keep_start=stage1.start is not None,
             rates={

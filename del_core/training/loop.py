@@ -1,8 +1,7 @@
 """The training loop of every stage: schedule, evaluation, early stopping, resumable checkpoints.
 
-A stage provides its loss as a function of the step and draws all randomness from
-``lm.noise.step_generator(seed, step)``. A run that was killed and resumed therefore ends with the
-same weights as an uninterrupted one.
+A loss is a function of the step and draws all randomness from ``step_generator(seed, step)``, so a
+run that was killed and resumed ends with the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ class CheckpointError(DelError):
 class Schedule:
     """Warm-up, constant rate, then linear decay to a tenth (WSD; arXiv 2405.18392).
 
-    Unlike a cosine it does not depend on the end while the rate is constant, so a run can be
-    prolonged.
+    While the rate is constant it does not depend on the end, so a run can be prolonged.
     """
 
     steps: int
@@ -57,13 +55,11 @@ class Run:
     Attributes:
         name: names the progress bar, ``<name>.checkpoint`` and ``<name>.jsonl`` (the log) in
             ``directory``.
-        identity: identifies the run (checksum of the data, seed, sizes); :func:`fit` refuses a
-            checkpoint of another run.
+        identity: identifies the run; :func:`fit` refuses a checkpoint of another run.
         evaluate_every: steps between evaluations; the last step is always evaluated.
         patience: evaluations without improvement after which training stops; None never stops
             early.
-        keep_start: evaluate the given parameters too, and keep them if training finds no better
-            ones.
+        keep_start: keep the given parameters if training finds no better ones.
         rates: learning rates of single parameters, by name, as multiples of the schedule's.
     """
 
@@ -157,19 +153,11 @@ def fit(
     run: Run,
     evaluate: Callable[[], float] | None = None,
 ) -> float:
-    """Minimize ``loss`` by AdamW and leave the best parameters in place.
+    """Minimize ``loss`` by AdamW, keep the best parameters and return their held-out loss.
 
-    Without ``evaluate`` the last parameters stay. Under a process group every worker calls this
-    with the same arguments. ``loss`` is then the mean of the worker's own rows (``Shard.of``); the
-    result, the log and all decisions are the same in every worker.
-
-    Args:
-        parameters: (name, parameter) pairs to train; everything else stays frozen.
-        loss: differentiable scalar of the step number.
-        evaluate: held-out loss, lower is better.
-
-    Returns:
-        The least held-out loss, or the last training loss without ``evaluate``.
+    ``evaluate`` returns the held-out loss. Without it the last parameters stay, and the last
+    training loss is returned. Under a process group every worker calls this with the same arguments
+    and gets the same result; ``loss`` is then the mean of the worker's own rows (``Shard.of``).
 
     Raises:
         CheckpointError: the checkpoint in the run's directory belongs to another run.

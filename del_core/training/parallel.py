@@ -1,9 +1,8 @@
 """Data parallel training: the rows that each worker computes, and agreement between the workers.
 
-A stage is written for one process and a global batch. Every worker draws the batch and its noise as
-one process would and computes its own rows; ``torch.nn.parallel.DistributedDataParallel`` averages
-the gradients. The losses of any number of workers are therefore those of one, up to rounding.
-:mod:`cluster.training` starts the workers.
+Every worker draws the global batch and its noise as one process would and computes its own rows;
+DistributedDataParallel averages the gradients. The losses of any number of workers are therefore
+those of one, up to rounding. :mod:`cluster.training` starts the workers.
 """
 
 from __future__ import annotations
@@ -28,13 +27,8 @@ class Shard:
         return self.rank == 0
 
     def of(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return this worker's rows of a global batch (rows, ...).
-
-        Raises:
-            ValueError: the rows cannot be shared evenly, so the mean of means would not be the
-                batch's mean.
-        """
-        if len(batch) % self.workers:
+        """Return this worker's rows of a global batch (rows, ...)."""
+        if len(batch) % self.workers:  # the mean of means would not be the batch's mean
             raise ValueError(f"batch must have a multiple of {self.workers} rows, one share a worker, got {len(batch)}")
         return batch[self.rank :: self.workers]
 

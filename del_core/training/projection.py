@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from del_core.audit.attacks import AttackSurface
+from del_core.audit.attacks.base import AttackSurface
 from del_core.lm.device import products
 from del_core.lm.model import BaseLM, FrozenLM, ModelError
 from del_core.lm.perplexity import continuation_nll, evaluate_perplexity
@@ -146,7 +146,7 @@ def train_projection(
             "projection",
             output / "checkpoints",
             Schedule(config.steps, config.learning_rate),
-            identity={**config.identity(), "model": lm.checksum, "text": lm.text_sha256},
+            identity=config.identity(lm),
             evaluate_every=50,
             progress=progress,
         ),
@@ -160,7 +160,7 @@ def train_projection(
 def save_projection(
     lm: FrozenLM, projection: Projection, output: Path, result: ProjectionResult | EncoderResult
 ) -> None:
-    """Write the tensors of a projection, the prior that was counted on the same text, the result."""
+    """Write the tensors of a projection, the prior of the same text and, last, the result."""
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in projection.named_parameters()}
     save_file(tensors, output / _TENSORS_FILE)
     save_file({"log_prior": lm.unigram().log().float().cpu()}, output / _PRIOR_FILE)
@@ -173,11 +173,7 @@ def load_log_prior(directory: Path) -> torch.Tensor:
 
 
 def load_projection(directory: Path, lm: BaseLM) -> Projection:
-    """Load the projection that stage 1 wrote, with or without noise.
-
-    Raises:
-        ModelError: the stage has not been run to its end, or was for another LM.
-    """
+    """Load the projection of stage 1; raise ModelError if it is unfinished or for another LM."""
     result = read_projection_result(directory)
     if result.model_sha256 != lm.checksum:
         raise ModelError(

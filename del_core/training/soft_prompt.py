@@ -45,10 +45,7 @@ class SoftPromptRun:
 
 
 def load_variant(lm: FrozenLM, stage1: Stage1, directory: Path, mechanism: Mechanism | None = None) -> NoisyPrompt:
-    """Load the output of ``train_soft_prompt``, with ``mechanism`` instead of its noise if given.
-
-    The decoder has no gradients. ModelError is raised if the stage has not been run to its end.
-    """
+    """Load a variant that was trained, with ``mechanism`` instead of its noise if given."""
     result = read_soft_prompt_result(directory)
     noisy = stage1.noisy(lm, mechanism or result.mechanism)
     inputs = stage1.inputs(lm, noisy, result.norm_limit)
@@ -90,13 +87,7 @@ def train_soft_prompt(
             run.name,
             output / "checkpoints",
             Schedule(config.steps, config.learning_rate),
-            identity={
-                **config.identity(),
-                "model": lm.checksum,
-                "text": lm.text_sha256,
-                "bits": mechanism.bits,
-                "ratio_numerator": mechanism.ratio_numerator,
-            },
+            identity=config.identity(lm) | {"bits": mechanism.bits, "ratio_numerator": mechanism.ratio_numerator},
             evaluate_every=50,
             patience=config.patience,
             keep_start=True,

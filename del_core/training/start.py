@@ -54,11 +54,7 @@ class Stage1:
 
 
 def load_stage1(directory: Path, lm: BaseLM) -> Stage1:
-    """Load the output of ``train_projection`` or ``train_encoder``.
-
-    Raises:
-        ModelError: the stage has not been run to its end, or was for another LM.
-    """
+    """Load the output of ``train_projection`` or ``train_encoder``; see :func:`load_projection`."""
     projection, result = load_projection(directory, lm), read_projection_result(directory)
     if not isinstance(result, EncoderResult):
         return Stage1(projection)
@@ -76,7 +72,7 @@ def first_rows(lm: FrozenLM, start: DecoderStart | None, rows: int) -> torch.Ten
 
 @dataclass(frozen=True, eq=False)
 class NoisyPrompt:
-    """The embeddings that the LM reads in place of private tokens, behind a soft prompt if given."""
+    """The embeddings that the LM reads in place of private tokens, and the soft prompt before."""
 
     noisy: NoisyTable
     decoder: TrainableDecoder
