@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import pkgutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,20 +17,25 @@ EXISTING_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 class RegisteredChoice(click.ParamType[str]):
-    """A choice among a registry's names, read only when a command runs or prints its help."""
+    """A choice among a registry's names, imported only when a command runs or prints its help.
+
+    ``registry`` is ``module:name`` of the names or of a function that returns them.
+    """
 
     name = "choice"
 
-    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
-        self.names = names
+    def __init__(self, registry: str, *more: str) -> None:
+        self.registry, self.more = registry, more
+
+    def _names(self) -> list[str]:
+        found = pkgutil.resolve_name(self.registry)
+        return [*(found() if callable(found) else found), *self.more]
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Return the names for the help text."""
-        return f"[{'|'.join(self.names())}]"
+        return f"[{'|'.join(self._names())}]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return ``value`` if it is one of the names."""
-        chosen: str = click.Choice(tuple(self.names())).convert(value, param, ctx)
+        chosen: str = click.Choice(self._names()).convert(value, param, ctx)
         return chosen
 
 

@@ -18,18 +18,14 @@ from delctl.commands._training_options import (
 )
 from delctl.options import POSITIVE, SHARE
 
-
-def _token_attacks() -> list[str]:
-    from del_core.audit.attacks.base import token_attacks
-
-    return list(token_attacks())
+_ATTACKS = RegisteredChoice("del_core.audit.attacks.base:token_attacks")
 
 
 @click.command()
 @MODEL
 @PROJECTION
 @TEXT
-@click.option("--attack", type=RegisteredChoice(_token_attacks), help="Attack whose success is chosen.  [default: map]")
+@click.option("--attack", type=_ATTACKS, help="Attack whose success is chosen.  [default: map]")
 @click.option("--asr", type=SHARE, help="Share of tokens that the attack may recover.")
 @click.option("--epsilon", type=POSITIVE, help="Epsilon per token, solved exactly.")
 @DELTA

@@ -24,23 +24,12 @@ from delctl.options import POSITIVE, SHARE
 if TYPE_CHECKING:
     from del_core.lm.model import FrozenLM
     from del_core.training.results import EncoderResult, ProjectionResult, SoftPromptResult
+    from del_core.training.start import Stage1
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
 
 _BEST = "best"  # del_core.training.config.BEST, whose module loads torch
-
-
-def _joint_kinds() -> list[str]:
-    from del_core.decoders import joint_kinds
-
-    return joint_kinds()
-
-
-def _stage2_choices() -> list[str]:
-    from del_core.decoders import DECODERS
-
-    return [*DECODERS, _BEST]
 
 
 def _config(kind: Callable[..., Config], settings: Mapping[str, Any]) -> Config:
@@ -69,6 +58,12 @@ class _Stage:
         texts = tuple(text.resolve() for text in found.pop("texts"))
         paths = {name: value.resolve() for name, value in found.items() if isinstance(value, Path)}
         return cls(**{**found, **paths}, texts=texts)
+
+    def start(self, lm: FrozenLM) -> Stage1:
+        """Load the output of stage 1."""
+        from del_core.training.start import load_stage1
+
+        return load_stage1(self.projection_directory, lm)
 
     def run(self, train: Callable[[FrozenLM], Result], batch: int) -> Result:
         """Return the result of ``train``, run here or by Ray Train in several workers."""
@@ -160,7 +155,7 @@ def projection(**settings: Any) -> None:
     "--decoder",
     default="trained",
     show_default=True,
-    type=RegisteredChoice(_joint_kinds),
+    type=RegisteredChoice("del_core.decoders:joint_kinds"),
     help="Decoder trained with the encoder, from which stage 2 continues. The linear one costs least to serve.",
 )
 @click.option("--rows", default=32, show_default=True, help="Length of the soft prompt trained along: 0, 32, 64, ...")
@@ -174,14 +169,11 @@ def encoder(**settings: Any) -> None:
     """
     from del_core.training.config import EncoderConfig
     from del_core.training.encoder import train_encoder
-    from del_core.training.start import load_stage1
 
     stage = _Stage.take(settings)
     config = _config(EncoderConfig, settings)
     result = stage.run(
-        lambda lm: train_encoder(
-            lm, load_stage1(stage.projection_directory, lm), stage.out, config, progress=not stage.quiet
-        ),
+        lambda lm: train_encoder(lm, stage.start(lm), stage.out, config, progress=not stage.quiet),
         config.batch,
     )
     _print_perplexities(result)
@@ -212,7 +204,7 @@ def encoder(**settings: Any) -> None:
     "--decoder",
     default="linear",
     show_default=True,
-    type=RegisteredChoice(_stage2_choices),
+    type=RegisteredChoice("del_core.decoders:DECODERS", _BEST),
     help="Decoder from counts to embeddings; best trains every kind and keeps the one of least validation loss.",
 )
 @click.option("--rows", default=32, show_default=True, help="Length of the soft prompt, a multiple of 32; 0 for none.")
@@ -223,16 +215,13 @@ def soft_prompt(name: str, task: str, **settings: Any) -> None:
     if sum(settings[target] is not None for target in targets) != 1:
         raise click.UsageError("give exactly one of --map-asr, --nearest-asr, --mu and --epsilon")
     from del_core.training.config import SoftPromptConfig
-    from del_core.training.start import load_stage1
     from del_core.training.variant import Noise, VariantPlan, train_variant
 
     stage = _Stage.take(settings)
     noise = Noise(**{key: settings.pop(key) for key in ("bits", *targets, "delta")})
     plan = VariantPlan(name, noise, task, _config(SoftPromptConfig, settings))
     result = stage.run(
-        lambda lm: train_variant(
-            lm, load_stage1(stage.projection_directory, lm), plan, stage.out, progress=not stage.quiet
-        ),
+        lambda lm: train_variant(lm, stage.start(lm), plan, stage.out, progress=not stage.quiet),
         plan.config.batch,
     )
     _print_perplexities(result.trained)
