@@ -2,13 +2,10 @@
 
     result = train_on_workers(functools.partial(stage, ...), workers=4)
 
-``stage`` takes no arguments and runs in every worker, within a process group, which shares each
-batch (:mod:`del_core.training.parallel`). Its checkpoints lie in its own output directory, which
-all workers must see: if a worker dies, Ray Train restarts all of them and the stage resumes from
-its checkpoint.
-
-If ``RAY_ADDRESS`` names a cluster, it is used. Otherwise a cluster starts on this machine, on
-loopback with token authentication, and ends with the call.
+``stage`` runs in every worker, within a process group that shares each batch
+(:mod:`del_core.training.parallel`). All workers must see its output directory: if a worker dies,
+Ray Train restarts all of them and the stage resumes from its checkpoint. The cluster is that of
+``RAY_ADDRESS``, or one on loopback with token authentication that ends with the call.
 """
 
 from __future__ import annotations
@@ -23,13 +20,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster.config.env import local_environment, python_path
 from del_core.errors import DelError
 
 Result = TypeVar("Result")
 
-_LOOPBACK = "127.0.0.1"
-_OBJECT_STORE_BYTES = 80 * 1024 * 1024  # the smallest that Ray allows; nothing large passes through it
-_PACKAGES = str(Path(__file__).resolve().parent.parent)
+_OBJECT_STORE_BYTES = 80 * 1024 * 1024  # the smallest that Ray allows
+_VARIABLES = ("RAY_AUTH_MODE", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_USAGE_STATS_ENABLED")
 
 
 class WorkersError(DelError):
@@ -74,8 +71,7 @@ def _run(stage: Callable[[], Any], workers: int, gpu: bool, max_failures: int, d
     try:
         return trainer.fit().return_value
     except train.TrainingFailedError as error:
-        # The last line of the first worker's traceback names the cause; the others end because it
-        # died.
+        # The last line of the first worker's traceback names the cause; the others end with it.
         causes = getattr(error, "worker_failures", None) or {0: error}
         raise WorkersError(str(causes[min(causes)]).strip().splitlines()[-1]) from error
 
@@ -86,15 +82,11 @@ def _cluster(directory: Path, workers: int) -> Iterator[None]:
     foreign = os.environ.get("RAY_ADDRESS")
     before = dict(os.environ)
     if not foreign:
+        variables = local_environment(haproxy=False)
+        os.environ |= {name: variables[name] for name in _VARIABLES}
         os.environ |= {
-            # Ray's control ports listen on every interface, whatever the node's address, so they
-            # require a token.
-            "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            # The node's address is loopback (Ray does this by itself on macOS and Windows only).
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONPATH": os.pathsep.join([_PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": python_path(os.environ.get("PYTHONPATH")),
         }
     import ray
 
@@ -109,7 +101,7 @@ def _cluster(directory: Path, workers: int) -> Iterator[None]:
                 object_store_memory=_OBJECT_STORE_BYTES,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
-                _node_ip_address=_LOOPBACK,
+                _node_ip_address="127.0.0.1",
                 _temp_dir=str(directory / "r"),
             )
         yield

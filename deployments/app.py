@@ -1,8 +1,7 @@
 """The Ray Serve application: ``deployments.app:build``.
 
-The application has one deployment, ``PrivateLM``. Each replica is an HTTP ingress with its own
-frame parser, decoders, soft prompts and engine. No token crosses a process boundary between the
-engine's frontend and the socket.
+Each replica is an HTTP ingress with an engine of its own, so no token crosses a process boundary
+between the engine's frontend and the socket.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _SPARE_REQUESTS = 64
 
 @serve.ingress()
 class PrivateLM:
-    """A replica: a private-LM service with its engine, as an ASGI application."""
+    """A replica as an ASGI application."""
 
     async def __init__(self, settings: Mapping[str, Any], named_keys: bool) -> None:  # type: ignore[misc]
         """With ``named_keys``, reject all requests until :meth:`reconfigure` supplies the keys."""
@@ -41,7 +40,7 @@ class PrivateLM:
         # Imported on the replica only: the process that builds the application does not need them.
         from deployments.auth.keys import Keys
         from deployments.replica import start_service
-        from deployments.telemetry.setup import Telemetry
+        from deployments.telemetry.observation import Telemetry
 
         file = self._settings.keys.file
         self._keys = Keys({} if named_keys else None, file=None if file is None else Path(file))
@@ -53,7 +52,6 @@ class PrivateLM:
         self._keys.replace(parse_keys(user_config["keys"]))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Return the application that Serve runs in this replica."""
         from deployments.api.context import APIOptions
         from deployments.api.routes import create_app
         from deployments.auth.quota_actor import RayLeases
@@ -83,12 +81,10 @@ class PrivateLM:
 
     async def __del__(self) -> None:
         """Stop the engine. Serve calls this when the replica has finished its last request."""
-        telemetry = getattr(self, "_telemetry", None)
-        if telemetry is not None:
-            telemetry.shutdown()
-        service = getattr(self, "_service", None)
-        if service is not None:
-            await service.shutdown()
+        if hasattr(self, "_telemetry"):  # the start may have failed
+            self._telemetry.shutdown()
+        if hasattr(self, "_service"):
+            await self._service.shutdown()
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -104,8 +100,7 @@ def build(args: dict[str, Any]) -> Application:
         settings = load_settings(Path(args["config"]))
     else:
         settings = parse_settings(args)
-    # It is not known here who can reach the cluster's ports, so the settings must configure
-    # authentication.
+    # Other machines may reach the cluster's ports, so the settings must configure authentication.
     settings.keys.check(loopback=False)
     return build_from(settings)
 

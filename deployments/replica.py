@@ -19,19 +19,13 @@ from deployments.settings import Settings
 
 logger = logging.getLogger("deployments.replica")
 
-# New objects between two garbage collections; Python's default is 700. Serve has frozen the objects
-# that exist at the start, and a request leaves less than one object that only a collection finds.
-# With 700, collections ran about sixty times a second and took 5 % of the replica's time.
+# New objects between two garbage collections. With Python's default of 700, collections ran about
+# sixty times a second and took 5 % of the replica's time; requests leave them almost nothing.
 _GARBAGE_THRESHOLD = 10_000
 
 
 async def start_service(settings: Settings) -> PrivateLMService:
-    """Return the running service of these settings.
-
-    Raises:
-        BundleError, BaseModelError: the bundle is damaged or made for another model; no engine was
-            started.
-    """
+    """Return the running service. Raises BundleError, BaseModelError before an engine starts."""
     began = time.monotonic()
     bundle, table = await asyncio.to_thread(_verify, settings.bundle_path, settings.base_model_path)
     extra = [await asyncio.to_thread(load_extra_bundle, path, bundle) for path in settings.extra_bundle_paths]

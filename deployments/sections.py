@@ -1,7 +1,6 @@
-"""Sections of the configuration: typed, validated and immutable.
+"""Sections of the configuration (docs/reference/configuration.md).
 
 The settings of an engine are defined beside the engine (:mod:`deployments.engines.base`).
-docs/reference/configuration.md lists every field.
 """
 
 from __future__ import annotations
@@ -170,11 +169,7 @@ class ScalingSettings(Section):
 
 
 def format_validation_error(error: ValidationError, shown: Callable[[Mapping[str, Any]], bool]) -> str:
-    """Describe every problem of an error as "`field` must be ..., got ...".
-
-    Args:
-        shown: whether the value of a problem may be repeated; a misplaced secret must not be.
-    """
+    """Describe every problem as "field must be ..., got ...", with a value if it is ``shown``."""
     return "; ".join(_format_problem(problem, shown(problem)) for problem in error.errors())
 
 
@@ -202,8 +197,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise SettingsError(f"{path} must be YAML{where}") from None
-    if values is None:
-        values = {}
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise SettingsError(f"{path} must be a mapping of fields, got a {type(values).__name__}")
     return values

@@ -1,14 +1,8 @@
 """Configuration of the application and of several applications in one cluster.
 
 The same fields come from a YAML file (:func:`load_settings`) or from Serve's ``args``. Several base
-models are served as applications under paths of their own, by a file in Serve's own schema:
-
-    applications:
-      - {name: small, route_prefix: /small, args: {config: small.yaml}}
-      - {name: large, route_prefix: /large, args: {bundle: ..., base_model: ...}}
-
-The same file serves on one machine and on a cluster (``serve deploy``). The defaults suit a laptop.
-docs/reference/configuration.md lists every field with values for a GPU cluster.
+models are applications in Serve's own schema (:func:`load_config`). docs/reference/configuration.md
+lists every field.
 """
 
 from __future__ import annotations
@@ -20,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from del_core import demo
 from deployments.engines import EngineSettings, parse_engine
 from deployments.sections import (
     APIKey,
@@ -68,10 +63,8 @@ DEMO = "demo"
 """Name of the packaged model or bundle, in place of a directory."""
 
 DEFAULT_NAME = "del-serve"
-"""Name of the only application."""
 
-# Sections of a Serve config file that configure the cluster; locally, --host, --port and --proxy
-# replace them.
+# Sections of a Serve config file; locally, --host, --port and --proxy replace them.
 _CLUSTER_SECTIONS = frozenset({"proxy_location", "http_options", "grpc_options", "logging_config"})
 
 
@@ -108,11 +101,7 @@ class Settings(Section):
     @property
     def bundle_path(self) -> Path:
         """Directory of the bundle."""
-        if self.bundle == DEMO:
-            from del_core import demo
-
-            return demo.bundle_path()
-        return Path(self.bundle)
+        return demo.bundle_path() if self.bundle == DEMO else Path(self.bundle)
 
     @property
     def extra_bundle_paths(self) -> tuple[Path, ...]:
@@ -122,15 +111,11 @@ class Settings(Section):
     @property
     def base_model_path(self) -> Path:
         """Directory of the base model."""
-        if self.base_model is None or self.base_model == DEMO:
-            from del_core import demo
-
-            return demo.model_path()
-        return Path(self.base_model)
+        return demo.model_path() if self.base_model in (None, DEMO) else Path(self.base_model)
 
 
 def _is_harmless(problem: Mapping[str, Any]) -> bool:
-    """Whether a message may repeat the value: not a key that was given in place of its hash."""
+    """Return whether a message may repeat the value: not a key given in place of its hash."""
     return "hashes" not in problem["loc"] and isinstance(problem["input"], str | int | float | bool)
 
 
@@ -149,11 +134,7 @@ def load_settings(path: str | Path) -> Settings:
 
 
 def resolve_paths(values: Mapping[str, Any], directory: Path, source: str) -> Settings:
-    """Validate settings whose relative paths are relative to ``directory``.
-
-    Raises:
-        SettingsError: its message begins with ``source``.
-    """
+    """Validate settings with paths relative to ``directory``; a SettingsError names ``source``."""
 
     def resolved(value: Any) -> Any:
         return str((directory / value).resolve()) if isinstance(value, str) and value != DEMO else value
@@ -213,10 +194,9 @@ class _Applications(Section):
 
 
 def load_config(path: str | Path) -> Settings | tuple[ServedApplication, ...]:
-    """Read a YAML file of the settings of one model, or of several applications.
+    """Read a YAML file of one model or of several applications.
 
-    Relative paths, also those of ``args: {config: ...}``, are relative to the file. Raises
-    SettingsError.
+    Relative paths are relative to the file. Raises SettingsError.
     """
     path = Path(path)
     values = read_yaml(path)

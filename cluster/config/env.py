@@ -1,14 +1,15 @@
 """Environment variables of Ray, Serve and HAProxy, for the local cluster and for operators.
 
-Ray and Serve read them when they are imported, so a Serve config file cannot hold them. The local
-cluster (:mod:`cluster.local`) sets the ones with a local value; docs/guides/serving.md lists the
-ones with a value for clusters. Replicas set the variables of vLLM themselves
+Ray and Serve read them when they are imported, so a Serve config file cannot hold them.
+docs/guides/serving.md lists the ones for clusters. Replicas set the variables of vLLM themselves
 (``deployments.engines.vllm.engine.engine_environment``).
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from deployments.api.ingress import CALLBACK
 
@@ -77,12 +78,16 @@ VARIABLES = (
     Variable("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "a replica without requests stops sooner", "1"),
     Variable("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "a dead proxy is replaced after 2 s instead of 30 s", "0.5"),
 )
-"""Every variable with its reason."""
 
 
 def local_environment(*, haproxy: bool) -> dict[str, str]:
     """Return the variables with a local value that belong to HAProxy, or the others."""
     return {one.name: one.local for one in VARIABLES if one.local is not None and one.haproxy == haproxy}
+
+
+def python_path(before: str | None) -> str:
+    """Return ``PYTHONPATH`` with the folder of these packages first."""
+    return os.pathsep.join([str(Path(__file__).resolve().parents[2]), *filter(None, [before])])
 
 
 def cluster_environment() -> dict[str, str]:

@@ -1,9 +1,8 @@
 """Messages between a local cluster's supervisor and the process that started it.
 
-The first line of the supervisor's standard input holds :class:`SupervisorOptions`. Further lines
-are orders: ``{"deploy": applications}`` replaces the applications, ``{"drain": seconds}`` finishes the
-requests in flight and refuses others. Each is answered by one line, ``{"ready": true}`` or
-``{"failed": reason}``.
+The first line of the supervisor's input holds :class:`SupervisorOptions`. Further lines are orders:
+``{"deploy": applications}`` replaces the applications, ``{"drain": seconds}`` finishes the requests
+in flight. Each is answered by one line, ``{"ready": true}`` or ``{"failed": reason}``.
 """
 
 from __future__ import annotations
@@ -29,15 +28,6 @@ class SupervisorOptions:
     dashboard_port: int | None
     directory: str
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the options as JSON values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> SupervisorOptions:
-        """Return the options of :meth:`to_json`."""
-        return cls(**values)
-
 
 class Channel:
     """Connection to a supervisor: each line to its input is answered by a line of its output."""
@@ -48,12 +38,7 @@ class Channel:
         self._unanswered = False
 
     def ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Send a message and return the answer.
-
-        Raises:
-            TimeoutError: no answer in time; later messages fail too.
-            ChildProcessError: the supervisor has ended.
-        """
+        """Return the answer. Raises TimeoutError (later messages fail too), ChildProcessError."""
         assert self._process.stdin is not None
         deadline = time.monotonic() + timeout_s
         with self._lock:

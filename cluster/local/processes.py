@@ -1,9 +1,8 @@
 """The processes of one local cluster: find them and end them, and no others.
 
 The supervisor leads a session, in which the kernel keeps its descendants, even orphans. A process
-that leaves the session has a second mark: it inherits an environment variable with the cluster's
-random token. (The session is checked first, because processes that change their title overwrite
-their environment.)
+that leaves the session is known by an environment variable with the cluster's random token. The
+session is checked first, because processes that change their title overwrite their environment.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import psutil
 
 MARKER = "DEL_SERVE_LOCAL_CLUSTER"
 WORKER_NODE = "cluster.local.worker"
+_RESOURCE_TRACKER = "multiprocessing.resource_tracker"
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -40,13 +40,13 @@ def members(token: str, session: int) -> Iterator[psutil.Process]:
 def end_all(token: str, session: int, *, timeout_s: float = 10.0) -> int:
     """Kill every process of the cluster, also those that start meanwhile; return how many are left.
 
-    Only the standard library's resource trackers are spared for a while: they remove the semaphores
-    and shared memory of dead processes and then end by themselves.
+    The standard library's resource trackers are spared for a while: they remove the semaphores and
+    shared memory of dead processes.
     """
     began = time.monotonic()
     while True:
         found = list(members(token, session))
-        spared = [process for process in found if time.monotonic() < began + 2.0 and _is_resource_tracker(process)]
+        spared = [one for one in found if time.monotonic() < began + 2.0 and runs(one, _RESOURCE_TRACKER)]
         for process in found:
             if process not in spared:
                 with contextlib.suppress(psutil.Error):
@@ -56,20 +56,16 @@ def end_all(token: str, session: int, *, timeout_s: float = 10.0) -> int:
         psutil.wait_procs(found, timeout=0.5)
 
 
-def is_worker_node(process: psutil.Process) -> bool:
-    """Return whether the process is the root of a Ray node beside the head."""
+def runs(process: psutil.Process, module: str) -> bool:
+    """Return whether the command line of a process names this module."""
     try:
-        return WORKER_NODE in process.cmdline()
+        return any(module in argument for argument in process.cmdline())
     except psutil.Error:
         return False
 
 
 def adopt_orphans() -> None:
-    """Become the parent of orphaned descendants (Linux only; elsewhere init does).
-
-    In a container whose first process does not collect dead children, they would stay in the
-    process table.
-    """
+    """Become the parent of orphans (Linux only): not every container collects its dead."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -79,10 +75,3 @@ def collect_dead() -> None:
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
-
-
-def _is_resource_tracker(process: psutil.Process) -> bool:
-    try:
-        return any("multiprocessing.resource_tracker" in argument for argument in process.cmdline())
-    except psutil.Error:
-        return False

@@ -1,15 +1,14 @@
 """HTTP proxy of a local server: HAProxy with a patched configuration, or Serve's own.
 
 HAProxy is worth its set-up: measured on two cores, 213 to 253 requests per second against 97 to 104
-behind Serve's proxy (docs/results/performance.md). Ray 2.60 writes its configuration and offers no
-settings for the changes below, but it lets one name the binary. The binary is therefore a script
-that edits the configuration that Ray has just written, with ``sed``, and then executes HAProxy:
+behind Serve's proxy (docs/results/performance.md). Ray 2.60 offers no settings for the changes
+below, but for the path of the binary. That is therefore a script that edits the configuration that
+Ray has just written, with ``sed``, and then executes HAProxy:
 
 - Statistics and metrics pages listen on loopback instead of every interface.
 - Requests of one conversation go to one replica (``balance hash``) instead of the least busy one.
-- Plain-text answers become error objects: 503 if no replica can be reached, 404 for an unknown
-  path. A HAProxy that knows no application has just started, so it answers 503 to unknown paths
-  too.
+- Plain-text answers become error objects: 503 if no replica can be reached, 404 for an unknown path
+  (503 if HAProxy knows no application yet).
 """
 
 from __future__ import annotations
@@ -31,9 +30,8 @@ Proxy = Literal["haproxy", "serve"]
 
 _FIRST_PORT, _LAST_PORT, _BLOCK = 10_000, 29_900, 50
 
-# Requests of one conversation go to the replica that its id selects on a ring, unless that replica
-# has more than 1.5 times the average number of requests. Requests without a conversation get a
-# random id, which balances them.
+# The id of a conversation selects the replica, unless that has more than 1.5 times the average
+# number of requests. Requests without a conversation get a random id.
 _SHARE = 150
 _BALANCE = (
     f"balance hash req.hdr(x-session-id)\\n\\1hash-type consistent djb2 avalanche\\n\\1hash-balance-factor {_SHARE}"
@@ -76,9 +74,8 @@ def haproxy_binary() -> str | None:
 def _block_of_ports() -> range:
     """Return ports for one cluster: its HAProxy's pages, its fallback proxy, its replicas.
 
-    By default all clusters on a machine use the same ports. The port of a dead replica of one
-    cluster could then belong to a live one of another, which would receive its requests until
-    HAProxy notices. The block lies below the ports that systems use for outgoing connections.
+    With the default ports, a live replica of another cluster on the machine could receive requests
+    for a dead one. The block lies below the ports that systems use for outgoing connections.
     """
     for _ in range(100):
         first = _FIRST_PORT + _BLOCK * secrets.randbelow((_LAST_PORT - _FIRST_PORT) // _BLOCK)

@@ -3,16 +3,15 @@
     with local_server(settings) as url:
         ...                                # requests to url; at the end everything is stopped
 
-A supervisor process (:mod:`cluster.local.supervisor`) starts a Ray cluster on loopback with token
-authentication, Serve and the application. It stops them when its standard input closes: when the
-context is left, and also when this process dies for any reason. Processes that are still alive
-after that are killed by the cluster's token (:mod:`cluster.local.processes`), so other Ray clusters
-on the machine are not affected.
+A supervisor process starts a Ray cluster on loopback with token authentication, Serve and the
+application. It stops them when its standard input closes, also if this process dies. Processes that
+are still alive after that are found by the cluster's token and killed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -32,7 +31,7 @@ from typing import Any, Literal
 
 import psutil
 
-from cluster.config.env import local_environment
+from cluster.config.env import local_environment, python_path
 from cluster.local import processes
 from cluster.local.channel import Channel, SupervisorOptions
 from cluster.local.proxy import Proxy, haproxy_binary, haproxy_environment
@@ -46,8 +45,7 @@ logger = logging.getLogger("cluster.local")
 
 LOOPBACK = "127.0.0.1"
 _STOP_TIMEOUT_S = 30.0
-# Duration of draining beyond the completions that it waits for.
-_DRAIN_SPARE_S = 15.0
+_DRAIN_SPARE_S = 15.0  # beyond the completions that draining waits for
 # Unix socket paths have at most 107 characters, and Ray's are long.
 _RUN_DIRECTORY = "/tmp" if os.path.isdir("/tmp") else None
 
@@ -98,7 +96,7 @@ class LocalServer:
 
     def worker_nodes(self) -> list[psutil.Process]:
         """Return the root process of each Ray node beside the head."""
-        return [process for process in self.processes() if processes.is_worker_node(process)]
+        return [process for process in self.processes() if processes.runs(process, processes.WORKER_NODE)]
 
     def processes(self) -> list[psutil.Process]:
         """Return the living processes of this server, its supervisor included."""
@@ -118,11 +116,10 @@ class LocalServer:
     def deploy(self, served: Settings | Sequence[ServedApplication], *, timeout_s: float = 300.0) -> None:
         """Replace the settings, such as the bundle, while requests are served.
 
-        Replicas are replaced one by one: a new replica answers before an old one stops, and the old
-        one finishes its requests first, within ``scaling.graceful_shutdown_timeout_s``. Address and
-        proxy stay. If the new settings do not start, the old replicas continue. Applications whose
-        settings are unchanged are not touched (unless all are unchanged: then all are replaced).
-        New names start, missing names stop.
+        A new replica answers before an old one stops, which finishes its requests first, within
+        ``scaling.graceful_shutdown_timeout_s``. If the new settings do not start, the old replicas
+        continue. Unchanged applications are not touched, unless all are unchanged: then all are
+        replaced. New names start, missing names stop.
 
         Raises:
             SettingsError, BundleError, BaseModelError: as :func:`start_local`; nothing has changed.
@@ -133,10 +130,10 @@ class LocalServer:
         _check(applications, options.host)
         cpus = required_cpus(applications, options.worker_nodes)
         if cpus > options.num_cpus:
+            scalings = {one.name: one.settings.scaling for one in applications}
             asked = ", ".join(
-                f"{one.name}: scaling.max_replicas {one.settings.scaling.max_replicas}, "
-                f"{one.settings.scaling.num_cpus} each"
-                for one in applications
+                f"{name}: scaling.max_replicas {one.max_replicas}, {one.num_cpus} each"
+                for name, one in scalings.items()
             )
             raise LocalServerError(f"CPUs of all replicas must be at most {options.num_cpus}, got {cpus} ({asked})")
         order = {"deploy": applications_to_json(applications, options.worker_nodes)}
@@ -166,7 +163,7 @@ class LocalServer:
         """Wait for the first deployment. Raises LocalServerError after everything has stopped."""
         timeout_s = began + timeout_s - time.monotonic()
         try:
-            report = self._order(self._options.to_json(), timeout_s, "the local server did not start")
+            report = self._order(dataclasses.asdict(self._options), timeout_s, "the local server did not start")
         except BaseException as error:
             self.stop(keep_files=isinstance(error, LocalServerError))
             raise
@@ -314,12 +311,10 @@ def free_port() -> int:
     """Return a port on which nothing listens."""
     with socket.socket() as one:
         one.bind((LOOPBACK, 0))
-        port: int = one.getsockname()[1]
-    return port
+        return int(one.getsockname()[1])
 
 
 def applications_to_json(applications: Sequence[ServedApplication], worker_nodes: int) -> list[dict[str, Any]]:
-    """Return the applications as the supervisor reads them."""
     return [
         {"name": one.name, "route_prefix": one.route_prefix, "settings": _settings_to_json(one.settings, worker_nodes)}
         for one in applications
@@ -343,11 +338,9 @@ def required_cpus(applications: Sequence[ServedApplication], worker_nodes: int) 
 
 
 def _check(applications: Sequence[ServedApplication], host: str) -> None:
-    """Verify authentication, bundles and base models before anything starts."""
     for one in applications:
         one.settings.keys.check(loopback=is_loopback(host))
-        bundle = load_bundle(one.settings.bundle_path)
-        verify_checksum(one.settings.base_model_path, bundle.manifest.base_model)
+        verify_checksum(one.settings.base_model_path, load_bundle(one.settings.bundle_path).manifest.base_model)
 
 
 def _settings_to_json(settings: Settings, worker_nodes: int) -> dict[str, Any]:
@@ -370,14 +363,13 @@ def _environment(token: str, directory: Path) -> dict[str, str]:
     """Return the environment of the supervisor and its descendants."""
     # Ray's variables in this environment belong to another cluster.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    packages = str(Path(__file__).resolve().parents[2])
     temporary = directory / "t"
     temporary.mkdir()
     interval = os.environ.get("DEL_METRICS_INTERVAL_MS")
     return {
         **environment,
         processes.MARKER: token,
-        "PYTHONPATH": os.pathsep.join([packages, *filter(None, [environment.get("PYTHONPATH")])]),
+        "PYTHONPATH": python_path(environment.get("PYTHONPATH")),
         "TMPDIR": str(temporary),
         "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1"),
         **local_environment(haproxy=False),

@@ -1,7 +1,7 @@
 """The supervisor process of a local cluster; :mod:`cluster.local.channel` describes its input.
 
-The end of its standard input stops everything at once. All output but its answers, such as Ray's
-warnings, goes to standard error.
+The end of its standard input stops everything at once. All output but its answers goes to standard
+error.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     parent = os.getppid()
     report = functools.partial(_report, _reserve_output())
-    options = SupervisorOptions.from_json(json.loads(sys.stdin.readline()))
+    options = SupervisorOptions(**json.loads(sys.stdin.readline()))
     end = functools.partial(_end, options.directory, parent)
     orders: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders, end), daemon=True).start()
@@ -84,7 +84,6 @@ class _WorkerNodes:
         self.start_missing()
 
     def start_missing(self) -> None:
-        """Start every node that is not running."""
         for index, node in enumerate(self._nodes):
             if node is None or node.poll() is not None:
                 # Standard output goes to the supervisor's log too.
@@ -98,7 +97,6 @@ def _listen(orders: queue.SimpleQueue[str], end: Callable[[], NoReturn]) -> None
 
 
 def _execute(orders: queue.SimpleQueue[str], report: Callable[[dict[str, Any]], None]) -> None:
-    """Execute the orders one by one."""
     while True:
         order = json.loads(orders.get())
         try:
@@ -157,9 +155,8 @@ def start_cluster(options: SupervisorOptions) -> tuple[_WorkerNodes, list[str]]:
 def _deploy(applications: list[dict[str, Any]]) -> None:
     """Serve these applications: replace changed ones replica by replica, and delete missing ones.
 
-    Ray Serve replaces the replicas of every application that is passed to it, so unchanged ones are
-    left out. If nothing has changed, all are replaced: the files under the same names may be
-    different.
+    Ray Serve replaces the replicas of every application that it is given, so unchanged ones are
+    left out. If nothing has changed, all are replaced: the files may be different.
     """
     from ray import serve
 

@@ -2,8 +2,8 @@
 
     python -m cluster.local.worker ADDRESS NUM_CPUS OBJECT_STORE_BYTES
 
-All processes of the node descend from this one, so killing them is the loss of a node. ``ray
-start`` cannot join a cluster on a loopback address; Ray's own tests make nodes as this module does.
+All processes of the node descend from this one. ``ray start`` cannot join a cluster on a loopback
+address; Ray's own tests make nodes as this module does.
 """
 
 from __future__ import annotations

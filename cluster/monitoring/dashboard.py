@@ -2,9 +2,7 @@
 
     python -m cluster.monitoring.dashboard > cluster/monitoring/dashboard.json
 
-Import the file into Grafana and choose the Prometheus that scrapes Ray's metrics ports. The panels
-show metrics of :data:`deployments.telemetry.metrics.METRICS` and of Ray Serve, and can be limited
-to variants.
+The panels show metrics of :data:`deployments.telemetry.metrics.METRICS` and of Ray Serve.
 """
 
 from __future__ import annotations
@@ -147,7 +145,6 @@ def dashboard() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the dashboard."""
     print(json.dumps(dashboard(), indent=2))
 
 

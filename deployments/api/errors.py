@@ -1,8 +1,4 @@
-"""Error responses: objects with a stable code (docs/reference/wire-format.md).
-
-They hold nothing derived from a prompt, and neither does the log: of an unexpected exception it has
-only the type and the lines of code, because the message could hold anything.
-"""
+"""Error objects with a stable code and nothing of a prompt (docs/reference/wire-format.md)."""
 
 from __future__ import annotations
 
@@ -28,7 +24,6 @@ INTERNAL_ERROR_MESSAGE = "the server failed; its log has the failure under the r
 
 
 def error_body(code: str, message: str, param: str | None = None) -> bytes:
-    """Return the JSON of an error object."""
     error = {"message": message, "type": error_type(code), "param": param, "code": code}
     return json.dumps({"error": error}, separators=(",", ":")).encode()
 
@@ -44,18 +39,16 @@ class ErrorResponse(Response):
 def error_response(
     code: str, message: str, param: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Return an error object with its status and, if a retry can help, ``Retry-After``."""
+    """Return an error object, with ``Retry-After`` if a retry can help."""
     extra = {"retry-after": str(RETRY_AFTER[code])} if code in RETRY_AFTER else {}
     return ErrorResponse(code, error_body(code, message, param), ERROR_STATUS[code], {**extra, **(headers or {})})
 
 
 def engine_unavailable() -> Response:
-    """Return the response while no engine works."""
     return error_response(ENGINE_UNAVAILABLE, ENGINE_UNAVAILABLE_MESSAGE)
 
 
 def internal_error() -> Response:
-    """Return the response to an unexpected exception."""
     return error_response(INTERNAL_ERROR, INTERNAL_ERROR_MESSAGE)
 
 

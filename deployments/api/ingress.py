@@ -1,14 +1,9 @@
 """ASGI middleware for Serve's own HTTP servers: error objects and request ids.
 
-Serve answers some requests itself in plain text: without room on a replica, without an application,
-after its own timeout. This middleware replaces such answers, because the API promises an error
-object with a stable code for every failure and a well-formed ``X-Request-Id`` on every answer.
-Serve installs the result of :func:`middlewares` if ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` is
-:data:`CALLBACK`.
-
-Behind HAProxy, a request reaches Serve's own proxy (the fallback proxy) only while its application
-has no replica, and waits there for one to start. After the time in :data:`HOLD` it is answered 503,
-because clients abandon a silent connection without a retry.
+Serve answers some requests itself in plain text, but the API promises an error object for every
+failure and a well-formed ``X-Request-Id`` on every answer. Behind HAProxy, a request reaches
+Serve's own proxy (the fallback proxy) only while its application has no replica, and waits there.
+After the time in :data:`HOLD` it is answered 503: clients abandon a silent connection.
 """
 
 from __future__ import annotations
@@ -27,7 +22,7 @@ from deployments.api.errors import NO_SUCH_APPLICATION, RETRY_AFTER, engine_unav
 from deployments.api.middleware import is_request_id
 
 CALLBACK = "deployments.api.ingress:middlewares"
-"""Value of the environment variable that Serve reads."""
+"""Value of ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``: Serve calls :func:`middlewares`."""
 
 HOLD = "DEL_WAKE_HOLD_S"
 """Environment variable: seconds that a request waits for the first replica of an application."""
@@ -35,9 +30,8 @@ HOLD = "DEL_WAKE_HOLD_S"
 # Below the client library's read timeout of 60 s, above the start of a replica with a small model.
 _HOLD_S = 45.0
 
-# An application answers unknown paths itself, as JSON. Serve's 404 means that the proxy knows no
-# application for the path: a wrong prefix, or a proxy that has just started and knows none yet; in
-# that case a retry can succeed.
+# An application answers unknown paths itself. Serve's 404 means that the proxy knows no application
+# for the path: a wrong prefix, or a proxy that has just started, where a retry can succeed.
 _CODES = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED, 503: OVERLOADED}
 _ROUTES = "/-/routes"
 _MESSAGES = {
@@ -55,7 +49,7 @@ _READ_BY_SERVE = frozenset(
 
 
 def middlewares() -> list[Middleware]:
-    """Return the middleware for Serve's HTTP servers, which call this when they start."""
+    """Return the middleware for Serve's HTTP servers."""
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
         return [Middleware(ErrorObjects)]
     port = int(os.environ.get("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "8500"))
@@ -149,5 +143,4 @@ class ErrorObjects:
 
 
 def _is_safe(value: bytes) -> bool:
-    """Return whether a header's value may be read as text, logged and used as an id."""
     return value.isascii() and is_request_id(value.decode("ascii"))

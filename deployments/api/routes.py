@@ -14,29 +14,86 @@ import json
 import time
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from del_core.errors import FRAME_TOO_LARGE, INTERNAL_ERROR, TRUNCATED_FRAME, UNSUPPORTED_MEDIA_TYPE, FrameError
+from del_core.errors import (
+    FRAME_TOO_LARGE,
+    INTERNAL_ERROR,
+    INVALID_API_KEY,
+    METHOD_NOT_ALLOWED,
+    NOT_FOUND,
+    OVERLOADED,
+    RATE_LIMIT_EXCEEDED,
+    TRUNCATED_FRAME,
+    UNSUPPORTED_MEDIA_TYPE,
+    FrameError,
+)
 from del_core.net.asgi import DisconnectedError, unless_disconnected
 from del_core.wire import MEDIA_TYPE, Request
-from deployments.api import deadlines
-from deployments.api.context import APIOptions, RequestContext
-from deployments.api.deadlines import Deadline
-from deployments.api.errors import ErrorResponse, error_response
+from deployments.api.context import DEADLINE_HEADER, APIOptions, Deadline, RequestContext
+from deployments.api.errors import ErrorResponse, engine_unavailable, error_response, internal_error
 from deployments.api.middleware import Guard, RequestIds
-from deployments.api.refusals import EXCEPTION_HANDLERS, REFUSALS, refusal
 from deployments.api.streaming import Envelope, EventStream
-from deployments.auth.keys import Caller
-from deployments.auth.quotas import Charge, QuotaUnavailableError
-from deployments.service.service import Delivery, PrivateLMService
+from deployments.auth.keys import Caller, InvalidKeyError
+from deployments.auth.quotas import Charge, QuotaExceededError, QuotaUnavailableError
+from deployments.engines.base import EngineDeadError
+from deployments.service.service import Delivery, OverloadedError, PrivateLMService
 from deployments.telemetry.observation import CLIENT_GONE, OK, Observation
+
+_TRY_AGAIN = "try again after the seconds in Retry-After"
+
+_REFUSALS = (FrameError, InvalidKeyError, QuotaExceededError, QuotaUnavailableError, OverloadedError, EngineDeadError)
+
+
+def _refusal(error: Exception) -> Response:
+    """Return the response for one of ``_REFUSALS``."""
+    match error:
+        case FrameError():
+            param = error.field.removeprefix("header.") if error.field.startswith("header.") else None
+            return error_response(error.code, str(error), param)
+        case InvalidKeyError():
+            return error_response(INVALID_API_KEY, str(error), headers={"www-authenticate": "Bearer"})
+        case QuotaExceededError():
+            headers = {"retry-after": str(error.retry_after)}
+            return error_response(RATE_LIMIT_EXCEEDED, f"{error}; {_TRY_AGAIN}", headers=headers)
+        case QuotaUnavailableError():
+            return error_response(OVERLOADED, f"the rest of the key's quota is not known; {_TRY_AGAIN}")
+        case OverloadedError():
+            return error_response(OVERLOADED, f"{error}; {_TRY_AGAIN}")
+        case EngineDeadError():
+            return engine_unavailable()
+        case _:
+            raise error
+
+
+async def _refused(http: HTTPRequest, error: Exception) -> Response:
+    return _refusal(error)
+
+
+async def _defect(http: HTTPRequest, error: Exception) -> Response:
+    """Starlette raises the error again after this response, and the guard logs it."""
+    return internal_error()
+
+
+async def _http_exception(http: HTTPRequest, error: Exception) -> Response:
+    """Answer a request that the router refuses: unknown path or method."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow", "")
+        return error_response(
+            METHOD_NOT_ALLOWED, f"method must be {allowed} for this route", headers={"allow": allowed}
+        )
+    return error_response(NOT_FOUND, "path must be one of the routes; POST /v1/private/completions takes frames")
+
+
+_EXCEPTION_HANDLERS = {HTTPException: _http_exception, Exception: _defect, **dict.fromkeys(_REFUSALS, _refused)}
 
 
 def create_app(service: PrivateLMService, options: APIOptions | None = None) -> ASGIApp:
-    """Return the ASGI application of a service."""
     options = options or APIOptions()
     handlers = _Handlers(service, options)
     app = Starlette(
@@ -47,7 +104,7 @@ def create_app(service: PrivateLMService, options: APIOptions | None = None) -> 
             Route("/healthz", handlers.healthz, methods=["GET"]),
             Route("/readyz", handlers.readyz, methods=["GET"]),
         ],
-        exception_handlers=EXCEPTION_HANDLERS,
+        exception_handlers=_EXCEPTION_HANDLERS,
     )
     app.router.redirect_slashes = False
     guarded = Guard(app)
@@ -55,14 +112,11 @@ def create_app(service: PrivateLMService, options: APIOptions | None = None) -> 
 
 
 class _Handlers:
-    """Handlers of the routes."""
-
     def __init__(self, service: PrivateLMService, options: APIOptions) -> None:
         self._service = service
         self._options = options
 
     def _authenticate(self, http: HTTPRequest) -> Caller:
-        """Return the caller. Raises InvalidKeyError."""
         return self._options.keys.caller(http.headers.get("authorization"))
 
     async def completions(self, http: HTTPRequest) -> Response:
@@ -89,7 +143,7 @@ class _Handlers:
                     return error_response(UNSUPPORTED_MEDIA_TYPE, message)
                 # Refuse overload before the body is read; hold a slot only after that.
                 self._service.check_room()
-                deadline = Deadline(http.headers.get(deadlines.HEADER))
+                deadline = Deadline(http.headers.get(DEADLINE_HEADER))
                 context = RequestContext(http, caller, deadline, observation, resources)
                 async with asyncio.timeout(deadline.remaining()) as limit:
                     frame = await self._read(http)
@@ -98,9 +152,9 @@ class _Handlers:
             except TimeoutError:
                 if limit is None or not limit.expired():
                     raise
-                return refusal(Deadline.exceeded())
-            except REFUSALS as error:
-                return refusal(error)
+                return _refusal(Deadline.exceeded())
+            except _REFUSALS as error:
+                return _refusal(error)
             except DisconnectedError:
                 return ErrorResponse(CLIENT_GONE, b"", 499)  # nobody reads it
 
@@ -120,8 +174,7 @@ class _Handlers:
         if not request.sampling.stream:
             completing = self._service.complete(request, cache_salt=salt, observation=observation)
             completion = await unless_disconnected(receive, completing)
-            body = envelope.completion(completion.text, completion.token_ids, completion.finish_reason)
-            return Response(body, media_type="application/json")
+            return Response(envelope.completion(completion), media_type="application/json")
         delivery = Delivery(gather_tokens=options.streaming.max_tokens, gather_s=options.streaming.max_delay_s)
         pieces = self._service.stream(request, delivery=delivery, cache_salt=salt, observation=observation)
         # A failure before the first piece still has its own status, because nothing has been sent.
@@ -139,7 +192,6 @@ class _Handlers:
             raise
 
     async def _read(self, http: HTTPRequest) -> bytes:
-        """Read the body within the limits of size and time."""
         limit = self._service.max_frame_bytes
         timeout_s = self._options.http.body_timeout_s
         declared = http.headers.get("content-length", "")
@@ -156,8 +208,7 @@ class _Handlers:
                     size = max(size, len(body))
                     more = size <= limit and message.get("more_body", False)
         except TimeoutError:
-            reason = f"must arrive within {timeout_s} s"
-            raise FrameError(TRUNCATED_FRAME, "frame", reason) from None
+            raise FrameError(TRUNCATED_FRAME, "frame", f"must arrive within {timeout_s} s") from None
         if size > limit:
             raise FrameError(FRAME_TOO_LARGE, "frame", f"must have at most {limit} bytes, got {size} or more")
         return bytes(body)

@@ -16,8 +16,7 @@ from starlette.types import Receive, Scope, Send
 from del_core.errors import DEADLINE_EXCEEDED, ENGINE_UNAVAILABLE, INTERNAL_ERROR
 from del_core.net.asgi import wait_for_disconnect
 from del_core.wire import Request
-from deployments.api.context import APIOptions, RequestContext
-from deployments.api.deadlines import Deadline
+from deployments.api.context import APIOptions, Deadline, RequestContext
 from deployments.api.errors import ENGINE_UNAVAILABLE_MESSAGE, INTERNAL_ERROR_MESSAGE, error_body, log_defect
 from deployments.engines.base import EngineDeadError
 from deployments.service.service import Piece
@@ -41,16 +40,12 @@ class Envelope:
         return f'{self._head}{json.dumps(text)},"token_ids":[{ids}],"logprobs":null,"finish_reason":{reason}}}]'
 
     def _usage(self) -> str:
-        total = self._prompt_tokens + self.completion_tokens
-        return (
-            f'"usage":{{"prompt_tokens":{self._prompt_tokens},"completion_tokens":{self.completion_tokens},'
-            f'"total_tokens":{total}}}'
-        )
+        prompt, output = self._prompt_tokens, self.completion_tokens
+        return f'"usage":{{"prompt_tokens":{prompt},"completion_tokens":{output},"total_tokens":{prompt + output}}}'
 
-    def completion(self, text: str, token_ids: tuple[int, ...], finish_reason: str) -> bytes:
-        """Return the completion object."""
-        self.completion_tokens = len(token_ids)
-        return f"{self._choice(text, token_ids, finish_reason)},{self._usage()}}}".encode()
+    def completion(self, whole: Piece) -> bytes:
+        self.completion_tokens = len(whole.token_ids)
+        return f"{self._choice(whole.text, whole.token_ids, whole.finish_reason)},{self._usage()}}}".encode()
 
     def event(self, text: str, token_ids: tuple[int, ...], finish_reason: str | None) -> bytes:
         """Return a chunk as a server-sent event; the last one has the usage."""

@@ -1,9 +1,7 @@
 """Authentication of callers by API keys, of which only the SHA-256 is stored.
 
 A key is 32 bytes of the system's CSPRNG, so its plain SHA-256 cannot be inverted by guessing and
-needs no salt. A name may have several hashes, so that a new key works before the old one is
-withdrawn. A :class:`KeyRing` is immutable; :class:`Keys` holds the current one and can replace it
-during requests.
+needs no salt.
 """
 
 from __future__ import annotations
@@ -46,7 +44,6 @@ class Caller:
 
 
 ANYONE = Caller("anyone")
-"""The caller of a server without keys."""
 
 
 def new_key() -> str:
@@ -60,11 +57,10 @@ def hash_key(key: str) -> str:
 
 
 class KeyRing:
-    """Set of valid keys.
+    """Immutable set of valid keys.
 
     A presented key is looked up by a keyed hash of its SHA-256, under a secret of this process, and
-    then compared in constant time. The time reveals nothing about any key and does not grow with
-    their number.
+    then compared in constant time: the time reveals nothing about any key.
     """
 
     def __init__(self, names: Mapping[str, APIKey]) -> None:
@@ -103,10 +99,10 @@ def _salt(name: str) -> str:
 
 
 class Keys:
-    """Current key ring: from the settings, from a file that is checked every second, or none.
+    """Current key ring: from the settings, from a file, or none.
 
-    A changed file takes effect within about a second and does not affect requests in flight. If the
-    file becomes unreadable or malformed, an error is logged and the keys stay unchanged.
+    A changed file takes effect within about a second. If it becomes unreadable or malformed, an
+    error is logged and the keys stay unchanged.
     """
 
     CHECK_S = 1.0

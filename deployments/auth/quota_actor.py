@@ -1,12 +1,8 @@
 """The quota ledger in a named Ray actor, and the leases that replicas take from it.
 
 The actor writes each grant into Ray's control store before it answers, and reads the store when it
-starts. A ledger that was killed, or whose node died, restarts (``max_restarts``) and grants nothing
-twice. Until then replicas spend the leases that they hold; after that a request is answered 503
-(:class:`QuotaUnavailableError`), or admitted if ``quotas.fail_open`` is set.
-
-All applications of a cluster share one actor. Names are counted per application, because the limits
-are settings of an application.
+starts: a ledger that was killed restarts and grants nothing twice. Until then replicas spend the
+leases that they hold. All applications of a cluster share one actor, which counts per application.
 """
 
 from __future__ import annotations
@@ -26,8 +22,6 @@ _KEY, _SPACE = b"granted", b"del-quotas"
 
 
 class QuotaActor:
-    """Ray actor with a :class:`QuotaLedger` that survives a restart."""
-
     def __init__(self) -> None:
         stored = internal_kv._internal_kv_get(_KEY, namespace=_SPACE)
         self._ledger = QuotaLedger(json.loads(stored) if stored else None)

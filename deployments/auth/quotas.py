@@ -1,11 +1,8 @@
 """Quotas of requests and tokens per minute that hold over all replicas.
 
 One :class:`QuotaLedger` counts the grants of each name in the current minute. Replicas take parts
-of a name's quota in advance (leases) and spend them locally, so most requests ask nobody. A lease
-ends with its minute, and its rest is never carried over, so no name exceeds its quota in any minute
-of the clock. As a quota runs out the leases become smaller, down to what one request needs.
-
-The ledger does not depend on Ray; :mod:`deployments.auth.quota_actor` keeps it in a named actor.
+of a quota in advance (leases) and spend them locally. A lease ends with its minute, so no name
+exceeds its quota in any minute of the clock. As a quota runs out the leases become smaller.
 """
 
 from __future__ import annotations
@@ -63,7 +60,6 @@ class QuotaLedger:
             self._granted = {name: (int(requests), int(tokens)) for name, (requests, tokens) in granted.items()}
 
     def state(self) -> dict[str, object]:
-        """Return the state as JSON values."""
         return {"window": self._window, "granted": {name: list(pair) for name, pair in self._granted.items()}}
 
     def lease(self, name: str, requests: int | None, tokens: int | None, need: int) -> Lease:
@@ -83,7 +79,6 @@ class QuotaLedger:
 
 
 def _part(limit: int | None, used: int, need: int) -> int:
-    """Return how much of a limit to grant for a request that needs ``need``."""
     if limit is None:
         return max(need, _PLENTY)
     left = limit - used
@@ -92,8 +87,6 @@ def _part(limit: int | None, used: int, need: int) -> int:
 
 @dataclass
 class _Held:
-    """Part of a name's quota that this replica holds."""
-
     lock: asyncio.Lock
     requests: int = 0
     tokens: int = 0
@@ -116,7 +109,6 @@ class Charge:
 
 
 UNLIMITED = Charge(None, 0)
-"""The charge of a caller without limits."""
 
 LeaseSource = Callable[[str, int | None, int | None, int], Awaitable[Lease]]
 
@@ -132,10 +124,7 @@ class Quotas:
     async def charge(self, caller: Caller, tokens: int) -> Charge:
         """Charge a request for its tokens, prompt and ``max_tokens`` together.
 
-        Raises:
-            FrameError: more tokens than the caller has in a minute.
-            QuotaExceededError: not enough is left of this minute.
-            QuotaUnavailableError: the source of leases does not answer.
+        Raises QuotaExceededError, QuotaUnavailableError; FrameError for more than a minute allows.
         """
         if caller.requests_per_minute is None and caller.tokens_per_minute is None:
             return UNLIMITED

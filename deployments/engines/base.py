@@ -1,11 +1,7 @@
 """The interface between the service and a language-model engine, and the registry of engines.
 
-An engine takes a prompt as embeddings, (tokens, hidden size) float32, and yields token ids. The
-service (:mod:`deployments.service.text`) handles text, stop strings and end-of-text tokens, so they
-behave the same for every engine and across a resumed completion.
-
-A kind of engine is one module that registers an :class:`EngineKind` in :data:`ENGINES`. The setting
-``engine.kind`` chooses it. Plugins add kinds (:mod:`del_core.registry`).
+An engine takes embeddings and yields token ids; the service handles text, stop strings and
+end-of-text tokens. A kind of engine is one module that registers an :class:`EngineKind`.
 """
 
 from __future__ import annotations
@@ -35,20 +31,15 @@ class EngineSampling:
     """Sampling of one completion.
 
     Args:
-        max_tokens: at least 1.
         temperature: 0 is greedy.
-        top_p: in (0, 1].
-        seed: None or a signed 64-bit integer. The same seed, prompt and engine give the same
-            tokens.
-        position: number of tokens of a resumed completion that the prompt already holds. With a
-            seed, the draw for a token depends on its position in the whole completion.
-        stop_token_ids: ids that end the completion, with the model's end-of-text ids where they
-            apply.
-        incremental: yield tokens as they are generated. Otherwise the engine may yield all tokens
-            at the end, which costs less.
+        seed: signed 64-bit. The same seed, prompt and engine give the same tokens.
+        position: tokens of a resumed completion that the prompt already holds. With a seed, the
+            draw for a token depends on its position in the whole completion.
+        stop_token_ids: includes the model's end-of-text ids where they apply.
+        incremental: yield tokens as they are generated; otherwise the engine may yield all at the
+            end, which costs less.
         gather_tokens: after the first tokens, an engine may hold tokens until this many are
-            pending.
-        gather_s: or until one has been pending for this many seconds.
+            pending, or one has been pending for ``gather_s`` seconds.
     """
 
     max_tokens: int
@@ -64,12 +55,10 @@ class EngineSampling:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """New tokens of a completion; the last one has the finish reason.
+    """New tokens of a completion; the last delta has the finish reason.
 
     Args:
-        finish_reason: "stop" if the last token id is one of ``stop_token_ids``, "length" if
-            ``max_tokens`` tokens were generated.
-        cached_rows: prompt rows that the cache held and that were not computed; None if not known.
+        cached_rows: prompt rows that the cache held; None if not known.
         gathered: the tokens have been held long enough and must be sent at once.
     """
 
@@ -102,12 +91,11 @@ class Engine(Protocol):
 
         Args:
             request_id: unique among the requests in flight.
-            embeddings: (tokens, hidden size), float32 and finite, at least one row.
+            embeddings: (tokens, hidden size), finite, at least one row.
             cache_salt: cached prefixes are shared only between prompts of the same salt,
             shared_rows: except for this many first rows, which all prompts may share.
 
-        Raises:
-            EngineDeadError: the engine has stopped, before or during this request.
+        Raises EngineDeadError if the engine has stopped, before or during this request.
         """
 
     async def check_health(self) -> None:
@@ -130,12 +118,10 @@ class EngineSettings(Section):
 
 @dataclass(frozen=True)
 class EngineKind:
-    """A registered kind of engine.
+    """A kind of engine: the model of its section ``engine``, and its constructor.
 
-    Args:
-        settings: model of the section ``engine`` for this kind.
-        create: makes the engine from the directory of the base model and its settings. Heavy
-            imports belong inside, so that only replicas load them.
+    ``create`` takes the directory of the base model and the settings. Heavy imports belong inside,
+    so that only replicas load them.
     """
 
     settings: type[EngineSettings]
@@ -143,18 +129,12 @@ class EngineKind:
 
 
 ENGINES: Registry[EngineKind] = Registry("engine.kind")
-"""Kinds of engines by name."""
 
 
 def parse_engine(values: Mapping[str, Any]) -> EngineSettings:
-    """Validate the section ``engine`` with the settings model of its kind.
-
-    Raises:
-        ValueError: no such kind is registered, or (pydantic's ValidationError) a field is invalid.
-    """
+    """Validate the section ``engine`` with the settings model of its kind. Raises ValueError."""
     values = dict(values)
-    # Until 1.0: `stand_in: {...}` is the former spelling of `kind: mock`. Fields of vLLM had no
-    # effect beside it.
+    # Until 1.0: the former spelling of `kind: mock`. Fields of vLLM had no effect beside it.
     pace = values.pop("stand_in", None)
     if isinstance(pace, Mapping):
         general = {name: value for name, value in values.items() if name in EngineSettings.model_fields}

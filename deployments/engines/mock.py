@@ -1,12 +1,9 @@
 """Mock engine: generates meaningless tokens at the pace of a model, for load tests without GPUs.
 
-``engine.kind: mock`` selects it, and the log says so. It computes nothing: token k of a completion
-is a fixed function of k, so a resumed completion continues unchanged.
-
-The timing follows continuous batching. One step takes ``step_ms + step_ms_per_request * running +
-prompt_token_ms * prompt tokens that join``. At most ``max_num_seqs`` requests run, the others wait
-in order of arrival, and every running request gets one token per step. Where no observer can tell
-the difference, several steps are taken at once, so that one processor can run many mock engines.
+Token k of a completion is a fixed function of k, so a resumed completion continues unchanged. The
+timing follows continuous batching. One step takes ``step_ms + step_ms_per_request * running +
+prompt_token_ms * prompt tokens that join``, and gives every running request one token. Where no
+observer can tell, several steps are taken at once, so that one processor runs many mock engines.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -32,11 +28,7 @@ _CONTEXT_LENGTH = 8192
 
 
 class MockSettings(EngineSettings):
-    """Pace of the mock engine.
-
-    The defaults are derived from data sheets, not measured: a model of 8 billion parameters in 16
-    bits on one H100 (docs/guides/scaling.md).
-    """
+    """Pace of the mock engine; the defaults come from data sheets (docs/guides/scaling.md)."""
 
     kind: Literal["mock"] = "mock"
     """Kind of engine."""
@@ -51,7 +43,6 @@ class MockSettings(EngineSettings):
 
 
 def token_at(position: int) -> int:
-    """Return the token id at this position of every completion."""
     return _FIRST_ID + position * 7 % _IDS
 
 
@@ -158,8 +149,4 @@ class MockEngine:
             request.news.set()
 
 
-def _create(model: Path, settings: MockSettings) -> MockEngine:
-    return MockEngine(settings)
-
-
-ENGINES.register("mock", EngineKind(MockSettings, _create))
+ENGINES.register("mock", EngineKind(MockSettings, lambda model, settings: MockEngine(settings)))

@@ -1,8 +1,7 @@
 """The base model's directory: checksum, rows of the embedding table, end-of-text tokens.
 
 Public spans and resumed tokens are embedded here, because vLLM does not handle prompts of both
-token ids and embeddings safely. The table is mapped from the model's file, and only the requested
-rows are read, without a tensor library.
+token ids and embeddings safely.
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
 """The private-LM service: from a request frame to a completion, without HTTP and for any engine.
 
-The service builds the prompt that the engine receives from validated integers; no client can send
-embeddings:
+The prompt of the engine is built from validated integers; no client can send embeddings:
 
     [soft prompt of the variant; each segment in order; embeddings of the resumed tokens]
 
-The rows of a private segment are decoded from its counts, and those of a public segment are looked
-up in the base model's table. The built-in variant ``clear`` has no soft prompt and takes public
-segments only: for comparison, and for text that is not secret. Nothing here writes a log line, and
-no exception raised here holds anything derived from a prompt.
+The built-in variant ``clear`` has no soft prompt and takes public segments only. Nothing here
+writes a log line, and no exception holds anything derived from a prompt.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ from numpy.typing import NDArray
 from del_core.bundle import RESERVED_VARIANT, Bundle, pack_client
 from del_core.decoders import Decoder
 from del_core.errors import BUNDLE_OUTDATED, CONTEXT_LENGTH_EXCEEDED, DelError, FrameError
-from del_core.wire import Limits, PrivateSegment, Request, Sampling, Shape, decode_frame
+from del_core.wire import Limits, PrivateSegment, Request, Shape, decode_frame
 from deployments.engines.base import Engine, EngineSampling, FinishReason
 from deployments.service.base_model import EmbeddingTable
 from deployments.service.text import TextStream, Tokenizer
@@ -37,8 +34,7 @@ from deployments.telemetry.observation import Observation
 CLEAR = RESERVED_VARIANT
 """Name of the built-in variant without privacy."""
 
-# A larger frame, or a prompt whose decoding takes more multiplications, is handled in a thread,
-# because it would block the event loop for more than about 2 ms.
+# More would block the event loop for more than about 2 ms, and is handled in a thread.
 LARGE_FRAME_BYTES = 64 * 1024
 LARGE_DECODE_PRODUCTS = 4_000_000
 
@@ -59,12 +55,8 @@ class Capacity:
 class ServedModel:
     """A base model and its verified bundles.
 
-    Args:
-        table: embeddings of the base model.
-        tokenizer: the bundle's tokenizer.
-        end_of_text: the model's end-of-text ids.
-        extra_bundles: bundles for the same base model and tokenizer whose frames are served too,
-            while one bundle replaces another.
+    ``extra_bundles`` are for the same base model and tokenizer; their frames are served too, while
+    one bundle replaces another.
     """
 
     bundle: Bundle
@@ -85,7 +77,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Part of a completion: new text and token ids; the last one has the finish reason."""
+    """Part of a completion: new text and token ids; the last piece has the finish reason."""
 
     text: str = field(repr=False)
     token_ids: tuple[int, ...] = field(repr=False)
@@ -94,19 +86,8 @@ class Piece:
     """The piece has been held long enough and must be sent at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A whole completion, without the prompt and the resumed tokens."""
-
-    text: str = field(repr=False)
-    token_ids: tuple[int, ...] = field(repr=False)
-    finish_reason: FinishReason
-
-
 @dataclass(frozen=True)
 class _Variant:
-    """Decoder and soft prompt of one variant."""
-
     decoder: Decoder | None = field(repr=False)
     soft_prompt: NDArray[np.float32] = field(repr=False)
     multiplications_per_token: int
@@ -161,8 +142,12 @@ class PrivateLMService:
         self._bundle = bundle = model.bundle
         self._engine = engine
         self._capacity = capacity
-        self._in_flight = 0
-        self._outstanding_tokens = 0
+        self.in_flight = 0
+        """Number of requests that hold a slot."""
+        self.outstanding_tokens = 0
+        """Tokens that the requests in flight may still generate, according to ``max_tokens``."""
+        self.fingerprint = bundle.fingerprint
+        self.max_frame_bytes = capacity.max_frame_bytes
         self._created = int(time.time())
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode")
         self._archive: asyncio.Future[bytes] | None = None
@@ -175,42 +160,22 @@ class PrivateLMService:
             vocabulary_size=bundle.manifest.base_model.vocabulary_size,
         )
 
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the bundle."""
-        return self._bundle.fingerprint
-
-    @property
-    def max_frame_bytes(self) -> int:
-        """Size of the largest accepted frame in bytes."""
-        return self._limits.max_frame_bytes
-
-    @property
-    def in_flight(self) -> int:
-        """Number of requests that hold a slot."""
-        return self._in_flight
-
-    @property
-    def outstanding_tokens(self) -> int:
-        """Tokens that the requests in flight may still generate, according to ``max_tokens``."""
-        return self._outstanding_tokens
-
     def check_room(self) -> None:
         """Raise OverloadedError if no slot is free."""
-        if self._in_flight >= self._capacity.requests:
+        if self.in_flight >= self._capacity.requests:
             raise OverloadedError(
-                f"requests in flight must be at most {self._capacity.requests}, got {self._in_flight + 1}"
+                f"requests in flight must be at most {self._capacity.requests}, got {self.in_flight + 1}"
             )
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
         """Hold a slot. Raises OverloadedError if none is free."""
         self.check_room()
-        self._in_flight += 1
+        self.in_flight += 1
         try:
             yield
         finally:
-            self._in_flight -= 1
+            self.in_flight -= 1
 
     async def parse(self, frame: bytes) -> Request:
         """Parse a frame. Raises FrameError."""
@@ -233,13 +198,11 @@ class PrivateLMService:
 
     def _decode(self, frame: bytes) -> Request:
         try:
-            return decode_frame(
-                frame, self._served[self.fingerprint].shapes, self._limits, fingerprint=self.fingerprint
-            )
+            own = self._served[self.fingerprint]
+            return decode_frame(frame, own.shapes, self._limits, fingerprint=self.fingerprint)
         except FrameError as error:
             refusal = error
-        # Errors of a frame for an extra bundle are reported by that bundle; that no bundle fits, by
-        # the first one.
+        # Errors of a frame for an extra bundle are reported by that bundle.
         for fingerprint, other in self._served.items():
             if refusal.code == BUNDLE_OUTDATED and fingerprint != self.fingerprint:
                 try:
@@ -254,8 +217,8 @@ class PrivateLMService:
 
     async def complete(
         self, request: Request, *, cache_salt: str | None = None, observation: Observation | None = None
-    ) -> Completion:
-        """Return the whole completion of a request. Raises EngineDeadError."""
+    ) -> Piece:
+        """Return the whole completion of a request as one piece. Raises EngineDeadError."""
         text: list[str] = []
         token_ids: list[int] = []
         finish_reason: FinishReason = "length"
@@ -266,7 +229,7 @@ class PrivateLMService:
                 text.append(piece.text)
                 token_ids += piece.token_ids
                 finish_reason = piece.finish_reason or finish_reason
-        return Completion("".join(text), tuple(token_ids), finish_reason)
+        return Piece("".join(text), tuple(token_ids), finish_reason)
 
     async def stream(
         self,
@@ -276,21 +239,14 @@ class PrivateLMService:
         cache_salt: str | None = None,
         observation: Observation | None = None,
     ) -> AsyncGenerator[Piece, None]:
-        """Yield the completion of a request; only the last piece has a finish reason.
+        """Yield the completion of a request; closing the generator early stops the engine's work.
 
-        Closing the generator early stops the engine's work for the request.
-
-        Args:
-            delivery: with stop strings, every token is examined as it is generated all the same.
-            cache_salt: cached prompts, soft prompts aside, are shared only between requests of one
-                salt.
-            observation: receives the measurements.
-
-        Raises:
-            EngineDeadError: the engine has stopped.
+        Cached prompts, soft prompts aside, are shared only between requests of one ``cache_salt``.
+        Raises EngineDeadError.
         """
         text = TextStream(self._model.tokenizer, request.sampling.stop)
-        stop_ids = self._stop_ids(request.sampling)
+        end = () if request.sampling.ignore_eos else self._model.end_of_text
+        stop_ids = tuple(dict.fromkeys((*request.sampling.stop_token_ids, *end)))
         ended = self._replay(text, request.resume, stop_ids)
         if ended:
             yield Piece(text.finish(), (), ended)
@@ -306,13 +262,13 @@ class PrivateLMService:
             secrets.token_hex(12), embeddings, sampling, cache_salt=cache_salt, shared_rows=shared
         )
         promised = sampling.max_tokens
-        self._outstanding_tokens += promised
+        self.outstanding_tokens += promised
         try:
             async with contextlib.aclosing(deltas):
                 async for delta in deltas:
                     tokens = len(delta.token_ids)
                     observation.record_tokens(tokens, delta.cached_rows)
-                    self._outstanding_tokens -= tokens
+                    self.outstanding_tokens -= tokens
                     promised -= tokens
                     # The token that ends a completion is part of its ids but not of its text.
                     shown = delta.token_ids[:-1] if delta.finish_reason == "stop" else delta.token_ids
@@ -326,11 +282,7 @@ class PrivateLMService:
                         return
                     yield Piece(new, delta.token_ids, gathered=delta.gathered)
         finally:
-            self._outstanding_tokens -= promised
-
-    def _stop_ids(self, sampling: Sampling) -> tuple[int, ...]:
-        end = () if sampling.ignore_eos else self._model.end_of_text
-        return tuple(dict.fromkeys((*sampling.stop_token_ids, *end)))
+            self.outstanding_tokens -= promised
 
     @staticmethod
     def _replay(text: TextStream, resume: tuple[int, ...], stop_ids: tuple[int, ...]) -> FinishReason | None:
@@ -395,6 +347,5 @@ class PrivateLMService:
         await self._engine.check_health()
 
     async def shutdown(self) -> None:
-        """Stop the engine and the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         await self._engine.shutdown()

@@ -1,8 +1,7 @@
 """Incremental detokenization: multi-byte characters, spaces, stop strings, resumed completions.
 
-The output of :class:`TextStream` after k tokens depends only on those token ids and the stop
-strings, not on the grouping of the tokens. A completion that resumes after k tokens therefore
-continues with exactly the text that the interrupted one had not yet released.
+The output after k tokens depends only on their ids and the stop strings, so a completion that
+resumes continues with exactly the text that the interrupted one had not yet released.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ _LONGEST_WAIT = 32
 class Tokenizer(Protocol):
     """The method of ``tokenizers.Tokenizer`` that :class:`TextStream` needs."""
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Return the text of token ids."""
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 
 
 class TextStream:
@@ -47,31 +45,28 @@ class TextStream:
         if self.stopped:
             raise ValueError("token_id must not follow a complete stop string")
         self._ids.append(token_id)
-        window = self._decode(self._ids[self._window_start :])
+        window = self._tokenizer.decode(self._ids[self._window_start :])
         waiting = window.endswith(_REPLACEMENT) or len(window) <= len(self._window_text)
         if waiting and len(self._ids) - self._decoded < _LONGEST_WAIT:
             return ""
         new = window[len(self._window_text) :]
         self._window_start = self._decoded
         self._decoded = len(self._ids)
-        self._window_text = self._decode(self._ids[self._window_start :])
+        self._window_text = self._tokenizer.decode(self._ids[self._window_start :])
         return self._release(new) if new else ""
 
     def extend(self, token_ids: Sequence[int]) -> tuple[str, int]:
-        """Add tokens up to a stop string; return the released text and the number added.
-
-        The result is that of :meth:`push` for each token. If no text is held before or after them,
-        all are decoded at once.
-        """
+        """Add tokens as :meth:`push` does, up to a stop string; return text and their number."""
+        # If no text is held before or after the tokens, all are decoded at once.
         clean = not self._stop and self._decoded == len(self._ids) and 1 < len(token_ids) < _LONGEST_WAIT
         if clean:
-            window = self._decode([*self._ids[self._window_start :], *token_ids])
+            window = self._tokenizer.decode([*self._ids[self._window_start :], *token_ids])
             if len(window) > len(self._window_text) and not window.endswith(_REPLACEMENT):
                 new = window[len(self._window_text) :]
                 self._window_start = self._decoded
                 self._ids += token_ids
                 self._decoded = len(self._ids)
-                self._window_text = self._decode(self._ids[self._window_start :])
+                self._window_text = self._tokenizer.decode(self._ids[self._window_start :])
                 return new, len(token_ids)
         text = []
         for taken, token_id in enumerate(token_ids, start=1):
@@ -84,15 +79,12 @@ class TextStream:
         """Return the text that is still held; call once, after the last token."""
         if self.stopped:
             return ""
-        window = self._decode(self._ids[self._window_start :])
+        window = self._tokenizer.decode(self._ids[self._window_start :])
         rest = self._release(window[len(self._window_text) :]) if len(window) > len(self._window_text) else ""
         if self.stopped:
             return rest
         held, self._held = self._held, ""
         return rest + held
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def _release(self, new: str) -> str:
         """Return the part of the held and new text that cannot belong to a stop string."""

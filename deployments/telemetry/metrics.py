@@ -1,9 +1,7 @@
 """Prometheus metrics of a replica, exported through Ray; docs/guides/observability.md lists them.
 
-Ray exports the metrics of its processes on every node's metrics port with the prefix ``ray_``, and
-Serve adds the tags ``application``, ``deployment`` and ``replica``. One recording costs about ten
-microseconds, so counters are summed here and recorded about once a second. At most four histograms
-remain per completion.
+One recording costs about ten microseconds, so counters are summed here and recorded about once a
+second. Serve adds the tags ``application``, ``deployment`` and ``replica``.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from collections import Counter as Sums
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.telemetry.observation import OK, Observation
+from deployments.telemetry.observation import OK, Observation, elapsed
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _DECODE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
@@ -54,7 +52,6 @@ METRICS = {
         Metric("del_outstanding_tokens", "gauge", "Tokens that the replica has promised and not yet generated", ()),
     )
 }  # fmt: skip
-"""Every metric of a replica, by name."""
 
 
 def _make(metric: Metric) -> Any:
@@ -89,12 +86,10 @@ class ReplicaMetrics:
         sums["del_cached_rows", (variant,)] += observation.cached_rows or 0
         tags = {"variant": observation.variant}
         self._made["del_decode_seconds"].observe(observation.decode_s, tags)
+        whole = observation.stream or observation.code == OK
         for name, value in (
-            (
-                "del_first_token_seconds",
-                observation.first_token_s if observation.stream or observation.code == OK else None,
-            ),
-            ("del_queue_seconds", observation.queue_s),
+            ("del_first_token_seconds", elapsed(observation.began, observation.first_token) if whole else None),
+            ("del_queue_seconds", elapsed(observation.decoded, observation.first_token)),
             ("del_inter_token_seconds", observation.inter_token_s),
         ):
             if value is not None:

@@ -1,8 +1,7 @@
-"""Measurements of one completion for metrics, logs and traces, without its content.
+"""Measurements of one completion, without its content, and the observers of a replica.
 
-The parts of the server that handle a request fill its :class:`Observation`. When the request has
-ended, the observers receive it once. Tokens are counted in the groups that the engine yields, not
-one by one.
+The parts of the server that handle a request fill its :class:`Observation`, which the observers
+receive when the request has ended.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from deployments.sections import TelemetrySettings
 
 OK = "ok"
 CLIENT_GONE = "client_gone"
@@ -60,18 +61,6 @@ class Observation:
         self.ended = time.monotonic()
 
     @property
-    def first_token_s(self) -> float | None:
-        """Seconds from the start of the request to its first token."""
-        return None if self.first_token is None else self.first_token - self.began
-
-    @property
-    def queue_s(self) -> float | None:
-        """Seconds in the engine before the first token: queue and computation of the prompt."""
-        if self.first_token is None or self.decoded is None:
-            return None
-        return self.first_token - self.decoded
-
-    @property
     def inter_token_s(self) -> float | None:
         """Mean seconds between two tokens of a stream; None for fewer than two tokens."""
         if self.first_token is None or self.last_token is None or self.output_tokens < 2:
@@ -86,6 +75,11 @@ class Observation:
         return self.cached_rows >= self.soft_prompt_rows
 
 
+def elapsed(start: float | None, end: float | None) -> float | None:
+    """Return the seconds between two times; None unless both were reached."""
+    return None if start is None or end is None else end - start
+
+
 Observer = Callable[[Observation], None]
 
 
@@ -93,11 +87,42 @@ def ignore(observation: Observation) -> None:
     """Do nothing with an observation."""
 
 
-def observe_all(observers: tuple[Observer, ...]) -> Observer:
-    """Combine observers into one."""
+class Telemetry:
+    """Metrics, log and traces of one replica, created in its process."""
 
-    def observe(observation: Observation) -> None:
-        for observer in observers:
+    def __init__(self, settings: TelemetrySettings) -> None:
+        from ray import serve
+
+        from deployments.telemetry import request_log
+
+        self._observers: list[Observer] = []
+        self._metrics = None
+        self._tracing = None
+        if settings.metrics:
+            from deployments.telemetry.metrics import ReplicaMetrics
+
+            self._metrics = ReplicaMetrics()
+            self._observers.append(self._metrics.observe)
+        request_log.attach(settings.log_format, serve.get_replica_context().replica_tag, requests=settings.request_log)
+        if settings.request_log:
+            self._observers.append(request_log.log_request)
+        if settings.traces is not None:
+            from deployments.telemetry.traces import Tracing
+
+            self._tracing = Tracing(settings.traces, settings.trace_ratio)
+            self._observers.append(self._tracing.observe)
+
+    def observe(self, observation: Observation) -> None:
+        """Record a completion that has ended."""
+        for observer in self._observers:
             observer(observation)
 
-    return observe
+    def flush(self, *, in_flight: int, outstanding_tokens: int) -> None:
+        """Record the current gauges; called about once a second."""
+        if self._metrics is not None:
+            self._metrics.flush(in_flight=in_flight, outstanding_tokens=outstanding_tokens)
+
+    def shutdown(self) -> None:
+        """Send pending traces."""
+        if self._tracing is not None:
+            self._tracing.shutdown()

@@ -1,8 +1,7 @@
 """Log of a replica as JSON lines (or text), in the file to which Serve writes the replica's log.
 
-With ``telemetry.request_log``, each completion has one line: id, variant, code, sizes and times.
-These are the fields of :class:`deployments.telemetry.observation.Observation`, so nothing derives
-from a prompt.
+With ``telemetry.request_log``, each completion has one line of fields of its ``Observation``, so
+nothing derives from a prompt.
 """
 
 from __future__ import annotations
@@ -12,36 +11,27 @@ import logging
 import time
 from typing import Literal
 
-from deployments.telemetry.observation import Observation
+from deployments.telemetry.observation import Observation, elapsed
 
 LogFormat = Literal["json", "text"]
 
 logger = logging.getLogger("deployments.requests")
 
 _FIELDS = "fields"
-
-
-def _milliseconds(later: float | None, earlier: float | None) -> float | None:
-    return None if later is None or earlier is None else round((later - earlier) * 1000, 3)
+_COPIED = ["request_id", "code", "variant", "stream", "request_bytes", "prompt_tokens", "output_tokens", "cached_rows"]
 
 
 def log_request(observation: Observation) -> None:
     """Log a completion that has ended."""
-    fields = {
-        "request_id": observation.request_id,
-        "code": observation.code,
-        "variant": observation.variant,
-        "stream": observation.stream,
-        "request_bytes": observation.request_bytes,
-        "prompt_tokens": observation.prompt_tokens,
-        "output_tokens": observation.output_tokens,
-        "cached_rows": observation.cached_rows,
-        "receive_ms": _milliseconds(observation.received, observation.began),
-        "decode_ms": None if observation.decoded is None else round(observation.decode_s * 1000, 3),
-        "queue_ms": _milliseconds(observation.first_token, observation.decoded),
-        "first_token_ms": _milliseconds(observation.first_token, observation.began),
-        "total_ms": _milliseconds(observation.ended, observation.began),
+    times = {
+        "receive_ms": elapsed(observation.began, observation.received),
+        "decode_ms": None if observation.decoded is None else observation.decode_s,
+        "queue_ms": elapsed(observation.decoded, observation.first_token),
+        "first_token_ms": elapsed(observation.began, observation.first_token),
+        "total_ms": elapsed(observation.began, observation.ended),
     }
+    fields = {name: getattr(observation, name) for name in _COPIED}
+    fields |= {name: None if seconds is None else round(seconds * 1000, 3) for name, seconds in times.items()}
     known = {name: value for name, value in fields.items() if value is not None}
     logger.info("completion %s", " ".join(f"{name}={value}" for name, value in known.items()), extra={_FIELDS: known})
 
@@ -82,11 +72,8 @@ def attach(log_format: LogFormat, replica: str | None, *, requests: bool) -> Non
         if name is None:
             continue
         handler = logging.FileHandler(name, encoding="utf-8", delay=True)
-        handler.setFormatter(
-            JsonLines(replica)
-            if log_format == "json"
-            else logging.Formatter("%(levelname)s %(asctime)s %(name)s %(message)s")
-        )
+        text = logging.Formatter("%(levelname)s %(asctime)s %(name)s %(message)s")
+        handler.setFormatter(JsonLines(replica) if log_format == "json" else text)
         ours.addHandler(handler)
     ours.setLevel(logging.INFO)
     ours.propagate = not ours.handlers

@@ -1,15 +1,12 @@
 """Autoscaling policy: the number of replicas from requests in flight and outstanding tokens.
 
 The number of requests is not enough: eight completions of 16 tokens end in a moment, eight of 2,048
-occupy a replica for a minute. Replicas therefore report the tokens that their requests may still
-generate (``record_autoscaling_stats``). The number of replicas is the larger of
+occupy a replica for a minute. The number of replicas is therefore the larger of
 
     requests in flight / target_ongoing_requests
     outstanding tokens / target_outstanding_tokens
 
 summed over all replicas. Serve applies bounds, delays and scaling factors as for its own policy.
-Completions often end before ``max_tokens``, so the target for tokens should be set in terms of
-``max_tokens``.
 """
 
 from __future__ import annotations
@@ -30,8 +27,7 @@ class ByWork:
         """Return the number of replicas, not yet bounded or rounded, and Serve's state."""
         running = context.current_num_replicas
         if running == 0:
-            # Serve starts the first replica when a request arrives; without replicas there is no
-            # measurement.
+            # Serve starts the first replica when a request arrives.
             return context.target_num_replicas, {}
         desired = context.total_num_requests / context.config.get_target_ongoing_requests()
         if self._target_tokens is not None:

@@ -1,12 +1,7 @@
 """OpenTelemetry traces of completions, sent to a collector over OTLP/HTTP.
 
-Spans are created from the recorded times when a completion has ended, so tracing costs nothing
-during it:
-
-    completion                      its parent is the caller's ``traceparent``, if there is one
-      receive  decode  queue  generate
-
-Attributes are the variant, the code, the request id and sizes, nothing of a prompt.
+Spans are created when a completion has ended, so tracing costs nothing during it. The span
+``completion``, a child of the caller's ``traceparent``, holds receive, decode, queue and generate.
 """
 
 from __future__ import annotations

@@ -5,10 +5,8 @@ Constraints of vLLM (0.32) that this module respects:
 - Prompts are embeddings throughout. Mixed token ids and embeddings can use wrong keys and values
   (an open bug), and penalties with embeddings stop the engine, so neither is ever passed on. Every
   tensor is built from validated integers, because vLLM accepts NaN and stops on a wrong width.
-- vLLM loads no tokenizer and detokenizes nothing: the service does, and knows the end-of-text ids.
 - ``block_size`` must divide the length of the soft prompts, or they are computed for every request.
-- vLLM reads its environment when it is imported, so it is set before. Statistics and request logs
-  are off.
+- vLLM reads its environment when it is imported, so it is set before.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from pydantic import Field
 from deployments.engines.base import ENGINES, Delta, EngineDeadError, EngineKind, EngineSampling, EngineSettings
 from deployments.engines.vllm import startup
 from deployments.engines.vllm.frontend import Frontend
-from deployments.engines.vllm.worker import LOGGING_ENVIRONMENT, configure_logging, salt_for
+from deployments.engines.vllm.worker import configure_logging, salt_for
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -67,7 +65,6 @@ _NOT_OF_VLLM = {"kind", "prefix_caching", "threads", "quick_start", "log_level"}
 
 
 def engine_environment(settings: VllmSettings) -> dict[str, str]:
-    """Return the environment that vLLM and the numerical libraries read when they are loaded."""
     return {
         "OMP_NUM_THREADS": str(settings.threads),
         # One process fewer: the worker runs inside the engine's process.
@@ -76,7 +73,7 @@ def engine_environment(settings: VllmSettings) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": settings.log_level,
-        **LOGGING_ENVIRONMENT,
+        "VLLM_CONFIGURE_LOGGING": "0",  # see configure_logging
         # No vLLM plugins that happen to be installed.
         "VLLM_PLUGINS": "",
         "HF_HUB_OFFLINE": "1",
@@ -86,7 +83,6 @@ def engine_environment(settings: VllmSettings) -> dict[str, str]:
 
 
 def _is_cpu_build() -> bool:
-    """Return whether the installed vLLM is the build for CPUs, without importing it."""
     try:
         importlib.metadata.distribution("vllm-cpu")
     except importlib.metadata.PackageNotFoundError:
@@ -95,7 +91,7 @@ def _is_cpu_build() -> bool:
 
 
 class VllmEngine:
-    """:class:`deployments.engines.base.Engine` over vLLM. The model runs in a child process."""
+    """``Engine`` over vLLM; the model runs in a child process."""
 
     def __init__(self, model: Path, settings: VllmSettings) -> None:
         self._model = model
@@ -112,7 +108,6 @@ class VllmEngine:
         return self._context_length
 
     async def start(self) -> None:
-        """See ``Engine``. A thread loads the model, so that the event loop stays responsive."""
         os.environ.update(engine_environment(self._settings))
         self._llm = llm = await asyncio.to_thread(self._load)
         self._frontend = Frontend(llm)

@@ -1,11 +1,9 @@
 """The replica's side of vLLM's engine process: requests in, tokens out in batches.
 
 AsyncLLM makes an output object, a queue entry and a task switch for every token of every request,
-which costs a replica more than all its other work for a completion. Here a step of the engine
-appends its token ids to the lists of their requests, and a reader is woken only when an event is
-due: for the first tokens, when ``gather_tokens`` are pending, when one has been pending for
-``gather_s``, and at the end. AsyncLLM still starts the engine, prepares the requests and watches
-the process; only its output loop is unused.
+which costs a replica more than all its other work for a completion. Here a step appends its token
+ids to the lists of their requests, and a reader is woken only when an event is due. AsyncLLM still
+starts the engine, prepares the requests and watches the process.
 """
 
 from __future__ import annotations
@@ -42,7 +40,6 @@ class _Output:
 
     @property
     def finished(self) -> bool:
-        """Whether the engine has finished the request."""
         return self._reason is not None or self._error
 
     def push(self, token_ids: list[int], reason: FinishReason | None) -> None:
@@ -56,7 +53,6 @@ class _Output:
             self._timer = self._loop.call_later(self._gather_s, self._wake)
 
     def fail(self) -> None:
-        """Report that the engine has stopped."""
         self._error = True
         self._wake()
 
@@ -80,7 +76,6 @@ class _Output:
         return Delta(token_ids, self._reason, self.cached_rows, gathered=self._gather_tokens > 1)
 
     def close(self) -> None:
-        """Stop the timer; nothing is read after this."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -102,7 +97,6 @@ class Frontend:
 
     @property
     def dead(self) -> bool:
-        """Whether the engine has stopped."""
         return self._llm.errored or (self._receiver is not None and self._receiver.done())
 
     async def generate(
@@ -157,7 +151,6 @@ class Frontend:
                 output.fail()
 
     async def stop(self) -> None:
-        """Stop receiving."""
         if self._receiver is not None:
             self._receiver.cancel()
             await asyncio.wait((self._receiver,))

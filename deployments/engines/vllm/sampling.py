@@ -2,21 +2,17 @@
 
 vLLM's seeded sampling advances one generator per request, token by token, so a completion that
 resumes on another replica would draw other numbers. Here the draw for the t-th token of a
-completion is a function of (seed, t), and a completion that resumes after k tokens continues at t =
-k with the same draws.
+completion is a function of (seed, t), also after a resumption.
 
 The method is Gumbel-max (Gumbel 1954; Maddison et al., "A* Sampling", NeurIPS 2014, section 2).
 With logits l (V,), temperature T and independent standard Gumbel g (V,),
 
     argmax_v (l_v / T + g_v)  ~  softmax(l / T),        g = -log(e),  e ~ Exponential(1)
 
-vLLM decodes greedily, and the logits processor adds the noise to the logits before. ``top_p``
-removes tokens before the noise is added: those after the most probable ones that together reach
-``top_p``.
-
-The tokens are the same as long as the logits are the same up to rounding: a resumed prompt is
-computed in one pass, and an undisturbed completion token by token. In float32 the rounding is about
-1e-6 of a logit and practically never decides. In bfloat16 it can, as in greedy decoding.
+vLLM decodes greedily after the logits processor has added the noise; ``top_p`` removes tokens
+before. A resumed prompt is computed in one pass, an undisturbed completion token by token, so their
+logits differ by rounding: about 1e-6 in float32, which practically never decides. In bfloat16 it
+can, as in greedy decoding.
 """
 
 from __future__ import annotations
@@ -39,7 +35,6 @@ _GREEDY_BELOW = 1e-5  # vLLM decodes greedily below this temperature
 
 
 def sampling_params(sampling: EngineSampling) -> SamplingParams:
-    """Return vLLM's parameters of a completion."""
     draw: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     if sampling.seed is not None and sampling.temperature >= _GREEDY_BELOW:
         arguments = extra_args(sampling.seed, sampling.position, sampling.temperature, sampling.top_p)
@@ -74,19 +69,12 @@ def extra_args(seed: int, position: int, temperature: float, top_p: float) -> di
 
 
 def gumbel_logits(logits: torch.Tensor, seed: int, position: int, temperature: float, top_p: float) -> torch.Tensor:
-    """Return perturbed logits (V,) whose argmax is the sample for this seed and position.
-
-    Args:
-        logits: (V,) float32.
-        temperature: positive.
-        top_p: in (0, 1].
-    """
+    """Return perturbed logits (V,), float32, whose argmax is the sample for seed and position."""
     logits = logits / temperature
     if top_p < 1.0:
         ordered, order = logits.sort(descending=True)
         probabilities = ordered.softmax(-1)
-        # A token stays if the ones before it have less than top_p together: the first one always
-        # stays.
+        # A token stays if the ones before it have less than top_p together.
         removed = probabilities.cumsum(-1) - probabilities >= top_p
         logits = logits.index_fill(-1, order[removed], -torch.inf)
     digest = hashlib.blake2b(b"%d %d" % (seed, position), digest_size=8).digest()
@@ -101,7 +89,6 @@ class SeededSampling(LogitsProcessor):
         self._rows: dict[int, _Row] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """Return False: the processor changes the argmax."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:

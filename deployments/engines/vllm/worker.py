@@ -1,24 +1,7 @@
 """Extension of vLLM's worker: code that runs in the engine's process.
 
-vLLM appends :class:`EngineWorker` to the bases of its worker class (``worker_extension_cls``).
-Creating the worker, before the model is loaded, calls :func:`prepare_process`:
-
-- **Parent watch.** vLLM's engine process outlives a replica that is killed and keeps its memory.
-  :func:`watch_parent` ends it.
-- **Logging.** See :func:`configure_logging`.
-- **Cache isolation.** vLLM names a cache block by a hash over the block, all blocks before it and,
-  in a request's first block, the request's ``cache_salt``. One salt per caller would keep a copy of
-  each soft prompt per caller. :func:`isolate_cache` applies the salt to the first block that holds
-  anything but the soft prompt; hashes are chained, so every later block depends on it. If it cannot
-  be installed (a release without that function, or several GPUs per model, where workers are
-  separate processes), vLLM's rule holds: callers are isolated, and each has its own copy of the
-  soft prompts.
-
-After the start the replica calls :meth:`EngineWorker.give_ids_after_prompts`. With prompt
-embeddings enabled, vLLM looks up the embeddings of generated tokens outside the model in every
-step, after a search of all requests for prompt rows. Most steps have none. In such a step the model
-receives token ids, as it does for prompts of ids, and looks up the same rows itself: the same
-numbers at lower cost.
+vLLM appends :class:`EngineWorker` to the bases of its worker class (``worker_extension_cls``) and
+creates the worker before the model is loaded.
 """
 
 from __future__ import annotations
@@ -31,25 +14,15 @@ import sys
 import threading
 from typing import Any
 
-LOGGING_ENVIRONMENT = {"VLLM_CONFIGURE_LOGGING": "0"}
-"""Environment that must be set before vLLM is imported; see :func:`configure_logging`."""
-
 _HASH_KEYS = "generate_block_hash_extra_keys"
-
-
-def prepare_process() -> None:
-    """Prepare the engine's process: logging, parent watch, cache isolation."""
-    configure_logging()
-    watch_parent()
-    isolate_cache()
 
 
 def configure_logging() -> None:
     """Send vLLM's log to standard error, at the level of ``VLLM_LOGGING_LEVEL``. Idempotent.
 
-    By default vLLM calls ``logging.config.dictConfig``, which closes every handler in the process.
-    The replica would lose its log file, and Serve would replace it as soon as a restarted
-    controller asks for the file's name: the death of a controller would cost all replicas.
+    Without ``VLLM_CONFIGURE_LOGGING=0``, set before, vLLM closes every handler in the process. The
+    replica would lose its log file, and Serve would replace it as soon as a restarted controller
+    asks for the file's name.
     """
     logger = logging.getLogger("vllm")
     logger.setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"))
@@ -61,7 +34,10 @@ def configure_logging() -> None:
 
 
 def watch_parent() -> threading.Thread | None:
-    """Start a thread that ends this process with its parent; return None without a parent."""
+    """Start a thread that ends this process with its parent; return None without a parent.
+
+    Otherwise vLLM's engine process outlives a replica that is killed, and keeps its memory.
+    """
     parent = multiprocessing.parent_process()
     if parent is None:
         return None
@@ -82,7 +58,13 @@ def salt_for(shared_rows: int, secret: str) -> str:
 
 
 def isolate_cache() -> bool:
-    """Apply cache salts after the shared rows; return whether vLLM has the function for it."""
+    """Apply cache salts after the shared rows; return whether vLLM has the function for it.
+
+    vLLM names a cache block by a hash over the block, all blocks before it and, in a request's
+    first block, the ``cache_salt``: each caller would have its own soft prompts. Here the salt
+    goes into the first block that holds anything else, on which every later block depends. Without
+    that function, or with several GPUs per model (separate processes), vLLM's rule holds.
+    """
     from vllm.v1.core import kv_cache_utils
 
     original = getattr(kv_cache_utils, _HASH_KEYS, None)
@@ -115,13 +97,17 @@ class EngineWorker:
 
     def __new__(cls, *arguments: Any, **options: Any) -> EngineWorker:
         """Prepare the process. vLLM's workers never call ``__init__`` of an appended base class."""
-        prepare_process()
+        configure_logging()
+        watch_parent()
+        isolate_cache()
         return super().__new__(cls)
 
     def give_ids_after_prompts(self) -> bool:
         """Let the runner take token ids in steps without prompt rows; return whether it can.
 
-        Only for models without captured graphs, which are captured for embeddings.
+        With prompt embeddings, vLLM looks up the embeddings of generated tokens outside the model
+        in every step. With ids the model looks up the same rows itself, at lower cost. Graphs are
+        captured for embeddings, so this is only for models without captured graphs.
         """
         runner = self.model_runner
         batch = getattr(runner, "input_batch", None)
