@@ -63,7 +63,8 @@ def isolate_cache() -> bool:
     vLLM names a cache block by a hash over the block, all blocks before it and, in a request's
     first block, the ``cache_salt``: each caller would have its own soft prompts. Here the salt
     goes into the first block that holds anything else, on which every later block depends. Without
-    that function, or with several GPUs per model (separate processes), vLLM's rule holds.
+    that function, or with several GPUs per model (separate processes), callers stay isolated, and
+    each has its own copy of the soft prompts.
     """
     from vllm.v1.core import kv_cache_utils
 
