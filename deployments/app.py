@@ -39,8 +39,7 @@ class PrivateLM:
         self._settings = parse_settings(settings)
         # Imported on the replica only: the process that builds the application does not need them.
         from deployments.auth.keys import Keys
-        from deployments.replica import start_service
-        from deployments.telemetry.observation import Telemetry
+        from deployments.replica import Telemetry, start_service
 
         file = self._settings.keys.file
         self._keys = Keys({} if named_keys else None, file=None if file is None else Path(file))

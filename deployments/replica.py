@@ -1,4 +1,4 @@
-"""Start of a replica: verify bundle and base model, start the engine, make the service."""
+"""Start of a replica: service with its verified bundle and engine, and telemetry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from del_core.errors import BundleError
 from deployments.engines import ENGINES
 from deployments.service.base_model import EmbeddingTable, end_of_text_ids, verify_checksum
 from deployments.service.service import Capacity, PrivateLMService, ServedModel
-from deployments.settings import Settings
+from deployments.settings import Settings, TelemetrySettings
+from deployments.telemetry import request_log
+from deployments.telemetry.metrics import ReplicaMetrics
+from deployments.telemetry.observation import Observation, Observer
+from deployments.telemetry.traces import Tracing
 
 logger = logging.getLogger("deployments.replica")
 
@@ -67,3 +71,32 @@ def load_extra_bundle(path: Path, bundle: Bundle) -> Bundle:
     if other.client.tokenizer_path.read_bytes() != bundle.client.tokenizer_path.read_bytes():
         raise BundleError(f"extra_bundles: {path}", f"must have the same tokenizer.json as {bundle.path}")
     return other
+
+
+class Telemetry:
+    """Metrics, log and traces of one replica, created in its process."""
+
+    def __init__(self, settings: TelemetrySettings) -> None:
+        from ray import serve
+
+        self._metrics = ReplicaMetrics() if settings.metrics else None
+        self._tracing = None if settings.traces is None else Tracing(settings.traces, settings.trace_ratio)
+        request_log.attach(settings.log_format, serve.get_replica_context().replica_tag, requests=settings.request_log)
+        self._observers: list[Observer] = [one.observe for one in (self._metrics, self._tracing) if one is not None]
+        if settings.request_log:
+            self._observers.append(request_log.log_request)
+
+    def observe(self, observation: Observation) -> None:
+        """Record a completion that has ended."""
+        for observer in self._observers:
+            observer(observation)
+
+    def flush(self, *, in_flight: int, outstanding_tokens: int) -> None:
+        """Record the current gauges; called about once a second."""
+        if self._metrics is not None:
+            self._metrics.flush(in_flight=in_flight, outstanding_tokens=outstanding_tokens)
+
+    def shutdown(self) -> None:
+        """Send pending traces."""
+        if self._tracing is not None:
+            self._tracing.shutdown()

@@ -1,4 +1,4 @@
-"""Measurements of one completion, without its content, and the observers of a replica.
+"""Measurements of one completion, without its content.
 
 The parts of the server that handle a request fill its :class:`Observation`, which the observers
 receive when the request has ended.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-from deployments.sections import TelemetrySettings
 
 OK = "ok"
 CLIENT_GONE = "client_gone"
@@ -85,44 +83,3 @@ Observer = Callable[[Observation], None]
 
 def ignore(observation: Observation) -> None:
     """Do nothing with an observation."""
-
-
-class Telemetry:
-    """Metrics, log and traces of one replica, created in its process."""
-
-    def __init__(self, settings: TelemetrySettings) -> None:
-        from ray import serve
-
-        from deployments.telemetry import request_log
-
-        self._observers: list[Observer] = []
-        self._metrics = None
-        self._tracing = None
-        if settings.metrics:
-            from deployments.telemetry.metrics import ReplicaMetrics
-
-            self._metrics = ReplicaMetrics()
-            self._observers.append(self._metrics.observe)
-        request_log.attach(settings.log_format, serve.get_replica_context().replica_tag, requests=settings.request_log)
-        if settings.request_log:
-            self._observers.append(request_log.log_request)
-        if settings.traces is not None:
-            from deployments.telemetry.traces import Tracing
-
-            self._tracing = Tracing(settings.traces, settings.trace_ratio)
-            self._observers.append(self._tracing.observe)
-
-    def observe(self, observation: Observation) -> None:
-        """Record a completion that has ended."""
-        for observer in self._observers:
-            observer(observation)
-
-    def flush(self, *, in_flight: int, outstanding_tokens: int) -> None:
-        """Record the current gauges; called about once a second."""
-        if self._metrics is not None:
-            self._metrics.flush(in_flight=in_flight, outstanding_tokens=outstanding_tokens)
-
-    def shutdown(self) -> None:
-        """Send pending traces."""
-        if self._tracing is not None:
-            self._tracing.shutdown()
