@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -272,7 +273,7 @@ def test_what_is_printed_is_not_taken_for_a_report() -> None:
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps(options.to_json()) + "\n")
+        process.stdin.write(json.dumps(dataclasses.asdict(options)) + "\n")
         process.stdin.flush()
         assert json.loads(process.stdout.readline()) == {"failed": "the reason"}
         rest, errors = process.communicate(timeout=GONE_WITHIN_S)
