@@ -88,16 +88,11 @@ class DecoderKind(ABC):
     def shapes(self, claimed: Shapes, model: ModelSizes) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor that a file must hold whose header claims these shapes.
 
-        Raises:
-            ValueError: a size that the manifest does not fix is missing or out of range.
+        ValueError is raised if a size that the manifest does not fix is missing or out of range.
         """
 
     def new_shapes(self, model: ModelSizes, options: DecoderOptions) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor of a new decoder; by default the model fixes them all.
-
-        Raises:
-            ValueError: the options do not fit.
-        """
+        """Return the shape of every tensor of a new decoder; by default the model fixes them all."""
         return self.shapes({}, model)
 
     @abstractmethod
@@ -124,11 +119,7 @@ def stage2_kinds(rows: int) -> list[str]:
 
 
 def claimed_extent(claimed: Shapes, tensor: str, axis: int, *, axes: int, most: int) -> int:
-    """Return the extent of one axis of a tensor, as a file's header claims it.
-
-    Raises:
-        ValueError: the tensor is missing, has other axes, or the extent is not in 1..most.
-    """
+    """Return the extent, 1..most, of one axis of a tensor, as a file's header claims it."""
     shape = claimed.get(tensor)
     if shape is None:
         raise ValueError(f"tensor {tensor} must be in the file, got {', '.join(claimed) or 'none'}")

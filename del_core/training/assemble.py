@@ -25,10 +25,9 @@ def assemble_bundle(
     name: str,
     overwrite: bool = False,
 ) -> Manifest:
-    """Write the bundle of ``variant_directories``, outputs of ``train_variant``.
+    """Write the bundle of ``variant_directories``, outputs of ``train_variant``, in fp16.
 
-    ``name`` is the model's. Decoders and soft prompts are stored as fp16, the precision in which
-    LMs are served.
+    ``name`` is the model's.
 
     Raises:
         ModelError: a directory is incomplete or does not fit the model; the message names it.

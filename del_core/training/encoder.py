@@ -115,10 +115,7 @@ class _Training:
         return decoder
 
     def calibrate(self, iterations: int, *, quick: bool = False, at_most: bool = True) -> Calibration:
-        """Calibrate the noise to the target on the validation part.
-
-        ``at_most`` accepts a table that reveals less than the target even without noise.
-        """
+        """Calibrate the noise to the target on the validation part; see :func:`calibrate`."""
         tokens: np.ndarray = self.tokens
         if quick:
             tokens = tokens[:: max(1, len(tokens) // _QUICK_TOKENS)]
@@ -247,7 +244,7 @@ def _refit_linear_decoder(lm: FrozenLM, projection: Projection) -> None:
 def _fill_clip(lm: FrozenLM, projection: Projection) -> float:
     """Scale the encoder so that its largest coordinate is at the clip, and return the factor.
 
-    An unused part of the clip costs worst-case epsilon: the same counts come from a smaller ratio.
+    An unused part of the clip costs worst-case epsilon.
     """
     with torch.no_grad():
         scale = 1.0 / float(projection.encode(lm.embeddings.float()).abs().max().clamp_min(1e-6))

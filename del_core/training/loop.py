@@ -53,12 +53,10 @@ class Run:
     """Settings of one run of :func:`fit`.
 
     Attributes:
-        name: names the progress bar, ``<name>.checkpoint`` and ``<name>.jsonl`` (the log) in
-            ``directory``.
+        name: of the progress bar, ``<name>.checkpoint`` and ``<name>.jsonl`` in ``directory``.
         identity: identifies the run; :func:`fit` refuses a checkpoint of another run.
         evaluate_every: steps between evaluations; the last step is always evaluated.
-        patience: evaluations without improvement after which training stops; None never stops
-            early.
+        patience: evaluations without improvement after which training stops; None for no limit.
         keep_start: keep the given parameters if training finds no better ones.
         rates: learning rates of single parameters, by name, as multiples of the schedule's.
     """

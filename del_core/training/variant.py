@@ -77,8 +77,7 @@ def train_variant(
 ) -> VariantResult:
     """Train one variant and write it, with ``variant.json``, to ``output``.
 
-    The noise is calibrated on the validation part of the text and the attacks are measured on the
-    test part.
+    The noise is calibrated on the validation part, the attacks are measured on the test part.
     """
     surface = attack_surface(lm, stage1.projection)
     mechanism, calibration = plan.noise.mechanism(surface, calibration_tokens(lm))

@@ -7,15 +7,7 @@ from pathlib import Path
 
 import click
 
-from delctl.commands._training_options import (
-    BITS,
-    DELTA,
-    DEVICE,
-    MODEL,
-    PROJECTION,
-    TEXT,
-    RegisteredChoice,
-)
+from delctl.commands._training_options import BITS, DELTA, DEVICE, MODEL, PROJECTION, TEXT, RegisteredChoice
 from delctl.options import POSITIVE, SHARE
 
 _ATTACKS = RegisteredChoice("del_core.audit.attacks.base:token_attacks")
