@@ -4,10 +4,9 @@
     <cache>/servers/<hash of base URL>  the last fingerprint from this server
     <cache>/verified/<fingerprint>      the state of the files when they were verified
 
-Entries are content-addressed. They are verified when they are stored, and again when their files
-have changed. A damaged entry is removed and fetched again; an unchanged one is only mapped. Files
-are written under a temporary name and renamed, so several processes may write at once. The cache
-holds no secrets, and may be deleted at any time: open tables stay mapped.
+Entries are verified when they are stored, and again when their files have changed; a damaged entry
+is removed and fetched again. Files are renamed into place, so several processes may write at once.
+The cache holds no secrets, and may be deleted at any time: open tables stay mapped.
 """
 
 from __future__ import annotations
@@ -96,8 +95,7 @@ class BundleCache:
     def store(self, data: bytes, base_url: str) -> ClientBundle:
         """Verify a downloaded client part, store it, and note its server.
 
-        Raises ``BundleInvalidError`` if it is damaged, ``CacheUnavailableError`` if the cache
-        cannot be written.
+        Raises ``BundleInvalidError`` or ``CacheUnavailableError``.
         """
         with _typed_failures(self._bundles):
             for directory in (self._bundles, self._servers):
@@ -152,11 +150,10 @@ class VerifiedNotes:
     """The notes of verified entries, so that a start need not read a table again.
 
     A note is the file system's record of every file of an entry before its verification: device,
-    inode, size, modification and change time. A file cannot be written, replaced or given a
-    modification time without the kernel advancing the change time, so an entry with the same record
-    has the same bytes. Clocks of file systems are coarse, so files younger than two seconds are not
-    noted. A note does not show bits lost by the medium. A user who may write to the cache could
-    forge a note, but could replace this library as well.
+    inode, size, modification and change time. The kernel advances the change time with every write
+    or replacement, so an entry with the same record has the same bytes. Clocks of file systems are
+    coarse, so files younger than two seconds are not noted. A note does not show bits lost by the
+    medium, and a user who may write to the cache could forge one.
     """
 
     def __init__(self, directory: Path, files: Sequence[str]) -> None:

@@ -1,9 +1,6 @@
-"""Conversations: a prompt repeats earlier turns at no further cost of privacy.
+"""Conversations, which repeat the counts of earlier turns at no further cost of privacy.
 
-A conversation keeps the counts of every private span that it has encoded
-(:mod:`client_lib.prompts.span_memory`). A history that is sent with every turn is quantized once,
-and charged to a ledger once. Fresh noise for earlier text is an explicit choice: ``fresh=True`` for
-one call, or ``forget()``.
+Fresh noise for earlier text is an explicit choice: ``fresh=True`` for one call, or ``forget()``.
 """
 
 from __future__ import annotations

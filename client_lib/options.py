@@ -62,8 +62,7 @@ class RetryPolicy:
     asks for more than ``longest_wait`` seconds; the error's ``retry_after`` has the figure.
 
     The defaults bridge 43 to 86 s without a server; a replica that died takes 30 to 40 s to
-    restart. Pauses grow beyond a short ``Retry-After``, because a server that is still recovering
-    cannot give an accurate one.
+    restart. Pauses grow even if ``Retry-After`` stays short.
     """
 
     max_retries: int = 12
@@ -88,10 +87,7 @@ class RetryPolicy:
 
 
 class PolicyHook(Protocol):
-    """Decides what may be sent, from the verified bundle.
-
-    Both methods raise :class:`client_lib.errors.PolicyViolationError`.
-    """
+    """Decides what may be sent. Both methods raise ``PolicyViolationError``."""
 
     def check_variant(self, bundle: ClientBundle, variant: str) -> object:
         """Check a variant before a prompt is tokenized."""
@@ -120,20 +116,14 @@ class CallObserver(Protocol):
         """Receive ``request``, ``response``, ``retry``, ``resume`` or ``first_token``."""
 
     def end(self, attributes: Attributes, error: DELClientError | None) -> object:
-        """Receive the end of the call, once.
-
-        ``attributes["closed"]`` is set if the caller left the call early.
-        """
+        """Receive the end of the call; ``attributes["closed"]`` is set if the caller left it."""
 
 
 class TelemetryHook(Protocol):
     """Observes all calls of a client, from any thread. Exceptions that it raises are ignored."""
 
     def begin(self, operation: str, attributes: Attributes) -> CallObserver | None:
-        """Return an observer for a call, or None to ignore the call.
-
-        ``operation`` is ``complete``, ``stream``, ``models`` or ``bundle``.
-        """
+        """Return an observer for a ``complete``, ``stream``, ``models`` or ``bundle``, or None."""
 
 
 class CallOptions(TypedDict, total=False):

@@ -1,9 +1,8 @@
 """Client-side privacy limits, enforced regardless of the server's statements.
 
-A bundle comes from the server, so its privacy statements are not trusted. Epsilon is computed from
-the integers that the noise will be drawn with (bits, dimension, ratio 2^31), in the worst case over
-every table and every tokenizer (``docs/privacy/guarantee.md``). A false manifest, a variant renamed
-to a stricter one, or a crafted table does not change the figure that is compared.
+Epsilon is computed from the integers that the noise will be drawn with, in the worst case over
+every table and tokenizer (``docs/privacy/guarantee.md``). A false manifest, a renamed variant or a
+crafted table does not change it.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ class PrivacyPolicy:
         max_epsilon_per_token: largest worst-case epsilon of one replaced private token, in nats.
         max_epsilon_per_prompt: the same for all private tokens of a prompt together.
         delta: the delta of both, in (0, 1).
-        min_audit_date: oldest accepted date of the variant's audit. The bundle states the date:
-            this guards against a stale bundle, not against a dishonest server.
+        min_audit_date: oldest accepted date of the variant's audit, as the bundle states it: a
+            guard against a stale bundle, not against a dishonest server.
         variants: accepted variants; ``clear`` must be listed to be used.
         fingerprints: accepted bundles, 64 hexadecimal digits each.
 

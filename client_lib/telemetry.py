@@ -2,10 +2,8 @@
 
     client = Client(url, telemetry=OpenTelemetry())
 
-Needs the extra ``otel``. Names and attributes follow OpenTelemetry's conventions for generative AI
-(``gen_ai.operation.name``, ``gen_ai.request.model`` for the variant, ``gen_ai.usage.input_tokens``,
-``error.type``), and are ``del.*`` otherwise. Spans hold sizes, times, statuses and error names: no
-text, token ids, counts or subjects.
+Needs the extra ``otel``. Names and attributes follow OpenTelemetry's conventions for generative AI,
+and are ``del.*`` otherwise. Spans hold no text, token ids, counts or subjects.
 """
 
 from __future__ import annotations

@@ -55,9 +55,9 @@ class AsyncDriver(Driver):
         """The connection pool."""
         return self._shared.http
 
-    async def run(self, flow: Flow[T]) -> T:
+    async def run(self, flow: Flow[T], deadline: CallDeadline | None = None) -> T:
         """Run a flow that emits nothing, and return its result."""
-        run = AsyncRun(self, flow)
+        run = AsyncRun(self, flow, deadline)
         async for _ in run.chunks():
             pass
         return run.result()
@@ -74,10 +74,7 @@ class AsyncDriver(Driver):
             return encoder
         async with shared.lock:
             if shared.encoder is None or shared.encoder.fingerprint == stale:
-                run = AsyncRun(self, self.core.load_encoder(), deadline)
-                async for _ in run.chunks():
-                    pass
-                shared.encoder = run.result()
+                shared.encoder = await self.run(self.core.load_encoder(), deadline)
             return shared.encoder
 
     async def close(self) -> None:

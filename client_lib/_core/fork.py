@@ -1,8 +1,4 @@
-"""Fork safety: locks and sockets are renewed in a child process before any of its code runs.
-
-A thread that the child does not have may hold a lock at the moment of a fork, and a socket that two
-processes read serves neither. Each registered object's ``after_fork`` is called once in the child.
-"""
+"""Fork safety: locks and sockets are renewed in a child process before any of its code runs."""
 
 from __future__ import annotations
 

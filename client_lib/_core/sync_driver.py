@@ -28,9 +28,8 @@ T = TypeVar("T")
 class _Shared:
     """The connections and the bundle of a client and of everything that ``with_options`` made.
 
-    HTTP/1.1 uses one connection pool. HTTP/2 uses a pool of one connection for each open response:
-    threads must not share a synchronous HTTP/2 connection of httpcore, which assigns stream numbers
-    and writes frames without a lock (httpx2 pull request 1153). Free pools are reused.
+    HTTP/1.1 uses one pool. HTTP/2 uses a pool of one connection for each open response, because
+    httpcore's synchronous HTTP/2 connections have no lock (httpx2 pull request 1153).
     """
 
     def __init__(self, options: dict[str, Any], transport: httpx.BaseTransport | None) -> None:
@@ -63,16 +62,12 @@ class _Shared:
         return http
 
     def give_back(self, http: httpx.Client, *, finished: bool) -> None:
-        """Take a pool back; ``finished`` tells whether its response was read to the end.
-
-        httpcore does not tell the server that an HTTP/2 stream was abandoned; closing the
-        connection does.
-        """
+        """Take a pool back; ``finished`` tells whether its response was read to the end."""
         if not self._is_exclusive:
             return
         if finished:
             self._free.append(http)
-        else:
+        else:  # httpcore does not tell the server that an HTTP/2 stream was abandoned
             http.close()
             self._pools.remove(http)
 
@@ -90,9 +85,9 @@ class SyncDriver(Driver):
         super().__init__(core, timeout)
         self.shared: _Shared = _Shared(http_options(core.base_url, http2=http2), transport)
 
-    def run(self, flow: Flow[T]) -> T:
+    def run(self, flow: Flow[T], deadline: CallDeadline | None = None) -> T:
         """Run a flow that emits nothing, and return its result."""
-        run = SyncRun(self, flow)
+        run = SyncRun(self, flow, deadline)
         for _ in run.chunks():
             pass
         return run.result()
@@ -112,10 +107,7 @@ class SyncDriver(Driver):
             raise deadline.exceeded()
         try:
             if shared.encoder is None or shared.encoder.fingerprint == stale:
-                run = SyncRun(self, self.core.load_encoder(), deadline)
-                for _ in run.chunks():
-                    pass
-                shared.encoder = run.result()
+                shared.encoder = self.run(self.core.load_encoder(), deadline)
             return shared.encoder
         finally:
             shared.lock.release()
@@ -148,7 +140,9 @@ class SyncRun(Run[T]):
             effect = next(self._flow)
             while True:
                 if isinstance(effect, Emit):
-                    self._first_token_came()
+                    if self._deadline is not None:
+                        self._deadline.first_token_came()
+                    self._call_off()
                     yield effect.chunk
                     effect = self._flow.send(None)
                     continue
@@ -221,11 +215,6 @@ class SyncRun(Run[T]):
             self._watchdog = threading.Timer(left, _shut_down, (connection,))
             self._watchdog.daemon = True
             self._watchdog.start()
-
-    def _first_token_came(self) -> None:
-        if self._deadline is not None:
-            self._deadline.first_token_came()
-        self._call_off()
 
     def _call_off(self) -> None:
         if self._watchdog is not None:

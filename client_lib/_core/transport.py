@@ -28,17 +28,12 @@ _LONGEST_DEADLINE_S = 24 * 60 * 60  # the wire format's bound
 
 
 def http_options(base_url: str, *, http2: bool) -> dict[str, Any]:
-    """Return the arguments for httpx's clients.
-
-    HTTP/2 is negotiated under TLS; HTTP/1.1 is used without TLS or with a server that lacks HTTP/2.
-    Raises ``InvalidRequestError`` for HTTP/2 without the package h2.
-    """
+    """Return the arguments for httpx's clients; HTTP/2 is negotiated, under TLS only."""
     if http2 and importlib.util.find_spec("h2") is None:
         raise missing_package("http2", "used with the package h2", "http2")
     url = httpx.URL(base_url)
     is_local = is_loopback(url.host)
-    # Plain HTTP to this machine needs no certificates, which are slow to load: this context trusts
-    # none.
+    # Plain HTTP to this machine needs no certificates, which are slow to load.
     without_tls = is_local and url.scheme == "http"
     return {
         "http2": http2,
@@ -118,7 +113,9 @@ class CallDeadline:
 
     def typed(self, failure: Exception, url: str) -> DELClientError:
         """Return the typed error of an httpx failure, which may be caused by the deadline."""
-        error = typed_failure(failure, url, self._timeout)
+        limit = f"connect {self._timeout.connect} s, read {self._timeout.read} s"
+        error = error_from_transport(failure, url=url, limit=limit)
+        error = error or DELClientError(f"{url}: {type(failure).__name__}")
         # The synchronous driver shuts a connection down at the limit, so it looks broken.
         if isinstance(error, TimeoutExceededError | ConnectionFailedError) and not self.allows(0.0):
             return self.exceeded()
@@ -163,23 +160,13 @@ class Run(Generic[T]):
         return self._deadline
 
 
-def typed_failure(failure: Exception, url: str, timeout: Timeout) -> DELClientError:
-    """Return the typed error of an httpx failure."""
-    limit = f"connect {timeout.connect} s, read {timeout.read} s"
-    return error_from_transport(failure, url=url, limit=limit) or DELClientError(f"{url}: {type(failure).__name__}")
-
-
 def head_of(response: httpx.Response) -> Head:
     """Return status and headers of a response."""
     return Head(response.status_code, {name.lower(): value for name, value in response.headers.items()})
 
 
 def check_base_url(base_url: str) -> str:
-    """Return the base URL without a trailing slash.
-
-    Raises ``InvalidRequestError`` for anything but http(s)://host[:port][/path]. Credentials are
-    refused, because URLs end up in logs; ``api_key`` is the place for them.
-    """
+    """Return the base URL without a trailing slash; credentials would end up in logs."""
     wanted = "http(s)://host[:port][/path] without credentials, query and fragment"
     try:
         url = httpx.URL(base_url)

@@ -4,8 +4,7 @@ See ``docs/guides/budgets.md``.
 """
 
 from client_lib.ledger.budget import Budget, Spending
-from client_lib.ledger.ledger import Ledger
-from client_lib.ledger.places import is_url, open_store
+from client_lib.ledger.ledger import Ledger, is_url, open_store
 from client_lib.ledger.redis import RedisStore
 from client_lib.ledger.sqlite import SQLiteStore
 from client_lib.ledger.store import Account, Entry, LedgerStore, MemoryStore

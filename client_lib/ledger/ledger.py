@@ -1,7 +1,6 @@
 """The ledger: spending is checked and recorded before anything is sent.
 
-ledger = Ledger(SQLiteStore("ledger.db"), budget=Budget(epsilon=500.0))
-client = Client(url, ledger=ledger)
+client = Client(url, ledger=Ledger(SQLiteStore("ledger.db"), budget=Budget(epsilon=500.0)))
 client.with_options(subject="user-4711").complete(...)
 """
 
@@ -9,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,6 +17,8 @@ from client_lib._validation import has_surrogate, invalid, must_be
 from client_lib.errors import BudgetExceededError
 from client_lib.ledger.budget import Budget, Spending
 from client_lib.ledger.filter import Filter
+from client_lib.ledger.redis import RedisStore
+from client_lib.ledger.sqlite import SQLiteStore
 from client_lib.ledger.store import Entry, LedgerStore
 from client_lib.prompts.types import Draw
 from del_core.mechanism import TokenMechanism
@@ -25,12 +27,24 @@ from del_core.mechanism.base import Level
 _LONGEST_SUBJECT = 256
 
 
+def is_url(place: str) -> bool:
+    """Return whether a location is a Redis server rather than a file."""
+    return place.startswith(("redis://", "rediss://", "unix://"))
+
+
+def open_store(place: str | os.PathLike[str]) -> LedgerStore:
+    """Open a Redis server's URL (``redis://``, ``rediss://``, ``unix://``) or a SQLite file.
+
+    Raises as :class:`RedisStore` and :class:`SQLiteStore` do.
+    """
+    return RedisStore(place) if isinstance(place, str) and is_url(place) else SQLiteStore(place)
+
+
 class Ledger:
     """Limits every subject of a store to a budget. As safe for several threads as its store.
 
-    Guarantees are worst case over every table (``docs/privacy/guarantee.md``).
-    :mod:`client_lib.ledger.filter` explains how spending adds up, and why the sum is valid for
-    callers that react to responses.
+    Guarantees are worst case over every table; :mod:`client_lib.ledger.filter` explains how
+    spending adds up.
     """
 
     def __init__(self, store: LedgerStore, *, budget: Budget) -> None:
@@ -107,8 +121,7 @@ class Ledger:
         return -math.inf if self.budget.window is None else now - self.budget.window.total_seconds()
 
     def _counted(self, entries: Sequence[Entry], now: float) -> Sequence[Entry]:
-        start = self._window_start(now)
-        return [entry for entry in entries if entry.end > start]
+        return [entry for entry in entries if entry.end > self._window_start(now)]
 
     def _expiry(self, end: float, now: float) -> str | None:
         """Return when a bucket leaves the window, in this machine's time of day."""

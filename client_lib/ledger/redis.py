@@ -36,7 +36,7 @@ _LONGEST_POLL_S = 0.05
 
 
 class RedisStore:
-    """A ledger's store in a Redis server, 7.0 or newer.
+    """A :class:`client_lib.ledger.LedgerStore` in a Redis server, 7.0 or newer.
 
     Args:
         url: ``redis://``, ``rediss://`` or ``unix://``, with user, password and database number.
@@ -53,13 +53,7 @@ class RedisStore:
     """
 
     def __init__(
-        self,
-        url: str,
-        *,
-        prefix: str = "del:ledger:",
-        timeout: float = 10.0,
-        hold: float = 10.0,
-        durable: bool = True,
+        self, url: str, *, prefix: str = "del:ledger:", timeout: float = 10.0, hold: float = 10.0, durable: bool = True
     ) -> None:
         try:
             import redis
@@ -94,19 +88,18 @@ class RedisStore:
 
     @contextlib.contextmanager
     def account(self, subject: str) -> Iterator[Account]:
-        """See ``LedgerStore``."""
         keys, token = self._keys(subject), secrets.token_hex(16)
         account = _RedisAccount(self, keys, self._take(keys, token))
         try:
             yield account
         except BaseException:
-            self._let_go(keys, token)
+            with contextlib.suppress(LedgerUnavailableError):  # the lock expires by itself
+                self._run(self._release, keys, [token])
             raise
         if self._run(self._commit, keys, [token, *account.changes()]) != 1:
             raise self._lost()
 
     def subjects(self) -> Sequence[str]:
-        """See ``LedgerStore``."""
         pattern = re.compile(re.escape(self._prefix) + r"\{([A-Za-z0-9_=-]+)\}:spending")
         with self._failures():
             names = [key.decode() for key in self._redis.scan_iter(match=f"{self._prefix}*:spending", count=1000)]
@@ -116,7 +109,6 @@ class RedisStore:
         raise LedgerUnavailableError(f"ledger: {self._where} has foreign keys under {self._prefix}")
 
     def erase(self, subject: str) -> bool:
-        """See ``LedgerStore``."""
         keys, token = self._keys(subject), secrets.token_hex(16)
         self._take(keys, token)
         found = self._run(self._erase, keys, [token])
@@ -125,7 +117,6 @@ class RedisStore:
         return bool(found)
 
     def close(self) -> None:
-        """See ``LedgerStore``."""
         self._closed = True
         self._redis.close()
 
@@ -156,10 +147,6 @@ class RedisStore:
             # Jitter, so that waiting processes do not retry all at once.
             time.sleep(_LONGEST_POLL_S * (1 + secrets.randbelow(1000)) / 1000)
         return list(kept)
-
-    def _let_go(self, keys: Sequence[str], token: str) -> None:
-        with contextlib.suppress(LedgerUnavailableError):  # the lock expires by itself
-            self._run(self._release, keys, [token])
 
     def _run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         with self._failures():

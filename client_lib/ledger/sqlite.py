@@ -40,7 +40,9 @@ CREATE TABLE draws (
 
 
 class SQLiteStore:
-    """A ledger's store in the file ``path``, created if missing. ``busy_timeout`` is in seconds.
+    """A :class:`client_lib.ledger.LedgerStore` in the file ``path``, created if missing.
+
+    ``busy_timeout`` is in seconds. ``erase`` also overwrites deleted data in the file.
 
     Raises:
         LedgerUnavailableError: the file cannot be opened, is no ledger, or has a newer version.
@@ -59,7 +61,6 @@ class SQLiteStore:
 
     @contextlib.contextmanager
     def account(self, subject: str) -> Iterator[Account]:
-        """See ``LedgerStore``."""
         with self._held():
             with self._failures():
                 connection = self._open()
@@ -67,13 +68,11 @@ class SQLiteStore:
                 yield _SQLiteAccount(connection, subject, _now(connection))
 
     def subjects(self) -> Sequence[str]:
-        """See ``LedgerStore``."""
         with self._held(), self._failures():
             rows = self._open().execute("SELECT subject FROM spending UNION SELECT subject FROM draws ORDER BY 1")
             return [row[0] for row in rows]
 
     def erase(self, subject: str) -> bool:
-        """See ``LedgerStore``. Deleted data is overwritten in the file, and the log emptied."""
         with self._held(), self._failures():
             connection = self._open()
             with _transaction(connection):
@@ -85,7 +84,6 @@ class SQLiteStore:
             return found > 0
 
     def close(self) -> None:
-        """See ``LedgerStore``."""
         with self._held():
             connection, self._connection = self._connection, None
             self._closed = True
@@ -155,10 +153,7 @@ class _SQLiteAccount:
 
     def forget_before(self, end: float) -> None:
         for table in ("spending", "draws"):
-            self._connection.execute(
-                f"DELETE FROM {table} WHERE subject = ? AND end_s <= ?",
-                (self._subject, end),
-            )
+            self._connection.execute(f"DELETE FROM {table} WHERE subject = ? AND end_s <= ?", (self._subject, end))
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:

@@ -44,10 +44,7 @@ class Message:
 
 
 class ChatTemplate:
-    """Turns messages into spans that end where the assistant's answer begins.
-
-    Made by :meth:`simple` from a text for each role, or by :meth:`jinja` from a model's template.
-    """
+    """Turns messages into spans that end where the assistant's answer begins."""
 
     def __init__(self, rendering: _Rendering) -> None:
         self._rendering = rendering
@@ -124,8 +121,7 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], variant: str | None = None) -> tuple[Span, ...]:
         """Return the spans of a chat. Under the variant ``clear`` strings are public.
 
-        Raises ``InvalidRequestError`` unless the messages are messages and the template contains
-        every content exactly once and unchanged.
+        Raises ``InvalidRequestError`` unless the template contains every content once, unchanged.
         """
         if not messages or not all(isinstance(message, Message) for message in messages):
             raise invalid("messages", "one or more Message objects", "something else")
@@ -142,17 +138,13 @@ class ChatTemplate:
             spans += contents[marks.index(piece)] if piece in marks else [public(piece)] if piece else []
         texts = ["".join(span.text for span in content) for content in contents]
         if self._with(messages, texts) != "".join(span.text for span in spans):
-            raise invalid(
-                "template",
-                "one that leaves contents unchanged (many trim white space, so strip it first)",
-                "a changed content or fixed parts that depend on one",
-            )
+            wanted = "one that leaves contents unchanged (many trim white space, so strip it first)"
+            raise invalid("template", wanted, "a changed content or fixed parts that depend on one")
         return tuple(span for span in spans if span.text)
 
     def _with(self, messages: Sequence[Message], contents: Sequence[str]) -> str:
-        return self._rendering(
-            [{"role": message.role, "content": text} for message, text in zip(messages, contents, strict=True)]
-        )
+        pairs = zip(messages, contents, strict=True)
+        return self._rendering([{"role": message.role, "content": text} for message, text in pairs])
 
 
 class _RefusalError(Exception):

@@ -1,14 +1,8 @@
-"""Encoding of spans: tokenize, look up, quantize, pack.
+"""Encoding of spans: tokenize each on its own, look up table rows, draw counts, pack a frame.
 
-1. Every span is tokenized on its own with the bundle's tokenizer, without special tokens.
-2. A private token becomes a row of the bundle's table, and
-   :meth:`del_core.mechanism.Mechanism.sample` turns the row into counts with bytes of the CSPRNG.
-3. A public token is sent as its id. A ``bos_token_id`` of the bundle goes first, as a public token.
-4. :func:`del_core.wire.encode_frame` packs the segments under a header.
-
-Step 2 is the only place where noise is drawn. An :class:`EncodedPrompt` holds the counts, so that
-retries and resumed streams carry the same ones: two noisy copies of one prompt reveal more than
-one.
+:meth:`Encoder.draw` is the only place where noise is drawn. An :class:`EncodedPrompt` holds the
+counts, so that retries and resumed streams carry the same ones: two noisy copies of one prompt
+reveal more than one.
 """
 
 from __future__ import annotations
@@ -58,19 +52,15 @@ class Encoder:
         return (*self.bundle.variants, CLEAR)
 
     def encode(self, prompt: Prompt, variant: str) -> EncodedPrompt:
-        """Tokenize a prompt and draw its noise.
-
-        Raises:
-            InvalidRequestError: the variant is unknown, the prompt has no token, or
-                :func:`client_lib.prompts.spans.spans_of` refuses it.
-            BundleInvalidError: the tokenizer has tokens that the table lacks.
-        """
+        """Tokenize a prompt and draw its noise. Raises as :meth:`tokenize`."""
         return self.draw(self.tokenize(prompt, variant), variant)
 
     def tokenize(self, prompt: Prompt, variant: str, padding: Padding | None = None) -> tuple[Tokenized, ...]:
-        """Tokenize, without drawing noise; spans without tokens are dropped.
+        """Tokenize and check a prompt without drawing noise; spans without tokens are dropped.
 
-        Everything about a prompt that can be refused is refused here.
+        Raises:
+            InvalidRequestError: the variant is unknown, or the prompt is not acceptable.
+            BundleInvalidError: the tokenizer has tokens that the table lacks.
         """
         self.check_variant(variant)
         tokenized: list[Tokenized] = []
@@ -90,10 +80,7 @@ class Encoder:
     tokenise = tokenize  # alias until 1.0
 
     def draw(self, tokenized: Sequence[Tokenized], variant: str, recall: Recall | None = None) -> EncodedPrompt:
-        """Draw the noise of tokenized spans, or recall the counts that a conversation sent before.
-
-        Raises ``BundleOutdatedError`` as :meth:`client_lib.prompts.span_memory.SpanMemory.counts`.
-        """
+        """Draw the noise of tokenized spans, or recall counts as ``SpanMemory.counts`` does."""
         hidden = [part for part in tokenized if part.span.is_private]
         origin = self._origin(variant)
 
@@ -125,19 +112,13 @@ class Encoder:
         return ids
 
     def adopt(self, encoded: EncodedPrompt) -> EncodedPrompt | None:
-        """Return the same segments for this bundle, or None if they mean something else under it.
-
-        Nothing is drawn, so this costs no privacy.
-        """
+        """Return the same segments for this bundle, or None if they mean something else under it."""
         if encoded.variant not in self.variants or encoded.origin != self._origin(encoded.variant):
             return None
         return replace(encoded, fingerprint=self.fingerprint)
 
     def frame(self, encoded: EncodedPrompt, sampling: Sampling, resume: tuple[int, ...] = ()) -> bytes:
-        """Return the frame of an encoded prompt.
-
-        Raises ``InvalidRequestError`` for values that the wire format refuses.
-        """
+        """Return the frame. Raises ``InvalidRequestError`` for values that the wire refuses."""
         if encoded.fingerprint != self.fingerprint:
             raise invalid("prompt", f"encoded for the bundle {self.fingerprint}", encoded.fingerprint)
         bits = 1 if encoded.variant == CLEAR else self.bundle.mechanism(encoded.variant).bits

@@ -6,11 +6,11 @@ The k-th occurrence of a text in a prompt is named
 
 and has a draw of its own. Occurrences of the same text carry independent noise, so the server
 cannot see that they are equal. Sending a named span again repeats its counts bit for bit and
-reveals nothing new. An entry holds the digest, the counts and the id of their draw, but no text.
+reveals nothing new. An entry holds no text.
 
-Requests of a conversation carry a random session id, so that a router can send them to the replica
-that has their beginning in its cache. The id links no more requests than equal counts do anyway:
-fresh noise for earlier text starts a new session, because two draws of one text must not be linked.
+Requests of a conversation carry a random session id for routing. The id links no more requests than
+equal counts do: fresh noise for earlier text starts a new session, because two draws of one text
+must not be linked.
 
 A saved memory is ``b"DELM"``, a version byte (1), 12 bytes of nonce, and the AES-256-GCM ciphertext
 with its tag (NIST SP 800-38D). The header is authenticated too. Nonces are random: after 2^32
@@ -98,9 +98,8 @@ class SpanMemory:
     ) -> tuple[list[DrawnSegment], str]:
         """Return the counts of private spans, recalled or drawn now, and the session id.
 
-        ``fresh`` draws all counts anew and starts a session. Raises ``BundleOutdatedError`` if
-        recalled counts mean something else under the bundle in use; nothing has been drawn or
-        changed then.
+        ``fresh`` draws all counts anew and starts a session. If recalled counts mean something else
+        under the bundle in use, ``BundleOutdatedError`` is raised before anything is drawn.
         """
         digest = hashlib.sha256(repr(origin).encode()).hexdigest()
         with self._lock:
@@ -155,10 +154,7 @@ class SpanMemory:
 
     @classmethod
     def load(cls, data: bytes, key: bytes) -> SpanMemory:
-        """Return the memory that :meth:`save` wrote.
-
-        Raises ``MemoryInvalidError`` for a wrong key or altered bytes.
-        """
+        """Return the memory that :meth:`save` wrote. Raises as :func:`open_sealed`."""
         text = open_sealed(data, key)
         memory = cls()
         try:
@@ -189,10 +185,7 @@ class Recall:
 
 
 def seal(text: bytes, key: bytes) -> bytes:
-    """Encrypt and authenticate with AES-256-GCM.
-
-    Raises ``InvalidRequestError`` for a key that is not 32 bytes.
-    """
+    """Encrypt and authenticate with AES-256-GCM and a key of 32 bytes."""
     nonce = os.urandom(_NONCE_BYTES)
     return _HEAD + nonce + _cipher(key).encrypt(nonce, text, _HEAD)
 

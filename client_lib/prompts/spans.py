@@ -46,9 +46,8 @@ def public(text: str) -> Span:
 def mark(text: str, detector: Detector) -> tuple[Span, ...]:
     """Split a text into spans: private where the detector finds something, public elsewhere.
 
-    The detector is the caller's; its ranges may come in any order. **Whatever it misses is sent in
-    the clear.** Raises ``InvalidRequestError`` for ranges that are empty, overlap, or lie outside
-    the text.
+    **Whatever the caller's detector misses is sent in the clear.** Ranges may come in any order.
+    Raises ``InvalidRequestError`` for ranges that are empty, overlap, or lie outside the text.
     """
     given: object = text
     if not isinstance(given, str):
@@ -80,8 +79,7 @@ def _check_range(found: object, length: int) -> tuple[int, int]:
 def spans_of(prompt: Prompt, variant: str) -> tuple[Span, ...]:
     """Return the checked spans of a prompt, without empty ones.
 
-    Raises ``InvalidRequestError`` for a prompt of the wrong type, an empty prompt, text with lone
-    surrogates, and a private span under ``clear``. No message contains text of the prompt.
+    Raises ``InvalidRequestError``, whose message contains no text of the prompt.
     """
     given: object = prompt
     if isinstance(given, str):

@@ -20,11 +20,7 @@ DONE = "[DONE]"
 
 
 class StreamReader:
-    """Collects the events of one stream, across resumptions.
-
-    ``token_ids`` and ``text`` hold what the caller has received. A stream is ``finished`` after a
-    finish reason or ``max_tokens`` tokens. Data after the end mark is ignored.
-    """
+    """Collects the events of one stream, across resumptions; data after the end mark is ignored."""
 
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
@@ -50,11 +46,7 @@ class StreamReader:
         return self.finish_reason is not None
 
     def take(self, data: str) -> Chunk | None:
-        """Process one event; return its chunk, or None if it brought nothing.
-
-        Raises :class:`ProtocolError` for an event that violates the wire format, and the typed
-        error for an error event.
-        """
+        """Return the chunk of one event, or None. Raises ``ProtocolError``, or an event's error."""
         if self._done or data.strip() == DONE:
             self._done = True
             return None

@@ -1,8 +1,4 @@
-"""Failures that a retry may cure.
-
-A retry resends identical bytes. Quantizing a prompt again would draw fresh noise, and two noisy
-copies of one prompt reveal more than one.
-"""
+"""Failures that a retry, which resends identical bytes, may cure."""
 
 from __future__ import annotations
 

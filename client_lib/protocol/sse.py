@@ -1,8 +1,7 @@
-"""A parser of server-sent events without input or output: bytes in, event data out.
+"""A parser of server-sent events (HTML standard, section 9.2.6): bytes in, event data out.
 
-It follows the HTML standard (section 9.2.6, "Interpreting an event stream"). Bytes may be split
-anywhere, also inside a multi-byte character or between CR and LF. Only ``data`` is used. Memory is
-bounded: a line, or an event's data, longer than ``max_event_bytes`` is refused.
+Bytes may be split anywhere, also inside a character or between CR and LF. Only ``data`` is used. A
+line, or an event's data, longer than ``max_event_bytes`` is refused.
 """
 
 from __future__ import annotations
@@ -26,10 +25,7 @@ class EventParser:
         self._at_start = True  # a byte order mark may follow
 
     def feed(self, piece: bytes) -> list[str]:
-        """Return the data of the events that this piece completes, in order.
-
-        Raises :class:`ProtocolError` if a line or event is longer than allowed or is not UTF-8.
-        """
+        """Return the data of the events that this piece completes. Raises ``ProtocolError``."""
         events: list[str] = []
         if self._after_cr and piece:
             self._after_cr = False
