@@ -16,7 +16,15 @@ from client_lib.async_client import AsyncClient
 from client_lib.client import Client
 from client_lib.conversation import AsyncConversation, Conversation
 from client_lib.errors import *  # noqa: F403 - errors.__all__ lists the error classes
-from client_lib.options import CallOptions, ClientOptions, RequestOptions, RetryPolicy, SamplingOptions, Timeout
+from client_lib.options import (
+    CallOptions,
+    ClientOptions,
+    ConversationOptions,
+    RequestOptions,
+    RetryPolicy,
+    SamplingOptions,
+    Timeout,
+)
 from client_lib.policy import PrivacyPolicy
 from client_lib.prompts.chat import ChatTemplate, Message
 from client_lib.prompts.encoder import Encoder
@@ -37,6 +45,7 @@ __all__ = [
     "ClientOptions",
     "Completion",
     "Conversation",
+    "ConversationOptions",
     "Draw",
     "EncodedPrompt",
     "Encoder",

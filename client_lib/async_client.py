@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Unpack
 
 from client_lib.client import ClientBase
 from client_lib.conversation import AsyncConversation
-from client_lib.options import ClientOptions, RequestOptions
-from client_lib.prompts.chat import ChatTemplate
+from client_lib.options import ClientOptions, ConversationOptions, RequestOptions
 from client_lib.prompts.spans import Prompt
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.streams import AsyncStream
@@ -56,17 +54,9 @@ class AsyncClient(ClientBase):
         """Draw the noise of a prompt now; see :meth:`client_lib.Client.encode`."""
         return await self._driver.run(self._driver.core.encode(prompt, self._driver.core.choose_variant(variant)))
 
-    def conversation(
-        self,
-        *,
-        variant: str | None = None,
-        template: ChatTemplate | None = None,
-        memory: bytes | None = None,
-        key: bytes | None = None,
-    ) -> AsyncConversation:
+    def conversation(self, *, variant: str | None = None, **options: Unpack[ConversationOptions]) -> AsyncConversation:
         """Start a conversation; see :meth:`client_lib.Client.conversation`."""
-        chosen = self._driver.core.choose_variant(variant)
-        return AsyncConversation(self._driver, chosen, template, memory=memory, key=key)
+        return AsyncConversation(self._driver, self._driver.core.choose_variant(variant), options)
 
     async def models(self) -> tuple[Model, ...]:
         """Return the server's list of variants; see :meth:`client_lib.Client.models`."""
@@ -91,7 +81,5 @@ class AsyncClient(ClientBase):
     async def __aenter__(self) -> AsyncClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
 from client_lib._core.flow import core_from, core_with
 from client_lib._core.request import CompletionCall
 from client_lib.conversation import Conversation
-from client_lib.options import CallOptions, ClientOptions, RequestOptions, Timeout, timeout_from
-from client_lib.prompts.chat import ChatTemplate
+from client_lib.options import CallOptions, ClientOptions, ConversationOptions, RequestOptions, Timeout, timeout_from
 from client_lib.prompts.spans import Prompt
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.streams import Stream
@@ -113,20 +111,12 @@ class Client(ClientBase):
         """
         return self._driver.run(self._driver.core.encode(prompt, self._driver.core.choose_variant(variant)))
 
-    def conversation(
-        self,
-        *,
-        variant: str | None = None,
-        template: ChatTemplate | None = None,
-        memory: bytes | None = None,
-        key: bytes | None = None,
-    ) -> Conversation:
+    def conversation(self, *, variant: str | None = None, **options: Unpack[ConversationOptions]) -> Conversation:
         """Start a :class:`client_lib.Conversation`, which quantizes every private span once.
 
-        ``template`` turns chat messages into a prompt. ``memory`` and ``key`` continue a
-        conversation: the bytes that ``save`` returned, and its key of 32 bytes.
+        See :class:`client_lib.options.ConversationOptions`.
         """
-        return Conversation(self._driver, self._driver.core.choose_variant(variant), template, memory=memory, key=key)
+        return Conversation(self._driver, self._driver.core.choose_variant(variant), options)
 
     def models(self) -> tuple[Model, ...]:
         """Return the server's list of variants, with the guarantees that the server states."""
@@ -155,7 +145,5 @@ class Client(ClientBase):
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias, Unpack, cast
 
 from client_lib._core.request import CompletionCall
 from client_lib._validation import invalid
-from client_lib.options import RequestOptions
-from client_lib.prompts.chat import ChatTemplate, Message
+from client_lib.options import ConversationOptions, RequestOptions
+from client_lib.prompts.chat import Message
 from client_lib.prompts.span_memory import Recall, SpanMemory
 from client_lib.prompts.spans import Prompt
 from client_lib.prompts.types import EncodedPrompt
@@ -30,12 +30,11 @@ Turn: TypeAlias = Prompt | Sequence[Message] | EncodedPrompt
 class ConversationBase:
     """The part of both kinds of conversation that sends nothing."""
 
-    def __init__(
-        self, driver: Driver, variant: str, template: ChatTemplate | None, *, memory: bytes | None, key: bytes | None
-    ) -> None:
+    def __init__(self, driver: Driver, variant: str, options: ConversationOptions) -> None:
         self._driver = driver
         self.variant = variant
-        self._template = template
+        self._template = options.get("template")
+        memory, key = options.get("memory"), options.get("key")
         if memory is None:
             self._memory = SpanMemory()
         elif key is None:

@@ -121,7 +121,7 @@ class ConnectionFailedError(DELClientError):
 
 
 class TimeoutExceededError(DELClientError):
-    """A time limit passed. ``phase`` is connect, read, write, pool, first_token, total or server."""
+    """A time limit passed. ``phase``: connect, read, write, pool, first_token, total, server."""
 
     def __init__(self, message: str, *, phase: str = "server", **details: Any) -> None:
         super().__init__(message, **details)

@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias, TypedDict
 
 from client_lib._validation import check_integer, check_seconds, must_be
 from client_lib.errors import DELClientError, InvalidRequestError
+from client_lib.prompts.chat import ChatTemplate
 from client_lib.prompts.padding import Padding
 from client_lib.prompts.types import Draw
 from client_lib.protocol.retry import is_temporary
@@ -185,6 +186,17 @@ class RequestOptions(SamplingOptions, total=False):
 
     idempotency_key: str | None
     """Sent with all tries of the request. Default: random."""
+
+
+class ConversationOptions(TypedDict, total=False):
+    """The options of a conversation."""
+
+    template: ChatTemplate | None
+    """Turns chat messages into a prompt."""
+    memory: bytes | None
+    """The bytes that ``save`` returned, which continue a conversation; needs ``key``."""
+    key: bytes | None
+    """The 32 bytes that ``save`` was given."""
 
 
 def check_names(what: str, options: Mapping[str, object], kind: type[CallOptions | SamplingOptions]) -> None:

@@ -85,13 +85,8 @@ class AsyncDriver(Driver):
 class AsyncRun(Run[T]):
     """A flow run by one task."""
 
-    def __init__(
-        self, driver: AsyncDriver, flow: Flow[T], deadline: CallDeadline | None = None, *, streams: bool = False
-    ) -> None:
-        super().__init__(flow, deadline, streams=streams)
-        self._driver = driver
-        self._response: httpx.Response | None = None
-        self._body: AsyncIterator[bytes] | None = None
+    _driver: AsyncDriver
+    _body: AsyncIterator[bytes] | None = None
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """Run the flow to its end and yield its chunks. Closing this iterator ends the run."""
@@ -122,7 +117,7 @@ class AsyncRun(Run[T]):
                 await self._close_response()
 
     async def _perform(self, effect: Effect) -> Any:
-        deadline = self._started(self._driver.timeout)
+        deadline = self._started()
         try:
             with anyio.fail_after(deadline.remaining()):
                 return await self._act(effect, deadline)

@@ -169,15 +169,8 @@ class Core:
 
         def receive(head: Head) -> Flow[Completion]:
             text, token_ids, finish_reason, usage, name = parse_completion((yield from _read_answer()), max_tokens)
-            return Completion(
-                text=text,
-                token_ids=token_ids,
-                finish_reason=finish_reason,
-                usage=usage or request.count(token_ids),
-                request_id=head.headers.get("x-request-id") or name,
-                variant=made.variant,
-                bytes_sent=len(request.frame),
-            )
+            request_id = head.headers.get("x-request-id") or name
+            return request.completion(text, token_ids, finish_reason, usage, request_id)
 
         return (yield from self._submit(request, (), receive))
 
@@ -187,7 +180,6 @@ class Core:
 
     def _stream(self, made: CompletionCall) -> Flow[Completion]:
         request = yield from self._prepare(made, stream=True)
-        bytes_sent = len(request.frame)
         received = StreamReader(request.sampling.max_tokens)
         request_id: str | None = None
         last_failure: DELClientError | None = None
@@ -206,16 +198,9 @@ class Core:
                 raise last_failure
             if (chunk := received.finish_if_full()) is not None:
                 yield Emit(chunk)
-            if received.finished:
-                return Completion(
-                    text=received.text,
-                    token_ids=received.token_ids,
-                    finish_reason=received.finish_reason or "",
-                    usage=request.count(received.token_ids) if resumes or not received.usage else received.usage,
-                    request_id=request_id,
-                    variant=made.variant,
-                    bytes_sent=bytes_sent,
-                )
+            if received.finish_reason is not None:
+                usage = None if resumes else received.usage  # the usage of a resumed stream is a part
+                return request.completion(received.text, received.token_ids, received.finish_reason, usage, request_id)
         if isinstance(last_failure, TimeoutExceededError):
             raise last_failure
         raise _broken(self.max_resumes) from last_failure

@@ -72,9 +72,5 @@ def _failure(error: DELClientError) -> str:
 
 
 def _words(attributes: Attributes) -> str:
-    return "".join(f" {name}={_value(value)}" for name, value in attributes.items())
-
-
-def _value(value: object) -> str:
-    """Cut a value and keep it on one line; the server chooses request ids."""
-    return printable(str(value), limit=128)
+    # A value is cut and kept on one line, because the server chooses request ids.
+    return "".join(f" {name}={printable(str(value), limit=128)}" for name, value in attributes.items())

@@ -13,7 +13,7 @@ from client_lib.prompts.span_memory import Recall
 from client_lib.prompts.spans import Prompt
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.protocol.retry import InternalErrors
-from client_lib.types import Usage
+from client_lib.types import Completion, Usage
 from del_core.wire import Sampling
 
 _KEY = re.compile(r"[!-~]{1,200}")
@@ -49,9 +49,13 @@ class CompletionRequest:
         """Build the frame that every try sends. Raises as ``Encoder.frame``."""
         self.frame = self.encoder.frame(self.encoded, self.sampling)
 
-    def count(self, token_ids: tuple[int, ...]) -> Usage:
-        """Return the usage as the client counts it, for a server that reports none or a part."""
-        return Usage(self.encoded.tokens, len(token_ids), self.encoded.tokens + len(token_ids))
+    def completion(
+        self, text: str, token_ids: tuple[int, ...], finish_reason: str, usage: Usage | None, request_id: str | None
+    ) -> Completion:
+        """Return the result; the client counts the tokens for a server that reports no usage."""
+        prompt, generated = self.encoded.tokens, len(token_ids)
+        usage = usage or Usage(prompt, generated, prompt + generated)
+        return Completion(text, token_ids, finish_reason, usage, request_id, self.encoded.variant, len(self.frame))
 
 
 def sampling_from(options: RequestOptions, *, stream: bool) -> Sampling:

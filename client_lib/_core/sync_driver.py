@@ -120,16 +120,10 @@ class SyncDriver(Driver):
 class SyncRun(Run[T]):
     """A flow run with blocking calls."""
 
-    def __init__(
-        self, driver: SyncDriver, flow: Flow[T], deadline: CallDeadline | None = None, *, streams: bool = False
-    ) -> None:
-        super().__init__(flow, deadline, streams=streams)
-        self._driver = driver
-        self._process = os.getpid()
-        self._http: httpx.Client | None = None  # lent for the open response
-        self._response: httpx.Response | None = None
-        self._watchdog: threading.Timer | None = None
-        self._body: Iterator[bytes] = iter(())
+    _driver: SyncDriver
+    _http: httpx.Client | None = None  # lent for the open response
+    _watchdog: threading.Timer | None = None
+    _body: Iterator[bytes] = iter(())
 
     def chunks(self) -> Generator[Chunk, None, None]:
         """Run the flow to its end and yield its chunks. Closing this iterator ends the run."""
@@ -161,7 +155,7 @@ class SyncRun(Run[T]):
             self._close_response()
 
     def _perform(self, effect: Effect) -> Any:
-        deadline = self._started(self._driver.timeout)
+        deadline = self._started()
         match effect:
             case Send():
                 return self._send(effect, deadline)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import math
+import os
 import ssl
 import time
 from collections.abc import Mapping
@@ -139,10 +140,16 @@ class Driver:
 class Run(Generic[T]):
     """A running flow, with at most one open response; only ``streams`` limit the first token."""
 
-    def __init__(self, flow: Flow[T], deadline: CallDeadline | None, *, streams: bool) -> None:
+    _response: httpx.Response | None = None
+
+    def __init__(
+        self, driver: Driver, flow: Flow[T], deadline: CallDeadline | None = None, *, streams: bool = False
+    ) -> None:
+        self._driver = driver
         self._flow = flow
         self._deadline = deadline
         self._streams = streams
+        self._process = os.getpid()
         self._result: list[T] = []
 
     def result(self) -> T:
@@ -154,9 +161,9 @@ class Run(Generic[T]):
         """Whether there is a result."""
         return bool(self._result)
 
-    def _started(self, timeout: Timeout) -> CallDeadline:
+    def _started(self) -> CallDeadline:
         """Return the deadline, whose clock starts with the first effect and not before."""
-        self._deadline = self._deadline or CallDeadline(timeout, streams=self._streams)
+        self._deadline = self._deadline or CallDeadline(self._driver.timeout, streams=self._streams)
         return self._deadline
 
 

@@ -112,7 +112,7 @@ class Encoder:
         return ids
 
     def adopt(self, encoded: EncodedPrompt) -> EncodedPrompt | None:
-        """Return the same segments for this bundle, or None if they mean something else under it."""
+        """Return the same segments for this bundle, or None if their meaning differs under it."""
         if encoded.variant not in self.variants or encoded.origin != self._origin(encoded.variant):
             return None
         return replace(encoded, fingerprint=self.fingerprint)

@@ -69,7 +69,11 @@ class StreamReader:
             return None
         if not text and not token_ids and finish_reason is None:
             return None
-        self._extend(text, token_ids, finish_reason)
+        if len(self._token_ids) + len(token_ids) > self._max_tokens:
+            raise _too_many("event", self._max_tokens)
+        self._texts.append(text)
+        self._token_ids += token_ids
+        self.finish_reason = finish_reason
         return Chunk(text, token_ids, finish_reason)
 
     def finish_if_full(self) -> Chunk | None:
@@ -78,13 +82,6 @@ class StreamReader:
             return None
         self.finish_reason = "length"
         return Chunk("", (), "length")
-
-    def _extend(self, text: str, token_ids: tuple[int, ...], finish_reason: str | None) -> None:
-        if len(self._token_ids) + len(token_ids) > self._max_tokens:
-            raise _too_many("event", self._max_tokens)
-        self._texts.append(text)
-        self._token_ids += token_ids
-        self.finish_reason = finish_reason
 
 
 def parse_completion(body: bytes, max_tokens: int) -> tuple[str, tuple[int, ...], str, Usage | None, str | None]:

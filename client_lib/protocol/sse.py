@@ -6,10 +6,12 @@ line, or an event's data, longer than ``max_event_bytes`` is refused.
 
 from __future__ import annotations
 
+import re
+
 from client_lib._validation import must_be
 from client_lib.errors import ProtocolError
 
-_LF, _CR = b"\n", b"\r"
+_LINE_END = re.compile(rb"\r\n|\r|\n")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -29,23 +31,16 @@ class EventParser:
         events: list[str] = []
         if self._after_cr and piece:
             self._after_cr = False
-            if piece.startswith(_LF):
-                piece = piece[1:]
+            piece = piece.removeprefix(b"\n")
         while piece:
-            end = _line_end(piece)
-            if end < 0:
-                self._extend(piece)
+            end = _LINE_END.search(piece)
+            self._extend(piece[: end.start()] if end else piece)
+            if end is None:
                 break
-            self._extend(piece[:end])
-            if piece[end : end + 1] == _CR:
-                if end + 1 == len(piece):
-                    self._after_cr = True
-                elif piece[end + 1 : end + 2] == _LF:
-                    end += 1
-            piece = piece[end + 1 :]
-            line = bytes(self._line)
+            piece = piece[end.end() :]
+            self._after_cr = end[0] == b"\r" and not piece
+            event = self._take_line(bytes(self._line))
             self._line.clear()
-            event = self._take_line(line)
             if event is not None:
                 events.append(event)
         return events
@@ -83,11 +78,3 @@ class EventParser:
             pass
         # Raised outside the handler: the decoder's error would carry the bytes along as its object.
         raise ProtocolError(must_be("an event's data", "UTF-8", "other bytes"))
-
-
-def _line_end(piece: bytes) -> int:
-    """Return the index of the first CR or LF, or -1."""
-    line_feed, carriage_return = piece.find(_LF), piece.find(_CR)
-    if line_feed < 0 or carriage_return < 0:
-        return max(line_feed, carriage_return)
-    return min(line_feed, carriage_return)

@@ -84,8 +84,6 @@ class _Proxy:
         """The proxy runs, whatever the state of the server."""
         return JSONResponse({"status": "ok"})
 
-    # --- models -----------------------------------------------------------------------------------
-
     async def _offered(self) -> tuple[str, ...]:
         known = (*await self._client.variants(), CLEAR)
         if self._settings.variants is None:
@@ -115,8 +113,6 @@ class _Proxy:
             "epsilon": epsilon,
             "delta": DELTA,
         }
-
-    # --- answers ----------------------------------------------------------------------------------
 
     async def _answer(
         self, request: Request, asked: CompletionRequest | ChatRequest, kind: type[CompletionAnswer]

@@ -6,8 +6,8 @@ role). Other values are described by their kind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -58,68 +58,49 @@ def number(body: Mapping[str, Any], name: str, low: float, high: float, *, above
     return float(value)
 
 
-@dataclass(frozen=True, slots=True)
-class _Refused:
-    """A field that is accepted only with values that have no effect."""
-
-    neutral: Callable[[Any], bool]
-    wanted: str
-
-
-def _same(*values: object) -> Callable[[Any], bool]:
-    """Compare as JSON: 0 equals 0.0, but not false."""
-    return lambda found: any(isinstance(found, bool) == isinstance(value, bool) and found == value for value in values)
-
-
-_ABSENT = _Refused(lambda _: False, "absent or null")
-_FALSE = _Refused(_same(False), "false")
-_ONE = _Refused(_same(1), "1")
-_ZERO = _Refused(_same(0), "0")
-_NONE = _Refused(_same("none"), '"none"')
-_EMPTY_OBJECT = _Refused(_same({}), "{}")
-_EMPTY_ARRAY = _Refused(_same([]), "[]")
-
-_REFUSED_BOTH: Mapping[str, _Refused] = MappingProxyType(
-    {"n": _ONE, "frequency_penalty": _ZERO, "presence_penalty": _ZERO, "logit_bias": _EMPTY_OBJECT}
+# Fields that are accepted only with these values, which have no effect, or absent.
+_REFUSED_BOTH: Mapping[str, Sequence[object]] = MappingProxyType(
+    {"n": [1], "frequency_penalty": [0], "presence_penalty": [0], "logit_bias": [{}]}
 )
-
-REFUSED_COMPLETION: Mapping[str, _Refused] = MappingProxyType(
-    {**_REFUSED_BOTH, "best_of": _ONE, "echo": _FALSE, "logprobs": _ABSENT, "suffix": _Refused(_same(""), '""')}
+REFUSED_COMPLETION: Mapping[str, Sequence[object]] = MappingProxyType(
+    {**_REFUSED_BOTH, "best_of": [1], "echo": [False], "logprobs": [], "suffix": [""]}
 )
-REFUSED_CHAT: Mapping[str, _Refused] = MappingProxyType(
+REFUSED_CHAT: Mapping[str, Sequence[object]] = MappingProxyType(
     {
         **_REFUSED_BOTH,
-        "logprobs": _FALSE,
-        "top_logprobs": _ABSENT,
-        "tools": _EMPTY_ARRAY,
-        "tool_choice": _NONE,
-        "parallel_tool_calls": _ABSENT,
-        "functions": _EMPTY_ARRAY,
-        "function_call": _NONE,
-        "response_format": _Refused(_same({"type": "text"}), '{"type": "text"}'),
-        "modalities": _Refused(_same(["text"]), '["text"]'),
-        "audio": _ABSENT,
-        "prediction": _ABSENT,
-        "store": _FALSE,
-        "metadata": _EMPTY_OBJECT,
-        "moderation": _ABSENT,
-        "reasoning_effort": _ABSENT,
-        "verbosity": _ABSENT,
-        "service_tier": _Refused(_same("auto", "default"), '"auto" or "default"'),
-        "web_search_options": _ABSENT,
-        "prompt_cache_options": _ABSENT,
-        "prompt_cache_retention": _ABSENT,
+        "logprobs": [False],
+        "top_logprobs": [],
+        "tools": [[]],
+        "tool_choice": ["none"],
+        "parallel_tool_calls": [],
+        "functions": [[]],
+        "function_call": ["none"],
+        "response_format": [{"type": "text"}],
+        "modalities": [["text"]],
+        "audio": [],
+        "prediction": [],
+        "store": [False],
+        "metadata": [{}],
+        "moderation": [],
+        "reasoning_effort": [],
+        "verbosity": [],
+        "service_tier": ["auto", "default"],
+        "web_search_options": [],
+        "prompt_cache_options": [],
+        "prompt_cache_retention": [],
     }
 )
 
 
-def refuse(body: Mapping[str, Any], table: Mapping[str, _Refused]) -> None:
+def refuse(body: Mapping[str, Any], table: Mapping[str, Sequence[object]]) -> None:
     """Raise for a known field whose value cannot be served."""
-    for name, rule in table.items():
+    for name, neutral in table.items():
         value = body.get(name)
-        if value is not None and not rule.neutral(value):
-            wanted = rule.wanted if rule is _ABSENT else f"{rule.wanted} or absent"
-            raise unsupported(name, wanted, shown(value))
+        # As in JSON, 0 equals 0.0, but not false.
+        if value is None or any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
+            continue
+        wanted = f"{' or '.join(map(json.dumps, neutral))} or absent" if neutral else "absent or null"
+        raise unsupported(name, wanted, shown(value))
 
 
 def refuse_unknown(body: Mapping[str, Any], known: frozenset[str], where: str = "") -> None:

@@ -95,24 +95,20 @@ def _common(body: Mapping[str, Any], limit: str) -> dict[str, Any]:
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise invalid("model", "an id of GET /v1/models", _shown(model), code="missing_model")
-    sampling = SamplingOptions()
-    if (max_tokens := fields.integer(body, limit, 1, _MAX_TOKENS)) is not None:
-        sampling["max_tokens"] = max_tokens
-    if (temperature := fields.number(body, "temperature", 0, 2)) is not None:
-        sampling["temperature"] = temperature
-    if (top_p := fields.number(body, "top_p", 0, 1, above=True)) is not None:
-        sampling["top_p"] = top_p
-    if (seed := fields.integer(body, "seed", -(2**63), 2**63 - 1)) is not None:
-        sampling["seed"] = seed
-    if stop := _stop(body.get("stop")):
-        sampling["stop"] = stop
+    sampling = {
+        "max_tokens": fields.integer(body, limit, 1, _MAX_TOKENS),
+        "temperature": fields.number(body, "temperature", 0, 2),
+        "top_p": fields.number(body, "top_p", 0, 1, above=True),
+        "seed": fields.integer(body, "seed", -(2**63), 2**63 - 1),
+        "stop": _stop(body.get("stop")) or None,
+    }
     stream = fields.boolean(body, "stream")
     return {
         "model": model,
         "stream": stream,
         "include_usage": _include_usage(body.get("stream_options"), stream),
         "max_tokens_field": limit,
-        "sampling": sampling,
+        "sampling": {name: value for name, value in sampling.items() if value is not None},
         "subject": _subject(body, "user") or _subject(body, "safety_identifier"),
     }
 

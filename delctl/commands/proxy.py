@@ -12,16 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from delctl.options import (
-    DELTA,
-    POSITIVE,
-    SHARE,
-    BudgetOptions,
-    api_key_option,
-    budget_options,
-    bundle_option,
-    grouped,
-)
+from delctl.options import DELTA, POSITIVE, SHARE, BudgetOptions, api_key_option, budget_options, bundle_option, grouped
 from delctl.terminal import console, printable
 
 if TYPE_CHECKING:
