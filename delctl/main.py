@@ -71,11 +71,9 @@ class LazyGroup(click.Group):
     """A group whose commands are imported when one is called, and listed without."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return a command, or None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         command = getattr(importlib.import_module(f"delctl.commands.{cmd_name}"), cmd_name)
@@ -83,7 +81,6 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, from the table alone."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 

@@ -2,11 +2,10 @@
 
 A lock with a time to live holds a subject. A script writes the holder's decision after checking
 that the lock is still its own, so a holder that was too slow changes nothing. The script leaves its
-token behind, so a repetition after a broken connection changes nothing either. Redis must keep what
-it has acknowledged, which it does not by default; see :class:`RedisStore`.
+token behind, so a repetition after a broken connection changes nothing either.
 
-The clock is the Redis server's time of day, and never goes back. The clocks of clients have no
-influence, but a server's clock that is set forward expires spending early: use NTP.
+The clock is the Redis server's time of day, and never goes back. A server's clock that is set
+forward expires spending early: use NTP.
 """
 
 from __future__ import annotations

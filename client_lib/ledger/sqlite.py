@@ -1,13 +1,11 @@
 """A store in one SQLite file, for the threads and processes of one machine.
 
-With a write-ahead log and ``synchronous=FULL``, committed data survives a crash of the process and
-of the system. Every decision is one ``BEGIN IMMEDIATE`` transaction, so two processes cannot both
-spend the rest of a budget.
+Committed data survives a crash of the process and of the system. Every decision is one ``BEGIN
+IMMEDIATE`` transaction, so two processes cannot both spend the rest of a budget.
 
-Spending expires by time, so setting the clock forward must not free a budget. Within one boot of
-the machine time advances by the boot clock, which nobody can set; across boots it is the maximum of
-the last time and the time of day. (A wrong time of day after a boot looks like a machine that was
-off.)
+Setting the clock forward must not free a budget. Within one boot of the machine time advances by
+the boot clock, which nobody can set; across boots it is the maximum of the last time and the time
+of day. (A wrong time of day after a boot looks like a machine that was off.)
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """The protocol of a ledger's store, and a store in memory.
 
 A store holds, for every subject, entries (time bucket, noise level, trials) and the ids of the
-draws that were charged. A decision happens inside :meth:`LedgerStore.account`: nobody else changes
-the state meanwhile, and the changes are durable once it was left without an exception, and absent
-otherwise.
+draws that were charged. A decision happens inside :meth:`LedgerStore.account`.
 """
 
 from __future__ import annotations
@@ -58,7 +56,10 @@ class LedgerStore(Protocol):
     """A store of spending. Every method may raise ``LedgerUnavailableError``."""
 
     def account(self, subject: str) -> AbstractContextManager[Account]:
-        """Hold a subject's state; changes are atomic, and durable when the context is left."""
+        """Hold a subject's state, which nobody else changes meanwhile.
+
+        The changes are durable once the context is left, and absent after an exception.
+        """
 
     def subjects(self) -> Sequence[str]:
         """Return all subjects with data."""

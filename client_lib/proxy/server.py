@@ -7,7 +7,6 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
@@ -67,11 +66,7 @@ async def serve(app: Starlette, bound: socket.socket, *, grace_s: float = 30.0) 
 @contextmanager
 def _signals_end_here() -> Iterator[None]:
     """Ignore the signal that uvicorn raises again after it has stopped."""
-
-    def nothing(number: int, frame: FrameType | None) -> None:
-        pass
-
-    before = {number: signal.signal(number, nothing) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

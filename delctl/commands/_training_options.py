@@ -65,6 +65,21 @@ DELTA = click.option("--delta", default=1e-6, show_default=True, type=SHARE, hel
 DEVICE = click.option("--device", default="cpu", show_default=True, help="torch device, such as cuda.")
 
 
+run_options = together(
+    click.option("--bf16", is_flag=True, help="Matrix products in bfloat16: faster on processors that have them."),
+    DEVICE,
+    click.option(
+        "--out",
+        required=True,
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Output directory; an interrupted run there is resumed.",
+    ),
+    click.option("--seed", default=0, show_default=True, help="Seed of initialization, batches and training noise."),
+    click.option("--quiet", is_flag=True, help="No progress bars."),
+)
+"""The options of every training command."""
+
+
 def stage_options(*, steps: int, learning_rate: float, min_prompt_tokens: int) -> Callable[[Command], Command]:
     """Return a decorator with the options of a stage through the frozen LM, with these defaults."""
     return together(
@@ -82,21 +97,3 @@ def stage_options(*, steps: int, learning_rate: float, min_prompt_tokens: int) -
         ),
         run_options,
     )
-
-
-def run_options(command: Command) -> Command:
-    """Add the options of every training command."""
-    return together(
-        click.option("--bf16", is_flag=True, help="Matrix products in bfloat16: faster on processors that have them."),
-        DEVICE,
-        click.option(
-            "--out",
-            required=True,
-            type=click.Path(file_okay=False, path_type=Path),
-            help="Output directory; an interrupted run there is resumed.",
-        ),
-        click.option(
-            "--seed", default=0, show_default=True, help="Seed of initialization, batches and training noise."
-        ),
-        click.option("--quiet", is_flag=True, help="No progress bars."),
-    )(command)

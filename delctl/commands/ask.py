@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,15 +72,36 @@ def ask(
             if not as_json:
                 _write(completion.text)
                 click.echo()
-        cost = _Cost(
-            private_tokens=encoded.private_tokens,
-            a_token=client.epsilon(variant, delta=DELTA),
-            prompt=client.epsilon(variant, delta=DELTA, tokens=max(1, encoded.private_tokens)),
-        )
+        tokens = encoded.private_tokens
+        epsilon, whole = (client.epsilon(variant, delta=DELTA, tokens=count) for count in (1, max(1, tokens)))
     if as_json:
-        click.echo(json.dumps(_as_json(completion, encoded.fingerprint, cost), ensure_ascii=False))
+        report = {
+            "variant": completion.variant,
+            "text": completion.text,
+            "token_ids": list(completion.token_ids),
+            "finish_reason": completion.finish_reason,
+            "usage": asdict(completion.usage),
+            "request_id": completion.request_id,
+            "bytes_sent": completion.bytes_sent,
+            "fingerprint": encoded.fingerprint,
+            "private_tokens": tokens,
+            # JSON has no infinity; null means no guarantee.
+            "epsilon": epsilon if math.isfinite(epsilon) else None,
+            "epsilon_prompt": whole if math.isfinite(epsilon) else None,
+            "delta": DELTA,
+        }
+        click.echo(json.dumps(report, ensure_ascii=False))
     elif not quiet:
-        console(stderr=True).print(_summary(completion, cost), style="dim", soft_wrap=True)
+        sent = "the prompt was sent in the clear"
+        if math.isfinite(epsilon):
+            cost = f"epsilon at delta {DELTA:g}: {epsilon:.2f} a token, {whole:.2f} the prompt"
+            sent = f"{tokens} private tokens, {cost}"
+        console(stderr=True).print(
+            f"[{completion.variant}: {sent}; {completion.bytes_sent} bytes sent; "
+            f"{len(completion.token_ids)} tokens generated, finish reason {completion.finish_reason}]",
+            style="dim",
+            soft_wrap=True,
+        )
 
 
 def _write(text: str) -> None:
@@ -88,44 +109,3 @@ def _write(text: str) -> None:
     # click.echo would drop escape sequences outside a terminal, too.
     sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """The prompt's epsilon at DELTA, infinite for a prompt sent in the clear."""
-
-    private_tokens: int
-    a_token: float
-    prompt: float
-
-
-def _summary(completion: Completion, cost: _Cost) -> str:
-    sent = (
-        f"{cost.private_tokens} private tokens, epsilon at delta {DELTA:g}: {cost.a_token:.2f} a token, "
-        f"{cost.prompt:.2f} the prompt"
-        if math.isfinite(cost.a_token)
-        else "the prompt was sent in the clear"
-    )
-    return (
-        f"[{completion.variant}: {sent}; {completion.bytes_sent} bytes sent; "
-        f"{len(completion.token_ids)} tokens generated, finish reason {completion.finish_reason}]"
-    )
-
-
-def _as_json(completion: Completion, fingerprint: str, cost: _Cost) -> dict[str, Any]:
-    private = math.isfinite(cost.a_token)
-    return {
-        "variant": completion.variant,
-        "text": completion.text,
-        "token_ids": list(completion.token_ids),
-        "finish_reason": completion.finish_reason,
-        "usage": asdict(completion.usage),
-        "request_id": completion.request_id,
-        "bytes_sent": completion.bytes_sent,
-        "fingerprint": fingerprint,
-        "private_tokens": cost.private_tokens,
-        # JSON has no infinity; null means no guarantee.
-        "epsilon": cost.a_token if private else None,
-        "epsilon_prompt": cost.prompt if private else None,
-        "delta": DELTA,
-    }
