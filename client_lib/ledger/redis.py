@@ -87,6 +87,7 @@ class RedisStore:
 
     @contextlib.contextmanager
     def account(self, subject: str) -> Iterator[Account]:
+        """See ``LedgerStore``."""
         keys, token = self._keys(subject), secrets.token_hex(16)
         account = _RedisAccount(self, keys, self._take(keys, token))
         try:
@@ -99,6 +100,7 @@ class RedisStore:
             raise self._lost()
 
     def subjects(self) -> Sequence[str]:
+        """See ``LedgerStore``."""
         pattern = re.compile(re.escape(self._prefix) + r"\{([A-Za-z0-9_=-]+)\}:spending")
         with self._failures():
             names = [key.decode() for key in self._redis.scan_iter(match=f"{self._prefix}*:spending", count=1000)]
@@ -108,6 +110,7 @@ class RedisStore:
         raise LedgerUnavailableError(f"ledger: {self._where} has foreign keys under {self._prefix}")
 
     def erase(self, subject: str) -> bool:
+        """See ``LedgerStore``."""
         keys, token = self._keys(subject), secrets.token_hex(16)
         self._take(keys, token)
         found = self._run(self._erase, keys, [token])
@@ -116,6 +119,7 @@ class RedisStore:
         return bool(found)
 
     def close(self) -> None:
+        """See ``LedgerStore``."""
         self._closed = True
         self._redis.close()
 

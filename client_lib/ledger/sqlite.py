@@ -59,6 +59,7 @@ class SQLiteStore:
 
     @contextlib.contextmanager
     def account(self, subject: str) -> Iterator[Account]:
+        """See ``LedgerStore``."""
         with self._held():
             with self._failures():
                 connection = self._open()
@@ -66,11 +67,13 @@ class SQLiteStore:
                 yield _SQLiteAccount(connection, subject, _now(connection))
 
     def subjects(self) -> Sequence[str]:
+        """See ``LedgerStore``."""
         with self._held(), self._failures():
             rows = self._open().execute("SELECT subject FROM spending UNION SELECT subject FROM draws ORDER BY 1")
             return [row[0] for row in rows]
 
     def erase(self, subject: str) -> bool:
+        """See ``LedgerStore``."""
         with self._held(), self._failures():
             connection = self._open()
             with _transaction(connection):
@@ -82,6 +85,7 @@ class SQLiteStore:
             return found > 0
 
     def close(self) -> None:
+        """See ``LedgerStore``."""
         with self._held():
             connection, self._connection = self._connection, None
             self._closed = True

@@ -112,6 +112,7 @@ class MemoryStore:
 
     @contextlib.contextmanager
     def account(self, subject: str) -> Iterator[Account]:
+        """See ``LedgerStore``."""
         with self._held():
             # Changes are single statements that do not fail, so they are never partial.
             account = self._accounts.setdefault(subject, _MemoryAccount())
@@ -119,10 +120,12 @@ class MemoryStore:
             yield account
 
     def subjects(self) -> Sequence[str]:
+        """See ``LedgerStore``."""
         with self._held():
             return sorted(self._accounts)
 
     def erase(self, subject: str) -> bool:
+        """See ``LedgerStore``."""
         with self._held():
             return self._accounts.pop(subject, None) is not None
 
