@@ -47,11 +47,9 @@ class ConversationBase:
         self._memory.forget()
 
     def save(self, key: bytes) -> bytes:
-        """Return all counts, encrypted with a key of 32 bytes (AES-256-GCM).
+        """Return all counts, encrypted with a key of 32 bytes (AES-256-GCM), for ``conversation``.
 
-        ``client.conversation(memory=..., key=...)`` continues the conversation. The bytes contain
-        keyed digests of the spans, but no text. Needs the package ``cryptography`` (extra
-        ``memory``).
+        The bytes contain keyed digests of the spans, but no text. Needs the extra ``memory``.
         """
         return self._memory.save(key)
 

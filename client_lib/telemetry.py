@@ -37,9 +37,9 @@ class OpenTelemetry:
 
     Args:
         tracer_provider: the destination of spans; by default OpenTelemetry's global provider.
-        propagate: send the header ``traceparent``, so that the server's spans join the caller's
-            trace. Off by default, because its ids tell the server which requests belong to one
-            trace. ``tracestate`` and baggage, which may hold application data, are never sent.
+        propagate: send ``traceparent``, so that the server's spans join the caller's trace. Its ids
+            tell the server which requests belong together. ``tracestate`` and baggage, which may
+            hold application data, are never sent.
 
     Raises:
         InvalidRequestError: OpenTelemetry is not installed.

@@ -1,7 +1,4 @@
-"""BUNDLE and MODEL arguments: a directory, or the word demo for what ships with the package.
-
-The functions are click parameter types; use them with ``metavar=PLACE`` or the argument's own name.
-"""
+"""BUNDLE and MODEL arguments as click parameter types: a directory, or the word demo."""
 
 from __future__ import annotations
 

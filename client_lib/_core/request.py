@@ -34,7 +34,6 @@ class CompletionRequest:
     """A checked request. Its encoder may be replaced during the call, its counts never.
 
     ``public_prompt`` is kept only without private spans: it may be encoded again at no cost.
-    ``key`` is the idempotency key, the same for all tries of the same bytes.
     """
 
     encoder: Encoder

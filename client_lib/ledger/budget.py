@@ -14,8 +14,7 @@ from del_core.mechanism.base import DEFAULT_DELTA
 class Budget:
     """A limit of ``epsilon`` at ``delta`` for all private tokens of a subject within ``window``.
 
-    Two histories are neighbors if they differ in any of the tokens within the window: the budget
-    covers all of them at once.
+    Two histories are neighbors if they differ in any of the tokens within the window.
 
     Args:
         epsilon: in nats, above 0.
@@ -51,8 +50,7 @@ class Budget:
 class Spending:
     """A subject's spending within the window: ``epsilon`` at ``delta``, of ``budget``.
 
-    ``epsilon`` is the figure that the budget limits, so it is valid for callers that choose prompts
-    after seeing earlier responses. With one noise level it is exact at its share of ``delta``.
+    ``epsilon`` is valid for callers that choose prompts after seeing earlier responses.
     """
 
     subject: str

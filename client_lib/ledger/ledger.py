@@ -83,10 +83,7 @@ class Ledger:
         return self._spending(subject, trials)
 
     def export(self, subject: str) -> dict[str, Any]:
-        """Return all data of a subject as JSON values, for access requests and reports.
-
-        Entries outside the window remain until the subject spends again; ``epsilon`` ignores them.
-        """
+        """Return all data of a subject as JSON values; ``epsilon`` ignores expired entries."""
         check_subject(subject)
         with self.store.account(subject) as account:
             entries = sorted(account.entries(), key=lambda entry: (entry.end, str(entry.level)))

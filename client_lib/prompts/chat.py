@@ -1,8 +1,7 @@
 """Chat messages as prompts: the template's fixed parts are public, the contents private.
 
-A template is rendered twice: with a random placeholder in place of every content, which gives the
-fixed parts, and with the contents. The result is used only if fixed parts and contents joined equal
-the second rendering exactly. So the public parts cannot depend on a content, and a template that
+A template is rendered with random placeholders, which gives the fixed parts, and with the contents.
+The two must agree exactly, so the public parts cannot depend on a content, and a template that
 changes contents (trims, escapes, merges them) is refused.
 """
 
@@ -72,9 +71,8 @@ class ChatTemplate:
     def jinja(cls, source: str, **variables: Any) -> ChatTemplate:
         """Use a Jinja template as published with models, with variables such as ``eos_token``.
 
-        It runs in Jinja's sandbox, without access to files, modules or attributes that begin with
-        an underscore. ``bos_token`` is empty unless given, because the client sends the bundle's
-        token itself. Needs the package ``jinja2`` (extra ``chat``).
+        It runs in Jinja's sandbox. ``bos_token`` is empty unless given, because the client sends
+        the bundle's token itself. Needs the package ``jinja2`` (extra ``chat``).
         """
         try:
             from jinja2 import TemplateError

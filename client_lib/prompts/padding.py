@@ -11,10 +11,9 @@ from client_lib._validation import check_integer, invalid
 class Padding:
     """Pads the beginning of every private span to a multiple of ``bucket`` tokens.
 
-    Padding tokens are quantized, sent and charged to the ledger as private tokens. Padding hides
-    the length within a bucket only: the number of private spans and of buckets stays visible, and
-    noise too weak to protect the tokens does not protect the padding either. The tokens of ``text``
-    are repeated as needed; choose text that the model ignores.
+    Padding tokens are quantized, sent and charged as private tokens. The number of private spans
+    and of buckets stays visible, and noise too weak to protect the tokens does not protect the
+    padding either. The tokens of ``text`` are repeated; choose text that the model ignores.
     """
 
     bucket: int

@@ -20,10 +20,9 @@ _DEFAULT_RETRY_AFTER = 1.0
 
 
 class APIError(Exception):
-    """An error response.
+    """An error response; ``retry_after`` is in seconds.
 
-    ``retry_after`` is in seconds. ``may_retry`` tells OpenAI's clients by ``x-should-retry``
-    whether to repeat the request; without it they would repeat every 408, 409, 429 and 5xx.
+    Without ``x-should-retry`` OpenAI's clients would repeat every 408, 409, 429 and 5xx.
     """
 
     def __init__(

@@ -4,9 +4,8 @@ A prompt is a list of spans. Its prefixes are named by a chain of keyed digests,
 
     h_0 = H(key; subject, variant),   h_i = H(key; h_(i-1), span i),
 
-so two prompts of one subject and variant share names exactly as far as they are equal. h_i names
-the encoding of span i after exactly these spans. The key is random and lives as long as the memory:
-no text is kept, and a digest does not reveal whether a guessed text occurred.
+so two prompts of one subject and variant share names exactly as far as they are equal. The key is
+random: no text is kept, and a digest does not reveal whether a guessed text occurred.
 docs/design/adr-0006-two-conversation-memories.md explains why conversations use another memory.
 """
 

@@ -25,8 +25,7 @@ class ProxySettings:
         chat_max_tokens: the length of an answer if a chat request names none, in tokens.
         max_body_bytes: the largest request body.
         remember_bytes: memory for the counts of past prompts, for reuse.
-        loopback_hosts: accept only requests whose Host header is a loopback address, so that no web
-            page can reach the proxy through a name of its own.
+        loopback_hosts: refuse requests whose Host header is no loopback address (DNS rebinding).
     """
 
     variants: tuple[str, ...] | None = None
