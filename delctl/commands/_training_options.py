@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from del_core.mechanism.base import DEFAULT_DELTA
 from delctl.options import SHARE, together
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -61,7 +62,7 @@ PROJECTION = click.option(
     help="Output directory of `delctl train projection` or `delctl train encoder`.",
 )
 BITS = click.option("--bits", default=4, show_default=True, type=click.IntRange(1, 8), help="Bits n of a count.")
-DELTA = click.option("--delta", default=1e-6, show_default=True, type=SHARE, help="Delta of --epsilon.")
+DELTA = click.option("--delta", default=DEFAULT_DELTA, show_default=True, type=SHARE, help="Delta of --epsilon.")
 DEVICE = click.option("--device", default="cpu", show_default=True, help="torch device, such as cuda.")
 
 
