@@ -11,6 +11,7 @@ from del_core.lm.model import load_frozen_lm
 from del_core.lm.text import read_texts
 from del_core.training.config import ProjectionConfig
 from del_core.training.projection import train_projection
+from del_core.training.results import perplexities
 from tests.support.texts import ALICE
 
 
@@ -20,7 +21,7 @@ def stage(model: Path, out: Path, steps: int) -> dict[str, float]:
         dim=16, steps=steps, prompt_tokens=24, continuation_tokens=8, batch=8, evaluation_windows=16
     )
     lm = load_frozen_lm(model, read_texts([ALICE]))
-    return train_projection(lm, out, config, progress=False).perplexities()
+    return perplexities(train_projection(lm, out, config, progress=False))
 
 
 if __name__ == "__main__":
