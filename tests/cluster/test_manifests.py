@@ -548,9 +548,17 @@ def node(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     return process, environment
 
 
-def test_drain_waits_until_the_node_has_stopped(node: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("zombie", [False, True])
+def test_drain_waits_until_the_node_has_stopped(
+    node: tuple[Path, dict[str, str]], tmp_path: Path, zombie: bool
+) -> None:
     process, environment = node
-    stop = threading.Timer(0.5, shutil.rmtree, [process])
+    end = (
+        functools.partial((process / "cmdline").write_bytes, b"")
+        if zombie
+        else functools.partial(shutil.rmtree, process)
+    )
+    stop = threading.Timer(0.5, end)
     stop.start()
     began = time.monotonic()
     subprocess.run(["bash", CHART / "files/drain.sh", "30"], env=environment, check=True, timeout=20)

@@ -15,6 +15,7 @@ done
 timeout "$seconds" ray drain-node --address "$RAY_ADDRESS" --node-id "$node" \
     --reason DRAIN_NODE_REASON_PREEMPTION --reason-message "the pod is stopped" \
     --deadline-remaining-seconds "$seconds"
-while [ -d "$raylet" ] && [ "$SECONDS" -lt "$seconds" ]; do
+# A zombie has an empty command line.
+while grep -qs -- "$node" "$raylet/cmdline" && [ "$SECONDS" -lt "$seconds" ]; do
     sleep 1
 done
