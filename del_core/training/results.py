@@ -69,9 +69,10 @@ class EncoderResult:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], name: str = "") -> EncoderResult:
-        """Read a result, whose member ``map_asr`` is the success that was reached."""
-        found = fields_from_json(cls, data, name)
-        return replace(found, config=replace(found.config, map_asr=found.calibration.target))
+        """Read a result. Its member ``map_asr`` is the success that was reached, not the target."""
+        calibration = from_json(CalibratedRate, data.get("calibration"), f"{name}.calibration".lstrip("."))
+        found = fields_from_json(cls, {**data, "map_asr": calibration.target}, name)
+        return replace(found, map_asr=from_json(float, data.get("map_asr"), f"{name}.map_asr".lstrip(".")))
 
 
 @dataclass(frozen=True)

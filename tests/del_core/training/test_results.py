@@ -65,6 +65,22 @@ def test_the_encoder_keeps_its_file(tmp_path: Path) -> None:
     assert set(found["calibration"]) == {"attack", "target", "success", "low", "high", "tokens", "ratio_numerator"}
 
 
+@pytest.mark.parametrize("reached", [0.0, 1.0])
+def test_the_success_that_was_reached_may_be_none_or_all(tmp_path: Path, reached: float) -> None:
+    result = replace(_ENCODER, map_asr=reached)
+    write_result(tmp_path, result)
+    assert read_projection_result(tmp_path) == result
+
+
+@pytest.mark.parametrize("member", ["map_asr", "calibration"])
+def test_a_result_without_the_success_is_refused(tmp_path: Path, member: str) -> None:
+    write_result(tmp_path, _ENCODER)
+    path = tmp_path / "projection.json"
+    path.write_text(json.dumps({key: value for key, value in _read(path).items() if key != member}), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"^{member} must be"):
+        read_projection_result(tmp_path)
+
+
 @pytest.mark.parametrize("calibration", [_CALIBRATION, None])
 def test_stage_2_keeps_its_file(tmp_path: Path, calibration: CalibratedRate | None) -> None:
     write_result(tmp_path, _TRAINED)
