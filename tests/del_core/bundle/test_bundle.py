@@ -33,19 +33,6 @@ from tests.support.core_bundles import (
 )
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bundle") / "original"
-    write_bundle(path, **content())
-    return path
-
-
-@pytest.fixture
-def bundle(original: Path, tmp_path: Path) -> Path:
-    """A bundle that the test may destroy."""
-    return Path(shutil.copytree(original, tmp_path / "bundle"))
-
-
 def test_a_bundle_holds_what_was_written(original: Path) -> None:
     given_ = content()
     loaded = load_bundle(original)

@@ -12,22 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from del_core import wire
 from del_core.errors import ERROR_STATUS
-from del_core.wire import (
-    MEDIA_TYPE,
-    FrameError,
-    Limits,
-    PrivateSegment,
-    PublicSegment,
-    Request,
-    Sampling,
-    Shape,
-    decode_frame,
-    encode_frame,
-    pack_codes,
-    row_bytes,
-    unpack_codes,
-)
 from tests.support.wire_frames import frame_of, header_of
 
 ROOT = Path(__file__).parents[3]
@@ -39,51 +25,53 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((VECTORS / name).read_text("utf-8"))
 
 
-def shapes_of(vectors: dict[str, Any]) -> dict[str, Shape | None]:
-    return {name: Shape(**shape) if shape else None for name, shape in vectors["shapes"].items()}
+def shapes_of(vectors: dict[str, Any]) -> dict[str, wire.Shape | None]:
+    return {name: wire.Shape(**shape) if shape else None for name, shape in vectors["shapes"].items()}
 
 
-def request_of(decoded: dict[str, Any]) -> Request:
+def request_of(decoded: dict[str, Any]) -> wire.Request:
     segments = tuple(
-        PrivateSegment(np.array(part["private"], dtype=np.uint8))
+        wire.PrivateSegment(np.array(part["private"], dtype=np.uint8))
         if "private" in part
-        else PublicSegment(tuple(part["public"]))
+        else wire.PublicSegment(tuple(part["public"]))
         for part in decoded["segments"]
     )
     sampling = {key: tuple(value) if isinstance(value, list) else value for key, value in decoded["sampling"].items()}
-    return Request(decoded["fingerprint"], decoded["variant"], segments, Sampling(**sampling), tuple(decoded["resume"]))
+    return wire.Request(
+        decoded["fingerprint"], decoded["variant"], segments, wire.Sampling(**sampling), tuple(decoded["resume"])
+    )
 
 
 @pytest.mark.parametrize("case", load("packing.json")["cases"], ids=lambda case: f"{case['bits']}x{case['dim']}")
 def test_packing_vectors_both_ways(case: dict[str, Any]) -> None:
     codes = np.array(case["codes"], dtype=np.uint8)
     payload = bytes.fromhex(case["payload"])
-    assert pack_codes(codes, case["bits"]) == payload
-    assert len(payload) == len(codes) * row_bytes(case["dim"], case["bits"])
-    np.testing.assert_array_equal(unpack_codes(payload, len(codes), case["dim"], case["bits"]), codes)
+    assert wire.pack_codes(codes, case["bits"]) == payload
+    assert len(payload) == len(codes) * wire.row_bytes(case["dim"], case["bits"])
+    np.testing.assert_array_equal(wire.unpack_codes(payload, len(codes), case["dim"], case["bits"]), codes)
 
 
 @pytest.mark.parametrize("case", load("frames.json")["cases"], ids=lambda case: case["name"])
 def test_frame_vectors_both_ways(case: dict[str, Any]) -> None:
     vectors = load("frames.json")
-    shapes, limits = shapes_of(vectors), Limits(**vectors["limits"])
+    shapes, limits = shapes_of(vectors), wire.Limits(**vectors["limits"])
     data = bytes.fromhex(case["frame"])
     meaning = request_of(case["decoded"])
-    assert decode_frame(data, shapes, limits, fingerprint=vectors["fingerprint"]) == meaning
+    assert wire.decode_frame(data, shapes, limits, fingerprint=vectors["fingerprint"]) == meaning
     shape = shapes[meaning.variant]
-    encoded = encode_frame(meaning, bits=shape.bits if shape else 1, limits=limits)
+    encoded = wire.encode_frame(meaning, bits=shape.bits if shape else 1, limits=limits)
     assert (encoded == data) is case["encoded_by_us"]
-    assert decode_frame(encoded, shapes, limits) == meaning
+    assert wire.decode_frame(encoded, shapes, limits) == meaning
 
 
 @pytest.mark.parametrize("case", load("malformed.json")["cases"], ids=lambda case: case["name"])
 def test_malformed_vectors(case: dict[str, Any]) -> None:
     vectors = load("malformed.json")
-    with pytest.raises(FrameError) as caught:
-        decode_frame(
+    with pytest.raises(wire.FrameError) as caught:
+        wire.decode_frame(
             bytes.fromhex(case["frame"]),
             shapes_of(vectors),
-            Limits(**vectors["limits"]),
+            wire.Limits(**vectors["limits"]),
             fingerprint=vectors["fingerprint"],
         )
     error = caught.value
@@ -127,8 +115,8 @@ def test_documented_members_are_the_members() -> None:
     page = (ROOT / "docs/reference/wire-format.md").read_text("utf-8")
     section = page[page.index("### Header") : page.index("### Payload")]
     table = set(re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE))
-    with pytest.raises(FrameError, match="must have no members but") as caught:
-        decode_frame(frame_of(json.dumps(header_of(surprise=1)).encode()), {})
+    with pytest.raises(wire.FrameError, match="must have no members but") as caught:
+        wire.decode_frame(frame_of(json.dumps(header_of(surprise=1)).encode()), {})
     accepted = set(caught.value.message.partition("but ")[2].partition(", got")[0].split(", "))
     neutral = accepted - table
     assert table <= accepted
@@ -149,4 +137,4 @@ def test_documented_example_is_the_vector() -> None:
 
 
 def test_media_type() -> None:
-    assert MEDIA_TYPE == "application/vnd.del.frame"
+    assert wire.MEDIA_TYPE == "application/vnd.del.frame"
