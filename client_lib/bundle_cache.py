@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -33,19 +32,6 @@ _ROUNDS = 10
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 CLOCK_TICK_NS = 2_000_000_000
 """Files that changed within this time are not noted as verified."""
-
-
-def default_cache_dir() -> Path:
-    """Return ``$DEL_CACHE_DIR``, or ``del-serve`` in the user's cache directory."""
-    if chosen := os.environ.get("DEL_CACHE_DIR"):
-        return Path(chosen)
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "del-serve"
 
 
 def load_local(path: Path) -> ClientBundle:

@@ -85,8 +85,7 @@ def render(name: str, source: str, script: Path, chromium: str) -> str:
     found = re.search(r"<main>(<svg.*</svg>)</main>", dom, re.DOTALL)
     if found is None:
         raise RuntimeError(f"mermaid rendered nothing for the diagram {name}")
-    # In HTML, <br> needs no end tag, but an SVG file is XML. Without a size, an image would fill the
-    # page.
+    # <br> needs an end tag in SVG, which is XML. Without a size, an image would fill the page.
     width, height = re.findall(r"[\d.]+", re.search(r'viewBox="([^"]*)"', found[1])[1])[-2:]  # type: ignore[index]
     svg = re.sub(r"<br\s*>", "<br/>", found[1])
     svg = re.sub(r'^(<svg[^>]*?) width="100%"', r"\1", svg)

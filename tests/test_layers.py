@@ -1,4 +1,4 @@
-"""The direction of imports, beyond what import-linter reads from pyproject.toml: what really gets loaded."""
+"""The direction of imports: modules that are loaded, beyond the contracts in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_light_module_loads_no_framework_and_no_layer_above(module: str) -> No
 def test_every_layer_is_under_contract() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     assert set(settings["root_packages"]) == LAYERS
-    # The linter reads imports inside functions and under TYPE_CHECKING too, so nothing gets round it quietly.
+    # The linter also reads imports inside functions and under TYPE_CHECKING.
     assert settings["exclude_type_checking_imports"] is False
     types = {contract["type"] for contract in settings["contracts"]}
     assert types == {"layers", "forbidden", "acyclic_siblings", "private_modules"}

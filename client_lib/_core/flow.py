@@ -18,7 +18,7 @@ from client_lib._core.effects import Emit, Flow, Head, Read, Send, Sleep, call, 
 from client_lib._core.observe import observed
 from client_lib._core.request import CompletionCall, CompletionRequest, check_idempotency_key, sampling_from
 from client_lib._validation import check_fingerprint, check_integer, check_key, invalid, must_be
-from client_lib.bundle_cache import BundleCache, default_cache_dir, load_local
+from client_lib.bundle_cache import BundleCache, load_local
 from client_lib.errors import (
     BundleOutdatedError,
     DELClientError,
@@ -47,6 +47,7 @@ from client_lib.protocol.retry import InternalErrors, is_temporary
 from client_lib.protocol.sse import EventParser
 from client_lib.types import Completion, Model
 from del_core.bundle import ClientBundle
+from del_core.bundle.files import user_cache_dir
 from del_core.wire import MEDIA_TYPE
 
 T = TypeVar("T")
@@ -384,7 +385,7 @@ def core_from(base_url: str, options: ClientOptions) -> Core:
     check_key("api_key", api_key)
     core = Core(
         base_url=base_url,
-        cache=BundleCache(default_cache_dir() if cache_dir is None else Path(cache_dir)),
+        cache=BundleCache(user_cache_dir() if cache_dir is None else Path(cache_dir)),
         bundle_path=None if bundle is None else Path(bundle),
         pinned=options.get("fingerprint"),
         api_key=api_key,

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -15,6 +16,19 @@ from pathlib import Path
 from del_core._json import canonical
 from del_core.bundle.manifest import MANIFEST, FileEntry
 from del_core.errors import BundleError
+
+
+def user_cache_dir() -> Path:
+    """Return ``$DEL_CACHE_DIR``, or ``del-serve`` in the user's cache directory."""
+    if chosen := os.environ.get("DEL_CACHE_DIR"):
+        return Path(chosen)
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "del-serve"
 
 
 def check_listing(directory: Path, name: str, allowed: Collection[str]) -> None:

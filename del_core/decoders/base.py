@@ -92,7 +92,7 @@ class DecoderKind(ABC):
         """
 
     def new_shapes(self, model: ModelSizes, options: DecoderOptions) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor of a new decoder; by default the model fixes them all."""
+        """Return the shape of every tensor of a new decoder; by default the model fixes all."""
         return self.shapes({}, model)
 
     @abstractmethod

@@ -21,6 +21,7 @@ from typing import Final
 
 import httpx
 
+from del_core.bundle.files import user_cache_dir
 from del_core.errors import DelError
 from del_core.registry import Registry
 
@@ -64,11 +65,8 @@ MODELS.register(
 
 
 def models_dir() -> Path:
-    """Return the directory of converted models, in ``$DEL_CACHE_DIR`` or the user's cache."""
-    chosen = os.environ.get("DEL_CACHE_DIR")
-    if chosen:
-        return Path(chosen) / "models"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "del-serve" / "models"
+    """Return the directory of converted models, in the user's cache."""
+    return user_cache_dir() / "models"
 
 
 def cached_model(name: str) -> Path | None:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from client_lib import BundleInvalidError, CacheUnavailableError
-from client_lib.bundle_cache import BundleCache, default_cache_dir, load_local
+from client_lib.bundle_cache import BundleCache, load_local
 from del_core.bundle import ClientBundle, pack_client
+from del_core.bundle.files import user_cache_dir
 from tests.support.bundle import make_bundle
 
 URL = "http://127.0.0.1:1"
@@ -211,10 +212,10 @@ def test_a_missing_or_damaged_local_bundle_is_named(tmp_path: Path) -> None:
 
 def test_the_directory_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, archive: bytes) -> None:
     monkeypatch.setenv("DEL_CACHE_DIR", str(tmp_path / "chosen"))
-    assert default_cache_dir() == tmp_path / "chosen"
+    assert user_cache_dir() == tmp_path / "chosen"
     monkeypatch.delenv("DEL_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setattr(sys, "platform", "linux")
-    assert default_cache_dir() == tmp_path / "xdg" / "del-serve"
+    assert user_cache_dir() == tmp_path / "xdg" / "del-serve"
     BundleCache(tmp_path / "new").store(archive, URL)
     assert os.stat(tmp_path / "new" / "bundles").st_mode & 0o077 == 0

@@ -41,7 +41,7 @@ def _walk(shell: Shell, *, skip: tuple[str, ...]) -> list[str]:
 
 
 def _check(printed: list[str], text: str | None) -> None:
-    """Check a completion, the proxy's answer, a chat, the spending, the backend's stream, the batch."""
+    """Check completion, proxy's answer, chat, spending, backend's stream and batch."""
     asked, proxied, chatted, spent, streamed, batch = printed
     answer = json.loads(proxied)
     assert answer["object"] == "chat.completion"

@@ -1,7 +1,7 @@
 """A process that meets the toy mechanism as a plugin: bundle, prompt, frame and ledger.
 
-Arguments: directory of a bundle with the variant "toy", file of an SQLite ledger. Prints JSON. Nothing
-here imports the toy.
+Arguments: directory of a bundle with the variant "toy", file of an SQLite ledger. Prints JSON.
+Nothing here imports the toy.
 """
 
 from __future__ import annotations

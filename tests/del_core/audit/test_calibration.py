@@ -27,7 +27,7 @@ def test_nearest_tokens_agrees_with_brute_force():
 
 @pytest.fixture(scope="module")
 def surface():
-    """A table of 64 tokens that are told apart by noise alone, and a prior that is far from even."""
+    """A table of 64 tokens that only noise tells apart, and a prior that is far from even."""
     rng = np.random.default_rng(1)
     table = rng.integers(-32767, 32768, size=(64, 8)).astype(np.int16)
     embeddings = (table / 32767).astype(np.float32)
@@ -48,7 +48,7 @@ def test_calibration_meets_its_target_on_fresh_noise(surface, attack):
     tokens = _text(surface, 2)
     found = calibrate(attack, 0.3, 4, surface, tokens, max_level=32767)
     assert found.rate.low < found.success < found.rate.high
-    # The rate that is reported, and one of yet other noise, are each a binomial share around the target.
+    # The reported rate, and one of other noise, are each a binomial share around the target.
     margin = _Z * (2 * 0.3 * 0.7 / 4000) ** 0.5
     assert abs(found.success - 0.3) < margin
     assert abs(surface.hits(attack, found.mechanism, tokens, seed=99) / 4000 - 0.3) < margin

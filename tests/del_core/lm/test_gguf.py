@@ -1,4 +1,4 @@
-"""A GGUF file becomes a model directory that holds the same weights and splits text in the same way."""
+"""A GGUF file becomes a model directory with the same weights and the same tokenizer."""
 
 from __future__ import annotations
 

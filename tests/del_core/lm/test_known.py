@@ -20,7 +20,7 @@ METADATA = "Metadata-Version: 2.1\nName: del-serve-toy-model\nVersion: 1.0\n"
 
 
 class _Index(BaseHTTPRequestHandler):
-    """A package index with one wheel; the first answers with the whole file are cut in the middle."""
+    """A package index with one wheel; the first downloads are cut in the middle."""
 
     wheel: ClassVar[bytes]
     cuts: ClassVar[int]

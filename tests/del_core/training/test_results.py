@@ -1,4 +1,4 @@
-"""Results of the stages: their JSON has the keys of finished work directories and reads back equal."""
+"""Results of the stages: JSON with the keys of finished work directories, and back."""
 
 from __future__ import annotations
 
