@@ -35,6 +35,7 @@ SET_BY_CHART = {
     "TelemetrySettings": ("traces",),
 }
 
+PROSE = ("title", "description")
 ENGINE_KINDS = ("mock", "vllm")
 DEFAULT_ENGINE = "vllm"
 
@@ -80,16 +81,16 @@ def values_schema() -> str:
     """Return values.schema.json with the settings' definitions brought up to date."""
     schema = json.loads((CHART / "values.schema.json").read_text("utf-8"))
     kept = {name: one for name, one in schema["$defs"].items() if name[0].islower() and not name.startswith("engine-")}
-    schema["$defs"] = kept | {"settings": {"$ref": "#/$defs/Settings"}} | _without_titles(settings_definitions())
+    schema["$defs"] = kept | {"settings": {"$ref": "#/$defs/Settings"}} | _without_prose(settings_definitions())
     return json.dumps(schema, indent=2) + "\n"
 
 
-def _without_titles(value: Any) -> Any:
-    """Remove pydantic's titles, which repeat the names of the fields."""
+def _without_prose(value: Any) -> Any:
+    """Remove titles and descriptions; docs/reference/configuration.md describes the fields."""
     if isinstance(value, list):
-        return [_without_titles(one) for one in value]
+        return [_without_prose(one) for one in value]
     if isinstance(value, dict):
-        return {k: _without_titles(v) for k, v in value.items() if not (k == "title" and isinstance(v, str))}
+        return {k: _without_prose(v) for k, v in value.items() if not (k in PROSE and isinstance(v, str))}
     return value
 
 
