@@ -19,7 +19,7 @@ from scipy import special, stats
 from del_core._validation import check_array, check_integer, check_number
 from del_core.audit.intervals import Rate, mean_interval
 from del_core.audit.records import rounded
-from del_core.mechanism import Mechanism
+from del_core.mechanism import Mechanism, TokenMechanism
 from del_core.mechanism.base import PROBABILITY_ONE
 from del_core.mechanism.likelihood import blocks
 
@@ -122,7 +122,7 @@ def entropy_bits(log_prior: LogPrior) -> float:
 
 
 def measure_leakage(
-    mechanism: Mechanism,
+    mechanism: TokenMechanism,
     table: Table,
     log_prior: LogPrior,
     *,
@@ -191,7 +191,7 @@ def _bands(
 
 
 def proven_ceilings(mechanism: Mechanism, table: Table, log_prior: LogPrior) -> Ceilings:
-    """Return all ceilings for one token of the prior."""
+    """Return all ceilings for one token of the prior, known for the binomial mechanism alone."""
     prior = _checked_prior(mechanism, table, log_prior)
     entropy = entropy_bits(log_prior)
     capacity = mechanism.dim * channel_capacity(mechanism.trials, mechanism.ratio)
@@ -394,10 +394,10 @@ def _prior(log_prior: LogPrior) -> FloatArray:
     return np.asarray(weights / weights.sum(), np.float64)
 
 
-def _checked_prior(mechanism: Mechanism, table: Table, log_prior: LogPrior) -> FloatArray:
+def _checked_prior(mechanism: TokenMechanism, table: Table, log_prior: LogPrior) -> FloatArray:
     check_array("table", table, np.integer)
-    if table.ndim != 2 or table.shape[1] != mechanism.dim or not len(table):
-        raise ValueError(f"table must have shape (tokens, {mechanism.dim}) with tokens >= 1, got {table.shape}")
+    if table.ndim != 2 or table.shape[1] != mechanism.columns or not len(table):
+        raise ValueError(f"table must have shape (tokens, {mechanism.columns}) with tokens >= 1, got {table.shape}")
     prior = _prior(log_prior)
     if len(prior) != len(table):
         raise ValueError(f"log_prior must have one entry for each of the table's {len(table)} rows, got {len(prior)}")

@@ -1,12 +1,15 @@
 """Proven figures of a variant: guarantees of token, prompt and conversation, and token epsilons.
 
 Figures for any input come from ``del_core.accounting``, those for the rows of the table from
-``del_core.vocabulary_accounting``. Every epsilon is a proven upper bound except the Gaussian one.
+``del_core.vocabulary_accounting``, which knows the binomial mechanism alone. Every epsilon is a
+proven upper bound except the Gaussian one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy import stats
@@ -17,7 +20,7 @@ from del_core.audit.leakage import LogPrior, Table, proven_ceilings
 from del_core.audit.records import rounded
 from del_core.audit.results import NamedToken, PerToken, ProvenFigures, Scope, Spread, TokenSummary, TradeOff
 from del_core.audit.settings import ProvenConfig
-from del_core.mechanism import Mechanism
+from del_core.mechanism import BinomialMechanism, TokenMechanism
 from del_core.vocabulary_accounting import (
     TokenEpsilons,
     VocabularyBound,
@@ -31,7 +34,7 @@ _SHOWN = 4  # tokens named at either end
 
 
 def proven_figures(
-    mechanism: Mechanism,
+    mechanism: TokenMechanism,
     table: Table,
     log_prior: LogPrior,
     delta: float,
@@ -39,7 +42,20 @@ def proven_figures(
     text_of: Callable[[int], str],
     progress: Callable[[float], None],
 ) -> ProvenFigures:
-    """Compute guarantees of token, prompt and conversation, token epsilons, and ceilings."""
+    """Compute guarantees of token, prompt and conversation, token epsilons, and ceilings.
+
+    For a mechanism that is not binomial these are the guarantees for any input.
+    """
+    if not isinstance(mechanism, BinomialMechanism):
+        scopes = tuple(Scope(count, _finite(accounting.epsilon(mechanism, delta, count))) for count in _SCOPES)
+        return ProvenFigures(
+            delta=delta,
+            epsilon=scopes[0].epsilon,
+            epsilon_prompt=scopes[1].epsilon,
+            prompt_tokens=scopes[1].tokens,
+            scopes=scopes,
+            trade_off=trade_off_curve(mechanism),
+        )
     vocabulary = vocabulary_epsilon(mechanism, table, delta, progress=progress)
     scopes = state_scopes(mechanism, table, vocabulary, delta, _SCOPES, compose=config.compose_vocabulary)
     one, prompt = scopes[0], scopes[1]
@@ -65,8 +81,12 @@ def proven_figures(
     )
 
 
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def state_scopes(
-    mechanism: Mechanism,
+    mechanism: BinomialMechanism,
     table: Table,
     vocabulary: VocabularyBound,
     delta: float,
@@ -93,16 +113,17 @@ def state_scopes(
     return tuple(scopes)
 
 
-def trade_off_curve(mechanism: Mechanism, tokens: int = 1, points: int = 101) -> TradeOff:
+def trade_off_curve(mechanism: TokenMechanism, tokens: int = 1, points: int = 101) -> TradeOff:
     """Return the trade-off curve at ``points`` errors, dense where both errors are small."""
     check_integer("points", points, 3)
     # Even steps on a logit scale are dense at both ends, where one of the errors is small.
     inner = 1.0 / (1.0 + np.exp(-np.linspace(-14.0, 14.0, points - 2)))
     alphas = np.concatenate(([0.0], inner, [1.0]))
-    mu = accounting.mu(mechanism, tokens)
-    gaussian = np.asarray(stats.norm.cdf(stats.norm.isf(alphas) - mu), np.float64)
-    exact = accounting.trade_off(mechanism, alphas, tokens)
-    return TradeOff(tuple(alphas.tolist()), tuple(exact.tolist()), tuple(gaussian.tolist()))
+    curve = TradeOff(tuple(alphas.tolist()), tuple(accounting.trade_off(mechanism, alphas, tokens).tolist()))
+    if not isinstance(mechanism, BinomialMechanism):
+        return curve
+    gaussian = np.asarray(stats.norm.cdf(stats.norm.isf(alphas) - accounting.mu(mechanism, tokens)), np.float64)
+    return replace(curve, gaussian=tuple(gaussian.tolist()))
 
 
 def _tokens(each: TokenEpsilons, text_of: Callable[[int], str]) -> TokenSummary:

@@ -15,6 +15,7 @@ from del_core.audit.intervals import Rate
 from del_core.audit.leakage import Ceilings, Leakage
 from del_core.audit.records import FLAT, OMITTED
 from del_core.audit.settings import AuditConfig
+from del_core.mechanism import BINOMIAL
 
 FORMAT_VERSION = 2
 
@@ -74,28 +75,30 @@ class Scope:
     """Guarantee if ``tokens`` private tokens are replaced by any others.
 
     Attributes:
-        epsilon: exact, over all inputs within the clip.
+        epsilon: exact, over all inputs within the clip; None if it is infinite.
         epsilon_vocabulary: over the rows of the table, at most ``epsilon``; None if not computed.
         mu, gaussian_epsilon: the paper's noise figure, and its formula at this mu: not a bound.
+            None unless the mechanism is binomial.
     """
 
     tokens: int
-    epsilon: float
-    epsilon_vocabulary: float | None
-    mu: float
-    gaussian_epsilon: float
+    epsilon: float | None
+    epsilon_vocabulary: float | None = None
+    mu: float | None = None
+    gaussian_epsilon: float | None = None
 
 
 @dataclass(frozen=True)
 class TradeOff:
     """Least type II error of any test between the worst pair of inputs, at each type I error.
 
-    ``gaussian`` is the paper's approximation, Phi(Phi^-1(1 - alpha) - mu).
+    ``exact`` is a lower bound for a mechanism that is not binomial. ``gaussian`` is the paper's
+    approximation, Phi(Phi^-1(1 - alpha) - mu), for the binomial one.
     """
 
     type_one: tuple[float, ...]
     exact: tuple[float, ...]
-    gaussian: tuple[float, ...]
+    gaussian: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,9 +146,11 @@ class TokenSummary:
     per_token: PerToken | None = field(default=None, metadata={**FLAT, **OMITTED})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProvenFigures:
     """Guarantees of a variant and ceilings of every attack on it.
+
+    Members that may be None are figures of the binomial mechanism, or epsilons that are infinite.
 
     Attributes:
         epsilon, epsilon_vocabulary: for one token, over all inputs and over the table.
@@ -156,18 +161,18 @@ class ProvenFigures:
     """
 
     delta: float
-    epsilon: float
-    epsilon_vocabulary: float
-    epsilon_prompt: float
+    epsilon: float | None
+    epsilon_vocabulary: float | None = None
+    epsilon_prompt: float | None
     prompt_tokens: int
-    mu: float
-    gdp_epsilon: float
+    mu: float | None = None
+    gdp_epsilon: float | None = None
     scopes: tuple[Scope, ...]
-    worst_pair: tuple[str, ...]
+    worst_pair: tuple[str, ...] | None = None
     trade_off: TradeOff
-    ceiling: float
-    ceilings: Ceilings
-    token_epsilons: TokenSummary
+    ceiling: float | None = None
+    ceilings: Ceilings | None = None
+    token_epsilons: TokenSummary | None = None
 
 
 @dataclass(frozen=True)
@@ -198,10 +203,11 @@ class VariantAudit:
         context_adds: success of the sequence attack minus that of the MAP attack.
         averaging: success of the MAP attack after a number of fresh releases of the same tokens.
         examples: the prompts that the strongest attack reconstructs best.
+        mechanism: kind of the mechanism; only the binomial one has a ``ratio``.
     """
 
     bits: int
-    ratio: float
+    ratio: float | None
     proven: ProvenFigures = field(metadata=FLAT)
     leakage: Leakage = field(metadata=FLAT)
     guessing: Rate
@@ -210,6 +216,7 @@ class VariantAudit:
     averaging: Mapping[int, Rate]
     examples: tuple[Example, ...]
     seconds: float
+    mechanism: str = field(default=BINOMIAL, metadata=OMITTED)
 
     def strongest(self) -> tuple[str, AttackResult]:
         """Return name and result of the attack that recovered most."""
@@ -217,6 +224,8 @@ class VariantAudit:
 
     def without_tokens(self) -> VariantAudit:
         """Return the same without the epsilons of every single token."""
+        if self.proven.token_epsilons is None:
+            return self
         summary = replace(self.proven.token_epsilons, per_token=None)
         return replace(self, proven=replace(self.proven, token_epsilons=summary))
 
@@ -289,13 +298,13 @@ class AuditResult:
     def manifest_summary(self, variant: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
         """Return the manifest's audit of ``variant``, with entries of training from ``earlier``."""
         found = self.variants[variant]
+        proven = {"epsilon_vocabulary": found.proven.epsilon_vocabulary, "ceiling": found.proven.ceiling}
         return {
             **{key: earlier[key] for key in _KEPT if key in earlier},
             **{name: attack.rate.to_json() for name, attack in found.attacks.items()},
             "leakage_bits": found.leakage.leakage_bits,
             "entropy_bits": found.leakage.entropy_bits,
-            "epsilon_vocabulary": found.proven.epsilon_vocabulary,
-            "ceiling": found.proven.ceiling,
+            **{name: value for name, value in proven.items() if value is not None},
             "data": f"held-out text {self.text.sha256[:12]}",
             "date": self.date,
         }

@@ -48,7 +48,7 @@ from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle, BundleError
 from del_core.lm.model import BaseLM
 from del_core.lm.text import TextError
-from del_core.mechanism import require_binomial
+from del_core.mechanism import BinomialMechanism
 
 _RELEASES = (1, 4, 16)
 _EXAMPLES = 3
@@ -183,7 +183,7 @@ class _Audit:
     def run(self) -> VariantAudit:
         """Prove, attack and measure."""
         began = time.perf_counter()
-        mechanism = require_binomial(self.bundle.mechanism(self.name), "an audit")
+        mechanism = self.bundle.mechanism(self.name)
         decoder = self.bundle.decoder(self.name)
         surface = AttackSurface(
             table=np.asarray(self.bundle.client.table),
@@ -213,6 +213,8 @@ class _Audit:
         found: dict[str, Ids] = {}
         attacks: dict[str, AttackResult] = {}
         for name, attack in ATTACKS.items():
+            if not attack.applies(mechanism):
+                continue
             self._step(name)
             clock = time.perf_counter()
             guesses = attack.run(target)
@@ -224,7 +226,7 @@ class _Audit:
         averaging = averaging_tokens(mechanism, table, log_prior, ids, _RELEASES, source)
         return VariantAudit(
             bits=mechanism.bits,
-            ratio=mechanism.ratio,
+            ratio=mechanism.ratio if isinstance(mechanism, BinomialMechanism) else None,
             proven=proven,
             leakage=leakage.rounded(),
             guessing=Rate.from_hits(ids == int(np.argmax(log_prior))),
@@ -233,6 +235,7 @@ class _Audit:
             averaging={number: Rate.from_hits(guesses == ids) for number, guesses in averaging.items()},
             examples=self._examples(found),
             seconds=round(time.perf_counter() - began, 1),
+            mechanism=mechanism.kind,
         )
 
     def _step(self, step: str) -> None:

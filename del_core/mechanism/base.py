@@ -60,7 +60,8 @@ class Likelihood(Protocol):
     def __call__(self, counts: Integers, releases: int = 1) -> FloatArray:
         """Return log-likelihoods (..., V), up to a constant of each position, of counts (..., dim).
 
-        ``counts`` are sums over ``releases`` independent releases of the same tokens.
+        ``counts`` are sums over ``releases`` independent releases of the same tokens; more than one
+        only if the mechanism ``can_sum``.
         """
 
 
@@ -114,6 +115,8 @@ class TokenMechanism(ABC):
     """Name of the kind in a manifest and in the registry."""
     can_dequantize: ClassVar[bool] = False
     """Whether counts stand for real coordinates, so that :meth:`dequantize` has a meaning."""
+    can_sum: ClassVar[bool] = False
+    """Whether the sum of the counts of several releases is sufficient for all of them."""
 
     bits: int
     dim: int

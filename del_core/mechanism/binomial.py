@@ -58,6 +58,7 @@ class BinomialMechanism(TokenMechanism):
 
     kind: ClassVar[str] = BINOMIAL
     can_dequantize: ClassVar[bool] = True
+    can_sum: ClassVar[bool] = True
 
     ratio: float
 

@@ -75,7 +75,8 @@ def audit(
     kept.clear()
     if update:
         audits = {name: result.manifest_summary(name, loaded.variants[name].audit) for name in loaded.variants}
-        tight = {name: found.proven.epsilon_vocabulary for name, found in result.variants.items()}
+        bounds = {name: found.proven.epsilon_vocabulary for name, found in result.variants.items()}
+        tight = {name: bound for name, bound in bounds.items() if bound is not None}
         audited = replace(result.bundle, updated_fingerprint=replace_audit(bundle, audits, tight).fingerprint)
         result = replace(result, bundle=audited)
         write_report(out, result)

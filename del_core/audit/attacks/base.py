@@ -120,6 +120,10 @@ class Attack(ABC):
     explanation: str
     needs: str
 
+    def applies(self, mechanism: TokenMechanism) -> bool:
+        """Return whether the attack is possible on a mechanism; an audit leaves it out if not."""
+        return True
+
     @abstractmethod
     def run(self, target: Target) -> Guesses:
         """Guess the tokens behind ``target.counts``."""
@@ -161,4 +165,5 @@ def recovery(mechanism: TokenMechanism, surface: AttackSurface, token_ids: Ids, 
     return {
         name: Rate.from_hits(attack.guess(surface, mechanism, counts) == token_ids)
         for name, attack in token_attacks().items()
+        if attack.applies(mechanism)
     }

@@ -13,7 +13,7 @@ import numpy as np
 from del_core.audit.attacks.base import AttackSurface, Counts, Ids, TokenAttack, register
 from del_core.audit.leakage import LogPrior, Table
 from del_core.mechanism import TokenMechanism
-from del_core.mechanism.likelihood import map_tokens
+from del_core.mechanism.likelihood import blocks, map_tokens
 
 MAP = "map"
 
@@ -47,16 +47,23 @@ def averaging_tokens(
 ) -> dict[int, Ids]:
     """Return the MAP guesses (tokens,) after each number of fresh releases of ``token_ids``.
 
-    The releases of a larger number contain those of a smaller one. k releases equal one release of
-    a mechanism with k times the trials: for this reason a client that retries sends the same bytes.
+    The releases of a larger number contain those of a smaller one. k releases of the binomial
+    mechanism equal one with k times the trials: for this reason a client that retries sends the
+    same bytes. If counts cannot be summed, the log-likelihoods of the releases are.
     """
     wanted = sorted(set(releases))
     if not wanted or wanted[0] < 1:
         raise ValueError(f"releases must be numbers of at least 1, at least one of them, got {list(releases)}")
-    counts = np.zeros((len(token_ids), mechanism.dim), np.int32)
-    guesses: dict[int, Ids] = {}
-    for number in range(1, wanted[-1] + 1):
-        counts += mechanism.sample(table[token_ids], random_source)
-        if number in wanted:
-            guesses[number] = map_tokens(mechanism, table, log_prior, counts, releases=number)
+    fresh = [mechanism.sample(table[token_ids], random_source) for _ in range(wanted[-1])]
+    if mechanism.can_sum:
+        sums = np.cumsum(fresh, axis=0, dtype=np.int32)
+        return {number: map_tokens(mechanism, table, log_prior, sums[number - 1], releases=number) for number in wanted}
+    guesses = {number: np.empty(len(token_ids), np.int64) for number in wanted}
+    likelihood, prior = mechanism.likelihood(table, np.float64), log_prior.astype(np.float64)
+    for here in blocks(len(token_ids), len(prior)):
+        scores = prior
+        for number, counts in enumerate(fresh, 1):
+            scores = scores + likelihood(counts[here])
+            if number in guesses:
+                guesses[number][here] = np.argmax(scores, axis=1)
     return guesses

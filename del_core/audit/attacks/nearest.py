@@ -36,6 +36,10 @@ class NearestAttack(TokenAttack):
     explanation = "Decodes the counts and takes the closest embedding; publications usually report this figure."
     needs = "the linear decoder"
 
+    def applies(self, mechanism: TokenMechanism) -> bool:
+        """Return whether counts stand for coordinates that can be decoded."""
+        return mechanism.can_dequantize
+
     def guess(self, surface: AttackSurface, mechanism: TokenMechanism, counts: Counts) -> Ids:
         """Return the closest token of every position."""
         return nearest_tokens(mechanism.dequantize(counts) @ surface.weight.T + surface.bias, surface.embeddings)

@@ -20,8 +20,8 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def recovery_chart(attacks: Mapping[str, Rate], blind: float, ceiling: float) -> str:
-    """Return success by attack with intervals, beside blind guessing and the per-token ceiling."""
+def recovery_chart(attacks: Mapping[str, Rate], blind: float, ceiling: float | None) -> str:
+    """Return success by attack with intervals, beside blind guessing and a per-token ceiling."""
     bottom = 26 + _STEP * len(attacks)
     parts = [
         f'<path d="M{_x(share):.1f} 22V{bottom}" class="grid"/>'
@@ -38,7 +38,7 @@ def recovery_chart(attacks: Mapping[str, Rate], blind: float, ceiling: float) ->
             f'<text x="{high + 8:.1f}" y="{y + 15}" class="strongly">{percent(rate.success)}</text>'
         )
     for share, style, label in ((blind, "blind", "guessing"), (ceiling, "ceiling", "ceiling per token")):
-        if style == "ceiling" and share >= 0.995:
+        if share is None or (style == "ceiling" and share >= 0.995):
             continue
         # Guessing is the lower of the two: a label left of its line does not meet the other label.
         anchor = "end" if style == "blind" or share > 0.75 else "start"
@@ -80,7 +80,9 @@ def trade_off_chart(curve: TradeOff) -> str:
     """
     shown = [index for index, alpha in enumerate(curve.type_one) if 10.0**-_DECADES <= alpha <= 0.5]
     alphas = [curve.type_one[index] for index in shown]
-    exact, gaussian = ([max(line[index], 1e-300) for index in shown] for line in (curve.exact, curve.gaussian))
+    exact, gaussian = (
+        [max(line[index], 1e-300) for index in shown] if line else [] for line in (curve.exact, curve.gaussian)
+    )
     lowest = min([0.1, *exact, *gaussian])
     decades = max(1, math.ceil(-math.log10(lowest)))
     left, top, width, height = 70, 12, 330, 220
@@ -106,13 +108,15 @@ def trade_off_chart(curve: TradeOff) -> str:
     ]
     blind = [max(1.0 - alpha, 1e-12) for alpha in alphas]
     legend = [("exact", "exact"), ("gaussian", "Gaussian (paper)"), ("chance", "perfect privacy")]
+    if not gaussian:
+        legend = [("exact", "proven bound"), ("chance", "perfect privacy")]
     keys = "".join(
         f'<path d="M0 {22 * index}h26" class="{style}"/><text x="34" y="{22 * index + 4}">{words}</text>'
         for index, (style, words) in enumerate(legend)
     )
     return (
         f'<svg viewBox="0 0 600 {top + height + 46}" role="img" aria-label="Trade-off curve of the worst pair">'
-        f"{''.join(ticks)}{line(blind, 'chance')}{line(gaussian, 'gaussian')}{line(exact, 'exact')}"
+        f"{''.join(ticks)}{line(blind, 'chance')}{line(gaussian, 'gaussian') if gaussian else ''}{line(exact, 'exact')}"
         f'<rect x="{left}" y="{top}" width="{width}" height="{height}" class="frame"/>'
         f'<text x="{left + width / 2}" y="{top + height + 38}" text-anchor="middle">false alarms (type I error)</text>'
         f'<text transform="translate(14 {top + height / 2}) rotate(-90)" text-anchor="middle">misses (type II)</text>'

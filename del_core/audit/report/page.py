@@ -13,7 +13,7 @@ from importlib import resources
 from del_core.audit.attacks.base import ATTACKS
 from del_core.audit.intervals import Rate
 from del_core.audit.report.charts import percent, recovery_chart, small_bars, trade_off_chart
-from del_core.audit.results import AuditResult, VariantAudit
+from del_core.audit.results import AuditResult, Scope, VariantAudit
 
 
 def verdict(variant: VariantAudit) -> tuple[str, str]:
@@ -86,8 +86,9 @@ def _summary(audit: AuditResult) -> str:
         )
         for name, variant in audit.variants.items()
     ]
-    delta = next(iter(audit.variants.values())).proven.delta
-    note = f"Tokens recovered, by attack; epsilon of one replaced token at delta {delta:g}."
+    deltas = {variant.proven.delta for variant in audit.variants.values()}
+    at = f"delta {deltas.pop():g}" if len(deltas) == 1 else "the delta of each variant, which is stated below"
+    note = f"Tokens recovered, by attack; epsilon of one replaced token at {at}."
     attacks = "".join(
         f"<li><b>{html.escape(name)}</b>: {_code(ATTACKS[name].explanation)} It uses {_code(ATTACKS[name].needs)}.</li>"
         for name in names
@@ -135,12 +136,17 @@ def _recovered(variant: VariantAudit) -> str:
     cosines = (attack.cosine for attack in attacks.values())
     shown = ("not measured" if cosine is None else f"{cosine:.2f}" for cosine in cosines)
     rows.append(("cosine of sentence embeddings", *shown))
+    bound = ""
+    if ceiling is not None:
+        bound = (
+            f" The ceiling is proven: no attack on one position alone recovers more than {percent(ceiling)} on average."
+        )
     return (
         "<h3>Tokens recovered, by attack</h3>"
         + recovery_chart({name: attack.rate for name, attack in attacks.items()}, variant.guessing.success, ceiling)
-        + '<p class="soft">Whiskers: 95 % interval. The ceiling is proven: no attack on one position alone recovers '
-        f"more than {percent(ceiling)} on average. Knowing the language adds {100 * context.gain:+.1f} points to the "
-        f"best guess token by token (95 % interval {100 * context.low:+.1f} to {100 * context.high:+.1f}).</p>"
+        + f'<p class="soft">Whiskers: 95 % interval.{bound} Knowing the language adds '
+        f"{100 * context.gain:+.1f} points to the best guess token by token (95 % interval "
+        f"{100 * context.low:+.1f} to {100 * context.high:+.1f}).</p>"
         "<h3>What was recovered</h3>" + _table(("Tokens of (number)", *attacks), rows)
     )
 
@@ -194,22 +200,40 @@ def _resubmitted(variant: VariantAudit) -> str:
 
 def _proven(variant: VariantAudit) -> str:
     proven, leakage = variant.proven, variant.leakage
+    low, high = leakage.leakage_interval
+    ceilings, optimal = proven.ceilings, leakage.optimal_guess
+    success = f"{percent(optimal.value)} ({percent(optimal.low)} to {percent(optimal.high)})"
+    bits = f"{leakage.leakage_bits:.2f} ({low:.2f} to {high:.2f})"
+    figure = (
+        f"<figure>{trade_off_chart(proven.trade_off)}<figcaption>Least share of misses of any test for the worst "
+        "pair of inputs, by its share of false alarms; one token.</figcaption></figure>"
+    )
+    if ceilings is None or proven.worst_pair is None:
+        rows = [
+            (_replaced(scope), "infinite" if scope.epsilon is None else _number(scope.epsilon))
+            for scope in proven.scopes
+        ]
+        measured = [("success of a guess of one token", success), ("bits of one token", bits)]
+        return (
+            f"<h3>What is proven (delta {proven.delta:g})</h3>{_table(('Replaced', 'Epsilon, any input'), rows)}"
+            '<p class="soft">Accounting of the integers that are sampled. The epsilons of the vocabulary and of every '
+            "token, the Gaussian formula and the ceilings do not apply to a mechanism of the kind "
+            f"{html.escape(variant.mechanism)}.</p>{_table(('', 'Optimal, measured'), measured)}{figure}"
+        )
     scopes = []
     for scope in proven.scopes:
         epsilons = map(_number, (scope.epsilon_vocabulary, scope.epsilon, scope.gaussian_epsilon))
-        scopes.append((f"{scope.tokens:,} token{'s' if scope.tokens > 1 else ''}", *epsilons, f"{scope.mu:.2f}"))
-    low, high = leakage.leakage_interval
-    ceilings, optimal = proven.ceilings, leakage.optimal_guess
+        scopes.append((_replaced(scope), *epsilons, "" if scope.mu is None else f"{scope.mu:.2f}"))
     limits = [
         (
             "success of a guess of one token",
-            f"{percent(optimal.value)} ({percent(optimal.low)} to {percent(optimal.high)})",
+            success,
             percent(ceilings.success),
             percent(ceilings.guarantee_success),
         ),
         (
             "bits of one token",
-            f"{leakage.leakage_bits:.2f} ({low:.2f} to {high:.2f})",
+            bits,
             f"{ceilings.leakage_bits:.2f}",
             f"{min(ceilings.capacity_bits, ceilings.entropy_bits):.2f}",
         ),
@@ -224,13 +248,18 @@ def _proven(variant: VariantAudit) -> str:
         + _table(
             ("", "Optimal, measured", "Ceiling, table and prior known", "Ceiling, guarantee or noise alone"), limits
         )
-        + f"<figure>{trade_off_chart(proven.trade_off)}<figcaption>Least share of misses of any test for the worst "
-        "pair of inputs, by its share of false alarms; one token.</figcaption></figure>"
+        + figure
     )
+
+
+def _replaced(scope: Scope) -> str:
+    return f"{scope.tokens:,} token{'s' if scope.tokens > 1 else ''}"
 
 
 def _tokens(variant: VariantAudit) -> str:
     found = variant.proven.token_epsilons
+    if found is None:
+        return ""
     groups = (
         ("against the farthest token", found.worst),
         (f"against its {found.rivals} nearest, median", found.typical),

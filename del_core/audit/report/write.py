@@ -49,9 +49,10 @@ def _tokens_table(audit: AuditResult) -> str:
     table = csv.writer(lines, lineterminator="\n")
     table.writerow(("variant", "token", "worst", "worst_rival", "typical", "nearest", "nearest_rival"))
     for name, variant in audit.variants.items():
-        found = variant.proven.token_epsilons.per_token
-        if found is None:
+        summary = variant.proven.token_epsilons
+        if summary is None or summary.per_token is None:
             continue
+        found = summary.per_token
         each, rival = found.each, found.each_rival
         columns = (each["worst"], rival["worst"], each["typical"], each["nearest"], rival["nearest"])
         for token, *figures in zip(found.ids, *columns, strict=True):

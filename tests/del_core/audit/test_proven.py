@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from del_core import accounting
-from del_core.audit import proven
+from del_core.audit import proven, records
 from del_core.audit.proven import proven_figures, state_scopes, trade_off_curve
+from del_core.audit.results import ProvenFigures
 from del_core.audit.settings import ProvenConfig
-from del_core.mechanism import MAX_LEVEL, Mechanism
+from del_core.mechanism import MAX_LEVEL, CategoricalMechanism, Mechanism
 from del_core.vocabulary_accounting import vocabulary_epsilon
 
 MECHANISM = Mechanism.from_mu(10.0, bits=4, dim=8)
@@ -47,6 +50,22 @@ def test_proven_figures_repeat_those_of_their_functions():
     assert (found.epsilon_vocabulary, found.worst_pair) == (bound.epsilon, tuple(map(str, bound.pair)))
     assert found.epsilon_prompt == accounting.epsilon(MECHANISM, 1e-6, 32)
     assert shares[-1] == 1.0
+
+
+def test_another_kind_has_its_guarantees_for_any_input():
+    mechanism = CategoricalMechanism.from_epsilon(3.0, bits=4)
+    codes, log_prior = np.arange(150).reshape(-1, 1) % 16, np.full(150, -np.log(150), np.float32)
+    found = proven_figures(mechanism, codes, log_prior, 0.0, ProvenConfig(), str, lambda share: None)
+    assert [scope.epsilon for scope in found.scopes] == [
+        mechanism.worst_pair(n).largest_loss for n in (1, 32, 256, 4096)
+    ]
+    assert (found.epsilon, found.epsilon_prompt) == (mechanism.epsilon, found.scopes[1].epsilon)
+    assert found.epsilon_vocabulary is found.ceilings is found.token_epsilons is found.trade_off.gaussian is None
+    # Every pure epsilon allows exactly this power.
+    alphas, e = np.array(found.trade_off.type_one), np.exp(mechanism.epsilon)
+    exact = np.maximum(0.0, np.maximum(1.0 - e * alphas, (1.0 - alphas) / e))
+    assert np.all(np.array(found.trade_off.exact) >= exact - 1e-9)
+    assert records.from_json(ProvenFigures, json.loads(json.dumps(records.to_json(found)))) == found
 
 
 def test_without_composition_only_one_token_has_a_figure_of_the_table():
