@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -223,10 +223,8 @@ def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
     files.check_listing(directory / "server", "server", manifest.server.files)
     for variant in manifest.variants:
         if variant.decoder not in DECODERS:
-            known = ", ".join(DECODERS)
-            raise BundleError(
-                MANIFEST, f"decoder of variant {variant.name} must be one of {known}, got {variant.decoder}"
-            )
+            message = f"must be one of {', '.join(DECODERS)}, got {variant.decoder}"
+            raise BundleError(MANIFEST, f"decoder of variant {variant.name} {message}")
     tensors: dict[str, dict[str, NDArray[Any]]] = {}
     for short, specs in _server_specs(manifest):
         name = f"server/{short}"
@@ -328,18 +326,13 @@ def write_bundle(
             norm_limits={content.variant.name: float(content.norm_limit) for content in variants},
         ),
     )
-    manifest = _sealed(manifest)
 
     def fill(directory: Path) -> None:
         for folder, contents in (("client", client), ("server", server)):
-            (directory / folder).mkdir()
             for name, data in contents.items():
                 files.write_file(directory / folder / name, data)
-        _write_manifests(directory, manifest)
-        load_bundle(directory)
 
-    files.install(Path(path), fill, overwrite=overwrite)
-    return manifest
+    return _install(Path(path), manifest, fill, overwrite=overwrite)
 
 
 def _as_float(array: FloatArray) -> FloatArray:
@@ -355,19 +348,25 @@ def _check_tokenizer(data: bytes) -> None:
         raise BundleError(TOKENIZER, "must be a JSON object of the tokenizers library, got something else")
 
 
-def _sealed(manifest: Manifest) -> Manifest:
-    """Return the manifest with its digests, checked like one that was read."""
+def _install(path: Path, manifest: Manifest, fill: Callable[[Path], None], *, overwrite: bool) -> Manifest:
+    """Install the files that ``fill`` writes with the manifest, which is sealed and returned."""
     try:
         sealed = manifest.sealed()
     except (TypeError, ValueError, RecursionError) as error:
         raise BundleError(MANIFEST, f"must hold JSON values only, got another value ({error})") from None
-    parse_manifest(strict.canonical(sealed.to_json()), MANIFEST, server=True)
+    whole, client = strict.canonical(sealed.to_json()), strict.canonical(sealed.client_json())
+    parse_manifest(whole, MANIFEST, server=True)
+
+    def fill_all(directory: Path) -> None:
+        for folder in ("client", "server"):
+            (directory / folder).mkdir()
+        fill(directory)
+        files.write_file(directory / MANIFEST, whole)
+        files.write_file(directory / "client" / MANIFEST, client)
+        load_bundle(directory)
+
+    files.install(path, fill_all, overwrite=overwrite)
     return sealed
-
-
-def _write_manifests(directory: Path, manifest: Manifest) -> None:
-    files.write_file(directory / MANIFEST, strict.canonical(manifest.to_json()))
-    files.write_file(directory / "client" / MANIFEST, strict.canonical(manifest.client_json()))
 
 
 def pack_client(path: str | os.PathLike[str]) -> bytes:
@@ -434,15 +433,10 @@ def replace_audit(
         )
         for variant in bundle.manifest.variants
     )
-    manifest = _sealed(replace(bundle.manifest, variants=variants))
 
     def fill(fresh: Path) -> None:
         for folder, names in (("client", (TABLE, TOKENIZER)), ("server", server_file_names(variants))):
-            (fresh / folder).mkdir()
             for name in names:
                 shutil.copyfile(directory / folder / name, fresh / folder / name)
-        _write_manifests(fresh, manifest)
-        load_bundle(fresh)
 
-    files.install(directory, fill, overwrite=True)
-    return manifest
+    return _install(directory, replace(bundle.manifest, variants=variants), fill, overwrite=True)

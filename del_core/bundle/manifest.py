@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from typing import Any, Final
 
 from del_core import _json as strict
@@ -29,10 +30,13 @@ CLIENT_LIMITS: Final = {TABLE: MAX_TABLE_BYTES, TOKENIZER: MAX_TOKENIZER_BYTES}
 
 _MAX_DEPTH: Final = 12  # the format needs 4, the audit section may nest
 _MAX_VARIANTS: Final = 64
-_HEX: Final = re.compile(r"[0-9a-f]{64}")
-_SLUG: Final = re.compile(r"[a-z0-9-]{1,64}")
-_MODEL_NAME: Final = re.compile(r"[ -~]{1,256}")
-_DTYPE: Final = re.compile(r"int8|int16")
+_Reader = Callable[[object, str], Any]
+_hex: Final = partial(strict.text, pattern=re.compile(r"[0-9a-f]{64}"))
+_slug: Final = partial(strict.text, pattern=re.compile(r"[a-z0-9-]{1,64}"))
+_model_name: Final = partial(strict.text, pattern=re.compile(r"[ -~]{1,256}"))
+_dtype: Final = partial(strict.text, pattern=re.compile(r"int8|int16"))
+_amount: Final = partial(strict.number, low=0.0, high=1e30)
+_positive: Final = partial(_amount, above=True)
 
 
 @dataclass(frozen=True)
@@ -116,20 +120,11 @@ class Variant:
         return self.spec.build(dim, max_level)
 
     def to_json(self) -> dict[str, Any]:
-        if self.other is None:
-            noise: dict[str, Any] = {"ratio_numerator": self.ratio_numerator}
-        else:
-            noise = {"mechanism": self.other.to_json()}
-        return {
-            "name": self.name,
-            "task": self.task,
-            "bits": self.bits,
-            **noise,
-            "soft_prompt_length": self.soft_prompt_length,
-            "decoder": self.decoder,
-            "guarantees": asdict(self.guarantees),
-            "audit": dict(self.audit),
-        }
+        found = {**vars(self), "guarantees": asdict(self.guarantees), "audit": dict(self.audit)}
+        if found.pop("other") is not None:
+            del found["ratio_numerator"]
+            found["mechanism"] = self.spec.to_json()
+        return found
 
 
 @dataclass(frozen=True)
@@ -165,21 +160,14 @@ class Manifest:
 
     def client_json(self) -> dict[str, Any]:
         """Return the client manifest as JSON, with the fingerprint if it is set."""
-        result: dict[str, Any] = {
-            "format_version": self.format_version,
+        result = {
+            key: value for key, value in vars(self).items() if key != "server" and (value or key != "fingerprint")
+        }
+        return result | {
             "base_model": asdict(self.base_model),
-            "dim": self.dim,
-            "table_dtype": self.table_dtype,
-            "max_level": self.max_level,
-            "clip": self.clip,
-            "bos_token_id": self.bos_token_id,
             "variants": [variant.to_json() for variant in self.variants],
             "files": {name: asdict(entry) for name, entry in self.files.items()},
-            "server_digest": self.server_digest,
         }
-        if self.fingerprint:
-            result["fingerprint"] = self.fingerprint
-        return result
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as JSON, with the server section if there is one."""
@@ -212,8 +200,7 @@ def parse_manifest(data: bytes, name: str, *, server: bool) -> Manifest:
     """
     try:
         value = strict.parse(data, name="manifest", max_depth=_MAX_DEPTH)
-        if not isinstance(value, dict):
-            raise strict.invalid("manifest", f"must be an object, got {strict.shown(value)}")
+        _object(value, "manifest")
         # A newer manifest may have any other fields, so its version is judged before them.
         version = value.get("format_version")
         if type(version) is int and version > FORMAT_VERSION:
@@ -231,24 +218,31 @@ def parse_manifest(data: bytes, name: str, *, server: bool) -> Manifest:
         raise BundleError(name, f"{error.field} {error.message}") from None
 
 
+def _record(value: object, where: str, readers: Mapping[str, _Reader]) -> dict[str, Any]:
+    """Return an object's members as ``readers`` read them; it must have these members only."""
+    found = strict.members(value, where, required=readers)
+    return {key: read(found[key], f"{where}.{key}") for key, read in readers.items()}
+
+
+def _optional(read: _Reader) -> _Reader:
+    return lambda value, where: None if value is None else read(value, where)
+
+
+_BASE_MODEL: Final[Mapping[str, _Reader]] = {
+    "name": _model_name,
+    "sha256": _hex,
+    "hidden_size": partial(strict.integer, low=1, high=2**20),
+    "vocabulary_size": partial(strict.integer, low=1, high=2**24),
+}
+
+
 def _manifest(value: dict[str, Any], *, server: bool) -> Manifest:
-    required = [
-        "format_version", "fingerprint", "base_model", "dim", "table_dtype", "max_level", "clip", "bos_token_id",
-        "variants", "files", "server_digest",
-    ]  # fmt: skip
-    fields = strict.members(value, "manifest", required=[*required, "server"] if server else required)
-    model = strict.members(
-        fields["base_model"], "base_model", required=("name", "sha256", "hidden_size", "vocabulary_size")
-    )
-    base_model = BaseModel(
-        strict.text(model["name"], "base_model.name", _MODEL_NAME),
-        strict.text(model["sha256"], "base_model.sha256", _HEX),
-        strict.integer(model["hidden_size"], "base_model.hidden_size", 1, 2**20),
-        strict.integer(model["vocabulary_size"], "base_model.vocabulary_size", 1, 2**24),
-    )
-    dtype = strict.text(fields["table_dtype"], "table_dtype", _DTYPE)
-    bos = fields["bos_token_id"]
-    items = strict.array(fields["variants"], "variants", least=1, most=_MAX_VARIANTS)
+    required = [item.name for item in fields(Manifest) if server or item.name != "server"]
+    found = strict.members(value, "manifest", required=required)
+    base_model = BaseModel(**_record(found["base_model"], "base_model", _BASE_MODEL))
+    dtype = _dtype(found["table_dtype"], "table_dtype")
+    bos = _optional(partial(strict.integer, low=0, high=base_model.vocabulary_size - 1))
+    items = strict.array(found["variants"], "variants", least=1, most=_MAX_VARIANTS)
     variants = tuple(_variant(item, f"variants[{index}]") for index, item in enumerate(items))
     names = [variant.name for variant in variants]
     for index, name in enumerate(names):
@@ -256,16 +250,16 @@ def _manifest(value: dict[str, Any], *, server: bool) -> Manifest:
             raise strict.invalid(f"variants[{index}].name", f"must be unique, got {strict.shown(name)} again")
     manifest = Manifest(
         base_model=base_model,
-        dim=strict.integer(fields["dim"], "dim", 1, 2**16),
+        dim=strict.integer(found["dim"], "dim", 1, 2**16),
         table_dtype=dtype,
-        max_level=strict.integer(fields["max_level"], "max_level", 1, 127 if dtype == "int8" else 32767),
-        clip=strict.number(fields["clip"], "clip", 0.0, 1e30, above=True),
-        bos_token_id=None if bos is None else strict.integer(bos, "bos_token_id", 0, base_model.vocabulary_size - 1),
+        max_level=strict.integer(found["max_level"], "max_level", 1, 127 if dtype == "int8" else 32767),
+        clip=_positive(found["clip"], "clip"),
+        bos_token_id=bos(found["bos_token_id"], "bos_token_id"),
         variants=variants,
-        files=_files(fields["files"], "files", CLIENT_LIMITS),
-        server_digest=strict.text(fields["server_digest"], "server_digest", _HEX),
-        fingerprint=strict.text(fields["fingerprint"], "fingerprint", _HEX),
-        server=_server(fields["server"], variants) if server else None,
+        files=_files(found["files"], "files", CLIENT_LIMITS),
+        server_digest=_hex(found["server_digest"], "server_digest"),
+        fingerprint=_hex(found["fingerprint"], "fingerprint"),
+        server=_server(found["server"], variants) if server else None,
     )
     client = {key: item for key, item in value.items() if key not in ("fingerprint", "server")}
     _same_digest("fingerprint", manifest.fingerprint, digest_of(client))
@@ -283,52 +277,50 @@ def _same_digest(name: str, found: str, allowed: str) -> None:
 
 
 def _variant(value: object, where: str) -> Variant:
-    required = ["name", "task", "bits", "soft_prompt_length", "decoder", "guarantees", "audit"]
-    binomial = not (isinstance(value, dict) and "mechanism" in value)
-    fields = strict.members(value, where, required=[*required, "ratio_numerator" if binomial else "mechanism"])
-    name = strict.text(fields["name"], f"{where}.name", _SLUG)
-    if name == RESERVED_VARIANT:
-        raise strict.invalid(f"{where}.name", f'must not be a reserved name, got "{name}"')
-    length = strict.integer(fields["soft_prompt_length"], f"{where}.soft_prompt_length", 0, 4096)
-    if length % SOFT_PROMPT_STEP:
+    other = isinstance(value, dict) and "mechanism" in value
+    readers: dict[str, _Reader] = {
+        "name": _slug,
+        "task": _slug,
+        "bits": partial(strict.integer, low=1, high=8),
+        "soft_prompt_length": partial(strict.integer, low=0, high=4096),
+        "decoder": _slug,
+        "guarantees": partial(_guarantees, binomial=not other),
+        "audit": _object,
+    }
+    if other:
+        found = _record(value, where, {**readers, "mechanism": _spec})
+        found |= {"ratio_numerator": None, "other": found.pop("mechanism")}
+    else:
+        found = _record(value, where, {**readers, "ratio_numerator": partial(strict.integer, low=1, high=2**31 - 1)})
+    if found["name"] == RESERVED_VARIANT:
+        raise strict.invalid(f"{where}.name", f'must not be a reserved name, got "{RESERVED_VARIANT}"')
+    if (length := found["soft_prompt_length"]) % SOFT_PROMPT_STEP:
         raise strict.invalid(f"{where}.soft_prompt_length", f"must be a multiple of {SOFT_PROMPT_STEP}, got {length}")
-    if not isinstance(fields["audit"], dict):
-        raise strict.invalid(f"{where}.audit", f"must be an object, got {strict.shown(fields['audit'])}")
-    numerator = f"{where}.ratio_numerator"
-    return Variant(
-        name=name,
-        task=strict.text(fields["task"], f"{where}.task", _SLUG),
-        bits=strict.integer(fields["bits"], f"{where}.bits", 1, 8),
-        ratio_numerator=strict.integer(fields["ratio_numerator"], numerator, 1, 2**31 - 1) if binomial else None,
-        soft_prompt_length=length,
-        decoder=strict.text(fields["decoder"], f"{where}.decoder", _SLUG),
-        guarantees=_guarantees(fields["guarantees"], f"{where}.guarantees", binomial=binomial),
-        audit=fields["audit"],
-        other=None if binomial else _spec(fields["mechanism"], f"{where}.mechanism"),
-    )
+    return Variant(**found)
 
 
 def _guarantees(value: object, where: str, *, binomial: bool) -> Guarantees:
-    fields = strict.members(value, where, required=("delta", "epsilon", "epsilon_vocabulary", "mu"))
-    vocabulary, mu = fields["epsilon_vocabulary"], fields["mu"]
-    return Guarantees(
-        delta=strict.number(fields["delta"], f"{where}.delta", 0.0, 1.0, above=binomial),
-        epsilon=strict.number(fields["epsilon"], f"{where}.epsilon", 0.0, 1e30),
-        epsilon_vocabulary=(
-            None if vocabulary is None else strict.number(vocabulary, f"{where}.epsilon_vocabulary", 0.0, 1e30)
-        ),
-        mu=None if mu is None and not binomial else strict.number(mu, f"{where}.mu", 0.0, 1e30, above=True),
-    )
+    readers: dict[str, _Reader] = {
+        "delta": partial(strict.number, low=0.0, high=1.0, above=binomial),
+        "epsilon": _amount,
+        "epsilon_vocabulary": _optional(_amount),
+        "mu": _positive if binomial else _optional(_positive),
+    }
+    return Guarantees(**_record(value, where, readers))
+
+
+def _object(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise strict.invalid(where, f"must be an object, got {strict.shown(value)}")
+    return value
 
 
 def _spec(value: object, where: str) -> MechanismSpec:
-    if not isinstance(value, dict):
-        raise strict.invalid(where, f"must be an object, got {strict.shown(value)}")
-    strict.text(value.get("kind"), f"{where}.kind", _SLUG)
-    if value["kind"] == BINOMIAL:
+    members = _object(value, where)
+    if _slug(members.get("kind"), f"{where}.kind") == BINOMIAL:
         raise strict.invalid(where, f"must be absent for {BINOMIAL}, which bits and ratio_numerator describe, got it")
     try:
-        return MechanismSpec.from_json(value)
+        return MechanismSpec.from_json(members)
     except ValueError as error:
         raise strict.invalid(where, str(error)) from None
 
@@ -350,24 +342,20 @@ def _check_mechanisms(manifest: Manifest) -> None:
 
 
 def _files(value: object, where: str, limits: Mapping[str, int]) -> dict[str, FileEntry]:
-    entries = strict.members(value, where, required=tuple(limits))
+    entries = strict.members(value, where, required=limits)
     result: dict[str, FileEntry] = {}
     for name, most in limits.items():
-        fields = strict.members(entries[name], f"{where}[{name}]", required=("sha256", "size"))
-        result[name] = FileEntry(
-            strict.text(fields["sha256"], f"{where}[{name}].sha256", _HEX),
-            strict.integer(fields["size"], f"{where}[{name}].size", 0, most),
-        )
+        readers: dict[str, _Reader] = {"sha256": _hex, "size": partial(strict.integer, low=0, high=most)}
+        result[name] = FileEntry(**_record(entries[name], f"{where}[{name}]", readers))
     return result
 
 
 def _server(value: object, variants: Sequence[Variant]) -> ServerSection:
-    fields = strict.members(value, "server", required=("files", "variants"))
+    found = strict.members(value, "server", required=("files", "variants"))
     limits = dict.fromkeys(server_file_names(variants), MAX_SERVER_FILE_BYTES)
-    settings = strict.members(fields["variants"], "server.variants", required=[variant.name for variant in variants])
-    norm_limits: dict[str, float] = {}
-    for name, item in settings.items():
-        where = f"server.variants[{name}]"
-        entry = strict.members(item, where, required=("norm_limit",))
-        norm_limits[name] = strict.number(entry["norm_limit"], f"{where}.norm_limit", 0.0, 1e30, above=True)
-    return ServerSection(_files(fields["files"], "server.files", limits), norm_limits)
+    settings = strict.members(found["variants"], "server.variants", required=[variant.name for variant in variants])
+    norm_limits: dict[str, float] = {
+        name: _record(item, f"server.variants[{name}]", {"norm_limit": _positive})["norm_limit"]
+        for name, item in settings.items()
+    }
+    return ServerSection(_files(found["files"], "server.files", limits), norm_limits)
