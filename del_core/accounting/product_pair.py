@@ -160,9 +160,14 @@ class ProductPair(WorstPair):
         """Return a bracket of the least epsilon >= 0 with delta(epsilon) <= ``delta``."""
         return Bracket(self._epsilon(delta, points, upper=False), self._epsilon(delta, points, upper=True))
 
-    def epsilon(self, delta: float) -> float:
-        """Return the least epsilon at ``delta``: exact for one group, else an upper bound."""
-        return self._epsilon(delta, 1 << 16, upper=True)
+    def epsilon(self, delta: float, points: int = 1 << 16) -> float:
+        """Return the least epsilon at ``delta``: exact for one group, else an upper bound.
+
+        It is the upper end of :meth:`epsilon_bounds`, in a third of the time.
+        """
+        return self._epsilon(delta, points, upper=True)
+
+    epsilon_upper = epsilon
 
     def delta(self, epsilon: float) -> float:
         """Return delta at ``epsilon``: exact for one group, else an upper bound."""
@@ -184,10 +189,6 @@ class ProductPair(WorstPair):
         unused = math.exp(log_weighted_tail(low, trials, q)) - alpha
         below = math.exp(log_weighted_tail(trials - low + 1, trials, PROBABILITY_ONE - p))  # P(K < low)
         return below if unused <= 0.0 else min(1.0, below + math.exp(math.log(unused) + self._loss(low)))
-
-    def epsilon_upper(self, delta: float, points: int = 1 << 16) -> float:
-        """Return the upper end of :meth:`epsilon_bounds` in a third of the time."""
-        return self._epsilon(delta, points, upper=True)
 
     def epsilon_lower(self, delta: float, points: int = 1 << 16) -> float:
         """Return the lower end of :meth:`epsilon_bounds`."""

@@ -15,29 +15,11 @@ from tokenizers import Tokenizer
 
 from del_core.bundle.tensors import EMBEDDING_NAMES, read_header
 
-FAMILIES: Mapping[str, str] = {
-    "llama": "Llama, SmolLM, TinyLlama",
-    "mistral": "Mistral",
-    "mixtral": "Mixtral",
-    "qwen2": "Qwen 2 and 2.5",
-    "qwen3": "Qwen 3",
-    "phi": "Phi 1 and 2",
-    "phi3": "Phi 3 and 4",
-    "gpt2": "GPT-2",
-    "opt": "OPT",
-    "gpt_neox": "GPT-NeoX, Pythia",
-    "gptj": "GPT-J",
-    "bloom": "Bloom",
-    "falcon": "Falcon",
-    "granite": "Granite",
-    "cohere": "Cohere Command R",
-    "stablelm": "StableLM",
-    "starcoder2": "StarCoder 2",
-    "nemotron": "Nemotron",
-    "olmo2": "OLMo 2",
-}
-"""Names of the families that are expected to work, by ``model_type``."""
-
+# Values of ``model_type`` that are expected to work.
+_FAMILIES = (
+    "bloom", "cohere", "falcon", "gpt2", "gpt_neox", "gptj", "granite", "llama", "mistral", "mixtral", "nemotron",
+    "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "stablelm", "starcoder2",
+)  # fmt: skip
 _SCALED = {"gemma", "gemma2", "gemma3_text", "minicpm3"}
 
 
@@ -67,10 +49,8 @@ def _config_problems(config: Mapping[str, Any]) -> list[str]:
             f"The model ({model_type}) scales its embeddings inside the embedding layer, which this release does not "
             "reproduce; the model would read other vectors than it was trained with."
         ]
-    if model_type not in FAMILIES:
-        return [
-            f"The family of the model ({model_type}) is not supported; supported are {', '.join(sorted(FAMILIES))}."
-        ]
+    if model_type not in _FAMILIES:
+        return [f"The family of the model ({model_type}) is not supported; supported are {', '.join(_FAMILIES)}."]
     width, hidden = config.get("word_embed_proj_dim"), config.get("hidden_size")
     if width is not None and width != hidden:
         return [

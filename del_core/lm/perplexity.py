@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 
-def continuation_logits(
+def continuation_nll(
     model: PreTrainedModel, prompt: torch.Tensor, continuation: torch.Tensor, soft_prompt: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return float32 logits (batch, continuation tokens, V) for each token of the continuation.
+    """Return the mean negative log-likelihood in nats per continuation token, (batch,).
 
     The model reads [soft prompt; prompt; continuation]; the continuation is clean, as the server
     generates it. ``prompt`` holds embeddings (batch, prompt tokens, hidden size), ``continuation``
@@ -23,15 +23,7 @@ def continuation_logits(
     if soft_prompt is not None and len(soft_prompt):
         parts.insert(0, soft_prompt.to(clean.dtype).expand(len(prompt), -1, -1))
     inputs = torch.cat(parts, dim=1)
-    logits: torch.Tensor = model(inputs_embeds=inputs, use_cache=False, logits_to_keep=continuation.shape[1]).logits
-    return logits.float()
-
-
-def continuation_nll(
-    model: PreTrainedModel, prompt: torch.Tensor, continuation: torch.Tensor, soft_prompt: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Return the mean negative log-likelihood in nats per continuation token, (batch,)."""
-    logits = continuation_logits(model, prompt, continuation, soft_prompt)
+    logits = model(inputs_embeds=inputs, use_cache=False, logits_to_keep=continuation.shape[1]).logits.float()
     return torch.nn.functional.cross_entropy(logits.transpose(1, 2), continuation, reduction="none").mean(dim=1)
 
 

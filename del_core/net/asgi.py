@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias, TypeVar
 
-__all__ = ["DisconnectedError", "Receive", "unless_disconnected", "wait_for_disconnect"]
-
 T = TypeVar("T")
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 

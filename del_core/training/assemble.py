@@ -55,8 +55,9 @@ def assemble_bundle(
 def _content(lm: BaseLM, projection: Projection, directory: Path) -> VariantContent:
     result = read_variant_result(directory)
     trained = result.trained
-    _check_fit(directory, "model_sha256", trained.model_sha256, lm.checksum)
-    _check_fit(directory, "dim", trained.dim, projection.encoder.out_features)
+    for field, expected in (("model_sha256", lm.checksum), ("dim", projection.encoder.out_features)):
+        if (found := getattr(trained, field)) != expected:
+            raise ModelError(f"{field} of {directory} must be that of model and projection, {expected}, got {found}")
     rows = load_file(directory / SOFT_PROMPT_FILE)["soft_prompt"].half().numpy()
     rounded = {name: round(value, 3) for name, value in perplexities(trained).items()}
     return VariantContent(
@@ -76,8 +77,3 @@ def _content(lm: BaseLM, projection: Projection, directory: Path) -> VariantCont
         soft_prompt=rows if len(rows) else None,
         tensors=load_arrays(directory / DECODER_FILE),
     )
-
-
-def _check_fit(directory: Path, field: str, found: object, expected: object) -> None:
-    if found != expected:
-        raise ModelError(f"{field} of {directory} must be that of model and projection, {expected}, got {found}")

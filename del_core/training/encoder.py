@@ -104,11 +104,10 @@ class _Training:
 
     def _new_decoder(self, mechanism: Mechanism) -> TrainableDecoder:
         noisy = NoisyTable(self.projection.table(self.lm.embeddings, MAX_LEVEL), mechanism)
-        start = self.stage1.start_for(self.config.decoder)
-        if start is None:
-            norm_limit = calibrate_norm_limit(self.lm, self.stage1, noisy, self.validation, self.config)
-        else:
+        if start := self.stage1.start_for(self.config.decoder):
             norm_limit = start.norm_limit
+        else:
+            norm_limit = calibrate_norm_limit(self.lm, self.stage1, noisy, self.validation, self.config)
         decoder = new_decoder(self.config.decoder, self.stage1.inputs(self.lm, noisy, norm_limit))
         decoder.set_blend(0.5)
         decoder.train_jointly()

@@ -44,7 +44,8 @@ class Shard:
         """Return the first worker's ``value``, so that all decide by exactly one number."""
         if self.workers == 1:
             return value
-        shared = torch.tensor([value], dtype=torch.float64, device=_device())
+        device = torch.device("cuda", torch.cuda.current_device()) if distributed.get_backend() == "nccl" else "cpu"
+        shared = torch.tensor([value], dtype=torch.float64, device=device)
         distributed.broadcast(shared, src=0)
         return float(shared)
 
@@ -86,8 +87,3 @@ class _Loss(nn.Module):
 
     def forward(self, step: int) -> torch.Tensor:
         return self.loss(step)
-
-
-def _device() -> torch.device:
-    backend = distributed.get_backend()
-    return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")

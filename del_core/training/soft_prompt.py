@@ -18,15 +18,14 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from del_core.accounting import mu
-from del_core.decoders import DECODERS
 from del_core.lm.device import products
 from del_core.lm.model import FrozenLM
-from del_core.lm.noise import NoisyTable, step_generator
+from del_core.lm.noise import step_generator
 from del_core.lm.perplexity import continuation_nll, evaluate_perplexity
 from del_core.lm.text import TokenWindows
 from del_core.mechanism import Mechanism
 from del_core.training.config import SoftPromptConfig
-from del_core.training.decoders import TrainableDecoder, new_decoder
+from del_core.training.decoders import new_decoder
 from del_core.training.loop import Run, Schedule, fit
 from del_core.training.parallel import current_shard
 from del_core.training.results import SoftPromptResult, read_soft_prompt_result, write_result
@@ -69,7 +68,7 @@ def train_soft_prompt(
     noisy = stage1.noisy(lm, mechanism)
     train = TokenWindows(lm.train, config.length, config.seed)
     validation = lm.windows(lm.validation, config.length, config.evaluation_windows)
-    decoder = _start(lm, stage1, noisy, validation, config)
+    decoder = start_decoder(lm, stage1, noisy, validation, config)
     tuned, rows = _tuned(lm, first_rows(lm, stage1.start_for(config.decoder), config.rows))
     prompt = NoisyPrompt(noisy, decoder, rows.detach())  # shares the memory of the rows in training
 
@@ -117,17 +116,6 @@ def train_soft_prompt(
 
     shard.once(write)
     return result
-
-
-def _start(
-    lm: FrozenLM, stage1: Stage1, noisy: NoisyTable, validation: torch.Tensor, config: SoftPromptConfig
-) -> TrainableDecoder:
-    start = stage1.start_for(config.decoder)
-    if start is None or DECODERS[config.decoder].refits_norm_limit:  # then the projection holds D and a'
-        return start_decoder(lm, stage1, noisy, validation, config)
-    decoder = new_decoder(config.decoder, stage1.inputs(lm, noisy, start.norm_limit), config.decoder_options)
-    decoder.start_from(start.tensors)
-    return decoder
 
 
 def _tuned(lm: FrozenLM, first_rows: torch.Tensor) -> tuple[Any, torch.nn.Parameter]:

@@ -111,9 +111,15 @@ def calibrate_norm_limit(
 def start_decoder(
     lm: FrozenLM, stage1: Stage1, noisy: NoisyTable, windows: torch.Tensor, config: SoftPromptConfig
 ) -> TrainableDecoder:
-    """Return an untrained decoder with the norm limit and the blend of least perplexity."""
-    norm_limit = calibrate_norm_limit(lm, stage1, noisy, windows, config)
+    """Return the decoder that stage 1 has trained, or one of the best norm limit and blend."""
+    start = stage1.start_for(config.decoder)
+    if DECODERS[config.decoder].refits_norm_limit:
+        start = None  # the projection holds D and a'
+    norm_limit = start.norm_limit if start else calibrate_norm_limit(lm, stage1, noisy, windows, config)
     decoder = new_decoder(config.decoder, stage1.inputs(lm, noisy, norm_limit), config.decoder_options)
+    if start:
+        decoder.start_from(start.tensors)
+        return decoder
 
     def perplexity(blend: float) -> float:
         decoder.set_blend(blend)

@@ -19,9 +19,7 @@ import numpy.typing as npt
 
 from del_core.mechanism import Mechanism
 from del_core.mechanism.base import PROBABILITY_ONE, Integers
-from del_core.vocabulary_accounting.screen import bernoulli_divergence, probability_grid
-
-FloatArray = npt.NDArray[np.float64]
+from del_core.vocabulary_accounting.screen import FloatArray, bernoulli_divergence, probability_grid
 
 _NODES = 2049
 _LARGEST_RANK = 12

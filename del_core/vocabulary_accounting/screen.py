@@ -216,12 +216,16 @@ class PairDistances:
 
     def squares(self, rows: slice, columns: slice) -> npt.NDArray[np.float32]:
         """Return squared distances of two ranges of :attr:`order` plus the error bound."""
-        block = self._rows[rows] @ self._rows[columns].T
+        block = self._products(rows, columns)
+        top = float(self.radii[rows].max()), float(self.radii[columns].max())
+        block += np.float32(self._error * (max(top) ** 2))
+        return block
+
+    def _products(self, rows: slice | IndexArray, columns: slice) -> npt.NDArray[np.float32]:
+        block: npt.NDArray[np.float32] = self._rows[rows] @ self._rows[columns].T
         block *= -2.0
         block += self._squares[rows].astype(np.float32)[:, None]
         block += self._squares[columns].astype(np.float32)[None, :]
-        top = float(self.radii[rows].max()), float(self.radii[columns].max())
-        block += np.float32(self._error * (max(top) ** 2))
         return block
 
     def far_pair(self) -> tuple[int, int]:
@@ -288,10 +292,7 @@ class PairDistances:
         The result is token ids (n, near), nearest first; token ids (n, far), unordered; and a bound
         (n,) of the distance of all tokens outside the latter.
         """
-        block = self._rows[positions] @ self._rows.T
-        block *= -2.0
-        block += self._squares[positions].astype(np.float32)[:, None]
-        block += self._squares.astype(np.float32)[None, :]
+        block = self._products(positions, slice(None))
         rows = np.arange(len(positions))[:, None]
         parts = np.argpartition(block, len(self) - far - 1, axis=1)
         distant, next_one = parts[:, len(self) - far :], parts[:, len(self) - far - 1]

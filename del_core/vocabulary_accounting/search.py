@@ -27,11 +27,8 @@ from del_core.accounting.product_pair import ProductPair, renyi_epsilon
 from del_core.mechanism import Mechanism
 from del_core.mechanism.base import DEFAULT_DELTA, Integers
 from del_core.vocabulary_accounting.kernel import DivergenceKernel, KernelRows
-from del_core.vocabulary_accounting.screen import PairDistances, Screen, pair_divergences
+from del_core.vocabulary_accounting.screen import FloatArray, IndexArray, PairDistances, Screen, pair_divergences
 
-Table = Integers
-FloatArray = npt.NDArray[np.float64]
-IndexArray = npt.NDArray[np.int64]
 Progress = Callable[[float], None]
 
 _FEW_TOKENS = 200  # up to here every pair is looked at
@@ -91,7 +88,7 @@ class TokenEpsilons:
 
 def vocabulary_epsilon(
     mechanism: Mechanism,
-    table: Table,
+    table: Integers,
     delta: float,
     *,
     progress: Progress | None = None,
@@ -119,27 +116,24 @@ def vocabulary_epsilon(
     if search.lower >= cube * (1.0 - 1e-12):
         report(1.0)
         return search.result(cube, "cube", 1)
-    orders = 1.0 + _best_excess(mechanism, table, guess, delta) * np.array([0.6, 0.8, 1.0, 1.25, 1.6, 2.5])
-    if len(table) <= _FEW_TOKENS:
-        # Every pair is a candidate, so no screen is needed.
+    orders = 1.0 + _pair(mechanism, table, *guess).best_excess(delta) * np.array([0.6, 0.8, 1.0, 1.25, 1.6, 2.5])
+    if len(table) <= _FEW_TOKENS:  # every pair is a candidate, so no screen is needed
         candidates = np.stack(np.triu_indices(len(table), 1), axis=1)
-        epsilon, method = search.run(candidates, np.full(len(candidates), cube), 0.0, orders)
-        report(1.0)
-        return search.result(epsilon, method, len(candidates))
-    screen = Screen.fitted(mechanism, table, orders, _EXPONENTS, guess, delta, _nodes(table))
-    threshold = screen.distance(search.lower, delta)
-    sieve = _Sieve(mechanism, table, float(orders[2]), search.lower, delta)
-    candidates, distances, rest = PairDistances(screen, table).beyond(threshold, pairs, report, sieve)
-    epsilon, method = search.run(
-        candidates, screen.epsilon(distances, delta), float(screen.epsilon(rest, delta)), orders
-    )
+        bounds, rest = np.full(len(candidates), cube), 0.0
+    else:
+        screen = Screen.fitted(mechanism, table, orders, _EXPONENTS, guess, delta, _nodes(table))
+        threshold = screen.distance(search.lower, delta)
+        sieve = _Sieve(mechanism, table, float(orders[2]), search.lower, delta)
+        candidates, distances, beyond = PairDistances(screen, table).beyond(threshold, pairs, report, sieve)
+        bounds, rest = screen.epsilon(distances, delta), float(screen.epsilon(beyond, delta))
+    epsilon, method = search.run(candidates, bounds, rest, orders)
     report(1.0)
     return search.result(epsilon, method, len(candidates))
 
 
 def vocabulary_curve(
     mechanism: Mechanism,
-    table: Table,
+    table: Integers,
     orders: tuple[float, ...] = DEFAULT_ORDERS,
     *,
     progress: Progress | None = None,
@@ -170,7 +164,7 @@ def vocabulary_curve(
             exact = pair_divergences(mechanism, table[here[:, first]], table[here[:, second]], order_array)
             exact_bound = np.maximum(exact_bound, exact.max(axis=0))
     bound = np.minimum(np.maximum(screen.divergences(rest), exact_bound), cube)
-    excess = _best_excess(mechanism, table, (v, w), DEFAULT_DELTA) * np.geomspace(1 / 200, 3.0, 12)
+    excess = _pair(mechanism, table, v, w).best_excess(DEFAULT_DELTA) * np.geomspace(1 / 200, 3.0, 12)
     nodes = np.unique(np.argmin(np.abs(np.log((order_array[:, None] - 1.0) / excess)), axis=0))
     for node in nodes.tolist():
         one = Screen(mechanism, screen.orders[[node]], screen.kappa[[node]], screen.exponent, screen.slack)
@@ -178,7 +172,7 @@ def vocabulary_curve(
     return RenyiCurve(orders, tuple(_convex(order_array, bound).tolist()))
 
 
-def _largest_divergence(table: Table, screen: Screen, distances: PairDistances, attained: float) -> float:
+def _largest_divergence(table: Integers, screen: Screen, distances: PairDistances, attained: float) -> float:
     """Return the kernel's bound of all pairs at the one order of ``screen``; inf if too costly."""
     mechanism, size = screen.mechanism, 1024
     starts = np.arange(0, len(table), size)
@@ -220,7 +214,7 @@ def _convex(orders: FloatArray, bounds: FloatArray) -> FloatArray:
 
 def token_epsilons(
     mechanism: Mechanism,
-    table: Table,
+    table: Integers,
     delta: float,
     tokens: Integers | None = None,
     *,
@@ -245,7 +239,7 @@ def token_epsilons(
         raise ValueError(f"table must have at least 2 rows to compare tokens, got {len(table)}")
     rivals, farthest = min(rivals, len(table) - 1), min(farthest, len(table) - 1)
     guess = PairDistances(_plain_screen(mechanism), table).far_pair()
-    excess = _best_excess(mechanism, table, guess, delta)
+    excess = _pair(mechanism, table, *guess).best_excess(delta)
     screen = Screen.fitted(
         mechanism, table, 1.0 + excess * np.geomspace(0.6, 8.0, 9), _EXPONENTS, guess, delta, _nodes(table)
     )
@@ -297,7 +291,7 @@ class _Search:
     """Branch and bound over ordered pairs that refines the pair with the largest bound."""
 
     mechanism: Mechanism
-    table: Table
+    table: Integers
     delta: float
     cube: float
     limit: int
@@ -370,7 +364,7 @@ class _Search:
 class _Sieve:
     """Filter of pairs whose epsilon is proven to be at most ``epsilon``; fitted on first use."""
 
-    def __init__(self, mechanism: Mechanism, table: Table, order: float, epsilon: float, delta: float) -> None:
+    def __init__(self, mechanism: Mechanism, table: Integers, order: float, epsilon: float, delta: float) -> None:
         self._mechanism, self._table, self._order = mechanism, table, order
         # The conversion adds a constant to the divergence, so this limit is one for divergences.
         self._limit = epsilon - _conversion(order, delta)
@@ -387,19 +381,15 @@ def _conversion(order: float, delta: float) -> float:
     return math.log1p(-1.0 / order) - (math.log(delta) + math.log(order)) / (order - 1.0)
 
 
-def _nodes(table: Table) -> int:
+def _nodes(table: Integers) -> int:
     return 2 * min(1024, max(128, len(table))) + 1
 
 
-def _pair(mechanism: Mechanism, table: Table, v: int, w: int) -> ProductPair:
+def _pair(mechanism: Mechanism, table: Integers, v: int, w: int) -> ProductPair:
     return ProductPair.of(mechanism.trials, mechanism.numerators(table[v]), mechanism.numerators(table[w]))
 
 
-def _best_excess(mechanism: Mechanism, table: Table, pair: tuple[int, int], delta: float) -> float:
-    return _pair(mechanism, table, *pair).best_excess(delta)
-
-
-def _distinct(table: Table) -> bool:
+def _distinct(table: Integers) -> bool:
     return any(bool(np.any(table[start : start + 4096] != table[0])) for start in range(0, len(table), 4096))
 
 
@@ -417,7 +407,7 @@ def _farthest(kernel: KernelRows, tokens: IndexArray, count: int) -> tuple[Index
 
 
 def _mutual_epsilons(
-    mechanism: Mechanism, table: Table, first: IndexArray, second: IndexArray, delta: float
+    mechanism: Mechanism, table: Integers, first: IndexArray, second: IndexArray, delta: float
 ) -> FloatArray:
     """Return Renyi bounds of epsilon of token pairs, the larger of both directions."""
     result = np.empty(len(first))
@@ -436,7 +426,7 @@ def _mutual_epsilons(
     return result
 
 
-def _check(mechanism: Mechanism, table: Table, delta: float) -> None:
+def _check(mechanism: Mechanism, table: Integers, delta: float) -> None:
     check_array("table", table, np.integer)
     if table.ndim != 2 or table.shape[1] != mechanism.dim or len(table) == 0:
         raise ValueError(f"table must have shape (tokens, {mechanism.dim}) with tokens >= 1, got {table.shape}")
