@@ -1,11 +1,8 @@
 """Strict JSON for untrusted input, canonical JSON, and atomic writing of JSON files.
 
-:func:`parse` accepts RFC 8259 text in UTF-8. It refuses duplicate names, NaN and infinities (also
-by overflow, ``1e999``), ``-0``, unpaired surrogates, digit runs that reach Python's integer
-conversion limit and nesting that would exhaust the stack. The caller bounds the size in bytes.
-
-Messages show no strings, because a prompt may stand in the wrong place. The exceptions are
-identifiers, which :func:`text` checks, and member names that look like identifiers.
+:func:`parse` accepts the JSON of docs/reference/wire-format.md, stricter than RFC 8259. The caller
+bounds the size in bytes. Messages show no strings, because a prompt may stand in the wrong
+place, except identifiers, which :func:`text` checks, and member names that look like them.
 """
 
 from __future__ import annotations

@@ -7,13 +7,10 @@ P, and any s > 0,
 
 so that all sums are of order 1 whatever the size of delta. P_s is a product of binomials again.
 
-Upper bound ("connect the dots", Doroshenko et al., arXiv 2207.04380): an outcome whose loss is t
-above a lattice point and h - t below the next is split into one outcome at each, with P- and Q-mass
-kept. Merging the two gives the outcome back, so the split pair dominates. Lower bound: the losses
-of the coordinates are rounded to the nearest lattice point and S = {sum of the rounded losses >=
-epsilon}; delta(epsilon) >= P(S) - exp(epsilon) Q(S) for every set S. Both errors are of second
-order in the step h. Sums over coordinates are convolved by FFT, whose error is bounded, with the
-mass outside the window, and added on the safe side.
+The upper bound ("connect the dots", Doroshenko et al., arXiv 2207.04380) splits outcomes between
+lattice points, the lower one rounds losses to them; proofs: ``docs/privacy/vocabulary.md``. Sums
+over coordinates are convolved by FFT, whose error is bounded, with the mass outside the window, and
+added on the safe side.
 """
 
 from __future__ import annotations

@@ -5,13 +5,9 @@ tokens are replaced, the worst pair of output distributions is
 
     P = Binomial(N, (1 + r)/2)   against   Q = Binomial(N, (1 - r)/2),
 
-which inputs at opposite clips attain (proof: ``docs/privacy/guarantee.md``). delta(epsilon) is P's
-tail minus exp(epsilon) times Q's, without cancellation; its relative error is about 1e-12 (1e-11 at
-N = 10^9), down to the smallest float. Other kinds bring their own worst pair.
-
-Epsilon is in nats. Tokens under one mechanism add up in ``tokens``, of one prompt or several;
-:mod:`del_core.accounting.composition` composes different mechanisms, and
-:mod:`del_core.vocabulary_accounting` has the bound for a given vocabulary.
+which inputs at opposite clips attain (proof: ``docs/privacy/guarantee.md``). The relative error of
+delta is about 1e-12 (1e-11 at N = 10^9), down to the smallest float. Other kinds bring their own
+worst pair. Epsilon is in nats; ``tokens`` counts those of one prompt or of several.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Composition: the privacy loss of tokens released under several mechanisms.
 
-Releases at one noise level add their amounts exactly; for the binomial mechanism a level is a
-ratio, whatever bits and dimensions, and the amount is trials. Different levels add their Renyi
-curves, an upper bound; binomial levels can also be convolved, which brackets the exact value. All
-figures are worst case over the cube of inputs, except those of a vocabulary's :class:`RenyiCurve`.
-Proofs: ``docs/privacy/vocabulary.md``.
+Releases at one noise level add their amounts exactly. Different levels add their Renyi curves, an
+upper bound; binomial levels can also be convolved, which brackets the exact value. All figures are
+worst case over the cube of inputs, except those of a vocabulary's :class:`RenyiCurve`. Proofs:
+``docs/privacy/vocabulary.md``.
 """
 
 from __future__ import annotations

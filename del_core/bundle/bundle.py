@@ -1,11 +1,6 @@
 """The bundle, which clients download and servers load (docs/reference/bundle-format.md).
 
-    bundle/manifest.json           the client manifest and the server section
-    bundle/client/                 manifest.json, table.safetensors, tokenizer.json
-    bundle/server/                 decoder-<variant>, soft-prompt-<variant>, prior (.safetensors)
-
-A bundle is content-addressed: its fingerprint covers all files through their digests. Loading
-executes nothing and refuses a bundle that is truncated, altered, incomplete or too new.
+Loading executes nothing and refuses a bundle that is truncated, altered, incomplete or too new.
 """
 
 from __future__ import annotations

@@ -36,12 +36,6 @@ class BaseLM:
         return self.model.get_input_embeddings().weight
 
 
-def check_rows(rows: int) -> None:
-    """Raise ValueError unless ``rows`` of a soft prompt fill whole KV-cache blocks."""
-    if rows < 0 or rows % 32:
-        raise ValueError(f"rows must be a multiple of 32, got {rows}")
-
-
 @dataclass(frozen=True)
 class FrozenLM(BaseLM):
     """A frozen LM with the token ids (one dimension, int64) of the parts of a text."""

@@ -45,8 +45,7 @@ def map_tokens(
         raise ValueError(f"table must have {mechanism.columns} columns, got shape {table.shape}")
     if log_prior.shape != (vocabulary,):
         raise ValueError(f"log_prior must have shape ({vocabulary},), got {log_prior.shape}")
-    if codes.ndim != 2 or codes.shape[1] != mechanism.dim:
-        raise ValueError(f"codes must have shape (tokens, {mechanism.dim}), got {codes.shape}")
+    mechanism.check_shape("codes", codes, mechanism.dim)
     guesses = np.zeros(len(codes), np.int64)
     best = np.full(len(codes), -np.inf)
     # Both sides in blocks: for a real model the vocabulary's log-odds are the larger array.

@@ -3,9 +3,8 @@
 OpenSSL's generator, reached through the standard library's ``ssl``, is CTR_DRBG with AES-256 (NIST
 SP 800-90A Rev. 1, section 10.2.1), ten times as fast as the operating system's. It replaces its key
 after every request, so that later memory contents do not reveal earlier output. Every request first
-mixes in 32 bytes of ``os.urandom``, which reseeds the generator and cannot weaken it: two processes
-never continue the same stream, neither after ``fork`` nor after a virtual machine was restored
-twice from one snapshot. Any number of threads may call.
+mixes in 32 bytes of ``os.urandom``, so that two processes never continue the same stream, neither
+after ``fork`` nor after a virtual machine was restored twice. Any number of threads may call.
 """
 
 from __future__ import annotations

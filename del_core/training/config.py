@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from del_core.bundle.manifest import SOFT_PROMPT_STEP
 from del_core.decoders import DECODERS, DecoderOptions, joint_kinds
-from del_core.lm.model import FrozenLM, check_rows
+from del_core.lm.model import FrozenLM
 from del_core.lm.noise import step_generator
 from del_core.lm.text import TokenWindows
 
@@ -61,7 +62,8 @@ class PromptedConfig(StageConfig):
     min_prompt_tokens: int = 16
 
     def __post_init__(self) -> None:
-        check_rows(self.rows)
+        if self.rows < 0 or self.rows % SOFT_PROMPT_STEP:
+            raise ValueError(f"rows must be a multiple of {SOFT_PROMPT_STEP}, got {self.rows}")
 
     def batch_of(self, windows: TokenWindows, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the prompts and continuations of a step; all prompts of a step are of one length.

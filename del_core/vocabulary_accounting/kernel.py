@@ -5,9 +5,8 @@ products f_k(p) g_k(q) approximate it. With the factors of all coordinates in F_
 
     D_a(v || w) <= u F_v . G_w + slack       for every ordered pair of tokens,
 
-where slack is the number of coordinates times the largest error over a grid of probabilities, with
-the rounding of the probabilities to the grid and of the product to single precision. Rank times as
-costly as a distance, it knows direction and the clips. Proof: ``docs/privacy/vocabulary.md``.
+where slack bounds the error of the approximation and of rounding. Rank times as costly as a
+distance, it knows direction and the clips. Proof: ``docs/privacy/vocabulary.md``.
 """
 
 from __future__ import annotations

@@ -5,9 +5,8 @@ Every token has a feature vector f_v. For every order a of a list and every orde
     D_a(v || w) <= u kappa_a (a/2) (|f_v - f_w| + slack)^2.                           (*)
 
 All distances are one blockwise matrix product, and pairs far below the largest need no evaluation.
-(*) holds because divergences add over coordinates and that of two Bernoullis grows as one
-probability moves away from the other; kappa_a is the largest ratio of the two sides over a finite
-grid of probabilities. Proof: ``docs/privacy/vocabulary.md``.
+kappa_a is the largest ratio of the two sides over a grid of probabilities. Proof:
+``docs/privacy/vocabulary.md``.
 """
 
 from __future__ import annotations

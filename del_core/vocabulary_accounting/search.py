@@ -1,13 +1,10 @@
 """Privacy accounting restricted to a given vocabulary.
 
-Two prompts are neighbors if they differ in one private token, replaced by any other token of the
-vocabulary. The server's view of a token is a product of binomials, so the guarantee is the largest
-epsilon over all ordered pairs of rows. Branch and bound finds it: a certified screen of all pairs
-(``screen``, and ``kernel`` if many remain), Renyi divergences of the remaining pairs, and the
-privacy loss distribution (``product_pair``) of those that could be the worst. The bound holds
-wherever the search stops. Proofs: ``docs/privacy/vocabulary.md``.
-
-A table with 128 columns needs about 3 KiB for each token.
+The guarantee is the largest epsilon over all ordered pairs of rows. Branch and bound finds it: a
+certified screen of all pairs (``screen``, and ``kernel`` if many remain), Renyi divergences of the
+remaining pairs, and the privacy loss distribution (``product_pair``) of those that could be the
+worst. The bound holds wherever the search stops. Proofs: ``docs/privacy/vocabulary.md``. A table
+with 128 columns needs about 3 KiB for each token.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Packing of n-bit counts into bytes (docs/reference/wire-format.md, section "Payload").
 
-Row t holds the counts K_0..K_{dim-1} of token t. Count j occupies the row's bits j n .. j n + n -
-1, least significant bit first; bit i of a row is bit i % 8 of the row's byte i // 8. A row takes
-ceil(dim n / 8) bytes; the bits from dim n on are zero.
+Count j of a token occupies bits j n .. j n + n - 1 of its row, where bit i is bit i % 8 of byte
+i // 8. The bits from dim n on are zero.
 """
 
 from __future__ import annotations
