@@ -134,10 +134,7 @@ def canonical(value: object) -> bytes:
 
 
 def write_json_atomic(path: Path, value: object, *, indent: int | None = 2) -> None:
-    """Write a JSON file that is complete before it takes its name; no NaN.
-
-    Only one process may write a path at a time.
-    """
+    """Write a JSON file without NaN like :func:`write_atomic`; one process at a time."""
     write_atomic(path, (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode("utf-8"))
 
 

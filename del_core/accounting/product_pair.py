@@ -161,10 +161,7 @@ class ProductPair(WorstPair):
         return Bracket(self._epsilon(delta, points, upper=False), self._epsilon(delta, points, upper=True))
 
     def epsilon(self, delta: float, points: int = 1 << 16) -> float:
-        """Return the least epsilon at ``delta``: exact for one group, else an upper bound.
-
-        It is the upper end of :meth:`epsilon_bounds`, in a third of the time.
-        """
+        """Return an upper bound of the least epsilon at ``delta``, exact for one group."""
         return self._epsilon(delta, points, upper=True)
 
     epsilon_upper = epsilon

@@ -55,11 +55,8 @@ _BLOCK_ROWS: Final = 4096
 class VariantContent:
     """A variant with its server side.
 
-    Attributes:
-        weight, bias: (b, dim) and (b,), of the linear decoder.
-        norm_limit: R, the largest norm of a dequantized row.
-        soft_prompt: (m, b).
-        tensors: further tensors of the decoder kind.
+    ``weight`` (b, dim) and ``bias`` (b,) are the linear decoder, ``tensors`` those of another kind.
+    ``norm_limit`` is R, the largest norm of a dequantized row; ``soft_prompt`` is (m, b).
     """
 
     variant: Variant

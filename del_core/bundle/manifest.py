@@ -194,10 +194,7 @@ def server_file_names(variants: Sequence[Variant]) -> list[str]:
 
 
 def parse_manifest(data: bytes, name: str, *, server: bool) -> Manifest:
-    """Return the manifest in a file, after all checks that need no other file.
-
-    Errors call the file ``name``; ``server`` tells which of the two manifests it is.
-    """
+    """Return the manifest, with or without ``server``, in a file that errors call ``name``."""
     try:
         value = strict.parse(data, name="manifest", max_depth=_MAX_DEPTH)
         _object(value, "manifest")

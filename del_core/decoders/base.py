@@ -63,16 +63,13 @@ class DecoderInputs:
 
 
 class DecoderKind(ABC):
-    """A kind of decoder: its tensors, its decoder for serving and its class for training.
-
-    Its torch class is named, not imported, so that clients and servers do not load torch.
-    """
+    """A kind of decoder: its tensors, its decoder for serving and its class for training."""
 
     name: ClassVar[str]
     description: ClassVar[str]
     """Phrase for command-line help and documentation."""
     trainable: ClassVar[str]
-    """``module:class`` of the :class:`~del_core.training.decoders.TrainableDecoder`."""
+    """``module:class`` of the torch twin, named so that clients and servers do not load torch."""
     trained: ClassVar[bool] = False
     """Stage 2 trains parameters of the decoder itself, so it can go without a soft prompt."""
     dequantizes: ClassVar[bool] = True

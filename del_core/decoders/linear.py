@@ -22,14 +22,11 @@ from del_core.mechanism import TokenMechanism
 
 @dataclass(frozen=True, eq=False)
 class LinearDecoder:
-    """e' = D y + a', with y in units of the clip c and scaled to norm at most R.
-
-    ``weight`` D is (hidden size, dim), ``bias`` a' is (hidden size,), both float32.
-    """
+    """e' = D y + a', with y in units of the clip c and scaled to norm at most R."""
 
     mechanism: TokenMechanism
-    weight: FloatArray
-    bias: FloatArray
+    weight: FloatArray  # D, (hidden size, dim)
+    bias: FloatArray  # a', (hidden size,)
     norm_limit: float
 
     def decode(self, codes: npt.NDArray[np.uint8]) -> FloatArray:

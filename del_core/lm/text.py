@@ -79,10 +79,7 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], separator: int | None =
 
 
 class TokenWindows:
-    """Windows of ``length`` tokens, each epoch shifted by a random offset and shuffled.
-
-    ``batch(step, size)`` walks through the epochs; every window of an epoch is seen once.
-    """
+    """Windows of ``length`` tokens, each once an epoch, randomly shifted and shuffled."""
 
     def __init__(self, tokens: torch.Tensor, length: int, seed: int) -> None:
         if tokens.numel() < 2 * length:

@@ -167,20 +167,14 @@ class CategoricalMechanism(TokenMechanism):
 
 @dataclass(frozen=True, eq=False)
 class CategoricalLikelihood:
-    """Likelihood of released codes: the log of P(Z = c) / P(Z = z) for each code that agrees.
+    """Likelihood of released codes: the log of P(Z = c) / P(Z = z) for each code that agrees."""
 
-    ``table`` is (V, dim), ``agreement`` (dim,).
-    """
-
-    table: npt.NDArray[np.uint8]
-    agreement: npt.NDArray[np.floating[Any]]
+    table: npt.NDArray[np.uint8]  # (V, dim)
+    agreement: npt.NDArray[np.floating[Any]]  # (dim,)
 
     def __call__(self, counts: npt.NDArray[np.integer[Any]], releases: int = 1) -> npt.NDArray[np.floating[Any]]:
-        """Return log-likelihoods (..., V) of codes (..., dim), up to a constant.
-
-        ``releases`` must be 1, because a sum of codes has no meaning.
-        """
-        if releases != 1:
+        """Return log-likelihoods (..., V) of codes (..., dim), up to a constant."""
+        if releases != 1:  # a sum of codes has no meaning
             raise ValueError(f"releases must be 1 for categorical codes, got {releases}")
         scores = np.zeros((*counts.shape[:-1], len(self.table)), self.agreement.dtype)
         for column, gain in enumerate(self.agreement):

@@ -19,19 +19,15 @@ BEST = "best"
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """Settings that every stage through the frozen LM has.
-
-    ``bf16`` computes matrix products in bfloat16. ``evaluation_windows`` are windows of the
-    validation part.
-    """
+    """Settings that every stage through the frozen LM has."""
 
     prompt_tokens: int = 96
     continuation_tokens: int = 32
     batch: int = 16
     steps: int
     learning_rate: float
-    evaluation_windows: int = 128
-    bf16: bool = False
+    evaluation_windows: int = 128  # of the validation part
+    bf16: bool = False  # matrix products in bfloat16
     seed: int = 0
 
     @property
@@ -66,10 +62,7 @@ class PromptedConfig(StageConfig):
             raise ValueError(f"rows must be a multiple of {SOFT_PROMPT_STEP}, got {self.rows}")
 
     def batch_of(self, windows: TokenWindows, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the prompts and continuations of a step; all prompts of a step are of one length.
-
-        The length is random, so that short prompts are served as well.
-        """
+        """Return the prompts of a step, all of one random length, and their continuations."""
         latest = self.prompt_tokens - self.min_prompt_tokens
         first = int(torch.randint(0, latest + 1, (), generator=step_generator(self.seed, step)))
         tokens = windows.batch(step, self.batch)
@@ -78,19 +71,12 @@ class PromptedConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(PromptedConfig):
-    """Stage 1 with noise.
+    """Stage 1 with noise."""
 
-    Attributes:
-        map_asr: success s of the MAP attack at which the encoder is trained.
-        bits: bits n of a count.
-        width: hidden width of the encoder; 0 for an affine one.
-        decoder: kind that is trained along. ``linear`` costs a server next to nothing.
-    """
-
-    map_asr: float = field(kw_only=False)
+    map_asr: float = field(kw_only=False)  # success s of the MAP attack at which the encoder is trained
     bits: int = 4
-    width: int = 256
-    decoder: str = "trained"
+    width: int = 256  # hidden width of the encoder; 0 for an affine one
+    decoder: str = "trained"  # kind that is trained along; "linear" costs a server next to nothing
     steps: int = 800
     learning_rate: float = 3e-3
     encoder_rate: float = 1.0
@@ -108,15 +94,12 @@ class EncoderConfig(PromptedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SoftPromptConfig(PromptedConfig):
-    """Stage 2. With 0 rows the decoder is trained alone.
-
-    ``width`` and ``layers`` are sizes of the decoder's network, where its kind has one.
-    """
+    """Stage 2. With 0 rows the decoder is trained alone."""
 
     steps: int = 400
     learning_rate: float = 1e-2
     decoder: str = "linear"
-    width: int | None = None
+    width: int | None = None  # of the decoder's network, where its kind has one
     layers: int = 2
     decoder_learning_rate: float = 1e-3
     patience: int = 4

@@ -20,19 +20,14 @@ from del_core.training.projection import principal_components
 
 @dataclass(frozen=True, eq=False)
 class TrainableInputs:
-    """The parts from which a decoder starts.
+    """The parts from which a decoder starts."""
 
-    ``weight`` (b, d) and ``bias`` (b,) are the projection's linear decoder, ``embeddings`` (V, b)
-    the LM's input table, ``unigram`` (V,) token probabilities. ``norm_limit`` is R, the largest
-    norm of a row of y.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor
+    weight: torch.Tensor  # (b, d), of the projection's linear decoder
+    bias: torch.Tensor  # (b,), of the projection's linear decoder
     noisy: NoisyTable
-    norm_limit: float
-    embeddings: torch.Tensor
-    unigram: torch.Tensor
+    norm_limit: float  # R, the largest norm of a row of y
+    embeddings: torch.Tensor  # (V, b), the LM's input table
+    unigram: torch.Tensor  # (V,), token probabilities
 
     @property
     def sizes(self) -> ModelSizes:

@@ -46,10 +46,7 @@ _ALONE = Shard()
 
 
 class NoisyEncoder(nn.Module):
-    """The encoder and the noise scale, with gradients.
-
-    ``values`` (V, rank) are those of the decoder that is trained along, if it has any.
-    """
+    """Encoder and noise scale with gradients; ``values`` (V, rank) are the decoder's, if any."""
 
     def __init__(self, lm: FrozenLM, projection: Projection, mechanism: Mechanism, values: torch.Tensor | None) -> None:
         super().__init__()
@@ -241,10 +238,7 @@ def _refit_linear_decoder(lm: FrozenLM, projection: Projection) -> None:
 
 
 def _fill_clip(lm: FrozenLM, projection: Projection) -> float:
-    """Scale the encoder so that its largest coordinate is at the clip, and return the factor.
-
-    An unused part of the clip costs worst-case epsilon.
-    """
+    """Scale the encoder up to the clip, whose unused part costs epsilon, and return the factor."""
     with torch.no_grad():
         scale = 1.0 / float(projection.encode(lm.embeddings.float()).abs().max().clamp_min(1e-6))
         if scale > 1.0:

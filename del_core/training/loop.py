@@ -50,28 +50,19 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Run:
-    """Settings of one run of :func:`fit`.
+    """Settings of one run of :func:`fit`."""
 
-    Attributes:
-        name: of the progress bar, ``<name>.checkpoint`` and ``<name>.jsonl`` in ``directory``.
-        identity: identifies the run; :func:`fit` refuses a checkpoint of another run.
-        evaluate_every: steps between evaluations; the last step is always evaluated.
-        patience: evaluations without improvement after which training stops; None for no limit.
-        keep_start: keep the given parameters if training finds no better ones.
-        rates: learning rates of single parameters, by name, as multiples of the schedule's.
-    """
-
-    name: str
+    name: str  # of the progress bar, <name>.checkpoint and <name>.jsonl
     directory: Path
     schedule: Schedule
-    identity: Mapping[str, object]
-    evaluate_every: int = 100
+    identity: Mapping[str, object]  # fit refuses a checkpoint of another one
+    evaluate_every: int = 100  # steps; the last step is always evaluated
     checkpoint_every: int = 50
-    patience: int | None = None
-    keep_start: bool = False
+    patience: int | None = None  # evaluations without improvement after which training stops
+    keep_start: bool = False  # keep the given parameters if training finds no better ones
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    rates: Mapping[str, float] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)  # multiples of the learning rate, by parameter
     progress: bool = True
 
     def optimizer(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:

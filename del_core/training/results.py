@@ -34,28 +34,20 @@ class CalibratedRate:
 
 @dataclass(frozen=True)
 class ProjectionResult:
-    """A projection that was trained without noise; perplexities on the test part.
-
-    ``ppl_pca`` is that of the projection before training.
-    """
+    """A projection that was trained without noise; test perplexities."""
 
     config: ProjectionConfig = field(metadata=FLAT)
     dim: int
     model_sha256: str
     text_sha256: str
     ppl_clean: float
-    ppl_pca: float
+    ppl_pca: float  # before training
     ppl_projected: float
 
 
 @dataclass(frozen=True)
 class EncoderResult:
-    """An encoder that was trained with noise.
-
-    ``map_asr`` is the success that was reached: less than ``config.map_asr`` where the table gives
-    away less than that even without noise. Perplexities are on the validation part, both at equal
-    success.
-    """
+    """An encoder that was trained with noise; validation perplexities at equal success."""
 
     config: EncoderConfig = field(metadata=FLAT)
     dim: int
@@ -65,7 +57,7 @@ class EncoderResult:
     calibration: CalibratedRate
     ppl_start: float
     ppl_trained: float
-    map_asr: float
+    map_asr: float  # reached: less than config.map_asr where the table gives away less even without noise
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], name: str = "") -> EncoderResult:
@@ -77,12 +69,7 @@ class EncoderResult:
 
 @dataclass(frozen=True)
 class SoftPromptResult:
-    """A decoder and a soft prompt that were trained for one mechanism.
-
-    Perplexities are on the test part. ``ppl_noisy`` is that of the linear decoder alone,
-    ``ppl_decoder`` that of the trained decoder without the soft prompt, ``ppl_projected`` that of
-    the projection without noise.
-    """
+    """A decoder and soft prompt that were trained for one mechanism; test perplexities."""
 
     name: str
     config: SoftPromptConfig = field(metadata=FLAT)
@@ -95,9 +82,9 @@ class SoftPromptResult:
     model_sha256: str
     text_sha256: str
     ppl_clean: float
-    ppl_projected: float
-    ppl_noisy: float
-    ppl_decoder: float
+    ppl_projected: float  # of the projection without noise
+    ppl_noisy: float  # of the linear decoder
+    ppl_decoder: float  # of the trained decoder without the soft prompt
     ppl_soft_prompt: float
 
     @property
@@ -113,21 +100,15 @@ class SoftPromptResult:
 
 @dataclass(frozen=True)
 class VariantResult:
-    """A finished variant.
-
-    Attributes:
-        recovery: success of each per-token attack on the test part, measured on ``date`` (ISO).
-        calibration: the attack that chose the noise, if one did.
-        candidates: validation loss of each decoder kind, if all of them were trained.
-    """
+    """A finished variant."""
 
     trained: SoftPromptResult = field(metadata=FLAT)
     task: str
     guarantees: Guarantees
-    recovery: Mapping[str, Rate]
-    date: str
-    calibration: CalibratedRate | None = field(default=None, metadata=OMITTED)
-    candidates: Mapping[str, float] | None = field(default=None, metadata=OMITTED)
+    recovery: Mapping[str, Rate]  # success of each per-token attack on the test part
+    date: str  # of the attacks, ISO
+    calibration: CalibratedRate | None = field(default=None, metadata=OMITTED)  # of the noise, if an attack chose it
+    candidates: Mapping[str, float] | None = field(default=None, metadata=OMITTED)  # validation loss by decoder kind
 
     @property
     def audit(self) -> dict[str, Any]:

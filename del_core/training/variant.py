@@ -75,10 +75,7 @@ class VariantPlan:
 def train_variant(
     lm: FrozenLM, stage1: Stage1, plan: VariantPlan, output: Path, *, progress: bool = True
 ) -> VariantResult:
-    """Train one variant and write it, with ``variant.json``, to ``output``.
-
-    The noise is calibrated on the validation part, the attacks are measured on the test part.
-    """
+    """Train a variant into ``output``: noise from the validation part, attacks on the test part."""
     surface = attack_surface(lm, stage1.projection)
     mechanism, calibration = plan.noise.mechanism(surface, calibration_tokens(lm))
     run, losses = SoftPromptRun(plan.name, mechanism, plan.config), None
@@ -108,10 +105,7 @@ def train_variant(
 def _train_best(
     lm: FrozenLM, stage1: Stage1, run: SoftPromptRun, output: Path, *, progress: bool
 ) -> tuple[SoftPromptResult, dict[str, float]]:
-    """Train every kind under ``output/candidates`` and copy the one of least validation loss.
-
-    Returns its result, and the validation losses by kind.
-    """
+    """Train all kinds, copy the one of least validation loss; return its result and all losses."""
     results: dict[str, SoftPromptResult] = {}
     for kind in stage2_kinds(run.config.rows):
         one = replace(run, config=replace(run.config, decoder=kind))

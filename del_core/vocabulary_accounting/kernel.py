@@ -27,20 +27,14 @@ _SAMPLE = 129  # columns from which the factors are found
 
 @dataclass(frozen=True)
 class DivergenceKernel:
-    """Factors on a grid of cells: D_a(p || q) <= left[i] . right[k] + error, p in cell i, q in k.
-
-    Attributes:
-        edges: rising borders (cells + 1,), or the probabilities (cells,) of a few levels.
-        left, right: (cells, rank).
-        error: per coordinate and trial, in nats.
-    """
+    """Factors with D_a(p || q) <= left[i] . right[k] + error for p in cell i, q in cell k."""
 
     mechanism: Mechanism
     order: float
-    edges: FloatArray
-    left: FloatArray
-    right: FloatArray
-    error: float
+    edges: FloatArray  # rising borders (cells + 1,), or the probabilities (cells,) of a few levels
+    left: FloatArray  # (cells, rank)
+    right: FloatArray  # (cells, rank)
+    error: float  # per coordinate and trial, in nats
 
     @classmethod
     def fitted(cls, mechanism: Mechanism, table: Integers, order: float, nodes: int = _NODES) -> DivergenceKernel:
