@@ -177,10 +177,7 @@ def load_client(path: str | os.PathLike[str], *, verify: bool = True, prefix: st
     """Load the client part in a directory; ``prefix`` is put before file names in errors.
 
     Without ``verify``, for a copy that this program verified when it stored it, sizes, types and
-    shapes are compared but contents are not read.
-
-    Raises:
-        BundleError: the directory holds anything else.
+    shapes are compared but contents are not read. BundleError is raised for any other directory.
     """
     directory = Path(path)
     files.check_listing(directory, prefix.rstrip("/"), CLIENT_FILES)
@@ -281,10 +278,8 @@ def write_bundle(
     """Write a bundle atomically; it is loaded and verified before it takes its place.
 
     ``table`` holds integer levels (V, columns) in -max_level..max_level and is stored as int8 if it
-    fits. Decoders and soft prompts keep float16; other floats become float32.
-
-    Raises:
-        BundleError: :func:`load_bundle` would refuse the bundle, or it cannot be written.
+    fits. Decoders and soft prompts keep float16; other floats become float32. BundleError is raised
+    if :func:`load_bundle` would refuse the bundle, or if it cannot be written.
     """
     if table.ndim != 2 or not np.issubdtype(table.dtype, np.integer):
         raise BundleError(TABLE, f"table must be integers (vocabulary, dim), got {table.dtype} with {table.ndim} axes")

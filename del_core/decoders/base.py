@@ -1,8 +1,7 @@
 """The interface of a decoder kind and the registry of kinds. Requires only numpy.
 
-Decoding is post-processing of a differentially private release and costs no privacy (Dwork and
-Roth, "The Algorithmic Foundations of Differential Privacy", proposition 2.1).
-docs/guides/training.md says when which kind is worth its cost.
+Decoding is post-processing and costs no privacy (Dwork and Roth, "The Algorithmic Foundations of
+Differential Privacy", proposition 2.1). docs/guides/training.md compares the kinds.
 """
 
 from __future__ import annotations
@@ -48,18 +47,13 @@ class DecoderOptions:
 
 @dataclass(frozen=True, eq=False)
 class DecoderInputs:
-    """The parts from which a decoder is built.
-
-    ``table`` holds levels (V, columns), ``log_prior`` natural-log token frequencies (V,).
-    ``norm_limit`` is R, the largest norm of a dequantized row. ``tensors`` are the arrays of the
-    kind, float32.
-    """
+    """The parts from which a decoder is built."""
 
     mechanism: TokenMechanism
-    table: npt.NDArray[np.integer[Any]]
-    log_prior: FloatArray
-    norm_limit: float
-    tensors: Mapping[str, FloatArray]
+    table: npt.NDArray[np.integer[Any]]  # levels (V, columns)
+    log_prior: FloatArray  # natural-log token frequencies (V,)
+    norm_limit: float  # R, the largest norm of a dequantized row
+    tensors: Mapping[str, FloatArray]  # arrays of the kind, float32
 
 
 class DecoderKind(ABC):

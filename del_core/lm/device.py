@@ -12,11 +12,7 @@ class DeviceError(DelError):
 
 
 def check_device(name: str) -> torch.device:
-    """Return the device that PyTorch calls ``name``.
-
-    Raises:
-        DeviceError: there is no such device; the message lists the devices of this machine.
-    """
+    """Return the device that PyTorch calls ``name``, or raise DeviceError with those there are."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()  # not on a device without memory, such as meta

@@ -62,10 +62,8 @@ class FrozenLM(BaseLM):
 def load_base_lm(directory: Path, device: str = "cpu") -> BaseLM:
     """Load a Hugging Face causal-LM directory with its ``tokenizer.json``.
 
-    Raises:
-        ModelError: the directory lacks config.json or tokenizer.json.
-        BundleError: it lacks safetensors weights.
-        DeviceError: there is no such device.
+    ModelError is raised if the directory lacks config.json or tokenizer.json, BundleError if it
+    lacks safetensors weights, DeviceError if there is no such device.
     """
     place = check_device(device)
     for name in ("config.json", "tokenizer.json"):

@@ -27,11 +27,8 @@ def assemble_bundle(
 ) -> Manifest:
     """Write the bundle of ``variant_directories``, outputs of ``train_variant``, in fp16.
 
-    ``name`` is the model's.
-
-    Raises:
-        ModelError: a directory is incomplete or does not fit the model; the message names it.
-        BundleError: ``output`` exists and ``overwrite`` is not set.
+    ``name`` is the model's. ModelError names a directory that is incomplete or does not fit the
+    model; BundleError is raised if ``output`` exists and ``overwrite`` is not set.
     """
     projection = load_projection(projection_directory, lm)
     contents = [_content(lm, projection, directory) for directory in variant_directories]

@@ -168,10 +168,9 @@ def train_encoder(
 ) -> EncoderResult:
     """Train the encoder of ``stage1`` for ``config.map_asr`` and write it to ``output``.
 
-    ``stage1`` is a projection that was trained without noise, or an encoder that was trained for
-    another success, from which encoder and decoder continue. ModelError is raised if that encoder
-    has another width. ``output`` gets the files of ``train_projection`` and
-    ``decoder_start.safetensors``, the start of stage 2.
+    ``stage1`` is a projection that was trained without noise, or an encoder of the same width that
+    was trained for another success, from which encoder and decoder continue. ``output`` gets the
+    files of ``train_projection`` and ``decoder_start.safetensors``, the start of stage 2.
     """
     torch.manual_seed(config.seed)
     training = _Training(lm, stage1, config)

@@ -1,8 +1,7 @@
 """Data parallel training: the rows that each worker computes, and agreement between the workers.
 
-Every worker draws the global batch and its noise as one process would and computes its own rows;
-DistributedDataParallel averages the gradients. The losses of any number of workers are therefore
-those of one, up to rounding. :mod:`cluster.training` starts the workers.
+Every worker draws the global batch and its noise as one process would and computes its own rows, so
+the losses of any number of workers are those of one, up to rounding (:mod:`cluster.training`).
 """
 
 from __future__ import annotations

@@ -35,10 +35,9 @@ _PAIR_BLOCK = 1 << 16  # coordinates of pairs evaluated at once
 
 
 def pair_divergences(mechanism: Mechanism, first: Integers, second: Integers, orders: FloatArray) -> FloatArray:
-    """Return Renyi divergences (pairs, A) of ``first`` from ``second`` in nats, rounded up.
+    """Return Renyi divergences (pairs, A) of levels (pairs, dim) in nats, rounded up.
 
-    ``first`` and ``second`` are levels (pairs, dim); ``orders``, above 1, have shape (A,) for all
-    pairs or (pairs, A).
+    ``orders``, above 1, have shape (A,) for all pairs or (pairs, A).
     """
     pairs, dim = first.shape
     orders = np.broadcast_to(np.asarray(orders, np.float64), (pairs, np.shape(orders)[-1]))

@@ -190,10 +190,9 @@ def _largest_divergence(table: Integers, screen: Screen, distances: PairDistance
 
 
 def _convex(orders: FloatArray, bounds: FloatArray) -> FloatArray:
-    """Sharpen upper bounds of D_a by convexity.
+    """Sharpen upper bounds of D_a by the lower convex hull of those of (a-1) D_a.
 
-    (a-1) D_a is convex in a and 0 at a = 1 for every pair, hence also for the largest: the lower
-    convex hull of its bounds is a bound.
+    For every pair that is convex in a and 0 at a = 1, hence also for the largest.
     """
     rank = np.argsort(orders)
     x, y = np.concatenate(([0.0], orders[rank] - 1.0)), np.concatenate(([0.0], (orders[rank] - 1.0) * bounds[rank]))
