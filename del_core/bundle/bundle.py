@@ -248,11 +248,8 @@ def _decoder_specs(manifest: Manifest, variant: Variant, claimed: Mapping[str, t
 
 
 def _check_levels(table: NDArray[Any], max_level: int, name: str) -> None:
-    for start in range(0, len(table), _BLOCK_ROWS):
-        block = table[start : start + _BLOCK_ROWS]
-        low, high = int(block.min()), int(block.max())
-        if low < -max_level or high > max_level:
-            found = low if low < -max_level else high
+    for found in (int(table.min()), int(table.max())) if table.size else ():
+        if abs(found) > max_level:
             raise BundleError(name, f"levels must be from {-max_level} to {max_level}, got {found}")
 
 
@@ -284,8 +281,7 @@ def write_bundle(
     if table.ndim != 2 or not np.issubdtype(table.dtype, np.integer):
         raise BundleError(TABLE, f"table must be integers (vocabulary, dim), got {table.dtype} with {table.ndim} axes")
     dtype = "int8" if max_level <= 127 else "int16"
-    if table.size and max(-int(table.min()), int(table.max())) > max_level:
-        raise BundleError(TABLE, f"levels must be from -{max_level} to {max_level}, got one outside")
+    _check_levels(table, max_level, TABLE)
     _check_tokenizer(tokenizer_json)
     client = {TABLE: dump({"levels": table.astype("int8" if dtype == "int8" else "<i2")}), TOKENIZER: tokenizer_json}
     server = {PRIOR: dump({"log_prior": log_prior.astype("<f4")})}
