@@ -1,7 +1,6 @@
 """Safetensors files: ``u64 header length | header (JSON) | tensors``, little-endian.
 
-A header is read under a bound. For a bundle, every declared type, shape and offset is compared with
-the expected one and with the size of the file before the tensors are mapped.
+A bundle's tensors are mapped only after their declared types, shapes and offsets were checked.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Check of a model directory before anything is loaded: one sentence for each problem.
 
-Training, serving and vLLM would find some of these problems late and in other words. The check
-reads config.json, the tokenizer and the headers of the weight files, which takes milliseconds.
+It reads config.json, the tokenizer and the headers of the weight files, which takes milliseconds.
 """
 
 from __future__ import annotations

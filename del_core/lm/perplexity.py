@@ -14,9 +14,8 @@ def continuation_nll(
 ) -> torch.Tensor:
     """Return the mean negative log-likelihood in nats per continuation token, (batch,).
 
-    The model reads [soft prompt; prompt; continuation]; the continuation is clean, as the server
-    generates it. ``prompt`` holds embeddings (batch, prompt tokens, hidden size), ``continuation``
-    token ids and ``soft_prompt`` (rows, hidden size).
+    The model reads embeddings ``soft_prompt`` (rows, hidden size), embeddings ``prompt`` (batch,
+    prompt tokens, hidden size) and the token ids ``continuation``, clean as on the server.
     """
     clean = model.get_input_embeddings()(continuation[:, :-1])
     parts = [prompt.to(clean.dtype), clean]

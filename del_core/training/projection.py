@@ -40,8 +40,7 @@ class Projection(nn.Module):
     """Encoder from (..., b) to (..., d) with clipping, and affine decoder back.
 
     The published encoder is affine. With ``width`` it is x = clip(E e + a + F silu(G e / rms(e)),
-    -1, 1), where F starts at zero. The client's table holds any function of the token, so this
-    costs the client nothing.
+    -1, 1), where F starts at zero; behind its table this costs the client nothing.
     """
 
     def __init__(self, hidden_size: int, dim: int, width: int = 0) -> None:

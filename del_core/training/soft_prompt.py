@@ -1,7 +1,6 @@
 """Stage 2: the soft prompt and the decoder of one variant, trained for that variant's noise.
 
-Projection and LM are frozen. The soft prompt is trained by peft's prompt tuning (Lester et al.,
-2021, arXiv 2104.08691).
+Projection and LM are frozen; peft's prompt tuning (arXiv 2104.08691) trains the soft prompt.
 """
 
 from __future__ import annotations

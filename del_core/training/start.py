@@ -94,11 +94,8 @@ class NoisyPrompt:
 def calibrate_norm_limit(
     lm: FrozenLM, stage1: Stage1, noisy: NoisyTable, windows: torch.Tensor, config: StageConfig
 ) -> float:
-    """Return the norm limit R of least perplexity from a grid of multiples of the table's norm.
-
-    Counts of a noisy mechanism dequantize to rows far longer than any clean one; unlimited, they
-    dominate everything else that the LM reads.
-    """
+    """Return the norm limit R of least perplexity from a grid of multiples of the table's norm."""
+    # Without a limit, noisy counts dequantize to rows that dominate everything else the LM reads.
     longest = float((noisy.levels.float() / noisy.mechanism.max_level).norm(dim=1).max())
 
     def perplexity(factor: float) -> float:

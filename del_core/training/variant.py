@@ -29,17 +29,13 @@ from del_core.training.start import Stage1
 
 @dataclass(frozen=True)
 class Noise:
-    """The choice of a variant's noise by exactly one of four targets.
-
-    ``map_asr`` and ``nearest_asr`` are found by bisection on text that no result is reported on,
-    ``epsilon`` at ``delta`` is solved exactly, and ``mu`` is the published formula.
-    """
+    """The choice of a variant's noise by exactly one of four targets."""
 
     bits: int
-    map_asr: float | None = None
-    nearest_asr: float | None = None
-    mu: float | None = None
-    epsilon: float | None = None
+    map_asr: float | None = None  # found by bisection on text that no result is reported on
+    nearest_asr: float | None = None  # likewise
+    mu: float | None = None  # by the published formula
+    epsilon: float | None = None  # at delta, solved exactly
     delta: float = DEFAULT_DELTA
 
     def __post_init__(self) -> None:
