@@ -9,7 +9,7 @@ from del_core.mechanism.base import (
     TokenMechanism,
     WorstPair,
 )
-from del_core.mechanism.binomial import BINOMIAL, BinomialMechanism, Mechanism, TokenLikelihood, require_binomial
+from del_core.mechanism.binomial import BINOMIAL, BinomialMechanism, Mechanism, TokenLikelihood
 from del_core.mechanism.categorical import CATEGORICAL, CategoricalMechanism
 from del_core.mechanism.likelihood import map_tokens
 from del_core.mechanism.randomness import random_bytes
@@ -30,5 +30,4 @@ __all__ = [
     "WorstPair",
     "map_tokens",
     "random_bytes",
-    "require_binomial",
 ]

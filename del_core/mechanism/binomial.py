@@ -292,13 +292,6 @@ class TokenLikelihood:
         return scores
 
 
-def require_binomial(mechanism: TokenMechanism, purpose: str) -> BinomialMechanism:
-    """Return ``mechanism`` if it is binomial, as ``purpose`` needs; else raise ValueError."""
-    if not isinstance(mechanism, BinomialMechanism):
-        raise ValueError(f"mechanism must be {BINOMIAL} for {purpose}, got {mechanism.kind}")
-    return mechanism
-
-
 MECHANISMS.register(BINOMIAL, BinomialMechanism)
 
 Mechanism = BinomialMechanism

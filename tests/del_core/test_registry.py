@@ -20,7 +20,7 @@ from client_lib.ledger.store import Entry
 from del_core import accounting
 from del_core.accounting.composition import Composition
 from del_core.bundle import Bundle, BundleError, Guarantees, load_bundle, write_bundle
-from del_core.mechanism import BINOMIAL, MECHANISMS, BinomialMechanism, MechanismSpec, require_binomial
+from del_core.mechanism import BINOMIAL, MECHANISMS, BinomialMechanism, MechanismSpec
 from del_core.mechanism.base import mechanism_of_level
 from del_core.registry import Registry
 from tests.support import core_bundles
@@ -58,9 +58,6 @@ def test_the_binomial_mechanism_is_registered() -> None:
     mechanism = BinomialMechanism(4, 8, 0.25, max_level=127)
     spec = MechanismSpec(mechanism.kind, mechanism.parameters())
     assert spec.build(8, 127) == mechanism
-    assert require_binomial(mechanism, "a test") is mechanism
-    with pytest.raises(ValueError, match=r"^mechanism must be binomial for a test, got toy$"):
-        require_binomial(TOY, "a test")
     with pytest.raises(ValueError, match=r"^mechanism must be of a kind that can be dequantized, got 'toy'$"):
         TOY.dequantize(np.zeros((1, 1), np.uint8))
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +13,10 @@ from safetensors.numpy import load_file, save
 
 from del_core import accounting
 from del_core.audit import settings
-from del_core.audit.attacks import ATTACKS
 from del_core.audit.runner import PartialResults
 from del_core.audit.settings import AuditConfig, InverterConfig, ProvenConfig
 from del_core.bundle import load_bundle, replace_audit
 from delctl.main import run
-from tests.support import toys
 from tests.support.core_bundles import SERVER_FILES, reseal, unchanged
 from tests.support.tiny import Tiny, make_tiny
 
@@ -130,38 +125,6 @@ def test_an_interrupted_audit_leaves_no_report_and_is_resumed(
     assert audited == names, "the variant that was done is not attacked again"
     assert list(json.loads((out / "audit.json").read_text(encoding="utf-8"))["variants"]) == names
     assert len((out / "tokens.csv").read_text(encoding="utf-8").splitlines()) > 2 * 100, "of the kept variant, too"
-
-
-def test_an_attack_of_a_plugin_is_reported_everywhere(tiny: Tiny, text: Path, tmp_path: Path) -> None:
-    """A distribution with an entry point adds an attack; nothing inside the packages names it."""
-    root, plugins = Path(__file__).resolve().parents[2], toys.install_plugin(tmp_path / "plugins", "register_attack")
-    program = (
-        "import sys\nfrom del_core.audit import settings\nfrom tests.delctl.test_audit import SMALL\n"
-        "settings.QUICK = SMALL\nfrom delctl.main import run\nsys.exit(run(sys.argv[1:]))\n"
-    )
-    out = tmp_path / "report"
-    arguments = ["audit", tiny.bundle, "--model", tiny.model, "--text", text, "--out", out, "--quick", "--update"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(plugins), str(root)))},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert toys.ATTACK not in ATTACKS, "this process has no plugin"
-    head = next(line for line in done.stdout.splitlines() if line.startswith("variant"))
-    assert head.split()[1:6] == [*_ATTACKS, toys.ATTACK]
-    audit = json.loads((out / "audit.json").read_text(encoding="utf-8"))
-    for name, variant in load_bundle(tiny.bundle).variants.items():
-        found = audit["variants"][name]
-        assert found["attacks"][toys.ATTACK]["success"] == found["guessing"]["success"]
-        assert variant.audit[toys.ATTACK]["success"] == found["guessing"]["success"]
-    page = (out / "index.html").read_text(encoding="utf-8")
-    assert page.count(toys.ATTACK_LABEL) == len(audit["variants"])
-    assert page.count(toys.ATTACK_EXPLANATION) == 1
 
 
 def test_bad_text_is_refused_and_leaves_nothing(

@@ -16,6 +16,7 @@ import numpy as np
 
 from del_core.decoders import (
     DECODERS,
+    Decoder,
     DecoderInputs,
     DecoderKind,
     DecoderOptions,
@@ -161,6 +162,18 @@ def register_attack() -> None:
 # ---------------------------------------------------------------------------------------- decoder
 
 
+@dataclass(frozen=True, eq=False)
+class ToyDecoder:
+    """The linear decoder of gain * K / largest count, for counts that are no coordinates."""
+
+    inputs: DecoderInputs
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        tensors = self.inputs.tensors
+        shares = codes / np.float32(self.inputs.mechanism.largest_count)
+        return tensors["gain"] * shares @ tensors["weight"].T + tensors["bias"]
+
+
 class ToyDecoderKind(DecoderKind):
     """The linear decoder of gain * y, where stage 2 trains the gain."""
 
@@ -168,6 +181,7 @@ class ToyDecoderKind(DecoderKind):
     description = "the linear decoder with a trained gain"
     trainable = "tests.support.toy_trainable:TrainableToy"
     trained = True
+    dequantizes = False
 
     def shapes(self, claimed: Shapes, model: ModelSizes) -> dict[str, tuple[int, ...]]:
         return {"weight": (model.hidden_size, model.dim), "bias": (model.hidden_size,), "gain": (1,)}
@@ -178,7 +192,9 @@ class ToyDecoderKind(DecoderKind):
     def multiplications(self, shapes: Shapes, model: ModelSizes) -> int:
         return (model.hidden_size + 1) * model.dim
 
-    def build(self, inputs: DecoderInputs) -> LinearDecoder:
+    def build(self, inputs: DecoderInputs) -> Decoder:
+        if not inputs.mechanism.can_dequantize:
+            return ToyDecoder(inputs)
         weight = inputs.tensors["gain"] * inputs.tensors["weight"]
         return LinearDecoder(inputs.mechanism, weight, inputs.tensors["bias"], inputs.norm_limit)
 
@@ -191,8 +207,6 @@ def register_decoder() -> None:
 # ---------------------------------------------------------------------------------------- engine
 
 ENGINE = "toy"
-ENGINE_PLUGIN = "from tests.support.toys import register_engine\nregister_engine()\n"
-"""Source of a plugin module."""
 
 
 def register_engine() -> None:

@@ -82,7 +82,7 @@ def _summary(audit: AuditResult) -> str:
             *(percent(variant.attacks[attack].rate.success) if attack in variant.attacks else "" for attack in names),
             f"{variant.leakage.leakage_bits:.2f} of {variant.leakage.entropy_bits:.2f}",
             _number(variant.proven.epsilon_vocabulary),
-            _number(variant.proven.epsilon),
+            _epsilon(variant.proven.epsilon),
         )
         for name, variant in audit.variants.items()
     ]
@@ -209,10 +209,7 @@ def _proven(variant: VariantAudit) -> str:
         "pair of inputs, by its share of false alarms; one token.</figcaption></figure>"
     )
     if ceilings is None or proven.worst_pair is None:
-        rows = [
-            (_replaced(scope), "infinite" if scope.epsilon is None else _number(scope.epsilon))
-            for scope in proven.scopes
-        ]
+        rows = [(_replaced(scope), _epsilon(scope.epsilon)) for scope in proven.scopes]
         measured = [("success of a guess of one token", success), ("bits of one token", bits)]
         return (
             f"<h3>What is proven (delta {proven.delta:g})</h3>{_table(('Replaced', 'Epsilon, any input'), rows)}"
@@ -328,6 +325,11 @@ def _number(value: float | None) -> str:
     if value is None:
         return "not computed"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+
+
+def _epsilon(value: float | None) -> str:
+    """Return an epsilon for any input, which is always computed."""
+    return "infinite" if value is None else _number(value)
 
 
 def _interval(rate: Rate) -> str:
