@@ -18,15 +18,13 @@ RESERVED_VARIANT: Final = "clear"
 SOFT_PROMPT_STEP: Final = 32  # a soft prompt fills whole cache blocks, so that the engine computes it once
 
 MAX_MANIFEST_BYTES: Final = 1024 * 1024
-MAX_TABLE_BYTES: Final = 4 * 1024**3
-MAX_TOKENIZER_BYTES: Final = 64 * 1024**2
 MAX_SERVER_FILE_BYTES: Final = 4 * 1024**3
 
 MANIFEST: Final = "manifest.json"
 TABLE: Final = "table.safetensors"
 TOKENIZER: Final = "tokenizer.json"
 PRIOR: Final = "prior.safetensors"
-CLIENT_LIMITS: Final = {TABLE: MAX_TABLE_BYTES, TOKENIZER: MAX_TOKENIZER_BYTES}
+CLIENT_LIMITS: Final = {TABLE: 4 * 1024**3, TOKENIZER: 64 * 1024**2}  # bytes
 
 _MAX_DEPTH: Final = 12  # the format needs 4, the audit section may nest
 _MAX_VARIANTS: Final = 64
