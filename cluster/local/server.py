@@ -152,10 +152,9 @@ class LocalServer:
     def _order(self, order: dict[str, Any], timeout_s: float, failure: str) -> dict[str, Any]:
         try:
             answer = self._channel.ask(order, timeout_s)
-            reason = answer.get("failed")
         except (TimeoutError, ChildProcessError) as error:
-            reason = str(error)
-        if reason:
+            answer = {"failed": str(error) or type(error).__name__}
+        if reason := answer.get("failed"):
             raise LocalServerError(f"{failure}: {reason}; its logs are in {self.directory}")
         return answer
 
