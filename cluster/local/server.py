@@ -44,6 +44,7 @@ from deployments.settings import ServedApplication, Settings, as_applications
 logger = logging.getLogger("cluster.local")
 
 LOOPBACK = "127.0.0.1"
+_FREE_PORTS = range(31_000, 32_768)  # above HAProxy's blocks, below the ports of outgoing connections
 _STOP_TIMEOUT_S = 30.0
 _DRAIN_SPARE_S = 15.0  # beyond the completions that draining waits for
 # Unix socket paths have at most 107 characters, and Ray's are long.
@@ -307,10 +308,17 @@ def terminated_as_exit() -> Iterator[None]:
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens."""
-    with socket.socket() as one:
-        one.bind((LOOPBACK, 0))
-        return int(one.getsockname()[1])
+    """Return a port on which nothing listens.
+
+    The system's own choice, port 0, would lie among the ports of outgoing connections, and one of
+    these could take it before the server listens.
+    """
+    for _ in range(100):
+        port = _FREE_PORTS.start + secrets.randbelow(len(_FREE_PORTS))
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind((LOOPBACK, port))
+            return port
+    raise LocalServerError(f"a port from {_FREE_PORTS.start} to {_FREE_PORTS.stop - 1} must be free, got none")
 
 
 def applications_to_json(applications: Sequence[ServedApplication], worker_nodes: int) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ import httpx
 import psutil
 import pytest
 
-from cluster.local import LocalServer, LocalServerError, processes, start_local
+from cluster.local import LocalServer, LocalServerError, free_port, processes, start_local
 from cluster.local.channel import SupervisorOptions
 from cluster.local.proxy import haproxy_binary
 from del_core.errors import BundleError
@@ -280,3 +280,14 @@ def test_what_is_printed_is_not_taken_for_a_report() -> None:
     assert rest == ""
     assert "WARNING: 8 PYTHON" in errors
     assert "and a child does too" in errors
+
+
+def test_a_free_port_is_none_that_an_outgoing_connection_takes() -> None:
+    first, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    ports = {free_port() for _ in range(50)}
+    assert len(ports) > 25  # servers that start at the same time rarely choose the same
+    assert max(ports) < first
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", min(ports)))
+        taken.listen()
+        assert min(ports) not in {free_port() for _ in range(2000)}
