@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypedDict
 
-from client_lib._validation import check_integer, check_seconds, must_be
+from client_lib._validation import check_integer, must_be
 from client_lib.errors import DELClientError, InvalidRequestError
 from client_lib.prompts.chat import ChatTemplate
 from client_lib.prompts.padding import Padding
 from client_lib.prompts.types import Draw
 from client_lib.protocol.retry import is_temporary
+from client_lib.types import Timeout as Timeout  # an option, and a public name of this module
 from del_core.bundle import ClientBundle
 from del_core.mechanism import TokenMechanism
 
@@ -21,30 +22,6 @@ _random = secrets.SystemRandom()
 
 Attributes: TypeAlias = Mapping[str, str | int | float | bool]
 """Sizes, times, statuses and error names; never text, token ids or counts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timeout:
-    """Time limits in seconds; None means no limit.
-
-    Args:
-        connect: making a connection.
-        read: the longest silence while a response is awaited or read, and the longest pause while
-            a request is written.
-        total: a whole call including retries and pauses; for a stream also the time that the
-            caller spends between chunks. The asynchronous client keeps it exactly. The synchronous
-            client checks it when bytes arrive, so a silent stream may end ``read`` seconds late.
-        first_token: from the start of a stream to its first token, retries and pauses included.
-    """
-
-    connect: float | None = 5.0
-    read: float | None = 60.0
-    total: float | None = 600.0
-    first_token: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("connect", "read", "total", "first_token"):
-            check_seconds(f"timeout.{name}", getattr(self, name))
 
 
 def timeout_from(timeout: Timeout | float | None) -> Timeout:

@@ -7,7 +7,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from client_lib.options import Timeout as Timeout  # a public import path
+from client_lib._validation import check_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Timeout:
+    """Time limits in seconds; None means no limit.
+
+    Args:
+        connect: making a connection.
+        read: the longest silence while a response is awaited or read, and the longest pause while
+            a request is written.
+        total: a whole call including retries and pauses; for a stream also the time that the
+            caller spends between chunks. The asynchronous client keeps it exactly. The synchronous
+            client checks it when bytes arrive, so a silent stream may end ``read`` seconds late.
+        first_token: from the start of a stream to its first token, retries and pauses included.
+    """
+
+    connect: float | None = 5.0
+    read: float | None = 60.0
+    total: float | None = 600.0
+    first_token: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("connect", "read", "total", "first_token"):
+            check_seconds(f"timeout.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,12 @@ import httpx
 
 from client_lib._core.effects import Call, Effect, Emit, Flow, Read, Send, Sleep, UseBundle
 from client_lib._core.flow import Core
-from client_lib._core.fork import renewed_after_fork
 from client_lib._core.transport import FAILURES, CallDeadline, Driver, Run, head_of, http_options
 from client_lib.errors import ClientClosedError, DELClientError
 from client_lib.options import Timeout
 from client_lib.prompts.encoder import Encoder
 from client_lib.types import Chunk
+from del_core.net.fork import renewed_after_fork
 
 T = TypeVar("T")
 

@@ -14,9 +14,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from client_lib._core.fork import renewed_after_fork
 from client_lib.errors import LedgerUnavailableError
 from del_core.mechanism.base import Level
+from del_core.net.fork import renewed_after_fork
 
 
 @dataclass(frozen=True, slots=True)

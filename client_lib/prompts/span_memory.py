@@ -33,10 +33,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from client_lib._core.fork import renewed_after_fork
 from client_lib._validation import invalid, missing_package, must_be
 from client_lib.errors import BundleOutdatedError, MemoryInvalidError
 from client_lib.prompts.types import DrawnSegment, Tokenized
+from del_core.net.fork import renewed_after_fork
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM

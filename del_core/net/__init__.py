@@ -1,1 +1,1 @@
-"""Network helpers that the client, the server and the command line share."""
+"""Helpers around sockets that the client, the server and the command line share."""
