@@ -80,12 +80,13 @@ def _block_of_ports() -> range:
     for _ in range(100):
         first = _FIRST_PORT + _BLOCK * secrets.randbelow((_LAST_PORT - _FIRST_PORT) // _BLOCK)
         block = range(first, first + _BLOCK)
-        if all(_is_free(port) for port in block):
+        if all(port_is_free(port) for port in block):
             return block
     raise OSError(f"no {_BLOCK} free ports in a row between {_FIRST_PORT} and {_LAST_PORT}")
 
 
-def _is_free(port: int) -> bool:
+def port_is_free(port: int) -> bool:
+    """Return whether a server could listen on a port of loopback."""
     with socket.socket() as one:
         try:
             one.bind(("127.0.0.1", port))

@@ -34,7 +34,7 @@ import psutil
 from cluster.config.env import local_environment, python_path
 from cluster.local import processes
 from cluster.local.channel import Channel, SupervisorOptions
-from cluster.local.proxy import Proxy, haproxy_binary, haproxy_environment
+from cluster.local.proxy import Proxy, haproxy_binary, haproxy_environment, port_is_free
 from del_core.bundle import load_bundle
 from del_core.errors import DelError
 from del_core.net.addresses import is_loopback
@@ -315,8 +315,7 @@ def free_port() -> int:
     """
     for _ in range(100):
         port = _FREE_PORTS.start + secrets.randbelow(len(_FREE_PORTS))
-        with contextlib.suppress(OSError), socket.socket() as one:
-            one.bind((LOOPBACK, port))
+        if port_is_free(port):
             return port
     raise LocalServerError(f"a port from {_FREE_PORTS.start} to {_FREE_PORTS.stop - 1} must be free, got none")
 

@@ -45,7 +45,7 @@ from del_core.audit.results import (
 )
 from del_core.audit.settings import AuditConfig
 from del_core.audit.similarity import SentenceSimilarity
-from del_core.bundle import Bundle, BundleError
+from del_core.bundle import Bundle
 from del_core.lm.model import BaseLM
 from del_core.lm.text import TextError
 from del_core.mechanism import BinomialMechanism
@@ -105,8 +105,7 @@ def audit_bundle(
     """
     observer = observer or Observer()
     base_model = bundle.manifest.base_model
-    if lm.checksum != base_model.sha256:
-        raise BundleError("model", f"has the checksum {lm.checksum[:16]}...; {base_model.sha256[:16]}... is required")
+    bundle.check_model(lm.checksum)
     tokenizer = Tokenizer.from_file(str(bundle.client.path / "tokenizer.json"))
     size = base_model.vocabulary_size
     corpus = make_corpus(text, tokenizer, prompts=config.prompts, length=config.length, vocabulary_size=size)

@@ -134,6 +134,12 @@ class Bundle:
         tensors = self._tensors[f"decoder-{self.client.variant(name).name}.safetensors"]
         return {key: np.array(value, dtype=np.float32) for key, value in tensors.items()}
 
+    def check_model(self, checksum: str) -> None:
+        """Raise BundleError unless the bundle was made for the model with this checksum."""
+        expected = self.manifest.base_model.sha256
+        if checksum != expected:
+            raise BundleError(MANIFEST, f"was made for a model with checksum {expected}, not {checksum}")
+
     def decoder_kind(self, name: str) -> DecoderKind:
         """Return the kind of a variant's decoder."""
         return DECODERS[self.client.variant(name).decoder]

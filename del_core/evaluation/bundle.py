@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from del_core.audit.records import OMITTED
 from del_core.audit.similarity import SentenceSimilarity
-from del_core.bundle import Bundle, BundleError
+from del_core.bundle import Bundle
 from del_core.evaluation.bootstrap import Interval, mean_interval, perplexity_interval, ratio_interval
 from del_core.evaluation.measure import Measured, Passages, measure
 from del_core.evaluation.view import ClearPrompt, CountsView, NoPrompt, ServerView, in_front
@@ -130,11 +130,7 @@ def evaluate_bundle(
         TextError: ``text`` is too short for two passages.
     """
     settings = settings or EvaluationSettings()
-    if bundle.manifest.base_model.sha256 != lm.checksum:
-        raise BundleError(
-            "manifest.json",
-            f"was made for a model with checksum {bundle.manifest.base_model.sha256}, not {lm.checksum}",
-        )
+    bundle.check_model(lm.checksum)
     tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
     tokens = tokenize(tokenizer, [text])
     length = settings.prompt_tokens + settings.continuation_tokens

