@@ -1,1 +1,1 @@
-"""Ways to run the application: a local cluster, config files, monitoring, training workers."""
+"""Ways to run the application: a local cluster, config files, training workers."""

@@ -1,10 +1,10 @@
-"""Write the generated files of the Helm chart, and the plain manifests that the chart renders to.
+"""Write the generated files of the Helm chart, the dashboard and the chart's plain manifests.
 
 Usage: manifests.py [--check]. With --check, nothing is written, and the exit status is 1 if a file
 is not current. The sources are
 
 - cluster/config/env.py for files/environment.yaml of the chart;
-- cluster/monitoring/dashboard.json for files/dashboard.json;
+- scripts/dashboard.py for cluster/monitoring/dashboard.json and files/dashboard.json;
 - deployments.settings for the definition `settings` of values.schema.json;
 - the chart and cluster/manifests/values/NAME.yaml for cluster/manifests/NAME.yaml.
 """
@@ -95,10 +95,13 @@ def _without_prose(value: Any) -> Any:
 
 
 def chart_files() -> Generated:
-    """Return the generated files of the chart."""
+    """Return the generated files of the chart, and the dashboard for use without it."""
+    from scripts.dashboard import dashboard_json
+
     return {
+        ROOT / "cluster/monitoring/dashboard.json": dashboard_json(),
         CHART / "files/environment.yaml": environment(),
-        CHART / "files/dashboard.json": (ROOT / "cluster/monitoring/dashboard.json").read_text("utf-8"),
+        CHART / "files/dashboard.json": dashboard_json(),
         CHART / "values.schema.json": values_schema(),
     }
 

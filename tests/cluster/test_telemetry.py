@@ -27,10 +27,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from client_lib import Client, DELClientError, private, public
 from cluster.local import LocalServer, start_local
-from cluster.monitoring.dashboard import PANELS
 from del_core.wire import MEDIA_TYPE
 from deployments.settings import parse_settings
 from deployments.telemetry.metrics import METRICS
+from scripts.dashboard import PANELS
 from tests.support.serving_frames import PATH
 
 CANARY = "Xylophonic canary quagmire beside Zwieback"

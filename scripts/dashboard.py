@@ -1,6 +1,4 @@
-"""Generator of the Grafana dashboard.
-
-    python -m cluster.monitoring.dashboard > cluster/monitoring/dashboard.json
+"""The Grafana dashboard, which `make manifests` writes as JSON.
 
 The panels show metrics of :data:`deployments.telemetry.metrics.METRICS` and of Ray Serve.
 """
@@ -123,9 +121,9 @@ def _panel(index: int, panel: Panel) -> dict[str, Any]:
     }
 
 
-def dashboard() -> dict[str, Any]:
-    """Return the dashboard in Grafana's JSON."""
-    return {
+def dashboard_json() -> str:
+    """Return the file that Grafana imports."""
+    board = {
         "uid": "del-serve",
         "title": "DEL Serve",
         "schemaVersion": 39,
@@ -142,11 +140,4 @@ def dashboard() -> dict[str, Any]:
         },
         "panels": [_panel(index, panel) for index, panel in enumerate(PANELS)],
     }
-
-
-def main() -> None:
-    print(json.dumps(dashboard(), indent=2))
-
-
-if __name__ == "__main__":
-    main()
+    return json.dumps(board, indent=2) + "\n"

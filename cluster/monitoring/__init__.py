@@ -1,1 +1,0 @@
-"""Grafana dashboard of a service."""
