@@ -3,6 +3,10 @@
 Committed data survives a crash of the process and of the system. Every decision is one ``BEGIN
 IMMEDIATE`` transaction, so two processes cannot both spend the rest of a budget.
 
+Only the owner may read the files. A file that is deleted or replaced under an open connection would
+take spending that nobody counts, so every transaction compares the files with those that were
+opened.
+
 Setting the clock forward must not free a budget. Within one boot of the machine time advances by
 the boot clock, which nobody can set; across boots it is the maximum of the last time and the time
 of day. (A wrong time of day after a boot looks like a machine that was off.)
@@ -14,9 +18,10 @@ import contextlib
 import math
 import os
 import sqlite3
+import stat
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from client_lib._validation import must_be
@@ -24,6 +29,8 @@ from client_lib.errors import LedgerUnavailableError
 from client_lib.ledger.store import Account, Entry
 
 _VERSION = 1
+_OWNER_ONLY = 0o600
+_BESIDE = ("-wal", "-shm")  # SQLite's write-ahead log and its index; they exist while a connection is open
 # The column "ratio" holds a noise level: an integer, or text for a mechanism that is not binomial.
 _SCHEMA = """
 CREATE TABLE clock (boot TEXT NOT NULL, boot_s REAL NOT NULL, now_s REAL NOT NULL);
@@ -43,7 +50,8 @@ class SQLiteStore:
     ``busy_timeout`` is in seconds. ``erase`` also overwrites deleted data in the file.
 
     Raises:
-        LedgerUnavailableError: the file cannot be opened, is no ledger, or has a newer version.
+        LedgerUnavailableError: the file cannot be opened, is no ledger, has a newer version, or was
+            deleted or replaced since it was opened.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 10.0) -> None:
@@ -53,6 +61,7 @@ class SQLiteStore:
         self._connection: sqlite3.Connection | None = None
         self._pid = 0
         self._inherited: list[sqlite3.Connection | None] = []
+        self._opened: Mapping[Path, tuple[int, int]] = {}
         self._closed = False
         with self._held(), self._failures():
             self._open()
@@ -63,20 +72,22 @@ class SQLiteStore:
         with self._held():
             with self._failures():
                 connection = self._open()
-            with self._failures(), _transaction(connection):
+            with self._failures(), self._transaction(connection):
                 yield _SQLiteAccount(connection, subject, _now(connection))
 
     def subjects(self) -> Sequence[str]:
         """See ``LedgerStore``."""
         with self._held(), self._failures():
-            rows = self._open().execute("SELECT subject FROM spending UNION SELECT subject FROM draws ORDER BY 1")
-            return [row[0] for row in rows]
+            connection = self._open()
+            with self._transaction(connection):
+                rows = connection.execute("SELECT subject FROM spending UNION SELECT subject FROM draws ORDER BY 1")
+                return [row[0] for row in rows]
 
     def erase(self, subject: str) -> bool:
         """See ``LedgerStore``."""
         with self._held(), self._failures():
             connection = self._open()
-            with _transaction(connection):
+            with self._transaction(connection):
                 found = sum(
                     connection.execute(f"DELETE FROM {table} WHERE subject = ?", (subject,)).rowcount
                     for table in ("spending", "draws")
@@ -105,16 +116,37 @@ class SQLiteStore:
         if self._closed:
             raise LedgerUnavailableError(f"ledger: {self.path} has been closed")
         if self._connection is None:
+            _restrict(self.path)
+            before = self._opened.get(self.path) or _identity(self.path)
             connection = sqlite3.connect(
                 self.path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
             )
             try:
                 _prepare(connection, self.path)
+                beside = [self.path.with_name(self.path.name + suffix) for suffix in _BESIDE]
+                self._opened = {self.path: before, **{path: _identity(path) for path in beside}}
+                self._check_files()
             except BaseException:
                 connection.close()
                 raise
             self._connection, self._pid = connection, os.getpid()
         return self._connection
+
+    @contextlib.contextmanager
+    def _transaction(self, connection: sqlite3.Connection) -> Iterator[None]:
+        """Commit durably to the files that were opened, or roll back."""
+        with _transaction(connection):
+            self._check_files()
+            yield
+            self._check_files()
+
+    def _check_files(self) -> None:
+        """Raise LedgerUnavailableError unless the paths still name the files that were opened."""
+        for path, opened in self._opened.items():
+            if _identity(path) != opened:
+                raise LedgerUnavailableError(
+                    f"ledger: {must_be(str(path), 'the file that was opened', 'another one')}; nothing has been sent"
+                )
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
@@ -156,6 +188,39 @@ class _SQLiteAccount:
     def forget_before(self, end: float) -> None:
         for table in ("spending", "draws"):
             self._connection.execute(f"DELETE FROM {table} WHERE subject = ? AND end_s <= ?", (self._subject, end))
+
+
+def _restrict(path: Path) -> None:
+    """Create the file for its owner only, or take the rights of others away.
+
+    SQLite gives its other files the same rights. An existing file is not opened here: closing it
+    would drop the locks of every connection of this process to it.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, _OWNER_ONLY))
+    except FileExistsError:
+        for one in (path, *(path.with_name(path.name + suffix) for suffix in _BESIDE)):
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_IMODE(one.stat().st_mode) & ~_OWNER_ONLY:
+                    one.chmod(_OWNER_ONLY)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return device and inode of a file with one name. Raises LedgerUnavailableError.
+
+    Under a second name SQLite would keep another log beside the same data.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise LedgerUnavailableError(
+            f"ledger: {must_be(str(path), 'the file that was opened', 'nothing')}; nothing has been sent"
+        ) from None
+    if found.st_nlink != 1:
+        raise LedgerUnavailableError(
+            f"ledger: {must_be(str(path), 'a file with one hard link', str(found.st_nlink))}; nothing has been sent"
+        )
+    return found.st_dev, found.st_ino
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:

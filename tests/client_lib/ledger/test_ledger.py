@@ -7,8 +7,10 @@ import math
 import multiprocessing
 import os
 import secrets
+import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -16,11 +18,12 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from client_lib.errors import BudgetExceededError, InvalidRequestError, LedgerUnavailableError
-from client_lib.ledger import Budget, Ledger, LedgerStore, MemoryStore, RedisStore, SQLiteStore
+from client_lib.ledger import Budget, Entry, Ledger, LedgerStore, MemoryStore, RedisStore, SQLiteStore
 from client_lib.ledger import sqlite as sqlite_store
 from client_lib.ledger import store as memory_store
 from client_lib.prompts.types import Draw
@@ -283,6 +286,96 @@ def test_files_that_are_no_ledger_are_refused(tmp_path: Path) -> None:
             SQLiteStore(tmp_path / name)
     with pytest.raises(LedgerUnavailableError):
         SQLiteStore(tmp_path / "no" / "such" / "directory.db")
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_only_the_owner_may_read_the_files(tmp_path: Path, existing: bool) -> None:
+    path = tmp_path / "ledger.db"
+    before = os.umask(0)
+    try:
+        if existing:
+            path.touch(0o664)
+        ledger = Ledger(SQLiteStore(path), budget=Budget(100.0, DELTA))
+        ledger.spend("ann", WEAK, [draw()])
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys(("ledger.db", "ledger.db-wal", "ledger.db-shm"), 0o600)
+    ledger.close()
+
+
+def replace_file(path: Path) -> None:
+    """Put a copy in the place of a file, as an editor or a restored backup does."""
+    copy = path.with_suffix(".copy")
+    shutil.copyfile(path, copy)
+    copy.replace(path)
+
+
+def add_name(path: Path) -> None:
+    path.with_suffix(".second").hardlink_to(path)
+
+
+@pytest.mark.parametrize("name", ["ledger.db", "ledger.db-wal", "ledger.db-shm"])
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (Path.unlink, "nothing"),
+        (replace_file, "another one"),
+        (add_name, "got 2"),
+        (lambda path: path.rename(f"{path}.old"), "nothing"),
+    ],
+)
+def test_files_that_change_under_an_open_ledger_stop_it(
+    tmp_path: Path, name: str, change: Callable[[Path], object], found: str
+) -> None:
+    """Spending in a deleted or replaced file would be spending that nobody counts."""
+    ledger = Ledger(SQLiteStore(tmp_path / "ledger.db"), budget=Budget(100.0, DELTA))
+    ledger.spend("ann", WEAK, [draw()])
+    change(tmp_path / name)
+    for act in (
+        lambda: ledger.spend("ann", WEAK, [draw()]),
+        lambda: ledger.spent("ann"),
+        lambda: ledger.erase("ann"),
+        ledger.store.subjects,
+    ):
+        with pytest.raises(LedgerUnavailableError, match=f"{name} must be .*{found}"):
+            act()
+    ledger.close()
+
+
+def test_a_file_that_changes_during_a_transaction_takes_no_spending(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    store = SQLiteStore(path)
+
+    def spend() -> None:
+        with store.account("ann") as account:
+            account.add(Entry(account.now + 60.0, 1, 1), [b"d" * 16])
+            path.unlink()
+
+    with pytest.raises(LedgerUnavailableError, match="got nothing"):
+        spend()
+    store.close()
+
+
+def test_a_forked_process_refuses_a_file_that_was_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = Ledger(SQLiteStore(path), budget=Budget(100.0, DELTA))
+    replace_file(path)
+
+    def spend(refused: Any) -> None:
+        try:
+            ledger.spend("ann", WEAK, [draw()])
+        except LedgerUnavailableError:
+            refused.set()
+
+    context = multiprocessing.get_context("fork")
+    refused = context.Event()
+    child = context.Process(target=spend, args=(refused,))
+    child.start()
+    child.join(30)
+    assert child.exitcode == 0
+    assert refused.is_set()
+    ledger.close()
 
 
 def test_a_locked_file_is_waited_for_and_then_reported(tmp_path: Path) -> None:

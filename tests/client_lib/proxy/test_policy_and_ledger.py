@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from client_lib import BudgetExceededError, Draw, LedgerUnavailableError, PolicyViolationError
+from client_lib.ledger import Budget, Ledger, SQLiteStore
 from del_core.bundle import ClientBundle
 from del_core.mechanism import Mechanism
 from tests.client_lib.proxy.conftest import MakeProxy
@@ -132,6 +135,20 @@ def test_a_ledger_that_cannot_write(make_proxy: MakeProxy, server: ScriptedServe
         assert (caught.value.status_code, caught.value.code) == (503, "ledger_unavailable")
         ledger.failure = None
         assert api.chat.completions.create(model="open", messages=MESSAGES, user="alice").choices
+    assert len(server.frames) == 1
+
+
+def test_a_ledger_whose_file_is_deleted(make_proxy: MakeProxy, server: ScriptedServer, tmp_path: Path) -> None:
+    """No request passes that the ledger cannot count."""
+    store = SQLiteStore(tmp_path / "ledger.db")
+    ledger = Ledger(store, budget=Budget(1e6))
+    with contextlib.closing(ledger), client_of(make_proxy(client={"ledger": ledger})) as api:
+        assert api.completions.create(model="open", prompt="one", user="alice").choices
+        store.path.unlink()
+        for prompt in ("two", "three"):
+            with pytest.raises(openai.InternalServerError) as caught:
+                api.completions.create(model="open", prompt=prompt, user="alice")
+            assert (caught.value.status_code, caught.value.code) == (503, "ledger_unavailable")
     assert len(server.frames) == 1
 
 
