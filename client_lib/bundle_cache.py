@@ -1,6 +1,6 @@
 """The bundle cache: the client parts of bundles on disk, one directory per fingerprint.
 
-    <cache>/bundles/<fingerprint>/      manifest.json, table.safetensors, tokenizer.json
+    <cache>/bundles/<fingerprint>/      the files of the client part
     <cache>/servers/<hash of base URL>  the last fingerprint from this server
     <cache>/verified/<fingerprint>      the state of the files when they were verified
 
@@ -19,12 +19,12 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from client_lib._validation import must_be
 from client_lib.errors import BundleInvalidError, CacheUnavailableError
-from del_core.bundle import CLIENT_FILES, ClientBundle, load_client, unpack_client
+from del_core.bundle import ClientBundle, load_client, unpack_client
 from del_core.errors import BundleError
 
 # A round is lost if another process changes the entry between two system calls.
@@ -49,7 +49,7 @@ class BundleCache:
     def __init__(self, directory: Path) -> None:
         self._bundles = directory / "bundles"
         self._servers = directory / "servers"
-        self._verified = VerifiedNotes(directory / "verified", CLIENT_FILES)
+        self._verified = VerifiedNotes(directory / "verified")
 
     def load(self, fingerprint: str) -> ClientBundle | None:
         """Return the cached bundle, or None. A damaged entry is removed."""
@@ -142,16 +142,18 @@ class VerifiedNotes:
     medium, and a user who may write to the cache could forge one.
     """
 
-    def __init__(self, directory: Path, files: Sequence[str]) -> None:
-        self._directory, self._files = directory, tuple(files)
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
 
     def state(self, entry: Path) -> str | None:
-        """Return the file system's record of an entry, or None if a file is missing."""
+        """Return the file system's record of an entry, or None if it cannot be read."""
         try:
-            found = [os.stat(entry / name, follow_symlinks=False) for name in self._files]
+            found = {name: os.stat(entry / name, follow_symlinks=False) for name in sorted(os.listdir(entry))}
         except OSError:
             return None
-        return json.dumps([[s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for s in found])
+        return json.dumps(
+            {name: [s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in found.items()}
+        )
 
     def holds(self, fingerprint: str, state: str | None) -> bool:
         """Return whether this state of the entry was verified."""
@@ -162,7 +164,10 @@ class VerifiedNotes:
 
     def write(self, fingerprint: str, state: str | None) -> None:
         """Note an entry as verified; ``state`` was taken before. A failure to write is ignored."""
-        if state is None or max(entry[4] for entry in json.loads(state)) > time.time_ns() - CLOCK_TICK_NS:
+        if (
+            state is None
+            or max((entry[4] for entry in json.loads(state).values()), default=0) > time.time_ns() - CLOCK_TICK_NS
+        ):
             return
         with contextlib.suppress(OSError):
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)

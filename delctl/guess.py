@@ -62,7 +62,7 @@ def guess_tokens(
     from del_core.wire import PrivateSegment
 
     codes = np.concatenate([segment.codes for segment in encoded.segments if isinstance(segment, PrivateSegment)])
-    guessed = map_tokens(bundle.mechanism(variant), bundle.client.table, bundle.log_prior, codes).tolist()
+    guessed = map_tokens(bundle.mechanism(variant), bundle.client.table_of(variant), bundle.log_prior, codes).tolist()
     hits = [guess == token for guess, token in zip(guessed, token_ids, strict=True)]
     return Guess(tuple(_runs(tokenizer, guessed, hits)), sum(hits), len(hits))
 

@@ -85,7 +85,7 @@ class Encoder:
         origin = self._origin(variant)
 
         def quantize(ids: tuple[int, ...]) -> DrawnSegment:
-            levels = self.bundle.table[np.asarray(ids, dtype=np.intp)]
+            levels = self.bundle.table_of(variant)[np.asarray(ids, dtype=np.intp)]
             codes = self.bundle.mechanism(variant).sample(levels, self._random_source)
             return DrawnSegment(codes, random_bytes(_DRAW_ID_BYTES))
 
@@ -138,9 +138,10 @@ class Encoder:
     def _origin(self, variant: str) -> tuple[object, ...]:
         """Return everything that segments depend on besides the prompt and the random bytes."""
         bundle = self.bundle
-        files = {name: bundle.manifest.files[name].sha256 for name in ("table.safetensors", "tokenizer.json")}
-        noise = None if variant == CLEAR else bundle.mechanism(variant)
-        return (files["tokenizer.json"], bundle.manifest.bos_token_id, noise and (files["table.safetensors"], noise))
+        files, noise = bundle.manifest.files, None
+        if variant != CLEAR:
+            noise = (files[bundle.variant(variant).table_file].sha256, bundle.mechanism(variant))
+        return (files["tokenizer.json"].sha256, bundle.manifest.bos_token_id, noise)
 
 
 def _load_tokenizer(bundle: ClientBundle) -> Tokenizer:

@@ -185,9 +185,9 @@ class _Audit:
         mechanism = self.bundle.mechanism(self.name)
         decoder = self.bundle.decoder(self.name)
         surface = AttackSurface(
-            table=np.asarray(self.bundle.client.table),
-            weight=decoder["weight"],
-            bias=decoder["bias"],
+            table=np.asarray(self.bundle.client.table_of(self.name)),
+            weight=decoder.get("weight"),
+            bias=decoder.get("bias"),
             embeddings=self.lm.embeddings.detach().float().cpu().numpy(),
             log_prior=self.bundle.log_prior,
         )

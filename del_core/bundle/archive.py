@@ -7,7 +7,7 @@ fixed order, owner and times zero; no links, paths, extension headers or duplica
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from del_core.errors import BundleError
@@ -42,6 +42,15 @@ def _header(name: str, size: int) -> bytes:
     return bytes(block)
 
 
+def _in_turn(
+    files: Mapping[str, memoryview],
+    limits: Mapping[str, int],
+    following: Callable[[Mapping[str, memoryview]], Mapping[str, int]],
+) -> Iterator[tuple[str, int]]:
+    yield from limits.items()
+    yield from following(files).items()
+
+
 def pack(files: Sequence[tuple[str, bytes]]) -> bytes:
     """Return the archive of these files in this order, deterministically."""
     parts: list[bytes] = []
@@ -50,15 +59,20 @@ def pack(files: Sequence[tuple[str, bytes]]) -> bytes:
     return b"".join([*parts, _END])
 
 
-def unpack(data: bytes | bytearray | memoryview, limits: Mapping[str, int]) -> dict[str, memoryview]:
+def unpack(
+    data: bytes | bytearray | memoryview,
+    limits: Mapping[str, int],
+    following: Callable[[Mapping[str, memoryview]], Mapping[str, int]] = lambda _: {},
+) -> dict[str, memoryview]:
     """Return views of the members, whose names and largest sizes ``limits`` gives in order.
 
+    ``following`` gives those of the members behind them, from the content of the first ones.
     Raises BundleError if the archive is anything else.
     """
     view = memoryview(data).cast("B")
     files: dict[str, memoryview] = {}
     position = 0
-    for name, most in limits.items():
+    for name, most in _in_turn(files, limits, following):
         header = bytes(view[position : position + _BLOCK])
         if len(header) < _BLOCK:
             raise BundleError(_ARCHIVE, f"must have the header of {name}, got the end at byte {len(view)}")

@@ -23,15 +23,20 @@ from del_core.bundle import files
 from del_core.bundle.manifest import (
     CLIENT_LIMITS,
     MANIFEST,
+    MAX_CODE_TABLES,
+    MAX_CODES_BYTES,
     MAX_MANIFEST_BYTES,
     PRIOR,
     TABLE,
     TOKENIZER,
     BaseModel,
+    CodeTable,
     FileEntry,
     Manifest,
     ServerSection,
     Variant,
+    client_limits,
+    codes_file,
     parse_manifest,
     server_file_names,
 )
@@ -43,8 +48,11 @@ from del_core.mechanism import TokenMechanism
 FloatArray = NDArray[np.floating[Any]]
 
 CLIENT_FILES: Final = (MANIFEST, TABLE, TOKENIZER)
-_ARCHIVE_LIMITS: Final = {MANIFEST: MAX_MANIFEST_BYTES, **CLIENT_LIMITS}
-MAX_ARCHIVE_BYTES: Final = sum(_ARCHIVE_LIMITS.values()) + 8192
+"""The files that every client part has; code tables follow them."""
+_MANIFEST_LIMIT: Final = {MANIFEST: MAX_MANIFEST_BYTES}
+MAX_ARCHIVE_BYTES: Final = (
+    MAX_MANIFEST_BYTES + sum(CLIENT_LIMITS.values()) + MAX_CODE_TABLES * MAX_CODES_BYTES + 32 * 1024
+)
 """Upper bound of the size of a client part's archive."""
 
 _FLOATS: Final = ("F32", "F16")
@@ -55,13 +63,14 @@ _BLOCK_ROWS: Final = 4096
 class VariantContent:
     """A variant with its server side.
 
-    ``weight`` (b, dim) and ``bias`` (b,) are the linear decoder, ``tensors`` those of another kind.
-    ``norm_limit`` is R, the largest norm of a dequantized row; ``soft_prompt`` is (m, b).
+    ``weight`` (b, dim) and ``bias`` (b,) are the linear decoder, None for a kind without them;
+    ``tensors`` are the others of the kind. ``norm_limit`` is R, the largest norm of a dequantized
+    row; ``soft_prompt`` is (m, b).
     """
 
     variant: Variant
-    weight: FloatArray = field(repr=False)
-    bias: FloatArray = field(repr=False)
+    weight: FloatArray | None = field(repr=False)
+    bias: FloatArray | None = field(repr=False)
     norm_limit: float
     soft_prompt: FloatArray | None = field(default=None, repr=False)
     tensors: Mapping[str, FloatArray] = field(default_factory=dict, repr=False)
@@ -72,11 +81,13 @@ class ClientBundle:
     """The client part of a bundle, verified.
 
     ``table``: levels (V, dim) in -max_level..max_level, mapped read-only from the file.
+    ``code_tables``: codes (V, columns) of each code table, likewise.
     """
 
     path: Path
     manifest: Manifest
     table: NDArray[np.int16] | NDArray[np.int8] = field(repr=False)
+    code_tables: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
 
     @property
     def fingerprint(self) -> str:
@@ -102,8 +113,13 @@ class ClientBundle:
             raise BundleError(MANIFEST, f"variant must be one of {known}, got {strict.shown(name)}") from None
 
     def mechanism(self, name: str) -> TokenMechanism:
-        """Return the mechanism of a variant on this table."""
-        return self.variant(name).mechanism(self.manifest.dim, self.manifest.max_level)
+        """Return the mechanism of a variant on its table."""
+        return self.manifest.mechanism(self.variant(name))
+
+    def table_of(self, name: str) -> NDArray[np.integer[Any]]:
+        """Return the table (V, columns) whose rows the mechanism of a variant reads."""
+        table = self.variant(name).table
+        return self.table if table is None else self.code_tables[table]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +146,7 @@ class Bundle:
         return self.client.mechanism(name)
 
     def decoder(self, name: str) -> dict[str, NDArray[np.float32]]:
-        """Return a variant's decoder tensors, float32: "weight", "bias" and those of its kind."""
+        """Return a variant's decoder tensors, float32, by the names of its kind."""
         tensors = self._tensors[f"decoder-{self.client.variant(name).name}.safetensors"]
         return {key: np.array(value, dtype=np.float32) for key, value in tensors.items()}
 
@@ -154,7 +170,11 @@ class Bundle:
                 f"as the mechanism {mechanism.kind} has none, got {kind.name}",
             )
         limit, tensors = self.norm_limit(name), self.decoder(name)
-        return kind.build(DecoderInputs(mechanism, np.asarray(self.client.table), self.log_prior, limit, tensors))
+        table = np.asarray(self.client.table_of(name))
+        try:
+            return kind.build(DecoderInputs(mechanism, table, self.log_prior, limit, tensors))
+        except ValueError as error:
+            raise BundleError(f"server/decoder-{name}.safetensors", str(error)) from None
 
     def decoder_multiplications(self, name: str) -> int:
         """Return the number of multiplications that decode one private token of a variant."""
@@ -186,20 +206,31 @@ def load_client(path: str | os.PathLike[str], *, verify: bool = True, prefix: st
     shapes are compared but contents are not read. BundleError is raised for any other directory.
     """
     directory = Path(path)
-    files.check_listing(directory, prefix.rstrip("/"), CLIENT_FILES)
+    if not os.path.lexists(directory / MANIFEST):
+        files.check_listing(directory, prefix.rstrip("/"), CLIENT_FILES)
     data = files.read_small(directory / MANIFEST, prefix + MANIFEST, MAX_MANIFEST_BYTES)
     manifest = parse_manifest(data, prefix + MANIFEST, server=False)
+    files.check_listing(directory, prefix.rstrip("/"), manifest.client_files)
     with files.opened(directory / TOKENIZER, prefix + TOKENIZER) as file:
         files.check_entry(file, prefix + TOKENIZER, manifest.files[TOKENIZER], digest=verify)
-    shape = (manifest.base_model.vocabulary_size, manifest.dim)
-    spec = TensorSpec(("I8",) if manifest.table_dtype == "int8" else ("I16",), shape)
-    name = prefix + TABLE
-    with files.opened(directory / TABLE, name) as file:
-        files.check_entry(file, name, manifest.files[TABLE], digest=verify)
-        table = map_tensors(file, name, {"levels": spec})["levels"]
-    if verify:
-        _check_levels(table, manifest.max_level, name)
-    return ClientBundle(directory, manifest, table)
+
+    def load(file_name: str, dtype: str, columns: int, low: int, high: int) -> NDArray[Any]:
+        spec = TensorSpec((dtype,), (manifest.base_model.vocabulary_size, columns))
+        name = prefix + file_name
+        with files.opened(directory / file_name, name) as file:
+            files.check_entry(file, name, manifest.files[file_name], digest=verify)
+            table = map_tensors(file, name, {"levels": spec})["levels"]
+        if verify:
+            _check_levels(table, low, high, name)
+        return table
+
+    dtype = "I8" if manifest.table_dtype == "int8" else "I16"
+    table = load(TABLE, dtype, manifest.dim, -manifest.max_level, manifest.max_level)
+    code_tables = {
+        key: load(codes_file(key), "U8", shape.columns, 0, (1 << shape.bits) - 1)
+        for key, shape in manifest.code_tables.items()
+    }
+    return ClientBundle(directory, manifest, table, code_tables)
 
 
 def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
@@ -244,7 +275,7 @@ def _server_specs(manifest: Manifest) -> Iterator[tuple[str, Specs | SpecsOf]]:
 
 
 def _model_sizes(manifest: Manifest, variant: Variant) -> ModelSizes:
-    dim = variant.mechanism(manifest.dim, manifest.max_level).dim
+    dim = manifest.mechanism(variant).dim
     return ModelSizes(manifest.base_model.hidden_size, dim, manifest.base_model.vocabulary_size)
 
 
@@ -253,10 +284,10 @@ def _decoder_specs(manifest: Manifest, variant: Variant, claimed: Mapping[str, t
     return {key: TensorSpec(_FLOATS, shape) for key, shape in shapes.items()}
 
 
-def _check_levels(table: NDArray[Any], max_level: int, name: str) -> None:
+def _check_levels(table: NDArray[Any], low: int, high: int, name: str) -> None:
     for found in (int(table.min()), int(table.max())) if table.size else ():
-        if abs(found) > max_level:
-            raise BundleError(name, f"levels must be from {-max_level} to {max_level}, got {found}")
+        if not low <= found <= high:
+            raise BundleError(name, f"levels must be from {low} to {high}, got {found}")
 
 
 def _check_finite(array: NDArray[Any], what: str, name: str) -> None:
@@ -276,25 +307,37 @@ def write_bundle(
     variants: Sequence[VariantContent],
     log_prior: FloatArray,
     bos_token_id: int | None = None,
+    code_tables: Mapping[str, NDArray[np.integer[Any]]] | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a bundle atomically; it is loaded and verified before it takes its place.
 
     ``table`` holds integer levels (V, columns) in -max_level..max_level and is stored as int8 if it
-    fits. Decoders and soft prompts keep float16; other floats become float32. BundleError is raised
-    if :func:`load_bundle` would refuse the bundle, or if it cannot be written.
+    fits; ``code_tables`` hold codes (V, columns) of variants that name one, whose bits they have.
+    Decoders and soft prompts keep float16; other floats become float32. BundleError is raised if
+    :func:`load_bundle` would refuse the bundle, or if it cannot be written.
     """
     if table.ndim != 2 or not np.issubdtype(table.dtype, np.integer):
         raise BundleError(TABLE, f"table must be integers (vocabulary, dim), got {table.dtype} with {table.ndim} axes")
     dtype = "int8" if max_level <= 127 else "int16"
-    _check_levels(table, max_level, TABLE)
+    _check_levels(table, -max_level, max_level, TABLE)
     _check_tokenizer(tokenizer_json)
     client = {TABLE: dump({"levels": table.astype("int8" if dtype == "int8" else "<i2")}), TOKENIZER: tokenizer_json}
+    shapes: dict[str, CodeTable] = {}
+    for key, codes in (code_tables or {}).items():
+        bits = next((content.variant.bits for content in variants if content.variant.table == key), 0)
+        if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer) or not bits:
+            message = f"must be integers (vocabulary, codes) that a variant reads, got {codes.dtype} {codes.shape}"
+            raise BundleError(codes_file(key), message)
+        _check_levels(codes, 0, (1 << bits) - 1, codes_file(key))
+        shapes[key] = CodeTable(bits, int(codes.shape[1]))
+        client[codes_file(key)] = dump({"levels": codes.astype(np.uint8)})
     server = {PRIOR: dump({"log_prior": log_prior.astype("<f4")})}
     for content in variants:
         name = content.variant.name
-        tensors = {**content.tensors, "weight": content.weight, "bias": content.bias}
-        server[f"decoder-{name}.safetensors"] = dump({key: _as_float(array) for key, array in tensors.items()})
+        linear = {"weight": content.weight, "bias": content.bias}
+        tensors = {key: _as_float(array) for key, array in {**content.tensors, **linear}.items() if array is not None}
+        server[f"decoder-{name}.safetensors"] = dump(tensors)
         if content.variant.soft_prompt_length or (content.soft_prompt is not None and len(content.soft_prompt)):
             file = f"soft-prompt-{name}.safetensors"
             if content.soft_prompt is None:
@@ -314,6 +357,7 @@ def write_bundle(
             files={name: FileEntry.of(data) for name, data in server.items()},
             norm_limits={content.variant.name: float(content.norm_limit) for content in variants},
         ),
+        code_tables=shapes,
     )
 
     def fill(directory: Path) -> None:
@@ -363,8 +407,9 @@ def pack_client(path: str | os.PathLike[str]) -> bytes:
     directory = Path(path)
     if (directory / "client").is_dir():
         directory = directory / "client"
-    load_client(directory)
-    return _tar.pack([(name, files.read_small(directory / name, name, _ARCHIVE_LIMITS[name])) for name in CLIENT_FILES])
+    manifest = load_client(directory).manifest
+    limits = {**_MANIFEST_LIMIT, **client_limits(manifest.code_tables)}
+    return _tar.pack([(name, files.read_small(directory / name, name, most)) for name, most in limits.items()])
 
 
 def unpack_client(
@@ -375,7 +420,11 @@ def unpack_client(
     With ``fingerprint`` given, an archive of another bundle is refused. If ``target`` already holds
     the same bundle, because another process has fetched it, that one is loaded.
     """
-    contents = _tar.unpack(data, _ARCHIVE_LIMITS)
+
+    def rest(found: Mapping[str, memoryview]) -> Mapping[str, int]:
+        return client_limits(parse_manifest(bytes(found[MANIFEST]), MANIFEST, server=False).code_tables)
+
+    contents = _tar.unpack(data, _MANIFEST_LIMIT, rest)
     manifest = parse_manifest(bytes(contents[MANIFEST]), MANIFEST, server=False)
     if fingerprint is not None and manifest.fingerprint != fingerprint:
         raise BundleError(MANIFEST, f"fingerprint must be {fingerprint}, got {manifest.fingerprint}")
@@ -424,7 +473,8 @@ def replace_audit(
     )
 
     def fill(fresh: Path) -> None:
-        for folder, names in (("client", (TABLE, TOKENIZER)), ("server", server_file_names(variants))):
+        client = bundle.manifest.client_files[1:]
+        for folder, names in (("client", client), ("server", server_file_names(variants))):
             for name in names:
                 shutil.copyfile(directory / folder / name, fresh / folder / name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Final
@@ -25,6 +25,8 @@ TABLE: Final = "table.safetensors"
 TOKENIZER: Final = "tokenizer.json"
 PRIOR: Final = "prior.safetensors"
 CLIENT_LIMITS: Final = {TABLE: 4 * 1024**3, TOKENIZER: 64 * 1024**2}  # bytes
+MAX_CODES_BYTES: Final = 256 * 1024**2
+MAX_CODE_TABLES: Final = 16
 
 _MAX_DEPTH: Final = 12  # the format needs 4, the audit section may nest
 _MAX_VARIANTS: Final = 64
@@ -61,6 +63,19 @@ class BaseModel:
 
 
 @dataclass(frozen=True)
+class CodeTable:
+    """Shape of a table of codes, which a variant may read in place of the bundle's table.
+
+    Attributes:
+        bits: codes are 0 to 2^bits - 1; the bits of every variant that reads the table.
+        columns: codes of each token.
+    """
+
+    bits: int
+    columns: int
+
+
+@dataclass(frozen=True)
 class Guarantees:
     """Guarantees for one private token, computed when the bundle was made.
 
@@ -87,6 +102,7 @@ class Variant:
         soft_prompt_length: rows, a multiple of 32.
         audit: what attacks recovered, with the data and date; JSON values only.
         other: the mechanism, if it is not binomial.
+        table: name of the code table that it reads; None for the bundle's table.
     """
 
     name: str
@@ -98,6 +114,12 @@ class Variant:
     decoder: str = "linear"
     audit: Mapping[str, Any] = field(default_factory=dict)
     other: MechanismSpec | None = None
+    table: str | None = None
+
+    @property
+    def table_file(self) -> str:
+        """Name of the client file that holds the rows of the tokens."""
+        return TABLE if self.table is None else codes_file(self.table)
 
     @property
     def ratio(self) -> float:
@@ -113,15 +135,13 @@ class Variant:
             return self.other
         return MechanismSpec(BINOMIAL, {"bits": self.bits, "ratio_numerator": self.ratio_numerator or 0})
 
-    def mechanism(self, dim: int, max_level: int) -> TokenMechanism:
-        """Return the mechanism on a table; ValueError if it is not installed or does not fit."""
-        return self.spec.build(dim, max_level)
-
     def to_json(self) -> dict[str, Any]:
         found = {**vars(self), "guarantees": asdict(self.guarantees), "audit": dict(self.audit)}
         if found.pop("other") is not None:
             del found["ratio_numerator"]
             found["mechanism"] = self.spec.to_json()
+        if self.table is None:
+            del found["table"]
         return found
 
 
@@ -155,12 +175,26 @@ class Manifest:
     fingerprint: str = ""
     server: ServerSection | None = None
     format_version: int = FORMAT_VERSION
+    code_tables: Mapping[str, CodeTable] = field(default_factory=dict)
+
+    @property
+    def client_files(self) -> tuple[str, ...]:
+        """Names of the files of the client part, in the order of the archive."""
+        return (MANIFEST, *client_limits(self.code_tables))
+
+    def mechanism(self, variant: Variant) -> TokenMechanism:
+        """Return a variant's mechanism on its table; ValueError if it is not installed or unfit."""
+        if variant.table is None:
+            return variant.spec.build(self.dim, self.max_level)
+        shape = self.code_tables[variant.table]
+        return variant.spec.build(shape.columns, (1 << shape.bits) - 1)
 
     def client_json(self) -> dict[str, Any]:
         """Return the client manifest as JSON, with the fingerprint if it is set."""
-        result = {
-            key: value for key, value in vars(self).items() if key != "server" and (value or key != "fingerprint")
-        }
+        optional = {"fingerprint", "code_tables"}
+        result = {key: value for key, value in vars(self).items() if key != "server" and (value or key not in optional)}
+        if self.code_tables:
+            result["code_tables"] = {name: asdict(shape) for name, shape in self.code_tables.items()}
         return result | {
             "base_model": asdict(self.base_model),
             "variants": [variant.to_json() for variant in self.variants],
@@ -182,6 +216,16 @@ class Manifest:
 def digest_of(value: object) -> str:
     """Return the SHA-256, in hexadecimal, of a value's canonical JSON."""
     return hashlib.sha256(strict.canonical(value)).hexdigest()
+
+
+def codes_file(name: str) -> str:
+    """Return the name of the client file of a code table."""
+    return f"codes-{name}.safetensors"
+
+
+def client_limits(code_tables: Collection[str]) -> dict[str, int]:
+    """Return the largest size, in bytes, of every client file but the manifest, in order."""
+    return {**CLIENT_LIMITS, **{codes_file(name): MAX_CODES_BYTES for name in sorted(code_tables)}}
 
 
 def server_file_names(variants: Sequence[Variant]) -> list[str]:
@@ -232,8 +276,9 @@ _BASE_MODEL: Final[Mapping[str, _Reader]] = {
 
 
 def _manifest(value: dict[str, Any], *, server: bool) -> Manifest:
-    required = [item.name for item in fields(Manifest) if server or item.name != "server"]
-    found = strict.members(value, "manifest", required=required)
+    absent = {"code_tables"} if server else {"code_tables", "server"}
+    required = [item.name for item in fields(Manifest) if item.name not in absent]
+    found = strict.members(value, "manifest", required=required, optional=("code_tables",))
     base_model = BaseModel(**_record(found["base_model"], "base_model", _BASE_MODEL))
     dtype = _dtype(found["table_dtype"], "table_dtype")
     bos = _optional(partial(strict.integer, low=0, high=base_model.vocabulary_size - 1))
@@ -243,6 +288,7 @@ def _manifest(value: dict[str, Any], *, server: bool) -> Manifest:
     for index, name in enumerate(names):
         if name in names[:index]:
             raise strict.invalid(f"variants[{index}].name", f"must be unique, got {strict.shown(name)} again")
+    code_tables = _code_tables(found["code_tables"]) if "code_tables" in found else {}
     manifest = Manifest(
         base_model=base_model,
         dim=strict.integer(found["dim"], "dim", 1, 2**16),
@@ -251,10 +297,11 @@ def _manifest(value: dict[str, Any], *, server: bool) -> Manifest:
         clip=_positive(found["clip"], "clip"),
         bos_token_id=bos(found["bos_token_id"], "bos_token_id"),
         variants=variants,
-        files=_files(found["files"], "files", CLIENT_LIMITS),
+        files=_files(found["files"], "files", client_limits(code_tables)),
         server_digest=_hex(found["server_digest"], "server_digest"),
         fingerprint=_hex(found["fingerprint"], "fingerprint"),
         server=_server(found["server"], variants) if server else None,
+        code_tables=code_tables,
     )
     client = {key: item for key, item in value.items() if key not in ("fingerprint", "server")}
     _same_digest("fingerprint", manifest.fingerprint, digest_of(client))
@@ -283,7 +330,10 @@ def _variant(value: object, where: str) -> Variant:
         "audit": _object,
     }
     if other:
-        found = _record(value, where, {**readers, "mechanism": _spec})
+        readers["mechanism"] = _spec
+        if "table" in _object(value, where):
+            readers["table"] = _slug
+        found = _record(value, where, readers)
         found |= {"ratio_numerator": None, "other": found.pop("mechanism")}
     else:
         found = _record(value, where, {**readers, "ratio_numerator": partial(strict.integer, low=1, high=2**31 - 1)})
@@ -320,20 +370,47 @@ def _spec(value: object, where: str) -> MechanismSpec:
         raise strict.invalid(where, str(error)) from None
 
 
+def _code_tables(value: object) -> dict[str, CodeTable]:
+    members = _object(value, "code_tables")
+    if not 1 <= len(members) <= MAX_CODE_TABLES:
+        raise strict.invalid("code_tables", f"must have 1 to {MAX_CODE_TABLES} members, got {len(members)}")
+    readers: dict[str, _Reader] = {
+        "bits": partial(strict.integer, low=1, high=8),
+        "columns": partial(strict.integer, low=1, high=2**16),
+    }
+    return {
+        _slug(name, "code_tables"): CodeTable(**_record(item, f"code_tables.{name}", readers))
+        for name, item in members.items()
+    }
+
+
 def _check_mechanisms(manifest: Manifest) -> None:
-    """Refuse a mechanism that is not installed or disagrees with the table or ``bits``."""
+    """Refuse a mechanism that is not installed or disagrees with its table or ``bits``."""
     for index, variant in enumerate(manifest.variants):
-        where = f"variants[{index}].mechanism"
+        where = f"variants[{index}]"
         if variant.other is None:
             continue
+        columns = manifest.dim
+        if variant.table is not None:
+            if variant.table not in manifest.code_tables:
+                known = ", ".join(manifest.code_tables) or "absent, as there are no code tables"
+                raise strict.invalid(f"{where}.table", f"must be {known}, got {strict.shown(variant.table)}")
+            shape = manifest.code_tables[variant.table]
+            columns = shape.columns
+            if shape.bits != variant.bits:
+                raise strict.invalid(f"{where}.bits", f"must be the {shape.bits} of its table, got {variant.bits}")
         try:
-            mechanism = variant.mechanism(manifest.dim, manifest.max_level)
+            mechanism = manifest.mechanism(variant)
         except ValueError as error:
-            raise strict.invalid(where, str(error)) from None
+            raise strict.invalid(f"{where}.mechanism", str(error)) from None
         if mechanism.bits != variant.bits:
-            raise strict.invalid(where, f"must have the {variant.bits} bits of the variant, got {mechanism.bits}")
-        if mechanism.columns != manifest.dim:
-            raise strict.invalid(where, f"must read the {manifest.dim} columns of the table, got {mechanism.columns}")
+            raise strict.invalid(
+                f"{where}.mechanism", f"must have the {variant.bits} bits of the variant, got {mechanism.bits}"
+            )
+        if mechanism.columns != columns:
+            raise strict.invalid(
+                f"{where}.mechanism", f"must read the {columns} columns of its table, got {mechanism.columns}"
+            )
 
 
 def _files(value: object, where: str, limits: Mapping[str, int]) -> dict[str, FileEntry]:

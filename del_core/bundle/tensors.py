@@ -27,7 +27,7 @@ EMBEDDING_NAMES: Final = (
 MAX_HEADER_BYTES: Final = 64 * 1024  # of a bundle's file, which holds at most 14 tensors
 _MAX_MODEL_HEADER_BYTES: Final = 100 * 1024 * 1024  # the bound of the safetensors format
 _LENGTH: Final = struct.Struct("<Q")
-_DTYPES: Final = {"I8": "int8", "I16": "<i2", "F16": "<f2", "F32": "<f4"}
+_DTYPES: Final = {"U8": "uint8", "I8": "int8", "I16": "<i2", "F16": "<f2", "F32": "<f4"}
 
 
 @dataclass(frozen=True)

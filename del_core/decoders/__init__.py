@@ -15,6 +15,7 @@ from del_core.decoders.base import (
     stage2_kinds,
 )
 from del_core.decoders.linear import LinearDecoder, LinearKind
+from del_core.decoders.lookup import LookupDecoder, LookupKind
 from del_core.decoders.network import ContextualKind, NetworkDecoder, TrainedKind
 from del_core.decoders.posterior import PosteriorDecoder, PosteriorKind
 
@@ -27,6 +28,8 @@ __all__ = [
     "DecoderOptions",
     "LinearDecoder",
     "LinearKind",
+    "LookupDecoder",
+    "LookupKind",
     "ModelSizes",
     "NetworkDecoder",
     "PosteriorDecoder",

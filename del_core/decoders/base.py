@@ -62,8 +62,10 @@ class DecoderKind(ABC):
     name: ClassVar[str]
     description: ClassVar[str]
     """Phrase for command-line help and documentation."""
-    trainable: ClassVar[str]
+    trainable: ClassVar[str] = ""
     """``module:class`` of the torch twin, named so that clients and servers do not load torch."""
+    of_coordinates: ClassVar[bool] = True
+    """Stage 2 trains it on noisy coordinates of a projected table."""
     trained: ClassVar[bool] = False
     """Stage 2 trains parameters of the decoder itself, so it can go without a soft prompt."""
     dequantizes: ClassVar[bool] = True
@@ -96,7 +98,7 @@ class DecoderKind(ABC):
 
 
 DECODERS: Registry[DecoderKind] = Registry("decoder")
-"""The decoder kinds, each of which contains the one before."""
+"""The decoder kinds by name."""
 
 
 def joint_kinds() -> list[str]:
@@ -106,7 +108,7 @@ def joint_kinds() -> list[str]:
 
 def stage2_kinds(rows: int) -> list[str]:
     """Return the kinds with which stage 2 has something to train, given its soft-prompt rows."""
-    return [name for name, kind in DECODERS.items() if rows or kind.trained]
+    return [name for name, kind in DECODERS.items() if kind.of_coordinates and (rows or kind.trained)]
 
 
 def claimed_extent(claimed: Shapes, tensor: str, axis: int, *, axes: int, most: int) -> int:

@@ -23,7 +23,7 @@ class BundleView(CountsView):
     """One variant of a bundle as it is served, with its soft prompt or, for comparison, without."""
 
     def __init__(self, bundle: Bundle, variant: str, *, soft_prompt: bool = True) -> None:
-        super().__init__(variant, bundle.mechanism(variant), bundle.client.table)
+        super().__init__(variant, bundle.mechanism(variant), bundle.client.table_of(variant))
         self._decoder = bundle.build_decoder(variant)
         self._soft_prompt = torch.from_numpy(bundle.soft_prompt(variant)) if soft_prompt else None
 

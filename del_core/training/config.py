@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from del_core.bundle.manifest import SOFT_PROMPT_STEP
-from del_core.decoders import DECODERS, DecoderOptions, joint_kinds
+from del_core.decoders import DECODERS, DecoderOptions, joint_kinds, stage2_kinds
 from del_core.lm.model import FrozenLM
 from del_core.lm.noise import step_generator
 from del_core.lm.text import TokenWindows
@@ -107,6 +107,9 @@ class SoftPromptConfig(PromptedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.decoder != BEST and not DECODERS.find(self.decoder).of_coordinates:
+            allowed = ", ".join((BEST, *stage2_kinds(self.rows)))
+            raise ValueError(f"decoder must be one of {allowed}, got {self.decoder}")
         if self.decoder != BEST and not self.rows and not DECODERS.find(self.decoder).trained:
             raise ValueError(f"rows must be at least 32 with the {self.decoder} decoder, got 0: nothing to train")
         if not 1 <= self.min_prompt_tokens <= self.prompt_tokens:

@@ -58,6 +58,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "max_level": manifest.max_level,
         "clip": manifest.clip,
         "bos_token_id": manifest.bos_token_id,
+        "code_tables": {name: asdict(shape) for name, shape in manifest.code_tables.items()},
         "files": files,
         "variants": [_describe_variant(variant, manifest) for variant in manifest.variants],
     }
@@ -67,7 +68,7 @@ def _describe_variant(variant: Variant, manifest: Manifest) -> dict[str, Any]:
     from del_core import accounting
     from del_core.mechanism import BinomialMechanism
 
-    mechanism = variant.mechanism(manifest.dim, manifest.max_level)
+    mechanism = manifest.mechanism(variant)
     delta = variant.guarantees.delta
     binomial = mechanism if isinstance(mechanism, BinomialMechanism) else None
     mu = None if binomial is None else accounting.mu(binomial)

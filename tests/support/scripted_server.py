@@ -256,7 +256,7 @@ class ScriptedServer:
         """Decode a frame under the served bundle."""
         shapes: dict[str, Shape | None] = {"clear": None}
         for name, variant in self.bundle.variants.items():
-            shapes[name] = Shape(variant.bits, self.bundle.manifest.dim)
+            shapes[name] = Shape(variant.bits, self.bundle.mechanism(name).dim)
         limits = Limits(vocabulary_size=self.bundle.manifest.base_model.vocabulary_size)
         return decode_frame(frame, shapes, limits)
 

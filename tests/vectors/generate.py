@@ -32,7 +32,7 @@ from del_core.bundle import (  # noqa: E402
     pack_client,
     write_bundle,
 )
-from del_core.mechanism import Mechanism  # noqa: E402
+from del_core.mechanism import Mechanism, MechanismSpec  # noqa: E402
 from tests.vectors.generate_text import streams, tokenizer  # noqa: E402
 
 FINGERPRINT = "0123456789abcdef" * 4
@@ -370,7 +370,26 @@ def levels() -> list[dict[str, Any]]:
     return cases
 
 
-def bundle() -> dict[str, Any]:
+def codes() -> list[dict[str, Any]]:
+    """Return released codes of one token by the definition, code by code."""
+    cases = []
+    for bits, noise in ((1, [2**31]), (6, [1]), (6, [2**32]), (8, [2**32 - 1, 2**30, 12345]), (4, [2**28] * 5)):
+        name = f"codes {bits} {noise}"
+        row = [code % 2**bits for code in some_codes(1, len(noise), 8, name)[0]]
+        size = 5 * len(noise)
+        # Each second code is compared with a number that is just below or at its threshold.
+        compared = [value - 1 if j % 2 == 0 else value % 2**32 for j, value in enumerate(noise)]
+        uniform = hashlib.shake_256(name.encode()).digest(len(noise))
+        random = b"".join(struct.pack("<I", value) for value in compared) + uniform
+        assert len(random) == size
+        released = [uniform[j] % 2**bits if compared[j] < noise[j] else row[j] for j in range(len(noise))]
+        cases.append(
+            {"bits": bits, "noise_numerators": noise, "codes": row, "random": random.hex(), "released": released}
+        )
+    return cases
+
+
+def bundle(code_table: bool = False) -> dict[str, Any]:
     """A client part of a bundle and canonical JSON."""
     vocabulary, dim, hidden = 6, 4, 8
     table = np.array(some_codes(vocabulary, dim, 8, "table"), dtype=np.int16) * 257 - 32767
@@ -395,6 +414,29 @@ def bundle() -> dict[str, Any]:
             ("open", 2, 2**30, 0, 1e22, 12.5, 1e-07, {"nearest": {"success": 0.3, "data": "\u00c9t\u00e9"}}),
         )
     ]
+    tables: dict[str, Any] = {}
+    if code_table:
+        tables["k-8"] = np.array(some_codes(vocabulary, 2, 3, "code table"), dtype=np.uint8)
+        other = MechanismSpec("categorical", {"bits": 3, "noise_numerators": (2**30, 2**28)})
+        contents.append(
+            VariantContent(
+                Variant(
+                    name="codes",
+                    task="general",
+                    bits=3,
+                    ratio_numerator=None,
+                    soft_prompt_length=0,
+                    guarantees=Guarantees(delta=0.0, epsilon=8.1, epsilon_vocabulary=None, mu=None),
+                    decoder="lookup",
+                    other=other,
+                    table="k-8",
+                ),
+                weight=None,
+                bias=None,
+                norm_limit=1.0,
+                tensors={"codes": np.zeros((2, 8, hidden), dtype=np.float32)},
+            )
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bundle"
         manifest = write_bundle(
@@ -407,6 +449,7 @@ def bundle() -> dict[str, Any]:
             variants=contents,
             log_prior=np.full(vocabulary, -1.791759469228055, dtype=np.float32),
             bos_token_id=0,
+            code_tables=tables,
         )
         archive = pack_client(path)
         text = (path / "client" / "manifest.json").read_text("utf-8")
@@ -421,6 +464,7 @@ def bundle() -> dict[str, Any]:
         "manifest_without_fingerprint": canonical_json(bare).decode(),
         "fingerprint": manifest.fingerprint,
         "table": table.tolist(),
+        "tables": {"codes": tables["k-8"].tolist()} if code_table else {"strict": table.tolist()},
         "archive": archive.hex(),
         "canonical": [{"value": value, "text": canonical_json(value).decode()} for value in values],
     }
@@ -446,7 +490,9 @@ def build() -> dict[str, str]:
         "frames.json": lines({**about, "cases": frames()}),
         "malformed.json": lines({**about, "cases": malformed()}),
         "levels.json": lines({"cases": levels()}),
+        "codes.json": lines({"cases": codes()}),
         "bundle.json": lines(bundle()),
+        "bundle_codes.json": lines(bundle(code_table=True)),
         "tokenizer.json": lines({"cases": tokenizer()}),
         "streams.json": lines({"max_tokens": 8, "cases": streams()}),
     }

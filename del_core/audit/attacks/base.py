@@ -40,14 +40,14 @@ class AttackSurface:
 
     Attributes:
         table: integer levels (V, d).
-        weight, bias: the linear decoder, (b, d) and (b,).
+        weight, bias: the linear decoder, (b, d) and (b,); None if the variant has none.
         embeddings: the language model's input table (V, b).
         log_prior: natural-log unigram probabilities (V,).
     """
 
     table: Table
-    weight: npt.NDArray[np.float32]
-    bias: npt.NDArray[np.float32]
+    weight: npt.NDArray[np.float32] | None
+    bias: npt.NDArray[np.float32] | None
     embeddings: npt.NDArray[np.float32]
     log_prior: npt.NDArray[np.float32]
 

@@ -42,6 +42,8 @@ class NearestAttack(TokenAttack):
 
     def guess(self, surface: AttackSurface, mechanism: TokenMechanism, counts: Counts) -> Ids:
         """Return the closest token of every position."""
+        if surface.weight is None or surface.bias is None:
+            raise ValueError("surface must have a linear decoder for this attack, got none")
         return nearest_tokens(mechanism.dequantize(counts) @ surface.weight.T + surface.bias, surface.embeddings)
 
 

@@ -57,7 +57,7 @@ export class DelClient {
       const shown = typeof span === "object" && "public" in span;
       const ids = this.tokenizer.encode(shown ? span.public : typeof span === "string" ? span : span.private);
       if (!ids.length) return [];
-      return [shown ? { public: ids } : { private: ids.map((id) => sample(known.mechanism, this.bundle.row(id), random)) }];
+      return [shown ? { public: ids } : { private: ids.map((id) => sample(known.mechanism, known.table.row(id), random)) }];
     });
     if (!segments.length) throw new RangeError("prompt: no token remains; at least one is needed");
     const bos = this.bundle.bosTokenId;
