@@ -19,12 +19,12 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from client_lib._validation import must_be
 from client_lib.errors import BundleInvalidError, CacheUnavailableError
-from del_core.bundle import ClientBundle, load_client, unpack_client
+from del_core.bundle import ClientBundle, Manifest, archive_manifest, load_client, unpack_client
 from del_core.errors import BundleError
 
 # A round is lost if another process changes the entry between two system calls.
@@ -78,11 +78,18 @@ class BundleCache:
             return None
         return self.load(noted) if _FINGERPRINT.fullmatch(noted) else None
 
-    def store(self, data: bytes, base_url: str) -> ClientBundle:
+    def store(self, data: bytes, base_url: str, *, check: Callable[[Manifest], object] | None = None) -> ClientBundle:
         """Verify a downloaded client part, store it, and note its server.
 
-        Raises ``BundleInvalidError`` or ``CacheUnavailableError``.
+        ``check`` may refuse the manifest by an exception, before the rest is read or stored. Raises
+        ``BundleInvalidError`` or ``CacheUnavailableError``.
         """
+        if check is not None:
+            try:
+                manifest = archive_manifest(data)
+            except BundleError as error:
+                raise BundleInvalidError(f"bundle from the server: {error}") from error
+            check(manifest)
         with _typed_failures(self._bundles):
             for directory in (self._bundles, self._servers):
                 directory.mkdir(parents=True, exist_ok=True, mode=0o700)

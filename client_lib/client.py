@@ -43,7 +43,7 @@ class ClientBase:
     def _open(self, driver: Callable[..., Driver], base_url: str, transport: object, options: ClientOptions) -> None:
         from client_lib._core.transport import check_base_url  # here, because httpx is slow to import
 
-        self.base_url = check_base_url(base_url)
+        self.base_url = check_base_url(base_url, allow_http=options.get("allow_http", False))
         timeout = timeout_from(options.get("timeout", Timeout()))
         core = core_from(self.base_url, options)
         self._driver = driver(core, timeout, transport, http2=options.get("http2", False))
@@ -61,7 +61,8 @@ class Client(ClientBase):
     Creating a client sends nothing; the bundle is fetched when it is first needed.
 
     Args:
-        base_url: the server, ``http(s)://host[:port][/path]``. Redirects are refused.
+        base_url: the server, ``https://host[:port][/path]``; ``http`` for this machine, or with the
+            option ``allow_http``. Redirects are refused.
         transport: an ``httpx`` transport, for proxies, client certificates or tests.
         options: see :class:`client_lib.options.ClientOptions`.
 

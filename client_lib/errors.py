@@ -26,6 +26,7 @@ __all__ = [
     "BundleInvalidError",
     "BundleOutdated",
     "BundleOutdatedError",
+    "BundleRejectedError",
     "CacheUnavailable",
     "CacheUnavailableError",
     "ClientClosed",
@@ -55,6 +56,7 @@ __all__ = [
     "StreamBrokenError",
     "TimeoutExceeded",
     "TimeoutExceededError",
+    "TrustUnavailableError",
 ]
 
 
@@ -142,6 +144,24 @@ class RedirectRefusedError(DELClientError):
 
 class BundleOutdatedError(DELClientError):
     """The bundles of client and server have different fingerprints."""
+
+
+class BundleRejectedError(DELClientError):
+    """The server offers a bundle that is not, or weaker than, the one accepted from it.
+
+    ``changes`` are the differences (:class:`client_lib.trust.Change`), ``server`` is the base URL,
+    and ``fingerprint`` that of the refused bundle, which the option ``accept`` takes.
+    """
+
+    def __init__(self, message: str, *, server: str = "", fingerprint: str = "", changes: tuple[Any, ...] = ()) -> None:
+        super().__init__(message, field="bundle")
+        self.server = server
+        self.fingerprint = fingerprint
+        self.changes = changes
+
+
+class TrustUnavailableError(DELClientError):
+    """The record of what was accepted from servers cannot be read or written."""
 
 
 class BundleInvalidError(DELClientError):

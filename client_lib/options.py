@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypedDict
 
@@ -14,6 +14,7 @@ from client_lib.prompts.chat import ChatTemplate
 from client_lib.prompts.padding import Padding
 from client_lib.prompts.types import Draw
 from client_lib.protocol.retry import is_temporary
+from client_lib.trust import TrustStore
 from client_lib.types import Timeout as Timeout  # an option, and a public name of this module
 from del_core.bundle import ClientBundle
 from del_core.mechanism import TokenMechanism
@@ -138,6 +139,13 @@ class ClientOptions(CallOptions, total=False):
     """A local bundle directory, used instead of the server's bundle."""
     fingerprint: str | None
     """The fingerprint of the only bundle to accept."""
+    trust: TrustStore | str | os.PathLike[str] | None
+    """What was accepted from each server: a file, or an application's own store. Default: the file
+    of :func:`client_lib.trust.default_trust_file`."""
+    accept: str | Collection[str] | None
+    """Fingerprints of bundles to accept on purpose, however they differ from earlier ones."""
+    allow_http: bool
+    """Permit plain ``http`` to other machines, whose traffic anybody on the way can change."""
     ledger: LedgerHook | None
     """Records spending before anything is sent. Every call then needs a ``subject``."""
     http2: bool

@@ -12,18 +12,22 @@ import functools
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Final
 
 from client_lib._validation import check_fingerprint, check_positive, check_share, invalid, must_be
 from client_lib.errors import PolicyViolationError
 from client_lib.prompts.spans import CLEAR
 from del_core.bundle import ClientBundle
 from del_core.mechanism import TokenMechanism
-from del_core.mechanism.base import DEFAULT_DELTA
+from del_core.mechanism.base import DEFAULT_DELTA, MAX_EPSILON_PER_TOKEN
 
 
 @dataclass(frozen=True)
 class PrivacyPolicy:
     """Limits on prompts; None means no limit.
+
+    A client without a policy uses ``PrivacyPolicy()``. Its limits also hold beside a hook of
+    another class.
 
     Args:
         max_epsilon_per_token: largest worst-case epsilon of one replaced private token, in nats.
@@ -38,7 +42,7 @@ class PrivacyPolicy:
         InvalidRequestError: a limit is out of range.
     """
 
-    max_epsilon_per_token: float | None = None
+    max_epsilon_per_token: float | None = MAX_EPSILON_PER_TOKEN
     max_epsilon_per_prompt: float | None = None
     delta: float = DEFAULT_DELTA
     min_audit_date: datetime.date | None = None
@@ -89,7 +93,7 @@ class PrivacyPolicy:
     def _check_epsilon(self, bundle: ClientBundle, variant: str, tokens: int, limit: float | None) -> None:
         if limit is None:
             return
-        epsilon = _epsilon(bundle.mechanism(variant), self.delta, tokens)
+        epsilon = exact_epsilon(bundle.mechanism(variant), self.delta, tokens)
         if not epsilon <= limit:
             name = f"the epsilon of {variant} at delta {self.delta:g} for {tokens} private tokens"
             raise PolicyViolationError(must_be(name, f"at most {limit:g}", f"{epsilon:.6g}"), field="variant")
@@ -108,12 +112,16 @@ class PrivacyPolicy:
             raise PolicyViolationError(must_be(f"the audit date of {variant}", wanted, found), field="variant")
 
 
+DEFAULT_POLICY: Final = PrivacyPolicy()
+"""The limits of a client that has no policy."""
+
+
 def _violation(field: str, accepted: Collection[str], found: str) -> PolicyViolationError:
     return PolicyViolationError(must_be(field, f"one of {', '.join(sorted(accepted)) or 'none'}", found), field=field)
 
 
 @functools.lru_cache(maxsize=1024)
-def _epsilon(mechanism: TokenMechanism, delta: float, tokens: int) -> float:
+def exact_epsilon(mechanism: TokenMechanism, delta: float, tokens: int) -> float:
     """Return the exact worst-case epsilon, infinite beyond the range of the accounting."""
     from del_core import accounting  # imported only where a limit is set, since it is slow
 

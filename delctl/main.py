@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
         "ask": LazyCommand("Send a private prompt to a server and print what it writes."),
         "keys": LazyCommand("Make API keys for a server.", "serve"),
         "proxy": LazyCommand("Answer OpenAI's API on this machine, with private prompts.", "proxy"),
+        "trust": LazyCommand("Show, accept and forget what was accepted from servers."),
         "ledger": LazyCommand("Show, export and erase what is kept of people's privacy budgets."),
         "model": LazyCommand("Get, convert and check base models.", "train"),
         "inspect": LazyCommand("Verify a bundle and show its variants, guarantees and audits."),
@@ -61,7 +62,16 @@ EXTRA_MODULES: Mapping[str, frozenset[str]] = MappingProxyType(
 
 # Errors for refused input, as opposed to failures.
 INPUT_ERRORS = frozenset(
-    {"BaseModelError", "BundleError", "DeviceError", "FrameError", "InvalidRequestError", "SettingsError", "TextError"}
+    {
+        "BaseModelError",
+        "BundleError",
+        "BundleRejectedError",
+        "DeviceError",
+        "FrameError",
+        "InvalidRequestError",
+        "SettingsError",
+        "TextError",
+    }
 )
 
 FAILED, REFUSED, STOPPED = 1, 2, 130

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from del_core.mechanism.base import DEFAULT_DELTA
+from del_core.mechanism.base import DEFAULT_DELTA, MAX_EPSILON_PER_TOKEN
 from delctl.places import PLACE, bundle_place
 
 if TYPE_CHECKING:
+    from client_lib import ClientOptions
     from client_lib.ledger import Ledger
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,6 +51,50 @@ def grouped(parameter: str, kind: type[Any], *options: Callable[[F], F]) -> Call
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Return one decorator that adds the options in this order."""
     return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
+@dataclass(frozen=True)
+class TrustOptions:
+    """What a command demands of its server."""
+
+    fingerprint: str | None
+    accept: tuple[str, ...]
+    allow_http: bool
+
+    def client_options(self) -> ClientOptions:
+        """Return them as options of a client."""
+        return {"fingerprint": self.fingerprint, "accept": self.accept, "allow_http": self.allow_http}
+
+
+allow_http_option = click.option(
+    "--allow-http",
+    is_flag=True,
+    envvar="DEL_ALLOW_HTTP",
+    show_envvar=True,
+    help="Permit plain http to another machine; anybody on the way can change it.",
+)
+trust_options = grouped(
+    "trust",
+    TrustOptions,
+    click.option("--fingerprint", metavar="HEX", help="The only bundle to use, by its fingerprint."),
+    click.option(
+        "--accept",
+        multiple=True,
+        metavar="HEX",
+        help="Accept this bundle, by its fingerprint, though it differs from what was accepted; repeatable.",
+    ),
+    allow_http_option,
+)
+
+
+max_epsilon_option = click.option(
+    "--max-epsilon-per-token",
+    type=POSITIVE,
+    default=MAX_EPSILON_PER_TOKEN,
+    show_default=True,
+    metavar="EPSILON",
+    help="Policy: refuse variants above it.",
+)
 
 
 @dataclass(frozen=True)

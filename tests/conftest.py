@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ SHARE_THE_SERVER = frozenset(
     f"tests/{name}.py"
     for name in ("benchmarks/test_fuzz", "cluster/test_faults", "cluster/test_local", "cluster/test_stack")
 )
+
+_numbers = itertools.count()
 
 # The time that one example takes says nothing on a shared machine.
 hypothesis_settings.register_profile("no-deadline", deadline=None)
@@ -55,3 +58,9 @@ def _no_terminal_width() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("COLUMNS", raising=False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _trust_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let every test begin without trusted servers: ports are used again by other tests."""
+    monkeypatch.setenv("DEL_CONFIG_DIR", str(tmp_path_factory.getbasetemp() / f"trust-{next(_numbers)}"))

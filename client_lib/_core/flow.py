@@ -9,6 +9,7 @@ fails with ``BundleOutdatedError``: fresh noise costs privacy, so the caller has
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from client_lib.options import (
     TelemetryHook,
     check_names,
 )
+from client_lib.policy import DEFAULT_POLICY, PrivacyPolicy
 from client_lib.prompts.encoder import Encoder
 from client_lib.prompts.padding import Padding
 from client_lib.prompts.span_memory import Recall
@@ -45,8 +47,10 @@ from client_lib.prompts.types import EncodedPrompt
 from client_lib.protocol.responses import StreamReader, parse_completion, parse_models, read_failure
 from client_lib.protocol.retry import InternalErrors, is_temporary
 from client_lib.protocol.sse import EventParser
+from client_lib.trust import FileTrustStore, MemoryTrustStore, Trust, default_trust_file
+from client_lib.trust.trust import Offer
 from client_lib.types import Completion, Model
-from del_core.bundle import ClientBundle
+from del_core.bundle import ClientBundle, Manifest
 from del_core.bundle.files import user_cache_dir
 from del_core.wire import MEDIA_TYPE
 
@@ -67,6 +71,8 @@ class Core:
     max_resumes: int = 3
     bundle_path: Path | None = None
     pinned: str | None = None
+    trust: Trust = field(default_factory=lambda: Trust(MemoryTrustStore()), repr=False)
+    accept: frozenset[str] = frozenset()
     api_key: str | None = field(default=None, repr=False)
     policy: PolicyHook | None = None
     ledger: LedgerHook | None = field(default=None, repr=False)
@@ -79,6 +85,8 @@ class Core:
         check_integer("max_resumes", self.max_resumes, 0, 100)
         if self.pinned is not None:
             check_fingerprint("fingerprint", self.pinned)
+        for fingerprint in self.accept:
+            check_fingerprint("accept", fingerprint)
         subject: object = self.subject
         if subject is not None and not (isinstance(subject, str) and subject):
             raise invalid("subject", "a non-empty string or None", "something else")
@@ -108,13 +116,30 @@ class Core:
         if known is not None:
             headers["if-none-match"] = f'"{known.fingerprint}"'
         data = yield from self._retrying(Send("GET", "/v1/bundle", self._headers(headers)), _download)
-        if data is None:
-            if known is None:
-                raise ProtocolError("GET /v1/bundle: HTTP 304 without If-None-Match")
-            return (yield from call(lambda: Encoder(known)))
-        bundle = yield from call(lambda: self.cache.store(data, self.base_url))
-        self._check_pin(bundle.fingerprint)
-        return (yield from call(lambda: Encoder(bundle)))
+        if data is None and known is None:
+            raise ProtocolError("GET /v1/bundle: HTTP 304 without If-None-Match")
+
+        def admit() -> Encoder:
+            if data is None:
+                bundle = cast(ClientBundle, known)
+            else:
+                bundle = self.cache.store(data, self.base_url, check=self._check_offer)
+            self.trust.admit(self._offer(bundle.manifest))
+            return Encoder(bundle)
+
+        return (yield from call(admit))
+
+    def _offer(self, manifest: Manifest) -> Offer:
+        """Return the server's offer of a bundle with this manifest."""
+        limits = self.policy if isinstance(self.policy, PrivacyPolicy) else DEFAULT_POLICY
+        named = {*(limits.variants or ()), *(() if self.variant is None else (self.variant,))}
+        chosen = {*self.accept, *(limits.fingerprints or ()), self.pinned}
+        return Offer(self.base_url, manifest, named=named, on_purpose=manifest.fingerprint in chosen)
+
+    def _check_offer(self, manifest: Manifest) -> None:
+        """Check what a server offers before anything but its manifest is read."""
+        self._check_pin(manifest.fingerprint)
+        self.trust.check(self._offer(manifest))
 
     def _load_local(self) -> Encoder:
         bundle = load_local(cast(Path, self.bundle_path))
@@ -249,18 +274,25 @@ class Core:
     def _encode(self, encoder: Encoder, prompt: Prompt, variant: str, recall: Recall | None = None) -> EncodedPrompt:
         """Check the policy, then draw the noise: a refused prompt has no noise that could leak."""
         encoder.check_variant(variant)
-        if self.policy is not None:
-            self.policy.check_variant(encoder.bundle, variant)
+        for policy in self._policies:
+            policy.check_variant(encoder.bundle, variant)
         tokenized = encoder.tokenize(prompt, variant, self.padding)
-        if self.policy is not None:
-            private_tokens = sum(len(part.ids) for part in tokenized if part.span.is_private)
-            self.policy.check_prompt(encoder.bundle, variant, private_tokens)
+        private_tokens = sum(len(part.ids) for part in tokenized if part.span.is_private)
+        for policy in self._policies:
+            policy.check_prompt(encoder.bundle, variant, private_tokens)
         return encoder.draw(tokenized, variant, recall)
 
     def _check_policy(self, encoder: Encoder, encoded: EncodedPrompt) -> None:
-        if self.policy is not None:
-            self.policy.check_variant(encoder.bundle, encoded.variant)
-            self.policy.check_prompt(encoder.bundle, encoded.variant, encoded.private_tokens)
+        for policy in self._policies:
+            policy.check_variant(encoder.bundle, encoded.variant)
+            policy.check_prompt(encoder.bundle, encoded.variant, encoded.private_tokens)
+
+    @property
+    def _policies(self) -> tuple[PolicyHook, ...]:
+        """The policies that hold; a hook of the caller's own stands beside the default limits."""
+        if self.policy is None:
+            return (DEFAULT_POLICY,)
+        return (self.policy,) if isinstance(self.policy, PrivacyPolicy) else (DEFAULT_POLICY, self.policy)
 
     def _spend(self, request: CompletionRequest) -> None:
         """Record the spending, before anything is sent."""
@@ -383,11 +415,14 @@ def core_from(base_url: str, options: ClientOptions) -> Core:
         raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
     api_key, cache_dir, bundle = options.get("api_key"), options.get("cache_dir"), options.get("bundle")
     check_key("api_key", api_key)
+    accept, store = options.get("accept") or (), options.get("trust") or default_trust_file(cache_dir)
     core = Core(
         base_url=base_url,
         cache=BundleCache(user_cache_dir() if cache_dir is None else Path(cache_dir)),
         bundle_path=None if bundle is None else Path(bundle),
         pinned=options.get("fingerprint"),
+        trust=Trust(FileTrustStore(store) if isinstance(store, str | os.PathLike) else store),
+        accept=frozenset([accept] if isinstance(accept, str) else accept),
         api_key=api_key,
         ledger=options.get("ledger"),
         telemetry=_hooks(None),

@@ -172,8 +172,11 @@ def head_of(response: httpx.Response) -> Head:
     return Head(response.status_code, {name.lower(): value for name, value in response.headers.items()})
 
 
-def check_base_url(base_url: str) -> str:
-    """Return the base URL without a trailing slash; credentials would end up in logs."""
+def check_base_url(base_url: str, *, allow_http: bool) -> str:
+    """Return the base URL without a trailing slash; credentials would end up in logs.
+
+    Plain HTTP to another machine is refused unless it is allowed.
+    """
     wanted = "http(s)://host[:port][/path] without credentials, query and fragment"
     try:
         url = httpx.URL(base_url)
@@ -181,4 +184,7 @@ def check_base_url(base_url: str) -> str:
         raise invalid("base_url", wanted, "a malformed URL") from error
     if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
         raise invalid("base_url", wanted, f"{url.scheme}://{url.host}")
+    if url.scheme == "http" and not allow_http and not is_loopback(url.host):
+        wanted = "https beyond this machine, unless allow_http=True (--allow-http) permits plain HTTP"
+        raise invalid("base_url", wanted, f"http://{url.host}")
     return str(url).rstrip("/")

@@ -96,6 +96,8 @@ _ANSWERS: Mapping[type[errors.DELClientError], _Answer] = MappingProxyType(
         # A repetition would draw fresh noise for the prompt, which the application has to decide.
         errors.BundleOutdatedError: _Answer(409, "bundle_outdated"),
         errors.BundleInvalidError: _Answer(502, "bundle_invalid"),
+        errors.BundleRejectedError: _Answer(502, "bundle_rejected"),
+        errors.TrustUnavailableError: _Answer(500, "trust_unavailable"),
         errors.CacheUnavailableError: _Answer(500, "cache_unavailable"),
         errors.MemoryInvalidError: _Answer(500, "memory_invalid"),
         errors.ClientClosedError: _Answer(503, "shutting_down", may_retry=True),

@@ -412,6 +412,23 @@ def pack_client(path: str | os.PathLike[str]) -> bytes:
     return _tar.pack([(name, files.read_small(directory / name, name, most)) for name, most in limits.items()])
 
 
+def archive_manifest(data: bytes | bytearray | memoryview) -> Manifest:
+    """Return the verified manifest of a client part's archive; the other members are not read."""
+    return _unpacked(data)[0]
+
+
+def _unpacked(data: bytes | bytearray | memoryview) -> tuple[Manifest, dict[str, memoryview]]:
+    """Return the manifest and all members of an archive."""
+    parsed: list[Manifest] = []
+
+    def rest(found: Mapping[str, memoryview]) -> Mapping[str, int]:
+        parsed.append(parse_manifest(bytes(found[MANIFEST]), MANIFEST, server=False))
+        return client_limits(parsed[0].code_tables)
+
+    contents = _tar.unpack(data, _MANIFEST_LIMIT, rest)
+    return parsed[0], contents
+
+
 def unpack_client(
     data: bytes | bytearray | memoryview, target: str | os.PathLike[str], *, fingerprint: str | None = None
 ) -> ClientBundle:
@@ -420,12 +437,7 @@ def unpack_client(
     With ``fingerprint`` given, an archive of another bundle is refused. If ``target`` already holds
     the same bundle, because another process has fetched it, that one is loaded.
     """
-
-    def rest(found: Mapping[str, memoryview]) -> Mapping[str, int]:
-        return client_limits(parse_manifest(bytes(found[MANIFEST]), MANIFEST, server=False).code_tables)
-
-    contents = _tar.unpack(data, _MANIFEST_LIMIT, rest)
-    manifest = parse_manifest(bytes(contents[MANIFEST]), MANIFEST, server=False)
+    manifest, contents = _unpacked(data)
     if fingerprint is not None and manifest.fingerprint != fingerprint:
         raise BundleError(MANIFEST, f"fingerprint must be {fingerprint}, got {manifest.fingerprint}")
 

@@ -30,6 +30,14 @@ PROBABILITY_ONE = 1 << 32
 DEFAULT_DELTA = 1e-6
 """Delta of an epsilon unless another is given."""
 
+MAX_EPSILON_PER_TOKEN = 350.0
+"""Largest epsilon of one private token, at :data:`DEFAULT_DELTA`, that a client accepts by default.
+
+It refuses a bundle without noise worth the name, and is no protection by itself: the weakest
+variants that are shipped have about 300; the audit measures what they protect. The delta is fixed
+here, because a bundle could state a large one.
+"""
+
 FloatArray = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
 Counts = npt.NDArray[np.uint8]

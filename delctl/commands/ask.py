@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from delctl.options import DELTA, api_key_option, bundle_option, sampling_options
+from delctl.options import (
+    DELTA,
+    TrustOptions,
+    api_key_option,
+    bundle_option,
+    max_epsilon_option,
+    sampling_options,
+    trust_options,
+)
 from delctl.terminal import console, printable
 
 if TYPE_CHECKING:
@@ -26,6 +34,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 @click.option("--url", default=DEFAULT_URL, show_default=True, envvar="DEL_URL", show_envvar=True, help="The server.")
 @api_key_option
 @bundle_option
+@trust_options
+@max_epsilon_option
 @sampling_options(max_tokens=64, temperature=1.0)
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Makes the generation (never the noise) repeatable.")
@@ -39,6 +49,8 @@ def ask(
     url: str,
     api_key: str | None,
     bundle: Path | None,
+    trust: TrustOptions,
+    max_epsilon_per_token: float,
     stream: bool,
     as_json: bool,
     quiet: bool,
@@ -50,14 +62,16 @@ def ask(
     With - the prompt is read from standard input, which keeps it out of the shell's history. Under
     the variant clear the prompt is sent as it is.
     """
-    from client_lib import Client
+    from client_lib import Client, PrivacyPolicy
 
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     if not text:
         raise click.BadParameter("must be at least one character, got an empty prompt", param_hint="PROMPT")
     options = {**sampling, "stop": list(stop) or None}
     # A person waits at the terminal and may have mistyped the URL: retry for seconds only.
-    with Client(url, api_key=api_key, bundle=bundle, max_retries=4) as client:
+    policy = PrivacyPolicy(max_epsilon_per_token=max_epsilon_per_token)
+    checks = trust.client_options()
+    with Client(url, api_key=api_key, bundle=bundle, max_retries=4, policy=policy, **checks) as client:
         encoded = client.encode(text, variant=variant)
         completion: Completion | None
         if stream and not as_json:

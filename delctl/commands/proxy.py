@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from delctl.options import DELTA, POSITIVE, SHARE, BudgetOptions, api_key_option, budget_options, bundle_option, grouped
+from delctl.options import (
+    DELTA,
+    POSITIVE,
+    SHARE,
+    BudgetOptions,
+    TrustOptions,
+    api_key_option,
+    budget_options,
+    bundle_option,
+    grouped,
+    max_epsilon_option,
+    trust_options,
+)
 from delctl.terminal import console, printable
 
 if TYPE_CHECKING:
@@ -79,7 +91,7 @@ _listen = grouped(
 
 @dataclass(frozen=True)
 class _Policy:
-    max_epsilon_per_token: float | None
+    max_epsilon_per_token: float
     max_epsilon_per_prompt: float | None
     policy_delta: float
     min_audit_date: datetime | None
@@ -88,7 +100,7 @@ class _Policy:
 _policy = grouped(
     "limits",
     _Policy,
-    click.option("--max-epsilon-per-token", type=POSITIVE, metavar="EPSILON", help="Policy: refuse variants above it."),
+    max_epsilon_option,
     click.option("--max-epsilon-per-prompt", type=POSITIVE, metavar="EPSILON", help="Policy: refuse prompts above it."),
     click.option("--policy-delta", type=SHARE, default=DELTA, show_default=True, help="The delta of the policy."),
     click.option(
@@ -99,6 +111,7 @@ _policy = grouped(
 
 @click.command()
 @_upstream
+@trust_options
 @_listen
 @click.option(
     "--variant",
@@ -149,6 +162,7 @@ _policy = grouped(
 def proxy(
     *,
     upstream: _Upstream,
+    trust: TrustOptions,
     listen: _Listen,
     limits: _Policy,
     ledger_place: str | None,
@@ -197,7 +211,12 @@ def proxy(
 
         async def run() -> None:
             async with AsyncClient(
-                upstream.server, api_key=upstream.api_key, bundle=upstream.bundle, policy=policy, ledger=ledger
+                upstream.server,
+                api_key=upstream.api_key,
+                bundle=upstream.bundle,
+                policy=policy,
+                ledger=ledger,
+                **trust.client_options(),
             ) as client:
                 await _Proxy(client, checked, policy, bind(listen.host, listen.port), listen.grace).run()
 

@@ -301,9 +301,10 @@ def test_the_same_counts_are_sent_when_only_the_servers_part_changed(
 
 
 def test_fresh_noise_is_never_sent_unasked(connect: Connect, server: ScriptedServer, tmp_path: Path) -> None:
-    calls = connect()
+    other = make_bundle(tmp_path / "new", table_seed=2)
+    calls = connect(accept=other.fingerprint)
     calls.complete(SECRET, variant="open")
-    server.bundle = make_bundle(tmp_path / "new", table_seed=2)
+    server.bundle = other
     with pytest.raises(BundleOutdatedError, match="fresh noise") as caught:
         calls.complete(SECRET, variant="open")
     assert server.bundle.fingerprint in str(caught.value)
@@ -360,13 +361,14 @@ def test_a_bundle_that_changes_all_the_time_is_followed_once(
 def test_an_encoded_prompt_outlives_its_bundle_only_unchanged(
     connect: Connect, server: ScriptedServer, tmp_path: Path
 ) -> None:
-    calls = connect()
+    other = make_bundle(tmp_path / "table", table_seed=2)
+    calls = connect(accept=[other.fingerprint])
     encoded = calls.call("encode", SECRET, variant="open")
     server.bundle = make_bundle(tmp_path / "server-side", norm_limit=2.0)
     calls.complete(encoded, variant="open")
     calls.complete(encoded, variant="open")  # moved to the bundle that is in use by now, without a refusal
     assert len(server.frames) == 3
-    server.bundle = make_bundle(tmp_path / "table", table_seed=2)
+    server.bundle = other
     for _ in range(2):
         with pytest.raises(BundleOutdatedError):
             calls.complete(encoded, variant="open")

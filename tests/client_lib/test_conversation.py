@@ -224,10 +224,11 @@ def test_what_is_forbidden_is_remembered_but_paid_for_when_it_is_sent(connect: C
 def test_a_new_table_does_not_mean_fresh_noise_unasked(
     connect: Connect, server: ScriptedServer, tmp_path: Path
 ) -> None:
-    calls = connect(variant="open")
+    other = make_bundle(tmp_path / "other", table_seed=2)
+    calls = connect(variant="open", accept=other.fingerprint)
     conversation = converse(calls)
     run(calls, conversation, "complete", FIRST)
-    server.bundle = make_bundle(tmp_path / "other", table_seed=2)
+    server.bundle = other
     for _ in range(2):  # the first finds out, the second has the new bundle and must not spend either
         with pytest.raises(BundleOutdatedError):
             run(calls, conversation, "complete", FIRST)

@@ -150,9 +150,10 @@ def test_a_renewal_within_a_session_is_checked_before_anything_is_sent_for_it(
 ) -> None:
     """The old frame is all that the server gets; the next call is refused too."""
     policy = PrivacyPolicy(max_epsilon_per_token=_epsilon(server.bundle, "open"))
-    calls = connect(policy=policy)
+    quiet = make_bundle(tmp_path / "quiet", ratio_numerator=QUIET)
+    calls = connect(policy=policy, accept=quiet.fingerprint)
     calls.complete(SECRET, variant="open")
-    old, server.bundle = server.bundle, make_bundle(tmp_path / "quiet", ratio_numerator=QUIET)
+    old, server.bundle = server.bundle, quiet
     with pytest.raises(Exception, match="differs"):
         calls.complete(SECRET, variant="open")
     assert {_fingerprint(frame) for frame in server.frames} == {old.fingerprint}
@@ -165,9 +166,10 @@ def test_a_renewal_that_keeps_the_noise_but_not_the_policy_is_refused(
     """The counts could be sent as they are under the new bundle, but its audit is too old."""
     dated = _dated(tmp_path / "new", "2026-05-01")
     server.bundle = dated
-    calls = connect(policy=PrivacyPolicy(min_audit_date=datetime.date(2026, 1, 1)))
+    old = _dated(tmp_path / "old", "2025-12-31")
+    calls = connect(policy=PrivacyPolicy(min_audit_date=datetime.date(2026, 1, 1)), accept=old.fingerprint)
     calls.complete(SECRET, variant="open")
-    server.bundle = _dated(tmp_path / "old", "2025-12-31")
+    server.bundle = old
     with pytest.raises(PolicyViolationError, match="2025-12-31"):
         calls.complete(SECRET, variant="open")
     assert {_fingerprint(frame) for frame in server.frames} == {dated.fingerprint}
@@ -178,8 +180,8 @@ def test_a_resumed_stream_is_checked_against_a_renewed_bundle(
 ) -> None:
     first = _dated(tmp_path / "new", "2026-05-01")
     server.bundle = first
-    calls = connect(policy=PrivacyPolicy(min_audit_date=datetime.date(2026, 1, 1)))
     old = _dated(tmp_path / "old", "2025-12-31")
+    calls = connect(policy=PrivacyPolicy(min_audit_date=datetime.date(2026, 1, 1)), accept=old.fingerprint)
 
     async def cut_and_exchange(running: ScriptedServer, received: Any, writer: Any) -> None:
         await cut(500)(running, received, writer)

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 from del_core.bundle import ClientBundle, pack_client
+from del_core.errors import FrameError
 from del_core.wire import MEDIA_TYPE, Limits, Request, Shape, decode_frame
 
 __all__ = [
@@ -117,8 +118,11 @@ def _usage(request: Request, generated: int) -> dict[str, int]:
 
 async def answer(server: ScriptedServer, received: Received, writer: asyncio.StreamWriter) -> None:
     """Answer correctly, in one object or as an event stream."""
-    request = server.decode(received.body)
-    if request.fingerprint != server.bundle.fingerprint:
+    try:
+        request = server.decode(received.body)
+    except FrameError:  # counts of another bundle need not have the shape of this one's
+        request = None
+    if request is None or request.fingerprint != server.bundle.fingerprint:
         await error(409, "bundle_outdated")(server, received, writer)
     elif request.sampling.stream:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

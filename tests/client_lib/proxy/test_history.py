@@ -169,9 +169,11 @@ def test_a_bundle_that_means_the_same_keeps_the_counts(
     assert same(counts(server, -1)[:1], counts(server, 0)) == [True]
 
 
-def test_another_bundle_asks_for_a_decision(proxy: RunningProxy, server: ScriptedServer, tmp_path: Path) -> None:
+def test_another_bundle_asks_for_a_decision(make_proxy: MakeProxy, server: ScriptedServer, tmp_path: Path) -> None:
+    other = make_bundle(tmp_path / "other", table_seed=2)
+    proxy = make_proxy({"accept": other.fingerprint})
     ask(proxy, FIRST)
-    server.bundle = make_bundle(tmp_path / "other", table_seed=2)
+    server.bundle = other
     body = {"model": "open", "messages": [FIRST, SECOND, THIRD]}
     refused = proxy.post("/v1/chat/completions", body)
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "bundle_outdated")
