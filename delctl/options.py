@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
 import click
 
@@ -61,9 +61,9 @@ class TrustOptions:
     accept: tuple[str, ...]
     allow_http: bool
 
-    def client_options(self) -> ClientOptions:
-        """Return them as options of a client."""
-        return {"fingerprint": self.fingerprint, "accept": self.accept, "allow_http": self.allow_http}
+    def client_options(self, **others: Unpack[ClientOptions]) -> ClientOptions:
+        """Return them as options of a client, with the command's other ones."""
+        return {**others, "fingerprint": self.fingerprint, "accept": self.accept, "allow_http": self.allow_http}
 
 
 allow_http_option = click.option(

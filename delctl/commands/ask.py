@@ -70,8 +70,8 @@ def ask(
     options = {**sampling, "stop": list(stop) or None}
     # A person waits at the terminal and may have mistyped the URL: retry for seconds only.
     policy = PrivacyPolicy(max_epsilon_per_token=max_epsilon_per_token)
-    checks = trust.client_options()
-    with Client(url, api_key=api_key, bundle=bundle, max_retries=4, policy=policy, **checks) as client:
+    checked = trust.client_options(api_key=api_key, bundle=bundle, max_retries=4, policy=policy)
+    with Client(url, **checked) as client:
         encoded = client.encode(text, variant=variant)
         completion: Completion | None
         if stream and not as_json:

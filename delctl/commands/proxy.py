@@ -210,14 +210,10 @@ def proxy(
     with contextlib.nullcontext() if ledger_place is None else budget.ledger(ledger_place) as ledger:
 
         async def run() -> None:
-            async with AsyncClient(
-                upstream.server,
-                api_key=upstream.api_key,
-                bundle=upstream.bundle,
-                policy=policy,
-                ledger=ledger,
-                **trust.client_options(),
-            ) as client:
+            options = trust.client_options(
+                api_key=upstream.api_key, bundle=upstream.bundle, policy=policy, ledger=ledger
+            )
+            async with AsyncClient(upstream.server, **options) as client:
                 await _Proxy(client, checked, policy, bind(listen.host, listen.port), listen.grace).run()
 
         asyncio.run(run())
