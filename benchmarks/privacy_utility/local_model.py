@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.privacy_utility.baselines import TokenReplacement
 from benchmarks.privacy_utility.views import ClientCost, timed
-from del_core.evaluation.generation import continuations
+from del_core.evaluation.measure import continuations
 from del_core.evaluation.view import FloatArray, Recovery, TokenIds
 
 __all__ = ["LocalModel", "LocalRewriter"]

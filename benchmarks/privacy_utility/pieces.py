@@ -13,7 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,15 @@ from benchmarks.privacy_utility.sweep import sweep_point
 from benchmarks.privacy_utility.tasks import Task
 from benchmarks.privacy_utility.understanding import train_task
 from benchmarks.privacy_utility.views import DELTA, ClearPrompt, DelView, MethodView, NoPrompt
+from benchmarks.privacy_utility.writing import RoundedModel, mean_coherence, sampled_texts
 from del_core.accounting import epsilon
 from del_core.audit.attacks.base import AttackSurface
 from del_core.audit.attacks.map import MAP
 from del_core.audit.attacks.nearest import NEAREST
 from del_core.audit.calibration import calibrate
+from del_core.audit.corpus import rouge_l
 from del_core.audit.similarity import EXTRA, SentenceSimilarity
-from del_core.evaluation.generation import passage_nll
-from del_core.evaluation.measure import Passages, Written, coherence_of, measure
+from del_core.evaluation.measure import Passages, measure, passage_nll, written_texts
 from del_core.lm.model import FrozenLM, load_frozen_lm
 from del_core.mechanism import MAX_LEVEL
 from del_core.training.base import train_base
@@ -116,20 +117,23 @@ class Bench:
 
     # ------------------------------------------------------------------------------ measuring
 
-    def _from_clear(self, windows: torch.Tensor) -> Sequence[str]:
-        written, bf16 = self.plan.written, self.rounded
-        return Passages.from_windows(self.lm.model, self.tokenizer, windows, PROMPT, written, bf16=bf16).from_clear
+    def _computed(self, model: Any) -> Any:
+        return RoundedModel(model) if self.rounded else model
+
+    def _from_clear(self, windows: torch.Tensor) -> list[str]:
+        model, clear = self._computed(self.lm.model), ClearPrompt(self.lm.embeddings)
+        return written_texts(model, clear, self.tokenizer, windows[: self.plan.written, :PROMPT], CONTINUATION, 0)
 
     @cached_property
-    def passages(self) -> dict[str, Passages]:
-        """Passages of every corpus, with the text that the model writes from the clear prompt."""
+    def from_clear(self) -> dict[str, list[str]]:
+        """Texts that the model writes from the clear prompts of every corpus."""
         path = self.work / "scores" / "reference.text"
         with self._claim("reference"):
             if not path.exists():
                 found = {name: self._from_clear(one.windows) for name, one in self.corpora.items()}
                 _save_json(path, found)
-        texts = json.loads(path.read_text(encoding="utf-8"))
-        return {name: Passages(one.windows, PROMPT, texts[name]) for name, one in self.corpora.items()}
+        texts: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+        return texts
 
     def measure(
         self, key: str, about: dict[str, Any], build: Callable[[str], MethodView], *, write: bool = True
@@ -146,25 +150,18 @@ class Bench:
         began = time.monotonic()
         arrays: dict[str, np.ndarray] = {}
         by_corpus, texts = {}, {}
-        for name, passages in self.passages.items():
+        for name, corpus in self.corpora.items():
             view = build(name)
-            if not write:
-                passages = replace(passages, from_clear=())
-            found = measure(
-                view.local_model or self.lm.model,
-                view,
-                self.tokenizer,
-                passages,
-                None,
-                self.log_prior,
-                NOISE_SEED,
-                samples=self.plan.samples,
-                bf16=self.rounded,
-            )
+            model = self._computed(view.local_model or self.lm.model)
+            passages = Passages(corpus.windows, PROMPT, self.plan.written if write else 0)
+            found = measure(model, view, self.tokenizer, passages, self.log_prior, NOISE_SEED)
             arrays[f"nll {name}"] = found.nll
             if write:
-                arrays[f"rouge {name}"] = found.rouge_l
-                texts[name] = asdict(found.written)
+                pairs = zip(self.from_clear[name], found.written, strict=True)
+                arrays[f"rouge {name}"] = np.array([rouge_l(clear, text) for clear, text in pairs])
+                prompts, samples = corpus.windows[: self.plan.written, :PROMPT], self.plan.samples
+                sampled = sampled_texts(model, view, self.tokenizer, prompts, CONTINUATION, NOISE_SEED, samples)
+                texts[name] = {"greedy": found.written, "sampled": sampled}
             rate = found.attack.rate
             by_corpus[name] = {
                 "attack": {"hits": rate.successes, "tokens": rate.trials, "bits": found.attack.bits},
@@ -199,10 +196,11 @@ class Bench:
                     continue
                 arrays: dict[str, np.ndarray] = {}
                 for name, texts in json.loads(source.read_text(encoding="utf-8")).items():
-                    found = coherence_of(Written(**texts), self.passages[name], self.tokenizer, similarity)
-                    for kind, one in zip(("", "sampled "), found, strict=True):
-                        if one is not None:
-                            arrays |= {f"coh {kind}{name}": one.coh, f"lift {kind}{name}": one.lift}
+                    passages = Passages(self.corpora[name].windows, PROMPT, self.plan.written)
+                    true = passages.true_texts(self.tokenizer)
+                    for kind, written in (("", texts["greedy"]), ("sampled ", texts["sampled"])):
+                        one = mean_coherence(similarity, written, true)
+                        arrays |= {f"coh {kind}{name}": one.coh, f"lift {kind}{name}": one.lift}
                 _save_arrays(path, arrays)
 
     @contextmanager

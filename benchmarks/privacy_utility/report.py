@@ -29,15 +29,16 @@ from benchmarks.privacy_utility.understanding import auc_interval, correct
 from del_core.audit.intervals import wilson
 from del_core.evaluation.bootstrap import (
     Interval,
-    across_texts,
+    interval_of,
     mean_interval,
     paired_interval,
     perplexity_interval,
     ppl_ratio,
     ratio_interval,
+    resampled_means,
 )
 
-__all__ = ["BASELINES", "COHERENCE", "results"]
+__all__ = ["BASELINES", "COHERENCE", "across_texts", "results"]
 
 _CARRIED = ("bits_per_token", "client_seconds", "client_mb")
 _CARRIED_BY_CORPUS = ("epsilon", "epsilon_vocabulary", "nearest_success")
@@ -160,6 +161,18 @@ def _closed_share(own: np.ndarray, baseline: np.ndarray, clear: np.ndarray) -> n
 
 def _difference(own: np.ndarray, other: np.ndarray) -> np.ndarray:
     return own - other
+
+
+def across_texts(
+    statistic: Callable[..., np.ndarray], *texts: Sequence[np.ndarray], resamples: int = 4000, seed: int = 0
+) -> Interval:
+    """Return the interval of the mean of ``statistic`` over several texts with equal weights.
+
+    The columns of each text are those of ``paired_interval``. Passages are resampled within each
+    text, so the interval is that of other passages of the same texts.
+    """
+    figures = [statistic(*resampled_means(columns, resamples, seed + index)) for index, columns in enumerate(texts)]
+    return interval_of(np.mean(figures, axis=0))
 
 
 def _comparisons(found: dict[tuple[str, float | None], _Scores]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 from benchmarks.privacy_utility.plan import NOISE_SEED, PROMPT
 from benchmarks.privacy_utility.views import DELTA, DelView
 from del_core.accounting import epsilon
-from del_core.evaluation.generation import passage_nll
+from del_core.evaluation.measure import passage_nll
 from del_core.lm.model import FrozenLM
 from del_core.lm.noise import NoisyTable
 from del_core.training.config import SoftPromptConfig

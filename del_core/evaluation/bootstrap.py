@@ -55,25 +55,16 @@ def paired_interval(
     Raises:
         ValueError: the columns have different numbers of passages, or only one passage.
     """
-    return across_texts(statistic, columns, resamples=resamples, seed=seed)
+    return interval_of(statistic(*resampled_means(columns, resamples, seed)))
 
 
-def across_texts(
-    statistic: Callable[..., FloatArray], *texts: Sequence[npt.ArrayLike], resamples: int = 4000, seed: int = 0
-) -> Interval:
-    """Return the interval of the mean of ``statistic`` over several texts with equal weights.
-
-    The columns of each text are those of ``paired_interval``. Passages are resampled within each
-    text, so the interval is that of other passages of the same texts.
-    """
-    figures = np.mean(
-        [statistic(*_means(columns, resamples, seed + index)) for index, columns in enumerate(texts)], axis=0
-    )
+def interval_of(figures: FloatArray) -> Interval:
+    """Return the interval of the first figure, the others being those of the resamples."""
     low, high = np.quantile(figures[1:], [0.025, 0.975])
     return Interval(float(figures[0]), float(low), float(high))
 
 
-def _means(columns: Sequence[npt.ArrayLike], resamples: int, seed: int) -> FloatArray:
+def resampled_means(columns: Sequence[npt.ArrayLike], resamples: int, seed: int) -> FloatArray:
     """Return each column's mean over its passages and each resample: (columns, 1 + resamples)."""
     rows = [np.atleast_2d(np.asarray(column, np.float64)).mean(axis=0) for column in columns]
     passages = {len(row) for row in rows}

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from del_core.audit.corpus import rouge_l
 from del_core.audit.records import OMITTED
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle
 from del_core.evaluation.bootstrap import Interval, mean_interval, perplexity_interval, ratio_interval
-from del_core.evaluation.measure import Measured, Passages, measure
+from del_core.evaluation.measure import Measured, Passages, coherence, measure
 from del_core.evaluation.view import ClearPrompt, CountsView, NoPrompt, ServerView, in_front
 from del_core.lm.model import BaseLM
 from del_core.lm.text import TextError, TokenWindows, tokenize
@@ -83,32 +85,6 @@ class EvaluationRow:
     without_soft_prompt: bool = field(default=False, metadata=OMITTED)
 
 
-def _row(
-    method: str,
-    found: Measured,
-    clear: Measured,
-    *,
-    soft_prompt_ratio: Interval | None = None,
-    without_soft_prompt: bool = False,
-) -> EvaluationRow:
-    """Return the figures, relative to those of the clear prompt."""
-    rate = found.attack.rate
-    return EvaluationRow(
-        method=method,
-        passages=len(found.nll),
-        bits_per_token=found.bits_per_token,
-        attack_success=Interval(rate.success, rate.low, rate.high),
-        attack_bits=round(found.attack.bits, 3),
-        ppl=perplexity_interval(found.nll),
-        ppl_ratio=ratio_interval(found.nll, clear.nll),
-        coh=None if found.greedy is None else mean_interval(found.greedy.coh),
-        coh_lift=None if found.greedy is None else mean_interval(found.greedy.lift),
-        rouge_l=mean_interval(found.rouge_l),
-        soft_prompt_ratio=soft_prompt_ratio,
-        without_soft_prompt=without_soft_prompt,
-    )
-
-
 def evaluate_bundle(
     bundle: Bundle,
     lm: BaseLM,
@@ -138,25 +114,42 @@ def evaluate_bundle(
     if count < 2:
         raise TextError(f"text: {len(tokens)} tokens; two passages of {length} tokens are needed at least")
     windows, written = TokenWindows(tokens, length, seed=0).first(count), min(settings.written, count)
-    similarity, log_prior = SentenceSimilarity.installed(), bundle.log_prior
+    passages = Passages(windows, settings.prompt_tokens, written)
+    similarity, true_texts, log_prior = SentenceSimilarity.installed(), passages.true_texts(tokenizer), bundle.log_prior
 
-    def measured(line: str, view: ServerView) -> Measured:
-        report(line)
-        return measure(lm.model, view, tokenizer, passages, similarity, log_prior, settings.seed)
+    def measured(method: str, view: ServerView) -> Measured:
+        report(method)
+        return measure(lm.model, view, tokenizer, passages, log_prior, settings.seed)
 
-    passages = Passages.from_windows(lm.model, tokenizer, windows, settings.prompt_tokens, written)
+    def row(method: str, found: Measured, **about_soft_prompt: Any) -> EvaluationRow:
+        rate = found.attack.rate
+        similar = None if similarity is None else coherence(similarity, found.written, true_texts)
+        return EvaluationRow(
+            method=method,
+            passages=len(found.nll),
+            bits_per_token=found.bits_per_token,
+            attack_success=Interval(rate.success, rate.low, rate.high),
+            attack_bits=round(found.attack.bits, 3),
+            ppl=perplexity_interval(found.nll),
+            ppl_ratio=ratio_interval(found.nll, clear.nll),
+            coh=None if similar is None else mean_interval(similar.coh),
+            coh_lift=None if similar is None else mean_interval(similar.lift),
+            rouge_l=mean_interval([rouge_l(*pair) for pair in zip(clear.written, found.written, strict=True)]),
+            **about_soft_prompt,
+        )
+
     clear = measured("clear prompt", ClearPrompt(lm.embeddings))
-    rows = [_row("clear prompt", clear, clear)]
+    rows = [row("clear prompt", clear)]
     end = lm.model.config.eos_token_id
     if isinstance(end, int):
-        rows.append(_row("no prompt", measured("no prompt", NoPrompt(lm.embeddings, end)), clear))
+        rows.append(row("no prompt", measured("no prompt", NoPrompt(lm.embeddings, end))))
     for name in variants or bundle.variants:
         served = measured(name, BundleView(bundle, name))
         if not bundle.client.variant(name).soft_prompt_length:
-            rows.append(_row(name, served, clear))
+            rows.append(row(name, served))
             continue
         left_out = f"{name}, soft prompt left out"
         bare = measured(left_out, BundleView(bundle, name, soft_prompt=False))
-        rows.append(_row(name, served, clear, soft_prompt_ratio=ratio_interval(served.nll, bare.nll)))
-        rows.append(_row(left_out, bare, clear, without_soft_prompt=True))
+        rows.append(row(name, served, soft_prompt_ratio=ratio_interval(served.nll, bare.nll)))
+        rows.append(row(left_out, bare, without_soft_prompt=True))
     return rows

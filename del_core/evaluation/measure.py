@@ -1,8 +1,11 @@
-"""Measurements of one view on one set of passages, by the same code for every method."""
+"""Measurements of one view on passages: likelihood of the true continuation, text, attack.
+
+The view embeds the prompt only. Tokens of the continuation are clean, as if the server wrote them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,78 +14,41 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from del_core.audit.corpus import rouge_l
 from del_core.audit.similarity import SentenceSimilarity
-from del_core.evaluation.generation import Coherence, coherence, decode_texts, passage_nll, written_texts
-from del_core.evaluation.view import ClearPrompt, Recovery, ServerView
+from del_core.evaluation.view import Recovery, ServerView
+from del_core.lm.noise import step_generator
+from del_core.lm.perplexity import continuation_nll
+
+_BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
 class Passages:
-    """Passages (passages, prompt tokens + continuation tokens), and texts to compare with.
-
-    ``from_clear`` are the model's continuations of the first clear prompts. The same number of
-    continuations is generated for every view, which may be none.
-    """
+    """Token ids (passages, prompt + continuation tokens); the first ``written`` are continued."""
 
     windows: torch.Tensor
     prompt_tokens: int
-    from_clear: Sequence[str]
+    written: int
 
-    @classmethod
-    def from_windows(
-        cls,
-        model: PreTrainedModel,
-        tokenizer: Tokenizer,
-        windows: torch.Tensor,
-        prompt_tokens: int,
-        written: int,
-        *,
-        bf16: bool = False,
-    ) -> Passages:
-        """Return passages of which the first ``written`` are continued."""
-        clear = ClearPrompt(model.get_input_embeddings().weight)
-        prompts = windows[:written, :prompt_tokens]
-        length = windows.shape[1] - prompt_tokens
-        return cls(windows, prompt_tokens, written_texts(model, clear, tokenizer, prompts, length, 0, bf16=bf16))
-
-
-@dataclass(frozen=True)
-class Written:
-    """Written texts: one greedy text per passage, and several sampled ones in sequence."""
-
-    greedy: Sequence[str]
-    sampled: Sequence[str]
+    def true_texts(self, tokenizer: Tokenizer) -> list[str]:
+        """Return the true continuations of the passages that are continued."""
+        return decode_texts(tokenizer, self.windows[: self.written, self.prompt_tokens :])
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """One value per passage, and the written texts.
+    """Values of one view.
 
     Attributes:
-        nll: negative log-likelihood of the true continuation, nats per token.
-        greedy, sampled: coherence of the texts; None without texts or without a sentence encoder.
-        rouge_l: ROUGE-L F1 of the greedy text against the text from the clear prompt. Coherence
-            alone rewards fluent text about another subject.
+        nll: negative log-likelihood of every passage's true continuation, nats per token.
+        written: greedy text after each prompt that is continued.
         attack: recovery of the prompts' tokens by the optimal guesser of single tokens.
     """
 
     bits_per_token: float
     nll: npt.NDArray[np.float64]
-    written: Written
-    greedy: Coherence | None
-    sampled: Coherence | None
-    rouge_l: npt.NDArray[np.float64]
+    written: Sequence[str]
     attack: Recovery
-
-
-def coherence_of(
-    texts: Written, passages: Passages, tokenizer: Tokenizer, similarity: SentenceSimilarity
-) -> tuple[Coherence | None, Coherence | None]:
-    """Return the coherence of greedy and of sampled texts; None where there are no texts."""
-    true = decode_texts(tokenizer, passages.windows[: len(passages.from_clear), passages.prompt_tokens :])
-    greedy, sampled = (coherence(similarity, some, true) if some else None for some in (texts.greedy, texts.sampled))
-    return greedy, sampled
 
 
 def measure(
@@ -90,37 +56,104 @@ def measure(
     view: ServerView,
     tokenizer: Tokenizer,
     passages: Passages,
-    similarity: SentenceSimilarity | None,
     log_prior: npt.NDArray[np.floating],
     seed: int,
-    *,
-    samples: int = 0,
-    bf16: bool = False,
 ) -> Measured:
     """Measure likelihood, written text and attack of ``view``.
 
-    Args:
-        similarity: sentence encoder; without one, ``coherence_of`` can score the texts later.
-        seed: seed of the noise; no stage trains or calibrates with it.
-        samples: sampled texts per passage, beside the greedy one.
-        bf16: whether matrix products are computed in bfloat16.
+    No stage trains or calibrates with the noise of ``seed``.
     """
-    windows, prompt_tokens, written = passages.windows, passages.prompt_tokens, len(passages.from_clear)
-    prompts = windows[:, :prompt_tokens]
-    length = windows.shape[1] - prompt_tokens
-
-    def write(copies: int) -> list[str]:
-        return written_texts(model, view, tokenizer, prompts[:written], length, seed, samples=copies, bf16=bf16)
-
-    texts = Written(write(0) if written else [], write(samples) if written and samples else [])
-    greedy, sampled = coherence_of(texts, passages, tokenizer, similarity) if similarity else (None, None)
-    pairs = zip(passages.from_clear, texts.greedy, strict=True)
+    windows, prompts = passages.windows, passages.windows[:, : passages.prompt_tokens]
+    length = windows.shape[1] - passages.prompt_tokens
     return Measured(
         bits_per_token=view.bits_per_token,
-        nll=passage_nll(model, view, windows, prompt_tokens, seed, bf16=bf16),
-        written=texts,
-        greedy=greedy,
-        sampled=sampled,
-        rouge_l=np.array([rouge_l(clear, text) for clear, text in pairs]),
+        nll=passage_nll(model, view, windows, passages.prompt_tokens, seed),
+        written=written_texts(model, view, tokenizer, prompts[: passages.written], length, seed),
         attack=view.attack(prompts.flatten().cpu().numpy(), log_prior, seed),
     )
+
+
+@torch.no_grad()
+def passage_nll(
+    model: PreTrainedModel, view: ServerView, windows: torch.Tensor, prompt_tokens: int, seed: int
+) -> npt.NDArray[np.float64]:
+    """Return the mean negative log-likelihood of every passage's continuation, in nats per token.
+
+    Args:
+        windows: token ids (passages, prompt tokens + continuation tokens).
+        seed: seed of the noise, which depends on nothing else but the position of the passage.
+    """
+    parts = []
+    for index, part in enumerate(windows.split(_BATCH)):
+        prompt = view.embed(part[:, :prompt_tokens], step_generator(seed, index, part.device))
+        parts.append(continuation_nll(model, prompt, part[:, prompt_tokens:]))
+    return torch.cat(parts).double().cpu().numpy()
+
+
+def _greedy(logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(-1)
+
+
+@torch.no_grad()
+def continuations(
+    model: PreTrainedModel,
+    embedded: torch.Tensor,
+    tokens: int,
+    choose: Callable[[torch.Tensor], torch.Tensor] = _greedy,
+) -> torch.Tensor:
+    """Generate ``tokens`` tokens after each prompt (N, T, b): ids (N, tokens).
+
+    ``choose`` returns the next tokens (N,) from logits (N, V).
+    """
+    table, written = model.get_input_embeddings().weight, []
+    result = model(inputs_embeds=embedded.to(model.dtype), use_cache=True, logits_to_keep=1)
+    while True:
+        written.append(choose(result.logits[:, -1]))
+        if len(written) == tokens:
+            return torch.stack(written, dim=1)
+        last, cache = table[written[-1]][:, None], result.past_key_values
+        result = model(inputs_embeds=last, past_key_values=cache, use_cache=True)
+
+
+def decode_texts(tokenizer: Tokenizer, ids: torch.Tensor) -> list[str]:
+    """Decode every row of ``ids`` (N, tokens)."""
+    return list(tokenizer.decode_batch(ids.tolist()))
+
+
+def written_texts(
+    model: PreTrainedModel, view: ServerView, tokenizer: Tokenizer, prompts: torch.Tensor, tokens: int, seed: int
+) -> list[str]:
+    """Return the greedy text of ``tokens`` tokens after each of ``prompts``."""
+    texts: list[str] = []
+    for index, part in enumerate(prompts.split(_BATCH) if len(prompts) else ()):
+        embedded = view.embed(part, step_generator(seed, index, part.device))
+        texts += decode_texts(tokenizer, continuations(model, embedded, tokens))
+    return texts
+
+
+@dataclass(frozen=True, eq=False)
+class Coherence:
+    """Similarity of written texts to the true continuations, one value per passage.
+
+    Attributes:
+        coh: cosine of the sentence embeddings of written and true continuation (COH), in -1..1.
+        lift: ``coh`` minus the mean cosine with the true continuations of the other passages. Text
+            that is independent of its prompt has a mean lift of 0, however high its COH.
+    """
+
+    coh: npt.NDArray[np.float64]
+    lift: npt.NDArray[np.float64]
+
+
+def coherence(similarity: SentenceSimilarity, written: Sequence[str], true: Sequence[str]) -> Coherence:
+    """Return the coherence of one text for each of at least two passages, or raise ValueError.
+
+    ``similarity`` caches embeddings, so use the same object for all methods.
+    """
+    if len(true) < 2 or len(written) != len(true):
+        raise ValueError(
+            f"written must hold one text for each of 2 or more passages, got {len(written)} for {len(true)}"
+        )
+    cosines = similarity.embeddings(written) @ similarity.embeddings(true).T
+    own = np.diagonal(cosines).copy()
+    return Coherence(coh=own, lift=own - (cosines.sum(axis=1) - own) / (len(true) - 1))

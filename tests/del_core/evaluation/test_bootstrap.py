@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.privacy_utility.report import across_texts
 from del_core.evaluation.bootstrap import (
-    across_texts,
     mean_interval,
     paired_interval,
     perplexity_interval,

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from tokenizers import Tokenizer
 
 from benchmarks.privacy_utility.baselines import Finish, GaussianNoise
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.demo import model_path
-from del_core.evaluation.generation import coherence, continuations, decode_texts, passage_nll, written_texts
+from del_core.evaluation.measure import coherence, continuations, decode_texts, passage_nll, written_texts
 from del_core.evaluation.view import ClearPrompt, NoPrompt
 from del_core.lm.model import load_base_lm
 from del_core.lm.perplexity import evaluate_perplexity
@@ -65,13 +64,11 @@ def test_prompts_help_and_noise_hurts(lm, windows):
     assert losses[0] < mean(NoPrompt(lm.embeddings, 0))
 
 
-def test_noise_is_of_the_seed_and_rough_arithmetic_is_close(lm, windows):
+def test_noise_is_of_the_seed(lm, windows):
     view = GaussianNoise(lm.embeddings, 20.0, Finish())
     first, again, other = (passage_nll(lm.model, view, windows, _PROMPT, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
-    rough = passage_nll(lm.model, view, windows, _PROMPT, seed=1, bf16=True)
-    assert rough.mean() == pytest.approx(first.mean(), abs=0.05)
 
 
 def test_greedy_writing_is_that_of_transformers(lm, windows):
@@ -111,43 +108,15 @@ def test_scores_rank_the_clear_prompt_over_none(lm, tokenizer, windows):
 
 
 def test_lift_is_what_the_pairing_of_texts_is_worth():
-    """Samples of a passage are averaged; against texts of another passage nothing is left."""
+    """Against texts of another passage nothing is left."""
     similarity = SentenceSimilarity.installed()
     assert similarity is not None
     true = ["A man is eating food.", "The ship sailed north in the storm.", "Parliament votes on the budget."]
     near = ["Someone has lunch.", "A boat at sea.", "The government spends money."]
-    found = coherence(similarity, [text for pair in zip(near, true, strict=True) for text in pair], true)
     single = coherence(similarity, near, true)
-    np.testing.assert_allclose(found.coh, (single.coh + 1) / 2, atol=1e-6)
     np.testing.assert_allclose(single.coh, similarity.cosines(near, true), atol=1e-6)
     turned = [coherence(similarity, near[k:] + near[:k], true).coh.mean() for k in (1, 2)]
     assert single.lift.mean() == pytest.approx(single.coh.mean() - np.mean(turned), abs=1e-6)
     for written, truth in ((near, true[:2]), (near[:1], true[:1])):
-        with pytest.raises(ValueError, match="written must hold equally many texts"):
+        with pytest.raises(ValueError, match="written must hold one text for each"):
             coherence(similarity, written, truth)
-
-
-def test_samples_are_draws_of_the_model(lm, windows):
-    """Frequencies of the first token pass a chi-square test against the model's distribution."""
-    embedded, draws = lm.embeddings[windows[:1, :4]], 4000
-    written = continuations(lm.model, embedded, 2, torch.Generator().manual_seed(3), draws)
-    with torch.no_grad():
-        expected = lm.model(inputs_embeds=embedded).logits[0, -1].double().softmax(-1) * draws
-    seen = torch.bincount(written[:, 0], minlength=len(expected)).double()
-    often = expected >= 5
-    groups = (
-        torch.cat([seen[often], seen[~often].sum()[None]]),
-        torch.cat([expected[often], expected[~often].sum()[None]]),
-    )
-    found = scipy.stats.chisquare(*(group.numpy() for group in groups), sum_check=False)
-    assert found.pvalue > 1e-6
-
-
-def test_samples_of_a_passage_differ_and_are_of_the_seed(lm, tokenizer, windows):
-    def drawn(seed: int) -> list[str]:
-        view, prompts = ClearPrompt(lm.embeddings), windows[:3, :_PROMPT]
-        return written_texts(lm.model, view, tokenizer, prompts, 12, seed, samples=4)
-
-    assert drawn(1) == drawn(1) != drawn(2)
-    assert len(drawn(1)) == 12
-    assert len(set(drawn(1))) > 6

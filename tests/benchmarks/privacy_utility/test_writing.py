@@ -1,0 +1,86 @@
+"""Sampled texts, their mean coherence, and arithmetic in bfloat16, on the demo's model and text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from tokenizers import Tokenizer
+
+from benchmarks.privacy_utility.writing import RoundedModel, mean_coherence, sampled, sampled_texts
+from del_core.audit.similarity import SentenceSimilarity
+from del_core.demo import model_path
+from del_core.evaluation.measure import coherence, passage_nll
+from del_core.evaluation.view import ClearPrompt
+from del_core.lm.model import load_base_lm
+from del_core.lm.text import TokenWindows, tokenize
+
+_PROMPT, _CONTINUATION = 48, 16
+
+
+@pytest.fixture(scope="module")
+def lm():
+    """The shipped model."""
+    return load_base_lm(model_path())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(lm):
+    """Its tokenizer."""
+    return Tokenizer.from_str(lm.tokenizer_json.decode())
+
+
+@pytest.fixture(scope="module")
+def windows(tokenizer):
+    """Passages that the model was not trained on."""
+    text = (Path(__file__).parents[3] / "examples/demo_model/held_out.txt").read_text(encoding="utf-8")
+    return TokenWindows(tokenize(tokenizer, [text]), _PROMPT + _CONTINUATION, 0).first(40)
+
+
+def test_rough_arithmetic_is_close(lm, windows):
+    exact, rough = (
+        passage_nll(model, ClearPrompt(lm.embeddings), windows, _PROMPT, seed=1)
+        for model in (lm.model, RoundedModel(lm.model))
+    )
+    assert not np.array_equal(exact, rough)
+    assert rough.mean() == pytest.approx(exact.mean(), abs=0.05)
+
+
+def test_samples_of_a_passage_are_averaged():
+    similarity = SentenceSimilarity.installed()
+    assert similarity is not None
+    true = ["A man is eating food.", "The ship sailed north in the storm.", "Parliament votes on the budget."]
+    near = ["Someone has lunch.", "A boat at sea.", "The government spends money."]
+    found = mean_coherence(similarity, [text for pair in zip(near, true, strict=True) for text in pair], true)
+    single, whole = coherence(similarity, near, true), coherence(similarity, true, true)
+    np.testing.assert_allclose(found.coh, (single.coh + 1) / 2, atol=1e-6)
+    np.testing.assert_allclose(found.lift, (single.lift + whole.lift) / 2, atol=1e-6)
+
+
+def test_samples_are_draws_of_the_model(lm, windows):
+    """Frequencies of the first token pass a chi-square test against the model's distribution."""
+    embedded, draws = lm.embeddings[windows[:1, :4]], 4000
+    written = sampled(lm.model, embedded, 2, torch.Generator().manual_seed(3), draws)
+    with torch.no_grad():
+        expected = lm.model(inputs_embeds=embedded).logits[0, -1].double().softmax(-1) * draws
+    seen = torch.bincount(written[:, 0], minlength=len(expected)).double()
+    often = expected >= 5
+    groups = (
+        torch.cat([seen[often], seen[~often].sum()[None]]),
+        torch.cat([expected[often], expected[~often].sum()[None]]),
+    )
+    found = scipy.stats.chisquare(*(group.numpy() for group in groups), sum_check=False)
+    assert found.pvalue > 1e-6
+
+
+def test_samples_of_a_passage_differ_and_are_of_the_seed(lm, tokenizer, windows):
+    def drawn(seed: int) -> list[str]:
+        view, prompts = ClearPrompt(lm.embeddings), windows[:3, :_PROMPT]
+        return sampled_texts(lm.model, view, tokenizer, prompts, 12, seed, 4)
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert len(drawn(1)) == 12
+    assert len(set(drawn(1))) > 6
