@@ -50,10 +50,7 @@ def printable(text: str) -> str:
 
 
 def bytes_words(count: int) -> str:
-    """Format a size: 912 B, 1.4 kB, 19.6 MB (powers of ten)."""
-    if count < 1000:
-        return f"{count} B"
-    for unit, size in (("kB", 1e3), ("MB", 1e6)):
-        if count < 1000 * size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e9:.1f} GB"
+    """Format a size: 912 bytes, 1.4 kB, 19.6 MB (powers of ten)."""
+    from rich.filesize import decimal
+
+    return decimal(count)

@@ -71,9 +71,15 @@ QUICK = Plan(
 
 def _corpus(lm: FrozenLM, path: Path, count: int) -> Corpus:
     tokens = tokenize(Tokenizer.from_str(lm.tokenizer_json.decode()), read_texts([path]))
-    windows = TokenWindows(tokens, _WINDOW, seed=0)
-    device = lm.embeddings.device
-    return Corpus(windows.first(count).to(device), windows.between(count).to(device))
+    return corpus_of(tokens.to(lm.embeddings.device), count)
+
+
+def corpus_of(tokens: torch.Tensor, count: int, length: int = _WINDOW) -> Corpus:
+    """Return a corpus of ``count`` evenly spaced windows, and of the tokens between them."""
+    windows, picks = TokenWindows(tokens, length, seed=0).evenly(count)
+    left = torch.ones(len(windows), dtype=torch.bool)
+    left[picks] = False
+    return Corpus(windows[picks], windows[left].flatten())
 
 
 def _held_out(lm: FrozenLM, count: int) -> Corpus:

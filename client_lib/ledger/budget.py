@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -39,11 +38,6 @@ class Budget:
         window: object = self.window
         if window is not None and not (isinstance(window, timedelta) and window >= timedelta(minutes=1)):
             raise invalid("window", "a timedelta of at least a minute or None", repr(window))
-
-    @property
-    def bucket_s(self) -> float:
-        """Seconds of spending that expire together: 1/720 of the window, an hour of 30 days."""
-        return math.inf if self.window is None else self.window.total_seconds() / 720
 
 
 @dataclass(frozen=True)

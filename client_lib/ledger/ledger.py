@@ -110,8 +110,11 @@ class Ledger:
         return Spending(subject, self._filter.spent(trials), self.budget.delta, self.budget.epsilon)
 
     def _bucket_end(self, now: float) -> float:
-        size = self.budget.bucket_s
-        return math.inf if size == math.inf else (math.floor(now / size) + 1) * size
+        """Return when the bucket of ``now`` ends: an hour of 30 days, 1/720 of any window."""
+        if self.budget.window is None:
+            return math.inf
+        size = self.budget.window.total_seconds() / 720
+        return (math.floor(now / size) + 1) * size
 
     def _window_start(self, now: float) -> float:
         """Return the time at or before which buckets have left the window."""

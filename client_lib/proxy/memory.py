@@ -33,11 +33,6 @@ class CountMemory:
         self._kept: OrderedDict[bytes, EncodedPrompt] = OrderedDict()
         self._bytes = 0
 
-    @property
-    def used_bytes(self) -> int:
-        """The approximate number of bytes in use."""
-        return self._bytes
-
     def names(self, subject: str | None, variant: str, spans: Iterable[Span]) -> list[bytes]:
         """Return the names of all prefixes, the empty one first."""
         # None and "" are two subjects.

@@ -147,13 +147,10 @@ class LossLattice:
         """Return a lower bound of delta(epsilon), possibly negative."""
         return self._bracket_value(*self._lower_laws, epsilon, -2.0)
 
-    def epsilon_upper(self, delta: float, ceiling: float) -> float:
-        """Return an upper bound of epsilon(delta), at most the upper bound ``ceiling``."""
-        return self._inverse(self.delta_upper, delta, ceiling)[1]
-
-    def epsilon_lower(self, delta: float, ceiling: float) -> float:
-        """Return a lower bound of epsilon(delta); ``ceiling`` must be an upper bound."""
-        return self._inverse(self.delta_lower, delta, ceiling)[0]
+    def epsilon(self, delta: float, ceiling: float, *, upper: bool) -> float:
+        """Return an upper or a lower bound of epsilon(delta), given the upper bound ``ceiling``."""
+        low, high = self._inverse(self.delta_upper if upper else self.delta_lower, delta, ceiling)
+        return high if upper else low
 
     def _inverse(self, function: Callable[[float], float], delta: float, ceiling: float) -> tuple[float, float]:
         """Return low and high, close together, with function(low) > delta >= function(high).

@@ -69,22 +69,20 @@ def log_weighted_tail(
     anchor = min(max(start, mode), trials)
     offset = anchor - start
 
-    def weight_up(step: _Array) -> _Array:
-        return weight(offset + step)
-
-    def ratio_up(step: _Array) -> _Array:  # P(k + 1) / P(k) at k = anchor + step
-        return (trials - anchor - step) / (anchor + 1 + step) * odds
-
-    def weight_down(step: _Array) -> _Array:
-        return weight(offset - 1 - step)
-
-    def ratio_down(step: _Array) -> _Array:  # P(k - 1) / P(k) at k = anchor - 1 - step
-        return (anchor - 1 - step) / (trials - anchor + 2 + step) / odds
-
-    total = _sum_from(ratio_up, weight_up, trials - anchor + 1)
+    total = _sum_from(
+        lambda step: (trials - anchor - step) / (anchor + 1 + step) * odds,  # P(k + 1) / P(k) at k = anchor + step
+        lambda step: weight(offset + step),
+        trials - anchor + 1,
+    )
     if offset:
         below = anchor / (trials - anchor + 1) / odds  # P(anchor - 1) / P(anchor)
-        total += below * _sum_from(ratio_down, weight_down, offset)
+        total += below * _sum_from(
+            lambda step: (
+                (anchor - 1 - step) / (trials - anchor + 2 + step) / odds
+            ),  # P(k - 1) / P(k) at anchor - 1 - step
+            lambda step: weight(offset - 1 - step),
+            offset,
+        )
     return log_probability(anchor, trials, numerator) + math.log(total) if total > 0.0 else -math.inf
 
 

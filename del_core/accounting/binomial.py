@@ -1,13 +1,8 @@
 """Exact (epsilon, delta) accounting of a mechanism, without a limit theorem.
 
-For the binomial mechanism with u trials, d coordinates and T private tokens let N = u d T. If all T
-tokens are replaced, the worst pair of output distributions is
-
-    P = Binomial(N, (1 + r)/2)   against   Q = Binomial(N, (1 - r)/2),
-
-which inputs at opposite clips attain (proof: ``docs/privacy/guarantee.md``). The relative error of
-delta is about 1e-12 (1e-11 at N = 10^9), down to the smallest float. Other kinds bring their own
-worst pair. Epsilon is in nats; ``tokens`` counts those of one prompt or of several.
+Every kind of mechanism brings its worst pair; that of the binomial one gives delta with a relative
+error of about 1e-12 (1e-11 at 10^9 trials), down to the smallest float. Epsilon is in nats;
+``tokens`` counts those of one prompt or of several. Proofs: ``docs/privacy/guarantee.md``.
 """
 
 from __future__ import annotations
@@ -17,27 +12,13 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from del_core._validation import check_integer, check_number
-from del_core.accounting.product_pair import ProductPair
+from del_core._validation import check_number
 from del_core.accounting.special import erfcx, find_root, log_ndtr, ndtr
-from del_core.mechanism.base import PROBABILITY_ONE, TokenMechanism
+from del_core.mechanism.base import TokenMechanism
 from del_core.mechanism.binomial import BinomialMechanism
 
 MAX_TRIALS = 10**10
 """Largest N = trials * dim * tokens that is accepted."""
-
-
-def worst_pair(mechanism: BinomialMechanism, tokens: int = 1) -> ProductPair:
-    """Return the worst pair if ``tokens`` tokens are replaced; ValueError for too many or none."""
-    check_integer("tokens", tokens, 1)
-    per_token = mechanism.trials * mechanism.dim
-    if per_token * tokens > MAX_TRIALS:
-        raise ValueError(
-            f"tokens must be at most {MAX_TRIALS // per_token} at bits={mechanism.bits}, dim={mechanism.dim} "
-            f"(trials * dim * tokens <= {MAX_TRIALS}), got {tokens}"
-        )
-    half, numerator = PROBABILITY_ONE // 2, mechanism.ratio_numerator
-    return ProductPair(((per_token * tokens, half + numerator, half - numerator),))
 
 
 def delta(mechanism: TokenMechanism, epsilon: float, tokens: int = 1) -> float:
@@ -68,7 +49,7 @@ def mu(mechanism: BinomialMechanism, tokens: int = 1) -> float:
     It inverts A = c sqrt(4 u d / mu^2 + 1): the distance of the means of P and Q in standard
     deviations. It names a noise level; only for large N does it determine :func:`epsilon`.
     """
-    ((trials, _, _),) = worst_pair(mechanism, tokens).groups
+    ((trials, _, _),) = mechanism.worst_pair(tokens).groups
     r = mechanism.ratio
     return 2.0 * r * math.sqrt(trials / ((1.0 - r) * (1.0 + r)))
 
@@ -96,7 +77,7 @@ def gdp_delta(mu: float, epsilon: float) -> float:
     check_number("epsilon", epsilon, 0.0, math.inf, open_low=False, open_high=False)
     if epsilon == math.inf:
         return 0.0
-    return _exp(_log_gdp_delta(mu, epsilon))
+    return min(1.0, max(math.exp(_log_gdp_delta(mu, epsilon)), math.ulp(0.0)))  # a positive delta stays positive
 
 
 def gdp_epsilon(mu: float, delta: float) -> float:
@@ -124,8 +105,3 @@ def _log_gdp_delta(mu: float, epsilon: float) -> float:
     # Phi(-x) = exp(-x^2/2) erfcx(x/sqrt 2)/2 and b^2 - a^2 = 2 epsilon: exp(-a^2/2) factors out.
     root = math.sqrt(0.5)
     return -0.5 * a * a + math.log(0.5 * (erfcx(a * root) - erfcx(b * root)))
-
-
-def _exp(log_value: float) -> float:
-    """Return exp(log_value) within [smallest float, 1], so that a positive delta stays positive."""
-    return min(1.0, max(math.exp(log_value), math.ulp(0.0)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,14 @@ def renyi_epsilon(orders: npt.ArrayLike, divergences: npt.ArrayLike, delta: floa
     Divergences, in nats, broadcast against orders.
     """
     check_number("delta", delta, 0.0, 1.0, open_low=True, open_high=False)
-    a, divergence = np.asarray(orders, np.float64), np.asarray(divergences, np.float64)
+    return np.asarray(np.maximum(np.asarray(divergences, np.float64) + renyi_constant(orders, delta), 0.0), np.float64)
+
+
+def renyi_constant(orders: npt.ArrayLike, delta: float) -> FloatArray:
+    """Return what :func:`renyi_epsilon` adds to the divergence of each order."""
+    a = np.asarray(orders, np.float64)
     excess = a - 1.0
-    value = divergence - np.log1p(1.0 / excess) - (math.log(delta) + np.log(a)) / excess
-    return np.asarray(np.maximum(value, 0.0), np.float64)
+    return np.asarray(-np.log1p(1.0 / excess) - (math.log(delta) + np.log(a)) / excess, np.float64)
 
 
 def renyi_delta(orders: npt.ArrayLike, divergences: npt.ArrayLike, epsilon: float) -> FloatArray:
@@ -129,12 +134,10 @@ class ProductPair(WorstPair):
 
     def renyi_epsilon(self, delta: float) -> float:
         """Return a quick upper bound of epsilon, usually 1 to 2 % above :meth:`epsilon_bounds`."""
-        check_number("delta", delta, 0.0, 1.0, open_low=True, open_high=False)
         return min(self._best_order(delta)[1], self.largest_loss)
 
     def best_excess(self, delta: float) -> float:
         """Return the Renyi order with the least epsilon at ``delta``, minus one."""
-        check_number("delta", delta, 0.0, 1.0, open_low=True, open_high=False)
         return self._best_order(delta)[0]
 
     def delta_bounds(self, epsilon: float, points: int = 1 << 16) -> Bracket:
@@ -158,11 +161,22 @@ class ProductPair(WorstPair):
 
     def epsilon_bounds(self, delta: float, points: int = 1 << 16) -> Bracket:
         """Return a bracket of the least epsilon >= 0 with delta(epsilon) <= ``delta``."""
-        return Bracket(self._epsilon(delta, points, upper=False), self._epsilon(delta, points, upper=True))
+        return Bracket(self.epsilon_lower(delta, points), self.epsilon(delta, points))
 
-    def epsilon(self, delta: float, points: int = 1 << 16) -> float:
-        """Return an upper bound of the least epsilon at ``delta``, exact for one group."""
-        return self._epsilon(delta, points, upper=True)
+    def epsilon(self, delta: float, points: int = 1 << 16, *, upper: bool = True) -> float:
+        """Return an upper or a lower bound of the least epsilon, exact for one group."""
+        check_number("delta", delta, 0.0, 1.0, open_low=False, open_high=False)
+        check_integer("points", points, 2)
+        if not self.groups or delta == 1.0:
+            return 0.0
+        if delta == 0.0:
+            return self.largest_loss
+        if len(self.groups) == 1:
+            return self._exact_epsilon(delta)
+        tilt, ceiling = self._best_order(delta)
+        ceiling = min(ceiling, self.largest_loss)
+        lattice = LossLattice(self.groups, tilt, points)
+        return lattice.epsilon(delta, ceiling, upper=upper)
 
     epsilon_upper = epsilon
 
@@ -189,21 +203,7 @@ class ProductPair(WorstPair):
 
     def epsilon_lower(self, delta: float, points: int = 1 << 16) -> float:
         """Return the lower end of :meth:`epsilon_bounds`."""
-        return self._epsilon(delta, points, upper=False)
-
-    def _epsilon(self, delta: float, points: int, *, upper: bool) -> float:
-        check_number("delta", delta, 0.0, 1.0, open_low=False, open_high=False)
-        check_integer("points", points, 2)
-        if not self.groups or delta == 1.0:
-            return 0.0
-        if delta == 0.0:
-            return self.largest_loss
-        if len(self.groups) == 1:
-            return self._exact_epsilon(delta)
-        tilt, ceiling = self._best_order(delta)
-        ceiling = min(ceiling, self.largest_loss)
-        lattice = LossLattice(self.groups, tilt, points)
-        return lattice.epsilon_upper(delta, ceiling) if upper else lattice.epsilon_lower(delta, ceiling)
+        return self.epsilon(delta, points, upper=False)
 
     def _best_order(self, delta: float) -> tuple[float, float]:
         """Return the order, minus one, with the least epsilon at ``delta``, and that epsilon."""
@@ -223,6 +223,12 @@ class ProductPair(WorstPair):
         """Return log E_P[exp(s L)] at s = ``excess``, which is s D_{1+s}(P || Q)."""
         return Cumulant(self.groups)(excess)
 
+    @cached_property
+    def _step(self) -> float:
+        """Difference of the losses of adjacent counts of one group."""
+        ((_, p, q),) = self.groups
+        return _log_ratio(p, q) + _log_ratio(PROBABILITY_ONE - q, PROBABILITY_ONE - p)
+
     def _loss(self, k: int) -> float:
         ((trials, p, q),) = self.groups
         if p + q == PROBABILITY_ONE:  # without cancellation
@@ -230,14 +236,12 @@ class ProductPair(WorstPair):
         return k * _log_ratio(p, q) - (trials - k) * _log_ratio(PROBABILITY_ONE - q, PROBABILITY_ONE - p)
 
     def _log_delta_from(self, start: int, margin: float) -> float:
-        ((trials, p, q),) = self.groups
-        step = _log_ratio(p, q) + _log_ratio(PROBABILITY_ONE - q, PROBABILITY_ONE - p)
-        return log_weighted_tail(start, trials, p, lambda offset: -np.expm1(-(margin + step * offset)))
+        ((trials, p, _),) = self.groups
+        return log_weighted_tail(start, trials, p, lambda offset: -np.expm1(-(margin + self._step * offset)))
 
     def _log_delta(self, epsilon: float) -> float:
-        ((trials, p, q),) = self.groups
-        step = _log_ratio(p, q) + _log_ratio(PROBABILITY_ONE - q, PROBABILITY_ONE - p)
-        k = max(0, math.ceil((epsilon - self._loss(0)) / step))
+        trials = self.groups[0][0]
+        k = max(0, math.ceil((epsilon - self._loss(0)) / self._step))
         while k <= trials and self._loss(k) < epsilon:  # at most once or twice: the division above rounds
             k += 1
         while k > 0 and self._loss(k - 1) >= epsilon:
@@ -246,17 +250,16 @@ class ProductPair(WorstPair):
 
     def _exact_epsilon(self, delta: float) -> float:
         """Invert delta, which is linear in exp(epsilon) between adjacent losses."""
-        ((trials, p, q),) = self.groups
+        step, trials = self._step, self.groups[0][0]
         target = math.log(delta)
         if target >= self._log_delta(0.0):
             return 0.0
-        step = _log_ratio(p, q) + _log_ratio(PROBABILITY_ONE - q, PROBABILITY_ONE - p)
         # The first `high` with delta(L(high)) <= target, L(-1) standing for a loss below all.
         high = bisect(trials, -1, lambda k: self._log_delta_from(k + 1, step) <= target)
         # delta(e) = tail - exp(e) null_tail on (L(high - 1), L(high)], both tails over k >= high.
         above = self._log_delta_from(high, step)
         below = self._log_delta_from(high + 1, step)
-        share = (1.0 - math.exp(below - target)) / (_exp_bounded(above - target) - math.exp(below - target))
+        share = (1.0 - math.exp(below - target)) / (math.exp(min(709.0, above - target)) - math.exp(below - target))
         value = self._loss(high) + math.log1p(share * math.expm1(-step))
         return min(max(0.0, value) * _ROUND_UP, self.largest_loss)
 
@@ -264,7 +267,3 @@ class ProductPair(WorstPair):
 def _log_ratio(above: int, below: int) -> float:
     """Return log(above / below) for integers above > below > 0 without cancellation."""
     return math.log1p((above - below) / below)
-
-
-def _exp_bounded(log_value: float) -> float:
-    return math.exp(log_value) if log_value < 709.0 else math.inf

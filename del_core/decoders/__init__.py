@@ -11,7 +11,6 @@ from del_core.decoders.base import (
     claimed_extent,
     joint_kinds,
     limit_norm,
-    require_coordinates,
     stage2_kinds,
 )
 from del_core.decoders.linear import LinearDecoder, LinearKind
@@ -39,6 +38,5 @@ __all__ = [
     "claimed_extent",
     "joint_kinds",
     "limit_norm",
-    "require_coordinates",
     "stage2_kinds",
 ]

@@ -15,7 +15,6 @@ from del_core.decoders.base import (
     ModelSizes,
     Shapes,
     limit_norm,
-    require_coordinates,
 )
 from del_core.mechanism import TokenMechanism
 
@@ -51,8 +50,7 @@ class LinearKind(DecoderKind):
         return model.hidden_size * model.dim
 
     def build(self, inputs: DecoderInputs) -> LinearDecoder:
-        mechanism = require_coordinates(inputs.mechanism)
-        return LinearDecoder(mechanism, inputs.tensors["weight"], inputs.tensors["bias"], inputs.norm_limit)
+        return LinearDecoder(inputs.mechanism, inputs.tensors["weight"], inputs.tensors["bias"], inputs.norm_limit)
 
 
 DECODERS.register(LinearKind.name, LinearKind())

@@ -15,7 +15,7 @@ from del_core.audit.records import OMITTED
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle
 from del_core.evaluation.bootstrap import Interval, mean_interval, perplexity_interval, ratio_interval
-from del_core.evaluation.measure import Measured, Passages, coherence, measure
+from del_core.evaluation.measure import Measured, Passages, coherence, decode_texts, measure
 from del_core.evaluation.view import ClearPrompt, CountsView, NoPrompt, ServerView, in_front
 from del_core.lm.model import BaseLM
 from del_core.lm.text import TextError, TokenWindows, tokenize
@@ -115,7 +115,8 @@ def evaluate_bundle(
         raise TextError(f"text: {len(tokens)} tokens; two passages of {length} tokens are needed at least")
     windows, written = TokenWindows(tokens, length, seed=0).first(count), min(settings.written, count)
     passages = Passages(windows, settings.prompt_tokens, written)
-    similarity, true_texts, log_prior = SentenceSimilarity.installed(), passages.true_texts(tokenizer), bundle.log_prior
+    true_texts = decode_texts(tokenizer, windows[:written, settings.prompt_tokens :])
+    similarity, log_prior = SentenceSimilarity.installed(), bundle.log_prior
 
     def measured(method: str, view: ServerView) -> Measured:
         report(method)

@@ -30,10 +30,6 @@ class Passages:
     prompt_tokens: int
     written: int
 
-    def true_texts(self, tokenizer: Tokenizer) -> list[str]:
-        """Return the true continuations of the passages that are continued."""
-        return decode_texts(tokenizer, self.windows[: self.written, self.prompt_tokens :])
-
 
 @dataclass(frozen=True, eq=False)
 class Measured:
@@ -90,16 +86,12 @@ def passage_nll(
     return torch.cat(parts).double().cpu().numpy()
 
 
-def _greedy(logits: torch.Tensor) -> torch.Tensor:
-    return logits.argmax(-1)
-
-
 @torch.no_grad()
 def continuations(
     model: PreTrainedModel,
     embedded: torch.Tensor,
     tokens: int,
-    choose: Callable[[torch.Tensor], torch.Tensor] = _greedy,
+    choose: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits.argmax(-1),
 ) -> torch.Tensor:
     """Generate ``tokens`` tokens after each prompt (N, T, b): ids (N, tokens).
 

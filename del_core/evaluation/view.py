@@ -6,7 +6,7 @@ Noise comes from a seeded generator: this is measurement, never a release.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -127,9 +127,8 @@ class CountsView:
         """Return the recovery by the mechanism's likelihood."""
         likelihood = self.mechanism.likelihood(self.levels)
         counts, prior = self.counts(tokens, seed), torch.as_tensor(log_prior).float()
-
-        def scores() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            for here in blocks(len(tokens), len(prior)):
-                yield torch.from_numpy(tokens[here]), torch.from_numpy(likelihood(counts[here])).add_(prior)
-
-        return Recovery.from_scores(scores(), prior)
+        scores = (
+            (torch.from_numpy(tokens[here]), torch.from_numpy(likelihood(counts[here])).add_(prior))
+            for here in blocks(len(tokens), len(prior))
+        )
+        return Recovery.from_scores(scores, prior)

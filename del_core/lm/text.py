@@ -103,7 +103,7 @@ class TokenWindows:
         """Return token ids (size, length) of batch number ``step``."""
         return torch.stack([self._window(step * size + row) for row in range(size)])
 
-    def _evenly(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def evenly(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Cut the text into windows (available, length); return them and the picks of ``first``."""
         available = self.tokens.numel() // self.length
         picks = torch.linspace(0, available - 1, min(count, available)).long()
@@ -111,12 +111,5 @@ class TokenWindows:
 
     def first(self, count: int) -> torch.Tensor:
         """Return ``count`` evenly spaced windows (count, length), in text order, for evaluation."""
-        windows, picks = self._evenly(count)
+        windows, picks = self.evenly(count)
         return windows[picks]
-
-    def between(self, count: int) -> torch.Tensor:
-        """Return the tokens, in one dimension, of all windows that ``first(count)`` leaves out."""
-        windows, picks = self._evenly(count)
-        left = torch.ones(len(windows), dtype=torch.bool)
-        left[picks] = False
-        return windows[left].flatten()

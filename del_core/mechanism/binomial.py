@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from del_core._validation import check_array, check_number
+from del_core._validation import check_array, check_integer, check_number
 from del_core.mechanism.base import (
     MAX_LEVEL,
     MECHANISMS,
+    PROBABILITY_ONE,
     Counts,
     FloatArray,
     Integers,
@@ -98,11 +99,22 @@ class BinomialMechanism(TokenMechanism):
         return self.ratio_numerator, self.trials * self.dim * tokens
 
     def worst_pair(self, tokens: int = 1) -> ProductPair:
-        """Return Binomial(N, (1+r)/2) against Binomial(N, (1-r)/2), N = trials dim tokens."""
-        # The one import against the floors: accounting stands above this package (ADR 11).
-        from del_core.accounting.binomial import worst_pair
+        """Return Binomial(N, (1+r)/2) against Binomial(N, (1-r)/2), N = trials dim tokens.
 
-        return worst_pair(self, tokens)
+        Inputs at opposite clips attain it (proof: ``docs/privacy/guarantee.md``).
+        """
+        # The one import against the floors: accounting stands above this package (ADR 11).
+        from del_core.accounting.binomial import MAX_TRIALS
+        from del_core.accounting.product_pair import ProductPair
+
+        check_integer("tokens", tokens, 1)
+        per_token, half = self.trials * self.dim, PROBABILITY_ONE // 2
+        if per_token * tokens > MAX_TRIALS:
+            raise ValueError(
+                f"tokens must be at most {MAX_TRIALS // per_token} at bits={self.bits}, dim={self.dim} "
+                f"(trials * dim * tokens <= {MAX_TRIALS}), got {tokens}"
+            )
+        return ProductPair(((per_token * tokens, half + self.ratio_numerator, half - self.ratio_numerator),))
 
     @staticmethod
     def nearest_ratio(x: float) -> float:

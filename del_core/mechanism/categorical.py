@@ -58,8 +58,7 @@ class CategoricalMechanism(TokenMechanism):
     noise_numerators: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check_integer("bits", self.bits, 1, MAX_BITS)
-        check_integer("dim", self.dim, 1)
+        super().__post_init__()
         check_integer("max_level", self.max_level, self.codes - 1)
         if len(self.noise_numerators) != self.dim:
             raise ValueError(f"noise_numerators must be {self.dim} integers, got {len(self.noise_numerators)}")
@@ -74,7 +73,6 @@ class CategoricalMechanism(TokenMechanism):
         """
         check_number("epsilon", epsilon, 0.0, math.inf, open_low=True, open_high=True)
         check_integer("bits", bits, 1, MAX_BITS)
-        check_integer("dim", dim, 1)
 
         def build(numerator: int) -> CategoricalMechanism:
             return cls(bits, dim, max_level=(1 << bits) - 1, noise_numerators=(numerator,) * dim)

@@ -11,6 +11,7 @@ kappa_a is the largest ratio of the two sides over a grid of probabilities. Proo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from del_core.accounting.product_pair import renyi_epsilon
+from del_core.accounting.product_pair import renyi_constant, renyi_epsilon
 from del_core.mechanism import Mechanism
 from del_core.mechanism.base import DEFAULT_DELTA, PROBABILITY_ONE, Integers
 
@@ -99,18 +100,15 @@ class Screen:
         order_array = np.asarray(orders, np.float64)
         # The grid is symmetric about 1/2 and D(p || q) = D(1-p || 1-q), so p > q is enough.
         above, below = np.tril_indices(len(grid), -1)
-        features = {exponent: _feature(grid, exponent) for exponent in exponents}
-        squares = {exponent: (f[above] - f[below]) ** 2 for exponent, f in features.items()}
-        kappas: dict[float, list[float]] = {exponent: [] for exponent in exponents}
+        features = [_feature(grid, exponent) for exponent in exponents]
+        squares = [(f[above] - f[below]) ** 2 for f in features]
+        kappas = []
         for order in order_array.tolist():
             divergence = bernoulli_divergence(grid[above], grid[below], order)
-            for exponent in exponents:
-                kappas[exponent].append(float(np.max(divergence / squares[exponent])) / (0.5 * order))
-        screens = []
-        for exponent in exponents:
-            kappa = np.array(kappas[exponent])
-            exact = len(grid) == 2 * largest + 1
-            gap = 0.0 if exact else float(np.max(np.diff(features[exponent])))
+            kappas.append([float(np.max(divergence / square)) / (0.5 * order) for square in squares])
+        screens, exact = [], len(grid) == 2 * largest + 1
+        for exponent, f, kappa in zip(exponents, features, np.array(kappas).T, strict=True):
+            gap = 0.0 if exact else float(np.max(np.diff(f)))
             slack = 2.0 * gap * float(np.sqrt(mechanism.dim))
             screens.append(cls(mechanism, order_array, kappa * (1.0 + _ROUNDING), exponent, slack))
         if example is None or len(screens) == 1:
@@ -140,18 +138,10 @@ class Screen:
 
     def distance(self, epsilon: float, delta: float) -> float:
         """Return the largest distance at which every pair is within ``epsilon``, or 0."""
-        low, high = 0.0, 1.0
-        if float(self.epsilon(0.0, delta)) > epsilon:
-            return 0.0
-        while float(self.epsilon(high, delta)) <= epsilon:
-            high *= 2.0
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            if float(self.epsilon(middle, delta)) <= epsilon:
-                low = middle
-            else:
-                high = middle
-        return low
+        # At every order the bound is a square of the distance plus a constant.
+        scale = 0.5 * self.mechanism.trials * self.kappa * self.orders
+        squares = (epsilon - renyi_constant(self.orders, delta)) / scale
+        return max(0.0, math.sqrt(max(0.0, float(squares.max()))) * (1.0 - _ROUNDING) - self.slack)
 
 
 def probability_grid(mechanism: Mechanism, largest: int, nodes: int) -> FloatArray:

@@ -9,10 +9,11 @@ with 128 columns needs about 3 KiB for each token.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +21,14 @@ import numpy.typing as npt
 from del_core import accounting
 from del_core._validation import check_array, check_integer, check_number
 from del_core.accounting.composition import DEFAULT_ORDERS, Composition, RenyiCurve
-from del_core.accounting.product_pair import ProductPair, renyi_epsilon
+from del_core.accounting.product_pair import ProductPair, renyi_constant, renyi_epsilon
 from del_core.mechanism import Mechanism
 from del_core.mechanism.base import DEFAULT_DELTA, Integers
 from del_core.vocabulary_accounting.kernel import DivergenceKernel, KernelRows
 from del_core.vocabulary_accounting.screen import FloatArray, IndexArray, PairDistances, Screen, pair_divergences
 
 Progress = Callable[[float], None]
+Sieve = Callable[[IndexArray, IndexArray], npt.NDArray[np.bool_]]
 
 _FEW_TOKENS = 200  # up to here every pair is looked at
 _COARSE, _FINE = 1 << 12, 1 << 16  # lattice points of a first and of a final evaluation
@@ -120,7 +122,7 @@ def vocabulary_epsilon(
     else:
         screen = Screen.fitted(mechanism, table, orders, _EXPONENTS, guess, delta, _nodes(table))
         threshold = screen.distance(search.lower, delta)
-        sieve = _Sieve(mechanism, table, float(orders[2]), search.lower, delta)
+        sieve = _sieve(mechanism, table, float(orders[2]), search.lower, delta)
         candidates, distances, beyond = PairDistances(screen, table).beyond(threshold, pairs, report, sieve)
         bounds, rest = screen.epsilon(distances, delta), float(screen.epsilon(beyond, delta))
     epsilon, method = search.run(candidates, bounds, rest, orders)
@@ -256,7 +258,7 @@ def token_epsilons(
         rest = screen.epsilon(distance, delta)
         if kernel is not None:
             far, divergence = _farthest(kernel, here, farthest)
-            rest = np.minimum(np.maximum(divergence + _conversion(1.0 + excess, delta), 0.0), cube)
+            rest = np.minimum(np.maximum(divergence + renyi_constant(1.0 + excess, delta), 0.0), cube)
         both = np.concatenate((near, far), axis=1)
         epsilons = _mutual_epsilons(mechanism, table, np.repeat(here, both.shape[1]), both.reshape(-1), delta)
         epsilons = np.minimum(epsilons.reshape(both.shape), cube)
@@ -270,16 +272,6 @@ def token_epsilons(
         if progress is not None:
             progress((start + len(here)) / count)
     return TokenEpsilons(chosen, worst, worst_rival, nearest, nearest_rival, typical, rivals, delta)
-
-
-@dataclass(order=True)
-class _Item:
-    """A pair with an upper bound of its epsilon, best first in a heap."""
-
-    key: float
-    stage: int  # 0: Renyi, 1: coarse lattice, 2: fine lattice
-    v: int = field(compare=False)
-    w: int = field(compare=False)
 
 
 @dataclass
@@ -310,11 +302,12 @@ class _Search:
 
     def run(self, candidates: IndexArray, bounds: FloatArray, rest: float, orders: FloatArray) -> tuple[float, str]:
         """Return the certified maximum of candidates (falling ``bounds``) and others (``rest``)."""
-        heap: list[_Item] = []
+        # Pairs (-bound, stage, v, w); stage 0: Renyi, 1: coarse lattice, 2: fine lattice.
+        heap: list[tuple[float, int, int, int]] = []
         expanded = 0
         while True:
             unexpanded = float(bounds[expanded]) if expanded < len(candidates) else rest
-            top = -heap[0].key if heap else -math.inf
+            top = -heap[0][0] if heap else -math.inf
             best = max(top, unexpanded)
             if best <= self.lower * (1.0 + _TOLERANCE):
                 # Nothing can be above the lower bound by more than the tolerance.
@@ -327,26 +320,26 @@ class _Search:
                 for item in self._expand(here, orders):
                     heapq.heappush(heap, item)
                 continue
-            item = heap[0]
-            if item.stage == 2:
+            _, stage, v, w = heap[0]
+            if stage == 2:
                 return top, "loss distribution"
             if self.evaluations >= self.limit:
-                return top, "renyi" if item.stage == 0 else "loss distribution"
-            points = _COARSE if item.stage == 0 else _FINE
-            upper = min(top, _pair(self.mechanism, self.table, item.v, item.w).epsilon_upper(self.delta, points))
+                return top, "renyi" if stage == 0 else "loss distribution"
+            points = _COARSE if stage == 0 else _FINE
+            upper = min(top, _pair(self.mechanism, self.table, v, w).epsilon(self.delta, points))
             self.evaluations += 1
-            heapq.heapreplace(heap, _Item(-upper, item.stage + 1, item.v, item.w))
+            heapq.heapreplace(heap, (-upper, stage + 1, v, w))
             if upper > self.lower:
-                self.raise_lower(item.v, item.w, points)
+                self.raise_lower(v, w, points)
 
-    def _expand(self, candidates: IndexArray, orders: FloatArray) -> list[_Item]:
+    def _expand(self, candidates: IndexArray, orders: FloatArray) -> list[tuple[float, int, int, int]]:
         items = []
         for first, second in ((0, 1), (1, 0)):
             v, w = candidates[:, first], candidates[:, second]
             divergences = pair_divergences(self.mechanism, self.table[v], self.table[w], orders)
             epsilons = renyi_epsilon(orders, divergences, self.delta).min(axis=1)
             for index in np.flatnonzero(epsilons > self.lower).tolist():
-                items.append(_Item(-float(epsilons[index]), 0, int(v[index]), int(w[index])))
+                items.append((-float(epsilons[index]), 0, int(v[index]), int(w[index])))
         return items
 
     def raise_lower(self, v: int, w: int, points: int) -> None:
@@ -357,24 +350,12 @@ class _Search:
             self.lower, self.pair = lower, (v, w)
 
 
-class _Sieve:
-    """Filter of pairs whose epsilon is proven to be at most ``epsilon``; fitted on first use."""
-
-    def __init__(self, mechanism: Mechanism, table: Integers, order: float, epsilon: float, delta: float) -> None:
-        self._mechanism, self._table, self._order = mechanism, table, order
-        # The conversion adds a constant to the divergence, so this limit is one for divergences.
-        self._limit = epsilon - _conversion(order, delta)
-        self._rows: KernelRows | None = None
-
-    def __call__(self, first: IndexArray, second: IndexArray) -> npt.NDArray[np.bool_]:
-        if self._rows is None:
-            self._rows = DivergenceKernel.fitted(self._mechanism, self._table, self._order).rows(self._table)
-        return self._rows.mutual(first, second) > np.float32(self._limit * (1.0 - 1e-6))
-
-
-def _conversion(order: float, delta: float) -> float:
-    """Return epsilon minus divergence in the conversion of one Renyi order."""
-    return math.log1p(-1.0 / order) - (math.log(delta) + math.log(order)) / (order - 1.0)
+def _sieve(mechanism: Mechanism, table: Integers, order: float, epsilon: float, delta: float) -> Sieve:
+    """Return a filter of pairs whose epsilon is proven to be at most ``epsilon``."""
+    # The conversion adds a constant to the divergence, so this limit is one for divergences.
+    limit = np.float32((epsilon - float(renyi_constant(order, delta))) * (1.0 - 1e-6))
+    rows = functools.cache(lambda: DivergenceKernel.fitted(mechanism, table, order).rows(table))  # on first use
+    return lambda first, second: rows().mutual(first, second) > limit
 
 
 def _nodes(table: Integers) -> int:

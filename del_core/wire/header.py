@@ -130,17 +130,13 @@ def _segments(value: object, limits: Limits) -> tuple[int | PublicSegment, ...]:
 def _refuse_unsupported(values: dict[str, Any]) -> None:
     for name, neutral in NEUTRAL.items():
         value = values.get(name)
-        if value is None or any(_same(value, allowed) for allowed in neutral):
+        # As in JSON, 0 equals 0.0 but not false.
+        if value is None or any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
             continue
         allowed = " or ".join(["null", *(strict.shown(item) if item != {} else "{}" for item in neutral)])
         raise strict.JsonError(
             UNSUPPORTED_PARAMETER, f"header.{name}", f"must be absent or {allowed}, got a value that is not supported"
         )
-
-
-def _same(value: object, neutral: object) -> bool:
-    """Return whether two values are equal as JSON: 0 equals 0.0 but not false."""
-    return isinstance(value, bool) == isinstance(neutral, bool) and value == neutral
 
 
 def _sampling(values: dict[str, Any], limits: Limits) -> Sampling:

@@ -53,7 +53,8 @@ def pack_codes(codes: Codes, bits: int) -> bytes:
         return np.packbits(codes, axis=1, bitorder="little").tobytes()
     if bits in (2, 4):
         return _pack_divisor(codes, bits).tobytes()
-    return _pack_words(codes, bits).tobytes()
+    single = np.unpackbits(codes[:, :, None], axis=2, count=bits, bitorder="little")
+    return np.packbits(single.reshape(tokens, dim * bits), axis=1, bitorder="little").tobytes()
 
 
 def unpack_codes(payload: bytes | bytearray | memoryview, tokens: int, dim: int, bits: int) -> Codes:
@@ -84,7 +85,8 @@ def unpack_codes(payload: bytes | bytearray | memoryview, tokens: int, dim: int,
         return np.unpackbits(rows, axis=1, count=dim, bitorder="little")
     if bits in (2, 4):
         return _unpack_divisor(rows, dim, bits)
-    return _unpack_words(rows, dim, bits)
+    single = np.unpackbits(rows, axis=1, count=dim * bits, bitorder="little").reshape(tokens, dim, bits)
+    return np.packbits(single, axis=2, bitorder="little")[:, :, 0]
 
 
 def _pack_divisor(codes: Codes, bits: int) -> Codes:
@@ -104,32 +106,3 @@ def _unpack_divisor(rows: Codes, dim: int, bits: int) -> Codes:
         column = codes[:, place :: 8 // bits]
         column[...] = (rows[:, : column.shape[1]] >> (bits * place)) & mask
     return codes
-
-
-def _pack_words(codes: Codes, bits: int) -> Codes:
-    """Pack any number of bits: eight counts fill ``bits`` bytes and are put into one word."""
-    tokens, dim = codes.shape
-    groups = (dim + 7) // 8
-    places = np.zeros((tokens, groups * 8), dtype=np.uint8)
-    places[:, :dim] = codes
-    places = places.reshape(tokens, groups, 8)
-    words = np.zeros((tokens, groups), dtype="<u8")
-    for place in range(8):
-        words |= places[:, :, place].astype("<u8") << np.uint64(bits * place)
-    packed = words.view(np.uint8).reshape(tokens, groups, 8)[:, :, :bits]
-    return packed.reshape(tokens, groups * bits)[:, : row_bytes(dim, bits)]
-
-
-def _unpack_words(rows: Codes, dim: int, bits: int) -> Codes:
-    tokens, width = rows.shape
-    groups = (dim + 7) // 8
-    packed = np.zeros((tokens, groups * bits), dtype=np.uint8)
-    packed[:, :width] = rows
-    padded = np.zeros((tokens, groups, 8), dtype=np.uint8)
-    padded[:, :, :bits] = packed.reshape(tokens, groups, bits)
-    words = padded.view("<u8")[:, :, 0]
-    codes = np.empty((tokens, groups, 8), dtype=np.uint8)
-    mask = np.uint64((1 << bits) - 1)
-    for place in range(8):
-        codes[:, :, place] = (words >> np.uint64(bits * place)) & mask
-    return np.ascontiguousarray(codes.reshape(tokens, groups * 8)[:, :dim])

@@ -57,5 +57,5 @@ def test_guesses_from_the_bytes_that_are_sent(tmp_path: Path) -> None:
 def test_printable_and_sizes() -> None:
     assert printable("a\tb\n\x1b[0m\u202e\x00é🙂") == "a\tb\n\ufffd[0m\ufffd\ufffdé🙂"
     assert [bytes_words(size) for size in (0, 999, 1000, 395_012, 22_000_000, 7 * 10**9)] == [
-        "0 B", "999 B", "1.0 kB", "395.0 kB", "22.0 MB", "7.0 GB",
+        "0 bytes", "999 bytes", "1.0 kB", "395.0 kB", "22.0 MB", "7.0 GB",
     ]  # fmt: skip

@@ -10,6 +10,7 @@ import scipy.stats
 import torch
 from tokenizers import Tokenizer
 
+from benchmarks.privacy_utility.command import corpus_of
 from benchmarks.privacy_utility.writing import RoundedModel, mean_coherence, sampled, sampled_texts
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.demo import model_path
@@ -84,3 +85,12 @@ def test_samples_of_a_passage_differ_and_are_of_the_seed(lm, tokenizer, windows)
     assert drawn(1) == drawn(1) != drawn(2)
     assert len(drawn(1)) == 12
     assert len(set(drawn(1))) > 6
+
+
+def test_what_is_between_the_first_windows_is_all_else():
+    tokens = torch.arange(107)
+    for count in (1, 4, 10, 99):
+        corpus = corpus_of(tokens, count, length=10)
+        assert corpus.windows.shape == (min(count, 10), 10)
+        assert torch.equal(corpus.windows, TokenWindows(tokens, 10, seed=0).first(count))
+        assert sorted(torch.cat([corpus.windows.flatten(), corpus.calibration]).tolist()) == list(range(100))

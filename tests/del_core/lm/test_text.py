@@ -23,15 +23,6 @@ def test_every_window_of_an_epoch_is_seen_once():
         assert {start % 10 for start in starts} == {starts[0] % 10}
 
 
-def test_what_is_between_the_first_windows_is_all_else():
-    tokens = torch.arange(107)
-    windows = TokenWindows(tokens, 10, seed=0)
-    for count in (1, 4, 10, 99):
-        first, between = windows.first(count), windows.between(count)
-        assert first.shape == (min(count, 10), 10)
-        assert sorted(torch.cat([first.flatten(), between]).tolist()) == list(range(100))
-
-
 def test_a_batch_depends_on_nothing_but_seed_and_step():
     tokens = torch.arange(5000)
     forwards = [TokenWindows(tokens, 16, seed=1).batch(step, 4) for step in range(100)]
