@@ -77,9 +77,8 @@ def log_weighted_tail(
     if offset:
         below = anchor / (trials - anchor + 1) / odds  # P(anchor - 1) / P(anchor)
         total += below * _sum_from(
-            lambda step: (
-                (anchor - 1 - step) / (trials - anchor + 2 + step) / odds
-            ),  # P(k - 1) / P(k) at anchor - 1 - step
+            # P(k - 1) / P(k) at k = anchor - 1 - step
+            lambda step: (anchor - 1 - step) / (trials - anchor + 2 + step) / odds,
             lambda step: weight(offset - 1 - step),
             offset,
         )
