@@ -33,6 +33,9 @@ class HTTPSettings(Section):
     """Largest accepted request body."""
     body_timeout_s: float = Field(default=30, gt=0, le=3600)
     """Time within which a request body must arrive."""
+    body_memory_bytes: int = Field(default=128 * 1024 * 1024, ge=1024, le=1024**4)
+    """Memory of a replica for bodies that arrive or are parsed, without the first 64 KiB of each.
+    It is at least ``max_frame_bytes``; a body that does not fit gets a 503."""
     write_timeout_s: float = Field(default=30, gt=0, le=3600)
     """Time within which a client must read one event of a stream; after it the stream is closed."""
 
@@ -101,6 +104,9 @@ class StreamingSettings(Section):
     """An event is sent as soon as this many tokens are pending."""
     max_delay_s: float = Field(default=0.05, ge=0, le=10)
     """An event is sent once a token has been pending for this long."""
+    keep_alive_s: float = Field(default=3, gt=0, le=3600)
+    """A comment is sent after this time without an event, so that no relay takes the connection for
+    idle."""
 
 
 class TelemetrySettings(Section):

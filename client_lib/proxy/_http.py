@@ -21,7 +21,7 @@ from client_lib.errors import DELClientError
 from client_lib.proxy.errors import APIError, api_error, invalid
 from client_lib.proxy.settings import ProxySettings
 from del_core.net.addresses import is_loopback
-from del_core.net.asgi import DisconnectedError, unless_disconnected
+from del_core.net.asgi import DisconnectedError, unless_disconnected, with_keep_alive
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -32,10 +32,12 @@ log: logging.Logger = logging.getLogger("client_lib.proxy")
 class EventStream(Response):
     """Server-sent events that end when the caller disconnects; ``close`` always runs."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]], *, keep_alive_s: float
+    ) -> None:
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache"})
         del self.headers["content-length"]
-        self._events = events
+        self._events = with_keep_alive(events, keep_alive_s)
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -21,14 +21,14 @@ from client_lib.errors import BundleOutdatedError, DELClientError
 from client_lib.prompts.spans import CLEAR
 from client_lib.proxy._http import EventStream, Guard, as_api_error, not_routed, read_body
 from client_lib.proxy.answers import DONE, ChatAnswer, CompletionAnswer, event
-from client_lib.proxy.errors import invalid
+from client_lib.proxy.errors import APIError, invalid
 from client_lib.proxy.fields import name_of
 from client_lib.proxy.prompts import Prompts, Submission
 from client_lib.proxy.requests import ChatRequest, CompletionRequest, parse_body, parse_chat, parse_completion
 from client_lib.proxy.settings import ProxySettings
 from client_lib.streams import AsyncStream
 from del_core.mechanism.base import DEFAULT_DELTA
-from del_core.net.asgi import unless_disconnected
+from del_core.net.asgi import begun, ended, unless_disconnected
 
 SUBJECT_HEADER = "x-del-subject"
 NOISE_HEADER = "x-del-noise"
@@ -117,7 +117,6 @@ class _Proxy:
     async def _answer(
         self, request: Request, asked: CompletionRequest | ChatRequest, kind: type[CompletionAnswer]
     ) -> Response:
-        fields = {"max_tokens": asked.max_tokens_field}
         submission: Submission | None = None
         try:
             variant = await self._variant(asked.model)
@@ -135,19 +134,24 @@ class _Proxy:
                     response.headers["x-del-server-request-id"] = completion.request_id
                 return response
             stream = await unless_disconnected(request.receive, self._prompts.stream(submission))
-            # Failures before the first chunk get a status, later failures an event.
-            return await self._stream(request, stream, answer, fields)
+            # A failure before the response begins has its own status; later failures are events.
+            return await self._stream(request, stream, answer, submission)
         except DELClientError as error:
-            if isinstance(error, BundleOutdatedError) and submission is not None:
-                # By repeating the request, the application accepts fresh noise.
-                self._prompts.forget(submission)
-            raise as_api_error(error, fields) from None
+            raise self._failure(error, asked, submission) from None
+
+    def _failure(
+        self, error: Exception, asked: CompletionRequest | ChatRequest, submission: Submission | None
+    ) -> APIError:
+        if isinstance(error, BundleOutdatedError) and submission is not None:
+            # By repeating the request, the application accepts fresh noise.
+            self._prompts.forget(submission)
+        return as_api_error(error, {"max_tokens": asked.max_tokens_field})
 
     async def _stream(
-        self, request: Request, stream: AsyncStream, answer: CompletionAnswer, fields: dict[str, str]
+        self, request: Request, stream: AsyncStream, answer: CompletionAnswer, submission: Submission
     ) -> Response:
         try:
-            first = await unless_disconnected(request.receive, anext(stream))
+            first = await begun(request.receive, anext(stream), within_s=self._settings.keep_alive_s)
         except BaseException:
             await stream.close()
             raise
@@ -156,18 +160,22 @@ class _Proxy:
             try:
                 for data in answer.opening():
                     yield event(data)
-                yield event(answer.chunk(first))
+                yield event(answer.chunk(await first))
                 async for chunk in stream:
                     yield event(answer.chunk(chunk))
                 assert stream.completion is not None  # all chunks have been taken
                 for data in answer.closing(stream.completion):
                     yield event(data)
             except Exception as error:
-                yield event(as_api_error(error, fields).body)
+                yield event(self._failure(error, submission.asked, submission).body)
                 return
             yield DONE
 
-        return EventStream(events(), stream.close)
+        async def close() -> None:
+            await ended(first)
+            await stream.close()
+
+        return EventStream(events(), close, keep_alive_s=self._settings.keep_alive_s)
 
 
 def _header(request: Request, name: str) -> str | None:

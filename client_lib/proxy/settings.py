@@ -25,6 +25,8 @@ class ProxySettings:
         chat_max_tokens: the length of an answer if a chat request names none, in tokens.
         max_body_bytes: the largest request body.
         remember_bytes: memory for the counts of past prompts, for reuse.
+        keep_alive_s: seconds without an event after which a comment is sent, so that no relay takes
+            the connection for idle.
         loopback_hosts: refuse requests whose Host header is no loopback address (DNS rebinding).
     """
 
@@ -38,11 +40,14 @@ class ProxySettings:
     max_body_bytes: int = 1 << 20
     remember_bytes: int = 64 << 20
     loopback_hosts: bool = False
+    keep_alive_s: float = 3.0
 
     def __post_init__(self) -> None:
         check_integer("chat_max_tokens", self.chat_max_tokens, 1, 131_072)
         check_integer("max_body_bytes", self.max_body_bytes, 1, 1 << 30)
         check_integer("remember_bytes", self.remember_bytes, 0, 1 << 40)
+        if not 0 < self.keep_alive_s <= 3600:
+            raise invalid("keep_alive_s", "above 0 and at most 3600", str(self.keep_alive_s))
         check_key("client_key", self.client_key)
         if self.subject == "":
             raise invalid("subject", "a non-empty string or None", "an empty string")

@@ -21,19 +21,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from del_core.errors import (
-    FRAME_TOO_LARGE,
     INTERNAL_ERROR,
     INVALID_API_KEY,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
     OVERLOADED,
     RATE_LIMIT_EXCEEDED,
-    TRUNCATED_FRAME,
     UNSUPPORTED_MEDIA_TYPE,
     FrameError,
 )
-from del_core.net.asgi import DisconnectedError, unless_disconnected
+from del_core.net.asgi import DisconnectedError, begun, unless_disconnected
 from del_core.wire import MEDIA_TYPE, Request
+from deployments.api.bodies import Bodies
 from deployments.api.context import DEADLINE_HEADER, APIOptions, Deadline, RequestContext
 from deployments.api.errors import ErrorResponse, engine_unavailable, error_response, internal_error
 from deployments.api.middleware import Guard, RequestIds
@@ -115,6 +114,7 @@ class _Handlers:
     def __init__(self, service: PrivateLMService, options: APIOptions) -> None:
         self._service = service
         self._options = options
+        self._bodies = Bodies(options.http, service.max_frame_bytes)
 
     def _authenticate(self, http: HTTPRequest) -> Caller:
         return self._options.keys.caller(http.headers.get("authorization"))
@@ -146,9 +146,10 @@ class _Handlers:
                 deadline = Deadline(http.headers.get(DEADLINE_HEADER))
                 context = RequestContext(http, caller, deadline, observation, resources)
                 async with asyncio.timeout(deadline.remaining()) as limit:
-                    frame = await self._read(http)
-                    resources.enter_context(self._service.slot())
-                    return await self._answer(frame, context)
+                    async with self._bodies.body(http) as frame:
+                        resources.enter_context(self._service.slot())
+                        request = await self._parse(frame, observation)
+                    return await self._answer(request, context)
             except TimeoutError:
                 if limit is None or not limit.expired():
                     raise
@@ -158,18 +159,22 @@ class _Handlers:
             except DisconnectedError:
                 return ErrorResponse(CLIENT_GONE, b"", 499)  # nobody reads it
 
-    async def _answer(self, frame: bytes, context: RequestContext) -> Response:
-        observation, options = context.observation, self._options
+    async def _parse(self, frame: bytes, observation: Observation) -> Request:
         observation.received = time.monotonic()
         observation.request_bytes = len(frame)
         request = await self._service.parse(frame)
         observation.variant = request.variant
         observation.stream = request.sampling.stream
         observation.prompt_tokens = request.prompt_tokens
+        return request
+
+    async def _answer(self, request: Request, context: RequestContext) -> Response:
+        observation, options = context.observation, self._options
         charge = await self._charge(context.caller, request)
         envelope = Envelope(request)
         if charge is not None:
-            context.resources.callback(lambda: charge.settle(request.prompt_tokens + envelope.completion_tokens))
+            before = request.prompt_tokens + len(request.resume)
+            context.resources.callback(lambda: charge.settle(before + envelope.completion_tokens))
         salt, receive = context.caller.cache_salt, context.http.receive
         if not request.sampling.stream:
             completing = self._service.complete(request, cache_salt=salt, observation=observation)
@@ -177,41 +182,20 @@ class _Handlers:
             return Response(envelope.completion(completion), media_type="application/json")
         delivery = Delivery(gather_tokens=options.streaming.max_tokens, gather_s=options.streaming.max_delay_s)
         pieces = self._service.stream(request, delivery=delivery, cache_salt=salt, observation=observation)
-        # A failure before the first piece still has its own status, because nothing has been sent.
-        first = await unless_disconnected(receive, anext(pieces))
+        # A failure before the response begins has its own status; later failures are events.
+        first = await begun(receive, anext(pieces), within_s=options.streaming.keep_alive_s)
         return EventStream(envelope, first, pieces, context=context, options=options)
 
     async def _charge(self, caller: Caller, request: Request) -> Charge | None:
         if self._options.quotas is None:
             return None
         try:
-            return await self._options.quotas.charge(caller, request.prompt_tokens + request.remaining_tokens)
+            # max_tokens includes the resumed tokens, which the engine computes as it does a prompt.
+            return await self._options.quotas.charge(caller, request.prompt_tokens + request.sampling.max_tokens)
         except QuotaUnavailableError:
             if self._options.quota_settings.fail_open:
                 return None
             raise
-
-    async def _read(self, http: HTTPRequest) -> bytes:
-        limit = self._service.max_frame_bytes
-        timeout_s = self._options.http.body_timeout_s
-        declared = http.headers.get("content-length", "")
-        size = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
-        body = bytearray()
-        more = size <= limit
-        try:
-            async with asyncio.timeout(timeout_s):
-                while more:
-                    message = await http.receive()
-                    if message["type"] == "http.disconnect":
-                        raise DisconnectedError
-                    body += message.get("body", b"")
-                    size = max(size, len(body))
-                    more = size <= limit and message.get("more_body", False)
-        except TimeoutError:
-            raise FrameError(TRUNCATED_FRAME, "frame", f"must arrive within {timeout_s} s") from None
-        if size > limit:
-            raise FrameError(FRAME_TOO_LARGE, "frame", f"must have at most {limit} bytes, got {size} or more")
-        return bytes(body)
 
     async def models(self, http: HTTPRequest) -> Response:
         self._authenticate(http)

@@ -8,13 +8,14 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator
+from typing import Literal
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from del_core.errors import DEADLINE_EXCEEDED, ENGINE_UNAVAILABLE, INTERNAL_ERROR
-from del_core.net.asgi import wait_for_disconnect
+from del_core.net.asgi import KEEP_ALIVE, ended, wait_for_disconnect
 from del_core.wire import Request
 from deployments.api.context import APIOptions, Deadline, RequestContext
 from deployments.api.errors import ENGINE_UNAVAILABLE_MESSAGE, INTERNAL_ERROR_MESSAGE, error_body, log_defect
@@ -62,7 +63,7 @@ class EventStream(Response):
     def __init__(
         self,
         envelope: Envelope,
-        first: Piece,
+        first: asyncio.Future[Piece],
         pieces: AsyncGenerator[Piece, None],
         *,
         context: RequestContext,
@@ -72,7 +73,8 @@ class EventStream(Response):
         super().__init__(headers={"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._envelope = envelope
-        self._pending = [first]
+        self._first = first
+        self._pending = [first.result()] if first.done() else []
         self._pieces = pieces
         self._deadline = context.deadline
         self._observation = context.observation
@@ -103,6 +105,7 @@ class EventStream(Response):
             for task in (pump, write, gone):
                 task.cancel()
             await asyncio.wait((pump, write))
+            await ended(self._first)  # the pump may have been cancelled before it began
             await self._pieces.aclose()
             self._resources.close()
             self._observation.end(self._code)
@@ -111,6 +114,10 @@ class EventStream(Response):
     async def _pump(self) -> None:
         """Take pieces from the engine as they are generated, however slowly the client reads."""
         try:
+            if not self._pending:
+                first = await self._first  # before the list is looked up: the writer replaces it
+                self._pending.append(first)
+                self._more.set()
             async for piece in self._pieces:
                 self._pending.append(piece)
                 self._more.set()
@@ -135,31 +142,34 @@ class EventStream(Response):
                     body += b"data: [DONE]\n\n"
                 async with asyncio.timeout(self._options.http.write_timeout_s):
                     await send({"type": "http.response.body", "body": body, "more_body": not done})
-            if not done and not await self._gather():
-                body = self._failure(request_id)
-                await send({"type": "http.response.body", "body": body, "more_body": False})
-                return
+            while not done and (state := await self._gather()) != "due":
+                body = KEEP_ALIVE if state == "idle" else self._failure(request_id)
+                async with asyncio.timeout(self._options.http.write_timeout_s):
+                    await send({"type": "http.response.body", "body": body, "more_body": state == "idle"})
+                if state == "ended":
+                    return
         self._code = OK
 
-    async def _gather(self) -> bool:
-        """Wait until an event is due; return False if the pieces ended without a last one."""
-        deadline: float | None = None
+    async def _gather(self) -> Literal["due", "idle", "ended"]:
+        """Wait until an event is due, nothing has come for a while, or the pieces ended early."""
         loop = asyncio.get_running_loop()
+        idle = loop.time() + self._options.streaming.keep_alive_s
+        deadline: float | None = None
         while True:
             self._more.clear()
             if self._pending:
                 if self._ended or self._pending[-1].gathered:
-                    return True
+                    return "due"
                 if sum(len(piece.token_ids) for piece in self._pending) >= self._options.streaming.max_tokens:
-                    return True
+                    return "due"
                 deadline = deadline or loop.time() + self._options.streaming.max_delay_s
             elif self._ended:
-                return False
+                return "ended"
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(deadline or idle):
                     await self._more.wait()
             except TimeoutError:
-                return True
+                return "due" if self._pending else "idle"
 
     def _failure(self, request_id: str | None) -> bytes:
         """Return the error event of a stream that failed after it had begun."""

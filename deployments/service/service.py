@@ -37,6 +37,10 @@ CLEAR = RESERVED_VARIANT
 # More would block the event loop for more than about 2 ms, and is handled in a thread.
 LARGE_FRAME_BYTES = 64 * 1024
 LARGE_DECODE_PRODUCTS = 4_000_000
+LARGE_PROMPT_VALUES = 4_000_000
+LARGE_RESUME_TOKENS = 64
+
+_REPLAYED_TOGETHER = 16
 
 
 class OverloadedError(DelError):
@@ -132,6 +136,16 @@ def _engine_sampling(request: Request, stop_ids: tuple[int, ...], delivery: Deli
 def _reason(text: TextStream, given: FinishReason) -> FinishReason:
     """Return why a completion ended: text held until the end may complete a stop string."""
     return "stop" if text.stopped else given
+
+
+def _replay(text: TextStream, resume: tuple[int, ...], stop_ids: tuple[int, ...]) -> FinishReason | None:
+    """Replay resumed tokens up to a stop token; return the finish reason if they end there."""
+    end = next((index for index, token_id in enumerate(resume) if token_id in stop_ids), len(resume))
+    for start in range(0, end, _REPLAYED_TOGETHER):
+        text.extend(resume[start : min(start + _REPLAYED_TOGETHER, end)])
+        if text.stopped:
+            return "stop"
+    return "stop" if end < len(resume) else None
 
 
 class PrivateLMService:
@@ -247,7 +261,7 @@ class PrivateLMService:
         text = TextStream(self._model.tokenizer, request.sampling.stop)
         end = () if request.sampling.ignore_eos else self._model.end_of_text
         stop_ids = tuple(dict.fromkeys((*request.sampling.stop_token_ids, *end)))
-        ended = self._replay(text, request.resume, stop_ids)
+        ended = await self._replay(text, request.resume, stop_ids)
         if ended:
             yield Piece(text.finish(), (), ended)
             return
@@ -284,20 +298,21 @@ class PrivateLMService:
         finally:
             self.outstanding_tokens -= promised
 
-    @staticmethod
-    def _replay(text: TextStream, resume: tuple[int, ...], stop_ids: tuple[int, ...]) -> FinishReason | None:
+    async def _replay(
+        self, text: TextStream, resume: tuple[int, ...], stop_ids: tuple[int, ...]
+    ) -> FinishReason | None:
         """Replay the resumed tokens; return the finish reason if they end the completion."""
-        for token_id in resume:
-            if token_id in stop_ids:
-                return "stop"
-            text.push(token_id)
-            if text.stopped:
-                return "stop"
-        return None
+        if len(resume) > LARGE_RESUME_TOKENS:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, _replay, text, resume, stop_ids)
+        return _replay(text, resume, stop_ids)
 
     async def _embed(self, request: Request) -> NDArray[np.float32]:
         variant = self._variant(request)
-        if request.private_tokens * variant.multiplications_per_token > LARGE_DECODE_PRODUCTS:
+        tokens = len(variant.soft_prompt) + request.prompt_tokens + len(request.resume)
+        if (
+            request.private_tokens * variant.multiplications_per_token > LARGE_DECODE_PRODUCTS
+            or tokens * variant.soft_prompt.shape[1] > LARGE_PROMPT_VALUES
+        ):
             return await asyncio.get_running_loop().run_in_executor(self._pool, self._assemble, request)
         return self._assemble(request)
 

@@ -7,6 +7,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 
 __all__ = ["Relay"]
@@ -19,14 +20,19 @@ class Relay:
     """Passes bytes on to a server of this machine.
 
     The share ``cutting`` of the connections breaks after a random number of bytes in one direction,
-    which may lie in the head of the request or of the answer.
+    which may lie in the head of the request or of the answer. A connection on which nothing passes
+    for ``idle_s`` seconds breaks, as load balancers do it.
     """
 
-    def __init__(self, port: int, chooser: random.Random) -> None:
+    def __init__(self, port: int, chooser: random.Random, *, idle_s: float | None = None) -> None:
         self.cutting = 0.0
         self.cuts = self.kills = 0
         self._target = ("127.0.0.1", port)
         self._chooser = chooser
+        self._idle_s = idle_s
+        self.idle = 0
+        """Connections broken for being idle."""
+        self._passed: dict[socket.socket, float] = {}
         self._lock = threading.Lock()
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._threads: list[threading.Thread] = []
@@ -86,6 +92,7 @@ class Relay:
                 continue
             with self._lock:
                 self._pairs.add((near, far))
+                self._passed[near] = time.monotonic()
                 limits: list[int | None] = [None, None]
                 if self._chooser.random() < self.cutting:
                     # Somewhere in the first request or answer, or in a later one.
@@ -100,8 +107,9 @@ class Relay:
     def _pump(
         self, source: socket.socket, sink: socket.socket, limit: int | None, pair: tuple[socket.socket, socket.socket]
     ) -> None:
+        near = pair[0]
         with contextlib.suppress(OSError):
-            while piece := source.recv(1 << 16):
+            while piece := self._receive(source, near):
                 if limit is not None and len(piece) >= limit:
                     sink.sendall(piece[:limit])
                     self.cuts += 1
@@ -111,6 +119,22 @@ class Relay:
         _break(*pair)
         with self._lock:
             self._pairs.discard(pair)
+            self._passed.pop(near, None)
+
+    def _receive(self, source: socket.socket, near: socket.socket) -> bytes:
+        """Return the next bytes, or nothing at the end or when the connection is idle."""
+        source.settimeout(None if self._idle_s is None else self._idle_s / 4)
+        while True:
+            try:
+                piece = source.recv(1 << 16)
+            except TimeoutError:
+                assert self._idle_s is not None
+                if time.monotonic() - self._passed.get(near, 0.0) < self._idle_s:
+                    continue
+                self.idle += 1
+                return b""
+            self._passed[near] = time.monotonic()
+            return piece
 
 
 def _break(*connections: socket.socket) -> None:

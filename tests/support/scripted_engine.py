@@ -119,6 +119,10 @@ class Exchange:
         self.sent.append((asyncio.get_running_loop().time(), message))
         self._news.set()
 
+    def feed(self, body: bytes, *, more: bool = True) -> None:
+        """Send more of the body."""
+        self._received.put_nowait({"type": "http.request", "body": body, "more_body": more})
+
     def disconnect(self) -> None:
         """Disconnect the client."""
         self._received.put_nowait({"type": "http.disconnect"})

@@ -158,3 +158,27 @@ async def test_http_answers(make_service: Callable[..., Any], bundle: Bundle) ->
     assert closed.json()["error"]["code"] == "overloaded"
     (opened,) = await ask(Quotas(gone), 1, quota_settings=QuotaSettings(fail_open=True))
     assert opened.status_code == 200
+
+
+async def test_resumed_tokens_are_charged(make_service: Callable[..., Any], bundle: Bundle) -> None:
+    """The engine computes resumed tokens as it does a prompt, so they spend quota alike."""
+    key = new_key()
+    keys = Keys(parse_keys({"app": {"hashes": [hash_key(key)], "tokens_per_minute": 300}}))
+    headers = HEADERS | {"authorization": f"Bearer {key}"}
+    clock = Clock()
+    quotas = Quotas(Counting(QuotaLedger(clock=clock)), clock=clock)
+    app = create_app(make_service(ScriptedEngine()), APIOptions(keys=keys, quotas=quotas))
+    frame = make_frame(bundle, resume=(20,) * 200, max_tokens=202)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        responses = [await client.post(PATH, content=frame, headers=headers) for _ in range(12)]
+        statuses = [response.status_code for response in responses]
+        assert statuses == [200] + [429] * 11
+        # Of the first request's tokens none is returned: all were computed.
+        used = responses[0].json()["usage"]["prompt_tokens"] + 202
+        left = make_frame(bundle, tokens=1, max_tokens=300 - used - 5)
+        assert (await client.post(PATH, content=left, headers=headers)).status_code == 200
+        more = make_frame(bundle, tokens=1, max_tokens=300 - used)
+        assert (await client.post(PATH, content=more, headers=headers)).status_code == 429
+        long = make_frame(bundle, resume=(20,) * 300, max_tokens=301)
+        refused = await client.post(PATH, content=long, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")

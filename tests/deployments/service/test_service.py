@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from del_core.errors import FrameError
 from del_core.wire import PrivateSegment, PublicSegment
 from deployments.engines.base import EngineDeadError
 from deployments.service.base_model import EmbeddingTable
-from deployments.service.service import OverloadedError, PrivateLMService
+from deployments.service.service import Capacity, OverloadedError, PrivateLMService, ServedModel
 from tests.support.scripted_engine import CONTEXT_LENGTH, ScriptedEngine
 from tests.support.serving_frames import encode, make_frame, make_request, private_segment
 from tests.support.tiny import BOS_ID, EOS_ID, SOFT_PROMPT_LENGTH
@@ -238,3 +239,54 @@ async def test_shutdown_stops_the_engine(make_service: ServiceMaker) -> None:
     engine = ScriptedEngine()
     await make_service(engine).shutdown()
     assert engine.stopped
+
+
+class Watched:
+    """A tokenizer that notes the threads in which it decodes."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.threads: set[threading.Thread] = set()
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        self.threads.add(threading.current_thread())
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+
+async def test_long_resumptions_are_replayed_beside_the_event_loop(
+    bundle: Bundle, table: EmbeddingTable, tokenizer: Tokenizer
+) -> None:
+    engine, watched = ScriptedEngine(), Watched(tokenizer)
+    service = PrivateLMService(
+        ServedModel(bundle=bundle, table=table, tokenizer=watched, end_of_text=(EOS_ID,)),
+        engine,
+        Capacity(requests=4, max_frame_bytes=1 << 20),
+    )
+    for resume, beside in (((), False), ((20,) * 400, True)):
+        watched.threads.clear()
+        request = make_request(bundle, max_tokens=len(resume) + 1, resume=resume)
+        await service.complete(await service.parse(encode(bundle, request)))
+        assert any(thread is not threading.main_thread() for thread in watched.threads) == beside
+    stopped = make_request(bundle, max_tokens=402, resume=(20,) * 399 + (EOS_ID, 20))
+    ended = await service.complete(await service.parse(encode(bundle, stopped)))
+    assert (ended.finish_reason, len(engine.calls)) == ("stop", 2)
+
+
+@pytest.mark.parametrize("stop", [(), ("the 9th", "never")])
+async def test_resuming_anywhere_gives_the_rest_of_the_text(
+    make_service: ServiceMaker, bundle: Bundle, tokenizer: Tokenizer, stop: tuple[str, ...]
+) -> None:
+    ids = tokenizer.encode(" ".join(f"the {number}th 🙂 日本" for number in range(60))).ids[:300]
+    whole_service = make_service(ScriptedEngine(tokens=ids))
+    whole = await whole_service.complete(make_request(bundle, max_tokens=len(ids), stop=stop))
+    assert whole.finish_reason == ("stop" if stop else "length")
+    for cut in (1, 15, 16, 17, 63, 64, 65, 80, 129, len(whole.token_ids) - 1):
+        interrupted = make_service(ScriptedEngine(tokens=ids))
+        first = [piece async for piece in interrupted.stream(make_request(bundle, max_tokens=len(ids), stop=stop))][
+            :cut
+        ]
+        received = tuple(token_id for piece in first for token_id in piece.token_ids)
+        rest_service = make_service(ScriptedEngine(tokens=ids[len(received) :]))
+        rest = await rest_service.complete(make_request(bundle, max_tokens=len(ids), stop=stop, resume=received))
+        assert "".join(piece.text for piece in first) + rest.text == whole.text
+        assert rest.finish_reason == whole.finish_reason
