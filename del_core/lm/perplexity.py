@@ -8,6 +8,9 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
+IGNORED = -100
+"""Target of a position whose next token is not judged."""
+
 
 def continuation_nll(
     model: PreTrainedModel, prompt: torch.Tensor, continuation: torch.Tensor, soft_prompt: torch.Tensor | None = None
@@ -15,15 +18,42 @@ def continuation_nll(
     """Return the mean negative log-likelihood in nats per continuation token, (batch,).
 
     The model reads embeddings ``soft_prompt`` (rows, hidden size), embeddings ``prompt`` (batch,
-    prompt tokens, hidden size) and the token ids ``continuation``, clean as on the server.
+    prompt tokens, hidden size) and the token ids ``continuation``, clean as on the server. The
+    prompt has at least one token.
     """
     clean = model.get_input_embeddings()(continuation[:, :-1])
-    parts = [prompt.to(clean.dtype), clean]
-    if soft_prompt is not None and len(soft_prompt):
-        parts.insert(0, soft_prompt.to(clean.dtype).expand(len(prompt), -1, -1))
-    inputs = torch.cat(parts, dim=1)
-    logits = model(inputs_embeds=inputs, use_cache=False, logits_to_keep=continuation.shape[1]).logits.float()
-    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), continuation, reduction="none").mean(dim=1)
+    targets = torch.nn.functional.pad(continuation, (prompt.shape[1] - 1, 0), value=IGNORED)
+    return targets_nll(model, torch.cat([prompt.to(clean.dtype), clean], dim=1), targets, soft_prompt)
+
+
+def targets_nll(
+    model: PreTrainedModel, inputs: torch.Tensor, targets: torch.Tensor, prefix: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the mean negative log-likelihood in nats per judged token of every row, (batch,).
+
+    Rows of different length are padded on the right: with causal attention, no position reads what
+    stands behind it, so there is no mask. Logits are computed from the first judged column on.
+
+    Args:
+        inputs: embeddings (batch, tokens, hidden size).
+        targets: the token that follows each position (batch, tokens), or :data:`IGNORED`. Every row
+            has a judged token.
+        prefix: embeddings (rows, hidden size) in front of every row. Their keys and values are the
+            same for the whole batch: they are computed once, with gradient, and shared.
+    """
+    judged = targets != IGNORED
+    columns = int(judged.any(dim=0).flip(0).nonzero().max()) + 1  # from the first judged one to the end
+    cache = None
+    if prefix is not None and len(prefix):
+        cache = model.base_model(inputs_embeds=prefix.to(inputs.dtype)[None], use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(inputs))
+    logits = model(
+        inputs_embeds=inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=columns
+    ).logits
+    losses = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets[:, -columns:].flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view(len(inputs), columns).sum(dim=1) / judged.sum(dim=1)
 
 
 @torch.no_grad()

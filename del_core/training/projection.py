@@ -28,6 +28,7 @@ from del_core.training.parallel import current_shard
 from del_core.training.results import EncoderResult, ProjectionResult, read_projection_result, write_result
 
 _ATTACKED_TOKENS = 20_000  # a rate of 2 % then has a standard error of 0.1 points
+_ATTACKED_PAIRS = 330_000_000  # of a token and a vocabulary entry: seconds an attack
 _TENSORS_FILE, _PRIOR_FILE = "projection.safetensors", "prior.safetensors"
 
 
@@ -195,12 +196,17 @@ def attack_surface(lm: FrozenLM, projection: Projection) -> AttackSurface:
     )
 
 
-def attacked_tokens(part: torch.Tensor, count: int = _ATTACKED_TOKENS) -> np.ndarray:
-    """Return about ``count`` evenly spaced token ids; an attack costs V b a token."""
+def attacked_tokens(part: torch.Tensor, count: int) -> np.ndarray:
+    """Return about ``count`` evenly spaced token ids."""
     tokens: np.ndarray = part.cpu().numpy()
     return tokens[:: max(1, len(tokens) // count)]
 
 
+def attacked_count(lm: FrozenLM) -> int:
+    """Return the number of tokens that calibration attacks, less for a large vocabulary."""
+    return min(_ATTACKED_TOKENS, _ATTACKED_PAIRS // len(lm.embeddings))
+
+
 def calibration_tokens(lm: FrozenLM) -> np.ndarray:
     """Return token ids of the validation part, on which no result is reported."""
-    return attacked_tokens(lm.validation)
+    return attacked_tokens(lm.validation, attacked_count(lm))

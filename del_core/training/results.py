@@ -86,6 +86,7 @@ class SoftPromptResult:
     ppl_noisy: float  # of the linear decoder
     ppl_decoder: float  # of the trained decoder without the soft prompt
     ppl_soft_prompt: float
+    chat_sha256: str | None = field(default=None, metadata=OMITTED)  # of the conversations, if they were learned
 
     @property
     def mechanism(self) -> Mechanism:
@@ -131,7 +132,7 @@ class VariantResult:
         return fields_from_json(cls, {**data, "recovery": recovery, "date": audit["date"]}, name)
 
 
-def perplexities(result: ProjectionResult | EncoderResult | SoftPromptResult) -> dict[str, float]:
+def perplexities(result: object) -> dict[str, float]:
     """Return the perplexities of a result by name."""
     return {name: value for name, value in vars(result).items() if name.startswith("ppl_")}
 
@@ -144,18 +145,18 @@ def write_result(directory: Path, result: ProjectionResult | EncoderResult | Sof
 
 def read_projection_result(directory: Path) -> ProjectionResult | EncoderResult:
     """Read the result of stage 1 with or without noise."""
-    data = _read(directory / _PROJECTION, "projection")
+    data = read_json(directory / _PROJECTION, "projection")
     return from_json(EncoderResult, data) if "norm_limit" in data else from_json(ProjectionResult, data)
 
 
 def read_soft_prompt_result(directory: Path) -> SoftPromptResult:
     """Read the result of stage 2, of a candidate or of a finished variant."""
-    return SoftPromptResult.from_json(_read(directory / _VARIANT, "soft-prompt"))
+    return SoftPromptResult.from_json(read_json(directory / _VARIANT, "soft-prompt"))
 
 
 def read_variant_result(directory: Path) -> VariantResult:
     """Read the result of a finished variant, whose attacks were measured."""
-    data = _read(directory / _VARIANT, "soft-prompt")
+    data = read_json(directory / _VARIANT, "soft-prompt")
     if "guarantees" not in data:
         raise ModelError(
             f"{directory / _VARIANT} must hold the measured attacks: run `delctl train soft-prompt` to its end first"
@@ -163,7 +164,8 @@ def read_variant_result(directory: Path) -> VariantResult:
     return VariantResult.from_json(data)
 
 
-def _read(path: Path, command: str) -> dict[str, Any]:
+def read_json(path: Path, command: str) -> dict[str, Any]:
+    """Read the result that ``delctl train COMMAND`` writes last; ModelError if it is not there."""
     if not path.is_file():
         raise ModelError(f"{path} must exist: run `delctl train {command}` to its end first")
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

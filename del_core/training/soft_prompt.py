@@ -1,36 +1,36 @@
 """Stage 2: the soft prompt and the decoder of one variant, trained for that variant's noise.
 
-Projection and LM are frozen; peft's prompt tuning (arXiv 2104.08691) trains the soft prompt.
+Projection and LM are frozen; the soft prompt is trained by prompt tuning (arXiv 2104.08691).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
-from peft import PromptTuningConfig, TaskType, get_peft_model
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from del_core.accounting import mu
 from del_core.lm.device import products
-from del_core.lm.model import FrozenLM
+from del_core.lm.model import BaseLM, FrozenLM
 from del_core.lm.noise import step_generator
-from del_core.lm.perplexity import continuation_nll, evaluate_perplexity
 from del_core.lm.text import TokenWindows
 from del_core.mechanism import Mechanism
 from del_core.training.config import SoftPromptConfig
 from del_core.training.decoders import new_decoder
+from del_core.training.examples import Conversations, Examples, Read
 from del_core.training.loop import Run, Schedule, fit
 from del_core.training.parallel import current_shard
 from del_core.training.results import SoftPromptResult, read_soft_prompt_result, write_result
 from del_core.training.start import NoisyPrompt, Stage1, first_rows, start_decoder
 
 SOFT_PROMPT_FILE, DECODER_FILE = "soft_prompt.safetensors", "decoder.safetensors"
+_QUICK_STEP = 1 << 17  # vocabulary entries times rows; a step of more takes seconds without an accelerator
 
 
 @dataclass(frozen=True)
@@ -53,46 +53,96 @@ def load_variant(lm: FrozenLM, stage1: Stage1, directory: Path, mechanism: Mecha
     return NoisyPrompt(noisy, decoder, rows.to(lm.embeddings.device))
 
 
+class Source(Protocol):
+    """Where the examples of stage 2 come from; ``identity`` names it in checkpoints."""
+
+    identity: Mapping[str, str]
+    validation: Examples
+    test: Examples
+
+    def batch(self, step: int) -> Examples:
+        """Return the examples of a step."""
+
+
+class TextSource:
+    """Windows of the LM's text: their first part is private, and the text goes on."""
+
+    def __init__(self, lm: FrozenLM, config: SoftPromptConfig) -> None:
+        self._config, self._windows = config, TokenWindows(lm.train, config.length, config.seed)
+        self.identity: Mapping[str, str] = {}
+        self.validation = self._held_out(lm, lm.validation, config.evaluation_windows)
+        self.test = self._held_out(lm, lm.test, config.test_windows)
+
+    def batch(self, step: int) -> Examples:
+        """Return windows whose prompts have one random length."""
+        return Examples.from_windows(*self._config.batch_of(self._windows, step))
+
+    def _held_out(self, lm: FrozenLM, part: torch.Tensor, count: int) -> Examples:
+        windows, prompt_tokens = lm.windows(part, self._config.length, count), self._config.prompt_tokens
+        return Examples.from_windows(windows[:, :prompt_tokens], windows[:, prompt_tokens:])
+
+
+class ChatSource:
+    """Conversations: their template is public, and the answer follows."""
+
+    def __init__(self, conversations: Conversations, config: SoftPromptConfig, device: torch.device) -> None:
+        self._conversations, self._config, self._device = conversations, config, device
+        self.identity: Mapping[str, str] = {"chat": conversations.sha256}
+        self.validation = conversations.examples(conversations.validation[: config.evaluation_windows], device)
+        self.test = conversations.examples(conversations.test[: config.test_windows], device)
+
+    def batch(self, step: int) -> Examples:
+        """Return conversations of similar length."""
+        config = self._config
+        return self._conversations.examples(self._conversations.batch(step, config.batch, config.seed), self._device)
+
+
 def train_soft_prompt(
-    lm: FrozenLM, stage1: Stage1, run: SoftPromptRun, output: Path, *, progress: bool = True
+    lm: FrozenLM,
+    stage1: Stage1,
+    run: SoftPromptRun,
+    output: Path,
+    *,
+    chat: Conversations | None = None,
+    progress: bool = True,
 ) -> SoftPromptResult:
     """Train soft prompt and decoder and write them, with ``variant.json``, to ``output``.
 
     If ``stage1`` has a decoder that was trained with its encoder and ``run.config.decoder`` can
-    continue from it, training starts there. The best rows by validation loss are kept.
+    continue from it, training starts there. The best rows by validation loss are kept. With
+    ``chat``, its answers are learned and judged instead of the continuations of the LM's text.
     """
     config, mechanism = run.config, run.mechanism
     torch.manual_seed(config.seed)
-    shard, device = current_shard(), lm.embeddings.device
+    device = lm.embeddings.device
     noisy = stage1.noisy(lm, mechanism)
-    train = TokenWindows(lm.train, config.length, config.seed)
+    source: Source = TextSource(lm, config) if chat is None else ChatSource(chat, config, device)
     validation = lm.windows(lm.validation, config.length, config.evaluation_windows)
     decoder = start_decoder(lm, stage1, noisy, validation, config)
-    tuned, rows = _tuned(lm, first_rows(lm, stage1.start_for(config.decoder), config.rows))
+    rows = torch.nn.Parameter(
+        first_rows(lm, stage1.start_for(config.decoder), config.rows), requires_grad=config.rows > 0
+    )
     prompt = NoisyPrompt(noisy, decoder, rows.detach())  # shares the memory of the rows in training
 
-    def loss(step: int) -> torch.Tensor:
-        private, continuation = config.batch_of(train, step)
-        y = shard.of(noisy.sample(private, step_generator(config.seed, step, device)))
+    def nll(examples: Examples, generator: torch.Generator) -> torch.Tensor:
+        shard = current_shard()
+        y = shard.of(noisy.sample(examples.tokens, generator))
         with products(device, config.bf16):
-            return continuation_nll(tuned, decoder(y), shard.of(continuation)).mean()
+            return examples.of(shard).nll(lm.model, lambda pick: decoder(pick(y)), rows)
 
-    output.mkdir(parents=True, exist_ok=True)
-    best = fit(
-        [*([("soft_prompt", rows)] if config.rows else []), *decoder.trained()],
-        loss,
-        Run(
+    best = train_rows(
+        lm,
+        source,
+        RowsRun(
             run.name,
-            output / "checkpoints",
-            Schedule(config.steps, config.learning_rate),
-            identity=config.identity(lm) | {"bits": mechanism.bits, "ratio_numerator": mechanism.ratio_numerator},
-            evaluate_every=50,
-            patience=config.patience,
-            keep_start=True,
-            rates={name: config.decoder_learning_rate / config.learning_rate for name, _ in decoder.trained()},
-            progress=progress,
+            output,
+            config,
+            {"bits": mechanism.bits, "ratio_numerator": mechanism.ratio_numerator},
+            progress,
         ),
-        lambda: math.log(prompt.perplexity(lm, validation, config.prompt_tokens, seed=config.seed + 1)),
+        [*([("soft_prompt", rows)] if config.rows else []), *decoder.trained()],
+        nll,
+        lambda: math.log(read_noisy(lm, source.validation, prompt, seed=config.seed + 1)),
     )
     result = SoftPromptResult(
         name=run.name,
@@ -105,7 +155,8 @@ def train_soft_prompt(
         held_out_loss=best,
         model_sha256=lm.checksum,
         text_sha256=lm.text_sha256,
-        **_test_perplexities(lm, stage1, prompt, config),
+        chat_sha256=None if chat is None else chat.sha256,
+        **_test_perplexities(lm, stage1, prompt, source.test, config.seed + 2),
     )
 
     def write() -> None:
@@ -113,40 +164,96 @@ def train_soft_prompt(
         save_arrays(decoder.tensors(), output / DECODER_FILE)
         write_result(output, result)
 
-    shard.once(write)
+    current_shard().once(write)
     return result
 
 
-def _tuned(lm: FrozenLM, first_rows: torch.Tensor) -> tuple[Any, torch.nn.Parameter]:
-    """Return the LM behind a soft prompt, and that prompt (rows, b); the bare LM for 0 rows."""
-    if not len(first_rows):
-        return lm.model, torch.nn.Parameter(first_rows, requires_grad=False)
-    config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(first_rows), inference_mode=False)
-    tuned = get_peft_model(lm.model, config)
-    rows = tuned.prompt_encoder["default"].embedding.weight
-    with torch.no_grad():
-        rows.copy_(first_rows)
-    return tuned, rows
+@dataclass(frozen=True)
+class RowsRun:
+    """The name, the directory and the settings of a run, and what else identifies it."""
+
+    name: str
+    output: Path
+    config: SoftPromptConfig
+    identity: Mapping[str, object]
+    progress: bool
 
 
-def _test_perplexities(lm: FrozenLM, stage1: Stage1, prompt: NoisyPrompt, config: SoftPromptConfig) -> dict[str, float]:
+def train_rows(
+    lm: FrozenLM,
+    source: Source,
+    run: RowsRun,
+    parameters: Sequence[tuple[str, torch.nn.Parameter]],
+    nll: Callable[[Examples, torch.Generator], torch.Tensor],
+    held_out: Callable[[], float],
+) -> float:
+    """Train a soft prompt, and what else is among ``parameters``; return the best held-out loss.
+
+    ``nll`` returns the losses of this worker's examples. The parameter ``soft_prompt`` has the
+    learning rate of the settings, every other one that of decoders.
+    """
+    config, device = run.config, lm.embeddings.device
+    run.output.mkdir(parents=True, exist_ok=True)
+    others = config.decoder_learning_rate / config.learning_rate
+    return fit(
+        parameters,
+        lambda step: nll(source.batch(step), step_generator(config.seed, step, device)).mean(),
+        Run(
+            run.name,
+            run.output / "checkpoints",
+            Schedule(config.steps, config.learning_rate),
+            identity={**config.identity(lm), **run.identity, **source.identity},
+            evaluate_every=50,
+            checkpoint_every=10 if len(lm.embeddings) * config.batch > _QUICK_STEP else 50,
+            patience=config.patience,
+            keep_start=True,
+            rates={name: others for name, _ in parameters if name != "soft_prompt"},
+            progress=run.progress,
+        ),
+        held_out,
+    )
+
+
+@torch.no_grad()
+def read_examples(
+    lm: BaseLM, examples: Examples, reading: Callable[[Examples, int], Read], soft_prompt: torch.Tensor, batch: int = 16
+) -> float:
+    """Return the perplexity of ``examples``; ``reading`` maps a batch and its number to reads."""
+    losses = [part.nll(lm.model, reading(part, index), soft_prompt) for index, part in enumerate(examples.split(batch))]
+    return math.exp(float(torch.cat(losses).mean()))
+
+
+def read_clear(lm: BaseLM, examples: Examples, soft_prompt: torch.Tensor) -> float:
+    """Return the perplexity of ``examples`` whose private tokens are read in the clear."""
+    layer = lm.model.get_input_embeddings()
+    return read_examples(lm, examples, lambda part, _: lambda pick: layer(pick(part.tokens)), soft_prompt)
+
+
+def read_noisy(lm: BaseLM, examples: Examples, prompt: NoisyPrompt, *, seed: int) -> float:
+    """Return the perplexity of ``examples`` behind the noise; a seed always draws the same one."""
+
+    def reading(part: Examples, index: int) -> Read:
+        y = prompt.noisy.sample(part.tokens, step_generator(seed, index, part.tokens.device))
+        return lambda pick: prompt.decoder(pick(y))
+
+    none = lm.embeddings[:0] if prompt.soft_prompt is None else prompt.soft_prompt
+    return read_examples(lm, examples, reading, none)
+
+
+def _test_perplexities(
+    lm: FrozenLM, stage1: Stage1, prompt: NoisyPrompt, examples: Examples, seed: int
+) -> dict[str, float]:
     """Measure the perplexities of :class:`SoftPromptResult` on the test part."""
-    windows = lm.windows(lm.test, config.length, config.test_windows)
     noisy, decoder = prompt.noisy, prompt.decoder
     clean = noisy.levels.float() / noisy.mechanism.max_level
     linear = new_decoder("linear", stage1.inputs(lm, noisy, decoder.norm_limit))
-    project = stage1.projection.decoder
-
-    def without_noise(embed: Callable[[torch.Tensor], torch.Tensor]) -> float:
-        return evaluate_perplexity(lm.model, windows, config.prompt_tokens, embed)
-
-    def with_noise(prompt: NoisyPrompt) -> float:
-        return prompt.perplexity(lm, windows, config.prompt_tokens, seed=config.seed + 2)
-
+    project, none = stage1.projection.decoder, lm.embeddings[:0]
     return {
-        "ppl_clean": without_noise(lambda tokens: lm.embeddings[tokens]),
-        "ppl_projected": without_noise(lambda tokens: project(clean[tokens])),
-        "ppl_noisy": with_noise(NoisyPrompt(noisy, linear)),
-        "ppl_decoder": with_noise(NoisyPrompt(noisy, decoder)),
-        "ppl_soft_prompt": with_noise(prompt),
+        "ppl_clean": read_clear(lm, examples, none),
+        "ppl_projected": read_examples(
+            lm, examples, lambda part, _: lambda pick: project(clean[pick(part.tokens)]), none
+        ),
+        "ppl_noisy": read_noisy(lm, examples, NoisyPrompt(noisy, linear), seed=seed),
+        "ppl_decoder": read_noisy(lm, examples, NoisyPrompt(noisy, decoder), seed=seed),
+        "ppl_soft_prompt": read_noisy(lm, examples, prompt, seed=seed),
     }

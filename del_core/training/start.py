@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from del_core.training.projection import Projection, load_projection
 from del_core.training.results import EncoderResult, read_projection_result
 
 START_FILE = "decoder_start.safetensors"
+_NORM_FACTORS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +100,18 @@ def calibrate_norm_limit(
     # Without a limit, noisy counts dequantize to rows that dominate everything else the LM reads.
     longest = float((noisy.levels.float() / noisy.mechanism.max_level).norm(dim=1).max())
 
+    @functools.cache
     def perplexity(factor: float) -> float:
         prompt = NoisyPrompt(noisy, new_decoder("linear", stage1.inputs(lm, noisy, factor * longest)))
         return prompt.perplexity(lm, windows, config.prompt_tokens, seed=config.seed + 1)
 
-    return longest * min((0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0), key=perplexity)
+    place = _NORM_FACTORS.index(1.0)
+    for step in (-1, 1):  # downhill: the perplexity has one minimum over the grid
+        while 0 <= place + step < len(_NORM_FACTORS) and (
+            perplexity(_NORM_FACTORS[place + step]) < perplexity(_NORM_FACTORS[place])
+        ):
+            place += step
+    return longest * _NORM_FACTORS[place]
 
 
 def start_decoder(

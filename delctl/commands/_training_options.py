@@ -90,6 +90,13 @@ def stage_options(*, steps: int, learning_rate: float, min_prompt_tokens: int) -
         click.option("--steps", default=steps, show_default=True, type=click.IntRange(1)),
         click.option("--learning-rate", default=learning_rate, show_default=True),
         click.option(
+            "--evaluation-windows",
+            default=128,
+            show_default=True,
+            type=click.IntRange(1),
+            help="Windows of the validation part by which the best parameters are chosen.",
+        ),
+        click.option(
             "--workers",
             default=1,
             show_default=True,

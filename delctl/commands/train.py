@@ -23,11 +23,21 @@ from delctl.options import POSITIVE, SHARE
 
 if TYPE_CHECKING:
     from del_core.lm.model import FrozenLM
+    from del_core.training.control import ControlResult
+    from del_core.training.examples import Conversations
     from del_core.training.results import EncoderResult, ProjectionResult, SoftPromptResult
     from del_core.training.start import Stage1
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")
+
+TEST_WINDOWS = click.option(
+    "--test-windows",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Examples of the test part for the perplexities that are reported.",
+)
 
 _BEST = "best"  # del_core.training.config.BEST, whose module loads torch
 
@@ -85,7 +95,7 @@ class _Stage:
         return train_on_workers(stage, self.workers, gpu=self.device.startswith("cuda"))
 
 
-def _print_perplexities(result: ProjectionResult | EncoderResult | SoftPromptResult) -> None:
+def _print_perplexities(result: ProjectionResult | EncoderResult | SoftPromptResult | ControlResult) -> None:
     from del_core.training.results import perplexities
 
     for name, value in perplexities(result).items():
@@ -199,6 +209,7 @@ def encoder(**settings: Any) -> None:
 )
 @click.option("--mu", type=POSITIVE, help="Choose the noise by the published mu.")
 @click.option("--epsilon", type=POSITIVE, help="Choose the noise by exact epsilon per token.")
+@click.option("--ratio", type=SHARE, help="The noise itself: the ratio c/A, as `delctl calibrate` prints it.")
 @DELTA
 @click.option(
     "--decoder",
@@ -208,22 +219,68 @@ def encoder(**settings: Any) -> None:
     help="Decoder from counts to embeddings; best trains every kind and keeps the one of least validation loss.",
 )
 @click.option("--rows", default=32, show_default=True, help="Length of the soft prompt, a multiple of 32; 0 for none.")
+@click.option(
+    "--chat",
+    type=click.Path(path_type=Path),
+    help="Learn the answers of these conversations instead of continuing the text: one JSON object a line, with "
+    "prompt (a list of text and private) and answer.",
+)
+@TEST_WINDOWS
 @stage_options(steps=400, learning_rate=1e-2, min_prompt_tokens=16)
-def soft_prompt(name: str, task: str, **settings: Any) -> None:
+def soft_prompt(name: str, task: str, chat: Path | None, **settings: Any) -> None:
     """Stage 2: calibrate one variant's noise and train its soft prompt and decoder."""
-    targets = ("map_asr", "nearest_asr", "mu", "epsilon")
+    targets = ("map_asr", "nearest_asr", "mu", "epsilon", "ratio")
     if sum(settings[target] is not None for target in targets) != 1:
-        raise click.UsageError("give exactly one of --map-asr, --nearest-asr, --mu and --epsilon")
+        raise click.UsageError("give exactly one of --map-asr, --nearest-asr, --mu, --epsilon and --ratio")
     from del_core.training.config import SoftPromptConfig
     from del_core.training.variant import Noise, VariantPlan, train_variant
 
     stage = _Stage.take(settings)
     noise = Noise(**{key: settings.pop(key) for key in ("bits", *targets, "delta")})
     plan = VariantPlan(name, noise, task, _config(SoftPromptConfig, settings))
+    place = None if chat is None else chat.resolve()
     result = stage.run(
-        lambda lm: train_variant(lm, stage.start(lm), plan, stage.out, progress=not stage.quiet),
+        lambda lm: train_variant(
+            lm, stage.start(lm), plan, stage.out, chat=_conversations(place, lm), progress=not stage.quiet
+        ),
         plan.config.batch,
     )
     _print_perplexities(result.trained)
     for attack, rate in result.recovery.items():
         click.echo(f"{attack + ' ASR':16} {rate.success:9.2%}  (95 %: {rate.low:.2%} to {rate.high:.2%})")
+
+
+def _conversations(place: Path | None, lm: FrozenLM) -> Conversations | None:
+    """Read the conversations with the LM's tokenizer."""
+    from tokenizers import Tokenizer
+
+    from del_core.training.examples import Conversations
+
+    return None if place is None else Conversations.read(place, Tokenizer.from_str(lm.tokenizer_json.decode()))
+
+
+@train.command()
+@MODEL
+@TEXT
+@click.option(
+    "--kind",
+    required=True,
+    type=click.Choice(["clear", "nothing"]),
+    help="What the LM reads: the prompt in the clear, or nothing of it.",
+)
+@click.option("--rows", default=32, show_default=True, type=click.IntRange(32), help="Length of the soft prompt.")
+@TEST_WINDOWS
+@stage_options(steps=400, learning_rate=1e-2, min_prompt_tokens=16)
+def control(kind: str, **settings: Any) -> None:
+    """Train the soft prompt of a control, like a variant's but without noise.
+
+    A soft prompt adapts the LM to the text, too. What a variant's prompt is worth lies between the
+    controls: the clear prompt, and a prompt that says nothing, trained in the same way.
+    """
+    from del_core.training.config import SoftPromptConfig
+    from del_core.training.control import train_control
+
+    stage = _Stage.take(settings)
+    config = _config(SoftPromptConfig, settings)
+    result = stage.run(lambda lm: train_control(lm, kind, config, stage.out, progress=not stage.quiet), config.batch)
+    _print_perplexities(result)

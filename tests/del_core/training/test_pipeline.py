@@ -180,8 +180,8 @@ def test_parts_of_different_models_are_refused(trained, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "exactly one of --map-asr, --nearest-asr, --mu and --epsilon"),
-        (("--mu", 10, "--epsilon", 3), "exactly one of --map-asr, --nearest-asr, --mu and --epsilon"),
+        ((), "exactly one of --map-asr, --nearest-asr, --mu, --epsilon and --ratio"),
+        (("--mu", 10, "--epsilon", 3), "exactly one of --map-asr, --nearest-asr, --mu, --epsilon and --ratio"),
         (("--nearest-asr", 1.5), "1.5 is not in the range 0<x<1"),
         (("--mu", 10, "--bits", 9), "9 is not in the range 1<=x<=8"),
     ],
@@ -197,3 +197,37 @@ def test_a_soft_prompt_of_the_encoder_has_whole_blocks(trained, tmp_path):
     base = ("--model", work / "model", "--projection", work / "projection", "--text", _TEXT, "--out", tmp_path)
     message = _run(train, "encoder", *base, "--map-asr", 0.25, "--rows", 40, code=2)
     assert "rows must be a multiple of 32, got 40" in message
+
+
+def test_conversations_teach_their_answers_behind_a_noise_that_is_given(trained, tmp_path):
+    work, _ = trained
+    prompt = [("Cat: ", False), ("what did the king say", True), ("\nAlice:", False)]
+    line = {"prompt": [{"text": text, "private": private} for text, private in prompt], "answer": " nothing at all"}
+    (tmp_path / "chat.jsonl").write_text("\n".join(json.dumps(line) for _ in range(20)))
+    common = ("--model", work / "model", "--projection", work / "projection", "--text", _TEXT)
+    _run(
+        train, "soft-prompt", *common, "--out", tmp_path / "v", "--name", "chat", "--task", "chat", "--ratio", 0.5,
+        "--chat", tmp_path / "chat.jsonl", "--steps", 30, *_SHORT,
+    )  # fmt: skip
+    found = json.loads((tmp_path / "v/variant.json").read_text())
+    assert found["ratio_numerator"] == 2**30
+    assert found["ppl_soft_prompt"] < 0.8 * found["ppl_noisy"]
+    _run(bundle_command, *common[:4], "--variant", tmp_path / "v", "--out", tmp_path / "b")
+    assert load_bundle(tmp_path / "b").variants["chat"].task == "chat"
+    message = _run(
+        train, "soft-prompt", *common, "--out", tmp_path / "v", "--name", "chat", "--ratio", 0.5, "--mu", 8, code=2
+    )
+    assert "exactly one of" in message
+
+
+def test_controls_learn_the_corpus_and_only_one_reads_the_prompt(trained, tmp_path):
+    found = {}
+    for kind in ("clear", "nothing"):
+        _run(
+            train, "control", "--model", trained[0] / "model", "--text", _TEXT, "--out", tmp_path / kind,
+            "--kind", kind, "--steps", 60, *_SHORT,
+        )  # fmt: skip
+        found[kind] = json.loads((tmp_path / kind / "control.json").read_text())
+    assert found["nothing"]["ppl_trained"] < found["nothing"]["ppl_untrained"]
+    assert found["clear"]["ppl_trained"] < found["nothing"]["ppl_trained"]
+    assert found["clear"]["steps"] == 60

@@ -1,0 +1,135 @@
+"""Controls of stage 2: soft prompts that are trained like a variant's, without its noise.
+
+A soft prompt also adapts the LM to the corpus, which a perplexity alone cannot tell from reading
+the prompt. Two controls bound what a variant can gain by its prompt: the clear prompt, and a prompt
+that says nothing, each with a soft prompt of the same length, steps and text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from del_core._json import write_json_atomic
+from del_core.audit.records import FLAT, from_json, to_json
+from del_core.lm.device import products
+from del_core.lm.model import BaseLM, FrozenLM, ModelError
+from del_core.lm.text import TokenWindows
+from del_core.training.config import SoftPromptConfig
+from del_core.training.examples import Examples
+from del_core.training.parallel import current_shard
+from del_core.training.results import read_json
+from del_core.training.soft_prompt import SOFT_PROMPT_FILE, RowsRun, TextSource, read_clear, train_rows
+
+CLEAR, NOTHING = "clear", "nothing"
+KINDS = {CLEAR: "the prompt in the clear", NOTHING: "the end-of-text token in place of the prompt"}
+_FILE = "control.json"
+
+
+@dataclass(frozen=True)
+class ControlResult:
+    """A trained control; perplexities of the test part."""
+
+    kind: str
+    config: SoftPromptConfig = field(metadata=FLAT)
+    held_out_loss: float
+    model_sha256: str
+    text_sha256: str
+    ppl_untrained: float  # the LM reads the same without the soft prompt
+    ppl_trained: float
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """A control and its soft prompt (rows, b)."""
+
+    result: ControlResult
+    soft_prompt: torch.Tensor
+
+
+class _NothingSource(TextSource):
+    """The same continuations, each behind one token that says nothing."""
+
+    def __init__(self, lm: FrozenLM, config: SoftPromptConfig) -> None:
+        self._end = end_token(lm)
+        super().__init__(lm, config)
+        self._all = TokenWindows(lm.train, config.length, config.seed)
+
+    def batch(self, step: int) -> Examples:
+        """Return the continuations of the windows of a step."""
+        return self._silent(self._config.batch_of(self._all, step)[1])
+
+    def _held_out(self, lm: FrozenLM, part: torch.Tensor, count: int) -> Examples:
+        return self._silent(lm.windows(part, self._config.length, count)[:, self._config.prompt_tokens :])
+
+    def _silent(self, continuation: torch.Tensor) -> Examples:
+        return Examples.from_windows(continuation.new_full((len(continuation), 1), self._end), continuation)
+
+
+def end_token(lm: BaseLM) -> int:
+    """Return the id of the LM's end-of-text token, the first if there are several."""
+    end: Any = lm.model.config.eos_token_id
+    end = end[0] if isinstance(end, list) and end else end
+    if not isinstance(end, int):
+        raise ModelError(f"eos_token_id of the model must be a token, got {end!r}")
+    return end
+
+
+def train_control(
+    lm: FrozenLM, kind: str, config: SoftPromptConfig, output: Path, *, progress: bool = True
+) -> ControlResult:
+    """Train the soft prompt of a control, one of :data:`KINDS`, into ``output``."""
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    torch.manual_seed(config.seed)
+    device = lm.embeddings.device
+    source = _NothingSource(lm, config) if kind == NOTHING else TextSource(lm, config)
+    rows = torch.nn.Parameter(lm.frequent_rows(config.rows))
+    layer = lm.model.get_input_embeddings()
+
+    def nll(examples: Examples, generator: torch.Generator) -> torch.Tensor:
+        own = examples.of(current_shard())
+        with products(device, config.bf16):
+            return own.nll(lm.model, lambda pick: layer(pick(own.tokens)), rows)
+
+    best = train_rows(
+        lm,
+        source,
+        RowsRun(kind, output, config, {"control": kind}, progress),
+        [("soft_prompt", rows)],
+        nll,
+        lambda: math.log(read_clear(lm, source.validation, rows.detach())),
+    )
+    result = ControlResult(
+        kind=kind,
+        config=config,
+        held_out_loss=best,
+        model_sha256=lm.checksum,
+        text_sha256=lm.text_sha256,
+        ppl_untrained=read_clear(lm, source.test, lm.embeddings[:0]),
+        ppl_trained=read_clear(lm, source.test, rows.detach()),
+    )
+
+    def write() -> None:
+        save_file({"soft_prompt": rows.detach().cpu().contiguous()}, output / SOFT_PROMPT_FILE)
+        write_json_atomic(output / _FILE, to_json(result))
+
+    current_shard().once(write)
+    return result
+
+
+def load_control(directory: Path, lm: BaseLM) -> Control:
+    """Load a trained control; raise ModelError if it is unfinished or for another LM."""
+    found: Mapping[str, Any] = read_json(directory / _FILE, "control")
+    result = from_json(ControlResult, found)
+    if result.model_sha256 != lm.checksum:
+        raise ModelError(
+            f"model_sha256 in {directory} must be that of the given model, {lm.checksum}, got {result.model_sha256}"
+        )
+    return Control(result, load_file(directory / SOFT_PROMPT_FILE)["soft_prompt"])

@@ -1,0 +1,191 @@
+"""Examples of stage 2: prompts of private and public tokens, and the tokens that follow them.
+
+They come from windows of a text, where the whole prompt is private and the text itself goes on, or
+from conversations, where the template is public and the answer is one that the model has written.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from del_core.lm.perplexity import IGNORED, targets_nll
+from del_core.lm.text import HELD_OUT, TextError
+from del_core.training.parallel import Shard
+
+Pick: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""Takes the tokens of one private span out of a tensor (batch, tokens, ...)."""
+Read: TypeAlias = Callable[[Pick], torch.Tensor]
+"""Returns what the LM reads in place of a span (rows, span, hidden size)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """A batch of examples.
+
+    Attributes:
+        tokens: token ids (batch, tokens), padded on the right.
+        private: which of them are private (batch, tokens).
+        targets: the token that follows each, or IGNORED where it is not judged.
+        head: public token ids that stand in front of every row.
+    """
+
+    tokens: torch.Tensor
+    private: torch.Tensor
+    targets: torch.Tensor
+    head: torch.Tensor
+
+    @classmethod
+    def from_windows(cls, prompt: torch.Tensor, continuation: torch.Tensor, *, private: bool = True) -> Examples:
+        """Return examples of prompts (batch, prompt tokens), as a whole private or public."""
+        tokens = torch.cat([prompt, continuation[:, :-1]], dim=1)
+        places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        targets = torch.nn.functional.pad(continuation, (prompt.shape[1] - 1, 0), value=IGNORED)
+        return cls(tokens, (places < prompt.shape[1]) & private, targets, tokens.new_empty(0))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def of(self, shard: Shard) -> Examples:
+        """Return the rows of one worker."""
+        return Examples(shard.of(self.tokens), shard.of(self.private), shard.of(self.targets), self.head)
+
+    def split(self, rows: int) -> Iterator[Examples]:
+        """Return batches of at most ``rows`` rows."""
+        for parts in zip(self.tokens.split(rows), self.private.split(rows), self.targets.split(rows), strict=True):
+            yield Examples(*parts, self.head)
+
+    def nll(self, model: PreTrainedModel, read: Read, soft_prompt: torch.Tensor) -> torch.Tensor:
+        """Return the mean negative log-likelihood of every row's judged tokens, (batch,)."""
+        layer = model.get_input_embeddings()
+        inputs = layer(self.tokens)
+        for rows, start, end in self._spans():
+            at = (rows, slice(start, end))
+            inputs[at] = read(functools.partial(_take, at)).to(inputs.dtype)
+        prefix = torch.cat([soft_prompt.to(inputs.dtype), layer(self.head)])
+        return targets_nll(model, inputs, self.targets, prefix)
+
+    def _spans(self) -> Iterator[tuple[torch.Tensor, int, int]]:
+        """Return the private spans: the rows that have one, its start and its end."""
+        found: dict[tuple[int, int], list[int]] = {}
+        edges = torch.nn.functional.pad(self.private.int(), (1, 1)).diff(dim=1).cpu()
+        for row, edge in enumerate(edges):
+            ends = (edge == -1).nonzero()[:, 0].tolist()
+            for span in zip((edge == 1).nonzero()[:, 0].tolist(), ends, strict=True):
+                found.setdefault(span, []).append(row)
+        for (start, end), rows in found.items():
+            yield torch.tensor(rows, device=self.tokens.device), start, end
+
+
+def _take(at: tuple[torch.Tensor, slice], given: torch.Tensor) -> torch.Tensor:
+    return given[at]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The token ids of a prompt, which of them are private, and those of its answer."""
+
+    prompt: tuple[int, ...]
+    private: tuple[bool, ...]
+    answer: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """The three disjoint parts of a file of conversations."""
+
+    sha256: str
+    train: tuple[Conversation, ...]
+    validation: tuple[Conversation, ...]
+    test: tuple[Conversation, ...]
+
+    @classmethod
+    def read(cls, path: Path, tokenizer: Tokenizer, held_out: float = 2 * HELD_OUT) -> Conversations:
+        """Read a JSON object a line: ``prompt``, a list of ``text`` and ``private``; ``answer``.
+
+        The last ``held_out`` share of the lines is halved into validation and test. TextError names
+        a file that is missing or too short, or a line that is not of this form.
+        """
+        try:
+            data = path.read_bytes()
+            lines = [line for line in data.decode().splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise TextError(f"chat must be a readable UTF-8 file, got {path} ({type(error).__name__})") from None
+        found = tuple(_conversation(path, number, line, tokenizer) for number, line in enumerate(lines, start=1))
+        size = int(len(found) * held_out / 2)
+        if size < 1:
+            raise TextError(
+                f"chat must hold at least {int(2 / held_out) + 1} conversations, got {len(found)} in {path}"
+            )
+        train, validation, test = found[: -2 * size], found[-2 * size : -size], found[-size:]
+        return cls(hashlib.sha256(data).hexdigest(), train, validation, test)
+
+    def head(self) -> tuple[int, ...]:
+        """Return the public token ids with which every prompt begins, short of a whole prompt."""
+        every = (*self.train, *self.validation, *self.test)
+        first, length = every[0], min(len(one.prompt) for one in every) - 1
+        for place in range(length):
+            if any(one.private[place] or one.prompt[place] != first.prompt[place] for one in every):
+                return first.prompt[:place]
+        return first.prompt[:length]
+
+    def examples(self, chosen: Sequence[Conversation], device: torch.device) -> Examples:
+        """Return ``chosen`` as a batch."""
+        head = self.head()
+        length = max(map(len, chosen)) - len(head) - 1
+        tokens = torch.zeros(len(chosen), length, dtype=torch.int64)
+        private, targets = torch.zeros_like(tokens, dtype=torch.bool), torch.full_like(tokens, IGNORED)
+        for row, one in enumerate(chosen):
+            ids = torch.tensor((*one.prompt, *one.answer))[len(head) :]
+            begin = len(one.prompt) - len(head)
+            tokens[row, : len(ids) - 1] = ids[:-1]
+            private[row, :begin] = torch.tensor(one.private[len(head) :])
+            targets[row, begin - 1 : len(ids) - 1] = ids[begin:]
+        parts = (part.to(device) for part in (tokens, private, targets, torch.tensor(head, dtype=torch.int64)))
+        return Examples(*parts)
+
+    def batch(self, step: int, size: int, seed: int) -> tuple[Conversation, ...]:
+        """Return the conversations of batch number ``step``, of similar length.
+
+        An epoch reads every conversation once, except the rest that fills no batch.
+        """
+        batches = max(1, len(self.train) // size)
+        epoch, place = divmod(step, batches)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        drawn = torch.randperm(len(self.train), generator=generator)[: batches * size].tolist()
+        drawn.sort(key=lambda index: len(self.train[index]))
+        start = int(torch.randperm(batches, generator=generator)[place]) * size
+        return tuple(self.train[index] for index in drawn[start : start + size])
+
+
+def _conversation(path: Path, number: int, line: str, tokenizer: Tokenizer) -> Conversation:
+    def wrong(wanted: str) -> TextError:
+        return TextError(f"chat: line {number} of {path} must {wanted}")
+
+    try:
+        value: Any = json.loads(line)
+        spans = [(span["text"], span["private"]) for span in value["prompt"]]
+        answer = value["answer"]
+    except (ValueError, TypeError, KeyError):
+        raise wrong('be an object {"prompt": [{"text": ..., "private": ...}, ...], "answer": ...}') from None
+    if not isinstance(answer, str) or not all(isinstance(t, str) and isinstance(p, bool) for t, p in spans):
+        raise wrong("have strings as texts and answer, and true or false as private")
+    ids = [(tokenizer.encode(text, add_special_tokens=False).ids, private) for text, private in spans]
+    prompt = tuple(token for part, _ in ids for token in part)
+    private = tuple(flag for part, flag in ids for _ in part)
+    answered = tuple(tokenizer.encode(answer, add_special_tokens=False).ids)
+    if not prompt or not answered:
+        raise wrong("have a prompt and an answer of at least one token")
+    return Conversation(prompt, private, answered)
