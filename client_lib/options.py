@@ -144,6 +144,9 @@ class ClientOptions(CallOptions, total=False):
     of :func:`client_lib.trust.default_trust_file`."""
     accept: str | Collection[str] | None
     """Fingerprints of bundles to accept on purpose, however they differ from earlier ones."""
+    trusted_keys: str | Collection[str] | None
+    """Public keys, 64 hexadecimal digits each: a bundle that none of them signed is refused. Needs
+    the extra ``signing``."""
     allow_http: bool
     """Permit plain ``http`` to other machines, whose traffic anybody on the way can change."""
     ledger: LedgerHook | None

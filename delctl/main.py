@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
         "demo": LazyCommand("Follow a private prompt through every variant.", "serve"),
         "serve": LazyCommand("Serve a model and its bundle on this machine.", "serve"),
         "ask": LazyCommand("Send a private prompt to a server and print what it writes."),
-        "keys": LazyCommand("Make API keys for a server.", "serve"),
+        "keys": LazyCommand("Make API keys for a server, and keys that sign bundles.", "serve"),
         "proxy": LazyCommand("Answer OpenAI's API on this machine, with private prompts.", "proxy"),
         "trust": LazyCommand("Show, accept and forget what was accepted from servers."),
         "ledger": LazyCommand("Show, export and erase what is kept of people's privacy budgets."),
@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
         "evaluate": LazyCommand("Measure the text behind a bundle's variants on your own text.", "train"),
         "train": LazyCommand("Train a base LM, a projection, a soft prompt.", "train"),
         "calibrate": LazyCommand("Find the noise for an attack success or an epsilon.", "train"),
+        "sign": LazyCommand("Sign a bundle.", "signing"),
         "bundle": LazyCommand("Put trained variants together into a bundle.", "train"),
     }
 )
@@ -56,6 +57,7 @@ EXTRA_MODULES: Mapping[str, frozenset[str]] = MappingProxyType(
             {"ray", "vllm", "starlette", "uvicorn", "pydantic", "yaml", "torch", "transformers", "psutil"}
         ),
         "proxy": frozenset({"starlette", "uvicorn"}),
+        "signing": frozenset({"cryptography"}),
         "train": frozenset({"torch", "transformers", "peft", "scipy", "tqdm", "accelerate"}),
     }
 )

@@ -59,11 +59,18 @@ class TrustOptions:
 
     fingerprint: str | None
     accept: tuple[str, ...]
+    trusted_keys: tuple[str, ...]
     allow_http: bool
 
     def client_options(self, **others: Unpack[ClientOptions]) -> ClientOptions:
         """Return them as options of a client, with the command's other ones."""
-        return {**others, "fingerprint": self.fingerprint, "accept": self.accept, "allow_http": self.allow_http}
+        return {
+            **others,
+            "fingerprint": self.fingerprint,
+            "accept": self.accept,
+            "trusted_keys": self.trusted_keys,
+            "allow_http": self.allow_http,
+        }
 
 
 allow_http_option = click.option(
@@ -82,6 +89,13 @@ trust_options = grouped(
         multiple=True,
         metavar="HEX",
         help="Accept this bundle, by its fingerprint, though it differs from what was accepted; repeatable.",
+    ),
+    click.option(
+        "--trusted-key",
+        "trusted_keys",
+        multiple=True,
+        metavar="HEX",
+        help="Refuse bundles that this public key did not sign; repeatable. Needs the extra signing.",
     ),
     allow_http_option,
 )

@@ -48,9 +48,10 @@ from client_lib.protocol.responses import StreamReader, parse_completion, parse_
 from client_lib.protocol.retry import InternalErrors, is_temporary
 from client_lib.protocol.sse import EventParser
 from client_lib.trust import FileTrustStore, MemoryTrustStore, Trust, default_trust_file
+from client_lib.trust.signing import parsed, verified_key
 from client_lib.trust.trust import Offer
 from client_lib.types import Completion, Model
-from del_core.bundle import ClientBundle, Manifest
+from del_core.bundle import SIGNATURE_HEADER, ClientBundle, Manifest
 from del_core.bundle.files import user_cache_dir
 from del_core.wire import MEDIA_TYPE
 
@@ -73,6 +74,7 @@ class Core:
     pinned: str | None = None
     trust: Trust = field(default_factory=lambda: Trust(MemoryTrustStore()), repr=False)
     accept: frozenset[str] = frozenset()
+    trusted_keys: frozenset[str] = frozenset()
     api_key: str | None = field(default=None, repr=False)
     policy: PolicyHook | None = None
     ledger: LedgerHook | None = field(default=None, repr=False)
@@ -87,6 +89,8 @@ class Core:
             check_fingerprint("fingerprint", self.pinned)
         for fingerprint in self.accept:
             check_fingerprint("accept", fingerprint)
+        for key in self.trusted_keys:
+            check_fingerprint("trusted_keys", key)
         subject: object = self.subject
         if subject is not None and not (isinstance(subject, str) and subject):
             raise invalid("subject", "a non-empty string or None", "something else")
@@ -110,40 +114,47 @@ class Core:
         else:
             cached = yield from call(lambda: self.cache.load(pinned))
             # A pin names the content, so a verified entry needs no question to the server.
-            if cached is not None:
+            if cached is not None and not self.trusted_keys:
                 return (yield from call(lambda: Encoder(cached)))
+            known = cached
         headers = {"accept": "application/x-tar"}
         if known is not None:
             headers["if-none-match"] = f'"{known.fingerprint}"'
-        data = yield from self._retrying(Send("GET", "/v1/bundle", self._headers(headers)), _download)
+        data, signature = yield from self._retrying(Send("GET", "/v1/bundle", self._headers(headers)), _download)
         if data is None and known is None:
             raise ProtocolError("GET /v1/bundle: HTTP 304 without If-None-Match")
 
         def admit() -> Encoder:
-            if data is None:
-                bundle = cast(ClientBundle, known)
-            else:
-                bundle = self.cache.store(data, self.base_url, check=self._check_offer)
-            self.trust.admit(self._offer(bundle.manifest))
+            bundle = known if data is None else self.cache.store(data, self.base_url, check=check)
+            assert bundle is not None
+            self.trust.admit(self._offer(bundle.manifest, signature))
             return Encoder(bundle)
+
+        def check(manifest: Manifest) -> None:
+            """Check what a server offers before anything but its manifest is read."""
+            self._check_pin(manifest.fingerprint)
+            self.trust.check(self._offer(manifest, signature))
 
         return (yield from call(admit))
 
-    def _offer(self, manifest: Manifest) -> Offer:
-        """Return the server's offer of a bundle with this manifest."""
+    def _offer(self, manifest: Manifest, signature: str | None) -> Offer:
+        """Return the server's offer of a bundle with this manifest and signature header."""
         limits = self.policy if isinstance(self.policy, PrivacyPolicy) else DEFAULT_POLICY
         named = {*(limits.variants or ()), *(() if self.variant is None else (self.variant,))}
         chosen = {*self.accept, *(limits.fingerprints or ()), self.pinned}
-        return Offer(self.base_url, manifest, named=named, on_purpose=manifest.fingerprint in chosen)
-
-    def _check_offer(self, manifest: Manifest) -> None:
-        """Check what a server offers before anything but its manifest is read."""
-        self._check_pin(manifest.fingerprint)
-        self.trust.check(self._offer(manifest))
+        return Offer(
+            self.base_url,
+            manifest,
+            signing_key=verified_key(manifest, parsed(signature), self.trusted_keys),
+            trusted_keys=self.trusted_keys,
+            named=named,
+            on_purpose=manifest.fingerprint in chosen,
+        )
 
     def _load_local(self) -> Encoder:
         bundle = load_local(cast(Path, self.bundle_path))
         self._check_pin(bundle.fingerprint)
+        verified_key(bundle.manifest, bundle.signature if self.trusted_keys else None, self.trusted_keys)
         return Encoder(bundle)
 
     def _check_pin(self, fingerprint: str) -> None:
@@ -415,6 +426,7 @@ def core_from(base_url: str, options: ClientOptions) -> Core:
         raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
     api_key, cache_dir, bundle = options.get("api_key"), options.get("cache_dir"), options.get("bundle")
     check_key("api_key", api_key)
+    keys = options.get("trusted_keys") or ()
     accept, store = options.get("accept") or (), options.get("trust") or default_trust_file(cache_dir)
     core = Core(
         base_url=base_url,
@@ -423,6 +435,7 @@ def core_from(base_url: str, options: ClientOptions) -> Core:
         pinned=options.get("fingerprint"),
         trust=Trust(FileTrustStore(store) if isinstance(store, str | os.PathLike) else store),
         accept=frozenset([accept] if isinstance(accept, str) else accept),
+        trusted_keys=frozenset([keys] if isinstance(keys, str) else keys),
         api_key=api_key,
         ledger=options.get("ledger"),
         telemetry=_hooks(None),
@@ -459,9 +472,10 @@ def _read_answer(limit: int = _MAX_ANSWER_BYTES, where: str = "") -> Flow[bytes]
     return body
 
 
-def _download(head: Head) -> Flow[bytes | None]:
-    """Return the body of ``GET /v1/bundle``, or None if the cached bundle is current."""
-    return None if head.status == 304 else (yield from _read_answer(_MAX_BUNDLE_BYTES, "GET /v1/bundle: "))
+def _download(head: Head) -> Flow[tuple[bytes | None, str | None]]:
+    """Return a bundle (None if the cached one is current) and its signature."""
+    body = None if head.status == 304 else (yield from _read_answer(_MAX_BUNDLE_BYTES, "GET /v1/bundle: "))
+    return body, head.headers.get(SIGNATURE_HEADER)
 
 
 def _keep_open(head: Head) -> Flow[Head]:

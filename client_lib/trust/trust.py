@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from client_lib.errors import BundleRejectedError
 from client_lib.trust.record import TrustRecord, server_name
@@ -15,13 +15,15 @@ from del_core.bundle import Manifest
 class Offer:
     """A bundle that a server offers, before anything but its manifest was read.
 
-    ``signing_key`` is the key of a signature that was verified. ``named`` are the variants that the
+    ``signing_key`` is the key of a signature that was verified; among ``trusted_keys`` it may take
+    the place of another key. ``named`` are the variants that the
     caller chose by name. ``on_purpose`` means that the caller named this fingerprint.
     """
 
     base_url: str
     manifest: Manifest = field(repr=False)
     signing_key: str | None = None
+    trusted_keys: Collection[str] = ()
     named: Collection[str] = ()
     on_purpose: bool = False
 
@@ -45,6 +47,8 @@ class Trust:
         offered = TrustRecord.of(offer.manifest, base_url=offer.base_url, signing_key=offer.signing_key)
         if record is None:
             return offered
+        if offer.signing_key in offer.trusted_keys:
+            record = replace(record, signing_key=offer.signing_key)
         changes = () if offer.on_purpose else record.changes(offered, offer.named)
         if not changes:
             return record.renewed(offered)

@@ -27,6 +27,8 @@ from del_core.bundle.manifest import (
     ServerSection,
     Variant,
 )
+from del_core.bundle.signature import SIGNATURE_HEADER, Signature
+from del_core.bundle.signing import sign_bundle
 from del_core.errors import BundleError
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MAX_ARCHIVE_BYTES",
     "RESERVED_VARIANT",
+    "SIGNATURE_HEADER",
     "BaseModel",
     "Bundle",
     "BundleError",
@@ -43,6 +46,7 @@ __all__ = [
     "Guarantees",
     "Manifest",
     "ServerSection",
+    "Signature",
     "Variant",
     "VariantContent",
     "archive_manifest",
@@ -52,6 +56,7 @@ __all__ = [
     "load_client",
     "pack_client",
     "replace_audit",
+    "sign_bundle",
     "unpack_client",
     "write_bundle",
 ]

@@ -40,6 +40,7 @@ from del_core.bundle.manifest import (
     parse_manifest,
     server_file_names,
 )
+from del_core.bundle.signature import SIGNATURE, Signature, read_signature
 from del_core.bundle.tensors import Specs, SpecsOf, TensorSpec, dump, map_tensors
 from del_core.decoders import DECODERS, Decoder, DecoderInputs, DecoderKind, ModelSizes
 from del_core.errors import BundleError
@@ -111,6 +112,11 @@ class ClientBundle:
         except KeyError:
             known = ", ".join(self.variants)
             raise BundleError(MANIFEST, f"variant must be one of {known}, got {strict.shown(name)}") from None
+
+    @property
+    def signature(self) -> Signature | None:
+        """The signature beside the files, not verified; None without one."""
+        return read_signature(self.path)
 
     def mechanism(self, name: str) -> TokenMechanism:
         """Return the mechanism of a variant on its table."""
@@ -207,10 +213,10 @@ def load_client(path: str | os.PathLike[str], *, verify: bool = True, prefix: st
     """
     directory = Path(path)
     if not os.path.lexists(directory / MANIFEST):
-        files.check_listing(directory, prefix.rstrip("/"), CLIENT_FILES)
+        files.check_listing(directory, prefix.rstrip("/"), CLIENT_FILES, optional=(SIGNATURE,))
     data = files.read_small(directory / MANIFEST, prefix + MANIFEST, MAX_MANIFEST_BYTES)
     manifest = parse_manifest(data, prefix + MANIFEST, server=False)
-    files.check_listing(directory, prefix.rstrip("/"), manifest.client_files)
+    files.check_listing(directory, prefix.rstrip("/"), manifest.client_files, optional=(SIGNATURE,))
     with files.opened(directory / TOKENIZER, prefix + TOKENIZER) as file:
         files.check_entry(file, prefix + TOKENIZER, manifest.files[TOKENIZER], digest=verify)
 

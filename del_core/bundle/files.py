@@ -31,8 +31,11 @@ def user_cache_dir() -> Path:
     return base / "del-serve"
 
 
-def check_listing(directory: Path, name: str, allowed: Collection[str]) -> None:
-    """Raise BundleError unless a directory has exactly these entries; errors call it ``name``."""
+def check_listing(directory: Path, name: str, allowed: Collection[str], optional: Collection[str] = ()) -> None:
+    """Raise BundleError unless a directory has exactly these entries; errors call it ``name``.
+
+    It may have those of ``optional`` besides.
+    """
     try:
         found = set(os.listdir(directory))
     except OSError as error:
@@ -42,7 +45,7 @@ def check_listing(directory: Path, name: str, allowed: Collection[str]) -> None:
     missing = sorted(set(allowed) - found)
     if missing:
         raise BundleError(prefix + missing[0], f"must be present beside {listed}, got no such file")
-    extra = sorted(found - set(allowed))
+    extra = sorted(found - {*allowed, *optional})
     if extra:
         where = prefix + ascii(extra[0])[1:-1]
         raise BundleError(where, f"must be absent: only {listed} belong here, got this file")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from delctl.commands._training_options import EXISTING_DIRECTORY, MODEL, PROJECTION
+from delctl.commands.sign import KEY_FILE, sign_directory
 
 
 @click.command()
@@ -23,6 +24,7 @@ from delctl.commands._training_options import EXISTING_DIRECTORY, MODEL, PROJECT
 @click.option("--name", help="Name of the model in the manifest.  [default: its directory's name]")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The bundle's directory.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
+@click.option("--sign", "key", type=KEY_FILE, metavar="KEY", help="Sign the bundle with this private key.")
 def bundle(
     model: Path,
     projection_directory: Path,
@@ -30,6 +32,7 @@ def bundle(
     name: str | None,
     out: Path,
     overwrite: bool,
+    key: Path | None,
 ) -> None:
     """Write the bundle of trained variants."""
     from del_core.lm.model import load_base_lm
@@ -45,3 +48,5 @@ def bundle(
     )
     names = ", ".join(variant.name for variant in manifest.variants)
     click.echo(f"{out}: {names}; fingerprint {manifest.fingerprint}")
+    if key is not None:
+        sign_directory(out, key)

@@ -1,13 +1,16 @@
-"""``delctl keys``: API keys for a server, whose configuration contains only their hashes."""
+"""``delctl keys``: API keys for a server, which holds only their hashes, and signing keys."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import click
 
 
 @click.group()
 def keys() -> None:
-    """Make API keys for a server."""
+    """Make API keys for a server, and keys that sign bundles."""
 
 
 @keys.command()
@@ -22,3 +25,23 @@ def new() -> None:
     key = new_key()
     click.echo(f"key   {key}")
     click.echo(f"hash  {hash_key(key)}")
+
+
+@keys.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def signing(file: Path) -> None:
+    """Make a key that signs bundles, in FILE, and print its public part.
+
+    FILE is a private key: readable by its owner only, and never replaced. Give the public key to
+    clients (``delctl ask --trusted-key``, ``Client(trusted_keys=...)``).
+    """
+    from del_core.bundle.signing import new_key, public_key
+
+    pem = new_key()
+    try:
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise click.BadParameter(f"must be a new file, got {file}, which exists", param_hint="FILE") from None
+    with os.fdopen(handle, "wb") as opened:
+        opened.write(pem)
+    click.echo(f"public key  {public_key(pem)}")

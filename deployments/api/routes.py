@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from del_core.bundle import SIGNATURE_HEADER
 from del_core.errors import (
     INTERNAL_ERROR,
     INVALID_API_KEY,
@@ -206,6 +207,8 @@ class _Handlers:
         self._authenticate(http)
         tag = f'"{self._service.fingerprint}"'
         headers = {"etag": tag, "cache-control": "no-cache"}
+        if self._service.signature is not None:
+            headers[SIGNATURE_HEADER] = self._service.signature.header()
         asked = [item.strip().removeprefix("W/") for item in http.headers.get("if-none-match", "").split(",")]
         if tag in asked or "*" in asked:
             return Response(status_code=304, headers=headers)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from del_core.bundle import RESERVED_VARIANT, Bundle, pack_client
+from del_core.bundle import RESERVED_VARIANT, Bundle, Signature, pack_client
 from del_core.decoders import Decoder
 from del_core.errors import BUNDLE_OUTDATED, CONTEXT_LENGTH_EXCEEDED, DelError, FrameError
 from del_core.wire import Limits, PrivateSegment, Request, Shape, decode_frame
@@ -165,6 +165,7 @@ class PrivateLMService:
         self._created = int(time.time())
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode")
         self._archive: asyncio.Future[bytes] | None = None
+        self._signature = bundle.client.signature
         self._served = {one.fingerprint: _Served(one) for one in (*model.extra_bundles, bundle)}
         self._limits = Limits(
             max_frame_bytes=capacity.max_frame_bytes,
@@ -356,6 +357,11 @@ class PrivateLMService:
         if self._archive is None or (self._archive.done() and self._archive.exception() is not None):
             self._archive = asyncio.get_running_loop().run_in_executor(self._pool, pack_client, self._bundle.path)
         return await asyncio.shield(self._archive)
+
+    @property
+    def signature(self) -> Signature | None:
+        """The signature of the bundle that is handed out, or None."""
+        return self._signature
 
     async def check_health(self) -> None:
         """Raise EngineDeadError if the engine has stopped."""

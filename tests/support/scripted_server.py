@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
-from del_core.bundle import ClientBundle, pack_client
+from del_core.bundle import SIGNATURE_HEADER, ClientBundle, pack_client
 from del_core.errors import FrameError
 from del_core.wire import MEDIA_TYPE, Limits, Request, Shape, decode_frame
 
@@ -324,10 +324,13 @@ class ScriptedServer:
 
 async def _bundle(server: ScriptedServer, received: Received, writer: asyncio.StreamWriter) -> None:
     tag = f'"{server.bundle.fingerprint}"'
+    signature = server.bundle.signature
+    signed = {} if signature is None else {SIGNATURE_HEADER: signature.header()}
     if received.headers.get("if-none-match") == tag:
-        _write(writer, 304, b"", {"etag": tag})
+        _write(writer, 304, b"", {"etag": tag, **signed})
     else:
-        _write(writer, 200, pack_client(server.bundle.path), {"etag": tag, "content-type": "application/x-tar"})
+        headers = {"etag": tag, "content-type": "application/x-tar", **signed}
+        _write(writer, 200, pack_client(server.bundle.path), headers)
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Received | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import logging
+import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +15,16 @@ import httpx
 import pytest
 from tokenizers import Tokenizer
 
-from del_core.bundle import Bundle, load_client, pack_client, unpack_client
+from del_core.bundle import (
+    SIGNATURE_HEADER,
+    Bundle,
+    load_bundle,
+    load_client,
+    pack_client,
+    sign_bundle,
+    unpack_client,
+)
+from del_core.bundle.signing import new_key
 from del_core.errors import ERROR_STATUS
 from deployments.api.context import APIOptions
 from deployments.api.routes import create_app
@@ -465,6 +476,21 @@ async def test_bundle(client: httpx.AsyncClient, bundle: Bundle, tmp_path: Any) 
         assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", tag)
     changed = await client.get("/v1/bundle", headers={"if-none-match": '"other"'})
     assert changed.content == response.content
+
+
+async def test_a_signature_is_sent_with_the_bundle(
+    make_service: ServiceMaker, engine: ScriptedEngine, bundle: Bundle, tmp_path: Any
+) -> None:
+    """With the archive and with 304; an unsigned bundle has no such header."""
+    async with client_of(create_app(make_service(engine))) as client:
+        assert SIGNATURE_HEADER not in (await client.get("/v1/bundle")).headers
+    shutil.copytree(bundle.path, tmp_path / "signed")
+    made = sign_bundle(tmp_path / "signed", new_key(), signed=datetime.date(2026, 11, 29))
+    signed = load_bundle(tmp_path / "signed")
+    async with client_of(create_app(make_service(engine, bundle=signed))) as client:
+        for headers, status in (({}, 200), ({"if-none-match": "*"}, 304)):
+            response = await client.get("/v1/bundle", headers=headers)
+            assert (response.status_code, response.headers[SIGNATURE_HEADER]) == (status, made.header())
 
 
 async def test_damaged_bundle_is_not_served_and_is_retried(
