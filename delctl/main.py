@@ -28,6 +28,8 @@ class LazyCommand:
     """One line for ``delctl --help``."""
     extra: str | None = None
     """The extra of the distribution that the command needs beyond the base install."""
+    computes: bool = False
+    """Whether it takes ``--threads``, since it computes at length in this process."""
 
 
 COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
@@ -41,10 +43,10 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
         "ledger": LazyCommand("Show, export and erase what is kept of people's privacy budgets."),
         "model": LazyCommand("Get, convert and check base models.", "train"),
         "inspect": LazyCommand("Verify a bundle and show its variants, guarantees and audits."),
-        "audit": LazyCommand("Attack a bundle's variants on held-out text and write a report.", "train"),
-        "evaluate": LazyCommand("Measure the text behind a bundle's variants on your own text.", "train"),
-        "train": LazyCommand("Train a base LM, a projection, a soft prompt.", "train"),
-        "calibrate": LazyCommand("Find the noise for an attack success or an epsilon.", "train"),
+        "audit": LazyCommand("Attack a bundle's variants on held-out text and write a report.", "train", True),
+        "evaluate": LazyCommand("Measure the text behind a bundle's variants on your own text.", "train", True),
+        "train": LazyCommand("Train a base LM, a projection, a soft prompt.", "train", True),
+        "calibrate": LazyCommand("Find the noise for an attack success or an epsilon.", "train", True),
         "sign": LazyCommand("Sign a bundle.", "signing"),
         "bundle": LazyCommand("Put trained variants together into a bundle.", "train"),
     }
@@ -117,6 +119,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line; errors become a line on stderr. Returns the exit code."""
     # Determined before click parses, since parsing can fail, too.
     debug = "--debug" in arguments[: _first_command(arguments)]
+    _set_environment(arguments)
     try:
         code = cli.main(args=list(arguments), prog_name="delctl", standalone_mode=False)
     except click.ClickException as error:
@@ -137,6 +140,24 @@ def run(arguments: Sequence[str]) -> int:
             return _missing_module(error, arguments)
         return _failure(error, debug)
     return code if isinstance(code, int) else 0
+
+
+def _set_environment(arguments: Sequence[str]) -> None:
+    """Set what other packages read only while they are imported.
+
+    Threads of small operators wait for each other: where anything else runs, several are slower
+    than one. So a command computes with one unless ``--threads`` or the environment says otherwise.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of weights that load in a second
+    command = next(iter(arguments[_first_command(arguments) :]), "")
+    if command not in COMMANDS or not COMMANDS[command].computes:
+        return
+    joined = "\0".join(arguments).replace("\0--threads=", "\0--threads\0").split("\0")
+    given = joined[joined.index("--threads") + 1 :][:1] if "--threads" in joined else []
+    if given and given[0].isdigit():
+        os.environ["OMP_NUM_THREADS"] = given[0]
+    else:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _first_command(arguments: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
 import click
@@ -24,6 +25,54 @@ DELTA = DEFAULT_DELTA
 """The default delta, and the delta of the epsilons that commands show."""
 POSITIVE = click.FloatRange(0, min_open=True)
 SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+
+
+class TextFile(click.ParamType[Path]):
+    """A UTF-8 text file, refused before any package is loaded if it is not there or is empty."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        if path.is_dir():
+            self.fail(f"text file must be a file, got the directory {path}", param, ctx)
+        if not path.exists():
+            self.fail(f"text file must exist, got {path}", param, ctx)
+        if not path.stat().st_size:
+            self.fail(f"text file must not be empty, got {path}", param, ctx)
+        return path
+
+
+TEXT_FILE = TextFile()
+
+
+class BudgetType(click.ParamType[str]):
+    """An attacker's budget, checked when the options are read."""
+
+    name = "budget"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return "PRESET[,KEY=NUMBER...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from del_core.audit.settings import parse_budget
+
+        try:
+            parse_budget(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
+BUDGET = BudgetType()
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    expose_value=False,
+    metavar="N",
+    help="Threads that compute.  [default: OMP_NUM_THREADS, or 1, since more wait for each other beside other work]",
+)
 
 api_key_option = click.option(
     "--api-key", envvar="DEL_API_KEY", show_envvar=True, help="Sent to the server as a bearer token."

@@ -92,7 +92,8 @@ def attacks() -> str:
     """Return the table of the audit's attacks."""
     from del_core.audit.attacks.base import ATTACKS
 
-    return table(("attack", "method"), ((f"`{name}`", attack.explanation) for name, attack in ATTACKS.items()))
+    rows = ((f"`{name}`", attack.explanation, attack.knowledge.value) for name, attack in ATTACKS.items())
+    return table(("attack", "method", "possible for"), rows)
 
 
 def mechanisms() -> str:

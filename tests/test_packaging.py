@@ -107,7 +107,7 @@ def test_a_wheel_holds_every_package_and_its_data(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
         entry_points = next(name for name in archive.namelist() if name.endswith("/entry_points.txt"))
-        assert "delctl = delctl.main:main" in archive.read(entry_points).decode()
+        assert "delctl = delctl.entry:main" in archive.read(entry_points).decode()
     assert packed == code
 
 

@@ -1,7 +1,8 @@
 """The text of an audit: held out from training, divided between attacker and measurement.
 
 Of each section of the text 70 % trains attacks, 10 % tunes them, and 20 % is attacked. An attacker
-who has read part of the same document is the stronger one.
+who has read part of the same document is the stronger one. The attacker may have more text, such as
+the model's training text; passages of it that occur in the other two parts are taken out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tokenizers import Tokenizer
 from del_core.lm.text import TextError
 
 KINDS = ("stop words", "names and numbers", "rare words", "other words", "other text")
+PASSAGE = 8  # tokens of a run that two texts hardly share by chance
 MIN_PROMPTS = 16  # with fewer prompts to measure on, intervals are too wide to be useful
 
 _Item = TypeVar("_Item", bound=np.generic)
@@ -44,7 +46,8 @@ class Corpus:
 
     Attributes:
         sha256, tokens: checksum and number of tokens of the whole text.
-        train: the attacker's tokens (tokens,).
+        train: the attacker's tokens (tokens,): of this text, and before them of the given text.
+        attacker: the text that the attacker has besides.
         validation: prompts (windows, length) on which attacks are tuned.
         prompts: prompts (count, length) on which attacks are measured.
         kinds: index in ``KINDS`` of every token of ``prompts``.
@@ -56,9 +59,32 @@ class Corpus:
     validation: npt.NDArray[np.int64] = field(repr=False)
     prompts: npt.NDArray[np.int64] = field(repr=False)
     kinds: npt.NDArray[np.uint8] = field(repr=False)
+    attacker: AttackerText | None = None
 
 
-def make_corpus(text: str, tokenizer: Tokenizer, *, prompts: int, length: int, vocabulary_size: int) -> Corpus:
+@dataclass(frozen=True)
+class AttackerText:
+    """Identity of the text that the attacker has besides the held-out one.
+
+    Attributes:
+        sha256, tokens: checksum of all files, and tokens that the attacker trains on.
+        removed: tokens of passages that the held-out text has, too.
+    """
+
+    sha256: str
+    tokens: int
+    removed: int
+
+
+def make_corpus(
+    text: str,
+    tokenizer: Tokenizer,
+    *,
+    prompts: int,
+    length: int,
+    vocabulary_size: int,
+    attacker_texts: Sequence[str] = (),
+) -> Corpus:
     """Divide ``text`` and take up to ``prompts`` evenly spaced prompts of ``length`` tokens.
 
     Raises:
@@ -74,16 +100,47 @@ def make_corpus(text: str, tokenizer: Tokenizer, *, prompts: int, length: int, v
         raise TextError(f"text: {total} tokens are too few to measure on; about {needed} are needed")
     if max(int(part.max()) for part in ids) >= vocabulary_size:
         raise TextError(f"text: the tokenizer makes ids beyond the bundle's vocabulary of {vocabulary_size} tokens")
+    train, attacker = ids[0], None
+    if attacker_texts:
+        own = [np.asarray(tokenizer.encode(one, add_special_tokens=False).ids, np.int64) for one in attacker_texts]
+        given = np.concatenate(own)
+        if len(given) and int(given.max()) >= vocabulary_size:
+            raise TextError(f"attacker text: makes ids beyond the bundle's vocabulary of {vocabulary_size} tokens")
+        kept = given[~shared_passages(given, np.concatenate(ids[1:]))]
+        checksum = hashlib.sha256("\0".join(attacker_texts).encode()).hexdigest()
+        attacker = AttackerText(checksum, len(kept), len(given) - len(kept))
+        train = np.concatenate([kept, train])
     frequent = Counter(word.group().lower() for part in parts[:2] for word in _WORD.finditer(part))
     kinds = _kinds(parts[2], encoded[2].offsets, frequent)
     return Corpus(
         sha256=hashlib.sha256(text.encode()).hexdigest(),
         tokens=total,
-        train=ids[0],
+        train=train,
         validation=_windows(ids[1], length, windows[1]),
         prompts=_windows(ids[2], length, prompts),
         kinds=_windows(kinds, length, prompts),
+        attacker=attacker,
     )
+
+
+def shared_passages(tokens: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return which of ``tokens`` are in a run of ``PASSAGE`` that ``others`` has, too."""
+    marked = np.zeros(len(tokens), np.bool_)
+    found = np.flatnonzero(np.isin(_runs(tokens), _runs(others)))
+    for offset in range(PASSAGE):
+        marked[found + offset] = True
+    return marked
+
+
+def _runs(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """Return a hash of every run of ``PASSAGE`` tokens; equal runs have equal hashes."""
+    starts = max(0, len(tokens) - PASSAGE + 1)
+    found = np.zeros(starts, np.uint64)
+    for offset in range(PASSAGE):
+        found = (
+            found * np.uint64(0x9E3779B97F4A7C15) + tokens[offset : offset + starts].astype(np.uint64) + np.uint64(1)
+        )
+    return found
 
 
 def _sections(text: str) -> list[str]:

@@ -11,15 +11,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from del_core.audit import records
+from del_core.audit.corpus import AttackerText
 from del_core.audit.intervals import Rate
 from del_core.audit.leakage import Ceilings, Leakage
+from del_core.audit.quality import TextQuality
 from del_core.audit.records import FLAT, OMITTED
 from del_core.audit.settings import AuditConfig
 from del_core.mechanism import BINOMIAL
 
 FORMAT_VERSION = 2
 
-_KEPT = ("text_sha256", "perplexity")  # entries of a manifest's audit that training writes
+_KEPT = ("text_sha256", "perplexity", "evaluation")  # entries of a manifest's audit that others write
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,23 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of an attack, training included; ``sizes`` are models that were trained and compared."""
+    """Cost of an attack, training included; ``sizes`` are models that were trained and compared.
+
+    ``trained_tokens`` were read in ``steps`` training steps.
+    """
 
     seconds: float
     parameters: int
     settings: Mapping[str, int | float | str] = field(default_factory=dict)
     sizes: tuple[ModelCost, ...] = ()
+    steps: int = 0
+    trained_tokens: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return one object in which the settings are members."""
         sizes = {"sizes": records.to_json(self.sizes)} if self.sizes else {}
-        return {"seconds": self.seconds, "parameters": self.parameters, **self.settings, **sizes}
+        trained = {"steps": self.steps, "trained_tokens": self.trained_tokens} if self.steps else {}
+        return {"seconds": self.seconds, "parameters": self.parameters, **trained, **self.settings, **sizes}
 
     @classmethod
     def from_json(cls, value: Any, name: str = "cost") -> Cost:
@@ -55,19 +63,30 @@ class Cost:
             raise ValueError(f"{name} must be an object, got {type(value).__name__}")
         settings = dict(value)
         seconds, parameters = settings.pop("seconds", 0.0), settings.pop("parameters", 0)
+        steps, tokens = settings.pop("steps", 0), settings.pop("trained_tokens", 0)
         sizes = records.from_json(tuple[ModelCost, ...], settings.pop("sizes", []), f"{name}.sizes")
-        return cls(seconds, parameters, settings, sizes)
+        return cls(seconds, parameters, settings, sizes, steps, tokens)
 
 
 @dataclass(frozen=True)
 class AttackResult:
-    """Recovered tokens and likeness of prompts; no ``cosine`` without the extra ``audit``."""
+    """Recovered tokens and likeness of prompts; no ``cosine`` without the extra ``audit``.
+
+    Attributes:
+        blind: success of the same attack, with a tenth of the budget, on a release that says
+            nothing; None in a report without it.
+        knowledge: name of the :class:`~del_core.audit.attacks.base.Knowledge` that it takes.
+        prompts_read: prompts of which at least half of the tokens were recovered.
+    """
 
     rate: Rate = field(metadata=FLAT)
     by_kind: Mapping[str, Rate]
     rouge_l: float
     cosine: float | None
     cost: Cost
+    blind: Rate | None = field(default=None, metadata=OMITTED)
+    knowledge: str | None = field(default=None, metadata=OMITTED)
+    prompts_read: int | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True)
@@ -204,6 +223,7 @@ class VariantAudit:
         averaging: success of the MAP attack after a number of fresh releases of the same tokens.
         examples: the prompts that the strongest attack reconstructs best.
         mechanism: kind of the mechanism; only the binomial one has a ``ratio``.
+        prompt_length: tokens of a prompt.
     """
 
     bits: int
@@ -217,10 +237,17 @@ class VariantAudit:
     examples: tuple[Example, ...]
     seconds: float
     mechanism: str = field(default=BINOMIAL, metadata=OMITTED)
+    prompt_length: int = field(default=0, metadata=OMITTED)
 
     def strongest(self) -> tuple[str, AttackResult]:
         """Return name and result of the attack that recovered most."""
         return max(self.attacks.items(), key=lambda item: item[1].rate.success)
+
+    @property
+    def floor(self) -> Rate:
+        """Success of blind guessing: the greatest of the blind attacks and ``guessing``."""
+        blind = [attack.blind for attack in self.attacks.values() if attack.blind is not None]
+        return max([self.guessing, *blind], key=lambda rate: rate.success)
 
     def without_tokens(self) -> VariantAudit:
         """Return the same without the epsilons of every single token."""
@@ -246,7 +273,10 @@ class AuditedBundle:
 
 @dataclass(frozen=True)
 class AuditedText:
-    """Identity of the held-out text and its division; ``kinds`` counts the attacked tokens."""
+    """Identity of the held-out text and its division; ``kinds`` counts the attacked tokens.
+
+    ``attacker_text`` is what the attacker trained on besides a part of this text.
+    """
 
     sha256: str
     tokens: int
@@ -254,6 +284,7 @@ class AuditedText:
     prompts: int
     tokens_per_prompt: int
     kinds: Mapping[str, int]
+    attacker_text: AttackerText | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True)
@@ -277,6 +308,7 @@ class AuditResult:
     versions: Mapping[str, str]
     seconds: float
     variants: Mapping[str, VariantAudit]
+    quality: Mapping[str, TextQuality] | None = field(default=None, metadata=OMITTED)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object of ``audit.json``, without the epsilons of every single token."""
@@ -298,13 +330,16 @@ class AuditResult:
     def manifest_summary(self, variant: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
         """Return the manifest's audit of ``variant``, with entries of training from ``earlier``."""
         found = self.variants[variant]
+        name, strongest = found.strongest()
         proven = {"epsilon_vocabulary": found.proven.epsilon_vocabulary, "ceiling": found.proven.ceiling}
         return {
             **{key: earlier[key] for key in _KEPT if key in earlier},
-            **{name: attack.rate.to_json() for name, attack in found.attacks.items()},
+            **{attack: result.rate.to_json() for attack, result in found.attacks.items()},
+            "strongest_attack": {"attack": name, **strongest.rate.to_json(), "blind": round(found.floor.success, 5)},
             "leakage_bits": found.leakage.leakage_bits,
             "entropy_bits": found.leakage.entropy_bits,
             **{name: value for name, value in proven.items() if value is not None},
             "data": f"held-out text {self.text.sha256[:12]}",
             "date": self.date,
+            **({"evaluation": self.quality[variant].to_json()} if self.quality and variant in self.quality else {}),
         }

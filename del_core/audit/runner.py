@@ -9,17 +9,20 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from del_core._json import write_json_atomic
@@ -31,6 +34,7 @@ from del_core.audit.corpus import KINDS, Corpus, make_corpus, rouge_l
 from del_core.audit.intervals import Rate, mean_interval
 from del_core.audit.leakage import measure_leakage
 from del_core.audit.proven import proven_figures
+from del_core.audit.quality import TextQuality
 from del_core.audit.results import (
     FORMAT_VERSION,
     AttackResult,
@@ -43,7 +47,7 @@ from del_core.audit.results import (
     SimilarityModel,
     VariantAudit,
 )
-from del_core.audit.settings import AuditConfig
+from del_core.audit.settings import AuditConfig, affordable_prompts
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle
 from del_core.lm.model import BaseLM
@@ -80,6 +84,25 @@ class PartialResults:
         self._directory.mkdir(parents=True, exist_ok=True)
         write_json_atomic(self._path(name, key), records.to_json(result), indent=None)
 
+    def load_carried(self, key: str) -> dict[str, dict[str, torch.Tensor]]:
+        """Return the weights that the attacks on finished variants left, by attack; {} if none."""
+        try:
+            flat = load_file(self._path("carried", key).with_suffix(".safetensors"))
+        except (OSError, SafetensorError):
+            return {}
+        found: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in flat.items():
+            attack, _, weight = name.partition("/")
+            found.setdefault(attack, {})[weight] = tensor
+        return found
+
+    def store_carried(self, key: str, carried: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Keep the weights that training for the next variant starts from."""
+        path = self._path("carried", key).with_suffix(".safetensors")
+        flat = {f"{attack}/{name}": one for attack, tensors in carried.items() for name, one in tensors.items()}
+        save_file(flat, path.with_suffix(".partial"))
+        os.replace(path.with_suffix(".partial"), path)
+
     def clear(self) -> None:
         """Remove everything that was kept."""
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -88,16 +111,31 @@ class PartialResults:
         return self._directory / f"{hashlib.sha256(f'{name}-{key}'.encode()).hexdigest()[:32]}.json"
 
 
+@dataclass(frozen=True)
+class AuditTexts:
+    """The texts of an audit, and what is known of the variants' text quality.
+
+    Attributes:
+        held_out: text on which neither bundle nor model was trained.
+        attacker: more text that the attacker has, such as the model's training text.
+        quality: from an evaluation of the same bundle.
+    """
+
+    held_out: str
+    attacker: Sequence[str] = ()
+    quality: Mapping[str, TextQuality] = field(default_factory=dict)
+
+
 def audit_bundle(
     bundle: Bundle,
     lm: BaseLM,
-    text: str,
+    texts: AuditTexts,
     config: AuditConfig,
     *,
     results: PartialResults | None = None,
     observer: Observer | None = None,
 ) -> AuditResult:
-    """Audit every variant of ``bundle`` on ``text``, on which neither bundle nor model was trained.
+    """Audit every variant of ``bundle``.
 
     Raises:
         BundleError: ``lm`` is not the bundle's base model.
@@ -108,21 +146,32 @@ def audit_bundle(
     bundle.check_model(lm.checksum)
     tokenizer = Tokenizer.from_file(str(bundle.client.path / "tokenizer.json"))
     size = base_model.vocabulary_size
-    corpus = make_corpus(text, tokenizer, prompts=config.prompts, length=config.length, vocabulary_size=size)
+    prompts = affordable_prompts(config, sum(parameter.numel() for parameter in lm.model.parameters()))
+    corpus = make_corpus(
+        texts.held_out,
+        tokenizer,
+        prompts=prompts,
+        length=config.length,
+        vocabulary_size=size,
+        attacker_texts=texts.attacker,
+    )
     if any(variant.audit.get("text_sha256") == corpus.sha256 for variant in bundle.manifest.variants):
         raise TextError("text: is the one that the bundle was trained on; text that training did not see is needed")
     started = time.perf_counter()
     similarity = SentenceSimilarity.installed()
     encoder = None if similarity is None else SimilarityModel(similarity.name, similarity.sha256)
-    key = f"{encoder}-{bundle.fingerprint}-{corpus.sha256}-{FORMAT_VERSION}-{config}-{','.join(ATTACKS)}"
+    what = (encoder, bundle.fingerprint, corpus.sha256, corpus.attacker, FORMAT_VERSION, config, *ATTACKS)
+    key = "-".join(map(str, what))
     variants: dict[str, VariantAudit] = {}
+    carried = {} if results is None else results.load_carried(key)
     for name in bundle.variants:
         found = None if results is None else results.load(name, key)
         if found is None:
             observer.report(f"{name}: attacking")
-            found = _Audit(bundle, lm, tokenizer, corpus, config, name, similarity, observer).run()
+            found = _Audit(bundle, lm, tokenizer, corpus, config, name, similarity, observer, carried).run()
             if results is not None:
                 results.store(name, key, found)
+                results.store_carried(key, carried)
         variants[name] = found
     return AuditResult(
         format_version=FORMAT_VERSION,
@@ -143,6 +192,7 @@ def audit_bundle(
             prompts=len(corpus.prompts),
             tokens_per_prompt=config.length,
             kinds={kind: int(np.sum(corpus.kinds == index)) for index, kind in enumerate(KINDS)},
+            attacker_text=corpus.attacker,
         ),
         settings=config,
         similarity_model=encoder,
@@ -156,6 +206,7 @@ def audit_bundle(
         },
         seconds=round(time.perf_counter() - started, 1),
         variants=variants,
+        quality={name: texts.quality[name] for name in variants if name in texts.quality} or None,
     )
 
 
@@ -178,6 +229,7 @@ class _Audit:
     name: str
     similarity: SentenceSimilarity | None
     observer: Observer
+    carried: dict[str, dict[str, torch.Tensor]]
 
     def run(self) -> VariantAudit:
         """Prove, attack and measure."""
@@ -208,7 +260,9 @@ class _Audit:
             validation=self.corpus.validation,
             config=self.config,
             progress=progress,
+            carried=self.carried,
         )
+        silent = target.silent(self.corpus.prompts)
         found: dict[str, Ids] = {}
         attacks: dict[str, AttackResult] = {}
         for name, attack in ATTACKS.items():
@@ -217,8 +271,11 @@ class _Audit:
             self._step(name)
             clock = time.perf_counter()
             guesses = attack.run(target)
+            seconds = time.perf_counter() - clock
+            self._step(f"{name}, on a release that says nothing")
+            blind = Rate.from_hits(attack.run(silent).token_ids == self.corpus.prompts)
             found[name] = guesses.token_ids
-            attacks[name] = self._measure(guesses, time.perf_counter() - clock)
+            attacks[name] = replace(self._measure(guesses, seconds), blind=blind, knowledge=attack.knowledge.name)
         self._step("resubmissions")
         ids = self.corpus.prompts.reshape(-1)
         source = reproducible_bytes(1000 * self.config.seed + 2)
@@ -235,6 +292,7 @@ class _Audit:
             examples=self._examples(found),
             seconds=round(time.perf_counter() - began, 1),
             mechanism=mechanism.kind,
+            prompt_length=self.config.length,
         )
 
     def _step(self, step: str) -> None:
@@ -253,7 +311,15 @@ class _Audit:
             by_kind={KINDS[index]: Rate.from_hits(right[kinds == index]) for index in np.unique(kinds)},
             rouge_l=round(float(np.mean(overlap)), 4),
             cosine=cosine,
-            cost=Cost(round(seconds, 2), guesses.parameters, guesses.settings, guesses.sizes),
+            cost=Cost(
+                round(seconds, 2),
+                guesses.parameters,
+                guesses.settings,
+                guesses.sizes,
+                guesses.steps,
+                guesses.trained_tokens,
+            ),
+            prompts_read=int(np.sum(right.mean(axis=1) >= 0.5)),
         )
 
     def _difference(self, one: Ids, other: Ids) -> Difference:

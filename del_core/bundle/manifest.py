@@ -92,6 +92,10 @@ class Guarantees:
     mu: float | None
 
 
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= 1.0
+
+
 @dataclass(frozen=True)
 class Variant:
     """One privacy level of one task.
@@ -134,6 +138,25 @@ class Variant:
         if self.other is not None:
             return self.other
         return MechanismSpec(BINOMIAL, {"bits": self.bits, "ratio_numerator": self.ratio_numerator or 0})
+
+    @property
+    def strongest_attack(self) -> dict[str, Any] | None:
+        """The attack that the stated audit found to recover most, or None if it has none.
+
+        Keys are ``attack``, ``success`` and, as far as they are stated, ``low``, ``high`` and
+        ``tokens``. An audit before ``strongest_attack`` was stated, or one from training, is read
+        by its single attacks.
+        """
+        rates = {
+            str(value.get("attack", name)): value
+            for name, value in self.audit.items()
+            if isinstance(value, Mapping) and _is_share(value.get("success"))
+        }
+        if not rates:
+            return None
+        name = max(rates, key=lambda each: float(rates[each]["success"]))
+        known = {key: rates[name][key] for key in ("success", "low", "high", "tokens") if key in rates[name]}
+        return {"attack": name, **known}
 
     def to_json(self) -> dict[str, Any]:
         found = {**vars(self), "guarantees": asdict(self.guarantees), "audit": dict(self.audit)}

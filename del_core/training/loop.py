@@ -181,7 +181,8 @@ def fit(
             optimizer.step()
             averaged = last if math.isnan(averaged) else 0.95 * averaged + 0.05 * last
             bar.update()
-            bar.set_postfix(loss=f"{averaged:.3f}", held_out=f"{state.best:.3f}")
+            best = {"held_out": f"{state.best:.3f}"} if math.isfinite(state.best) else {}
+            bar.set_postfix(loss=f"{averaged:.3f}", **best)
             state.step = step + 1
             final = state.step == schedule.steps
             if evaluate is not None and (state.step % run.evaluate_every == 0 or final):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from del_core.mechanism.base import DEFAULT_DELTA
-from delctl.options import SHARE, together
+from delctl.options import SHARE, TEXT_FILE, threads_option, together
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -51,7 +51,7 @@ TEXT = click.option(
     "texts",
     required=True,
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=TEXT_FILE,
     help="UTF-8 text file; repeat for several. The last 6 % of each are held out.",
 )
 PROJECTION = click.option(
@@ -77,6 +77,7 @@ run_options = together(
     ),
     click.option("--seed", default=0, show_default=True, help="Seed of initialization, batches and training noise."),
     click.option("--quiet", is_flag=True, help="No progress bars."),
+    threads_option,
 )
 """The options of every training command."""
 

@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from delctl.commands._evaluation import read_evaluation, warn
+from delctl.options import BUDGET, TEXT_FILE, threads_option
 from delctl.places import bundle_place, model_of, model_place
 from delctl.terminal import console, plain_table, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from del_core.audit.quality import TextQuality
     from del_core.audit.results import AuditResult
     from del_core.audit.runner import Observer
+    from del_core.bundle import Bundle
 
 
 @click.command()
@@ -28,8 +32,28 @@ if TYPE_CHECKING:
 @click.option(
     "--text",
     required=True,
-    type=click.Path(path_type=Path),
+    type=TEXT_FILE,
     help="UTF-8 text that training did not see, 100 kB or more.",
+)
+@click.option(
+    "--attacker-text",
+    "attacker_texts",
+    multiple=True,
+    type=TEXT_FILE,
+    help="More text that the attacker trains on, such as the model's training text; repeat for several.  "
+    "[default: only the first part of each section of --text]",
+)
+@click.option(
+    "--attacker-budget",
+    type=BUDGET,
+    help="What the attacker may compute for each variant: quick, standard or thorough, and changes to it, such as "
+    "standard,training=20,beams=64 (teraflops to train a model; search= those of a beam search).  [default: standard; "
+    "quick with --quick]",
+)
+@click.option(
+    "--evaluation",
+    type=TEXT_FILE,
+    help="Output of `delctl evaluate --json`; the report then shows what text each variant buys.",
 )
 @click.option(
     "--out",
@@ -41,8 +65,19 @@ if TYPE_CHECKING:
 @click.option("--update", is_flag=True, help="Write the summary into the bundle's manifest. Its fingerprint changes.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Seed of the attacks.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
+@threads_option
 def audit(
-    bundle: Path, model: Path | None, text: Path, out: Path, quick: bool, update: bool, seed: int, quiet: bool
+    bundle: Path,
+    model: Path | None,
+    text: Path,
+    attacker_texts: tuple[Path, ...],
+    attacker_budget: str | None,
+    evaluation: Path | None,
+    out: Path,
+    quick: bool,
+    update: bool,
+    seed: int,
+    quiet: bool,
 ) -> None:
     """Attack every variant of BUNDLE on held-out text and report what the noise protects.
 
@@ -53,21 +88,26 @@ def audit(
     model = model_of(bundle, model)
     loaded = load_bundle(bundle)
 
+    quality = _stated(loaded) if evaluation is None else read_evaluation(evaluation)
+
     from del_core.audit import settings
     from del_core.audit.report.write import write_report
-    from del_core.audit.runner import PartialResults, audit_bundle
+    from del_core.audit.runner import AuditTexts, PartialResults, audit_bundle
     from del_core.lm.model import load_base_lm
     from del_core.lm.text import read_texts
 
-    content = read_texts([text])[0]
+    content, more = read_texts([text])[0], read_texts(attacker_texts)
+    config = settings.QUICK if quick else settings.FULL
+    if attacker_budget is not None:
+        config = replace(config, attacker=settings.parse_budget(attacker_budget))
     notes = console(stderr=True, quiet=quiet)
     kept = PartialResults(out)
     with _observer(notes) as observer:
         result = audit_bundle(
             loaded,
             load_base_lm(model),
-            content,
-            replace(settings.QUICK if quick else settings.FULL, seed=seed),
+            AuditTexts(content, more, quality),
+            replace(config, seed=seed),
             results=kept,
             observer=observer,
         )
@@ -84,16 +124,31 @@ def audit(
     _show(console(quiet=quiet), result, out)
 
 
+def _stated(bundle: Bundle) -> dict[str, TextQuality]:
+    """Return the quality that the bundle states of its variants."""
+    from del_core.audit.quality import stated_quality
+
+    found = {name: stated_quality(variant.audit) for name, variant in bundle.variants.items()}
+    return {name: one for name, one in found.items() if one is not None}
+
+
 def _show(shown: Console, result: AuditResult, out: Path) -> None:
     from del_core.audit.report.page import verdict
 
     attacks = result.attack_names()
-    table = plain_table("variant", *attacks, "leakage, bits", "protection", right=(*attacks, "leakage, bits"))
+    numbers = (*attacks, "blind", "leakage, bits")
+    table = plain_table("variant", *numbers, "protection", right=numbers)
     for name, found in result.variants.items():
         rates = [f"{found.attacks[attack].rate.success:.1%}" if attack in found.attacks else "" for attack in attacks]
         leaked = f"{found.leakage.leakage_bits:.2f} of {found.leakage.entropy_bits:.2f}"
-        table.add_row(printable(name), *rates, leaked, verdict(found)[0])
+        table.add_row(printable(name), *rates, f"{found.floor.success:.1%}", leaked, verdict(found)[0])
     shown.print(table)
+    for name, found in result.variants.items():
+        strongest, attack = found.strongest()
+        shown.print(
+            printable(f"{name}: strongest attack {strongest}, {attack.rate.success:.1%} of the tokens"), soft_wrap=True
+        )
+    warn(result.quality or {})
     shown.print(f"report: {printable(str(out / 'index.html'))}", soft_wrap=True)
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from delctl.commands._evaluation import read_evaluation, state_quality
 from delctl.commands._training_options import EXISTING_DIRECTORY, MODEL, PROJECTION
 from delctl.commands.sign import KEY_FILE, sign_directory
+from delctl.options import TEXT_FILE
 
 
 @click.command()
@@ -21,6 +23,12 @@ from delctl.commands.sign import KEY_FILE, sign_directory
     type=EXISTING_DIRECTORY,
     help="Output of `delctl train soft-prompt`; repeat for several.",
 )
+@click.option(
+    "--evaluation",
+    type=TEXT_FILE,
+    help="Output of `delctl evaluate --json` of an earlier bundle of these variants; the manifest then states what "
+    "text each variant buys.",
+)
 @click.option("--name", help="Name of the model in the manifest.  [default: its directory's name]")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The bundle's directory.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
@@ -29,12 +37,14 @@ def bundle(
     model: Path,
     projection_directory: Path,
     variants: tuple[Path, ...],
+    evaluation: Path | None,
     name: str | None,
     out: Path,
     overwrite: bool,
     key: Path | None,
 ) -> None:
     """Write the bundle of trained variants."""
+    quality = {} if evaluation is None else read_evaluation(evaluation)
     from del_core.lm.model import load_base_lm
     from del_core.training.assemble import assemble_bundle
 
@@ -46,6 +56,8 @@ def bundle(
         name=name or model.resolve().name,
         overwrite=overwrite,
     )
+    if quality:
+        manifest = state_quality(out, quality)
     names = ", ".join(variant.name for variant in manifest.variants)
     click.echo(f"{out}: {names}; fingerprint {manifest.fingerprint}")
     if key is not None:

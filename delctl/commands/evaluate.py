@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from delctl.commands._evaluation import state_quality, warn
+from delctl.options import TEXT_FILE, threads_option
 from delctl.places import PLACE, bundle_place, model_of, model_place
 from delctl.terminal import console, plain_table, printable
 
@@ -19,9 +21,7 @@ from delctl.terminal import console, plain_table, printable
     metavar=PLACE,
     help="The bundle's base model; for the demo bundle the demo model.",
 )
-@click.option(
-    "--text", required=True, type=click.Path(path_type=Path), help="UTF-8 text that neither model nor bundle has seen."
-)
+@click.option("--text", required=True, type=TEXT_FILE, help="UTF-8 text that neither model nor bundle has seen.")
 @click.option("--variant", "variants", multiple=True, help="Of these variants only; repeat for several.")
 @click.option("--passages", default=256, show_default=True, type=click.IntRange(2), help="Passages that are read.")
 @click.option(
@@ -31,13 +31,16 @@ from delctl.terminal import console, plain_table, printable
 @click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Seed of the noise.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: one object a row, figures as [value, low, high].")
+@click.option("--update", is_flag=True, help="State perplexities in the bundle's manifest. Its fingerprint changes.")
 @click.option("--quiet", is_flag=True, help="Print nothing but the result.")
+@threads_option
 def evaluate(
     bundle: Path,
     model: Path | None,
     text: Path,
     variants: tuple[str, ...],
     as_json: bool,
+    update: bool,
     quiet: bool,
     **sizes: int,
 ) -> None:
@@ -61,6 +64,7 @@ def evaluate(
             )
 
     from del_core.audit import records
+    from del_core.audit.quality import read_quality
     from del_core.evaluation.bundle import EvaluationSettings, evaluate_bundle
     from del_core.lm.model import load_base_lm
     from del_core.lm.text import read_texts
@@ -74,6 +78,12 @@ def evaluate(
         variants=variants,
         report=lambda line: notes.print(printable(line), soft_wrap=True),
     )
+    quality = read_quality([records.to_json(row) for row in rows])
+    if update:
+        fingerprint = state_quality(bundle, quality).fingerprint
+        notes.print(f"bundle updated; its fingerprint is now {fingerprint}", soft_wrap=True)
+    else:
+        warn(quality)
     if as_json:
         click.echo(json.dumps([records.to_json(row) for row in rows], indent=2))
         return

@@ -75,7 +75,7 @@ def _describe_variant(variant: Variant, manifest: Manifest) -> dict[str, Any]:
     return {
         "name": variant.name,
         "task": variant.task,
-        "mechanism": mechanism.kind,
+        "mechanism": variant.spec.to_json(),
         "bits": mechanism.bits,
         "ratio": binomial and binomial.ratio,
         "output_scale": binomial and 1.0 / binomial.ratio,
@@ -89,8 +89,20 @@ def _describe_variant(variant: Variant, manifest: Manifest) -> dict[str, Any]:
         "epsilon_stated": variant.guarantees.epsilon,
         "mu": mu,
         "gdp_epsilon": None if mu is None else accounting.gdp_epsilon(mu, delta),
+        "strongest_attack": variant.strongest_attack,
+        "evaluation": _evaluation(variant),
         "audit": dict(variant.audit),
     }
+
+
+def _evaluation(variant: Variant) -> dict[str, Any] | None:
+    """Return the perplexities that the manifest states, and whether text is worth its prompt."""
+    from del_core.audit.quality import stated_quality
+
+    quality = stated_quality(variant.audit)
+    if quality is None:
+        return None
+    return {**quality.to_json(), "worse_than_no_prompt": quality.useless, "gain_kept": quality.kept}
 
 
 def _show_facts(out: Console, path: Path, report: dict[str, Any]) -> None:
@@ -167,6 +179,8 @@ def _number(value: float | None, form: str) -> str:
 
 def _show_audits(out: Console, variants: list[dict[str, Any]]) -> None:
     """Show rates with their intervals in a table, and other entries below it."""
+    from del_core.audit.quality import stated_warnings
+
     out.print("\nAudit: what attacks recovered from one submission", style="bold")
     table = plain_table("variant", "attack", "tokens recovered", "95 % interval", "measured on")
     notes: list[str] = []
@@ -174,9 +188,12 @@ def _show_audits(out: Console, variants: list[dict[str, Any]]) -> None:
         audit = item["audit"]
         common = ", ".join(str(audit[key]) for key in ("data", "date") if isinstance(audit.get(key), str))
         for name, value in audit.items():
+            if name in ("strongest_attack", "evaluation"):
+                continue  # marked in the table, and shown as a warning
             if isinstance(value, dict) and isinstance(value.get("success"), int | float):
                 found = (f"{value['success']:.1%}", _interval(value), _measured_on(value, common))
-                table.add_row(item["name"], *map(printable, (name, *found)))
+                most = item["strongest_attack"] is not None and item["strongest_attack"]["attack"] == name
+                table.add_row(item["name"], *map(printable, (f"{name} (strongest)" if most else name, *found)))
             elif name not in ("data", "date"):
                 notes.append(f"{item['name']}: {name} = {json.dumps(value, ensure_ascii=False)}")
         if not audit:
@@ -184,6 +201,8 @@ def _show_audits(out: Console, variants: list[dict[str, Any]]) -> None:
     out.print(table)
     for note in notes:
         out.print(printable(note), soft_wrap=True)
+    for sentence in stated_warnings({item["name"]: item["audit"] for item in variants}):
+        out.print(printable(f"Warning: {sentence}."), style="bold red", soft_wrap=True)
 
 
 def _interval(value: dict[str, Any]) -> str:

@@ -121,6 +121,7 @@ def announce(server: LocalServer, host: str) -> None:
 def _describe(settings: Settings) -> None:
     """Describe a model, its bundle and its replicas."""
     from del_core import accounting
+    from del_core.audit.quality import stated_warnings
     from del_core.bundle import load_bundle
 
     bundle = load_bundle(settings.bundle_path, verify=False)
@@ -142,3 +143,5 @@ def _describe(settings: Settings) -> None:
         epsilon = accounting.epsilon(bundle.mechanism(name), delta)
         out.print(f"  {'' if index else 'variants':12} {name:12} epsilon {epsilon:.2f} a token at delta {delta:g}")
     out.print(f"  {'':12} {'clear':12} no protection: takes public text only")
+    for sentence in stated_warnings({variant.name: variant.audit for variant in bundle.manifest.variants}):
+        out.print(f"Warning: {printable(sentence)}.", style="bold red", soft_wrap=True)

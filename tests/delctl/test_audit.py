@@ -14,22 +14,22 @@ from safetensors.numpy import load_file, save
 from del_core import accounting
 from del_core.audit import settings
 from del_core.audit.runner import PartialResults
-from del_core.audit.settings import AuditConfig, InverterConfig, ProvenConfig
+from del_core.audit.settings import AttackerBudget, AuditConfig, InverterConfig, ProvenConfig
 from del_core.bundle import load_bundle, replace_audit
 from delctl.main import run
 from tests.support.core_bundles import SERVER_FILES, reseal, unchanged
 from tests.support.tiny import Tiny, make_tiny
 
 _TEXT = Path(__file__).resolve().parents[1] / "data" / "alice.txt"
-_ATTACKS = ("nearest", "map", "sequence", "inverter")
+_ATTACKS = ("nearest", "map", "sequence", "inverter", "bidirectional", "combined")
 SMALL = AuditConfig(
     prompts=16,
     length=16,
     tuning=4,
-    beams=2,
     inverters=(InverterConfig(width=32, layers=1, steps=4, batch=4, evaluate_every=2),),
     leakage_samples=200,
     proven=ProvenConfig(compose_vocabulary=False, tokens=256),
+    attacker=AttackerBudget("small", training=0.002, search=0.002, beams=2, candidates=64),
 )
 """Sizes that take seconds; the figures mean nothing here."""
 

@@ -17,8 +17,8 @@ from tests.support import toys
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("register_mechanism", "register_decoder", "register_attack", "register_engine")
 ATTACKED = {
-    "played": ["nearest", "map", "sequence", "inverter", toys.ATTACK],
-    "spun": ["map", "sequence", "inverter", toys.ATTACK],
+    "played": ["nearest", "map", "sequence", "inverter", "bidirectional", "combined", toys.ATTACK],
+    "spun": ["map", "sequence", "inverter", "bidirectional", "combined", toys.ATTACK],
 }
 
 

@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 
 from del_core.audit import settings
-from del_core.audit.settings import AuditConfig, InverterConfig, ProvenConfig
+from del_core.audit.settings import AttackerBudget, AuditConfig, InverterConfig, ProvenConfig
 from del_core.bundle import Bundle, Guarantees, VariantContent, load_bundle, write_bundle
 from del_core.mechanism import MechanismSpec
 from del_core.wire import PublicSegment
@@ -100,9 +100,10 @@ def main(work: Path) -> None:
     text.write_text(ALICE.read_text(encoding="utf-8")[:30_000], encoding="utf-8")
     other_text.write_text(ALICE.read_text(encoding="utf-8")[30_000:42_000], encoding="utf-8")
     settings.QUICK = AuditConfig(
-        prompts=4, length=16, tuning=2, beams=2, leakage_samples=100,
+        prompts=4, length=16, tuning=2, leakage_samples=100,
         inverters=(InverterConfig(width=32, layers=1, steps=2, batch=4, evaluate_every=2),),
         proven=ProvenConfig(compose_vocabulary=False, tokens=64),
+        attacker=AttackerBudget("small", training=0.002, search=0.002, beams=2, candidates=64),
     )  # fmt: skip
     sizes = ("--prompt-tokens", 16, "--continuation-tokens", 4)
     short = (*sizes, "--batch", 4, "--steps", 3, "--quiet")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from del_core.audit.intervals import Rate
 from del_core.audit.leakage import Table
@@ -26,7 +28,18 @@ from del_core.registry import Registry
 Counts = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int64]
 
-_TAKEN = ("text_sha256", "perplexity", "leakage_bits", "entropy_bits", "epsilon_vocabulary", "ceiling", "data", "date")
+_TAKEN = (
+    "text_sha256", "perplexity", "leakage_bits", "entropy_bits", "epsilon_vocabulary", "ceiling", "data", "date",
+    "strongest_attack", "evaluation",
+)  # fmt: skip
+
+
+class Knowledge(Enum):
+    """Who can mount an attack: what it takes besides the counts, each including the one before."""
+
+    BUNDLE = "the operator with the bundle"
+    MODEL = "the operator with the bundle and the language model"
+    TEXT = "the operator with the bundle, the language model and text like the model's training text"
 
 
 def reproducible_bytes(seed: int) -> Callable[[int], bytes]:
@@ -73,6 +86,11 @@ class Target:
         train: text (tokens,) of the kind that the prompts are from.
         validation: prompts (windows, tokens) to tune an attack on.
         progress: called with the share of the attack that is done.
+        shared: models that one attack has trained and another uses, by name.
+        carried: weights by attack from which training starts, left by those on earlier variants.
+
+    No part of the measured text is in ``train`` or ``validation``. Attacks that train a model stop
+    by ``stopping``; every choice between settings is made on ``tuning``, which is disjoint from it.
     """
 
     mechanism: TokenMechanism
@@ -84,6 +102,36 @@ class Target:
     validation: Ids
     config: AuditConfig
     progress: Callable[[float], None]
+    shared: dict[str, object] = field(default_factory=dict)
+    carried: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def stopping(self) -> Ids:
+        """Validation prompts (windows, tokens) that say when training stops, at most 32."""
+        return self.validation[0::2][:: max(1, len(self.validation) // 64)]
+
+    @property
+    def tuning(self) -> Ids:
+        """Validation prompts (windows, tokens) on which settings are chosen."""
+        windows = self.validation[1::2]
+        return windows[np.linspace(0, len(windows) - 1, min(self.config.tuning, len(windows))).astype(np.int64)]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the language model."""
+        return sum(parameter.numel() for parameter in self.lm.model.parameters())
+
+    def silent(self, token_ids: Ids) -> Target:
+        """Return the same attacker before a release of ``token_ids`` that says nothing.
+
+        All tokens have the row of the most frequent one, so no mechanism tells them apart. The
+        attacker knows it. The budget is a tenth, since there is nothing to learn from counts.
+        """
+        row = self.surface.table[int(np.argmax(self.surface.log_prior))]
+        surface = replace(self.surface, table=np.tile(row, (len(self.surface.table), 1)))
+        config = replace(self.config, attacker=self.config.attacker.rehearsal())
+        counts = surface.release(self.mechanism, token_ids, 1000 * self.config.seed + 9)
+        return replace(self, surface=surface, counts=counts, config=config, shared={}, carried={})
 
     @cached_property
     def likelihood(self) -> Likelihood:
@@ -97,12 +145,17 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Guesses:
-    """Guessed tokens (prompts, tokens), with their :class:`~del_core.audit.results.Cost`."""
+    """Guessed tokens (prompts, tokens), with their :class:`~del_core.audit.results.Cost`.
+
+    ``trained_tokens`` were read to train a model in ``steps`` steps.
+    """
 
     token_ids: Ids
     parameters: int = 0
     settings: Mapping[str, int | float | str] = field(default_factory=dict)
     sizes: tuple[ModelCost, ...] = ()
+    steps: int = 0
+    trained_tokens: int = 0
 
 
 class Attack(ABC):
@@ -113,12 +166,14 @@ class Attack(ABC):
         label: short label in the report.
         explanation: one sentence for the report and the documentation.
         needs: the knowledge that the attack uses beside counts, table and mechanism.
+        knowledge: who has this knowledge.
     """
 
     name: str
     label: str
     explanation: str
     needs: str
+    knowledge: Knowledge = Knowledge.BUNDLE
 
     def applies(self, mechanism: TokenMechanism) -> bool:
         """Return whether the attack is possible on a mechanism; an audit leaves it out if not."""

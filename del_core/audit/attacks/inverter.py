@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from del_core.audit.attacks.base import (
     Counts,
     Guesses,
     Ids,
+    Knowledge,
     Target,
     register,
     reproducible_bytes,
@@ -34,6 +35,8 @@ from del_core.audit.attacks.base import (
 from del_core.audit.results import ModelCost
 from del_core.audit.settings import InverterConfig
 from del_core.mechanism import TokenMechanism
+
+_SHARE = 0.25  # of the training budget; the attack is the weakest of the trained ones
 
 
 class Inverter(nn.Module):
@@ -86,11 +89,12 @@ class Inverter(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class TrainedInverter:
-    """A trained inverter, its cost, and its exact ``loss`` on the validation text."""
+    """A trained inverter, its cost and steps, and its exact ``loss`` on the validation text."""
 
     model: Inverter
     cost: ModelCost
     loss: float
+    steps: int = 0
 
     @torch.no_grad()
     def tokens(self, counts: Counts, batch: int = 16) -> Ids:
@@ -126,7 +130,7 @@ def train_inverter(
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.05)
         held_out = release(validation)
         untrained = best = _loss(model, validation, held_out, config.batch)
-        best_state, waited = copy.deepcopy(model.state_dict()), 0
+        best_state, waited, done = copy.deepcopy(model.state_dict()), 0, 0
         for step in range(1, config.steps + 1):
             rate = config.learning_rate * min(1.0, step / 20, (config.steps - step + 1) / (0.3 * config.steps))
             for group in optimizer.param_groups:
@@ -141,6 +145,7 @@ def train_inverter(
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             progress(step / config.steps)
+            done = step
             if step % config.evaluate_every == 0 or step == config.steps:
                 value = _loss(model, validation, held_out, config.batch)
                 if value < best:
@@ -159,7 +164,7 @@ def train_inverter(
         validation_loss=round(best, 4),
         untrained_loss=round(untrained, 4),
     )
-    return TrainedInverter(model, cost, best)
+    return TrainedInverter(model, cost, best, done)
 
 
 @torch.no_grad()
@@ -179,19 +184,36 @@ class InverterAttack(Attack):
     name = "inverter"
     label = "Trained inverter (transformer)"
     explanation = (
-        "Trains a transformer on simulated noise, starting from the `map` posterior, with early stopping on other text."
+        "Trains a small transformer on simulated releases of the attacker's text, starting from the `map` posterior "
+        "and the language model's embeddings, with early stopping on other text."
     )
     needs = "word frequencies, embeddings, text of the same kind"
+    knowledge = Knowledge.TEXT
 
     def run(self, target: Target) -> Guesses:
-        """Train every size and attack with the best."""
-        validation = target.validation[:: max(1, len(target.validation) // 32)]
-        trained = [
-            train_inverter(target.mechanism, target.surface, target.train, validation, size, target.progress)
-            for size in target.config.inverters
-        ]
+        """Train every size, for as many steps as the budget allows, and attack with the best."""
+        length, table, rows = target.counts.shape[1], target.surface.table, target.surface.embeddings
+        # The small network costs little beside the products with the whole vocabulary.
+        per_token = 2.0 * table.size + 8.0 * rows.size
+        sizes = target.config.inverters
+        trained, read = [], 0
+        for size in sizes:
+            operations = len(sizes) * per_token * size.batch * length / _SHARE
+            steps = target.config.attacker.steps(operations, size.steps)
+            config = replace(size, steps=steps, evaluate_every=min(size.evaluate_every, max(1, steps)))
+            one = train_inverter(
+                target.mechanism, target.surface, target.train, target.stopping, config, target.progress
+            )
+            trained.append(one)
+            read += one.steps * size.batch * length
         best = min(trained, key=lambda one: one.loss)
-        return Guesses(best.tokens(target.counts), best.cost.parameters, sizes=tuple(one.cost for one in trained))
+        return Guesses(
+            best.tokens(target.counts),
+            best.cost.parameters,
+            sizes=tuple(one.cost for one in trained),
+            steps=sum(one.steps for one in trained),
+            trained_tokens=read,
+        )
 
 
 register(InverterAttack())

@@ -5,32 +5,37 @@ The noise of the positions is independent, so the posterior of the token sequenc
     log P(w | K) = const + sum_t [ log P(K_t | w_t) + log p(w_t | w_1 .. w_{t-1}) ],
     p = lambda p_LM + (1 - lambda) p_unigram.
 
-A beam keeps the best partial sequences. lambda = 0 is the MAP attack of a single position. Under
-strong noise most words of the beam are wrong, and a language model that conditions on them does
-worse than none. The attacker therefore fits lambda, and the way in which guesses are read from the
-beam, to simulated noise on other text:
+A beam keeps the best partial sequences of :mod:`candidates`. lambda = 0 is the MAP attack of a
+single position. Under strong noise most words of the beam are wrong, and a language model that
+conditions on them does worse than none. The attacker therefore fits lambda, and the way in which
+guesses are read from the beam, to simulated noise on other text:
 
 * filtered: the token of greatest weight over the beam, given the counts up to its own position;
 * voted: the token of greatest weight among the sequences that survive to the end of the prompt.
+
+Where the scores of the candidates already know the context (``combined``), the language model would
+be counted twice; its ratio to the unigram prior is then raised to a power below 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from del_core.audit.attacks.base import Attack, Counts, Guesses, Ids, Target, register
+from del_core.audit.attacks.base import Attack, Counts, Guesses, Ids, Knowledge, Target, register
+from del_core.audit.attacks.candidates import Candidates, Scores, candidates, posterior_scores
 from del_core.audit.leakage import LogPrior
-from del_core.mechanism.base import Likelihood
 
 SEQUENCE = "sequence"
 
-_CONTEXT_WEIGHTS = (0.3, 0.6, 0.9, 0.98)
+_CONTEXT_WEIGHTS = (0.3, 0.6, 0.8, 0.95)
+_NARROW = 4  # beams while settings are chosen
+_BEAM_LOGITS = 1 << 25  # logits (rows of all beams, V) that a step may hold: 128 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -39,25 +44,27 @@ class SequenceConfig:
 
     Attributes:
         context_weight: lambda, at least 0 and below 1.
+        power: exponent of the language model's ratio to the unigram prior, above 0, at most 1.
         voted: whether guesses are voted rather than filtered.
         beams: partial sequences kept for each prompt.
-        candidates: tokens considered at a position: those of greatest unigram posterior.
-        batch: prompts searched at once.
     """
 
     context_weight: float = 0.0
+    power: float = 1.0
     voted: bool = False
     beams: int = 8
-    candidates: int = 512
-    batch: int = 64
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.context_weight < 1.0:
             raise ValueError(f"context_weight must be at least 0 and below 1, got {self.context_weight}")
-        if not 1 <= self.beams <= self.candidates:
-            raise ValueError(f"beams must be from 1 to {self.candidates}, the number of candidates, got {self.beams}")
-        if self.batch < 1:
-            raise ValueError(f"batch must be at least 1, got {self.batch}")
+        if not 0.0 < self.power <= 1.0:
+            raise ValueError(f"power must be above 0 and at most 1, got {self.power}")
+        if self.beams < 1:
+            raise ValueError(f"beams must be at least 1, got {self.beams}")
+
+
+GRID = tuple(SequenceConfig(context_weight=weight) for weight in _CONTEXT_WEIGHTS)
+"""Settings that the sequence attack chooses from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,56 +72,57 @@ class SequenceSearch:
     """The search under one language model; prompts begin with ``bos_token_id`` if there is one."""
 
     model: PreTrainedModel
-    likelihood: Likelihood
     log_prior: LogPrior
     bos_token_id: int | None = None
 
     def fit(
         self,
-        counts: Counts,
+        found: Candidates,
         token_ids: Ids,
-        base: SequenceConfig,
+        beams: int,
         progress: Callable[[float], None] = lambda share: None,
+        *,
+        grid: Sequence[SequenceConfig] = GRID,
     ) -> SequenceConfig:
-        """Return ``base`` with the lambda and the reading that recover most of ``token_ids``.
+        """Return the settings of ``grid`` and the reading that recover most of ``token_ids``.
 
-        ``counts`` are those of ``token_ids`` (prompts, tokens). Lambda stays 0, the MAP attack,
-        unless another choice does better by more than the standard error of the difference: on few
-        prompts the best of many choices is often best by chance.
+        ``found`` are the candidates of ``token_ids`` (prompts, tokens). Lambda is 0, the best
+        candidate of every position alone, unless another choice does better by more than the
+        standard error of the difference: on few prompts the best of many choices is often best by
+        chance.
         """
-        unaided = replace(base, context_weight=0.0, voted=False)
-        alone = self.tokens(counts, unaided) == token_ids
-        best, best_gain = unaided, 0
-        for number, weight in enumerate(_CONTEXT_WEIGHTS, 1):
-            config = replace(base, context_weight=weight)
-            for is_voted, guesses in enumerate(self._guesses(counts, config)):
+        alone = found.best() == token_ids
+        best, best_gain = SequenceConfig(beams=beams), 0
+        for number, config in enumerate(grid, 1):
+            config = replace(config, beams=beams)
+            for is_voted, guesses in enumerate(self._guesses(found, config)):
                 right = guesses == token_ids
                 gain = int(right.sum()) - int(alone.sum())
                 if gain > best_gain and gain**2 > int(np.sum(right != alone)):
                     best, best_gain = replace(config, voted=bool(is_voted)), gain
-            progress(number / len(_CONTEXT_WEIGHTS))
+            progress(number / len(grid))
         return best
 
-    def tokens(self, counts: Counts, config: SequenceConfig) -> Ids:
-        """Return guesses (prompts, tokens) for ``counts`` (prompts, tokens, dim)."""
-        return self._guesses(counts, config)[int(config.voted)]
+    def tokens(self, found: Candidates, config: SequenceConfig) -> Ids:
+        """Return guesses (prompts, tokens) among ``found``."""
+        if not config.context_weight:  # prefixes do not matter
+            return found.best()
+        return self._guesses(found, config)[int(config.voted)]
 
-    def _guesses(self, counts: Counts, config: SequenceConfig) -> tuple[Ids, Ids]:
+    def _guesses(self, found: Candidates, config: SequenceConfig) -> tuple[Ids, Ids]:
         """Return filtered and voted guesses."""
-        if counts.ndim != 3 or counts.shape[1] < 1:
-            raise ValueError(f"counts must have shape (prompts, tokens, dim) with tokens >= 1, got {counts.shape}")
-        parts = [self._search(counts[at : at + config.batch], config) for at in range(0, len(counts), config.batch)]
+        size = max(1, _BEAM_LOGITS // (config.beams * len(self.log_prior)))
+        parts = [self._search(found[at : at + size], config) for at in range(0, len(found), size)]
         if not parts:
-            return np.empty(counts.shape[:2], np.int64), np.empty(counts.shape[:2], np.int64)
+            return found.best(), found.best()
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
     @torch.no_grad()
-    def _search(self, counts: Counts, config: SequenceConfig) -> tuple[Ids, Ids]:
-        model, bos = self.model, self.bos_token_id
-        prior = torch.from_numpy(np.exp(self.log_prior.astype(np.float64)).astype(np.float32))
-        (prompts, length), weight = counts.shape[:2], config.context_weight
-        candidates = min(config.candidates, len(prior))
-        beams = config.beams if weight else 1  # without context prefixes do not matter
+    def _search(self, found: Candidates, config: SequenceConfig) -> tuple[Ids, Ids]:
+        model, bos, beams = self.model, self.bos_token_id, config.beams
+        log_prior = torch.from_numpy(self.log_prior.astype(np.float32))
+        prompts, length, weight = len(found), found.length, config.context_weight
+        most = found.ids.shape[2]
         cache = DynamicCache(config=model.config)
         scores = torch.full((prompts, beams), -math.inf)
         scores[:, 0] = 0.0  # one empty sequence; the other beams must not duplicate it
@@ -122,30 +130,28 @@ class SequenceSearch:
         filtered = torch.empty((prompts, length), dtype=torch.int64)
 
         def read(tokens: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = model(input_ids=tokens, past_key_values=cache, use_cache=True).logits[:, -1].float()
-            return found
+            here: torch.Tensor = model(input_ids=tokens, past_key_values=cache, use_cache=True).logits[:, -1].float()
+            return here
 
-        logits = read(torch.full((prompts * beams, 1), bos)) if weight and bos is not None else None
+        logits = read(torch.full((prompts * beams, 1), bos)) if bos is not None else None
         for position in range(length):
-            posterior = torch.from_numpy(self.likelihood(counts[:, position])) + prior.log()
-            evidence, ids = posterior.topk(candidates, dim=1)
+            evidence, ids = found.scores[:, position], found.ids[:, position]
             if logits is None:  # only word frequencies are known of the first token
                 total = scores.unsqueeze(2) + evidence.unsqueeze(1)
             else:
                 wide = ids.unsqueeze(1).expand(-1, beams, -1)
                 picked = logits.view(prompts, beams, -1).gather(2, wide)
-                context = (picked - torch.logsumexp(logits, dim=1).view(prompts, beams, 1)).exp()
+                context = picked - torch.logsumexp(logits, dim=1).view(prompts, beams, 1)
                 # The evidence contains the unigram prior, so the mixture enters as a ratio to it.
-                ratio = (weight * context / prior[ids].unsqueeze(1) + (1 - weight)).log()
-                total = scores.unsqueeze(2) + ratio + evidence.unsqueeze(1)
+                ratio = (config.power * (context - log_prior[ids].unsqueeze(1))).exp()
+                total = scores.unsqueeze(2) + (weight * ratio + (1 - weight)).log() + evidence.unsqueeze(1)
             marginal = torch.logsumexp(total, dim=1)
             filtered[:, position] = ids.gather(1, marginal.argmax(dim=1, keepdim=True)).squeeze(1)
             scores, chosen = total.view(prompts, -1).topk(beams, dim=1)
-            parents = chosen // candidates
-            tokens = ids.gather(1, chosen % candidates)
-            kept = paths.gather(1, parents.unsqueeze(2).expand(-1, -1, position))
-            paths = torch.cat([kept, tokens.unsqueeze(2)], dim=2)
-            if weight and position + 1 < length:
+            parents = chosen // most
+            tokens = ids.gather(1, chosen % most)
+            paths = torch.cat([paths.gather(1, parents.unsqueeze(2).expand(-1, -1, position)), tokens.unsqueeze(2)], 2)
+            if position + 1 < length:
                 if position or bos is not None:
                     cache.batch_select_indices((torch.arange(prompts).unsqueeze(1) * beams + parents).view(-1))
                 logits = read(tokens.view(-1, 1))
@@ -162,7 +168,7 @@ def _vote(paths: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
 
 
 class SequenceAttack(Attack):
-    """Beam search over whole prompts, tuned on validation prompts with simulated noise."""
+    """Beam search over whole prompts, tuned on calibration prompts with simulated noise."""
 
     name = SEQUENCE
     label = "Language model over the whole prompt (beam search)"
@@ -170,25 +176,45 @@ class SequenceAttack(Attack):
         "Searches whole prompts with a beam and the language model as prior. Other text with simulated noise tunes "
         "the weight of the model; where context does not help, the attack is `map`."
     )
-    needs = "word frequencies, the language model, text of the same kind"
+    needs = "word frequencies, the language model, a few passages of text"
+    knowledge = Knowledge.MODEL
 
     def run(self, target: Target) -> Guesses:
-        """Fit the search to validation prompts, then search the prompts."""
-        model, windows = target.lm.model, target.validation
-        windows = windows[np.linspace(0, len(windows) - 1, min(target.config.tuning, len(windows))).astype(np.int64)]
-        search = SequenceSearch(model, target.likelihood, target.surface.log_prior, target.bos_token_id)
-        base = SequenceConfig(beams=target.config.beams)
-        settings = search.fit(target.release(windows, 1), windows, base, target.progress)
-        return Guesses(
-            search.tokens(target.counts, settings),
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            settings={
-                "beams": settings.beams,
-                "candidates": settings.candidates,
-                "context_weight": settings.context_weight,
-                "reading": "voted" if settings.voted else "filtered",
-            },
-        )
+        """Fit the search to calibration prompts, then search the prompts."""
+        scores = posterior_scores(target.likelihood, target.surface.log_prior)
+        return beam_guesses(target, lambda counts: _considered(target, scores, counts), GRID)
+
+
+def _considered(target: Target, scores: Scores, counts: Counts) -> Candidates:
+    return candidates(scores, counts, target.config.attacker.candidates, len(target.surface.table))
+
+
+def beam_guesses(target: Target, considered: Callable[[Counts], Candidates], grid: Sequence[SequenceConfig]) -> Guesses:
+    """Return the guesses of a search that is as wide as the budget allows, with its settings.
+
+    ``considered`` returns the candidates of counts (prompts, tokens, dim).
+    """
+    windows = target.tuning
+    search = SequenceSearch(target.lm.model, target.surface.log_prior, target.bos_token_id)
+    budget, each = target.config.attacker, 2.0 * target.parameters
+    # Settings are chosen with a narrow beam, which costs a part of the budget only.
+    narrow = min(_NARROW, budget.beams)
+    beams = budget.width(each * target.counts[..., 0].size, spent=each * narrow * len(grid) * windows.size)
+    tried, found = considered(target.release(windows, 1)), considered(target.counts)
+    settings = replace(search.fit(tried, windows, narrow, target.progress, grid=grid), beams=beams)
+    power = {} if all(one.power == 1.0 for one in grid) else {"power": settings.power}
+    return Guesses(
+        search.tokens(found, settings),
+        parameters=target.parameters,
+        settings={
+            "beams": settings.beams,
+            "candidates": found.ids.shape[2],
+            "candidates_hold": round(tried.covered(windows), 4),
+            "context_weight": settings.context_weight,
+            **power,
+            "reading": "voted" if settings.voted else "filtered",
+        },
+    )
 
 
 register(SequenceAttack())

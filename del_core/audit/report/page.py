@@ -10,31 +10,43 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from importlib import resources
 
-from del_core.audit.attacks.base import ATTACKS
+from del_core.audit.attacks.base import ATTACKS, Knowledge
 from del_core.audit.intervals import Rate
+from del_core.audit.quality import TextQuality, warning
 from del_core.audit.report.charts import percent, recovery_chart, small_bars, trade_off_chart
-from del_core.audit.results import AuditResult, Scope, VariantAudit
+from del_core.audit.results import AttackResult, AuditedText, AuditResult, Scope, VariantAudit
+
+_READ, _HALF_READ = 0.8, 0.4  # share of one prompt that makes it readable, and recognizable
 
 
 def verdict(variant: VariantAudit) -> tuple[str, str]:
-    """Return a word and a paragraph on the success of the strongest attack."""
+    """Return a word and a paragraph that follow from the strongest evidence on the page.
+
+    Evidence is the upper limit of the strongest attack's success, and the prompt that it
+    reconstructs best: the variant is as weak as the weaker of the two says.
+    """
     name, attack = variant.strongest()
-    best, blind = attack.rate, variant.guessing.success
-    if best.high - blind < 0.03:
-        word, meaning = "strong", "That is hardly more than always guessing the most common token."
-    elif best.high < 0.15:
-        word, meaning = "good", "Single words leak, common ones first. Sentences cannot be read."
-    elif best.high < 0.5:
+    best, floor = attack.rate, variant.floor
+    worst = max((example.recovered for example in variant.examples), default=0.0)
+    if best.high >= 0.5 or worst >= _READ:
+        word, meaning = "none", "Prompts can be read. Treat them as sent in the clear to this server."
+    elif best.high >= 0.15 or worst >= _HALF_READ:
         word, meaning = "weak", "Many words leak, and the subject of a prompt is often recognizable."
+    elif best.high - floor.success >= 0.03:
+        word, meaning = "good", "Single words leak, common ones first; no prompt that was measured could be read."
     else:
-        word, meaning = "none", "A prompt can be read. Treat it as sent in the clear to this server."
+        word, meaning = "strong", "That is hardly more than guessing without the counts."
     important = attack.by_kind.get("names and numbers")
     named = f" Of names and numbers it recovered {percent(important.success)}." if important else ""
+    prompts = best.trials // variant.prompt_length if variant.prompt_length else 0
+    of = f" of {prompts}" if prompts else ""
+    read = "" if attack.prompts_read is None else f", and {attack.prompts_read}{of} lost half of their tokens or more"
+    case = f" The prompt that was read best lost {percent(worst)} of its tokens{read}." if variant.examples else ""
     text = (
-        f"The strongest attack ({name}) recovered {percent(best.success)} of the tokens (95 % interval "
+        f"The strongest attack is {name}: it recovered {percent(best.success)} of the tokens (95 % interval "
         f"{percent(best.low)} to {percent(best.high)}); guessing without "
-        f"the counts recovers {percent(blind)}.{named} {meaning} On average the counts of one token reveal "
-        f"{variant.leakage.leakage_bits:.2f} of its {variant.leakage.entropy_bits:.2f} bits."
+        f"the counts recovers {percent(floor.success)}.{named}{case} {meaning} On average the counts of one token "
+        f"reveal {variant.leakage.leakage_bits:.2f} of its {variant.leakage.entropy_bits:.2f} bits."
     )
     return word, text
 
@@ -53,7 +65,7 @@ def render_page(audit: AuditResult) -> str:
         '<p class="lead">This page shows what a server learns about the words of a private prompt from its noisy '
         "counts. The attacker knows the model, the table, the noise level and the language, but not the random bits "
         "of the client.</p></header>"
-        f'<div class="cards">{"".join(_card(name, found, verdicts[name]) for name, found in audit.variants.items())}'
+        f'<div class="cards">{"".join(_card(audit, name, verdicts[name]) for name in audit.variants)}'
         f"</div>{_summary(audit)}{_reading()}"
         + "".join(_variant(name, variant, verdicts[name]) for name, variant in audit.variants.items())
         + _method(audit)
@@ -61,40 +73,105 @@ def render_page(audit: AuditResult) -> str:
     )
 
 
-def _card(name: str, variant: VariantAudit, judged: tuple[str, str]) -> str:
-    leakage = variant.leakage
+def _card(audit: AuditResult, name: str, judged: tuple[str, str]) -> str:
+    variant = audit.variants[name]
+    leakage, (attack, found) = variant.leakage, variant.strongest()
     share = min(1.0, leakage.leakage_bits / max(leakage.entropy_bits, 1e-9))
+    quality = (audit.quality or {}).get(name)
+    bought = "" if quality is None else f'<p class="soft">{html.escape(_quality(quality))}</p>'
     return (
         f'<div class="card {judged[0]}"><p class="name">{html.escape(name)}</p>'
-        f'<p class="badge">protection: {judged[0]}</p><p class="big">{percent(variant.strongest()[1].rate.success)}</p>'
-        '<p class="soft">of the tokens recovered by the strongest attack</p>'
+        f'<p class="badge">protection: {judged[0]}</p><p class="big">{percent(found.rate.success)}</p>'
+        f'<p class="soft">of the tokens recovered by the strongest attack ({html.escape(attack)}); '
+        f"{percent(variant.floor.success)} by guessing blindly</p>"
         f'<div class="meter"><span style="width:{100 * share:.1f}%"></span></div>'
-        f'<p class="soft">{leakage.leakage_bits:.2f} of {leakage.entropy_bits:.2f} bits of a token leak</p></div>'
+        f'<p class="soft">{leakage.leakage_bits:.2f} of {leakage.entropy_bits:.2f} bits of a token leak</p>{bought}'
+        "</div>"
     )
+
+
+def _quality(quality: TextQuality) -> str:
+    """Return in words what text the level buys."""
+    ppl = f"perplexity {quality.ppl:.1f} (clear prompt {quality.clear:.1f}"
+    ends = f"{ppl}, no prompt {quality.none:.1f})" if quality.none is not None else f"{ppl})"
+    if quality.useless:
+        return f"text: no better than without a prompt; {ends}"
+    kept = quality.kept
+    return f"text: {ends}" if kept is None else f"text: {100 * kept:.0f} % of what the clear prompt gains; {ends}"
 
 
 def _summary(audit: AuditResult) -> str:
     names = audit.attack_names()
-    head = ("Variant", *names, "Leakage, bits", "Epsilon, vocabulary", "Epsilon, any input")
-    rows = [
-        (
-            name,
-            *(percent(variant.attacks[attack].rate.success) if attack in variant.attacks else "" for attack in names),
-            f"{variant.leakage.leakage_bits:.2f} of {variant.leakage.entropy_bits:.2f}",
-            _number(variant.proven.epsilon_vocabulary),
-            _epsilon(variant.proven.epsilon),
+    floor = (
+        ("Blind guessing",)
+        if any(attack.blind for one in audit.variants.values() for attack in one.attacks.values())
+        else ()
+    )
+    bought = ("Text: perplexity", "Clear prompt\u2019s gain kept") if audit.quality else ()
+    head = (
+        "Variant",
+        "Strongest attack",
+        *floor,
+        *bought,
+        "Leakage, bits",
+        "Epsilon, vocabulary",
+        "Epsilon, any input",
+    )
+    rows = []
+    for name, variant in audit.variants.items():
+        attack, found = variant.strongest()
+        quality = (audit.quality or {}).get(name)
+        kept = None if quality is None else quality.kept
+        shown = ("" if quality is None else f"{quality.ppl:.1f}", "" if kept is None else f"{100 * kept:.0f} %")
+        rows.append(
+            (
+                name,
+                f"{percent(found.rate.success)} ({attack})",
+                *([percent(variant.floor.success)] if floor else []),
+                *(shown if bought else ()),
+                f"{variant.leakage.leakage_bits:.2f} of {variant.leakage.entropy_bits:.2f}",
+                _number(variant.proven.epsilon_vocabulary),
+                _epsilon(variant.proven.epsilon),
+            )
         )
-        for name, variant in audit.variants.items()
-    ]
     deltas = {variant.proven.delta for variant in audit.variants.values()}
     at = f"delta {deltas.pop():g}" if len(deltas) == 1 else "the delta of each variant, which is stated below"
-    note = f"Tokens recovered, by attack; epsilon of one replaced token at {at}."
-    attacks = "".join(
-        f"<li><b>{html.escape(name)}</b>: {_code(ATTACKS[name].explanation)} It uses {_code(ATTACKS[name].needs)}.</li>"
-        for name in names
-        if name in ATTACKS
+    note = f"Epsilon of one replaced token at {at}."
+    if audit.quality:
+        ends = next(iter(audit.quality.values()))
+        none = "" if ends.none is None else f", {ends.none:.1f} without a prompt"
+        note += f" Perplexity of the true continuation, lower is better: {ends.clear:.1f} with the clear prompt{none}."
+    useless = [
+        f'<p class="warning">{html.escape(sentence)}.</p>'
+        for name, quality in (audit.quality or {}).items()
+        if (sentence := warning(name, quality))
+    ]
+    each = [
+        (attack, *(_attacked(variant.attacks.get(attack)) for variant in audit.variants.values())) for attack in names
+    ]
+    return (
+        f'<h2>All variants</h2>{_table(head, rows)}<p class="soft">{note}</p>{"".join(useless)}'
+        f"<h2>The attacks</h2>{_attack_list(audit)}"
+        '<p class="soft">Share of the tokens recovered; in brackets what the same attack recovers from a release that '
+        f"says nothing.</p>{_table(('Attack', *audit.variants), each)}"
     )
-    return f'<h2>All variants</h2>{_table(head, rows)}<p class="soft">{note}</p><ul>{attacks}</ul>'
+
+
+def _attacked(found: AttackResult | None) -> str:
+    if found is None:
+        return ""
+    return percent(found.rate.success) + (f" ({percent(found.blind.success)})" if found.blind else "")
+
+
+def _attack_list(audit: AuditResult) -> str:
+    """Explain every attack, and say who can mount it."""
+    items = []
+    for name in audit.attack_names():
+        known = next((one.attacks[name].knowledge for one in audit.variants.values() if name in one.attacks), None)
+        who = f" Possible for {Knowledge[known].value}." if known in Knowledge.__members__ else ""
+        what = f": {_code(ATTACKS[name].explanation)} It uses {_code(ATTACKS[name].needs)}." if name in ATTACKS else "."
+        items.append(f"<li><b>{html.escape(name)}</b>{what}{html.escape(who)}</li>")
+    return f"<ul>{''.join(items)}</ul>"
 
 
 def _code(text: str) -> str:
@@ -106,7 +183,8 @@ def _code(text: str) -> str:
 def _reading() -> str:
     items = (
         "<b>Recovered</b> is the share of the tokens of held-out prompts that an attack guessed correctly. It is a "
-        "lower bound: a better attack may recover more.",
+        "lower bound: a better attack may recover more. <b>Blind guessing</b> is what the same attacks recover from a "
+        "release that says nothing: only what lies above it comes from the counts.",
         "<b>Leakage</b> is the mutual information of a token and its counts: the average number of bits that the "
         "server gains about which token it was.",
         "<b>Epsilon</b> is a proven upper bound on how far the counts can move the odds between two tokens (by a "
@@ -143,7 +221,7 @@ def _recovered(variant: VariantAudit) -> str:
         )
     return (
         "<h3>Tokens recovered, by attack</h3>"
-        + recovery_chart({name: attack.rate for name, attack in attacks.items()}, variant.guessing.success, ceiling)
+        + recovery_chart({name: attack.rate for name, attack in attacks.items()}, variant.floor.success, ceiling)
         + f'<p class="soft">Whiskers: 95 % interval.{bound} Knowing the language adds '
         f"{100 * context.gain:+.1f} points to the best guess token by token (95 % interval "
         f"{100 * context.low:+.1f} to {100 * context.high:+.1f}).</p>"
@@ -279,12 +357,16 @@ def _tokens(variant: VariantAudit) -> str:
 def _budgets(variant: VariantAudit) -> str:
     rows = []
     for name, attack in variant.attacks.items():
+        cost = attack.cost
         label = ATTACKS[name].label if name in ATTACKS else name
-        rows.append((label, f"{attack.cost.parameters:,}", f"{attack.cost.seconds:.1f}"))
-        for size in attack.cost.sizes:
+        trained = f"{cost.steps:,} steps, {cost.trained_tokens:,} tokens" if cost.steps else ""
+        settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in cost.settings.items())
+        rows.append((label, f"{cost.parameters:,}", f"{cost.seconds:.1f}", trained, settings))
+        for size in cost.sizes:
             label = f"\u2003{size.layers} layer{'s' if size.layers > 1 else ''}, width {size.width}"
-            rows.append((label, f"{size.parameters:,}", f"{size.seconds:.1f}"))
-    return "<h3>What the attacks cost</h3>" + _table(("Attack", "Parameters", "Seconds"), rows)
+            rows.append((label, f"{size.parameters:,}", f"{size.seconds:.1f}", "", ""))
+    head = ("Attack", "Parameters", "Seconds", "Training", "Settings")
+    return "<h3>What the attacks cost</h3>" + _table(head, rows)
 
 
 def _method(audit: AuditResult) -> str:
@@ -298,18 +380,39 @@ def _method(audit: AuditResult) -> str:
         ("tokenizer SHA-256", bundle.tokenizer_sha256),
         ("text SHA-256", text.sha256),
         ("sentence embeddings", f"{encoder.name}, SHA-256 {encoder.sha256}" if encoder else missing),
+        ("attacker\u2019s budget", _budget(audit)),
+        *([("attacker\u2019s text SHA-256", text.attacker_text.sha256)] if text.attacker_text else []),
         ("seed", str(audit.settings.seed)),
         ("versions", ", ".join(f"{name} {version}" for name, version in audit.versions.items())),
         ("duration", f"{sum(variant.seconds for variant in audit.variants.values()):.0f} s"),
     ]
     return (
         f"<h2>How it was measured</h2><p>{text.prompts} prompts of {text.tokens_per_prompt} tokens from text "
-        f"that training did not see ({text.tokens:,} tokens, of which the attacker trained on "
-        f"{text.attacker_tokens:,}). Intervals of success are Wilson score intervals at 95 %. All attacks on a "
-        "variant attacked the same counts of the same prompts.</p>"
+        f"that training did not see ({text.tokens:,} tokens). The attacker trained on {text.attacker_tokens:,} tokens"
+        f"{_sources(text)}; a part that is disjoint from these and from the prompts tuned it. Intervals of success are "
+        "Wilson score intervals at 95 %. All attacks on a variant attacked the same counts of the same prompts.</p>"
         + _table(("", ""), facts, numbers=False)
         + '<p class="soft">Proofs and derivations: docs/privacy/guarantee.md, docs/privacy/vocabulary.md '
         "and docs/privacy/proofs.md of DEL Serve.</p>"
+    )
+
+
+def _sources(text: AuditedText) -> str:
+    """Say which text the attacker trained on."""
+    if text.attacker_text is None:
+        return ", a part of the same text"
+    own = text.attacker_tokens - text.attacker_text.tokens
+    return (
+        f", {own:,} of them from a part of the same text and the others from a text of the attacker, from which "
+        f"{text.attacker_text.removed:,} tokens were taken out that the held-out text has, too"
+    )
+
+
+def _budget(audit: AuditResult) -> str:
+    budget = audit.settings.attacker
+    return (
+        f"{budget.name}: for each variant {budget.training:g} teraflops to train a model and {budget.search:g} for a "
+        f"search at most {budget.beams} beams wide; blind attacks with a tenth"
     )
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from del_core.audit.attacks.base import AttackSurface, reproducible_bytes
+from del_core.audit.attacks.candidates import Candidates, candidates, posterior_scores
 from del_core.audit.attacks.inverter import train_inverter
 from del_core.audit.attacks.map import averaging_tokens
 from del_core.audit.attacks.sequence import SequenceConfig, SequenceSearch
@@ -20,42 +19,14 @@ from del_core.lm.text import TextError
 from del_core.mechanism import Mechanism
 from del_core.mechanism.binomial import TokenLikelihood
 from del_core.mechanism.likelihood import map_tokens
+from tests.support.language import LENGTH, LOG_PRIOR, VOCABULARY, language, prompts, speaker
 
-VOCABULARY, DIM, LENGTH, MAX_LEVEL = 24, 6, 16, 127
-_FOLLOWS = 0.9
-"""Token v + 1 follows v with this probability, any token otherwise."""
-
-
-def _language(tokens: int, seed: int) -> np.ndarray:
-    random = np.random.default_rng(seed)
-    jumps = np.where(random.random(tokens) < _FOLLOWS, 1, random.integers(0, VOCABULARY, tokens))
-    return np.cumsum(jumps).astype(np.int64) % VOCABULARY
+DIM, MAX_LEVEL = 6, 127
 
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    """A tiny Llama that has learned the language."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-    )
-    lm = LlamaForCausalLM(config)
-    text = torch.from_numpy(_language(60 * 16 * LENGTH, 1)).view(60, 16, LENGTH)
-    optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-2)
-    for batch in text:
-        loss = lm(input_ids=batch, labels=batch).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 1.5, "the model must know the language, else context adds nothing"
-    return lm.eval().requires_grad_(False)
+    return speaker()
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +34,6 @@ def table() -> np.ndarray:
     return np.random.default_rng(2).integers(-MAX_LEVEL, MAX_LEVEL + 1, size=(VOCABULARY, DIM), dtype=np.int16)
 
 
-PRIOR = np.full(VOCABULARY, -math.log(VOCABULARY), np.float32)
 MECHANISM = Mechanism(2, DIM, Mechanism.nearest_ratio(0.45), max_level=MAX_LEVEL)
 
 
@@ -71,8 +41,8 @@ def _released(table: np.ndarray, ids: np.ndarray, seed: int) -> np.ndarray:
     return MECHANISM.sample(table[ids.reshape(-1)], reproducible_bytes(seed)).reshape(*ids.shape, DIM)
 
 
-def _prompts(count: int, seed: int) -> np.ndarray:
-    return _language(count * LENGTH, seed).reshape(count, LENGTH)
+def _candidates(table: np.ndarray, counts: np.ndarray, most: int = VOCABULARY) -> Candidates:
+    return candidates(posterior_scores(TokenLikelihood.of(MECHANISM, table), LOG_PRIOR), counts, most, VOCABULARY)
 
 
 def test_likelihood_gives_the_map_guess(table: np.ndarray) -> None:
@@ -86,12 +56,12 @@ def test_likelihood_gives_the_map_guess(table: np.ndarray) -> None:
 
 
 def test_context_recovers_what_counts_alone_do_not(model: LlamaForCausalLM, table: np.ndarray) -> None:
-    ids, tuning = _prompts(32, 4), _prompts(16, 5)
-    codes, search = _released(table, ids, 0), SequenceSearch(model, TokenLikelihood.of(MECHANISM, table), PRIOR)
-    config = search.fit(_released(table, tuning, 1), tuning, SequenceConfig(candidates=24))
+    ids, tuning = prompts(32, 4), prompts(16, 5)
+    codes, search = _released(table, ids, 0), SequenceSearch(model, LOG_PRIOR)
+    config = search.fit(_candidates(table, _released(table, tuning, 1)), tuning, beams=8)
     assert config.context_weight > 0
-    found = search.tokens(codes, config)
-    alone = map_tokens(MECHANISM, table, PRIOR, codes.reshape(-1, DIM)).reshape(ids.shape)
+    found = search.tokens(_candidates(table, codes), config)
+    alone = map_tokens(MECHANISM, table, LOG_PRIOR, codes.reshape(-1, DIM)).reshape(ids.shape)
     gain = np.mean(found == ids) - np.mean(alone == ids)
     # 512 tokens: the standard error of a difference of proportions is below 0.031; 0.15 is five of
     # them.
@@ -99,18 +69,19 @@ def test_context_recovers_what_counts_alone_do_not(model: LlamaForCausalLM, tabl
 
 
 def test_without_context_the_sequence_attack_is_map(model: LlamaForCausalLM, table: np.ndarray) -> None:
-    ids = _prompts(8, 6)
-    codes, likelihood = _released(table, ids, 0), TokenLikelihood.of(MECHANISM, table)
-    expected = map_tokens(MECHANISM, table, PRIOR, codes.reshape(-1, DIM)).reshape(ids.shape)
-    found = SequenceSearch(model, likelihood, PRIOR).tokens(codes, SequenceConfig())
-    np.testing.assert_array_equal(found, expected)
+    ids = prompts(8, 6)
+    codes = _released(table, ids, 0)
+    expected = map_tokens(MECHANISM, table, LOG_PRIOR, codes.reshape(-1, DIM)).reshape(ids.shape)
+    for most in (1, 5, VOCABULARY):
+        found = SequenceSearch(model, LOG_PRIOR).tokens(_candidates(table, codes, most), SequenceConfig())
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_model_of_another_language_is_not_trusted(table: np.ndarray, model: LlamaForCausalLM) -> None:
     """If the model predicts the text badly, the fitted attack does not use it."""
-    ids = _language(64 * LENGTH, 7)[::-1].copy().reshape(64, LENGTH)
-    codes, likelihood = _released(table, ids, 0), TokenLikelihood.of(MECHANISM, table)
-    config = SequenceSearch(model, likelihood, PRIOR).fit(codes[:32], ids[:32], SequenceConfig(candidates=24))
+    ids = language(64 * LENGTH, 7)[::-1].copy().reshape(64, LENGTH)
+    found = _candidates(table, _released(table, ids, 0))
+    config = SequenceSearch(model, LOG_PRIOR).fit(found[:32], ids[:32], beams=8)
     assert config.context_weight == 0.0
 
 
@@ -119,11 +90,11 @@ def test_the_beam_finds_the_best_sequence(model: LlamaForCausalLM, table: np.nda
     weight, first = 0.6, 5
     likelihood = TokenLikelihood.of(MECHANISM, table)
     codes = _released(table, np.array([[3, 4, 5]]), 8)
-    config = SequenceConfig(context_weight=weight, voted=True, beams=VOCABULARY**2, candidates=VOCABULARY**2)
+    config = SequenceConfig(context_weight=weight, voted=True, beams=VOCABULARY**2)
     with pytest.raises(ValueError, match="beams"):
-        SequenceConfig(beams=5, candidates=4)
+        SequenceConfig(beams=0)
     for bos in (None, first):
-        found = SequenceSearch(model, likelihood, PRIOR, bos).tokens(codes[:, :2], config)
+        found = SequenceSearch(model, LOG_PRIOR, bos).tokens(_candidates(table, codes[:, :2]), config)
         np.testing.assert_array_equal(found[0], _brute_force(model, likelihood, codes[0, :2], weight, bos))
 
 
@@ -152,15 +123,15 @@ def _brute_force(model, likelihood, codes, weight, bos) -> np.ndarray:
 def test_the_inverter_starts_as_map_and_learns_context(table: np.ndarray) -> None:
     embeddings = np.random.default_rng(9).standard_normal((VOCABULARY, 32)).astype(np.float32)
     mechanism = Mechanism(2, DIM, Mechanism.nearest_ratio(0.8), max_level=MAX_LEVEL)
-    ids, validation = _prompts(32, 10), _prompts(16, 11)
+    ids, validation = prompts(32, 10), prompts(16, 11)
     codes = mechanism.sample(table[ids.reshape(-1)], reproducible_bytes(0)).reshape(*ids.shape, DIM)
-    alone = map_tokens(mechanism, table, PRIOR, codes.reshape(-1, DIM)).reshape(ids.shape)
+    alone = map_tokens(mechanism, table, LOG_PRIOR, codes.reshape(-1, DIM)).reshape(ids.shape)
 
-    surface = AttackSurface(table, np.eye(32, DIM, dtype=np.float32), np.zeros(32, np.float32), embeddings, PRIOR)
+    surface = AttackSurface(table, np.eye(32, DIM, dtype=np.float32), np.zeros(32, np.float32), embeddings, LOG_PRIOR)
 
     def trained(steps: int):
         config = InverterConfig(width=64, layers=1, steps=steps, learning_rate=3e-3, evaluate_every=100)
-        return train_inverter(mechanism, surface, _language(20_000, 12), validation, config)
+        return train_inverter(mechanism, surface, language(20_000, 12), validation, config)
 
     untrained = trained(0)
     np.testing.assert_array_equal(untrained.tokens(codes), alone)
@@ -172,15 +143,15 @@ def test_the_inverter_starts_as_map_and_learns_context(table: np.ndarray) -> Non
 
 
 def test_resubmission_gives_the_prompt_away(table: np.ndarray) -> None:
-    ids = _language(600, 13)
-    found = averaging_tokens(MECHANISM, table, PRIOR, ids, (1, 4, 64), reproducible_bytes(0))
-    once = map_tokens(MECHANISM, table, PRIOR, MECHANISM.sample(table[ids], reproducible_bytes(0)))
+    ids = language(600, 13)
+    found = averaging_tokens(MECHANISM, table, LOG_PRIOR, ids, (1, 4, 64), reproducible_bytes(0))
+    once = map_tokens(MECHANISM, table, LOG_PRIOR, MECHANISM.sample(table[ids], reproducible_bytes(0)))
     np.testing.assert_array_equal(found[1], once)
     success = [np.mean(found[number] == ids) for number in (1, 4, 64)]
     assert success[0] + 0.1 < success[1] < success[2]
     assert success[2] > 0.95
     with pytest.raises(ValueError, match="releases"):
-        averaging_tokens(MECHANISM, table, PRIOR, ids, (0,), reproducible_bytes(0))
+        averaging_tokens(MECHANISM, table, LOG_PRIOR, ids, (0,), reproducible_bytes(0))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 from del_core.audit import records
 from del_core.audit.attacks import ATTACKS, Attack, register
 from del_core.audit.intervals import Rate
+from del_core.audit.quality import TextQuality, read_quality, stated_quality, stated_warnings
 from del_core.audit.report.page import render_page, verdict
 from del_core.audit.report.write import read_report
 from del_core.audit.results import AuditResult, PerToken, VariantAudit
@@ -94,13 +95,66 @@ def test_an_attack_that_is_not_installed_is_still_shown(audit: AuditResult) -> N
     assert "&lt;other&gt;" in page
 
 
-def test_the_word_of_a_variant_follows_from_the_strongest_attack(audit: AuditResult) -> None:
+def _judged(audit: AuditResult, success: float, best: float) -> tuple[str, str]:
+    """Return the verdict on a variant with this success, and this share of the best prompt."""
     variant = audit.variants["open"]
-    for hits, word in ((0.05, "strong"), (0.12, "good"), (0.4, "weak"), (0.6, "none")):
-        attack = replace(variant.attacks["map"], rate=Rate(round(hits * 6144), 6144))
-        found, text = verdict(replace(variant, attacks={"map": attack}))
-        assert found == word
-        assert f"{100 * attack.rate.success:.1f} %" in text
+    attack = replace(variant.attacks["map"], rate=Rate(round(success * 6144), 6144), blind=None)
+    examples = tuple(replace(example, recovered=best) for example in variant.examples)
+    return verdict(replace(variant, attacks={"map": attack}, examples=examples))
+
+
+@pytest.mark.parametrize(("success", "word"), [(0.05, "strong"), (0.12, "good"), (0.4, "weak"), (0.6, "none")])
+def test_the_word_of_a_variant_follows_from_the_strongest_attack(audit: AuditResult, success: float, word: str) -> None:
+    found, text = _judged(audit, success, 0.1)
+    assert found == word
+    assert f"is map: it recovered {100 * round(success * 6144) / 6144:.1f} %" in text
+
+
+@pytest.mark.parametrize(("best", "word"), [(0.39, "good"), (0.53, "weak"), (0.79, "weak"), (0.8, "none")])
+def test_one_prompt_that_can_be_read_is_evidence_too(audit: AuditResult, best: float, word: str) -> None:
+    found, text = _judged(audit, 0.12, best)
+    assert found == word
+    assert f"The prompt that was read best lost {100 * best:.1f} % of its tokens" in text
+    assert ("no prompt that was measured could be read" in text) == (word == "good")
+
+
+def test_the_page_shows_what_text_a_level_buys_and_warns(audit: AuditResult) -> None:
+    quality = {"open": TextQuality(60.0, 50.0, 72.0), "strict": TextQuality(75.5, 50.0, 71.6)}
+    page = render_page(replace(audit, quality=quality))
+    assert "text: 50 % of what the clear prompt gains; perplexity 60.0 (clear prompt 50.0, no prompt 72.0)" in page
+    assert "text: no better than without a prompt; perplexity 75.5" in page
+    assert page.count("strict: perplexity 75.5 is no better than without any prompt (71.6)") == 1
+    assert "no better than" not in render_page(audit)
+    summary = replace(audit, quality=quality).manifest_summary("strict", {})
+    assert stated_quality(summary) == quality["strict"]
+    assert len(stated_warnings({"strict": summary, "other": {}})) == 1
+
+
+def test_a_summary_names_the_strongest_attack(audit: AuditResult) -> None:
+    for name, variant in audit.variants.items():
+        attack, found = variant.strongest()
+        stated = audit.manifest_summary(name, {})["strongest_attack"]
+        assert (stated["attack"], stated["success"]) == (attack, round(found.rate.success, 5))
+        assert stated["blind"] <= stated["success"]
+
+
+def test_an_evaluation_is_read_by_its_rows() -> None:
+    rows = [
+        {"method": "clear prompt", "ppl": [50.0, 48.0, 52.0]},
+        {"method": "no prompt", "ppl": [72.0, 70.0, 74.0]},
+        {"method": "open", "ppl": [60.0, 59.0, 61.0]},
+        {"method": "open, soft prompt left out", "ppl": [61.0, 60.0, 62.0], "without_soft_prompt": True},
+    ]
+    assert read_quality(rows) == {"open": TextQuality(60.0, 50.0, 72.0)}
+    assert read_quality([rows[0], rows[2]]) == {"open": TextQuality(60.0, 50.0)}
+    for wrong, message in (
+        ({}, "evaluation must be the array"),
+        (rows[1:], "must have a row of the clear prompt"),
+        ([{"method": "clear prompt", "ppl": [-1.0]}], r"evaluation\[0\].ppl must be a number above 0"),
+        ([{"method": "clear prompt"}], r"evaluation\[0\] must have a method and a perplexity"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_quality(wrong)
 
 
 def test_the_documentation_lists_every_attack() -> None:
@@ -109,7 +163,7 @@ def test_the_documentation_lists_every_attack() -> None:
         assert f"| `{name}` | {attack.explanation} |" in page
 
 
-@pytest.mark.parametrize("name", ["map", "leakage_bits"])
+@pytest.mark.parametrize("name", ["map", "leakage_bits", "strongest_attack"])
 def test_a_name_that_is_taken_is_refused(name: str) -> None:
     class Other(Attack):
         label = explanation = needs = "other"
@@ -120,4 +174,4 @@ def test_a_name_that_is_taken_is_refused(name: str) -> None:
     Other.name = name
     with pytest.raises(ValueError, match="attack must have a name that"):
         register(Other())
-    assert tuple(ATTACKS) == ("nearest", "map", "sequence", "inverter")
+    assert tuple(ATTACKS) == ("nearest", "map", "sequence", "inverter", "bidirectional", "combined")
