@@ -22,6 +22,8 @@ from tests.support.tiny import Tiny, make_tiny
 
 _TEXT = Path(__file__).resolve().parents[1] / "data" / "alice.txt"
 _ATTACKS = ("nearest", "map", "sequence", "inverter", "bidirectional", "combined")
+_PERPLEXITIES = {"clear prompt": 50.0, "no prompt": 72.0, "open": 60.0, "strict": 80.0}
+_KNOWLEDGE = ["BUNDLE", "BUNDLE", "MODEL", "TEXT", "TEXT", "TEXT"]
 SMALL = AuditConfig(
     prompts=16,
     length=16,
@@ -75,7 +77,10 @@ def test_report_and_update(tiny: Tiny, text: Path, tmp_path: Path, capsys: pytes
         low, high = variant["leakage_interval"]
         assert low <= variant["leakage_bits"] <= high <= variant["entropy_bits"] + 1
         assert tuple(variant["attacks"]) == _ATTACKS
+        assert [rate["knowledge"] for rate in variant["attacks"].values()] == _KNOWLEDGE
         for rate in variant["attacks"].values():
+            assert 0 <= rate["blind"]["success"] <= 1
+            assert 0 <= rate["prompts_read"] <= 16
             assert 0 <= rate["low"] <= rate["success"] <= rate["high"] <= 1
             assert rate["tokens"] == 256
             assert sum(kind["tokens"] for kind in rate["by_kind"].values()) == 256
@@ -86,6 +91,12 @@ def test_report_and_update(tiny: Tiny, text: Path, tmp_path: Path, capsys: pytes
         kept = bundle.variants[name].audit
         assert kept["map"]["success"] == variant["attacks"]["map"]["success"]
         assert "stale" not in kept
+        best = max(variant["attacks"].values(), key=lambda rate: rate["success"])
+        assert (
+            bundle.variants[name].strongest_attack["success"] == best["success"] == kept["strongest_attack"]["success"]
+        )
+        assert variant["attacks"]["bidirectional"]["cost"]["steps"] > 0
+        assert variant["attacks"]["bidirectional"]["cost"]["trained_tokens"] > 0
     assert bundle.variants["open"].audit["text_sha256"] == "0" * 64, "what says which text is not held out stays"
     assert audit["variants"]["open"]["leakage_bits"] > audit["variants"]["strict"]["leakage_bits"]
     assert run(["inspect", str(tiny.bundle)]) == 0
@@ -190,3 +201,50 @@ def test_a_bundle_with_nan_is_refused(
 def test_a_model_is_needed_for_other_bundles(tiny: Tiny, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["audit", str(tiny.bundle), "--text", str(text), "--out", "x"]) == 2
     assert "--model is needed" in capsys.readouterr().err
+
+
+def test_the_attackers_text_and_budget_and_the_evaluation_are_in_the_report(
+    tiny: Tiny, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = tmp_path / "more.txt"
+    whole = _TEXT.read_text(encoding="utf-8")
+    more.write_text(whole[12_000:20_000] + whole[:12_000], encoding="utf-8")  # the held-out text is in it
+    rows = [{"method": name, "ppl": [ppl, ppl, ppl]} for name, ppl in _PERPLEXITIES.items()]
+    evaluation = tmp_path / "evaluation.json"
+    evaluation.write_text(json.dumps(rows), encoding="utf-8")
+    out, budget = tmp_path / "report", "quick,training=0.002,search=0.002,beams=2,candidates=64"
+    options = ("--attacker-text", str(more), "--attacker-budget", budget, "--evaluation", str(evaluation))
+    assert _audit(tiny, text, out, "--quick", "--update", *options) == 0
+    assert "Warning: strict: perplexity 80.0 is no better than without any prompt (72.0)" in capsys.readouterr().err
+    audit = json.loads((out / "audit.json").read_text(encoding="utf-8"))
+    assert audit["settings"]["attacker"]["name"] == budget
+    attacker = audit["text"]["attacker_text"]
+    assert attacker["removed"] > 0.2 * audit["text"]["tokens"], "the parts that tune and measure are taken out"
+    assert audit["text"]["attacker_tokens"] > attacker["tokens"] > 1000
+    assert audit["quality"]["open"] == {"ppl": 60.0, "ppl_clear": 50.0, "ppl_no_prompt": 72.0}
+    assert run(["inspect", str(tiny.bundle), "--json"]) == 0
+    described = {one["name"]: one for one in json.loads(capsys.readouterr().out)["variants"]}
+    assert described["strict"]["evaluation"]["worse_than_no_prompt"]
+    assert not described["open"]["evaluation"]["worse_than_no_prompt"]
+    assert described["open"]["mechanism"]["kind"] == "binomial"
+    for name, one in described.items():
+        rates = {attack: rate["success"] for attack, rate in audit["variants"][name]["attacks"].items()}
+        assert one["strongest_attack"]["success"] == max(rates.values())
+        assert rates[one["strongest_attack"]["attack"]] == max(rates.values())
+    assert run(["inspect", str(tiny.bundle)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("(strongest)") == 2
+    assert "Warning: strict: perplexity 80.0" in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{}", "must be the array"), ("[", "Expecting value"), ('[{"method": 1}]', "evaluation[0]")],
+)
+def test_another_evaluation_is_refused(
+    content: str, message: str, tiny: Tiny, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text(content, encoding="utf-8")
+    assert _audit(tiny, text, tmp_path / "report", "--evaluation", str(path)) == 2
+    assert message in capsys.readouterr().err

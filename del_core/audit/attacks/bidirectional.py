@@ -85,7 +85,8 @@ class TrainedReader:
     @torch.no_grad()
     def scores(self, counts: Counts) -> torch.Tensor:
         """Return scores (prompts, tokens, V) of counts (prompts, tokens, dim)."""
-        return self.model(counts)
+        found: torch.Tensor = self.model(counts)
+        return found
 
 
 def train_reader(target: Target, progress: Callable[[float], None] = lambda share: None) -> TrainedReader:

@@ -168,7 +168,7 @@ def _attack_list(audit: AuditResult) -> str:
     items = []
     for name in audit.attack_names():
         known = next((one.attacks[name].knowledge for one in audit.variants.values() if name in one.attacks), None)
-        who = f" Possible for {Knowledge[known].value}." if known in Knowledge.__members__ else ""
+        who = f" Possible for {Knowledge[known].value}." if known is not None and known in Knowledge.__members__ else ""
         what = f": {_code(ATTACKS[name].explanation)} It uses {_code(ATTACKS[name].needs)}." if name in ATTACKS else "."
         items.append(f"<li><b>{html.escape(name)}</b>{what}{html.escape(who)}</li>")
     return f"<ul>{''.join(items)}</ul>"

@@ -14,7 +14,9 @@ from del_core.audit.attacks.bidirectional import BidirectionalLM, train_reader
 from del_core.audit.corpus import PASSAGE, shared_passages
 from del_core.audit.intervals import Rate
 from del_core.audit.settings import BUDGETS, AttackerBudget, AuditConfig, InverterConfig, parse_budget
+from del_core.audit.strongest import CalibrationText, StrongestSearch
 from del_core.lm.model import BaseLM
+from del_core.lm.text import TextError
 from del_core.mechanism import Mechanism, TokenMechanism
 from del_core.mechanism.categorical import CategoricalMechanism
 from tests.support.language import LENGTH, LOG_PRIOR, VOCABULARY, language, prompts, speaker
@@ -134,6 +136,28 @@ def test_the_measured_prompts_change_no_setting(lm: BaseLM) -> None:
 
 def _fields(target: Target) -> dict:
     return {name: value for name, value in vars(target).items() if name in Target.__dataclass_fields__}
+
+
+def test_the_noise_is_found_at_which_the_strongest_attack_recovers_a_share(lm: BaseLM) -> None:
+    surface = _target(lm, _binomial(0.45, 4)).surface
+    text = CalibrationText.divide(language(8_000, 20), language(300 * LENGTH, 21), CONFIG)
+    assert (len(text.validation), len(text.prompts)) == (120, 64)
+    search = StrongestSearch(surface, lm, text, CONFIG, bits=4, max_level=MAX_LEVEL, tokens=language(2_000, 22))
+    found = search.run(0.5, points=3)
+    assert 1 <= len(found.points) <= 3
+    assert found.points[-1].ratio == found.mechanism.ratio
+    assert found.attack in ATTACKS
+    assert all(point.rate.success >= point.map.success for point in found.points)
+    # Where MAP recovers half, attacks that know the language recover more: MAP must be below.
+    assert found.points[-1].map.success < 0.45
+    # Chance on 1,024 tokens of runs, and the interpolation of the last step.
+    assert abs(found.rate.success - 0.5) < 0.12
+    with pytest.raises(ValueError, match="points must be at least 2"):
+        search.run(0.5, points=1)
+    with pytest.raises(ValueError, match="target must be from"):
+        search.run(0.001)
+    with pytest.raises(TextError, match="its validation part has 100 tokens; 512 are needed"):
+        CalibrationText.divide(language(100, 0), language(100, 0), CONFIG)
 
 
 def test_stopping_and_tuning_are_disjoint(lm: BaseLM) -> None:
