@@ -257,6 +257,7 @@ class _Audit:
             lm=self.lm,
             bos_token_id=self.bundle.manifest.bos_token_id,
             train=self.corpus.train,
+            nearby=len(self.corpus.train) - (self.corpus.attacker.tokens if self.corpus.attacker else 0),
             validation=self.corpus.validation,
             config=self.config,
             progress=progress,

@@ -84,6 +84,7 @@ class Target:
     Attributes:
         counts: released counts (prompts, tokens, dim), the same for every attack.
         train: text (tokens,) of the kind that the prompts are from.
+        nearby: tokens at the end of ``train`` that are from the documents of the prompts.
         validation: prompts (windows, tokens) to tune an attack on.
         progress: called with the share of the attack that is done.
         shared: models that one attack has trained and another uses, by name.
@@ -104,6 +105,16 @@ class Target:
     progress: Callable[[float], None]
     shared: dict[str, object] = field(default_factory=dict)
     carried: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    nearby: int = 0
+
+    def windows(self, random: np.random.Generator, count: int, length: int) -> Ids:
+        """Return random windows (count, length) of ``train``, half of them from nearby text."""
+        last = len(self.train) - length + 1
+        starts = random.integers(0, last, size=count)
+        if length <= self.nearby < len(self.train):
+            starts[: count // 2] = random.integers(len(self.train) - self.nearby, last, size=count // 2)
+        found: Ids = self.train[starts[:, None] + np.arange(length)]
+        return found
 
     @property
     def stopping(self) -> Ids:

@@ -34,6 +34,7 @@ _LARGE = 50_000_000  # parameters from which the learning rate is lower
 _RATE, _LARGE_RATE, _GATE_RATE = 4e-4, 1e-4, 1e-2
 _WARMUP, _DECAY = 0.05, 0.3  # shares of the steps
 _EVALUATIONS = 5
+_GATES = (0.05, 0.1, 0.2, 0.35, 0.6, 0.9)  # of the context, before training
 
 
 class BidirectionalLM(nn.Module):
@@ -61,6 +62,12 @@ class BidirectionalLM(nn.Module):
 
     def forward(self, counts: Counts) -> torch.Tensor:
         """Return scores (prompts, tokens, V) of counts (prompts, tokens, dim)."""
+        likelihood, context = self.read(counts)
+        scores: torch.Tensor = likelihood + self.gates[0] * context + self.gates[1] * self.log_prior
+        return scores
+
+    def read(self, counts: Counts) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-likelihoods of the positions, and log-probabilities from their context."""
         likelihood = torch.from_numpy(self._likelihood(counts)).float()
         mean = torch.softmax(likelihood + self.log_prior, dim=-1) @ self.rows
         x = torch.cat([self.first.expand(len(mean), 1, -1), mean], dim=1)
@@ -68,8 +75,20 @@ class BidirectionalLM(nn.Module):
         mask = x.new_zeros(len(x), 1, x.shape[1], x.shape[1])
         logits = self.model(inputs_embeds=x, attention_mask=mask, use_cache=False).logits[:, :-1].float()
         context = torch.log_softmax(logits, dim=-1)
-        scores: torch.Tensor = likelihood + self.gates[0] * context + self.gates[1] * self.log_prior
-        return scores
+        return likelihood, context
+
+    @torch.no_grad()
+    def set_gates(self, counts: Counts, ids: Ids) -> None:
+        """Start from the gates of least loss on other prompts; noise may make context useless."""
+        truth, losses = torch.from_numpy(ids).flatten(), dict.fromkeys(_GATES, 0.0)
+        for start in range(0, len(ids), 8):
+            likelihood, context = self.read(counts[start : start + 8])
+            here = truth[start * ids.shape[1] : (start + 8) * ids.shape[1]]
+            for gate in _GATES:
+                scores = likelihood + gate * context + (1.0 - gate) * self.log_prior
+                losses[gate] += float(nn.functional.cross_entropy(scores.flatten(0, 1), here, reduction="sum"))
+        best = min(losses, key=losses.__getitem__)
+        self.gates.copy_(torch.tensor([best, 1.0 - best]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +114,7 @@ def train_reader(target: Target, progress: Callable[[float], None] = lambda shar
     The weights of least loss on ``target.stopping`` are kept, those from before the training too.
     A seed reproduces the result on the same machine.
     """
-    length, train = target.counts.shape[1], target.train
+    length = target.counts.shape[1]
     large = target.parameters >= _LARGE
     batch = max(1, _BATCH_TOKENS // length)
     per_token = 6.0 * target.parameters + 2.0 * target.surface.table.size + 2.0 * target.surface.embeddings.size
@@ -113,6 +132,7 @@ def train_reader(target: Target, progress: Callable[[float], None] = lambda shar
         torch.manual_seed(target.config.seed)
         model = BidirectionalLM(target)
         _restore(model, target.carried.get(BIDIRECTIONAL, {}))
+        model.eval().set_gates(held_out, held_out_ids)
         weights = [one for name, one in model.named_parameters() if name != "gates" and one.requires_grad]
         rate = _LARGE_RATE if large else _RATE
         groups = [{"params": weights, "lr": rate}, {"params": [model.gates], "lr": _GATE_RATE}]
@@ -125,8 +145,7 @@ def train_reader(target: Target, progress: Callable[[float], None] = lambda shar
             factor = min(1.0, share / _WARMUP, (1.0 - share) / _DECAY + 1.0 / steps)
             for group, full in zip(optimizer.param_groups, (rate, _GATE_RATE), strict=True):
                 group["lr"] = full * factor
-            starts = random.integers(0, len(train) - length + 1, size=batch)
-            ids = train[starts[:, None] + np.arange(length)]
+            ids = target.windows(random, batch, length)
             model.train()
             scores = model(release(ids))
             loss = nn.functional.cross_entropy(scores.flatten(0, 1), torch.from_numpy(ids).flatten())

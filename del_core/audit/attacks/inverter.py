@@ -106,14 +106,15 @@ class TrainedInverter:
 def train_inverter(
     mechanism: TokenMechanism,
     surface: AttackSurface,
-    train: Ids,
+    windows: Callable[[np.random.Generator, int, int], Ids],
     validation: Ids,
     config: InverterConfig,
     progress: Callable[[float], None] = lambda share: None,
 ) -> TrainedInverter:
-    """Train on random windows of ``train`` (tokens,), early-stopped on ``validation`` prompts.
+    """Train on random ``windows``, early-stopped on ``validation`` prompts.
 
-    ``progress`` is called with the share of the steps that is done. A seed reproduces the result on
+    ``windows`` returns token ids (count, length) of a generator, a count and a length. ``progress``
+    is called with the share of the steps that is done. A seed reproduces the result on
     the same machine.
     """
     started = time.perf_counter()
@@ -135,8 +136,7 @@ def train_inverter(
             rate = config.learning_rate * min(1.0, step / 20, (config.steps - step + 1) / (0.3 * config.steps))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            starts = random.integers(0, len(train) - length + 1, size=config.batch)
-            ids = train[starts[:, None] + np.arange(length)]
+            ids = windows(random, config.batch, length)
             model.train()
             logits = model(release(ids))
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(ids).flatten())
@@ -202,7 +202,7 @@ class InverterAttack(Attack):
             steps = target.config.attacker.steps(operations, size.steps)
             config = replace(size, steps=steps, evaluate_every=min(size.evaluate_every, max(1, steps)))
             one = train_inverter(
-                target.mechanism, target.surface, target.train, target.stopping, config, target.progress
+                target.mechanism, target.surface, target.windows, target.stopping, config, target.progress
             )
             trained.append(one)
             read += one.steps * size.batch * length

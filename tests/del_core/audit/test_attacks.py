@@ -120,6 +120,11 @@ def _brute_force(model, likelihood, codes, weight, bos) -> np.ndarray:
     return np.array([joint.sum(1).argmax(), joint.sum(0).argmax()])
 
 
+def _windows(random: np.random.Generator, count: int, length: int) -> np.ndarray:
+    starts = random.integers(0, 20_000 - length, size=count)
+    return language(20_000, 12)[starts[:, None] + np.arange(length)]
+
+
 def test_the_inverter_starts_as_map_and_learns_context(table: np.ndarray) -> None:
     embeddings = np.random.default_rng(9).standard_normal((VOCABULARY, 32)).astype(np.float32)
     mechanism = Mechanism(2, DIM, Mechanism.nearest_ratio(0.8), max_level=MAX_LEVEL)
@@ -131,7 +136,7 @@ def test_the_inverter_starts_as_map_and_learns_context(table: np.ndarray) -> Non
 
     def trained(steps: int):
         config = InverterConfig(width=64, layers=1, steps=steps, learning_rate=3e-3, evaluate_every=100)
-        return train_inverter(mechanism, surface, language(20_000, 12), validation, config)
+        return train_inverter(mechanism, surface, _windows, validation, config)
 
     untrained = trained(0)
     np.testing.assert_array_equal(untrained.tokens(codes), alone)
