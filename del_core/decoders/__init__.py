@@ -11,6 +11,7 @@ from del_core.decoders.base import (
     claimed_extent,
     joint_kinds,
     limit_norm,
+    require_coordinates,
     stage2_kinds,
 )
 from del_core.decoders.linear import LinearDecoder, LinearKind
@@ -38,5 +39,6 @@ __all__ = [
     "claimed_extent",
     "joint_kinds",
     "limit_norm",
+    "require_coordinates",
     "stage2_kinds",
 ]

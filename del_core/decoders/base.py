@@ -121,6 +121,13 @@ def claimed_extent(claimed: Shapes, tensor: str, axis: int, *, axes: int, most: 
     return shape[axis]
 
 
+def require_coordinates(mechanism: TokenMechanism) -> TokenMechanism:
+    """Return ``mechanism``; raise ValueError if its counts do not stand for coordinates."""
+    if not mechanism.can_dequantize:
+        raise ValueError(f"mechanism must be of a kind that can be dequantized, got {mechanism.kind}")
+    return mechanism
+
+
 def limit_norm(y: FloatArray, limit: float) -> FloatArray:
     """Scale rows of ``y`` (tokens, dim) that are longer than ``limit`` down to that norm."""
     norms = np.linalg.norm(y, axis=1, keepdims=True)

@@ -15,6 +15,7 @@ from del_core.decoders.base import (
     ModelSizes,
     Shapes,
     limit_norm,
+    require_coordinates,
 )
 from del_core.mechanism import TokenMechanism
 
@@ -50,7 +51,8 @@ class LinearKind(DecoderKind):
         return model.hidden_size * model.dim
 
     def build(self, inputs: DecoderInputs) -> LinearDecoder:
-        return LinearDecoder(inputs.mechanism, inputs.tensors["weight"], inputs.tensors["bias"], inputs.norm_limit)
+        mechanism = require_coordinates(inputs.mechanism)
+        return LinearDecoder(mechanism, inputs.tensors["weight"], inputs.tensors["bias"], inputs.norm_limit)
 
 
 DECODERS.register(LinearKind.name, LinearKind())

@@ -18,6 +18,7 @@ from del_core.decoders.base import (
     Shapes,
     claimed_extent,
     limit_norm,
+    require_coordinates,
 )
 from del_core.mechanism.base import Likelihood
 from del_core.mechanism.likelihood import blocks
@@ -88,7 +89,8 @@ class PosteriorKind(DecoderKind):
         return (model.vocabulary_size + model.hidden_size) * features
 
     def build(self, inputs: DecoderInputs) -> PosteriorDecoder:
-        return self.decoder(inputs, inputs.mechanism.likelihood(inputs.table))
+        mechanism = require_coordinates(inputs.mechanism)
+        return self.decoder(inputs, mechanism.likelihood(inputs.table))
 
 
 def _shapes(model: ModelSizes, rank: int) -> dict[str, tuple[int, ...]]:
