@@ -22,7 +22,6 @@ import click
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM
 
 from client_lib import Padding, private
 from client_lib.prompts.encoder import Encoder
@@ -30,6 +29,7 @@ from del_core.bundle import Bundle, load_bundle
 from del_core.decoders import Decoder
 from del_core.demo import bundle_path, model_path
 from del_core.evaluation.bootstrap import ratio_interval
+from del_core.lm.model import BaseLM, load_base_lm
 from del_core.lm.perplexity import continuation_nll
 from del_core.wire import PrivateSegment
 
@@ -54,7 +54,7 @@ def passages(tokenizer: Tokenizer, count: int, seed: int = 0) -> list[tuple[str,
 
 @torch.no_grad()
 def losses(
-    bundle: Bundle, encoder: Encoder, model: Any, decoder: Decoder, variant: str, padding: Padding | None, texts: Any
+    bundle: Bundle, encoder: Encoder, lm: BaseLM, decoder: Decoder, variant: str, padding: Padding | None, texts: Any
 ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
     """Return nats per token of each continuation, and padding tokens per prompt token."""
     soft_prompt = torch.from_numpy(np.array(bundle.soft_prompt(variant)))
@@ -65,7 +65,7 @@ def losses(
         sent += encoded.tokens
         needed += sum(len(part.ids) for part in encoder.tokenise([private(text)], variant))
         embedded = torch.from_numpy(np.asarray(decoder.decode(segment.codes), np.float32))[None]
-        values.append(float(continuation_nll(model, embedded, torch.tensor([after]), soft_prompt)))
+        values.append(float(continuation_nll(lm.model, lm.begin(embedded), torch.tensor([after]), soft_prompt)))
     return np.array(values), sent / needed - 1
 
 
@@ -74,15 +74,15 @@ def measure(count: int = 160, buckets: tuple[int, ...] = BUCKETS) -> dict[str, A
     torch.set_num_threads(1)
     bundle = load_bundle(bundle_path())
     encoder = Encoder(bundle.client)
-    model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32).eval()
+    lm = load_base_lm(model_path())
     texts = passages(Tokenizer.from_file(str(bundle.client.tokenizer_path)), count)
     report: dict[str, Any] = {}
     for variant in bundle.variants:
         decoder = bundle.build_decoder(variant)
-        plain, _ = losses(bundle, encoder, model, decoder, variant, None, texts)
+        plain, _ = losses(bundle, encoder, lm, decoder, variant, None, texts)
         report[variant] = {"without": {"perplexity": round(math.exp(plain.mean()), 2)}}
         for bucket in buckets:
-            padded, added = losses(bundle, encoder, model, decoder, variant, Padding(bucket), texts)
+            padded, added = losses(bundle, encoder, lm, decoder, variant, Padding(bucket), texts)
             ratio = ratio_interval(padded, plain)
             report[variant][f"bucket {bucket}"] = {
                 "perplexity": round(math.exp(padded.mean()), 2),

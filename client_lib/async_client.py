@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack
 
 from client_lib.client import ClientBase
 from client_lib.conversation import AsyncConversation
 from client_lib.options import ClientOptions, ConversationOptions, RequestOptions
-from client_lib.prompts.spans import Prompt
+from client_lib.prompts.spans import Prompt, Span
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.streams import AsyncStream
 from client_lib.types import Completion, Model
@@ -50,9 +50,10 @@ class AsyncClient(ClientBase):
         """Return the completion of a prompt in chunks; see :meth:`client_lib.Client.stream`."""
         return AsyncStream(self._driver.stream(self._driver.core.stream(self._call(prompt, variant, options))))
 
-    async def encode(self, prompt: Prompt, *, variant: str | None = None) -> EncodedPrompt:
+    async def encode(self, prompt: Prompt, *, variant: str | None = None, before: Sequence[Span] = ()) -> EncodedPrompt:
         """Draw the noise of a prompt now; see :meth:`client_lib.Client.encode`."""
-        return await self._driver.run(self._driver.core.encode(prompt, self._driver.core.choose_variant(variant)))
+        core = self._driver.core
+        return await self._driver.run(core.encode(prompt, core.choose_variant(variant), before))
 
     def conversation(self, *, variant: str | None = None, **options: Unpack[ConversationOptions]) -> AsyncConversation:
         """Start a conversation; see :meth:`client_lib.Client.conversation`."""

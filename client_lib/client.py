@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self, Unpack
 
 from client_lib._core.flow import core_from, core_with
 from client_lib._core.request import CompletionCall
 from client_lib.conversation import Conversation
 from client_lib.options import CallOptions, ClientOptions, ConversationOptions, RequestOptions, Timeout, timeout_from
-from client_lib.prompts.spans import Prompt
+from client_lib.prompts.spans import Prompt, Span
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.streams import Stream
 from client_lib.types import Completion, Model
@@ -104,13 +104,15 @@ class Client(ClientBase):
         """
         return Stream(self._driver.stream(self._driver.core.stream(self._call(prompt, variant, options))))
 
-    def encode(self, prompt: Prompt, *, variant: str | None = None) -> EncodedPrompt:
+    def encode(self, prompt: Prompt, *, variant: str | None = None, before: Sequence[Span] = ()) -> EncodedPrompt:
         """Draw the noise of a prompt now; ``complete`` and ``stream`` accept the result.
 
         Sending the same :class:`client_lib.EncodedPrompt` again reveals nothing more. Passing the
-        same text again draws fresh noise, and the privacy losses add up.
+        same text again draws fresh noise, and the privacy losses add up. The result is a part of a
+        prompt if ``before`` names the spans that stand in front of it.
         """
-        return self._driver.run(self._driver.core.encode(prompt, self._driver.core.choose_variant(variant)))
+        core = self._driver.core
+        return self._driver.run(core.encode(prompt, core.choose_variant(variant), before))
 
     def conversation(self, *, variant: str | None = None, **options: Unpack[ConversationOptions]) -> Conversation:
         """Start a :class:`client_lib.Conversation`, which quantizes every private span once.

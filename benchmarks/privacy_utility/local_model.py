@@ -10,12 +10,12 @@ from __future__ import annotations
 import copy
 
 import torch
-from transformers import PreTrainedModel
 
 from benchmarks.privacy_utility.baselines import TokenReplacement
 from benchmarks.privacy_utility.views import ClientCost, timed
 from del_core.evaluation.measure import continuations
-from del_core.evaluation.view import FloatArray, Recovery, TokenIds
+from del_core.evaluation.view import FloatArray, Recovery, TokenIds, whole_prompt
+from del_core.lm.model import BaseLM
 
 __all__ = ["LocalModel", "LocalRewriter"]
 
@@ -31,12 +31,14 @@ class LocalModel:
     name = "local model alone"
     bits_per_token = 0.0
 
-    def __init__(self, local_model: PreTrainedModel, written: int = 32) -> None:
+    soft_prompt: torch.Tensor | None = None
+
+    def __init__(self, local_model: BaseLM, written: int = 32) -> None:
         self.local_model, self.written = local_model, written
 
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return the tokens' embeddings in the local model."""
-        return self.local_model.get_input_embeddings()(tokens)
+        return self.local_model.embeddings[tokens]
 
     def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
         """Return the recovery of the guess that needs no prompt."""
@@ -52,17 +54,18 @@ class LocalModel:
 
     @torch.no_grad()
     def _cost_of_writing(self, read: torch.Tensor) -> ClientCost:
-        client = self.local_model
+        client = self.local_model.model
         if client.device.type != "cpu":
             client = copy.deepcopy(client).cpu()
-        embedded = client.get_input_embeddings()(read)
+        embedded = self.local_model.begin(self.local_model.embeddings[read.to(self.local_model.embeddings.device)])
+        embedded = embedded.to(client.device)
         seconds = timed(lambda: continuations(client, embedded, self.written), repeats=3)
-        config = self.local_model.config
+        config = self.local_model.model.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         cached = 2 * config.num_hidden_layers * heads * width * (read.shape[1] + self.written)
-        held = sum(p.numel() * p.element_size() for p in self.local_model.parameters())
-        return ClientCost(seconds, (held + cached * self.local_model.dtype.itemsize) / 1e6)
+        held = sum(p.numel() * p.element_size() for p in self.local_model.model.parameters())
+        return ClientCost(seconds, (held + cached * self.local_model.model.dtype.itemsize) / 1e6)
 
 
 class LocalRewriter(LocalModel):
@@ -70,7 +73,7 @@ class LocalRewriter(LocalModel):
 
     Args:
         replaced: view that the server's model reads.
-        server_model: model that writes ``written`` tokens greedily.
+        server: model that writes ``written`` tokens greedily.
         separator: token id between the server's text and the prompt, such as end-of-text.
     """
 
@@ -78,21 +81,23 @@ class LocalRewriter(LocalModel):
 
     def __init__(
         self,
-        local_model: PreTrainedModel,
+        local_model: BaseLM,
         replaced: TokenReplacement,
-        server_model: PreTrainedModel,
+        server: BaseLM,
         separator: int,
         written: int = 32,
     ) -> None:
         super().__init__(local_model, written)
-        self.replaced, self.server_model, self.separator = replaced, server_model, separator
+        self.replaced, self.server, self.separator = replaced, server, separator
         self.bits_per_token = replaced.bits_per_token
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return embeddings of the local model's input, (N, ``written`` + 1 + T, b)."""
-        server_text = continuations(self.server_model, self.replaced.embed(tokens, generator), self.written)
-        return self.local_model.get_input_embeddings()(self._context(server_text, tokens))
+        server_text = continuations(
+            self.server.model, whole_prompt(self.server, self.replaced, tokens, generator), self.written
+        )
+        return self.local_model.embeddings[self._context(server_text, tokens)]
 
     def _context(self, server_text: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         between = torch.full((len(tokens), 1), self.separator, dtype=torch.int64, device=tokens.device)

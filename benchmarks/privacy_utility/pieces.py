@@ -65,7 +65,7 @@ from del_core.audit.calibration import calibrate
 from del_core.audit.corpus import rouge_l
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.evaluation.measure import Passages, decode_texts, measure, passage_nll, written_texts
-from del_core.lm.model import FrozenLM, load_frozen_lm
+from del_core.lm.model import BaseLM, FrozenLM, load_frozen_lm
 from del_core.mechanism import MAX_LEVEL
 from del_core.training.base import train_base
 from del_core.training.config import EncoderConfig, ProjectionConfig, SoftPromptConfig
@@ -117,12 +117,12 @@ class Bench:
 
     # ------------------------------------------------------------------------------ measuring
 
-    def _computed(self, model: Any) -> Any:
-        return RoundedModel(model) if self.rounded else model
+    def _computed(self, lm: BaseLM) -> BaseLM:
+        return replace(lm, model=RoundedModel(lm.model)) if self.rounded else lm
 
     def _from_clear(self, windows: torch.Tensor) -> list[str]:
-        model, clear = self._computed(self.lm.model), ClearPrompt(self.lm.embeddings)
-        return written_texts(model, clear, self.tokenizer, windows[: self.plan.written, :PROMPT], CONTINUATION, 0)
+        lm, clear = self._computed(self.lm), ClearPrompt(self.lm.embeddings)
+        return written_texts(lm, clear, self.tokenizer, windows[: self.plan.written, :PROMPT], CONTINUATION, 0)
 
     @cached_property
     def from_clear(self) -> dict[str, list[str]]:
@@ -152,15 +152,15 @@ class Bench:
         by_corpus, texts = {}, {}
         for name, corpus in self.corpora.items():
             view = build(name)
-            model = self._computed(view.local_model or self.lm.model)
+            lm = self._computed(view.local_model or self.lm)
             passages = Passages(corpus.windows, PROMPT, self.plan.written if write else 0)
-            found = measure(model, view, self.tokenizer, passages, self.log_prior, NOISE_SEED)
+            found = measure(lm, view, self.tokenizer, passages, self.log_prior, NOISE_SEED)
             arrays[f"nll {name}"] = found.nll
             if write:
                 pairs = zip(self.from_clear[name], found.written, strict=True)
                 arrays[f"rouge {name}"] = np.array([rouge_l(clear, text) for clear, text in pairs])
                 prompts, samples = corpus.windows[: self.plan.written, :PROMPT], self.plan.samples
-                sampled = sampled_texts(model, view, self.tokenizer, prompts, CONTINUATION, NOISE_SEED, samples)
+                sampled = sampled_texts(lm, view, self.tokenizer, prompts, CONTINUATION, NOISE_SEED, samples)
                 texts[name] = {"greedy": found.written, "sampled": sampled}
             rate = found.attack.rate
             by_corpus[name] = {
@@ -404,7 +404,7 @@ class Bench:
     def _best(self, candidates: list[Any]) -> Any:
         """Return the view of least validation perplexity."""
         return best_of(
-            candidates, lambda view: float(passage_nll(self.lm.model, view, self.validation, PROMPT, seed=1).mean())
+            candidates, lambda view: float(passage_nll(self.lm, view, self.validation, PROMPT, seed=1).mean())
         )
 
     def _calibrated(self, family: Callable[[float], Any], level: float, corpus: str) -> Any:
@@ -439,7 +439,7 @@ class Bench:
         self.measure(
             f"rewriting-{level}-0",
             {"method": REWRITING, "level": level, "seed": 0},
-            lambda name: LocalRewriter(self.local_model().model, self.replacement(level, name), self.lm.model, end),
+            lambda name: LocalRewriter(self.local_model(), self.replacement(level, name), self.lm, end),
         )
 
     def local_model(self) -> FrozenLM:
@@ -458,7 +458,7 @@ class Bench:
     def local_alone(self) -> None:
         """Measure the rewriter's model without a server."""
         about = {"method": LocalModel.name, "level": None, "seed": 0}
-        self.measure("local", about, lambda _: LocalModel(self.local_model().model))
+        self.measure("local", about, lambda _: LocalModel(self.local_model()))
 
     def sweep(self, dim: int, bits: int, level: float) -> None:
         """Measure one (d, n) at equal attack success, with an untrained decoder."""

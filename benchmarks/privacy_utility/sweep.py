@@ -45,7 +45,7 @@ def sweep_point(
     noisy = NoisyTable(projection.table(lm.embeddings, mechanism.max_level), mechanism)
     config = SoftPromptConfig(decoder="posterior")
     view = DelView("sweep", noisy, start_decoder(lm, Stage1(projection), noisy, validation, config))
-    nll = passage_nll(lm.model, view, windows, PROMPT, NOISE_SEED)
+    nll = passage_nll(lm, view, windows, PROMPT, NOISE_SEED)
     return {
         "dim": dim,
         "bits": bits,

@@ -122,8 +122,9 @@ class Reader:
     """Reader of examples through a view; it computes log odds of label 1."""
 
     def __init__(self, lm: BaseLM, tokenizer: Tokenizer, view: MethodView, task: Task, config: TaskConfig) -> None:
-        self.model, self.tokenizer, self.view, self.config = view.local_model or lm.model, tokenizer, view, config
-        self.table = self.model.get_input_embeddings().weight
+        self.lm = view.local_model or lm
+        self.model, self.tokenizer, self.view, self.config = self.lm.model, tokenizer, view, config
+        self.table = self.lm.embeddings
         first = [self._ids(word, 1) for word in task.verbalizers]
         if first[0] == first[1] or not all(first):
             raise ValueError(f"verbalizers must begin with different tokens, got {task.verbalizers}")
@@ -162,7 +163,8 @@ class Reader:
             columns.append([row[: len(own)] if by_token else row for row, own in zip(observed, ids, strict=True)])
         rows = [torch.cat(parts) for parts in zip(*columns, strict=True)]
         last = torch.tensor([len(row) - 1 for row in rows], device=self.device)
-        return pad_sequence(rows, batch_first=True), last
+        inputs = self.lm.begin(pad_sequence(rows, batch_first=True))
+        return inputs, last + (self.lm.bos_token_id is not None)
 
     def log_odds(
         self,

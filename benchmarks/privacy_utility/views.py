@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from transformers import PreTrainedModel
 
 from del_core.evaluation import view
-from del_core.evaluation.view import ServerView, TokenIds, in_front
+from del_core.evaluation.view import ServerView, TokenIds
+from del_core.lm.model import BaseLM
 from del_core.lm.noise import NoisyTable
 from del_core.vocabulary_accounting import vocabulary_epsilon
 
@@ -49,7 +49,7 @@ class MethodView(ServerView, Protocol):
         local_model: the model on the client that reads and writes; None where the server's does.
     """
 
-    local_model: PreTrainedModel | None
+    local_model: BaseLM | None
 
     def epsilon(self) -> float | None:
         """Return epsilon at ``DELTA`` for one replaced token; None without a guarantee."""
@@ -72,7 +72,8 @@ def timed(work: Callable[[], object], repeats: int = 5) -> float:
 class ServerReads:
     """Base of the methods in which the server's language model reads the prompt."""
 
-    local_model: PreTrainedModel | None = None
+    local_model: BaseLM | None = None
+    soft_prompt: torch.Tensor | None = None
 
 
 class ClearPrompt(ServerReads, view.ClearPrompt):
@@ -118,8 +119,8 @@ class DelView(ServerReads, view.CountsView):
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Return decoded rows of one noisy release, behind the soft prompt."""
-        return in_front(self.soft_prompt, self.decode(self.noisy.sample(tokens, generator)))
+        """Return decoded rows of one noisy release."""
+        return self.decode(self.noisy.sample(tokens, generator))
 
     def epsilon(self) -> float | None:
         """Return an upper bound of epsilon over the vocabulary."""

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.evaluation.measure import Coherence, coherence, continuations, decode_texts
-from del_core.evaluation.view import ServerView
+from del_core.evaluation.view import ServerView, whole_prompt
+from del_core.lm.model import BaseLM
 from del_core.lm.noise import step_generator
 
 __all__ = ["RoundedModel", "mean_coherence", "sampled", "sampled_texts"]
@@ -51,7 +52,7 @@ def sampled(
 
 
 def sampled_texts(
-    model: PreTrainedModel,
+    lm: BaseLM,
     view: ServerView,
     tokenizer: Tokenizer,
     prompts: torch.Tensor,
@@ -62,9 +63,9 @@ def sampled_texts(
     """Return ``copies`` sampled texts for each of ``prompts``, in sequence, after one release."""
     texts: list[str] = []
     for index, part in enumerate(prompts.split(_BATCH)):
-        embedded = view.embed(part, step_generator(seed, index, part.device))
+        embedded = whole_prompt(lm, view, part, step_generator(seed, index, part.device))
         chance = step_generator(seed + 1, index, embedded.device)
-        texts += decode_texts(tokenizer, sampled(model, embedded, tokens, chance, copies))
+        texts += decode_texts(tokenizer, sampled(lm.model, embedded, tokens, chance, copies))
     return texts
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -42,7 +42,7 @@ from client_lib.policy import DEFAULT_POLICY, PrivacyPolicy
 from client_lib.prompts.encoder import Encoder
 from client_lib.prompts.padding import Padding
 from client_lib.prompts.span_memory import Recall
-from client_lib.prompts.spans import CLEAR, Prompt, spans_of
+from client_lib.prompts.spans import CLEAR, Prompt, Span, spans_of
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.protocol.responses import StreamReader, parse_completion, parse_models, read_failure
 from client_lib.protocol.retry import InternalErrors, is_temporary
@@ -184,10 +184,10 @@ class Core:
 
     # --- requests ---------------------------------------------------------------------------------
 
-    def encode(self, prompt: Prompt, variant: str) -> Flow[EncodedPrompt]:
-        """Encode a prompt without sending it."""
+    def encode(self, prompt: Prompt, variant: str, before: Sequence[Span] = ()) -> Flow[EncodedPrompt]:
+        """Encode a prompt, or the part of one behind the spans ``before``, without sending it."""
         encoder = yield from use_bundle()
-        return (yield from call(lambda: self._encode(encoder, prompt, variant)))
+        return (yield from call(lambda: self._encode(encoder, prompt, variant, before=before)))
 
     def choose_variant(self, variant: str | None) -> str:
         """Return the variant of a call: its own, or the client's."""
@@ -282,16 +282,24 @@ class Core:
         yield from call(lambda: self._spend(request))
         return request
 
-    def _encode(self, encoder: Encoder, prompt: Prompt, variant: str, recall: Recall | None = None) -> EncodedPrompt:
+    def _encode(
+        self,
+        encoder: Encoder,
+        prompt: Prompt,
+        variant: str,
+        recall: Recall | None = None,
+        *,
+        before: Sequence[Span] = (),
+    ) -> EncodedPrompt:
         """Check the policy, then draw the noise: a refused prompt has no noise that could leak."""
         encoder.check_variant(variant)
         for policy in self._policies:
             policy.check_variant(encoder.bundle, variant)
-        tokenized = encoder.tokenize(prompt, variant, self.padding)
+        tokenized = encoder.tokenize(prompt, variant, self.padding, before=before)
         private_tokens = sum(len(part.ids) for part in tokenized if part.span.is_private)
         for policy in self._policies:
             policy.check_prompt(encoder.bundle, variant, private_tokens)
-        return encoder.draw(tokenized, variant, recall)
+        return encoder.draw(tokenized, variant, recall, continues=bool(before))
 
     def _check_policy(self, encoder: Encoder, encoded: EncodedPrompt) -> None:
         for policy in self._policies:

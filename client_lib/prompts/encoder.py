@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,15 +16,13 @@ from client_lib._validation import invalid, must_be
 from client_lib.errors import BundleInvalidError, InvalidRequestError
 from client_lib.prompts.padding import Padding
 from client_lib.prompts.span_memory import Recall
-from client_lib.prompts.spans import CLEAR, Prompt, spans_of
+from client_lib.prompts.spans import CLEAR, Prompt, Span, spans_of
 from client_lib.prompts.types import DrawnSegment, EncodedPrompt, Tokenized
 from del_core.bundle import ClientBundle
 from del_core.errors import FrameError
 from del_core.mechanism.randomness import random_bytes
+from del_core.prompts import SpanTokenizer
 from del_core.wire import PublicSegment, Request, Sampling, Segment, encode_frame
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 _DRAW_ID_BYTES = 16
 
@@ -55,8 +52,13 @@ class Encoder:
         """Tokenize a prompt and draw its noise. Raises as :meth:`tokenize`."""
         return self.draw(self.tokenize(prompt, variant), variant)
 
-    def tokenize(self, prompt: Prompt, variant: str, padding: Padding | None = None) -> tuple[Tokenized, ...]:
+    def tokenize(
+        self, prompt: Prompt, variant: str, padding: Padding | None = None, *, before: Sequence[Span] = ()
+    ) -> tuple[Tokenized, ...]:
         """Tokenize and check a prompt without drawing noise; spans without tokens are dropped.
+
+        ``before`` are spans that stand in front of the prompt and were encoded earlier. A leading
+        begin-of-text token in a public span is dropped if the bundle sends the same one.
 
         Raises:
             InvalidRequestError: the variant is unknown, or the prompt is not acceptable.
@@ -64,14 +66,15 @@ class Encoder:
         """
         self.check_variant(variant)
         tokenized: list[Tokenized] = []
-        for span in spans_of(prompt, variant):
-            ids = self._ids(span.text)
+        spans, first = spans_of(prompt, variant), len(before)
+        for span, ids in zip(spans, self._ids((*before, *spans))[first:], strict=True):
             if not ids:
                 continue
             if padding is None or not span.is_private:
                 tokenized.append(Tokenized(span, ids))
             else:
-                padded = padding.apply(ids, self._ids(padding.text))
+                # Padding stands inside a prompt; it must not depend on what precedes it.
+                padded = padding.apply(ids, self._checked(self._tokenizer.encode(padding.text, begins=False)))
                 tokenized.append(Tokenized(span, padded, f"{padding.bucket} {padding.text}"))
         if not tokenized:
             raise invalid("prompt", "at least one token long", "a prompt without tokens")
@@ -79,8 +82,13 @@ class Encoder:
 
     tokenise = tokenize  # alias until 1.0
 
-    def draw(self, tokenized: Sequence[Tokenized], variant: str, recall: Recall | None = None) -> EncodedPrompt:
-        """Draw the noise of tokenized spans, or recall counts as ``SpanMemory.counts`` does."""
+    def draw(
+        self, tokenized: Sequence[Tokenized], variant: str, recall: Recall | None = None, *, continues: bool = False
+    ) -> EncodedPrompt:
+        """Draw the noise of tokenized spans, or recall counts as ``SpanMemory.counts`` does.
+
+        With ``continues``, the spans do not begin a prompt and get no begin-of-text token.
+        """
         hidden = [part for part in tokenized if part.span.is_private]
         origin = self._origin(variant)
 
@@ -98,12 +106,16 @@ class Encoder:
             next(counts) if part.span.is_private else PublicSegment(part.ids) for part in tokenized
         ]
         bos_token_id = self.bundle.manifest.bos_token_id
-        if bos_token_id is not None:
+        if bos_token_id is not None and not continues:
             segments.insert(0, PublicSegment((bos_token_id,)))
         return EncodedPrompt(self.fingerprint, variant, tuple(segments), origin, session)
 
-    def _ids(self, text: str) -> tuple[int, ...]:
-        ids = tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+    def _ids(self, spans: Sequence[Span]) -> list[tuple[int, ...]]:
+        texts = ((span.text, span.is_private) for span in spans)
+        found = self._tokenizer.encode_spans(texts, self.bundle.manifest.bos_token_id)
+        return [self._checked(ids) for ids in found]
+
+    def _checked(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         rows = self.bundle.table.shape[0]
         if ids and max(ids) >= rows:
             raise BundleInvalidError(
@@ -144,16 +156,11 @@ class Encoder:
         return (files["tokenizer.json"].sha256, bundle.manifest.bos_token_id, noise)
 
 
-def _load_tokenizer(bundle: ClientBundle) -> Tokenizer:
-    from tokenizers import Tokenizer
-
+def _load_tokenizer(bundle: ClientBundle) -> SpanTokenizer:
+    data = bundle.tokenizer_path.read_bytes()
     try:
-        tokenizer = Tokenizer.from_file(str(bundle.tokenizer_path))
+        return SpanTokenizer(data)
     except Exception as error:  # the library reports a malformed file by a bare Exception
         raise BundleInvalidError(
             must_be("tokenizer.json", "a file of the tokenizers library", type(error).__name__)
         ) from error
-    # Batch settings of the file would silently truncate or pad prompts.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer

@@ -85,8 +85,8 @@ class Prompts:
             # The session id must link no more than equal counts do: without recalled counts it is
             # new.
             session = next((part.session for part in known if part.draws), None) or secrets.token_hex(16)
-            missing = spans[len(known) :]
-            parts = [*known, *(await self._encode_missing(missing, variant, is_start=not known))] if missing else known
+            before, missing = spans[: len(known)], spans[len(known) :]
+            parts = [*known, *(await self._encode_missing(missing, variant, before))] if missing else known
             if len({part.origin for part in parts}) > 1:
                 self._memory.forget(names)
                 raise BundleOutdatedError(
@@ -98,23 +98,24 @@ class Prompts:
         segments = tuple(segment for part in parts for segment in part.segments)
         return replace(parts[-1], segments=segments, session=session)
 
-    async def _encode_missing(self, spans: list[Span], variant: str, *, is_start: bool) -> list[EncodedPrompt]:
-        """Encode spans one by one; a beginning-of-text token belongs to the first."""
-        encoded = await self._client.encode(spans, variant=variant)
-        has_start_token = (await self._client.bundle()).manifest.bos_token_id is not None
+    async def _encode_missing(self, spans: list[Span], variant: str, before: list[Span]) -> list[EncodedPrompt]:
+        """Encode spans one by one; a begin-of-text token belongs to the first of a prompt."""
+        encoded = await self._client.encode(spans, variant=variant, before=before)
+        has_start_token = not before and (await self._client.bundle()).manifest.bos_token_id is not None
         start, segments = encoded.segments[:has_start_token], list(encoded.segments[has_start_token:])
         parts: list[EncodedPrompt] = []
-        for span in spans:
+        for index, span in enumerate(spans):
             # A span may have no tokens; then there are fewer segments than spans.
-            has_tokens = len(segments) == len(spans) - len(parts) or await self._has_tokens(span, variant)
+            has_tokens = len(segments) == len(spans) - len(parts) or await self._has_tokens(
+                span, variant, [*before, *spans[:index]]
+            )
             parts.append(replace(encoded, segments=(segments.pop(0),) if has_tokens else ()))
-        if is_start:
-            parts[0] = replace(parts[0], segments=(*start, *parts[0].segments))
+        parts[0] = replace(parts[0], segments=(*start, *parts[0].segments))
         return parts
 
-    async def _has_tokens(self, span: Span, variant: str) -> bool:
+    async def _has_tokens(self, span: Span, variant: str, before: list[Span]) -> bool:
         try:
-            await self._client.encode([public(span.text)], variant=variant)
+            await self._client.encode([public(span.text)], variant=variant, before=before)
         except InvalidRequestError:
             return False
         return True

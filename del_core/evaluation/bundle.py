@@ -16,7 +16,7 @@ from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle
 from del_core.evaluation.bootstrap import Interval, mean_interval, perplexity_interval, ratio_interval
 from del_core.evaluation.measure import Measured, Passages, coherence, decode_texts, measure
-from del_core.evaluation.view import ClearPrompt, CountsView, NoPrompt, ServerView, in_front
+from del_core.evaluation.view import ClearPrompt, CountsView, NoPrompt, ServerView
 from del_core.lm.model import BaseLM
 from del_core.lm.text import TextError, TokenWindows, tokenize
 
@@ -27,16 +27,16 @@ class BundleView(CountsView):
     def __init__(self, bundle: Bundle, variant: str, *, soft_prompt: bool = True) -> None:
         super().__init__(variant, bundle.mechanism(variant), bundle.client.table_of(variant))
         self._decoder = bundle.build_decoder(variant)
-        self._soft_prompt = torch.from_numpy(bundle.soft_prompt(variant)) if soft_prompt else None
+        self.soft_prompt = torch.from_numpy(bundle.soft_prompt(variant)) if soft_prompt else None
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Return decoded rows of one noisy release of every prompt, behind the soft prompt."""
+        """Return decoded rows of one noisy release of every prompt."""
         seed = int(torch.randint(2**31, (), generator=generator))
         counts = self.counts(tokens.flatten().numpy(), seed)
         prompts = counts.reshape(*tokens.shape, -1)
         rows = np.stack([self._decoder.decode(prompt) for prompt in prompts])  # a decoder may read the whole prompt
-        return in_front(self._soft_prompt, torch.from_numpy(rows))
+        return torch.from_numpy(rows)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def evaluate_bundle(
 
     def measured(method: str, view: ServerView) -> Measured:
         report(method)
-        return measure(lm.model, view, tokenizer, passages, log_prior, settings.seed)
+        return measure(lm, view, tokenizer, passages, log_prior, settings.seed)
 
     def row(method: str, found: Measured, **about_soft_prompt: Any) -> EvaluationRow:
         rate = found.attack.rate
@@ -142,8 +142,9 @@ def evaluate_bundle(
     clear = measured("clear prompt", ClearPrompt(lm.embeddings))
     rows = [row("clear prompt", clear)]
     end = lm.model.config.eos_token_id
-    if isinstance(end, int):
-        rows.append(row("no prompt", measured("no prompt", NoPrompt(lm.embeddings, end))))
+    if lm.bos_token_id is not None or isinstance(end, int):
+        nothing = NoPrompt(lm.embeddings, end if lm.bos_token_id is None else None)
+        rows.append(row("no prompt", measured("no prompt", nothing)))
     for name in variants or bundle.variants:
         served = measured(name, BundleView(bundle, name))
         if not bundle.client.variant(name).soft_prompt_length:

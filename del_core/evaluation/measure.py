@@ -1,6 +1,7 @@
 """Measurements of one view on passages: likelihood of the true continuation, text, attack.
 
-The view embeds the prompt only. Tokens of the continuation are clean, as if the server wrote them.
+The view embeds the prompt only; what precedes it is added as in serving. Tokens of the
+continuation are clean, as if the server wrote them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from del_core.audit.similarity import SentenceSimilarity
-from del_core.evaluation.view import Recovery, ServerView
+from del_core.evaluation.view import Recovery, ServerView, whole_prompt
+from del_core.lm.model import BaseLM
 from del_core.lm.noise import step_generator
 from del_core.lm.perplexity import continuation_nll
 
@@ -48,7 +50,7 @@ class Measured:
 
 
 def measure(
-    model: PreTrainedModel,
+    lm: BaseLM,
     view: ServerView,
     tokenizer: Tokenizer,
     passages: Passages,
@@ -63,15 +65,15 @@ def measure(
     length = windows.shape[1] - passages.prompt_tokens
     return Measured(
         bits_per_token=view.bits_per_token,
-        nll=passage_nll(model, view, windows, passages.prompt_tokens, seed),
-        written=written_texts(model, view, tokenizer, prompts[: passages.written], length, seed),
+        nll=passage_nll(lm, view, windows, passages.prompt_tokens, seed),
+        written=written_texts(lm, view, tokenizer, prompts[: passages.written], length, seed),
         attack=view.attack(prompts.flatten().cpu().numpy(), log_prior, seed),
     )
 
 
 @torch.no_grad()
 def passage_nll(
-    model: PreTrainedModel, view: ServerView, windows: torch.Tensor, prompt_tokens: int, seed: int
+    lm: BaseLM, view: ServerView, windows: torch.Tensor, prompt_tokens: int, seed: int
 ) -> npt.NDArray[np.float64]:
     """Return the mean negative log-likelihood of every passage's continuation, in nats per token.
 
@@ -81,8 +83,8 @@ def passage_nll(
     """
     parts = []
     for index, part in enumerate(windows.split(_BATCH)):
-        prompt = view.embed(part[:, :prompt_tokens], step_generator(seed, index, part.device))
-        parts.append(continuation_nll(model, prompt, part[:, prompt_tokens:]))
+        prompt = whole_prompt(lm, view, part[:, :prompt_tokens], step_generator(seed, index, part.device))
+        parts.append(continuation_nll(lm.model, prompt, part[:, prompt_tokens:]))
     return torch.cat(parts).double().cpu().numpy()
 
 
@@ -97,14 +99,13 @@ def continuations(
 
     ``choose`` returns the next tokens (N,) from logits (N, V).
     """
-    table, written = model.get_input_embeddings().weight, []
+    written: list[torch.Tensor] = []
     result = model(inputs_embeds=embedded.to(model.dtype), use_cache=True, logits_to_keep=1)
     while True:
         written.append(choose(result.logits[:, -1]))
         if len(written) == tokens:
             return torch.stack(written, dim=1)
-        last, cache = table[written[-1]][:, None], result.past_key_values
-        result = model(inputs_embeds=last, past_key_values=cache, use_cache=True)
+        result = model(input_ids=written[-1][:, None], past_key_values=result.past_key_values, use_cache=True)
 
 
 def decode_texts(tokenizer: Tokenizer, ids: torch.Tensor) -> list[str]:
@@ -113,13 +114,13 @@ def decode_texts(tokenizer: Tokenizer, ids: torch.Tensor) -> list[str]:
 
 
 def written_texts(
-    model: PreTrainedModel, view: ServerView, tokenizer: Tokenizer, prompts: torch.Tensor, tokens: int, seed: int
+    lm: BaseLM, view: ServerView, tokenizer: Tokenizer, prompts: torch.Tensor, tokens: int, seed: int
 ) -> list[str]:
     """Return the greedy text of ``tokens`` tokens after each of ``prompts``."""
     texts: list[str] = []
     for index, part in enumerate(prompts.split(_BATCH) if len(prompts) else ()):
-        embedded = view.embed(part, step_generator(seed, index, part.device))
-        texts += decode_texts(tokenizer, continuations(model, embedded, tokens))
+        embedded = whole_prompt(lm, view, part, step_generator(seed, index, part.device))
+        texts += decode_texts(tokenizer, continuations(lm.model, embedded, tokens))
     return texts
 
 

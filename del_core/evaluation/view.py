@@ -16,6 +16,7 @@ import torch
 
 from del_core.audit.attacks.base import reproducible_bytes
 from del_core.audit.intervals import Rate
+from del_core.lm.model import BaseLM
 from del_core.mechanism import TokenMechanism
 from del_core.mechanism.likelihood import blocks
 
@@ -56,13 +57,17 @@ class Recovery:
 
 
 class ServerView(Protocol):
-    """One method at one noise level; ``bits_per_token`` are those on the wire."""
+    """One method at one noise level; ``bits_per_token`` are those on the wire.
+
+    ``soft_prompt`` (rows, b) stands in front of the prompt, and of its begin-of-text token.
+    """
 
     name: str
     bits_per_token: float
+    soft_prompt: torch.Tensor | None
 
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Return embeddings (N, T', b) of the prompts ``tokens`` (N, T), soft prompt included."""
+        """Return embeddings (N, T', b) of the prompts ``tokens`` (N, T) without what precedes."""
 
     def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
         """Return the recovery of ``tokens`` (count,) from a release of each, under a prior (V,)."""
@@ -75,8 +80,15 @@ def in_front(soft_prompt: torch.Tensor | None, embeddings: torch.Tensor) -> torc
     return torch.cat([soft_prompt.to(embeddings.dtype).expand(len(embeddings), -1, -1), embeddings], dim=1)
 
 
+def whole_prompt(lm: BaseLM, view: ServerView, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return everything that the model reads for prompts (N, T), as it is served."""
+    return in_front(view.soft_prompt, lm.begin(view.embed(tokens, generator)))
+
+
 class ClearPrompt:
     """The prompt itself: the upper end of utility, without privacy."""
+
+    soft_prompt: torch.Tensor | None = None
 
     def __init__(self, embeddings: torch.Tensor, name: str = "clear") -> None:
         self.name, self.embeddings = name, embeddings
@@ -92,20 +104,22 @@ class ClearPrompt:
 
 
 class NoPrompt:
-    """No prompt: the model reads only ``start``, its end-of-text token, as before a document.
+    """No prompt: the model reads only ``start``, as before a document.
 
-    The guess is always the most frequent token: no method can have a lower attack success.
+    That is its end-of-text token, or None where every prompt has a begin-of-text token anyway. The
+    guess is always the most frequent token: no method can have a lower attack success.
     """
 
     name = "no prompt"
     bits_per_token = 0.0
+    soft_prompt: torch.Tensor | None = None
 
-    def __init__(self, embeddings: torch.Tensor, start: int) -> None:
-        self.row = embeddings[start]
+    def __init__(self, embeddings: torch.Tensor, start: int | None) -> None:
+        self.rows = embeddings[:0] if start is None else embeddings[start : start + 1]
 
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Return one row for each prompt."""
-        return self.row.expand(len(tokens), 1, -1)
+        """Return one row, or none, for each prompt."""
+        return self.rows.expand(len(tokens), -1, -1)
 
     def attack(self, tokens: TokenIds, log_prior: FloatArray, seed: int) -> Recovery:
         """Return the recovery of the guess that needs no prompt."""
@@ -114,6 +128,8 @@ class NoPrompt:
 
 class CountsView:
     """Released counts of the rows of a client's table (V, d), before a subclass decodes them."""
+
+    soft_prompt: torch.Tensor | None = None
 
     def __init__(self, name: str, mechanism: TokenMechanism, levels: npt.NDArray[np.integer]) -> None:
         self.name, self.mechanism, self.levels = name, mechanism, levels

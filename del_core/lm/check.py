@@ -13,13 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from del_core.bundle.tensors import EMBEDDING_NAMES, read_header
-
-# Values of ``model_type`` that are expected to work.
-_FAMILIES = (
-    "bloom", "cohere", "falcon", "gpt2", "gpt_neox", "gptj", "granite", "llama", "mistral", "mixtral", "nemotron",
-    "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "stablelm", "starcoder2",
-)  # fmt: skip
-_SCALED = {"gemma", "gemma2", "gemma3_text", "minicpm3"}
+from del_core.lm.families import FAMILIES
 
 
 def check_model(directory: Path) -> tuple[str, ...]:
@@ -43,13 +37,11 @@ def _config_problems(config: Mapping[str, Any]) -> list[str]:
     model_type = config.get("model_type")
     if "vision_config" in config or "audio_config" in config:
         return [f"The model ({model_type}) reads images or audio; only text models are supported."]
-    if model_type in _SCALED:
-        return [
-            f"The model ({model_type}) scales its embeddings inside the embedding layer, which this release does not "
-            "reproduce; the model would read other vectors than it was trained with."
-        ]
-    if model_type not in _FAMILIES:
-        return [f"The family of the model ({model_type}) is not supported; supported are {', '.join(_FAMILIES)}."]
+    family = FAMILIES.get(str(model_type))
+    if family is None or family.refused is not None:
+        reason = "" if family is None else f": {family.refused}"
+        served = ", ".join(name for name, one in FAMILIES.items() if one.refused is None)
+        return [f"The family of the model ({model_type}) is not supported{reason}; supported are {served}."]
     width, hidden = config.get("word_embed_proj_dim"), config.get("hidden_size")
     if width is not None and width != hidden:
         return [

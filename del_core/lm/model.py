@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,7 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from del_core.bundle import checksum_model
 from del_core.errors import DelError
 from del_core.lm.device import check_device
+from del_core.lm.families import attention_for
 from del_core.lm.text import HELD_OUT, TextError, TokenWindows, split_text, tokenize
+from del_core.prompts import begin_of_text_id
 
 
 class ModelError(DelError):
@@ -30,10 +34,27 @@ class BaseLM:
     checksum: str
     bos_token_id: int | None
 
-    @property
+    @cached_property
     def embeddings(self) -> torch.Tensor:
-        """The input embedding table, (V, b)."""
-        return self.model.get_input_embeddings().weight
+        """The rows that the model reads for its tokens, (V, b): the output of its embedding layer.
+
+        Some families scale inside that layer, so the rows are not always those of its weight.
+        """
+        layer = self.model.get_input_embeddings()
+        if type(layer) is torch.nn.Embedding:
+            return layer.weight
+        with torch.no_grad():
+            return layer(torch.arange(layer.num_embeddings, device=layer.weight.device))
+
+    def begin(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return prompts (N, T, b) behind the begin-of-text row, if the bundle's clients send one.
+
+        Every prompt of training, calibration and evaluation passes here; a soft prompt goes before.
+        """
+        if self.bos_token_id is None:
+            return rows
+        start = self.embeddings[self.bos_token_id].to(rows.dtype)
+        return torch.cat([start.expand(len(rows), 1, -1), rows], dim=1)
 
 
 @dataclass(frozen=True)
@@ -71,12 +92,13 @@ def load_base_lm(directory: Path, device: str = "cpu") -> BaseLM:
             raise ModelError(f"model directory must hold {name} of a causal LM, got none in {directory}")
     tokenizer_json = (directory / "tokenizer.json").read_bytes()
     checksum = checksum_model(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+    attention = attention_for(json.loads((directory / "config.json").read_bytes()))
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, local_files_only=True, attn_implementation=attention
+    )
     model.to(place).eval().requires_grad_(False)
-    bos = model.config.bos_token_id
-    # A beginning-of-sequence token is part of the prompt only if the tokenizer itself adds it.
-    adds_bos = bos is not None and Tokenizer.from_str(tokenizer_json.decode()).encode("a").ids[:1] == [bos]
-    return BaseLM(model, tokenizer_json, checksum, bos if adds_bos else None)
+    begin = begin_of_text_id(Tokenizer.from_str(tokenizer_json.decode()))
+    return BaseLM(model, tokenizer_json, checksum, begin)
 
 
 def load_frozen_lm(
@@ -89,7 +111,7 @@ def load_frozen_lm(
     if not (splits.train and splits.validation and splits.test):
         raise TextError("text must be long enough for training, validation and test parts, got too few lines")
     return FrozenLM(
-        **vars(lm),
+        **{item.name: getattr(lm, item.name) for item in fields(lm)},
         text_sha256=hashlib.sha256("\0".join(texts).encode()).hexdigest(),
         train=tokenize(tokenizer, splits.train).to(device),
         validation=tokenize(tokenizer, splits.validation).to(device),

@@ -69,7 +69,8 @@ class _NothingSource(TextSource):
         return self._silent(lm.windows(part, self._config.length, count)[:, self._config.prompt_tokens :])
 
     def _silent(self, continuation: torch.Tensor) -> Examples:
-        return Examples.from_windows(continuation.new_full((len(continuation), 1), self._end), continuation)
+        nothing = continuation.new_full((len(continuation), 1), self._end)
+        return Examples.from_windows(nothing, continuation, begin=self._begin)
 
 
 def end_token(lm: BaseLM) -> int:

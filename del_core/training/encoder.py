@@ -132,7 +132,8 @@ class _Training:
         return [*self.encoder_parameters().items(), *self.decoder.trained(), *prompted, multiplier]
 
     def _nll(self, y: torch.Tensor, mean: torch.Tensor | None, continuation: torch.Tensor) -> torch.Tensor:
-        return continuation_nll(self.lm.model, self.decoder(y, mean), continuation, self.soft_prompt)
+        prompt = self.lm.begin(self.decoder(y, mean))
+        return continuation_nll(self.lm.model, prompt, continuation, self.soft_prompt)
 
     def loss(self, step: int) -> torch.Tensor:
         """Return the Lagrangian of a batch."""

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from del_core.lm.perplexity import IGNORED, targets_nll
 from del_core.lm.text import HELD_OUT, TextError
+from del_core.prompts import SpanTokenizer, begin_of_text_id
 from del_core.training.parallel import Shard
 
 Pick: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -45,12 +46,17 @@ class Examples:
     head: torch.Tensor
 
     @classmethod
-    def from_windows(cls, prompt: torch.Tensor, continuation: torch.Tensor, *, private: bool = True) -> Examples:
-        """Return examples of prompts (batch, prompt tokens), as a whole private or public."""
+    def from_windows(
+        cls, prompt: torch.Tensor, continuation: torch.Tensor, *, private: bool = True, begin: int | None = None
+    ) -> Examples:
+        """Return examples of prompts (batch, prompt tokens), as a whole private or public.
+
+        ``begin`` is the begin-of-text token, if the LM has one.
+        """
         tokens = torch.cat([prompt, continuation[:, :-1]], dim=1)
         places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         targets = torch.nn.functional.pad(continuation, (prompt.shape[1] - 1, 0), value=IGNORED)
-        return cls(tokens, (places < prompt.shape[1]) & private, targets, tokens.new_empty(0))
+        return cls(tokens, (places < prompt.shape[1]) & private, targets, tokens.new_tensor([] if begin is None else [begin]))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -123,7 +129,8 @@ class Conversations:
             lines = [line for line in data.decode().splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise TextError(f"chat must be a readable UTF-8 file, got {path} ({type(error).__name__})") from None
-        found = tuple(_conversation(path, number, line, tokenizer) for number, line in enumerate(lines, start=1))
+        spans, begin = SpanTokenizer(tokenizer.to_str().encode()), begin_of_text_id(tokenizer)
+        found = tuple(_conversation(path, number, line, spans, begin) for number, line in enumerate(lines, start=1))
         size = int(len(found) * held_out / 2)
         if size < 1:
             raise TextError(
@@ -170,7 +177,7 @@ class Conversations:
         return tuple(self.train[index] for index in drawn[start : start + size])
 
 
-def _conversation(path: Path, number: int, line: str, tokenizer: Tokenizer) -> Conversation:
+def _conversation(path: Path, number: int, line: str, tokenizer: SpanTokenizer, begin: int | None) -> Conversation:
     def wrong(wanted: str) -> TextError:
         return TextError(f"chat: line {number} of {path} must {wanted}")
 
@@ -182,10 +189,12 @@ def _conversation(path: Path, number: int, line: str, tokenizer: Tokenizer) -> C
         raise wrong('be an object {"prompt": [{"text": ..., "private": ...}, ...], "answer": ...}') from None
     if not isinstance(answer, str) or not all(isinstance(t, str) and isinstance(p, bool) for t, p in spans):
         raise wrong("have strings as texts and answer, and true or false as private")
-    ids = [(tokenizer.encode(text, add_special_tokens=False).ids, private) for text, private in spans]
+    ids = list(zip(tokenizer.encode_spans(spans, begin), (private for _, private in spans), strict=True))
     prompt = tuple(token for part, _ in ids for token in part)
     private = tuple(flag for part, flag in ids for _ in part)
-    answered = tuple(tokenizer.encode(answer, add_special_tokens=False).ids)
+    answered = tokenizer.encode(answer, begins=False)
     if not prompt or not answered:
         raise wrong("have a prompt and an answer of at least one token")
+    if begin is not None:  # as the client sends it
+        prompt, private = (begin, *prompt), (False, *private)
     return Conversation(prompt, private, answered)

@@ -127,7 +127,7 @@ def train_projection(
     test = lm.windows(lm.test, config.length, config.evaluation_windows)
 
     def project(tokens: torch.Tensor) -> torch.Tensor:
-        return projection(lm.embeddings[tokens])
+        return lm.begin(projection(lm.embeddings[tokens]))
 
     def loss(step: int) -> torch.Tensor:
         tokens = shard.of(train.batch(step, config.batch))
@@ -138,7 +138,7 @@ def train_projection(
     def perplexity(windows: torch.Tensor, embed: Callable[[torch.Tensor], torch.Tensor] = project) -> float:
         return evaluate_perplexity(lm.model, windows, config.prompt_tokens, embed)
 
-    clean, pca = perplexity(test, lambda tokens: lm.embeddings[tokens]), perplexity(test)
+    clean, pca = perplexity(test, lambda tokens: lm.begin(lm.embeddings[tokens])), perplexity(test)
     fit(
         projection.named_parameters(),
         loss,

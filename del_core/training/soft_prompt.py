@@ -69,17 +69,18 @@ class TextSource:
 
     def __init__(self, lm: FrozenLM, config: SoftPromptConfig) -> None:
         self._config, self._windows = config, TokenWindows(lm.train, config.length, config.seed)
+        self._begin = lm.bos_token_id
         self.identity: Mapping[str, str] = {}
         self.validation = self._held_out(lm, lm.validation, config.evaluation_windows)
         self.test = self._held_out(lm, lm.test, config.test_windows)
 
     def batch(self, step: int) -> Examples:
         """Return windows whose prompts have one random length."""
-        return Examples.from_windows(*self._config.batch_of(self._windows, step))
+        return Examples.from_windows(*self._config.batch_of(self._windows, step), begin=self._begin)
 
     def _held_out(self, lm: FrozenLM, part: torch.Tensor, count: int) -> Examples:
         windows, prompt_tokens = lm.windows(part, self._config.length, count), self._config.prompt_tokens
-        return Examples.from_windows(windows[:, :prompt_tokens], windows[:, prompt_tokens:])
+        return Examples.from_windows(windows[:, :prompt_tokens], windows[:, prompt_tokens:], begin=self._begin)
 
 
 class ChatSource:

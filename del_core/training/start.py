@@ -88,7 +88,7 @@ class NoisyPrompt:
             nonlocal batches
             batches += 1
             y: torch.Tensor = self.decoder(self.noisy.sample(tokens, step_generator(seed, batches, tokens.device)))
-            return y
+            return lm.begin(y)
 
         return evaluate_perplexity(lm.model, windows, prompt_tokens, embed, self.soft_prompt)
 

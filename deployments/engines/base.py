@@ -6,7 +6,7 @@ end-of-text tokens. A kind of engine is one module that registers an :class:`Eng
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -68,6 +68,14 @@ class Delta:
     gathered: bool = False
 
 
+@dataclass(frozen=True)
+class LookUp:
+    """Rows (tokens, hidden size) of an engine's embedding layer, and its type of numbers."""
+
+    rows: NDArray[np.float32] = field(repr=False)
+    dtype: str
+
+
 class Engine(Protocol):
     """A language-model engine that serves many requests at once."""
 
@@ -77,6 +85,12 @@ class Engine(Protocol):
 
     async def start(self) -> None:
         """Load the model. Called once, before any other method."""
+
+    async def look_up(self, token_ids: Sequence[int]) -> LookUp | None:
+        """Return the rows that the model reads for token ids, None if the engine reads none.
+
+        The service compares them at start with the rows that it builds prompts from.
+        """
 
     def generate(
         self,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,7 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from deployments.engines.base import ENGINES, Delta, EngineDeadError, EngineKind, EngineSampling, EngineSettings
+from deployments.engines.base import (
+    ENGINES,
+    Delta,
+    EngineDeadError,
+    EngineKind,
+    EngineSampling,
+    EngineSettings,
+    LookUp,
+)
 
 logger = logging.getLogger("deployments.engines.mock")
 
@@ -76,6 +84,9 @@ class MockEngine:
     async def start(self) -> None:
         logger.warning("engine.kind is mock: no model is served, the tokens have no meaning")
         self._clock = asyncio.create_task(self._tick(), name="mock-engine")
+
+    async def look_up(self, token_ids: Sequence[int]) -> LookUp | None:
+        return None
 
     async def generate(
         self,

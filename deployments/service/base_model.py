@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,11 @@ from numpy.typing import NDArray
 from del_core.bundle import BaseModel, checksum_model
 from del_core.bundle.tensors import EMBEDDING_NAMES, read_header
 from del_core.errors import DelError
+from del_core.lm.families import row_scale
+from deployments.engines.base import LookUp
+
+# Unit roundoff of a type of numbers.
+_ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
 class BaseModelError(DelError):
@@ -50,10 +55,15 @@ def end_of_text_ids(directory: Path) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """Rows of the input embedding W, (vocabulary, hidden size)."""
+    """Rows that the model reads for its tokens, (vocabulary, hidden size).
 
+    They are the rows of the input embedding's weight, times the factor of the model's family.
+    """
+
+    directory: Path
     _rows: NDArray[Any] = field(repr=False)
     _bfloat16: bool
+    _scale: float = 1.0
 
     @classmethod
     def open(cls, directory: Path, expected: BaseModel) -> EmbeddingTable:
@@ -96,15 +106,45 @@ class EmbeddingTable:
                 f"model {path} must hold the whole tensor {name}; the file is truncated or its header is wrong"
             )
         rows = np.memmap(path, dtype=dtype, mode="r", offset=start + first, shape=(vocabulary, hidden))
-        return cls(rows, entry["dtype"] == "BF16")
+        return cls(directory, rows, entry["dtype"] == "BF16")._in_dtype("float32")
+
+    def _in_dtype(self, dtype: str) -> EmbeddingTable:
+        """Return the table with the factor that a model of this type of numbers has."""
+        path = self.directory / "config.json"
+        return replace(self, _scale=row_scale(_read_json(path), dtype)) if path.is_file() else self
 
     def rows(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Return embeddings (tokens, hidden size), float32, of ids in 0..vocabulary - 1."""
         rows = self._rows[np.asarray(token_ids, dtype=np.int64)]
         if self._bfloat16:
             # A bfloat16 is the upper half of the float32 with the same value.
-            return (rows.astype(np.uint32) << 16).view(np.float32)
-        return np.asarray(rows, dtype=np.float32)
+            rows = (rows.astype(np.uint32) << 16).view(np.float32)
+        return self._scaled(np.asarray(rows, dtype=np.float32))
+
+    def _scaled(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return rows if self._scale == 1.0 else rows * np.float32(self._scale)
+
+    def matched(self, token_ids: Sequence[int], looked_up: LookUp) -> EmbeddingTable:
+        """Return the table in the engine's type; raise BaseModelError if its rows are others.
+
+        ``looked_up`` are the engine's own rows of ``token_ids``. An engine that reads other rows
+        for a token than this table would see another prompt than the model was trained with.
+        """
+        table = self._in_dtype(looked_up.dtype)
+        own, other = table.rows(token_ids), looked_up.rows
+        if own.shape == other.shape:
+            allowed = 4 * _ROUNDING.get(looked_up.dtype, _ROUNDING["bfloat16"]) * np.abs(other)
+            wrong = np.any(np.abs(own - other) > allowed + np.finfo(np.float32).tiny, axis=1)
+            if not wrong.any():
+                return table
+            token_id = token_ids[int(np.argmax(wrong))]
+            found = f"other rows, first for the token id {token_id}"
+        else:
+            found = f"rows of shape {other.shape} for {len(token_ids)} token ids"
+        raise BaseModelError(
+            f"model {self.directory} must be read by the engine with the rows of its weights, times {table._scale:g}, "
+            f"got {found}; models of this kind cannot be served"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

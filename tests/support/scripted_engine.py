@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deployments.engines.base import Delta, EngineDeadError, EngineSampling
+from deployments.engines.base import Delta, EngineDeadError, EngineSampling, LookUp
 
 CONTEXT_LENGTH = 512
 
@@ -49,6 +49,9 @@ class ScriptedEngine:
 
     async def start(self) -> None:
         pass
+
+    async def look_up(self, token_ids: Sequence[int]) -> LookUp | None:
+        return None
 
     async def generate(
         self,

@@ -233,6 +233,9 @@ def register_engine() -> None:
         async def start(self) -> None:
             pass
 
+        async def look_up(self, token_ids: Any) -> None:
+            return None
+
         async def generate(
             self, request_id: str, embeddings: Any, sampling: Any, **options: Any
         ) -> AsyncGenerator[Delta, None]:

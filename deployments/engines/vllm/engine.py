@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from deployments.engines.base import ENGINES, Delta, EngineDeadError, EngineKind, EngineSampling, EngineSettings
+from deployments.engines.base import (
+    ENGINES,
+    Delta,
+    EngineDeadError,
+    EngineKind,
+    EngineSampling,
+    EngineSettings,
+    LookUp,
+)
 from deployments.engines.vllm import startup
 from deployments.engines.vllm.frontend import Frontend
 from deployments.engines.vllm.worker import configure_logging, salt_for
@@ -114,6 +122,12 @@ class VllmEngine:
         await self._frontend.start()
         if self._settings.enforce_eager:
             self.gives_ids = all(await llm.collective_rpc("give_ids_after_prompts"))
+
+    async def look_up(self, token_ids: Sequence[int]) -> LookUp | None:
+        self._started()
+        assert self._llm is not None
+        rows = (await self._llm.collective_rpc("look_up", args=(list(token_ids),)))[0]
+        return LookUp(np.array(rows, dtype=np.float32), str(self._llm.model_config.dtype).removeprefix("torch."))
 
     def _load(self) -> AsyncLLM:
         settings = self._settings

@@ -103,6 +103,16 @@ class EngineWorker:
         isolate_cache()
         return super().__new__(cls)
 
+    def look_up(self, token_ids: list[int]) -> list[list[float]]:
+        """Return the rows that the model itself reads for token ids."""
+        import torch
+
+        model = self.model_runner.get_model()
+        ids = torch.tensor(token_ids, dtype=torch.int64, device=self.model_runner.device)
+        with torch.inference_mode():
+            rows: list[list[float]] = model.embed_input_ids(ids).float().cpu().tolist()
+        return rows
+
     def give_ids_after_prompts(self) -> bool:
         """Let the runner take token ids in steps without prompt rows; return whether it can.
 

@@ -24,6 +24,8 @@ from benchmarks.privacy_utility.baselines import (
 )
 from benchmarks.privacy_utility.local_model import LocalModel, LocalRewriter
 from benchmarks.privacy_utility.views import DELTA, ClearPrompt, DelView, NoPrompt
+from del_core.evaluation.view import whole_prompt
+from del_core.lm.model import BaseLM
 from del_core.lm.noise import NoisyTable, step_generator
 from del_core.mechanism import Mechanism
 
@@ -89,7 +91,9 @@ def test_shapes_and_what_goes_over_the_wire():
     generator = torch.Generator()
     assert NoPrompt(_embeddings(), 3).embed(tokens, generator).tolist() == _embeddings()[3].expand(5, 1, -1).tolist()
     assert torch.equal(ClearPrompt(_embeddings()).embed(tokens, generator), _embeddings()[tokens])
-    behind = _del_view().embed(tokens, generator)
+    assert NoPrompt(_embeddings(), None).embed(tokens, generator).shape == (5, 0, _B)
+    assert _del_view().embed(tokens, generator).shape == (5, 6, _B)
+    behind = whole_prompt(_tiny_lm(0, 1), _del_view(), tokens, generator)
     assert behind.shape == (5, 4 + 6, _B)
     assert torch.equal(behind[:, :4], torch.ones(5, 4, _B))
     assert [view.bits_per_token for view in _views()] == [6.0, 0.0, 16.0, 16.0 * _B, 16.0 * _B, 6.0, 6.0]
@@ -267,13 +271,13 @@ def test_client_cost_is_measured(view):
     assert (cost.seconds == 0.0) == (cost.megabytes == 0.0) == free
 
 
-def _tiny_lm(seed: int, layers: int) -> LlamaForCausalLM:
+def _tiny_lm(seed: int, layers: int) -> BaseLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=_V, hidden_size=_B, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2,
         max_position_embeddings=128, tie_word_embeddings=True, bos_token_id=None, eos_token_id=0,
     )  # fmt: skip
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
+    return BaseLM(LlamaForCausalLM(config).eval().requires_grad_(False), b"{}", "checksum", None)
 
 
 def test_a_local_rewriter_reads_the_servers_text_and_then_the_clear_prompt():
@@ -281,13 +285,13 @@ def test_a_local_rewriter_reads_the_servers_text_and_then_the_clear_prompt():
     view = LocalRewriter(local, replaced, server, separator=0, written=5)
     tokens = torch.from_numpy(_tokens(12)).view(3, 4)
     read = view.embed(tokens, step_generator(1, 0))
-    table = local.get_input_embeddings().weight
+    table = local.embeddings
     assert read.shape == (3, 5 + 1 + 4, _B)
     assert torch.equal(read[:, 5], table[0].expand(3, -1))
     assert torch.equal(read[:, 6:], table[tokens])
     # The server's part is what transformers' own greedy generation writes from the replaced prompt.
     embedded = replaced.embed(tokens, step_generator(1, 0))
-    written = server.generate(
+    written = server.model.generate(
         inputs_embeds=embedded,
         attention_mask=torch.ones(embedded.shape[:2], dtype=torch.int64),
         max_new_tokens=5,
@@ -300,6 +304,6 @@ def test_a_local_rewriter_reads_the_servers_text_and_then_the_clear_prompt():
     flat = _tokens(1000)
     assert view.attack(flat, _log_prior(), 3) == replaced.attack(flat, _log_prior(), 3)
     cost, alone = view.client_cost(_tokens(8)), LocalModel(local, written=5).client_cost(_tokens(8))
-    weights = sum(p.numel() * 4 for p in local.parameters()) / 1e6
+    weights = sum(p.numel() * 4 for p in local.model.parameters()) / 1e6
     assert cost.megabytes > alone.megabytes > weights
     assert cost.seconds > 0.0

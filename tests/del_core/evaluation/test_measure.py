@@ -41,7 +41,7 @@ def windows(tokenizer):
 
 
 def test_likelihood_is_the_models_own(lm, windows):
-    nll = passage_nll(lm.model, ClearPrompt(lm.embeddings), windows, _PROMPT, seed=0)
+    nll = passage_nll(lm, ClearPrompt(lm.embeddings), windows, _PROMPT, seed=0)
     with torch.no_grad():
         log_probabilities = lm.model(windows).logits.log_softmax(-1)[:, _PROMPT - 1 : -1]
     expected = -log_probabilities.gather(2, windows[:, _PROMPT:, None])[..., 0].mean(1)
@@ -53,7 +53,7 @@ def test_likelihood_is_the_models_own(lm, windows):
 
 def test_prompts_help_and_noise_hurts(lm, windows):
     def mean(view) -> float:
-        return float(passage_nll(lm.model, view, windows, _PROMPT, seed=0).mean())
+        return float(passage_nll(lm, view, windows, _PROMPT, seed=0).mean())
 
     typical = float(lm.embeddings.norm(dim=1).median())
     noisy = [
@@ -66,7 +66,7 @@ def test_prompts_help_and_noise_hurts(lm, windows):
 
 def test_noise_is_of_the_seed(lm, windows):
     view = GaussianNoise(lm.embeddings, 20.0, Finish())
-    first, again, other = (passage_nll(lm.model, view, windows, _PROMPT, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (passage_nll(lm, view, windows, _PROMPT, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -87,15 +87,15 @@ def test_greedy_writing_is_that_of_transformers(lm, windows):
 def test_texts_are_the_decoded_greedy_continuations(tokenizer, lm, windows):
     ids = torch.tensor([[40, 41, 0, 42], [40, 41, 42, 43]])
     assert decode_texts(tokenizer, ids) == [tokenizer.decode(row) for row in ids.tolist()]
-    texts = written_texts(lm.model, ClearPrompt(lm.embeddings), tokenizer, windows[:3, :_PROMPT], 12, seed=0)
+    texts = written_texts(lm, ClearPrompt(lm.embeddings), tokenizer, windows[:3, :_PROMPT], 12, seed=0)
     assert texts == decode_texts(tokenizer, continuations(lm.model, lm.embeddings[windows[:3, :_PROMPT]], 12))
 
 
 def test_scores_rank_the_clear_prompt_over_none(lm, tokenizer, windows):
     prompts = windows[:, :_PROMPT]
     true = decode_texts(tokenizer, windows[:, _PROMPT:])
-    clear = written_texts(lm.model, ClearPrompt(lm.embeddings), tokenizer, prompts, _CONTINUATION, seed=0)
-    blind = written_texts(lm.model, NoPrompt(lm.embeddings, 0), tokenizer, prompts, _CONTINUATION, seed=0)
+    clear = written_texts(lm, ClearPrompt(lm.embeddings), tokenizer, prompts, _CONTINUATION, seed=0)
+    blind = written_texts(lm, NoPrompt(lm.embeddings, 0), tokenizer, prompts, _CONTINUATION, seed=0)
     similarity = SentenceSimilarity.installed()
     assert similarity is not None, "the extra `audit` is part of the test environment"
     of_clear, of_blind, of_true = (coherence(similarity, texts, true) for texts in (clear, blind, true))

@@ -45,7 +45,6 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     ("values", "says"),
     [
         ({"model_type": "mamba"}, "family of the model (mamba) is not supported"),
-        ({"model_type": "gemma3_text"}, "scales its embeddings"),
         ({"model_type": "qwen3_vl", "vision_config": {}}, "images or audio"),
         ({"model_type": "opt", "word_embed_proj_dim": 32, "hidden_size": 64}, "32 columns and the layers 64"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
