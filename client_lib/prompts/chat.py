@@ -71,8 +71,9 @@ class ChatTemplate:
     def jinja(cls, source: str, **variables: Any) -> ChatTemplate:
         """Use a Jinja template as published with models, with variables such as ``eos_token``.
 
-        It runs in Jinja's sandbox. ``bos_token`` is empty unless given, because the client sends
-        the bundle's token itself. Needs the package ``jinja2`` (extra ``chat``).
+        It runs in Jinja's sandbox. ``bos_token`` is empty unless given. A template that writes it
+        may be given it: the client drops it at the beginning of a prompt, and only there, if the
+        bundle sends the same token. Needs the package ``jinja2`` (extra ``chat``).
         """
         try:
             from jinja2 import TemplateError
@@ -112,7 +113,7 @@ class ChatTemplate:
             source = named.get("default")
         if not isinstance(source, str):
             raise invalid("path", "a configuration with a chat_template", "one without")
-        tokens = {name: config.get(name) for name in ("eos_token", "unk_token", "pad_token")}
+        tokens = {name: config.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
         values = {name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()}
         return cls.jinja(source, **{name: value for name, value in values.items() if isinstance(value, str)})
 

@@ -15,13 +15,28 @@ from client_lib.options import SamplingOptions
 from client_lib.prompts.chat import Message
 from client_lib.proxy import fields
 from client_lib.proxy.errors import APIError, invalid, unsupported
+from del_core.wire import Limits
 
 MAX_MESSAGES = 1024
 ROLES = ("system", "developer", "user", "assistant")
 
 _MAX_TOKENS = 131_072
+_MAX_STOP_TOKEN_IDS = Limits().max_stop_token_ids
 
-_COMMON = frozenset({"model", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "user"})
+_COMMON = frozenset(
+    {
+        "model",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "seed",
+        "stop",
+        "stop_token_ids",  # of vLLM's API, not of OpenAI's
+        "stream",
+        "stream_options",
+        "user",
+    }
+)
 _KNOWN_COMPLETION = _COMMON | {"prompt"} | fields.REFUSED_COMPLETION.keys()
 _KNOWN_CHAT = (
     _COMMON
@@ -101,6 +116,7 @@ def _common(body: Mapping[str, Any], limit: str) -> dict[str, Any]:
         "top_p": fields.number(body, "top_p", 0, 1, above=True),
         "seed": fields.integer(body, "seed", -(2**63), 2**63 - 1),
         "stop": _stop(body.get("stop")) or None,
+        "stop_token_ids": _stop_token_ids(body.get("stop_token_ids")) or None,
     }
     stream = fields.boolean(body, "stream")
     return {
@@ -125,6 +141,17 @@ def _stop(value: object) -> list[str]:
     if not isinstance(stops, list) or len(stops) > 4 or not all(isinstance(stop, str) and stop for stop in stops):
         raise invalid("stop", "a non-empty string or up to 4 of them", json_kind(value))
     return stops
+
+
+def _stop_token_ids(value: object) -> list[int]:
+    ids = [] if value is None else value
+    if (
+        not isinstance(ids, list)
+        or len(ids) > _MAX_STOP_TOKEN_IDS
+        or not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ids)
+    ):
+        raise invalid("stop_token_ids", f"up to {_MAX_STOP_TOKEN_IDS} token ids", json_kind(value))
+    return ids
 
 
 def _include_usage(value: object, stream: bool) -> bool:

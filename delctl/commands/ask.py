@@ -40,6 +40,13 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Makes the generation (never the noise) repeatable.")
 @click.option("--stop", multiple=True, help="End before this text; may be given several times.")
+@click.option(
+    "--stop-token-id",
+    "stop_token_ids",
+    type=click.IntRange(0),
+    multiple=True,
+    help="End at this token of the model; may be given several times.",
+)
 @click.option("--stream/--no-stream", default=True, help="Print the text as it is generated.  [default: stream]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the completion is done.")
 @click.option("--quiet", is_flag=True, help="No summary on stderr.")

@@ -21,14 +21,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from del_core.bundle import RESERVED_VARIANT, Bundle, Signature, pack_client
 from del_core.decoders import Decoder
 from del_core.errors import BUNDLE_OUTDATED, CONTEXT_LENGTH_EXCEEDED, DelError, FrameError
+from del_core.prompts import special_token_id
 from del_core.wire import Limits, PrivateSegment, Request, Shape, decode_frame
 from deployments.engines.base import Engine, EngineSampling, FinishReason
 from deployments.service.base_model import EmbeddingTable
-from deployments.service.text import TextStream, Tokenizer
+from deployments.service.text import TextStream, anchor_ids
 from deployments.telemetry.observation import Observation
 
 CLEAR = RESERVED_VARIANT
@@ -162,6 +164,7 @@ class PrivateLMService:
         """Tokens that the requests in flight may still generate, according to ``max_tokens``."""
         self.fingerprint = bundle.fingerprint
         self.max_frame_bytes = capacity.max_frame_bytes
+        self._anchor = anchor_ids(model.tokenizer)
         self._created = int(time.time())
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode")
         self._archive: asyncio.Future[bytes] | None = None
@@ -259,9 +262,12 @@ class PrivateLMService:
         Cached prompts, soft prompts aside, are shared only between requests of one ``cache_salt``.
         Raises EngineDeadError.
         """
-        text = TextStream(self._model.tokenizer, request.sampling.stop)
+        tokenizer, stop = self._model.tokenizer, request.sampling.stop
+        # A special token has no text: as a stop string it would never be found.
+        special = {one: token_id for one in stop if (token_id := special_token_id(tokenizer, one)) is not None}
+        text = TextStream(tokenizer, [one for one in stop if one not in special], self._anchor)
         end = () if request.sampling.ignore_eos else self._model.end_of_text
-        stop_ids = tuple(dict.fromkeys((*request.sampling.stop_token_ids, *end)))
+        stop_ids = tuple(dict.fromkeys((*request.sampling.stop_token_ids, *special.values(), *end)))
         ended = await self._replay(text, request.resume, stop_ids)
         if ended:
             yield Piece(text.finish(), (), ended)

@@ -7,7 +7,8 @@ resumes continues with exactly the text that the interrupted one had not yet rel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+
+from tokenizers import Tokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -16,27 +17,33 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_WAIT = 32
 
 
-class Tokenizer(Protocol):
-    """The method of ``tokenizers.Tokenizer`` that :class:`TextStream` needs."""
+def anchor_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return tokens with a text, behind which a completion is decoded as the rest of a text.
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    Some tokenizers drop the space of a first word. The first word of a completion is not the first
+    word of a text: the prompt precedes it.
+    """
+    ids = tuple(tokenizer.encode("a", add_special_tokens=False).ids)
+    text = tokenizer.decode(ids)
+    return ids if text and _REPLACEMENT not in text else ()
 
 
 class TextStream:
     """Incremental detokenization with stop strings.
 
     Tokens are decoded in a window that begins at an earlier token, because some tokenizers drop the
-    space of a first word. Text that ends in an incomplete character is held until the next token,
-    and so is the longest end of the text that could become a stop string.
+    space of a first word; ``anchor`` (:func:`anchor_ids`) precedes the first token. Text that ends
+    in an incomplete character is held until the next token, and so is the longest end of the text
+    that could become a stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), anchor: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
-        self._ids: list[int] = []
+        self._ids: list[int] = list(anchor)
         self._window_start = 0
-        self._window_text = ""  # text of the window up to _decoded
-        self._decoded = 0  # tokens whose text is complete
+        self._window_text = tokenizer.decode(anchor) if anchor else ""  # text of the window up to _decoded
+        self._decoded = len(anchor)  # tokens whose text is complete
         self._held = ""  # text that may be the beginning of a stop string
         self.stopped = False
 

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
-from client_lib import ChatTemplate, InvalidRequestError, Message, private, public
+from client_lib import ChatTemplate, Encoder, InvalidRequestError, Message, private, public
+from del_core.wire import PublicSegment
+from tests.support.bundle import make_bundle
 
 CHATML = (
     "{% for message in messages %}"
@@ -143,3 +146,35 @@ def test_what_is_no_message_is_refused(messages: Any) -> None:
 def test_unknown_roles_are_named() -> None:
     with pytest.raises(InvalidRequestError, match="user, got 'tool'"):
         ChatTemplate.simple({"user": "U"}, answer="A").render([Message("tool", "x")])
+
+
+EVERY_TURN = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("bos_token_id", [0, None])
+def test_begin_of_text_stands_once_in_front_and_in_later_turns(tmp_path: Path, bos_token_id: int | None) -> None:
+    """The bundle sends its own; a template's leading one would be a second."""
+    config = {"chat_template": EVERY_TURN, "bos_token": {"content": "<s>"}, "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    template = ChatTemplate.from_tokenizer_config(tmp_path / "tokenizer_config.json")
+    messages = [Message("user", "hello"), Message("assistant", "well"), Message("user", "bye")]
+    encoder = Encoder(make_bundle(tmp_path / "bundle", bos_token_id=bos_token_id))
+    tokenizer = Tokenizer.from_file(str(encoder.bundle.tokenizer_path))
+    text = "<s>[INST] hello [/INST] well </s><s>[INST] bye [/INST]"
+    encoded = encoder.encode(template.render(messages, "clear"), "clear")
+    ids = [token_id for segment in encoded.segments for token_id in segment.token_ids]  # type: ignore[union-attr]
+    assert ids == tokenizer.encode(text, add_special_tokens=False).ids
+    assert ids.count(0) == 2
+    private_turns = encoder.encode(template.render(messages), "open")
+    public_ids = [one.token_ids for one in private_turns.segments if isinstance(one, PublicSegment)]
+    assert [token_id for ids in public_ids for token_id in ids].count(0) == 2
+
+
+def test_begin_of_text_in_a_private_span_is_not_looked_at(tmp_path: Path) -> None:
+    encoder = Encoder(make_bundle(tmp_path / "bundle"))
+    lengths = [encoder.encode([private(f"{front}hello")], "open").private_tokens for front in ("", "<s>")]
+    assert lengths[1] == lengths[0] + 1

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
 
 from client_lib import BundleInvalidError, Encoder, InvalidRequestError, Span, private, public
 from client_lib.prompts.spans import spans_of
@@ -153,6 +154,20 @@ def test_text_is_never_cut_or_filled_up(tmp_path: Path) -> None:
     plain = Tokenizer.from_str(make_tokenizer().decode())
     text = "the quick brown fox jumps over the lazy dog"
     assert encoder.encode(text, "strict").tokens == len(plain.encode(text, add_special_tokens=False).ids)
+
+
+@pytest.mark.parametrize("spaced", [False, True])
+def test_parts_of_a_prompt_that_are_encoded_apart(tmp_path: Path, spaced: bool) -> None:
+    """As the proxy does for the turns of a chat that it has not sent before."""
+    tokenizer = Tokenizer.from_str(make_tokenizer().decode())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=spaced)
+    encoder = Encoder(make_bundle(tmp_path / "bundle", tokenizer_json=tokenizer.to_str().encode()))
+    spans = [public("the quick"), public(" brown"), public("fox")]
+    whole = encoder.encode(spans, "clear").segments
+    rest = encoder.draw(encoder.tokenize(spans[1:], "clear", before=spans[:1]), "clear", continues=True)
+    assert (*encoder.encode(spans[:1], "clear").segments, *rest.segments) == whole
+    ids = [token_id for segment in whole[1:] for token_id in segment.token_ids]  # type: ignore[union-attr]
+    assert tokenizer.decode(ids).strip() == "the quick brownfox"
 
 
 @pytest.mark.parametrize("variant", ["secret", "", "Open", None])

@@ -49,7 +49,8 @@ def test_streams_the_text_and_sums_up_on_stderr(server: ScriptedServer, capsys: 
 
 
 def test_json_is_one_object_and_nothing_else(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["ask", PROMPT, "--variant", "strict", "--max-tokens", "3", "--stop", "x", "--json"]) == 0
+    ids = ("--stop-token-id", "7", "--stop-token-id", "9")
+    assert run(["ask", PROMPT, "--variant", "strict", "--max-tokens", "3", "--stop", "x", *ids, "--json"]) == 0
     captured = capsys.readouterr()
     answer = json.loads(captured.out)
     assert captured.err == ""
@@ -58,7 +59,8 @@ def test_json_is_one_object_and_nothing_else(server: ScriptedServer, capsys: pyt
     assert answer["variant"] == "strict"
     assert answer["bytes_sent"] == len(server.frames[0])
     assert answer["epsilon"] == accounting.epsilon(server.bundle.mechanism("strict"), 1e-6)
-    assert server.decode(server.frames[0]).sampling.stop == ("x",)
+    sampling = server.decode(server.frames[0]).sampling
+    assert (sampling.stop, sampling.stop_token_ids) == (("x",), (7, 9))
 
 
 @pytest.mark.parametrize("mode", ["--stream", "--no-stream"])

@@ -80,7 +80,7 @@ def test_samples_are_draws_of_the_model(lm, windows):
 def test_samples_of_a_passage_differ_and_are_of_the_seed(lm, tokenizer, windows):
     def drawn(seed: int) -> list[str]:
         view, prompts = ClearPrompt(lm.embeddings), windows[:3, :_PROMPT]
-        return sampled_texts(lm.model, view, tokenizer, prompts, 12, seed, 4)
+        return sampled_texts(lm, view, tokenizer, prompts, 12, seed, 4)
 
     assert drawn(1) == drawn(1) != drawn(2)
     assert len(drawn(1)) == 12

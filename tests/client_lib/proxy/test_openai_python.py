@@ -93,11 +93,19 @@ def test_completion_in_a_stream_with_usage(api: openai.OpenAI) -> None:
 
 def test_sampling_arrives(api: openai.OpenAI, server: ScriptedServer) -> None:
     api.completions.create(
-        model="open", prompt="a", max_tokens=5, temperature=0.25, top_p=0.5, seed=-3, stop=["x", "yy"], n=1
+        model="open",
+        prompt="a",
+        max_tokens=5,
+        temperature=0.25,
+        top_p=0.5,
+        seed=-3,
+        stop=["x", "yy"],
+        n=1,
+        extra_body={"stop_token_ids": [7, 9]},
     )
     sampling = server.decode(server.frames[0]).sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.seed) == (5, 0.25, 0.5, -3)
-    assert sampling.stop == ("x", "yy")
+    assert (sampling.stop, sampling.stop_token_ids) == (("x", "yy"), (7, 9))
 
 
 def test_the_length_of_an_answer_that_names_none(api: openai.OpenAI, server: ScriptedServer) -> None:

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from del_core.bundle import BaseModel
-from del_core.evaluation.generation import passage_nll
+from del_core.evaluation.measure import passage_nll
 from del_core.evaluation.view import ClearPrompt, NoPrompt, whole_prompt
 from del_core.lm.families import FAMILIES, attention_for, row_scale
 from del_core.lm.model import BaseLM, load_base_lm

@@ -20,7 +20,7 @@ from deployments.service.base_model import EmbeddingTable
 from deployments.service.service import Capacity, OverloadedError, PrivateLMService, ServedModel
 from tests.support.scripted_engine import CONTEXT_LENGTH, ScriptedEngine
 from tests.support.serving_frames import encode, make_frame, make_request, private_segment
-from tests.support.tiny import BOS_ID, EOS_ID, SOFT_PROMPT_LENGTH
+from tests.support.tiny import BOS, BOS_ID, EOS_ID, SOFT_PROMPT_LENGTH
 
 ServiceMaker = Callable[..., PrivateLMService]
 
@@ -128,6 +128,17 @@ async def test_stop_token_ids_and_ignore_eos(make_service: ServiceMaker, bundle:
     assert (done.token_ids, done.finish_reason) == ((20, EOS_ID, 21, 22), "stop")
     assert done.text == tokenizer.decode([20, 21])
     assert engine.calls[0].sampling.stop_token_ids == (22,)
+
+
+async def test_a_stop_string_that_is_a_special_token(make_service: ServiceMaker, bundle: Bundle) -> None:
+    engine = ScriptedEngine(tokens=[20, EOS_ID, 21, BOS_ID, 22])
+    service = make_service(engine)
+    stop, options = (BOS, "no such text"), {"max_tokens": 10, "ignore_eos": True}
+    done = await service.complete(make_request(bundle, stop=stop, **options))
+    assert (done.token_ids, done.finish_reason) == ((20, EOS_ID, 21, BOS_ID), "stop")
+    assert engine.calls[0].sampling.stop_token_ids == (BOS_ID,)
+    ended = await service.complete(make_request(bundle, stop=stop, resume=(20, BOS_ID), **options))
+    assert (ended.text, ended.token_ids, ended.finish_reason) == ("", (), "stop")
 
 
 @pytest.mark.parametrize("stop", [(), ("story",)])

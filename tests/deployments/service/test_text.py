@@ -6,17 +6,19 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from deployments.service.text import TextStream
+from deployments.service.text import TextStream, anchor_ids
 from tests.support.tiny import EOS_ID
 
 TEXT = "Größe, naïveté: 日本語 and 🙂🙃 together, then THE END of it all."
 
 
-def stream(tokenizer: Tokenizer, ids: Sequence[int], stop: Sequence[str] = ()) -> tuple[str, int]:
+def stream(
+    tokenizer: Tokenizer, ids: Sequence[int], stop: Sequence[str] = (), anchor: Sequence[int] = ()
+) -> tuple[str, int]:
     """Return the whole text of a stream and its number of tokens."""
-    text = TextStream(tokenizer, stop)
+    text = TextStream(tokenizer, stop, anchor)
     out = []
     for count, token_id in enumerate(ids, start=1):
         out.append(text.push(token_id))
@@ -146,3 +148,29 @@ def test_groups_release_what_their_tokens_release_one_by_one(tokenizer: Tokenize
             assert grouped.extend(group) == (expected, taken)
             assert grouped.stopped == single.stopped
         assert grouped.finish() == single.finish()
+
+
+@pytest.fixture
+def metaspace() -> Tokenizer:
+    """A tokenizer of the Llama type, whose decoder drops the space of a first word."""
+    words = ("a", "that", "says", ",", "\u2581a", "\u2581that", "\u2581says", "\u2581")
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return tokenizer
+
+
+def test_a_completion_keeps_its_leading_space(metaspace: Tokenizer) -> None:
+    ids = [metaspace.token_to_id(piece) for piece in ("\u2581that", "\u2581says", ",", "\u2581", "\u2581a")]
+    anchor = anchor_ids(metaspace)
+    assert stream(metaspace, ids, anchor=anchor) == (" that says,  a", 5)
+    assert stream(metaspace, ids, [" that"], anchor) == ("", 1)
+    assert stream(metaspace, ids[1:], [" a"], anchor) == (" says, ", 4)
+    text = TextStream(metaspace, (), anchor)
+    assert text.extend(ids)[0] + text.finish() == " that says,  a"
+
+
+def test_an_anchor_changes_no_other_text(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(TEXT).ids
+    assert stream(tokenizer, ids, anchor=anchor_ids(tokenizer)) == (TEXT, len(ids))
+    assert stream(tokenizer, [], anchor=anchor_ids(tokenizer)) == ("", 0)
