@@ -128,6 +128,17 @@ def engines() -> str:
     return table(("kind", "engine"), rows)
 
 
+def model_families() -> str:
+    """Return the table of the families of language models."""
+    from del_core.lm.families import FAMILIES
+
+    rows = (
+        (family.label, f"`{name}`", "yes" if family.refused is None else f"no: {family.refused}", family.note)
+        for name, family in FAMILIES.items()
+    )
+    return table(("family", "`model_type`", "served", "note"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "error-codes": error_codes,
     "client-errors": client_error_classes,
@@ -136,6 +147,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decoders": decoders,
     "engines": engines,
     "mechanisms": mechanisms,
+    "model-families": model_families,
 }
 
 

@@ -8,7 +8,8 @@ not have. The rule is therefore:
 - A span that **begins a text** is tokenized as the file says: the first span of a prompt, and,
   where the tokenizer writes its space behind every added token (not only at the beginning), a span
   behind a public span that ends in an added token.
-- Every other span **continues a text**: the same tokenizer without the space in front.
+- Every other span **continues a text**: up to its first added token it is tokenized without the
+  space in front, behind that token as the file says.
 
 The choice never depends on a private span. docs/reference/bundle-format.md states the rule.
 """
@@ -83,8 +84,16 @@ class SpanTokenizer:
 
     def encode(self, text: str, *, begins: bool = True) -> tuple[int, ...]:
         """Return the ids of a text that begins a prompt, or of one that continues it."""
-        tokenizer = self._beginning if begins else self._continuing
-        return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+        if begins or self._continuing is self._beginning:
+            return tuple(self._beginning.encode(text, add_special_tokens=False).ids)
+        encoding = self._continuing.encode(text, add_special_tokens=False)
+        ids = tuple(encoding.ids)
+        if self._everywhere:
+            for index, token_id in enumerate(ids):
+                if token_id in self._added:
+                    rest = text[encoding.offsets[index][1] :]
+                    return ids[: index + 1] + self.encode(rest)
+        return ids
 
     def encode_spans(
         self, spans: Iterable[tuple[str, bool]], begin_of_text: int | None = None

@@ -38,7 +38,9 @@ class StageConfig:
     def identity(self, lm: FrozenLM) -> dict[str, Any]:
         """Return the members that identify a run: LM, text and all settings but the steps."""
         settings = {key: value for key, value in asdict(self).items() if key != "steps"}
-        return {**settings, "model": lm.checksum, "text": lm.text_sha256}
+        # Absent without one, as in runs that were begun before prompts had it in training.
+        begin = {} if lm.bos_token_id is None else {"begin_of_text": lm.bos_token_id}
+        return {**settings, "model": lm.checksum, "text": lm.text_sha256, **begin}
 
 
 @dataclass(frozen=True, kw_only=True)

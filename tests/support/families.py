@@ -45,7 +45,7 @@ _HEADS_OF_32: Mapping[str, Any] = {"head_dim": 32}
 _OWN: Mapping[str, Mapping[str, Any]] = {
     "bloom": {"n_layer": 2, "n_head": 2, "seq_length": POSITIONS},
     "cohere": {"logit_scale": 1.0},
-    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 1, "alibi": False, "ffn_hidden_size": 96},
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 1, "alibi": False},
     "gemma": _HEADS_OF_32,
     "gemma2": {**_HEADS_OF_32, "query_pre_attn_scalar": 32, "attn_logit_softcapping": 5.0, "sliding_window": 16},
     "gemma3_text": {**_HEADS_OF_32, "query_pre_attn_scalar": 32, "sliding_window": 16},

@@ -7,6 +7,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from del_core.prompts import SpanTokenizer
+
 __all__ = ["streams", "tokenizer"]
 
 TEXTS = (
@@ -22,6 +24,19 @@ TEXTS = (
     "<s>the<s>", "x<s>the</s>", "<|end|>the<|end|>of<|end", "<s", "the<<s>>",
     "trailing   ", "\r\n\r\n", "...!?!  ...\u00bf",
 )  # fmt: skip
+
+# Prompts as spans: text, and whether it is public.
+PROMPTS = (
+    (("the cat", True), (" and", True), ("the hat", False)),
+    (("<s>", True), ("the cat", False), ("the hat</s>", True), ("the<s>the", True)),
+    (("x</s>", False), ("the<|end|>", True), ("the", True), ("", True), ("the", True)),
+)
+
+
+def _spans(tokenizer: SpanTokenizer, spans: tuple[tuple[str, bool], ...]) -> list[dict[str, Any]]:
+    """Return the spans of a prompt with their ids."""
+    found = tokenizer.encode_spans((text, not public) for text, public in spans)
+    return [{"text": text, "public": public, "ids": ids} for (text, public), ids in zip(spans, found, strict=True)]
 
 
 def tokenizer() -> list[dict[str, Any]]:
@@ -84,7 +99,8 @@ def tokenizer() -> list[dict[str, Any]]:
         }
         library = Tokenizer.from_str(json.dumps(value))
         texts = [{"text": text, "ids": library.encode(text, add_special_tokens=False).ids} for text in TEXTS]
-        cases.append({"name": name, "tokenizer": value, "texts": texts})
+        prompts = [{"spans": _spans(SpanTokenizer(json.dumps(value).encode()), spans)} for spans in PROMPTS]
+        cases.append({"name": name, "tokenizer": value, "texts": texts, "prompts": prompts})
     return cases
 
 

@@ -53,14 +53,19 @@ export class DelClient {
     const known = this.bundle.variants.get(variant);
     if (known === undefined) throw new RangeError(`variant: unknown; allowed: ${[...this.bundle.variants.keys()].join(", ")}`);
     const random = new CryptoBytes();
-    const segments = spans.flatMap((span): Segment[] => {
+    const parts = spans.map((span) => {
       const shown = typeof span === "object" && "public" in span;
-      const ids = this.tokenizer.encode(shown ? span.public : typeof span === "string" ? span : span.private);
+      return { shown, text: shown ? span.public : typeof span === "string" ? span : span.private };
+    }).filter((part) => part.text !== "");
+    const bos = this.bundle.bosTokenId;
+    const encoded = this.tokenizer.encodeSpans(parts);
+    // The bundle's begin-of-text token is sent below; a template may have written it already.
+    if (bos !== null && parts[0]?.shown && encoded[0]![0] === bos) encoded[0]!.shift();
+    const segments = encoded.flatMap((ids, index): Segment[] => {
       if (!ids.length) return [];
-      return [shown ? { public: ids } : { private: ids.map((id) => sample(known.mechanism, known.table.row(id), random)) }];
+      return [parts[index]!.shown ? { public: ids } : { private: ids.map((id) => sample(known.mechanism, known.table.row(id), random)) }];
     });
     if (!segments.length) throw new RangeError("prompt: no token remains; at least one is needed");
-    const bos = this.bundle.bosTokenId;
     return { variant, segments: bos === null ? segments : [{ public: [bos] }, ...segments] };
   }
 

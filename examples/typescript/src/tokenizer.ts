@@ -25,6 +25,7 @@ export class Tokenizer {
   private readonly ignoreMerges: boolean;
   private readonly prefixSpace: boolean;
   private readonly useRegex: boolean;
+  private readonly addedIds = new Set<number>();
   private readonly cache = new Map<string, number[]>();
 
   constructor(data: Uint8Array) {
@@ -48,20 +49,34 @@ export class Tokenizer {
     this.readAdded(list(file.get("added_tokens") ?? [], "added_tokens"));
   }
 
+  /** The ids of each span of a prompt, in order. Only the beginning of a text, or what follows an added token, gets the space. */
+  encodeSpans(spans: readonly { readonly text: string; readonly shown: boolean }[]): number[][] {
+    let begins = true;
+    return spans.map(({ text, shown }) => {
+      const ids = this.encode(text, begins);
+      if (text !== "") begins = shown && this.addedIds.has(ids.at(-1) ?? -1);
+      return ids;
+    });
+  }
+
   /** The ids of a text, without special tokens being added; such a token in the text is found, as in any text. */
-  encode(text: string): number[] {
+  encode(text: string, begins = true): number[] {
     let parts: (string | number)[] = [text];
     for (const [pattern, ids] of this.added) {
       parts = parts.flatMap((part) =>
         typeof part === "number" ? [part] : part.split(pattern).map((piece) => ids.get(piece) ?? piece),
       );
     }
-    return parts.flatMap((part) => (typeof part === "number" ? [part] : this.words(part)));
+    return parts.flatMap((part) => {
+      if (typeof part === "string") return this.words(part, begins);
+      begins = true;
+      return [part];
+    });
   }
 
-  private words(text: string): number[] {
+  private words(text: string, begins: boolean): number[] {
     if (text === "") return [];
-    const spaced = this.prefixSpace && !text.startsWith(" ") ? ` ${text}` : text;
+    const spaced = this.prefixSpace && begins && !text.startsWith(" ") ? ` ${text}` : text;
     const words = this.useRegex ? (spaced.match(WORDS) ?? []) : [spaced];
     return words.flatMap((word) => this.word(word));
   }
@@ -101,6 +116,7 @@ export class Tokenizer {
       const ids = new Map<string, number>();
       for (const token of tokens.map((item) => object(item, "added_tokens"))) {
         for (const name of ["single_word", "lstrip", "rstrip"]) refuseUnless(token, name, [false, null], "added_tokens");
+        this.addedIds.add(Number(token.get("id")));
         if ((token.get("normalized") === true) === normalized) ids.set(String(token.get("content")), Number(token.get("id")));
       }
       ids.delete("");

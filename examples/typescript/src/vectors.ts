@@ -105,6 +105,10 @@ const RUNNERS: Record<string, (file: Members, one: Members) => void | Promise<vo
     for (const case_ of maps(one.get("texts"))) {
       equal(tokenizer.encode(text(case_.get("text"))), numbers(case_.get("ids")), `ids of ${JSON.stringify(case_.get("text"))}`);
     }
+    for (const case_ of maps(one.get("prompts"))) {
+      const spans = maps(case_.get("spans")).map((span) => ({ text: text(span.get("text")), shown: span.get("public") === true }));
+      equal(tokenizer.encodeSpans(spans), maps(case_.get("spans")).map((span) => numbers(span.get("ids"))), "ids of spans");
+    }
   },
   "streams.json": async (file, one) => {
     const body = bytes(one.get("body"));

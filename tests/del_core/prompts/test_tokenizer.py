@@ -65,6 +65,7 @@ def whole(kind: str, *texts: str) -> list[str]:
         ("<|user|>", "the doctor", " says</s>", "the sea"),
         ("<|user|>", " the doctor"),
         ("<s>", "<|user|>", "she says"),
+        ("the sea", " is</s><s>the doctor", " says", "</s>"),
     ],
 )
 def test_public_spans_have_the_pieces_of_the_whole_text(kind: str, texts: tuple[str, ...]) -> None:
