@@ -167,7 +167,7 @@ def test_begin_of_text_stands_once_in_front_and_in_later_turns(tmp_path: Path, b
     text = "<s>[INST] hello [/INST] well </s><s>[INST] bye [/INST]"
     encoded = encoder.encode(template.render(messages, "clear"), "clear")
     ids = [token_id for segment in encoded.segments for token_id in segment.token_ids]  # type: ignore[union-attr]
-    assert ids == tokenizer.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
     assert ids.count(0) == 2
     private_turns = encoder.encode(template.render(messages), "open")
     public_ids = [one.token_ids for one in private_turns.segments if isinstance(one, PublicSegment)]
