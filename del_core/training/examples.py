@@ -56,7 +56,8 @@ class Examples:
         tokens = torch.cat([prompt, continuation[:, :-1]], dim=1)
         places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         targets = torch.nn.functional.pad(continuation, (prompt.shape[1] - 1, 0), value=IGNORED)
-        return cls(tokens, (places < prompt.shape[1]) & private, targets, tokens.new_tensor([] if begin is None else [begin]))
+        head = tokens.new_tensor([] if begin is None else [begin])
+        return cls(tokens, (places < prompt.shape[1]) & private, targets, head)
 
     def __len__(self) -> int:
         return len(self.tokens)
