@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from del_core.evaluation.measure import passage_nll
 from del_core.evaluation.view import ClearPrompt, NoPrompt, whole_prompt
 from del_core.lm.families import FAMILIES, attention_for, row_scale
 from del_core.lm.model import BaseLM, load_base_lm
+from del_core.training.examples import Conversations, Examples
 from deployments.engines.base import LookUp
 from deployments.service.base_model import BaseModelError, EmbeddingTable
 from tests.support.families import HIDDEN_SIZE, VOCABULARY_SIZE, make_model
@@ -52,6 +54,22 @@ def test_a_prompt_is_what_the_model_makes_of_its_ids(gemma: tuple[Path, BaseLM])
         log_probabilities = lm.model(input_ids=ids[None]).logits[0].log_softmax(-1)[6:-1]
     expected = -log_probabilities.gather(1, ids[7:, None]).mean()
     assert float(found[0]) == pytest.approx(float(expected), rel=1e-5)
+    examples = Examples.from_windows(ids[None, 1:7], ids[None, 7:], begin=lm.bos_token_id)
+    trained = examples.nll(lm.model, lambda pick: lm.embeddings[pick(examples.tokens)], lm.embeddings[:0])
+    assert float(trained[0]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_conversations_are_tokenized_as_the_client_sends_them(gemma: tuple[Path, BaseLM], tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_str(gemma[1].tokenizer_json.decode())
+    spans = [("<s>She said", False), (" that the sea", True), (" had seen", False)]
+    line = {"prompt": [{"text": text, "private": private} for text, private in spans], "answer": " her"}
+    (tmp_path / "chat.jsonl").write_text("\n".join([json.dumps(line)] * 30), "utf-8")
+    one = Conversations.read(tmp_path / "chat.jsonl", tokenizer).train[0]
+    assert tokenizer.decode(one.prompt, skip_special_tokens=False) == "<s>She said that the sea had seen"
+    assert one.private[0] is False
+    assert tokenizer.decode([token for token, hidden in zip(one.prompt, one.private, strict=True) if hidden]) == (
+        " that the sea"
+    )
 
 
 def test_what_stands_in_front_of_a_prompt(gemma: tuple[Path, BaseLM]) -> None:
