@@ -145,7 +145,7 @@ async def not_routed(request: Request, error: Exception) -> Response:
     else:
         failure = APIError(
             404,
-            "No such route; the routes are /v1/chat/completions, /v1/completions, /v1/models, /healthz",
+            "No such route; the routes are /v1/chat/completions, /v1/completions, /v1/models, /healthz, /readyz",
             code="not_found",
         )
     headers = {**failure.headers, "x-request-id": f"req_{secrets.token_hex(16)}"}

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -32,6 +33,7 @@ from del_core.net.asgi import begun, ended, unless_disconnected
 
 SUBJECT_HEADER = "x-del-subject"
 NOISE_HEADER = "x-del-noise"
+_READY_TIMEOUT_S, _READY_FOR_S = 5.0, 1.0
 DELTA = DEFAULT_DELTA
 """The delta of the models' epsilon."""
 
@@ -42,13 +44,14 @@ def create_app(client: AsyncClient, settings: ProxySettings | None = None) -> St
     proxy = _Proxy(client, settings)
     guard = Guard(settings)
     routes = [
-        Route(path, guard(path, handler, is_open=path == "/healthz"), methods=[method])
+        Route(path, guard(path, handler, is_open=path in ("/healthz", "/readyz")), methods=[method])
         for path, method, handler in (
             ("/v1/chat/completions", "POST", proxy.chat),
             ("/v1/completions", "POST", proxy.completions),
             ("/v1/models", "GET", proxy.models),
             ("/v1/models/{id:path}", "GET", proxy.model),
             ("/healthz", "GET", proxy.health),
+            ("/readyz", "GET", proxy.ready),
         )
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: not_routed})
@@ -62,6 +65,8 @@ class _Proxy:
         self._settings = settings
         self._prompts = Prompts(client, settings)
         self._started = int(time.time())
+        self._asking = anyio.Lock()
+        self._ready_until = 0.0
 
     async def completions(self, request: Request) -> Response:
         asked = parse_completion(parse_body(await read_body(request, self._settings.max_body_bytes)))
@@ -83,6 +88,15 @@ class _Proxy:
     async def health(self, _: Request) -> Response:
         """The proxy runs, whatever the state of the server."""
         return JSONResponse({"status": "ok"})
+
+    async def ready(self, _: Request) -> Response:
+        """The server answers, too."""
+        # One question at a time, however many ask: the route needs no key.
+        async with self._asking:
+            if time.monotonic() > self._ready_until:
+                await self._client.with_options(max_retries=0, timeout=_READY_TIMEOUT_S).models()
+                self._ready_until = time.monotonic() + _READY_FOR_S
+        return JSONResponse({"status": "ready"})
 
     async def _offered(self) -> tuple[str, ...]:
         known = (*await self._client.variants(), CLEAR)

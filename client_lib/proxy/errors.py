@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -88,7 +89,8 @@ _ANSWERS: Mapping[type[errors.DELClientError], _Answer] = MappingProxyType(
         errors.OverloadedError: _Answer(503, "overloaded", may_retry=True),
         errors.AccessDeniedError: _Answer(502, "upstream_permission_denied"),
         errors.TimeoutExceededError: _Answer(504, "upstream_timeout"),
-        errors.ConnectionFailedError: _Answer(502, "upstream_unreachable", may_retry=True),
+        # The client has retried already: a second layer would multiply the time.
+        errors.ConnectionFailedError: _Answer(502, "upstream_unreachable"),
         errors.StreamBrokenError: _Answer(502, "stream_broken", may_retry=True),
         errors.ServerError: _Answer(502, "upstream_error"),
         errors.ProtocolError: _Answer(502, "upstream_protocol_error"),
@@ -104,8 +106,18 @@ _ANSWERS: Mapping[type[errors.DELClientError], _Answer] = MappingProxyType(
     }
 )
 
+_ADDRESS = re.compile(r"https?://[^\s,;)]*[^\s,;):]")
+
 # Fields of the client that OpenAI's API names differently.
 _FIELDS: Mapping[str, str] = MappingProxyType({"variant": "model", "subject": "user"})
+
+
+def _message(error: errors.DELClientError) -> str:
+    """Return the message without the server's address, which is not the application's business."""
+    words = _ADDRESS.sub("the server", str(error))
+    if isinstance(error, errors.ConnectionFailedError) and error.status is None:
+        words += "; is it running? `delctl serve` starts one"
+    return words
 
 
 def api_error(error: errors.DELClientError, *, fields: Mapping[str, str] = MappingProxyType({})) -> APIError:
@@ -132,7 +144,7 @@ def api_error(error: errors.DELClientError, *, fields: Mapping[str, str] = Mappi
         retry_after = _DEFAULT_RETRY_AFTER if retry_after is None else retry_after
     return APIError(
         status,
-        str(error),
+        _message(error),
         code=code,
         param=param,
         kind=answer.kind,

@@ -20,6 +20,7 @@ from delctl.options import (
     sampling_options,
     trust_options,
 )
+from delctl.reaching import SayRetries, hint_at_start
 from delctl.terminal import console, printable
 
 if TYPE_CHECKING:
@@ -77,8 +78,10 @@ def ask(
     options = {**sampling, "stop": list(stop) or None}
     # A person waits at the terminal and may have mistyped the URL: retry for seconds only.
     policy = PrivacyPolicy(max_epsilon_per_token=max_epsilon_per_token)
-    checked = trust.client_options(api_key=api_key, bundle=bundle, max_retries=4, policy=policy)
-    with Client(url, **checked) as client:
+    checked = trust.client_options(
+        api_key=api_key, bundle=bundle, max_retries=4, policy=policy, telemetry=SayRetries(url)
+    )
+    with hint_at_start(url), Client(url, **checked) as client:
         encoded = client.encode(text, variant=variant)
         completion: Completion | None
         if stream and not as_json:

@@ -25,6 +25,7 @@ from delctl.options import (
     max_epsilon_option,
     trust_options,
 )
+from delctl.reaching import START_HINT, SayRetries
 from delctl.terminal import console, printable
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from client_lib import AsyncClient
     from client_lib.policy import PrivacyPolicy
     from client_lib.proxy import ProxySettings
+
+
+# With the client's pauses, 8 to 16 seconds without a server: an application waits for the answer.
+_MAX_RETRIES = 5
 
 
 def _alias(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -211,7 +216,12 @@ def proxy(
 
         async def run() -> None:
             options = trust.client_options(
-                api_key=upstream.api_key, bundle=upstream.bundle, policy=policy, ledger=ledger
+                api_key=upstream.api_key,
+                bundle=upstream.bundle,
+                policy=policy,
+                ledger=ledger,
+                max_retries=_MAX_RETRIES,
+                telemetry=None if quiet else SayRetries(upstream.server),
             )
             async with AsyncClient(upstream.server, **options) as client:
                 await _Proxy(client, checked, policy, bind(listen.host, listen.port), listen.grace).run()
@@ -230,41 +240,89 @@ class _Proxy:
     grace: float
 
     async def run(self) -> None:
-        """Check the settings against the bundle, announce the URL, and serve until a signal."""
+        """Announce the URL and the models, and serve until a signal.
+
+        The proxy need not be started after its server: without one it answers 502 and waits for it.
+        Raises what no waiting can cure, such as an option that the bundle contradicts.
+        """
         from client_lib.proxy import create_app
         from client_lib.proxy.server import serve
 
         with self.bound:
-            await self._announce()
-            await serve(create_app(self.client, self.settings), self.bound, grace_s=self.grace)
+            app = create_app(self.client, self.settings)
+            if await self._is_reachable():
+                models = await self._models()
+                self._announce_address()
+                self._announce_models(models)
+                await serve(app, self.bound, grace_s=self.grace)
+                return
+            self._announce_address()
+            console().print(f"The server cannot be reached yet: {START_HINT}. Waiting for it.", soft_wrap=True)
+            serving = asyncio.ensure_future(serve(app, self.bound, grace_s=self.grace))
+            waiting = asyncio.ensure_future(self._wait_for_server())
+            await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done() and waiting.exception() is not None:
+                serving.cancel()
+                await asyncio.wait((serving,))
+                waiting.result()
+            await serving
+            waiting.cancel()
 
-    async def _announce(self) -> None:
-        from client_lib.prompts.spans import CLEAR
+    async def _is_reachable(self) -> bool:
+        """Return whether the server answers. Raises what a retry cannot cure."""
+        from client_lib.errors import DELClientError
+        from client_lib.protocol.retry import is_temporary
+
+        try:
+            await self.client.with_options(max_retries=0, telemetry=None).bundle()
+        except DELClientError as error:
+            if not is_temporary(error):
+                raise
+            return False
+        return True
+
+    async def _wait_for_server(self) -> None:
+        pause_s = 0.5
+        while not await self._is_reachable():
+            await asyncio.sleep(pause_s)
+            pause_s = min(5.0, 1.5 * pause_s)
+        self._announce_models(await self._models())
+
+    def _announce_address(self) -> None:
         from client_lib.proxy.server import url_of
         from del_core.net.addresses import is_loopback
 
-        # A person waits at the terminal and may have mistyped the URL: retry for seconds only.
-        await self.client.with_options(max_retries=4).bundle()
-        offered = await self._offered()
-        refused = await self._refused(offered)
-        url = url_of(self.bound)
-        out = console()
+        url, out = url_of(self.bound), console()
         out.print(url, style="bold")
         out.print(f"  {'server':12} {printable(self.client.base_url)}", soft_wrap=True)
-        for index, name in enumerate(offered):
+        if not is_loopback(self.bound.getsockname()[0]):
+            out.print(
+                "Warning: other machines can reach this address; their requests are not encrypted.", style="bold red"
+            )
+
+    async def _models(self) -> list[tuple[str, str]]:
+        """Return each offered name with what to say about it."""
+        from client_lib.prompts.spans import CLEAR
+
+        offered = await self._offered()
+        refused = await self._refused(offered)
+        models = []
+        for name in offered:
             words = "no protection"
             if refused[name] is not None:
                 words = f"refused: {refused[name]}"
             elif name != CLEAR:
                 words = f"epsilon {await self.client.epsilon(name, delta=DELTA):.2f} a token at delta {DELTA:g}"
-            out.print(f"  {'' if index else 'models':12} {name:12} {words}")
-        for name, variant in self.settings.aliases.items():
-            out.print(f"  {'':12} {printable(name):12} stands for {variant}")
-        if not is_loopback(self.bound.getsockname()[0]):
-            out.print(
-                "Warning: other machines can reach this address; their requests are not encrypted.", style="bold red"
-            )
-        out.print(f'Try: OpenAI(base_url="{url}/v1", api_key="...")', soft_wrap=True)
+            models.append((name, words))
+        return models + [(name, f"stands for {variant}") for name, variant in self.settings.aliases.items()]
+
+    def _announce_models(self, models: list[tuple[str, str]]) -> None:
+        from client_lib.proxy.server import url_of
+
+        out = console()
+        for index, (name, words) in enumerate(models):
+            out.print(f"  {'' if index else 'models':12} {printable(name):12} {words}")
+        out.print(f'Try: OpenAI(base_url="{url_of(self.bound)}/v1", api_key="...")', soft_wrap=True)
         out.print("Stop with Ctrl-C.")
 
     async def _offered(self) -> tuple[str, ...]:

@@ -228,9 +228,7 @@ def test_failures_of_the_server(
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert answer.headers.get("retry-after") == retry
     # OpenAI's clients go by this header before they go by the status.
-    assert answer.headers["x-should-retry"] == (
-        "true" if code in ("overloaded", "rate_limited", "upstream_unreachable") else "false"
-    )
+    assert answer.headers["x-should-retry"] == ("true" if code in ("overloaded", "rate_limited") else "false")
 
 
 @pytest.mark.parametrize(
