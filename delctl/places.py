@@ -1,50 +1,51 @@
-"""BUNDLE and MODEL arguments as click parameter types: a directory, or the word demo."""
+"""BUNDLE and MODEL arguments as click parameter types: a directory, or the word of a demo."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
 from del_core import demo
 
-PLACE = "demo|DIRECTORY"
-MODEL_PLACE = "demo|smollm2|DIRECTORY"
+PLACE = MODEL_PLACE = "demo|smollm2|DIRECTORY"
+_TINY = ("demo", "tiny")
 
 
 def bundle_place(value: str) -> Path:
     """Return the directory of a bundle. Raises BadParameter if there is none."""
-    return _place(value, "bundle", demo.bundle_path())
+    shipped = {**dict.fromkeys(_TINY, demo.bundle_path()), "smollm2": demo.smollm2_bundle_path()}
+    return _place(value, "bundle", shipped)
 
 
 def model_place(value: str) -> Path:
     """Return the directory of a language model, by path or name. Raises BadParameter."""
     from del_core.lm.known import MODELS, cached_model
 
-    if value in ("tiny", "demo"):
-        return _place("demo", "model", demo.model_path())
     if value in MODELS and not Path(value).is_dir():
         found = cached_model(value)
         if found is None:
             raise click.BadParameter(f"{value} is not on this machine yet; get it with: delctl model get {value}")
         return found
-    return _place(value, "model", demo.model_path())
+    return _place(value, "model", dict.fromkeys(_TINY, demo.model_path()))
 
 
 def model_of(bundle: Path, model: Path | None) -> Path:
-    """Return ``model``, or the demo's model for the demo bundle. Raises UsageError otherwise."""
+    """Return ``model``, or the model of a demo bundle. Raises UsageError otherwise."""
     if model is not None:
         return model
-    if bundle.resolve() != demo.bundle_path().resolve():
-        raise click.UsageError("--model is needed for a bundle that is not the demo's")
-    return model_place("demo")
+    for shipped, name in ((demo.bundle_path(), "demo"), (demo.smollm2_bundle_path(), "smollm2")):
+        if bundle.resolve() == shipped.resolve():
+            return model_place(name)
+    raise click.UsageError("--model is needed for a bundle that is not the demo's")
 
 
-def _place(value: str, kind: str, shipped: Path) -> Path:
-    if value == "demo":
-        if not shipped.is_dir():
-            raise click.BadParameter(f"the demo {kind} is not part of this installation")
-        return shipped
+def _place(value: str, kind: str, shipped: Mapping[str, Path]) -> Path:
+    if value in shipped:
+        if not shipped[value].is_dir():
+            raise click.BadParameter(f"the {value} {kind} is not part of this installation")
+        return shipped[value]
     path = Path(value)
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing there"

@@ -14,11 +14,19 @@ from del_core.audit.corpus import rouge_l
 from del_core.audit.records import OMITTED
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle
-from del_core.evaluation.bootstrap import Interval, mean_interval, perplexity_interval, ratio_interval
+from del_core.evaluation.bootstrap import (
+    FloatArray,
+    Interval,
+    mean_interval,
+    paired_interval,
+    perplexity_interval,
+    ratio_interval,
+)
 from del_core.evaluation.measure import Measured, Passages, coherence, decode_texts, measure
 from del_core.evaluation.view import ClearPrompt, CountsView, NoPrompt, ServerView
 from del_core.lm.model import BaseLM
 from del_core.lm.text import TextError, TokenWindows, tokenize
+from del_core.training.control import CLEAR, KINDS, NOTHING, Control, end_token
 
 
 class BundleView(CountsView):
@@ -69,6 +77,8 @@ class EvaluationRow:
         coh, coh_lift: coherence of greedy texts; None without a sentence encoder.
         rouge_l: overlap of greedy texts with those from the clear prompt.
         soft_prompt_ratio: perplexity over that without the soft prompt: below 1, it helps.
+        gap_closed: share of the way from the trained control that says nothing, 0, to the trained
+            control with the clear prompt, 1, in perplexity.
     """
 
     method: str
@@ -83,6 +93,7 @@ class EvaluationRow:
     rouge_l: Interval
     soft_prompt_ratio: Interval | None = field(default=None, metadata=OMITTED)
     without_soft_prompt: bool = field(default=False, metadata=OMITTED)
+    gap_closed: Interval | None = field(default=None, metadata=OMITTED)
 
 
 def evaluate_bundle(
@@ -92,13 +103,16 @@ def evaluate_bundle(
     settings: EvaluationSettings | None = None,
     *,
     variants: Sequence[str] = (),
+    controls: Sequence[Control] = (),
     report: Callable[[str], None] = lambda line: None,
 ) -> list[EvaluationRow]:
     """Evaluate the clear prompt, no prompt, and every variant with and without its soft prompt.
 
     Args:
         text: text on which neither model nor bundle was trained.
-        variants: names; by default all of the bundle.
+        variants: names; by default all of the bundle that are not for chat.
+        controls: soft prompts that were trained like those of the variants. With both kinds, every
+            variant's share of the gap between them is measured.
         report: called with a line at the start of every view.
 
     Raises:
@@ -122,7 +136,7 @@ def evaluate_bundle(
         report(method)
         return measure(lm, view, tokenizer, passages, log_prior, settings.seed)
 
-    def row(method: str, found: Measured, **about_soft_prompt: Any) -> EvaluationRow:
+    def row(method: str, found: Measured, **more: Any) -> EvaluationRow:
         rate = found.attack.rate
         similar = None if similarity is None else coherence(similarity, found.written, true_texts)
         return EvaluationRow(
@@ -136,7 +150,7 @@ def evaluate_bundle(
             coh=None if similar is None else mean_interval(similar.coh),
             coh_lift=None if similar is None else mean_interval(similar.lift),
             rouge_l=mean_interval([rouge_l(*pair) for pair in zip(clear.written, found.written, strict=True)]),
-            **about_soft_prompt,
+            **more,
         )
 
     clear = measured("clear prompt", ClearPrompt(lm.embeddings))
@@ -145,13 +159,37 @@ def evaluate_bundle(
     if lm.bos_token_id is not None or isinstance(end, int):
         nothing = NoPrompt(lm.embeddings, end if lm.bos_token_id is None else None)
         rows.append(row("no prompt", measured("no prompt", nothing)))
-    for name in variants or bundle.variants:
+    nll = {}
+    for control in controls:
+        method, view = _control(control, lm)
+        found = measured(method, view)
+        nll[control.result.kind] = found.nll
+        rows.append(row(method, found))
+
+    def gap(found: Measured) -> dict[str, Interval]:
+        if set(nll) != set(KINDS):
+            return {}
+        return {"gap_closed": paired_interval(_gap_closed, found.nll, nll[NOTHING], nll[CLEAR])}
+
+    for name in variants or [name for name, variant in bundle.variants.items() if variant.task != "chat"]:
         served = measured(name, BundleView(bundle, name))
         if not bundle.client.variant(name).soft_prompt_length:
-            rows.append(row(name, served))
+            rows.append(row(name, served, **gap(served)))
             continue
         left_out = f"{name}, soft prompt left out"
         bare = measured(left_out, BundleView(bundle, name, soft_prompt=False))
-        rows.append(row(name, served, soft_prompt_ratio=ratio_interval(served.nll, bare.nll)))
+        rows.append(row(name, served, soft_prompt_ratio=ratio_interval(served.nll, bare.nll), **gap(served)))
         rows.append(row(left_out, bare, without_soft_prompt=True))
     return rows
+
+
+def _control(control: Control, lm: BaseLM) -> tuple[str, ServerView]:
+    clear = control.result.kind == CLEAR
+    view = ClearPrompt(lm.embeddings) if clear else NoPrompt(lm.embeddings, end_token(lm))
+    view.soft_prompt = control.soft_prompt
+    return f"{'clear' if clear else 'no'} prompt, trained alike", view
+
+
+def _gap_closed(own: FloatArray, nothing: FloatArray, clear: FloatArray) -> FloatArray:
+    share: FloatArray = (np.exp(nothing) - np.exp(own)) / (np.exp(nothing) - np.exp(clear))
+    return share

@@ -22,7 +22,10 @@ from del_core.registry import Registry
 
 MAX_BITS = 8
 MAX_LEVEL = 32767
-"""Largest level of an int16 table; an int8 table uses 127."""
+"""Largest level of an int16 table."""
+
+INT8_MAX_LEVEL = 127
+"""Largest level of an int8 table."""
 
 PROBABILITY_ONE = 1 << 32
 """Probabilities are integers over this, so that sampler and accounting use the same ones."""

@@ -23,12 +23,15 @@ def assemble_bundle(
     output: Path,
     *,
     name: str,
+    max_level: int = MAX_LEVEL,
     overwrite: bool = False,
 ) -> Manifest:
     """Write the bundle of ``variant_directories``, outputs of ``train_variant``, in fp16.
 
-    ``name`` is the model's. ModelError names a directory that is incomplete or does not fit the
-    model; BundleError is raised if ``output`` exists and ``overwrite`` is not set.
+    ``name`` is the model's. With ``max_level`` 127 the client's table is stored in int8, half the
+    size; its coordinates are then rounded to 1/127 of the clip. ModelError names a directory that
+    is incomplete or does not fit the model; BundleError is raised if ``output`` exists and
+    ``overwrite`` is not set.
     """
     projection = load_projection(projection_directory, lm)
     contents = [_content(lm, projection, directory) for directory in variant_directories]
@@ -38,8 +41,8 @@ def assemble_bundle(
         base_model=BaseModel(
             name=name, sha256=lm.checksum, hidden_size=int(hidden_size), vocabulary_size=int(vocabulary_size)
         ),
-        table=projection.table(lm.embeddings, MAX_LEVEL).cpu().numpy(),
-        max_level=MAX_LEVEL,
+        table=projection.table(lm.embeddings, max_level).cpu().numpy(),
+        max_level=max_level,
         clip=1.0,
         tokenizer_json=lm.tokenizer_json,
         variants=contents,
@@ -56,6 +59,8 @@ def _content(lm: BaseLM, projection: Projection, directory: Path) -> VariantCont
         if (found := getattr(trained, field)) != expected:
             raise ModelError(f"{field} of {directory} must be that of model and projection, {expected}, got {found}")
     rows = load_file(directory / SOFT_PROMPT_FILE)["soft_prompt"].half().numpy()
+    tensors = load_arrays(directory / DECODER_FILE)
+    weight, bias = (part.detach().cpu().half().numpy() for part in projection.decoder.parameters())
     rounded = {name: round(value, 3) for name, value in perplexities(trained).items()}
     return VariantContent(
         variant=Variant(
@@ -68,9 +73,10 @@ def _content(lm: BaseLM, projection: Projection, directory: Path) -> VariantCont
             guarantees=result.guarantees,
             audit={**result.audit, "perplexity": rounded},
         ),
-        weight=projection.decoder.weight.detach().cpu().half().numpy(),
-        bias=projection.decoder.bias.detach().cpu().half().numpy(),
+        # A variant may have trained D and a' itself.
+        weight=tensors.pop("weight", weight),
+        bias=tensors.pop("bias", bias),
         norm_limit=trained.norm_limit,
         soft_prompt=rows if len(rows) else None,
-        tensors=load_arrays(directory / DECODER_FILE),
+        tensors=tensors,
     )

@@ -104,6 +104,7 @@ class SoftPromptConfig(PromptedConfig):
     width: int | None = None  # of the decoder's network, where its kind has one
     layers: int = 2
     decoder_learning_rate: float = 1e-3
+    train_linear: bool = False  # also D and a' of the linear decoder
     patience: int = 4
     test_windows: int = 256
 
@@ -114,6 +115,8 @@ class SoftPromptConfig(PromptedConfig):
             raise ValueError(f"decoder must be one of {allowed}, got {self.decoder}")
         if self.decoder != BEST and not self.rows and not DECODERS.find(self.decoder).trained:
             raise ValueError(f"rows must be at least 32 with the {self.decoder} decoder, got 0: nothing to train")
+        if self.train_linear and self.decoder != "linear":
+            raise ValueError(f"train_linear goes with the linear decoder, got {self.decoder}")
         if not 1 <= self.min_prompt_tokens <= self.prompt_tokens:
             raise ValueError(f"min_prompt_tokens must be in 1..{self.prompt_tokens}, got {self.min_prompt_tokens}")
 

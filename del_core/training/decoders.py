@@ -93,7 +93,7 @@ def new_decoder(kind: str, inputs: TrainableInputs, options: DecoderOptions | No
 
 
 class TrainableLinear(TrainableDecoder):
-    """The decoder e' = D y + a'. Stage 2 keeps D and a', which stage 1 has trained."""
+    """The decoder e' = D y + a'. Stage 2 keeps the D and a' of stage 1 unless it trains jointly."""
 
     scaled = ("weight",)
 
@@ -107,8 +107,11 @@ class TrainableLinear(TrainableDecoder):
     def train_jointly(self) -> None:
         self.weight, self.bias = nn.Parameter(self.weight.clone()), nn.Parameter(self.bias.clone())
 
-    def tensors(self) -> dict[str, np.ndarray]:
-        return {}  # the bundle holds weight and bias in any case
+    @torch.no_grad()
+    def start_from(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        if "weight" in tensors and not isinstance(self.weight, nn.Parameter):  # a variant's own
+            self.weight, self.bias = tensors["weight"].to(self.weight), tensors["bias"].to(self.bias)
+        super().start_from(tensors)
 
 
 class TrainablePosterior(TrainableDecoder):

@@ -120,6 +120,8 @@ def train_soft_prompt(
     source: Source = TextSource(lm, config) if chat is None else ChatSource(chat, config, device)
     validation = lm.windows(lm.validation, config.length, config.evaluation_windows)
     decoder = start_decoder(lm, stage1, noisy, validation, config)
+    if config.train_linear:
+        decoder.train_jointly()
     rows = torch.nn.Parameter(
         first_rows(lm, stage1.start_for(config.decoder), config.rows), requires_grad=config.rows > 0
     )

@@ -30,6 +30,13 @@ from delctl.options import TEXT_FILE
     "text each variant buys.",
 )
 @click.option("--name", help="Name of the model in the manifest.  [default: its directory's name]")
+@click.option(
+    "--table",
+    type=click.Choice(["int16", "int8"]),
+    default="int16",
+    show_default=True,
+    help="Type of the client's table; int8 is half the download, with coordinates rounded to 1/127 of the clip.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The bundle's directory.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--sign", "key", type=KEY_FILE, metavar="KEY", help="Sign the bundle with this private key.")
@@ -39,6 +46,7 @@ def bundle(
     variants: tuple[Path, ...],
     evaluation: Path | None,
     name: str | None,
+    table: str,
     out: Path,
     overwrite: bool,
     key: Path | None,
@@ -46,6 +54,7 @@ def bundle(
     """Write the bundle of trained variants."""
     quality = {} if evaluation is None else read_evaluation(evaluation)
     from del_core.lm.model import load_base_lm
+    from del_core.mechanism.base import INT8_MAX_LEVEL, MAX_LEVEL
     from del_core.training.assemble import assemble_bundle
 
     manifest = assemble_bundle(
@@ -54,6 +63,7 @@ def bundle(
         variants,
         out,
         name=name or model.resolve().name,
+        max_level=MAX_LEVEL if table == "int16" else INT8_MAX_LEVEL,
         overwrite=overwrite,
     )
     if quality:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,64 +12,140 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from client_lib.prompts.spans import CLEAR
 from delctl.guess import Guess, guess_tokens
+from delctl.known_models import fetch_model
 from delctl.local import PROXY_WORDS, running_server
 from delctl.options import DELTA, json_option, sampling_options
-from delctl.places import PLACE, bundle_place, model_place
+from delctl.places import bundle_place, model_place
 from delctl.terminal import console, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from client_lib import Client
+    from client_lib import ChatTemplate, Chunk, Client, Span
     from del_core.bundle import Bundle
+    from deployments.settings import Settings
+
+
+TINY, SMOLLM2 = "tiny", "smollm2"
+# Room for a question and its answer; the KV cache of the defaults holds many of these.
+_CONTEXT = 1024
 
 
 @click.command()
-@click.option("--prompt", help="The private prompt.  [default: one that suits the demo model]")
-@sampling_options(max_tokens=48, temperature=0.7)
+@click.option("--prompt", help="The private prompt.  [default: one that suits the model]")
+@sampling_options(max_tokens=64, temperature=0.0)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the generation (never of the noise).")
-@click.option("--bundle", type=bundle_place, metavar=PLACE, help="Another bundle than the demo's, with --model.")
-@click.option("--model", type=model_place, metavar=PLACE, help="The base model of --bundle.")
+@click.option(
+    "--model",
+    metavar=f"{SMOLLM2}|{TINY}|DIRECTORY",
+    help=f"{SMOLLM2} is downloaded once (93 MB); {TINY} ships with its bundle; a directory goes with --bundle.  "
+    f"[default: {TINY}]",
+)
+@click.option("--bundle", type=bundle_place, metavar="DIRECTORY", help="The bundle of the model in a directory.")
 @json_option
-def demo(prompt: str | None, bundle: Path | None, model: Path | None, as_json: bool, **sampling: Any) -> None:
+def demo(prompt: str | None, model: str | None, bundle: Path | None, as_json: bool, **sampling: Any) -> None:
     """Follow a private prompt through every variant.
 
     Starts a server on loopback, sends the prompt under each variant, shows the server's view and
-    the completion beside that of the clear prompt, and stops everything.
+    the completion beside that of the clear prompt, and stops everything. A model with variants for
+    chat answers a question; any other one continues a text.
     """
     from client_lib import Client
-    from del_core import demo as shipped
-    from del_core.bundle import load_bundle
-    from deployments.settings import Settings
 
-    if (bundle is None) != (model is None):
-        raise click.UsageError("--bundle and --model belong together: a bundle is made for one model")
-    text = shipped.PROMPT if prompt is None else prompt
+    out = console(quiet=as_json)
+    subject = _subject(model, bundle, console(stderr=True))
+    text = subject.prompt if prompt is None else prompt
     if not text:
         raise click.BadParameter("must be at least one character, got an empty prompt", param_hint="--prompt")
-    bundle, model = bundle or bundle_place("demo"), model or model_place("demo")
-    whole = load_bundle(bundle)
-    settings = Settings(bundle=str(bundle.resolve()), base_model=str(model.resolve()))
-    out = console(quiet=as_json)
     with (
-        running_server(settings) as server,
+        running_server(subject.settings) as server,
         tempfile.TemporaryDirectory(prefix="del-demo-") as cache,
         Client(server.url, cache_dir=cache) as client,
     ):
-        run = _Run(client, whole, text, sampling, out)
+        run = _Run(client, subject, text, sampling, out)
         out.print(
-            f"A server with {len(whole.variants)} variants runs at {server.url} behind {PROXY_WORDS[server.proxy]}."
+            f"{subject.name} with {len(subject.bundle.variants)} variants is served at {server.url} "
+            f"behind {PROXY_WORDS[server.proxy]}."
         )
         clear = run.clear()
-        results = [run.variant(name, clear) for name in whole.variants]
+        results = [run.variant(name, clear) for name in subject.variants]
+    speed = run.tokens_per_second
     if as_json:
         variants = [result.to_json() for result in results]
-        report = {"prompt": text, "variants": variants, "clear_completion": clear}
+        report = {
+            "prompt": text,
+            "model": subject.name,
+            "tokens_per_second": round(speed, 1),
+            "variants": variants,
+            "clear_completion": clear,
+        }
         click.echo(json.dumps(report, ensure_ascii=False, indent=2))
     else:
-        out.print("\nThe server, and everything it had started, is stopped.")
+        out.print(f"\n{speed:.1f} tokens/s. The server, and everything it had started, is stopped.")
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What the demo shows: a bundle on its model, and a prompt for it."""
+
+    bundle: Bundle
+    settings: Settings
+    prompt: str
+    template: ChatTemplate | None  # of a model whose bundle has variants for chat
+
+    @property
+    def name(self) -> str:
+        """The model's name in the bundle."""
+        return self.bundle.manifest.base_model.name
+
+    @property
+    def variants(self) -> list[str]:
+        """The variants that are shown: those for chat, if the prompt is a question."""
+        found = self.bundle.variants
+        return [name for name, variant in found.items() if self.template is None or variant.task == "chat"]
+
+    def spans(self, prompt: str, variant: str) -> tuple[Span, ...]:
+        """Return the prompt as spans: of a chat, only the template is public."""
+        from client_lib.prompts.chat import Message
+        from client_lib.prompts.spans import spans_of
+
+        if self.template is None:
+            return spans_of(prompt, variant)
+        return self.template.render([Message("user", prompt)], variant)
+
+
+def _subject(model: str | None, bundle: Path | None, notes: Console) -> _Subject:
+    """Return what the options name. The model smollm2 is downloaded if it is missing."""
+    from client_lib.prompts.chat import ChatTemplate
+    from del_core import demo as shipped
+    from del_core.bundle import load_bundle
+    from del_core.lm.known import DownloadError
+    from deployments.settings import Settings
+
+    if (bundle is None) != (model in (None, SMOLLM2, TINY)):
+        raise click.UsageError("--bundle and --model belong together: a bundle is made for one model")
+    if bundle is not None:
+        directory = model_place(str(model))
+    elif model in (None, TINY):
+        bundle, directory = bundle_place(TINY), model_place(TINY)
+    else:
+        bundle = bundle_place(SMOLLM2)
+        try:
+            directory = fetch_model(SMOLLM2, notes)
+        except DownloadError as error:
+            raise click.ClickException(f"{error}. Without a download: delctl demo --model {TINY}") from None
+    loaded = load_bundle(bundle)
+    template = None
+    if any(variant.task == "chat" for variant in loaded.variants.values()):
+        template = ChatTemplate.from_tokenizer_config(directory / "tokenizer_config.json")
+    engine = {"max_model_len": _CONTEXT} if model == SMOLLM2 else {}
+    settings = Settings.model_validate(
+        {"bundle": str(bundle.resolve()), "base_model": str(directory.resolve()), "engine": engine}
+    )
+    return _Subject(loaded, settings, shipped.PROMPT if template is None else shipped.QUESTION, template)
 
 
 @dataclass(frozen=True)
@@ -99,39 +176,45 @@ class _Result:
 class _Run:
     """Sends one prompt under each variant, and shows the progress."""
 
-    def __init__(self, client: Client, bundle: Bundle, prompt: str, sampling: dict[str, Any], out: Console) -> None:
+    def __init__(self, client: Client, subject: _Subject, prompt: str, sampling: dict[str, Any], out: Console) -> None:
         from tokenizers import Tokenizer
 
         self._client = client
-        self._bundle = bundle
+        self._subject = subject
+        self._bundle = subject.bundle
         self._prompt = prompt
         self._sampling = sampling
         self._out = out
-        self._tokenizer = Tokenizer.from_file(str(bundle.client.tokenizer_path))
+        self._tokenizer = Tokenizer.from_file(str(subject.bundle.client.tokenizer_path))
         # As the client tokenizes: one span, without special tokens.
         self._token_ids: list[int] = self._tokenizer.encode(prompt, add_special_tokens=False).ids
+        self._tokens, self._seconds = 0, 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens a second after the first ones of each answer."""
+        return self._tokens / self._seconds if self._seconds else 0.0
 
     def clear(self) -> str:
         """Show the prompt, and generate from it as public text, under the variant ``clear``."""
         from rich.text import Text
 
-        from client_lib.prompts.spans import CLEAR
-
         self._out.print(f"\nThe prompt, {len(self._token_ids)} tokens:")
         self._out.print(Text(printable(self._prompt), style="bold"))
         self._out.print()
-        with self._client.stream(self._prompt, variant=CLEAR, **self._sampling) as chunks:
-            return self._show_writing((chunk.text for chunk in chunks), {})
+        spans = self._subject.spans(self._prompt, CLEAR)
+        with self._client.stream(spans, variant=CLEAR, **self._sampling) as chunks:
+            return self._show_writing(chunks, {})
 
     def variant(self, name: str, clear: str) -> _Result:
         """Send the prompt as noisy counts; show the server's view and the completion."""
-        encoded = self._client.encode(self._prompt, variant=name)
+        encoded = self._client.encode(self._subject.spans(self._prompt, name), variant=name)
         # From the counts that the next request carries.
         guess = guess_tokens(self._bundle, name, encoded, self._tokenizer, self._token_ids)
         epsilon = self._client.epsilon(name, delta=DELTA)
         self._show_seen(name, guess, epsilon)
         with self._client.stream(encoded, variant=name, **self._sampling) as chunks:
-            completion = self._show_writing((chunk.text for chunk in chunks), {"From the clear prompt": clear})
+            completion = self._show_writing(chunks, {"From the clear prompt": clear})
             assert chunks.completion is not None  # the stream has ended without an error
             bytes_sent = chunks.completion.bytes_sent
         embeddings = 2 * len(self._token_ids) * self._bundle.manifest.base_model.hidden_size
@@ -145,22 +228,30 @@ class _Run:
     def _show_seen(self, name: str, guess: Guess, epsilon: float) -> None:
         self._out.print()
         self._out.rule(f" {name} ", align="left", style="dim")
-        self._out.print(f"epsilon {epsilon:.2f} a token at delta {DELTA:g}, exact")
+        strongest = self._bundle.variants[name].strongest_attack
+        recovers = (
+            f"; the best attack of the audit recovers {strongest['success']:.1%} of the tokens" if strongest else ""
+        )
+        self._out.print(f"epsilon {epsilon:.2f} a token at delta {DELTA:g}, exact{recovers}")
         self._out.print(f"The server's best simple guess, {guess.right} of {guess.tokens} tokens right, in [brackets]:")
         self._out.print(guess.styled())
         self._out.print()
 
-    def _show_writing(self, pieces: Iterable[str], beside: dict[str, str]) -> str:
+    def _show_writing(self, chunks: Iterable[Chunk], beside: dict[str, str]) -> str:
         """Show text as it arrives, beside finished texts; return the whole text."""
         from rich.live import Live
 
         heading = "What it writes from that" if beside else "What the server writes from the prompt in the clear"
-        text = ""
+        text, first = "", 0.0
         # Transient, and printed at the end: without a terminal only the end is written.
         with Live(console=self._out, transient=True) as live:
-            for piece in pieces:
-                text += piece
+            for chunk in chunks:
+                text += chunk.text
+                if first:
+                    self._tokens += len(chunk.token_ids)
+                first = first or time.perf_counter()
                 live.update(_columns({heading: text, **beside}))
+        self._seconds += time.perf_counter() - first if first else 0.0
         self._out.print(_columns({heading: text, **beside}))
         return text
 

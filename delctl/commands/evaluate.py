@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +13,9 @@ from delctl.commands._evaluation import state_quality, warn
 from delctl.options import TEXT_FILE, threads_option
 from delctl.places import PLACE, bundle_place, model_of, model_place
 from delctl.terminal import console, plain_table, printable
+
+if TYPE_CHECKING:
+    from del_core.bundle import Bundle
 
 
 @click.command()
@@ -21,7 +26,19 @@ from delctl.terminal import console, plain_table, printable
     metavar=PLACE,
     help="The bundle's base model; for the demo bundle the demo model.",
 )
-@click.option("--text", required=True, type=TEXT_FILE, help="UTF-8 text that neither model nor bundle has seen.")
+@click.option("--text", type=TEXT_FILE, help="UTF-8 text that neither model nor bundle has seen.")
+@click.option(
+    "--control",
+    "controls",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Output of `delctl train control`; give the clear one and the one that says nothing.",
+)
+@click.option(
+    "--chat",
+    type=TEXT_FILE,
+    help="Evaluate the variants for chat instead, on the last lines of the file that they have learned from.",
+)
 @click.option("--variant", "variants", multiple=True, help="Of these variants only; repeat for several.")
 @click.option("--passages", default=256, show_default=True, type=click.IntRange(2), help="Passages that are read.")
 @click.option(
@@ -37,7 +54,9 @@ from delctl.terminal import console, plain_table, printable
 def evaluate(
     bundle: Path,
     model: Path | None,
-    text: Path,
+    text: Path | None,
+    controls: tuple[Path, ...],
+    chat: Path | None,
     variants: tuple[str, ...],
     as_json: bool,
     update: bool,
@@ -47,8 +66,11 @@ def evaluate(
     """Measure the text behind every variant of BUNDLE: perplexity, coherence, and attack success.
 
     BUNDLE is a bundle's directory, or the word demo. The clear prompt and no prompt are measured,
-    too; the variants lie between them. Nothing leaves this machine.
+    too; the variants lie between them. Variants for chat are evaluated on conversations (--chat).
+    Nothing leaves this machine.
     """
+    if (text is None) == (chat is None):
+        raise click.UsageError("give exactly one of --text and --chat")
     from del_core.bundle import load_bundle
 
     model = model_of(bundle, model)
@@ -68,15 +90,27 @@ def evaluate(
     from del_core.evaluation.bundle import EvaluationSettings, evaluate_bundle
     from del_core.lm.model import load_base_lm
     from del_core.lm.text import read_texts
+    from del_core.training.control import load_control
 
     notes = console(stderr=True, quiet=quiet)
+
+    def report(line: str) -> None:
+        notes.print(printable(line), soft_wrap=True)
+
+    if text is None:
+        assert chat is not None
+        _chat(loaded, model, chat, variants, as_json, report)
+        return
+    content = read_texts([text])[0]
+    lm = load_base_lm(model)
     rows = evaluate_bundle(
         loaded,
-        load_base_lm(model),
-        read_texts([text])[0],
+        lm,
+        content,
         EvaluationSettings(**sizes),
         variants=variants,
-        report=lambda line: notes.print(printable(line), soft_wrap=True),
+        controls=[load_control(directory, lm) for directory in controls],
+        report=report,
     )
     quality = read_quality([records.to_json(row) for row in rows])
     if update:
@@ -87,7 +121,7 @@ def evaluate(
     if as_json:
         click.echo(json.dumps([records.to_json(row) for row in rows], indent=2))
         return
-    numbers = ("MAP", "bits", "PPL", "of clear", "soft prompt", "COH", "over others", "ROUGE-L")
+    numbers = ("MAP", "bits", "PPL", "of clear", "soft prompt", "gap closed", "COH", "over others", "ROUGE-L")
     table = plain_table("method", *numbers, right=numbers)
     for row in rows:
         if row.without_soft_prompt:
@@ -100,8 +134,47 @@ def evaluate(
             f"{row.ppl.value:.1f}",
             f"{row.ppl_ratio.value:.3f}",
             "" if soft is None else f"{soft.value:.3f}",
+            "" if row.gap_closed is None else f"{row.gap_closed.value:.0%}",
             "not installed" if coh is None else f"{coh.value:.3f}",
             "" if lift is None else f"{lift.value:+.3f}",
             f"{row.rouge_l.value:.3f}",
+        )
+    console().print(table)
+
+
+def _chat(
+    bundle: Bundle,
+    model: Path,
+    chat: Path,
+    variants: tuple[str, ...],
+    as_json: bool,
+    report: Callable[[str], None],
+) -> None:
+    """Evaluate variants for chat on the test part of a file of conversations; show the result."""
+    from tokenizers import Tokenizer
+
+    from del_core.audit import records
+    from del_core.evaluation.chat import evaluate_chat
+    from del_core.lm.model import load_base_lm
+    from del_core.training.examples import Conversations
+
+    lm = load_base_lm(model)
+    conversations = Conversations.read(chat, Tokenizer.from_str(lm.tokenizer_json.decode())).test
+    result = evaluate_chat(bundle, lm, conversations, variants=variants, report=report)
+    if as_json:
+        click.echo(json.dumps(records.to_json(result), ensure_ascii=False, indent=2))
+        return
+    numbers = ("PPL of the answer", "of clear", "soft prompt", "similarity", "over others", "ROUGE-L")
+    table = plain_table("method", *numbers, right=numbers)
+    for row in result.rows:
+        soft, similarity, lift, overlap = row.soft_prompt_ratio, row.similarity, row.similarity_lift, row.rouge_l
+        table.add_row(
+            printable(row.method),
+            f"{row.ppl.value:.2f}",
+            f"{row.ppl_ratio.value:.3f}",
+            "" if soft is None else f"{soft.value:.3f}",
+            "" if similarity is None else f"{similarity.value:.3f}",
+            "" if lift is None else f"{lift.value:+.3f}",
+            "" if overlap is None else f"{overlap.value:.3f}",
         )
     console().print(table)

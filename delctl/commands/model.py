@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from delctl.known_models import fetch_model
 from delctl.options import json_option
 from delctl.places import MODEL_PLACE, model_place
 from delctl.terminal import bytes_words, console, plain_table
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @click.group()
@@ -44,7 +41,7 @@ def get(source: str, out: Path | None, dtype: str, as_json: bool) -> None:
         delctl model get tiny-chat.Q8_0.gguf --out models/tiny-chat
     """
     from del_core.lm.gguf import convert_gguf
-    from del_core.lm.known import MODELS, cached_model, get_model
+    from del_core.lm.known import MODELS
 
     progress = console(stderr=True, quiet=as_json)
     file = Path(source)
@@ -58,30 +55,9 @@ def get(source: str, out: Path | None, dtype: str, as_json: bool) -> None:
         directory = out
     elif out is not None:
         raise click.UsageError("--out goes with a GGUF file; a known model is kept in the cache")
-    elif cached_model(source) is None:
-        known = MODELS[source]
-        progress.print(f"{known.title}, license {known.license}, {bytes_words(known.size)} to download")
-        directory = _download(source, progress)
     else:
-        directory = get_model(source)
+        directory = fetch_model(source, progress)
     click.echo(json.dumps({"directory": str(directory)}) if as_json else str(directory))
-
-
-def _download(name: str, shown_on: Console) -> Path:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    from del_core.lm.known import MODELS, get_model
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=shown_on) as bar:
-        task = bar.add_task("Downloading", total=MODELS[name].size)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-            if done == total:
-                bar.update(task, description="Converting")
-
-        return get_model(name, progress=progress)
 
 
 @model.command()

@@ -225,6 +225,11 @@ def encoder(**settings: Any) -> None:
     help="Learn the answers of these conversations instead of continuing the text: one JSON object a line, with "
     "prompt (a list of text and private) and answer.",
 )
+@click.option(
+    "--train-linear",
+    is_flag=True,
+    help="Train the linear decoder for this noise, too, and not in stage 1 only.",
+)
 @TEST_WINDOWS
 @stage_options(steps=400, learning_rate=1e-2, min_prompt_tokens=16)
 def soft_prompt(name: str, task: str, chat: Path | None, **settings: Any) -> None:

@@ -57,7 +57,9 @@ def test_json(server: ScriptedServer, bundle: Bundle, capsys: pytest.CaptureFixt
     assert run(_arguments(bundle, "--json")) == 0
     captured = capsys.readouterr()
     report = json.loads(captured.out)
-    assert list(report) == ["prompt", "variants", "clear_completion"]
+    assert list(report) == ["prompt", "model", "tokens_per_second", "variants", "clear_completion"]
+    assert report["model"] == bundle.manifest.base_model.name
+    assert report["tokens_per_second"] > 0
     assert report["prompt"] == PROMPT
     assert report["clear_completion"] == expected_text(expected_tokens(6))
     clear, *private = map(server.decode, server.frames)

@@ -85,7 +85,7 @@ def test_a_view_is_what_the_server_decodes():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demo"], "Missing option '--text'"),
+        (["demo"], "exactly one of --text and --chat"),
         (["demo", "--text", str(_TEXT), "--passages", "4", "--written", "5"], "5 is more than the 4 of --passages"),
         (["demo", "--text", str(_TEXT), "--variant", "loud"], "loud is not in the bundle, which has strict,"),
         (["nowhere", "--text", str(_TEXT)], "nowhere must be a bundle's directory or the word demo"),

@@ -11,7 +11,9 @@ from click.testing import CliRunner
 
 from del_core.accounting import epsilon
 from del_core.bundle import load_bundle
+from del_core.lm.model import ModelError
 from delctl.commands.bundle import bundle as bundle_command
+from delctl.commands.evaluate import evaluate as evaluate_command
 from delctl.commands.train import train
 
 _TEXT = Path(__file__).resolve().parents[2] / "data" / "alice.txt"
@@ -25,6 +27,12 @@ def _run(command, *arguments, code=0):
         raise result.exception
     assert result.exit_code == code, result.output
     return result.output
+
+
+def _evaluated(*arguments):
+    result = CliRunner().invoke(evaluate_command, [*map(str, arguments), "--json", "--quiet"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +211,7 @@ def test_conversations_teach_their_answers_behind_a_noise_that_is_given(trained,
     work, _ = trained
     prompt = [("Cat: ", False), ("what did the king say", True), ("\nAlice:", False)]
     line = {"prompt": [{"text": text, "private": private} for text, private in prompt], "answer": " nothing at all"}
-    (tmp_path / "chat.jsonl").write_text("\n".join(json.dumps(line) for _ in range(20)))
+    (tmp_path / "chat.jsonl").write_text("\n".join(json.dumps(line) for _ in range(40)))
     common = ("--model", work / "model", "--projection", work / "projection", "--text", _TEXT)
     _run(
         train, "soft-prompt", *common, "--out", tmp_path / "v", "--name", "chat", "--task", "chat", "--ratio", 0.5,
@@ -214,6 +222,13 @@ def test_conversations_teach_their_answers_behind_a_noise_that_is_given(trained,
     assert found["ppl_soft_prompt"] < 0.8 * found["ppl_noisy"]
     _run(bundle_command, *common[:4], "--variant", tmp_path / "v", "--out", tmp_path / "b")
     assert load_bundle(tmp_path / "b").variants["chat"].task == "chat"
+    found = _evaluated(tmp_path / "b", "--model", work / "model", "--chat", tmp_path / "chat.jsonl")
+    assert (found["private_texts"], found["given"]) == (["what did the king say"] * 2, [" nothing at all"] * 2)
+    by_method = {row["method"]: row for row in found["rows"]}
+    assert list(by_method) == ["clear prompt", "no prompt", "chat"]
+    assert by_method["chat"]["soft_prompt_ratio"][0] < 0.8
+    assert by_method["clear prompt"]["ppl_ratio"] == [1.0, 1.0, 1.0]
+    assert len(by_method["chat"]["answers"]) == 2
     message = _run(
         train, "soft-prompt", *common, "--out", tmp_path / "v", "--name", "chat", "--ratio", 0.5, "--mu", 8, code=2
     )
@@ -231,3 +246,14 @@ def test_controls_learn_the_corpus_and_only_one_reads_the_prompt(trained, tmp_pa
     assert found["nothing"]["ppl_trained"] < found["nothing"]["ppl_untrained"]
     assert found["clear"]["ppl_trained"] < found["nothing"]["ppl_trained"]
     assert found["clear"]["steps"] == 60
+    controls = ("--control", tmp_path / "clear", "--control", tmp_path / "nothing")
+    sizes = ("--passages", 32, "--written", 2, "--prompt-tokens", 24, "--continuation-tokens", 8)
+    model = ("--model", trained[0] / "model")
+    rows = _evaluated(trained[0] / "bundle", *model, "--text", _TEXT, *controls, *sizes)
+    ppl = {row["method"]: row["ppl"][0] for row in rows}
+    (variant,) = (row for row in rows if "gap_closed" in row)
+    nothing, clear = ppl["no prompt, trained alike"], ppl["clear prompt, trained alike"]
+    assert clear < nothing < ppl["no prompt"]
+    assert variant["gap_closed"][0] == pytest.approx((nothing - ppl["noisy"]) / (nothing - clear), abs=1e-3)
+    with pytest.raises(ModelError, match="model_sha256"):
+        _run(evaluate_command, "demo", "--text", _TEXT, "--control", tmp_path / "clear")

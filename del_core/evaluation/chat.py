@@ -1,0 +1,161 @@
+"""Evaluation of variants for chat: agreement with the answers that the clear prompts lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer
+
+from del_core.audit.corpus import rouge_l
+from del_core.audit.records import OMITTED
+from del_core.audit.similarity import SentenceSimilarity
+from del_core.bundle import Bundle
+from del_core.evaluation.bootstrap import Interval, mean_interval, perplexity_interval, ratio_interval
+from del_core.evaluation.bundle import BundleView
+from del_core.evaluation.measure import coherence, continuations
+from del_core.evaluation.view import NoPrompt, ServerView, in_front
+from del_core.lm.model import BaseLM
+from del_core.lm.noise import step_generator
+from del_core.lm.perplexity import IGNORED, targets_nll
+from del_core.training.examples import Conversation
+
+CHAT = "chat"
+"""Task of the variants that answer."""
+
+
+@dataclass(frozen=True)
+class ChatRow:
+    """Agreement of one view's answers with the given ones; 95 % intervals over conversations.
+
+    Attributes:
+        method: a variant, with or without its soft prompt, or nothing in place of private spans.
+        ppl: perplexity of the given answers, which the model wrote itself to the clear prompts.
+        ppl_ratio: that perplexity over the one behind the clear prompt.
+        similarity: cosine of the sentence embeddings of written and given answer; None without a
+            sentence encoder.
+        similarity_lift: ``similarity`` minus the mean cosine with the other conversations' answers.
+        rouge_l: overlap of the words of written and given answer.
+        soft_prompt_ratio: perplexity over that without the soft prompt.
+        answers: the written answers, one for each conversation.
+    """
+
+    method: str
+    conversations: int
+    ppl: Interval
+    ppl_ratio: Interval
+    similarity: Interval | None = None
+    similarity_lift: Interval | None = None
+    rouge_l: Interval | None = field(default=None, metadata=OMITTED)
+    soft_prompt_ratio: Interval | None = field(default=None, metadata=OMITTED)
+    answers: tuple[str, ...] = field(default=(), metadata=OMITTED)
+
+
+@dataclass(frozen=True)
+class ChatResult:
+    """The rows, with the private part of each prompt and the given answers."""
+
+    private_texts: tuple[str, ...]
+    given: tuple[str, ...]
+    rows: tuple[ChatRow, ...]
+
+
+def evaluate_chat(
+    bundle: Bundle,
+    lm: BaseLM,
+    conversations: Sequence[Conversation],
+    *,
+    variants: Sequence[str] = (),
+    seed: int = 0,
+    report: Callable[[str], None] = lambda line: None,
+) -> ChatResult:
+    """Evaluate variants for chat, by default all of the bundle, on conversations that none learned.
+
+    Raises:
+        BundleError: ``bundle`` was made for another model or has no such variant.
+        ValueError: there are fewer than two conversations.
+    """
+    if len(conversations) < 2:
+        raise ValueError(f"conversations must be 2 or more, got {len(conversations)}")
+    bundle.check_model(lm.checksum)
+    chosen = variants or [name for name, variant in bundle.variants.items() if variant.task == CHAT]
+    tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
+    similarity = SentenceSimilarity.installed()
+    end = lm.model.config.eos_token_id
+    given = [tokenizer.decode(list(one.answer)) for one in conversations]
+
+    def nll(rows: Sequence[torch.Tensor]) -> npt.NDArray[np.float64]:
+        return np.array([_answer_nll(lm, row, one) for row, one in zip(rows, conversations, strict=True)])
+
+    def prompts(view: ServerView | None) -> list[torch.Tensor]:
+        return [_prompt(lm, one, view, seed, index) for index, one in enumerate(conversations)]
+
+    report("clear prompt")
+    clear = nll(prompts(None))
+    rows = [ChatRow("clear prompt", len(given), perplexity_interval(clear), ratio_interval(clear, clear))]
+    if isinstance(end, int):
+        report("nothing of the private spans")
+        found = nll(prompts(NoPrompt(lm.embeddings, end)))
+        rows.append(ChatRow("no prompt", len(given), perplexity_interval(found), ratio_interval(found, clear)))
+    for name in chosen:
+        report(name)
+        bare = prompts(BundleView(bundle, name, soft_prompt=False))
+        soft_prompt = torch.from_numpy(bundle.soft_prompt(name))
+        behind = [in_front(soft_prompt, row[None])[0] for row in bare]
+        answers = [
+            _written(lm, tokenizer, row, len(one.answer)) for row, one in zip(behind, conversations, strict=True)
+        ]
+        found, without = nll(behind), nll(bare)
+        similar = None if similarity is None else coherence(similarity, answers, given)
+        rows.append(
+            ChatRow(
+                method=name,
+                conversations=len(given),
+                ppl=perplexity_interval(found),
+                ppl_ratio=ratio_interval(found, clear),
+                similarity=None if similar is None else mean_interval(similar.coh),
+                similarity_lift=None if similar is None else mean_interval(similar.lift),
+                rouge_l=mean_interval([rouge_l(*pair) for pair in zip(given, answers, strict=True)]),
+                soft_prompt_ratio=ratio_interval(found, without),
+                answers=tuple(answers),
+            )
+        )
+    private = tuple(
+        tokenizer.decode([token for token, flag in zip(one.prompt, one.private, strict=True) if flag])
+        for one in conversations
+    )
+    return ChatResult(private, tuple(given), tuple(rows))
+
+
+@torch.no_grad()
+def _prompt(lm: BaseLM, one: Conversation, view: ServerView | None, seed: int, index: int) -> torch.Tensor:
+    """Return a prompt's rows (tokens, b); ``view`` reads each private span, None in the clear."""
+    ids, layer = torch.tensor(one.prompt), lm.model.get_input_embeddings()
+    if view is None:
+        return layer(ids)
+    parts, start = [], 0
+    for place in range(1, len(ids) + 1):
+        if place == len(ids) or one.private[place] != one.private[start]:
+            span = ids[start:place]
+            noise = step_generator(seed, index * 1000 + start, ids.device)
+            parts.append(view.embed(span[None], noise)[0] if one.private[start] else layer(span))
+            start = place
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def _answer_nll(lm: BaseLM, rows: torch.Tensor, one: Conversation) -> float:
+    answer = torch.tensor(one.answer)
+    inputs = torch.cat([rows, lm.model.get_input_embeddings()(answer[:-1])])[None]
+    targets = torch.nn.functional.pad(answer, (len(rows) - 1, 0), value=IGNORED)[None]
+    return float(targets_nll(lm.model, inputs, targets))
+
+
+def _written(lm: BaseLM, tokenizer: Tokenizer, rows: torch.Tensor, tokens: int) -> str:
+    """Return the greedy answer up to the end of the turn, as long as the given one at most."""
+    ids = continuations(lm.model, rows[None], tokens)[0].tolist()
+    end = lm.model.config.eos_token_id
+    return str(tokenizer.decode(ids[: ids.index(end)] if end in ids else ids))
