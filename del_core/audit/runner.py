@@ -47,7 +47,7 @@ from del_core.audit.results import (
     SimilarityModel,
     VariantAudit,
 )
-from del_core.audit.settings import AuditConfig, affordable_prompts
+from del_core.audit.settings import AuditConfig, affordable_prompts, affordable_proofs
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle
 from del_core.lm.model import BaseLM
@@ -146,6 +146,7 @@ def audit_bundle(
     bundle.check_model(lm.checksum)
     tokenizer = Tokenizer.from_file(str(bundle.client.path / "tokenizer.json"))
     size = base_model.vocabulary_size
+    config = affordable_proofs(config, size)
     prompts = affordable_prompts(config, sum(parameter.numel() for parameter in lm.model.parameters()))
     corpus = make_corpus(
         texts.held_out,

@@ -160,6 +160,20 @@ FULL = AuditConfig(
 )
 
 
+_LARGE_VOCABULARY = 1 << 14
+
+
+def affordable_proofs(config: AuditConfig, vocabulary_size: int) -> AuditConfig:
+    """Return ``config`` with proven figures of a sample of the tokens if the vocabulary is large.
+
+    They cost a multiple of the square of the vocabulary: for tens of thousands of tokens, more time
+    than all attacks.
+    """
+    if vocabulary_size <= _LARGE_VOCABULARY or config.proven.tokens is not None:
+        return config
+    return replace(config, proven=ProvenConfig(compose_vocabulary=False, tokens=1024))
+
+
 def affordable_prompts(config: AuditConfig, parameters: int) -> int:
     """Return how many prompts are measured with a language model of ``parameters``.
 

@@ -9,19 +9,22 @@ it from both sides ("masked next token prediction", BehnamGhader et al. 2024, ar
     score_t(v) = log P(K_t | v) + alpha log p(v | m_1 .. m_T) + beta log prior(v).
 
 It works for every kind of mechanism, since counts enter by their likelihood alone. alpha and beta
-are learned, too. Every step draws fresh noise, so the model can overfit only to the text. Within an
-audit the training for one variant starts from the weights that another left.
+are learned, too. A family whose mask cannot be replaced is read from the left side alone. Every
+step draws fresh noise, so the model can overfit only to the text. Within an audit the training for
+one variant starts from the weights that another left.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from del_core.audit.attacks.base import Attack, Counts, Guesses, Ids, Knowledge, Target, register, reproducible_bytes
 from del_core.audit.attacks.candidates import candidates
@@ -47,6 +50,7 @@ class BidirectionalLM(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(target.lm.model).float().requires_grad_(True)
         self._likelihood = target.likelihood
+        self.both_sides = reads_both_sides(self.model)
         with torch.no_grad():
             rows = self.model.get_input_embeddings()(torch.arange(len(target.surface.table))).float()
         prior = torch.from_numpy(target.surface.log_prior.astype(np.float32))
@@ -71,9 +75,7 @@ class BidirectionalLM(nn.Module):
         likelihood = torch.from_numpy(self._likelihood(counts)).float()
         mean = torch.softmax(likelihood + self.log_prior, dim=-1) @ self.rows
         x = torch.cat([self.first.expand(len(mean), 1, -1), mean], dim=1)
-        # An additive mask of zeros in four dimensions is taken as it is: all positions see all.
-        mask = x.new_zeros(len(x), 1, x.shape[1], x.shape[1])
-        logits = self.model(inputs_embeds=x, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        logits = _logits(self.model, x, both_sides=self.both_sides)[:, :-1].float()
         context = torch.log_softmax(logits, dim=-1)
         return likelihood, context
 
@@ -89,6 +91,37 @@ class BidirectionalLM(nn.Module):
                 losses[gate] += float(nn.functional.cross_entropy(scores.flatten(0, 1), here, reduction="sum"))
         best = min(losses, key=losses.__getitem__)
         self.gates.copy_(torch.tensor([best, 1.0 - best]))
+
+
+def _logits(model: PreTrainedModel, x: torch.Tensor, *, both_sides: bool) -> torch.Tensor:
+    if not both_sides:
+        causal: torch.Tensor = model(inputs_embeds=x, use_cache=False).logits
+        return causal
+    # An additive mask of zeros in four dimensions is taken as it is: all positions see all.
+    mask = x.new_zeros(len(x), 1, x.shape[1], x.shape[1])
+    more = {}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        more["position_ids"] = torch.arange(x.shape[1]).unsqueeze(0)  # some families count the mask
+    found: torch.Tensor = model(inputs_embeds=x, attention_mask=mask, use_cache=False, **more).logits
+    return found
+
+
+@torch.no_grad()
+def reads_both_sides(model: PreTrainedModel) -> bool:
+    """Return whether the family takes a mask in which positions see what comes after them."""
+    width = model.get_input_embeddings().weight.shape[1]
+    x = torch.ones(1, 3, width)
+    changed = x.clone()
+    changed[0, 2] = -torch.linspace(0.5, 2.0, width)
+    was_training = model.training
+    model.eval()
+    try:
+        one, two = (_logits(model, each, both_sides=True)[0, 0] for each in (x, changed))
+    except (ValueError, RuntimeError, TypeError, IndexError):  # the family wants a mask of two dimensions
+        return False
+    finally:
+        model.train(was_training)
+    return bool((one - two).abs().max() > 1e-7)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +164,11 @@ def train_reader(target: Target, progress: Callable[[float], None] = lambda shar
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(target.config.seed)
         model = BidirectionalLM(target)
-        _restore(model, target.carried.get(BIDIRECTIONAL, {}))
-        model.eval().set_gates(held_out, held_out_ids)
+        if BIDIRECTIONAL in target.carried:
+            _restore(model, target.carried[BIDIRECTIONAL])
+        else:
+            model.eval()
+            model.set_gates(held_out, held_out_ids)
         weights = [one for name, one in model.named_parameters() if name != "gates" and one.requires_grad]
         rate = _LARGE_RATE if large else _RATE
         groups = [{"params": weights, "lr": rate}, {"params": [model.gates], "lr": _GATE_RATE}]
@@ -215,7 +251,11 @@ class BidirectionalAttack(Attack):
         return Guesses(
             found.best(),
             parameters=target.parameters,
-            settings={"loss": round(trained.loss, 4), "untrained_loss": round(trained.untrained_loss, 4)},
+            settings={
+                "reads": "both sides" if trained.model.both_sides else "the left side",
+                "loss": round(trained.loss, 4),
+                "untrained_loss": round(trained.untrained_loss, 4),
+            },
             steps=trained.steps,
             trained_tokens=trained.tokens,
         )

@@ -13,7 +13,18 @@ from del_core.audit.attacks import ATTACKS, AttackSurface, Target
 from del_core.audit.attacks.bidirectional import BidirectionalLM, train_reader
 from del_core.audit.corpus import PASSAGE, shared_passages
 from del_core.audit.intervals import Rate
-from del_core.audit.settings import BUDGETS, AttackerBudget, AuditConfig, InverterConfig, parse_budget
+from del_core.audit.settings import (
+    BUDGETS,
+    FULL,
+    LEAST_PROMPTS,
+    AttackerBudget,
+    AuditConfig,
+    InverterConfig,
+    ProvenConfig,
+    affordable_prompts,
+    affordable_proofs,
+    parse_budget,
+)
 from del_core.audit.strongest import CalibrationText, StrongestSearch
 from del_core.lm.model import BaseLM
 from del_core.lm.text import TextError
@@ -22,7 +33,7 @@ from del_core.mechanism.categorical import CategoricalMechanism
 from tests.support.language import LENGTH, LOG_PRIOR, VOCABULARY, language, prompts, speaker
 
 DIM, MAX_LEVEL = 6, 127
-BUDGET = AttackerBudget("test", training=0.03, search=0.03, beams=8, candidates=VOCABULARY)
+BUDGET = AttackerBudget("test", training=0.003, search=0.003, beams=8, candidates=VOCABULARY)
 CONFIG = AuditConfig(
     prompts=64,
     length=LENGTH,
@@ -201,6 +212,14 @@ def test_another_budget_is_refused_by_name(text: str, message: str) -> None:
         parse_budget(text)
 
 
+def test_large_models_are_measured_on_fewer_prompts_and_large_vocabularies_on_some_tokens() -> None:
+    assert affordable_prompts(FULL, 7_500_000) == FULL.prompts
+    assert affordable_prompts(FULL, 10**12) == LEAST_PROMPTS
+    assert affordable_prompts(CONFIG, 10**15) == CONFIG.prompts
+    assert affordable_proofs(FULL, 4096) is FULL
+    assert affordable_proofs(FULL, 49_152).proven == ProvenConfig(compose_vocabulary=False, tokens=1024)
+
+
 def test_a_budget_limits_steps_and_width() -> None:
     budget = AttackerBudget("", training=1.0, search=1.0, beams=32)
     assert budget.steps(1e10, 4000) == 100
@@ -220,13 +239,24 @@ FAMILIES = {
     "opt": {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32},
     "phi": SIZES,
 }
+LEFT_ONLY = {"bloom": {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 2}}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_causal_mask_is_gone_in_other_families(family: str, lm: BaseLM) -> None:
-    """A change of the last token's counts changes what the first position's score is."""
+    """A change of the last token's counts changes the scores of the first position."""
+    change = _change_of_the_first_scores(family, FAMILIES[family], lm)
+    assert change > 1e-6
+
+
+@pytest.mark.parametrize("family", LEFT_ONLY)
+def test_a_family_that_keeps_its_mask_is_read_from_the_left(family: str, lm: BaseLM) -> None:
+    assert _change_of_the_first_scores(family, LEFT_ONLY[family], lm) == 0.0
+
+
+def _change_of_the_first_scores(family: str, sizes: dict[str, int], lm: BaseLM) -> float:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **FAMILIES[family])
+    config = AutoConfig.for_model(family, **sizes)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     target = _target(lm, _binomial(0.9, 4))
     table = np.random.default_rng(2).integers(-MAX_LEVEL, MAX_LEVEL + 1, (64, DIM), dtype=np.int16)
@@ -241,4 +271,4 @@ def test_the_causal_mask_is_gone_in_other_families(family: str, lm: BaseLM) -> N
     changed[0, -1] = target.mechanism.largest_count - changed[0, -1]
     with torch.no_grad():
         one, two = reader(counts)[0, 0], reader(changed)[0, 0]
-    assert float((one - two).abs().max()) > 1e-6
+    return float((one - two).abs().max())
