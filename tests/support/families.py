@@ -47,7 +47,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     "cohere": {"logit_scale": 1.0},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 1, "alibi": False},
     "gemma": _HEADS_OF_32,
-    "gemma2": {**_HEADS_OF_32, "query_pre_attn_scalar": 32, "attn_logit_softcapping": 5.0, "sliding_window": 16},
+    "gemma2": {**_HEADS_OF_32, "query_pre_attn_scalar": 32, "attn_logit_softcapping": 2.0, "sliding_window": 16},
     "gemma3_text": {**_HEADS_OF_32, "query_pre_attn_scalar": 32, "sliding_window": 16},
     "gpt2": {"n_embd": HIDDEN_SIZE, "n_layer": 2, "n_head": 2, "n_positions": POSITIONS, "n_inner": 96},
     "gpt_neox": {"rotary_pct": 0.5},
@@ -100,6 +100,8 @@ def make_model(model_type: str, directory: Path, seed: int = 1) -> Path:
     config = AutoConfig.for_model(model_type, **{**_COMMON, **_OWN.get(model_type, {})})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():  # some families start with zeros or ones, which hide mistakes
+        if model_type in ("gemma2", "gemma3_text"):  # tied and scaled ones would repeat the last token
+            model.get_input_embeddings().weight.mul_(0.05)
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
