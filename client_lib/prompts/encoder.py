@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,8 +22,10 @@ from client_lib.prompts.types import DrawnSegment, EncodedPrompt, Tokenized
 from del_core.bundle import ClientBundle
 from del_core.errors import FrameError
 from del_core.mechanism.randomness import random_bytes
-from del_core.prompts import SpanTokenizer
 from del_core.wire import PublicSegment, Request, Sampling, Segment, encode_frame
+
+if TYPE_CHECKING:
+    from del_core.prompts import SpanTokenizer
 
 _DRAW_ID_BYTES = 16
 
@@ -157,6 +160,8 @@ class Encoder:
 
 
 def _load_tokenizer(bundle: ClientBundle) -> SpanTokenizer:
+    from del_core.prompts import SpanTokenizer  # loads the library with the first bundle
+
     data = bundle.tokenizer_path.read_bytes()
     try:
         return SpanTokenizer(data)

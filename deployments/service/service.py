@@ -30,7 +30,7 @@ from del_core.prompts import special_token_id
 from del_core.wire import Limits, PrivateSegment, Request, Shape, decode_frame
 from deployments.engines.base import Engine, EngineSampling, FinishReason
 from deployments.service.base_model import EmbeddingTable
-from deployments.service.text import TextStream, anchor_ids
+from deployments.service.text import Anchor, TextStream
 from deployments.telemetry.observation import Observation
 
 CLEAR = RESERVED_VARIANT
@@ -164,7 +164,7 @@ class PrivateLMService:
         """Tokens that the requests in flight may still generate, according to ``max_tokens``."""
         self.fingerprint = bundle.fingerprint
         self.max_frame_bytes = capacity.max_frame_bytes
-        self._anchor = anchor_ids(model.tokenizer)
+        self._anchor = Anchor.of(model.tokenizer)
         self._created = int(time.time())
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode")
         self._archive: asyncio.Future[bytes] | None = None

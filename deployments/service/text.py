@@ -7,6 +7,7 @@ resumes continues with exactly the text that the interrupted one had not yet rel
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
@@ -17,33 +18,44 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_WAIT = 32
 
 
-def anchor_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return tokens with a text, behind which a completion is decoded as the rest of a text.
+@dataclass(frozen=True)
+class Anchor:
+    """Tokens and their text, behind which a completion is decoded as the rest of a text.
 
     Some tokenizers drop the space of a first word. The first word of a completion is not the first
     word of a text: the prompt precedes it.
     """
-    ids = tuple(tokenizer.encode("a", add_special_tokens=False).ids)
-    text = tokenizer.decode(ids)
-    return ids if text and _REPLACEMENT not in text else ()
+
+    ids: tuple[int, ...] = ()
+    text: str = ""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Anchor:
+        """Return an anchor for a tokenizer; an empty one if it has no token for a letter."""
+        ids = tuple(tokenizer.encode("a", add_special_tokens=False).ids)
+        text = tokenizer.decode(ids)
+        return cls(ids, text) if text and _REPLACEMENT not in text else cls()
+
+
+_NO_ANCHOR = Anchor()
 
 
 class TextStream:
     """Incremental detokenization with stop strings.
 
     Tokens are decoded in a window that begins at an earlier token, because some tokenizers drop the
-    space of a first word; ``anchor`` (:func:`anchor_ids`) precedes the first token. Text that ends
+    space of a first word; ``anchor`` precedes the first token. Text that ends
     in an incomplete character is held until the next token, and so is the longest end of the text
     that could become a stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), anchor: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), anchor: Anchor = _NO_ANCHOR) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
-        self._ids: list[int] = list(anchor)
+        self._ids: list[int] = list(anchor.ids)
         self._window_start = 0
-        self._window_text = tokenizer.decode(anchor) if anchor else ""  # text of the window up to _decoded
-        self._decoded = len(anchor)  # tokens whose text is complete
+        self._window_text = anchor.text  # text of the window up to _decoded
+        self._decoded = len(anchor.ids)  # tokens whose text is complete
         self._held = ""  # text that may be the beginning of a stop string
         self.stopped = False
 

@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -262,6 +263,9 @@ class Watched:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         self.threads.add(threading.current_thread())
         return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
 
 
 async def test_long_resumptions_are_replayed_beside_the_event_loop(

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from deployments.service.text import TextStream, anchor_ids
+from deployments.service.text import Anchor, TextStream
 from tests.support.tiny import EOS_ID
 
 TEXT = "Größe, naïveté: 日本語 and 🙂🙃 together, then THE END of it all."
 
 
+_NONE = Anchor()
+
+
 def stream(
-    tokenizer: Tokenizer, ids: Sequence[int], stop: Sequence[str] = (), anchor: Sequence[int] = ()
+    tokenizer: Tokenizer, ids: Sequence[int], stop: Sequence[str] = (), anchor: Anchor = _NONE
 ) -> tuple[str, int]:
     """Return the whole text of a stream and its number of tokens."""
     text = TextStream(tokenizer, stop, anchor)
@@ -162,7 +165,7 @@ def metaspace() -> Tokenizer:
 
 def test_a_completion_keeps_its_leading_space(metaspace: Tokenizer) -> None:
     ids = [metaspace.token_to_id(piece) for piece in ("\u2581that", "\u2581says", ",", "\u2581", "\u2581a")]
-    anchor = anchor_ids(metaspace)
+    anchor = Anchor.of(metaspace)
     assert stream(metaspace, ids, anchor=anchor) == (" that says,  a", 5)
     assert stream(metaspace, ids, [" that"], anchor) == ("", 1)
     assert stream(metaspace, ids[1:], [" a"], anchor) == (" says, ", 4)
@@ -172,5 +175,5 @@ def test_a_completion_keeps_its_leading_space(metaspace: Tokenizer) -> None:
 
 def test_an_anchor_changes_no_other_text(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode(TEXT).ids
-    assert stream(tokenizer, ids, anchor=anchor_ids(tokenizer)) == (TEXT, len(ids))
-    assert stream(tokenizer, [], anchor=anchor_ids(tokenizer)) == ("", 0)
+    assert stream(tokenizer, ids, anchor=Anchor.of(tokenizer)) == (TEXT, len(ids))
+    assert stream(tokenizer, [], anchor=Anchor.of(tokenizer)) == ("", 0)
