@@ -54,14 +54,18 @@ def main() -> None:
         logger.error("Ray has ended")
     except Exception as error:
         logger.exception("the local server did not start")
-        report({"failed": _reason(error)})
+        report({"failed": reason_of(error)})
     finally:
         end()
 
 
-def _reason(error: Exception) -> str:
-    """Return the message without terminal colors, cut to the end of a long traceback."""
+def reason_of(error: Exception) -> str:
+    """Return the message without terminal colors; of a traceback, the message of its last error."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
+    if "\nTraceback" in text or "\n  File " in text or text.startswith("Traceback"):
+        errors = re.findall(r"^[\w.]+(?:Error|Exception)(?:\(\w+\))?: (?!Traceback|ray::)(.+)", text, re.MULTILINE)
+        if errors:
+            return str(errors[-1])
     return text if len(text) <= _LONGEST_REASON else "..." + text[-_LONGEST_REASON:]
 
 
@@ -106,7 +110,7 @@ def _execute(orders: queue.SimpleQueue[str], report: Callable[[dict[str, Any]], 
                 _drain(order["drain"])
         except Exception as error:
             logger.exception("an order failed")
-            report({"failed": _reason(error)})
+            report({"failed": reason_of(error)})
         else:
             report({"ready": True})
 

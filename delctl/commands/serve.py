@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -104,7 +105,7 @@ def announce(server: LocalServer, host: str) -> None:
     for one in server.applications:
         if one.path:
             out.print(f"{server.url}{printable(one.path)}", style="bold")
-        _describe(one.settings)
+        _describe(one.settings, context_length(f"{server.url}{one.path}"))
     if not is_loopback(host):
         open_ones = [one for one in server.applications if not one.settings.keys.given]
         keys = " or keys" if open_ones else ""
@@ -118,7 +119,26 @@ def announce(server: LocalServer, host: str) -> None:
     out.print("Stop with Ctrl-C.")
 
 
-def _describe(settings: Settings) -> None:
+def context_length(url: str) -> int | None:
+    """Return the most tokens of one request; None if the application has no replica yet."""
+    import httpx
+
+    try:
+        answer = httpx.get(f"{url}/readyz", timeout=10.0, trust_env=False).json()
+    except (httpx.HTTPError, ValueError):
+        return None
+    found = answer.get("context_length") if isinstance(answer, dict) else None
+    return found if isinstance(found, int) else None
+
+
+def model_positions(settings: Settings) -> int | None:
+    """Return the length of the model's own context, if its configuration says it."""
+    config = json.loads((settings.base_model_path / "config.json").read_bytes())
+    found = config.get("max_position_embeddings", config.get("n_positions"))
+    return found if isinstance(found, int) else None
+
+
+def _describe(settings: Settings, context: int | None) -> None:
     """Describe a model, its bundle and its replicas."""
     from del_core import accounting
     from del_core.audit.quality import stated_warnings
@@ -135,6 +155,12 @@ def _describe(settings: Settings) -> None:
         "bundle": f"{settings.bundle}, fingerprint {bundle.fingerprint[:16]}...",
         "replicas": replicas,
     }
+    if context is not None:
+        most = model_positions(settings)
+        cut = most is not None and context < most and settings.engine.max_model_len is None
+        lines["context"] = f"{context} tokens a request" + (
+            f"; the model has {most}, the KV cache holds no more (engine.kv_cache_memory_bytes)" if cut else ""
+        )
     out = console()
     for name, value in lines.items():
         out.print(f"  {name:12} {printable(value)}", soft_wrap=True)

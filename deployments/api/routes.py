@@ -219,4 +219,5 @@ class _Handlers:
 
     async def readyz(self, http: HTTPRequest) -> Response:
         await self._service.check_health()
-        return Response('{"status":"ready"}', media_type="application/json")
+        ready = {"status": "ready", "context_length": self._service.context_length}
+        return Response(json.dumps(ready, separators=(",", ":")), media_type="application/json")

@@ -26,6 +26,10 @@ class EngineDeadError(DelError):
     """The engine has stopped and will not answer again; its replica must be replaced."""
 
 
+class EngineStartError(DelError):
+    """The engine did not start; the message is one sentence with the setting to change."""
+
+
 @dataclass(frozen=True)
 class EngineSampling:
     """Sampling of one completion.
@@ -125,7 +129,8 @@ class EngineSettings(Section):
     kind: str = "vllm"
     """Kind of engine: "vllm", "mock" (load tests without a model), or one that a plugin adds."""
     max_model_len: int | None = Field(default=None, ge=64)
-    """Most soft prompt, prompt and generated tokens of one request; null: the model's limit."""
+    """Most soft prompt, prompt and generated tokens of one request; null: the model's limit, or
+    what the KV cache holds if that is less."""
     max_num_seqs: int = Field(default=64, ge=1, le=4096)
     """Requests that one step of the engine computes together; others wait inside the engine."""
 

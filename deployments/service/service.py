@@ -178,6 +178,11 @@ class PrivateLMService:
             vocabulary_size=bundle.manifest.base_model.vocabulary_size,
         )
 
+    @property
+    def context_length(self) -> int:
+        """Most rows of soft prompt, prompt and generated tokens of one request."""
+        return self._engine.context_length
+
     def check_room(self) -> None:
         """Raise OverloadedError if no slot is free."""
         if self.in_flight >= self._capacity.requests:

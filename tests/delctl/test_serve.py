@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from delctl.commands.serve import announce, resolve_served
 from delctl.main import run
+from deployments.settings import as_applications, parse_settings
 
 
 @pytest.fixture
@@ -94,3 +97,37 @@ def test_what_is_served_is_announced_with_its_address(tmp_path: Path, capsys: py
     assert "Attention" not in out
     announce(server, "0.0.0.0")
     assert "without encryption or keys" in capsys.readouterr().out
+
+
+class Ready(BaseHTTPRequestHandler):
+    """A replica whose KV cache holds 640 tokens."""
+
+    def do_GET(self) -> None:
+        body = b'{"status":"ready","context_length":640}'
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("engine", "reason"), [({}, True), ({"max_model_len": 640}, False)])
+def test_a_context_that_was_cut_is_announced(
+    engine: dict[str, int], reason: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = parse_settings({"engine": engine})
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ready) as replica:
+        serving = threading.Thread(target=replica.serve_forever)
+        serving.start()
+        url = f"http://127.0.0.1:{replica.server_port}"
+        try:
+            served: Any = SimpleNamespace(url=url, proxy="haproxy", applications=as_applications(settings))
+            announce(served, "127.0.0.1")
+        finally:
+            replica.shutdown()
+            serving.join()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("context")]
+    assert "640 tokens a request" in line
+    assert ("the model has 1024" in line and "engine.kv_cache_memory_bytes" in line) == reason

@@ -30,6 +30,7 @@ from deployments.engines.base import (
     EngineKind,
     EngineSampling,
     EngineSettings,
+    EngineStartError,
     LookUp,
 )
 from deployments.engines.vllm import startup
@@ -38,6 +39,9 @@ from deployments.engines.vllm.worker import configure_logging, salt_for
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
+
+
+_FITTED = -1  # vLLM's max_model_len for the model's limit, or less if the KV cache holds less
 
 
 class VllmSettings(EngineSettings):
@@ -130,6 +134,14 @@ class VllmEngine:
         return LookUp(np.array(rows, dtype=np.float32), str(self._llm.model_config.dtype).removeprefix("torch."))
 
     def _load(self) -> AsyncLLM:
+        # The cause is known in another process, and the fork server takes its environment now.
+        with startup.cause_of_failure() as cause:
+            try:
+                return self._load_model()
+            except Exception as error:
+                raise EngineStartError(startup.sentence_of(cause() or startup.first_line(error))) from error
+
+    def _load_model(self) -> AsyncLLM:
         settings = self._settings
         quick = settings.quick_start and settings.threads == 1 and _is_cpu_build()
         if quick:
@@ -139,8 +151,8 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        # The other fields have vLLM's own names; null means vLLM's default.
-        named = settings.model_dump(exclude=_NOT_OF_VLLM, exclude_none=True)
+        # The other fields have vLLM's own names; null means vLLM's default, except for the context.
+        named = {"max_model_len": _FITTED, **settings.model_dump(exclude=_NOT_OF_VLLM, exclude_none=True)}
         arguments = AsyncEngineArgs(
             model=str(self._model),
             skip_tokenizer_init=True,

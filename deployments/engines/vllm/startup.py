@@ -16,7 +16,10 @@ import contextlib
 import importlib
 import multiprocessing
 import multiprocessing.forkserver
+import os
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 PRELOADED = (
@@ -25,6 +28,54 @@ PRELOADED = (
     "vllm.v1.executor.uniproc_executor",
     "vllm.v1.worker.cpu_worker",
 )
+
+
+CAUSE = "DEL_ENGINE_CAUSE"
+"""Environment variable: file into which the engine's process writes why it did not start."""
+
+_LONGEST_CAUSE = 400
+# Parts of vLLM's messages, and the settings that they are about.
+_ADVICE = (
+    ("max seq len", "lower engine.max_model_len or raise engine.kv_cache_memory_bytes"),
+    ("max_model_len", "lower engine.max_model_len or leave it out"),
+    ("max_num_batched_tokens", "raise engine.max_num_batched_tokens or lower engine.max_num_seqs"),
+    ("KV cache", "raise engine.kv_cache_memory_bytes"),
+    ("memory", "lower engine.kv_cache_memory_bytes or engine.gpu_memory_utilization"),
+    ("dtype", "change engine.dtype"),
+    ("bfloat16", "change engine.dtype"),
+    ("tensor parallel", "change engine.tensor_parallel_size"),
+    ("block_size", "change engine.block_size"),
+    ("architecture", "check the model with `delctl model check`"),
+)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error that says something, with its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # pydantic's first line only counts the problems.
+    said = next((line for line in lines if "validation error" not in line), "")
+    return f"{type(error).__name__}: {said}"[:_LONGEST_CAUSE]
+
+
+def sentence_of(cause: str) -> str:
+    """Return what vLLM refused as one sentence with the setting to change."""
+    advice = next((words for part, words in _ADVICE if part.lower() in cause.lower()), None)
+    return f"engine: vLLM refused to start: {cause.rstrip('. ')}" + (f"; {advice}" if advice else "")
+
+
+@contextlib.contextmanager
+def cause_of_failure() -> Iterator[Callable[[], str]]:
+    """Yield a function that returns why the engine's process did not start; empty if unknown.
+
+    vLLM only says that it failed, in the process that started it.
+    """
+    with tempfile.TemporaryDirectory(prefix="del-engine-") as directory:
+        path = Path(directory) / "cause"
+        os.environ[CAUSE] = str(path)
+        try:
+            yield lambda: path.read_text(encoding="utf-8") if path.exists() else ""
+        finally:
+            del os.environ[CAUSE]
 
 
 def begin() -> None:

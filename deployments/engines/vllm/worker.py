@@ -6,15 +6,29 @@ creates the worker before the model is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
+from deployments.engines.vllm.startup import CAUSE, first_line
+
 _HASH_KEYS = "generate_block_hash_extra_keys"
+
+
+class _Cause(logging.Handler):
+    """Keeps the error with which the engine's process fails, for the process that started it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        path = os.environ.get(CAUSE)
+        if path and record.exc_info and record.exc_info[1] is not None:
+            with contextlib.suppress(OSError):
+                Path(path).write_text(first_line(record.exc_info[1]), encoding="utf-8")
 
 
 def configure_logging() -> None:
@@ -28,6 +42,7 @@ def configure_logging() -> None:
     logger.setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"))
     logger.propagate = False
     if not logger.handlers:
+        logger.addHandler(_Cause())
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
         logger.addHandler(handler)

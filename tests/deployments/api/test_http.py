@@ -30,7 +30,7 @@ from deployments.api.context import APIOptions
 from deployments.api.routes import create_app
 from deployments.sections import HTTPSettings, StreamingSettings
 from deployments.service.service import PrivateLMService
-from tests.support.scripted_engine import Exchange, ScriptedEngine
+from tests.support.scripted_engine import CONTEXT_LENGTH, Exchange, ScriptedEngine
 from tests.support.serving_frames import HEADERS, PATH, encode, make_frame, make_request
 from tests.support.tiny import EOS_ID
 
@@ -510,4 +510,4 @@ async def test_damaged_bundle_is_not_served_and_is_retried(
 
 async def test_health(client: httpx.AsyncClient) -> None:
     assert (await client.get("/healthz")).json() == {"status": "ok"}
-    assert (await client.get("/readyz")).json() == {"status": "ready"}
+    assert (await client.get("/readyz")).json() == {"status": "ready", "context_length": CONTEXT_LENGTH}
