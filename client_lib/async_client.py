@@ -39,16 +39,26 @@ class AsyncClient(ClientBase):
         self._open(AsyncDriver, base_url, transport, options)
 
     async def complete(
-        self, prompt: Prompt | EncodedPrompt, *, variant: str | None = None, **options: Unpack[RequestOptions]
+        self,
+        prompt: Prompt | EncodedPrompt,
+        *,
+        variant: str | None = None,
+        fresh: bool = False,
+        **options: Unpack[RequestOptions],
     ) -> Completion:
         """Return the completion of a prompt; see :meth:`client_lib.Client.complete`."""
-        return await self._driver.run(self._driver.core.complete(self._call(prompt, variant, options)))
+        return await self._driver.run(self._driver.core.complete(self._call(prompt, variant, fresh, options)))
 
     def stream(
-        self, prompt: Prompt | EncodedPrompt, *, variant: str | None = None, **options: Unpack[RequestOptions]
+        self,
+        prompt: Prompt | EncodedPrompt,
+        *,
+        variant: str | None = None,
+        fresh: bool = False,
+        **options: Unpack[RequestOptions],
     ) -> AsyncStream:
         """Return the completion of a prompt in chunks; see :meth:`client_lib.Client.stream`."""
-        return AsyncStream(self._driver.stream(self._driver.core.stream(self._call(prompt, variant, options))))
+        return AsyncStream(self._driver.stream(self._driver.core.stream(self._call(prompt, variant, fresh, options))))
 
     async def encode(self, prompt: Prompt, *, variant: str | None = None, before: Sequence[Span] = ()) -> EncodedPrompt:
         """Draw the noise of a prompt now; see :meth:`client_lib.Client.encode`."""

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self, Unpack
 
-from client_lib._core.flow import core_from, core_with
+from client_lib._core.creation import core_from, core_with
 from client_lib._core.request import CompletionCall
 from client_lib.conversation import Conversation
 from client_lib.options import CallOptions, ClientOptions, ConversationOptions, RequestOptions, Timeout, timeout_from
@@ -48,8 +48,10 @@ class ClientBase:
         core = core_from(self.base_url, options)
         self._driver = driver(core, timeout, transport, http2=options.get("http2", False))
 
-    def _call(self, prompt: Prompt | EncodedPrompt, variant: str | None, options: RequestOptions) -> CompletionCall:
-        return CompletionCall(prompt, self._driver.core.choose_variant(variant), options)
+    def _call(
+        self, prompt: Prompt | EncodedPrompt, variant: str | None, fresh: bool, options: RequestOptions
+    ) -> CompletionCall:
+        return CompletionCall(prompt, self._driver.core.choose_variant(variant), options, fresh=fresh)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base_url!r})"
@@ -80,34 +82,45 @@ class Client(ClientBase):
         self._open(SyncDriver, base_url, transport, options)
 
     def complete(
-        self, prompt: Prompt | EncodedPrompt, *, variant: str | None = None, **options: Unpack[RequestOptions]
+        self,
+        prompt: Prompt | EncodedPrompt,
+        *,
+        variant: str | None = None,
+        fresh: bool = False,
+        **options: Unpack[RequestOptions],
     ) -> Completion:
         """Return the completion of a prompt under a variant.
 
         A string is private as a whole (public under ``clear``). See :mod:`client_lib.prompts.spans`
-        for prompts of private and public parts, and :meth:`encode` for prompts that may be sent
-        repeatedly.
+        for prompts of private and public parts. A prompt that this client sent before for the same
+        subject is sent with the same counts, which reveal nothing more and cost nothing; ``fresh``
+        draws new noise for it.
 
         Raises:
             InvalidRequestError: the prompt or a field is not acceptable; nothing was sent.
             DELClientError: another error of :mod:`client_lib.errors`.
         """
-        return self._driver.run(self._driver.core.complete(self._call(prompt, variant, options)))
+        return self._driver.run(self._driver.core.complete(self._call(prompt, variant, fresh, options)))
 
     def stream(
-        self, prompt: Prompt | EncodedPrompt, *, variant: str | None = None, **options: Unpack[RequestOptions]
+        self,
+        prompt: Prompt | EncodedPrompt,
+        *,
+        variant: str | None = None,
+        fresh: bool = False,
+        **options: Unpack[RequestOptions],
     ) -> Stream:
         """Return the completion of a prompt in chunks, as they are generated.
 
         Nothing is sent before the first chunk is requested. Use the stream in a ``with`` block,
         which closes the connection if it is left early.
         """
-        return Stream(self._driver.stream(self._driver.core.stream(self._call(prompt, variant, options))))
+        return Stream(self._driver.stream(self._driver.core.stream(self._call(prompt, variant, fresh, options))))
 
     def encode(self, prompt: Prompt, *, variant: str | None = None, before: Sequence[Span] = ()) -> EncodedPrompt:
         """Draw the noise of a prompt now; ``complete`` and ``stream`` accept the result.
 
-        Sending the same :class:`client_lib.EncodedPrompt` again reveals nothing more. Passing the
+        Sending the same :class:`client_lib.EncodedPrompt` again reveals nothing more. Encoding the
         same text again draws fresh noise, and the privacy losses add up. The result is a part of a
         prompt if ``before`` names the spans that stand in front of it.
         """

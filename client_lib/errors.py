@@ -143,7 +143,15 @@ class RedirectRefusedError(DELClientError):
 
 
 class BundleOutdatedError(DELClientError):
-    """The bundles of client and server have different fingerprints."""
+    """The bundles of client and server have different fingerprints.
+
+    ``meaning_changed`` tells whether the counts of the prompt mean something else under the bundle
+    in use, so that only fresh noise can be sent.
+    """
+
+    def __init__(self, message: str, *, meaning_changed: bool = False, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.meaning_changed = meaning_changed
 
 
 class BundleRejectedError(DELClientError):

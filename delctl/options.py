@@ -169,13 +169,14 @@ class BudgetOptions:
     budget_days: float
 
     @contextlib.contextmanager
-    def ledger(self, place: str) -> Iterator[Ledger]:
+    def ledger(self, place: str, *, hide_repeats: bool = False) -> Iterator[Ledger]:
         """Open the ledger at ``place``; without an epsilon for commands that do not compare."""
         from client_lib.ledger import Budget, Ledger, open_store
 
         window = timedelta(days=self.budget_days) if self.budget_days else None
         budget = Budget(self.budget_epsilon or 1.0, delta=self.budget_delta, window=window)
-        with contextlib.closing(Ledger(open_store(place), budget=budget)) as opened:
+        made = Ledger(open_store(place), budget=budget, hide_repeats=hide_repeats)
+        with contextlib.closing(made) as opened:
             yield opened
 
 

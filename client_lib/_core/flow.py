@@ -9,16 +9,15 @@ fails with ``BundleOutdatedError``: fresh noise costs privacy, so the caller has
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from client_lib._core.effects import Emit, Flow, Head, Read, Send, Sleep, call, read_all, use_bundle
 from client_lib._core.observe import observed
 from client_lib._core.request import CompletionCall, CompletionRequest, check_idempotency_key, sampling_from
-from client_lib._validation import check_fingerprint, check_integer, check_key, invalid, must_be
+from client_lib._validation import check_fingerprint, check_integer, invalid, must_be
 from client_lib.bundle_cache import BundleCache, load_local
 from client_lib.errors import (
     BundleOutdatedError,
@@ -30,16 +29,14 @@ from client_lib.errors import (
     TimeoutExceededError,
 )
 from client_lib.options import (
-    CallOptions,
-    ClientOptions,
     LedgerHook,
     PolicyHook,
     RetryPolicy,
     TelemetryHook,
-    check_names,
 )
 from client_lib.policy import DEFAULT_POLICY, PrivacyPolicy
 from client_lib.prompts.encoder import Encoder
+from client_lib.prompts.memo import PromptMemo
 from client_lib.prompts.padding import Padding
 from client_lib.prompts.span_memory import Recall
 from client_lib.prompts.spans import CLEAR, Prompt, Span, spans_of
@@ -47,12 +44,11 @@ from client_lib.prompts.types import EncodedPrompt
 from client_lib.protocol.responses import StreamReader, parse_completion, parse_models, read_failure
 from client_lib.protocol.retry import InternalErrors, is_temporary
 from client_lib.protocol.sse import EventParser
-from client_lib.trust import FileTrustStore, MemoryTrustStore, Trust, default_trust_file
+from client_lib.trust import MemoryTrustStore, Trust
 from client_lib.trust.signing import parsed, verified_key
 from client_lib.trust.trust import Offer
 from client_lib.types import Completion, Model
 from del_core.bundle import SIGNATURE_HEADER, ClientBundle, Manifest
-from del_core.bundle.files import user_cache_dir
 from del_core.wire import MEDIA_TYPE
 
 T = TypeVar("T")
@@ -81,6 +77,7 @@ class Core:
     subject: str | None = field(default=None, repr=False)
     variant: str | None = None
     padding: Padding | None = None
+    memo: PromptMemo = field(default_factory=PromptMemo, repr=False)
     telemetry: tuple[TelemetryHook, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -263,7 +260,7 @@ class Core:
         if not isinstance(prompt, EncodedPrompt):
             text, spans = prompt, spans_of(prompt, made.variant)
             encoder = yield from use_bundle()
-            encoded = yield from call(lambda: self._encode(encoder, text, made.variant, made.recall))
+            encoded = yield from call(lambda: self._encode_once(encoder, made, spans))
             is_public = not any(span.is_private for span in spans)
             request = CompletionRequest(encoder, encoded, sampling, text if is_public else None, key)
         else:
@@ -274,13 +271,28 @@ class Core:
             if adopted is None:
                 raise BundleOutdatedError(
                     f"prompt: its counts, encoded for the bundle {prompt.fingerprint}, mean something else under the "
-                    f"bundle in use, {encoder.fingerprint}; encode the prompt again"
+                    f"bundle in use, {encoder.fingerprint}; encode the prompt again",
+                    meaning_changed=True,
                 )
             yield from call(lambda: self._check_policy(encoder, adopted))
             request = CompletionRequest(encoder, adopted, sampling, None, key)
         yield from call(request.build)
         yield from call(lambda: self._spend(request))
         return request
+
+    def _encode_once(self, encoder: Encoder, made: CompletionCall, spans: Sequence[Span]) -> EncodedPrompt:
+        """Encode a prompt, or take the counts of the last time that it was sent."""
+        prompt = cast(Prompt, made.prompt)
+        if made.recall is not None or not any(span.is_private for span in spans):
+            return self._encode(encoder, prompt, made.variant, made.recall)
+        name = self.memo.name(self.subject, made.variant, self.padding, spans)
+        known = None if made.fresh else self.memo.recall(name)
+        adopted = known and encoder.adopt(known)
+        if adopted is not None:
+            self._check_policy(encoder, adopted)
+            return adopted
+        encoded = self._encode(encoder, prompt, made.variant)
+        return replace(self.memo.keep(name, encoded, fresh=made.fresh), fingerprint=encoder.fingerprint)
 
     def _encode(
         self,
@@ -369,6 +381,7 @@ class Core:
                 f"fingerprint: the prompt was sent for the bundle {stale}, the server has {encoder.fingerprint}, "
                 "whose table or noise differs; the new bundle is in use now, and sending the prompt again draws fresh "
                 "noise, which adds to its privacy loss",
+                meaning_changed=True,
                 status=mismatch.status,
                 code=mismatch.code,
                 request_id=mismatch.request_id,
@@ -425,52 +438,6 @@ class Core:
         if self.api_key is not None:
             headers["authorization"] = f"Bearer {self.api_key}"
         return headers
-
-
-def core_from(base_url: str, options: ClientOptions) -> Core:
-    """Return the core of a client. Raises ``InvalidRequestError`` for an unacceptable option."""
-    unknown = sorted(set(options) - set(ClientOptions.__annotations__))
-    if unknown:  # as Python does for a keyword argument that a function lacks
-        raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
-    api_key, cache_dir, bundle = options.get("api_key"), options.get("cache_dir"), options.get("bundle")
-    check_key("api_key", api_key)
-    keys = options.get("trusted_keys") or ()
-    accept, store = options.get("accept") or (), options.get("trust") or default_trust_file(cache_dir)
-    core = Core(
-        base_url=base_url,
-        cache=BundleCache(user_cache_dir() if cache_dir is None else Path(cache_dir)),
-        bundle_path=None if bundle is None else Path(bundle),
-        pinned=options.get("fingerprint"),
-        trust=Trust(FileTrustStore(store) if isinstance(store, str | os.PathLike) else store),
-        accept=frozenset([accept] if isinstance(accept, str) else accept),
-        trusted_keys=frozenset([keys] if isinstance(keys, str) else keys),
-        api_key=api_key,
-        ledger=options.get("ledger"),
-        telemetry=_hooks(None),
-    )
-    return _changed(core, {name: options[name] for name in CallOptions.__annotations__ if name in options})  # type: ignore[literal-required]
-
-
-def core_with(core: Core, options: CallOptions) -> Core:
-    """Return the core with other options. Raises ``InvalidRequestError``."""
-    check_names("option", options, CallOptions)
-    return _changed(core, dict(options))
-
-
-def _changed(core: Core, changes: dict[str, Any]) -> Core:
-    changes.pop("timeout", None)  # the driver's
-    if "max_retries" in changes:
-        changes["retry"] = replace(changes.get("retry", core.retry), max_retries=changes.pop("max_retries"))
-    if "telemetry" in changes:
-        changes["telemetry"] = _hooks(changes["telemetry"])
-    return replace(core, **changes)
-
-
-def _hooks(telemetry: TelemetryHook | None) -> tuple[TelemetryHook, ...]:
-    """Return the log, which every client has, and the caller's hook."""
-    from client_lib._core.log import CallLog  # loads logging with the first client, not the package
-
-    return (CallLog(),) if telemetry is None else (CallLog(), telemetry)
 
 
 def _read_answer(limit: int = _MAX_ANSWER_BYTES, where: str = "") -> Flow[bytes]:

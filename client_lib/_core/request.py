@@ -21,12 +21,16 @@ _KEY = re.compile(r"[!-~]{1,200}")
 
 @dataclass(frozen=True, slots=True)
 class CompletionCall:
-    """The arguments of ``complete`` or ``stream``, not yet checked."""
+    """The arguments of ``complete`` or ``stream``, not yet checked.
+
+    ``fresh`` asks for new noise for a prompt that was sent before.
+    """
 
     prompt: Prompt | EncodedPrompt = field(repr=False)
     variant: str
     options: RequestOptions = field(repr=False)
     recall: Recall | None = None
+    fresh: bool = False
 
 
 @dataclass(slots=True, repr=False)

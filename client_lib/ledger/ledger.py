@@ -45,11 +45,17 @@ class Ledger:
 
     Guarantees are worst case over every table; :mod:`client_lib.ledger.filter` explains how
     spending adds up.
+
+    With ``hide_repeats`` a request is refused unless the budget would cover it even if nothing of
+    it had been charged before, and messages hold no amounts. Otherwise, once a budget is spent,
+    whoever may send prompts for the subject can find out whether a guessed prompt was sent before:
+    it would be answered, and a new one refused.
     """
 
-    def __init__(self, store: LedgerStore, *, budget: Budget) -> None:
+    def __init__(self, store: LedgerStore, *, budget: Budget, hide_repeats: bool = False) -> None:
         self.store = store
         self.budget = budget
+        self._hide_repeats = hide_repeats
         self._filter = Filter(budget.epsilon, budget.delta, budget.mixed)
 
     def spend(self, subject: str, mechanism: TokenMechanism, draws: Sequence[Draw]) -> Spending:
@@ -67,7 +73,12 @@ class Ledger:
             before = account.entries()
             known = account.known([draw.id for draw in draws])
             new = {draw.id: draw.tokens for draw in draws if draw.id not in known}
-            entry = Entry(self._bucket_end(account.now), *mechanism.charge(sum(new.values())))
+            end = self._bucket_end(account.now)
+            if self._hide_repeats and draws:
+                whole = Entry(end, *mechanism.charge(sum(draw.tokens for draw in draws)))
+                if not self._filter.admits(_trials([*before, whole])):
+                    raise self._exceeded(subject, before, whole, account.now)
+            entry = Entry(end, *mechanism.charge(sum(new.values())))
             if new:
                 if not self._filter.admits(_trials([*before, entry])):
                     raise self._exceeded(subject, before, entry, account.now)
@@ -142,8 +153,11 @@ class Ledger:
         when = "it never fits" if retry_at is None else f"it fits from {retry_at.isoformat()} on"
         name = f"the subject's epsilon at delta {self.budget.delta:g}"
         wanted, found = f"at most {self.budget.epsilon:g}", f"{requested:.6g} with this request"
+        said = f"{must_be(name, wanted, found)}; {spent:.6g} is spent, and {when}"
+        if self._hide_repeats:
+            said = f"{must_be(name, wanted, 'more with this request')}, and {when}"
         return BudgetExceededError(
-            f"{must_be(name, wanted, found)}; {spent:.6g} is spent, and {when}",
+            said,
             subject=subject,
             epsilon_spent=spent,
             epsilon_requested=requested,

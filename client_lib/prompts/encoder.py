@@ -78,7 +78,7 @@ class Encoder:
             else:
                 # Padding stands inside a prompt; it must not depend on what precedes it.
                 padded = padding.apply(ids, self._checked(self._tokenizer.encode(padding.text, begins=False)))
-                tokenized.append(Tokenized(span, padded, f"{padding.bucket} {padding.text}"))
+                tokenized.append(Tokenized(span, padded, padding.name))
         if not tokenized:
             raise invalid("prompt", "at least one token long", "a prompt without tokens")
         return tuple(tokenized)

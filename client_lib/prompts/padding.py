@@ -25,6 +25,11 @@ class Padding:
         if not isinstance(text, str) or not text:
             raise invalid("padding.text", "at least one character", "an empty text or no string")
 
+    @property
+    def name(self) -> str:
+        """A text that identifies these settings."""
+        return f"{self.bucket} {self.text}"
+
     def apply(self, ids: tuple[int, ...], padding_ids: tuple[int, ...]) -> tuple[int, ...]:
         """Return the ids behind their padding; ``padding_ids`` are the tokens of ``text``."""
         if not padding_ids:

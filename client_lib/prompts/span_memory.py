@@ -108,7 +108,8 @@ class SpanMemory:
             if any(kept.origin != digest for kept in known.values()):
                 raise BundleOutdatedError(
                     "spans of this conversation were encoded for another bundle; forget() or fresh=True "
-                    "spends fresh noise on them"
+                    "spends fresh noise on them",
+                    meaning_changed=True,
                 )
             if fresh:
                 self._session = secrets.token_hex(16)

@@ -156,8 +156,9 @@ class _Proxy:
     def _failure(
         self, error: Exception, asked: CompletionRequest | ChatRequest, submission: Submission | None
     ) -> APIError:
-        if isinstance(error, BundleOutdatedError) and submission is not None:
-            # By repeating the request, the application accepts fresh noise.
+        if isinstance(error, BundleOutdatedError) and error.meaning_changed and submission is not None:
+            # By repeating the request, the application accepts fresh noise. Counts that mean the
+            # same are kept: a server that changes something else gets no second copy.
             self._prompts.forget(submission)
         return as_api_error(error, {"max_tokens": asked.max_tokens_field})
 

@@ -15,10 +15,12 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
+from client_lib.prompts.memo import encoded_size
 from client_lib.prompts.span_memory import keyed_digest
 from client_lib.prompts.spans import Span
 from client_lib.prompts.types import EncodedPrompt
-from del_core.wire import PrivateSegment
+
+_HISTORIES = 20_000  # names whose drawings are counted
 
 
 class CountMemory:
@@ -32,6 +34,7 @@ class CountMemory:
         self._key = secrets.token_bytes(32)
         self._kept: OrderedDict[bytes, EncodedPrompt] = OrderedDict()
         self._bytes = 0
+        self._drawn: OrderedDict[bytes, tuple[object, int]] = OrderedDict()
 
     def names(self, subject: str | None, variant: str, spans: Iterable[Span]) -> list[bytes]:
         """Return the names of all prefixes, the empty one first."""
@@ -58,22 +61,25 @@ class CountMemory:
     def remember(self, name: bytes, encoded: EncodedPrompt) -> None:
         """Keep an encoded span, and drop other spans if there is no room."""
         self.forget([name])
-        if _size(encoded) > self._max_bytes:
+        if encoded_size(encoded) > self._max_bytes:
             return
         self._kept[name] = encoded
-        self._bytes += _size(encoded)
+        self._bytes += encoded_size(encoded)
         while self._bytes > self._max_bytes:
             _, dropped = self._kept.popitem(last=False)
-            self._bytes -= _size(dropped)
+            self._bytes -= encoded_size(dropped)
+
+    def count_redraws(self, name: bytes, encoded: EncodedPrompt) -> int:
+        """Note a drawing; return how often counts of this name changed their meaning so far."""
+        origin, redraws = self._drawn.pop(name, (encoded.origin, 0))
+        redraws += origin != encoded.origin
+        self._drawn[name] = (encoded.origin, redraws)
+        if len(self._drawn) > _HISTORIES:
+            self._drawn.popitem(last=False)
+        return redraws
 
     def forget(self, names: Iterable[bytes]) -> None:
         """Drop the encoded spans of these names."""
         for name in names:
             if (kept := self._kept.pop(name, None)) is not None:
-                self._bytes -= _size(kept)
-
-
-def _size(encoded: EncodedPrompt) -> int:
-    """Return the approximate size of an entry in bytes."""
-    counts = sum(segment.codes.nbytes for segment in encoded.segments if isinstance(segment, PrivateSegment))
-    return 600 + counts + 32 * encoded.tokens
+                self._bytes -= encoded_size(kept)

@@ -13,8 +13,10 @@ from client_lib.async_client import AsyncClient
 from client_lib.errors import BundleOutdatedError, InvalidRequestError
 from client_lib.options import SamplingOptions
 from client_lib.prompts.chat import ChatTemplate, Message
+from client_lib.prompts.memo import check_redraws
 from client_lib.prompts.spans import CLEAR, Span, private, public
 from client_lib.prompts.types import EncodedPrompt
+from client_lib.proxy._http import log
 from client_lib.proxy.memory import CountMemory
 from client_lib.proxy.requests import ChatRequest, CompletionRequest
 from client_lib.proxy.settings import ProxySettings
@@ -91,12 +93,25 @@ class Prompts:
                 self._memory.forget(names)
                 raise BundleOutdatedError(
                     "prompt: the counts of its beginning, encoded for another bundle, mean something else under the "
-                    "one in use; a repeated request spends fresh noise on the whole prompt"
+                    "one in use; a repeated request spends fresh noise on the whole prompt",
+                    meaning_changed=True,
                 )
+            self._check_redraws(names[len(known) + 1 :], parts[len(known) :], is_asked=submission.fresh)
             for name, part in zip(names[1:], parts, strict=True):
                 self._memory.remember(name, replace(part, session=part.session or session))
         segments = tuple(segment for part in parts for segment in part.segments)
         return replace(parts[-1], segments=segments, session=session)
+
+    def _check_redraws(self, names: Sequence[bytes], drawn: Sequence[EncodedPrompt], *, is_asked: bool) -> None:
+        """Count drawings, and refuse one too many that a change of the bundle causes."""
+        redraws = max(
+            (self._memory.count_redraws(name, part) for name, part in zip(names, drawn, strict=True) if part.draws),
+            default=0,
+        )
+        if redraws:
+            log.warning("a prompt got fresh noise %d times, because the server changed its bundle", redraws)
+        if not is_asked:
+            check_redraws(redraws, "The header X-Del-Noise: fresh")
 
     async def _encode_missing(self, spans: list[Span], variant: str, before: list[Span]) -> list[EncodedPrompt]:
         """Encode spans one by one; a begin-of-text token belongs to the first of a prompt."""

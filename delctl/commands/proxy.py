@@ -212,7 +212,10 @@ def proxy(
     )
     if (ledger_place is None) != (budget.budget_epsilon is None):
         raise click.UsageError("--ledger and --budget-epsilon need each other")
-    with contextlib.nullcontext() if ledger_place is None else budget.ledger(ledger_place) as ledger:
+    # Without a key, anybody on this machine may ask, also whether a prompt was sent before.
+    hides = listen.client_key is None
+    opening = contextlib.nullcontext() if ledger_place is None else budget.ledger(ledger_place, hide_repeats=hides)
+    with opening as ledger:
 
         async def run() -> None:
             options = trust.client_options(

@@ -83,13 +83,11 @@ def test_clear_sends_token_ids_only(connect: Connect, server: ScriptedServer) ->
     assert all(isinstance(segment, PublicSegment) for segment in server.decode(server.frames[0]).segments)
 
 
-def test_the_same_text_gets_fresh_noise_and_an_encoded_prompt_does_not(
-    connect: Connect, server: ScriptedServer
-) -> None:
+def test_fresh_noise_on_request_and_an_encoded_prompt_as_it_is(connect: Connect, server: ScriptedServer) -> None:
     calls = connect()
     text = SECRET * 10
     for _ in range(2):
-        calls.complete(text, variant="open")
+        calls.complete(text, variant="open", fresh=True)
     encoded = calls.call("encode", text, variant="open")
     for _ in range(2):
         calls.complete(encoded, variant="open")

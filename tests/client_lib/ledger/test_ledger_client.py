@@ -49,11 +49,11 @@ def test_what_the_budget_does_not_allow_is_not_sent(connect: Connect, server: Sc
     ledger = Ledger(SQLiteStore(tmp_path / "ledger.db"), budget=Budget(twice, DELTA, mixed=False))
     calls = connect(ledger=ledger, subject="ann")
     calls.complete(SECRET, variant="open")
-    calls.stream(SECRET, variant="open")
+    calls.stream(SECRET, variant="open", fresh=True)
     sent = len(server.frames)
     for method in (calls.complete, calls.stream):
         with pytest.raises(BudgetExceededError) as caught:
-            method(SECRET, variant="open")
+            method(SECRET, variant="open", fresh=True)
         assert caught.value.subject == "ann"
         assert SECRET not in str(caught.value)
     assert len(server.frames) == sent

@@ -11,11 +11,13 @@ import pytest
 from tokenizers import Tokenizer, normalizers
 
 from client_lib import EncodedPrompt, private, public
+from client_lib.prompts.memo import MAX_REDRAWS
 from client_lib.proxy import ProxySettings
 from client_lib.proxy.memory import CountMemory
 from del_core.wire import PrivateSegment
 from tests.client_lib.proxy.conftest import MakeProxy
 from tests.support.bundle import make_bundle, make_tokenizer
+from tests.support.malicious import dated
 from tests.support.running_proxy import RunningProxy
 from tests.support.scripted_server import ScriptedServer, error
 
@@ -179,6 +181,36 @@ def test_another_bundle_asks_for_a_decision(make_proxy: MakeProxy, server: Scrip
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "bundle_outdated")
     assert refused.headers["x-should-retry"] == "false"
     assert proxy.post("/v1/chat/completions", body).status_code == 200
+
+
+def test_new_audits_give_no_second_copy(proxy: RunningProxy, server: ScriptedServer, tmp_path: Path) -> None:
+    """The server rotates bundles that differ in the audit's date, and refuses frames at will."""
+    body = {"model": "open", "messages": [FIRST]}
+    ask(proxy, FIRST)
+    for day in range(1, 5):
+        server.bundle = dated(tmp_path / f"{day}", f"2026-01-0{day}")
+        server.script.extend([error(409, "bundle_outdated")] * 2)
+        refused = proxy.post("/v1/chat/completions", body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "bundle_outdated")
+        assert proxy.post("/v1/chat/completions", body).status_code == 200
+    assert len({counts(server, index)[0].tobytes() for index in range(len(server.frames))}) == 1
+
+
+def test_stronger_offers_give_a_bounded_number_of_copies(
+    proxy: RunningProxy, server: ScriptedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each offer is accepted and changes the meaning of the counts: that is counted, and ends."""
+    body = {"model": "open", "messages": [FIRST]}
+    ask(proxy, FIRST)
+    answers = []
+    for step in range(1, 7):
+        server.bundle = make_bundle(tmp_path / f"{step}", ratio_numerator=(1 << 29) - 1000 * step)
+        answers += [proxy.post("/v1/chat/completions", body) for _ in range(2)]
+    assert "the limit of fresh noise" in answers[-1].json()["error"]["message"]
+    assert len({counts(server, index)[0].tobytes() for index in range(len(server.frames))}) == 1 + MAX_REDRAWS
+    said = [record.getMessage() for record in caplog.records if "fresh noise" in record.getMessage()]
+    assert said
+    assert "doctor" not in str(said)
 
 
 # --- the memory itself ----------------------------------------------------------------------------

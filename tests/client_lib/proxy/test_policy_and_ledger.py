@@ -13,7 +13,8 @@ import openai
 import pytest
 
 from client_lib import BudgetExceededError, Draw, LedgerUnavailableError, PolicyViolationError
-from client_lib.ledger import Budget, Ledger, SQLiteStore
+from client_lib.ledger import Budget, Ledger, MemoryStore, SQLiteStore
+from del_core import accounting
 from del_core.bundle import ClientBundle
 from del_core.mechanism import Mechanism
 from tests.client_lib.proxy.conftest import MakeProxy
@@ -173,3 +174,30 @@ def test_the_policy_sees_the_whole_prompt_not_only_what_is_new(make_proxy: MakeP
         with pytest.raises(openai.PermissionDeniedError):
             api.chat.completions.create(model="open", messages=MORE)
     assert len(server.frames) == 2
+
+
+def test_a_spent_budget_tells_nothing_about_earlier_prompts(make_proxy: MakeProxy, server: ScriptedServer) -> None:
+    """A prompt that was sent before and one that was not get the same answer."""
+    limit = accounting.epsilon(server.bundle.mechanism("open"), 5e-7, 60)
+    ledger = Ledger(MemoryStore(), budget=Budget(limit, window=None), hide_repeats=True)
+    proxy = make_proxy({"ledger": ledger}, subject="ann")
+
+    def answer(text: str) -> tuple[int, dict[str, Any], str | None]:
+        response = proxy.post("/v1/completions", {"model": "open", "prompt": text, "max_tokens": 2})
+        return response.status_code, response.json().get("error", {}), response.headers.get("retry-after")
+
+    sent = "the quick brown"
+    assert answer(sent)[0] == 200
+    assert answer(sent)[0] == 200  # while the budget lasts, a retry is free
+    first = server.decode(server.frames[0]).private_tokens
+    assert answer(sent)[0] == 200
+    for letter in "abcdefghijklmnopqrstuvwxyz":  # a token each, until no prompt of a few tokens fits
+        if answer(letter * 2)[0] == 429:
+            break
+    assert first > 2
+    frames = len(server.frames)
+    answers = [answer(text) for text in (sent, "lazy brown dogs", "test was positive")]
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0][0] == 429
+    assert len(server.frames) == frames
+    assert "is spent" not in str(answers)
