@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import time
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from del_core.bundle import Bundle, load_bundle
 from del_core.errors import BundleError
 from deployments.engines import ENGINES
-from deployments.engines.base import Engine
+from deployments.engines.base import Engine, EngineSampling
 from deployments.service.base_model import EmbeddingTable, end_of_text_ids, verify_checksum
 from deployments.service.service import Capacity, PrivateLMService, ServedModel
 from deployments.settings import Settings, TelemetrySettings
@@ -31,6 +34,8 @@ _GARBAGE_THRESHOLD = 10_000
 # Rows of the embedding table that are compared with the engine's own.
 _COMPARED_ROWS = 8
 
+_WARM_ROWS, _WARM_TOKENS = 32, 2
+
 
 async def start_service(settings: Settings) -> PrivateLMService:
     """Return the running service. Raises BundleError, BaseModelError."""
@@ -41,6 +46,7 @@ async def start_service(settings: Settings) -> PrivateLMService:
     await engine.start()
     try:
         table = await _compared(engine, table, bundle.manifest.base_model.vocabulary_size)
+        await warm_up(engine, table.rows(range(min(_WARM_ROWS, bundle.manifest.base_model.vocabulary_size))))
         service = PrivateLMService(
             ServedModel(
                 bundle=bundle,
@@ -66,6 +72,17 @@ async def _compared(engine: Engine, table: EmbeddingTable, vocabulary: int) -> E
     token_ids = sorted({vocabulary * part // _COMPARED_ROWS for part in range(_COMPARED_ROWS)})
     looked_up = await engine.look_up(token_ids)
     return table if looked_up is None else table.matched(token_ids, looked_up)
+
+
+async def warm_up(engine: Engine, embeddings: NDArray[np.float32]) -> None:
+    """Compute a short completion before the first request, which it would slow down.
+
+    It also shows that the engine works: a replica that cannot generate never becomes ready.
+    """
+    sampling = EngineSampling(max_tokens=_WARM_TOKENS, temperature=0.0)
+    async with contextlib.aclosing(engine.generate("warm-up", embeddings, sampling)) as deltas:
+        async for _ in deltas:
+            pass
 
 
 def _verify(bundle_path: Path, model_path: Path) -> tuple[Bundle, EmbeddingTable]:

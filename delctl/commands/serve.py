@@ -13,6 +13,7 @@ import click
 from delctl.local import PROXY_WORDS, running_server
 from delctl.places import PLACE, bundle_place, model_place
 from delctl.terminal import console, printable
+from delctl.throughput import Throughput
 
 if TYPE_CHECKING:
     from cluster.local import LocalServer
@@ -59,9 +60,28 @@ def serve(
     served = resolve_served(bundle, model, config, replicas, max_replicas)
     with contextlib.suppress(KeyboardInterrupt), running_server(served, host=host, port=port, proxy=proxy) as server:
         announce(server, host)
-        server.wait()
+        watch(server)
         server.stop(keep_files=True)
         raise click.ClickException(f"the server has ended by itself; its logs are in {server.directory}")
+
+
+def watch(server: LocalServer, *, every_s: float = 5.0, line_every_s: float = 60.0) -> None:
+    """Show the tokens per second until the server ends by itself.
+
+    A terminal has a status line; elsewhere a line is printed after each interval with tokens.
+    """
+    messages = console(stderr=True)
+    throughput = Throughput(server.metrics)
+    throughput.read()
+    if messages.is_terminal:
+        with messages.status("no tokens yet", spinner="line") as status:
+            while not server.wait(every_s):
+                if (rate := throughput.read()) is not None:
+                    status.update(rate.words())
+        return
+    while not server.wait(line_every_s):
+        if (rate := throughput.read()) is not None and rate.tokens:
+            messages.print(rate.words())
 
 
 def resolve_served(
