@@ -3,7 +3,7 @@
 Usage: manifests.py [--check]. With --check, nothing is written, and the exit status is 1 if a file
 is not current. The sources are
 
-- cluster/config/env.py for files/environment.yaml of the chart;
+- cluster/config/env.py for files/environment.yaml of the chart and cluster/machines/environment;
 - scripts/dashboard.py for cluster/monitoring/dashboard.json and files/dashboard.json;
 - deployments.settings for the definition `settings` of values.schema.json;
 - the chart and cluster/manifests/values/NAME.yaml for cluster/manifests/NAME.yaml.
@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 CHART = ROOT / "cluster/helm/del-serve"
 MANIFESTS = ROOT / "cluster/manifests"
+TOKEN_FILE = "/etc/del/ray-token"
 
 # KubeRay sets these from spec.rayClusterConfig.authOptions.
 SET_BY_KUBERAY = frozenset({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"})
@@ -50,6 +51,18 @@ def environment() -> str:
     for one in VARIABLES:
         if one.cluster is not None and one.name not in SET_BY_KUBERAY:
             lines += [f"# {one.reason}", f"{one.name}: {json.dumps(one.cluster)}"]
+    return "\n".join(lines) + "\n"
+
+
+def machines_environment() -> str:
+    """Return the environment variables of a cluster for systemd and shells."""
+    from cluster.config.env import VARIABLES
+
+    lines = ["# Written by `make manifests` from cluster/config/env.py; do not edit."]
+    for one in VARIABLES:
+        if one.cluster is not None:
+            value = TOKEN_FILE if one.name == "RAY_AUTH_TOKEN_PATH" else one.cluster
+            lines += [f"# {one.reason}", f"{one.name}={value}"]
     return "\n".join(lines) + "\n"
 
 
@@ -101,6 +114,7 @@ def chart_files() -> Generated:
     return {
         ROOT / "cluster/monitoring/dashboard.json": dashboard_json(),
         CHART / "files/environment.yaml": environment(),
+        ROOT / "cluster/machines/environment": machines_environment(),
         CHART / "files/dashboard.json": dashboard_json(),
         CHART / "values.schema.json": values_schema(),
     }
