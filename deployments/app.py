@@ -19,6 +19,7 @@ from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
 from deployments.settings import Settings, SettingsError, load_settings, parse_keys, parse_settings
+from deployments.telemetry.metrics import Load
 from deployments.telemetry.scaling import OUTSTANDING_TOKENS
 
 logger = logging.getLogger("deployments.app")
@@ -71,7 +72,13 @@ class PrivateLM:
     async def check_health(self) -> None:
         """Raise if the engine has stopped; Serve then replaces the replica."""
         service = self._service
-        self._telemetry.flush(in_flight=service.in_flight, outstanding_tokens=service.outstanding_tokens)
+        self._telemetry.flush(
+            Load(
+                in_flight=service.in_flight,
+                outstanding_tokens=service.outstanding_tokens,
+                generated_tokens=service.generated_tokens,
+            )
+        )
         await service.check_health()
 
     def record_autoscaling_stats(self) -> dict[str, float]:

@@ -21,7 +21,7 @@ from deployments.service.base_model import EmbeddingTable, end_of_text_ids, veri
 from deployments.service.service import Capacity, PrivateLMService, ServedModel
 from deployments.settings import Settings, TelemetrySettings
 from deployments.telemetry import request_log
-from deployments.telemetry.metrics import ReplicaMetrics
+from deployments.telemetry.metrics import Load, ReplicaMetrics
 from deployments.telemetry.observation import Observation, Observer
 from deployments.telemetry.traces import Tracing
 
@@ -120,10 +120,10 @@ class Telemetry:
         for observer in self._observers:
             observer(observation)
 
-    def flush(self, *, in_flight: int, outstanding_tokens: int) -> None:
+    def flush(self, load: Load) -> None:
         """Record the current gauges; called about once a second."""
         if self._metrics is not None:
-            self._metrics.flush(in_flight=in_flight, outstanding_tokens=outstanding_tokens)
+            self._metrics.flush(load)
 
     def shutdown(self) -> None:
         """Send pending traces."""

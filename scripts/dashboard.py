@@ -55,7 +55,13 @@ PANELS = (
             ("out {{variant}}", _rate("del_output_tokens", "variant")),
             ("in {{variant}}", _rate("del_prompt_tokens", "variant")),
         ),
-        "Tokens a second.",
+        "Tokens a second of completions that ended.",
+    ),
+    Panel(
+        "Tokens generated",
+        "short",
+        (("{{replica}}", f"sum by (replica) (ray_del_tokens_per_second{{{_APPLICATION}}})"),),
+        "Tokens a second over the last ten seconds, as they are generated.",
     ),
     Panel(
         "Soft prompts found in the cache",

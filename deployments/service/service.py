@@ -162,6 +162,8 @@ class PrivateLMService:
         """Number of requests that hold a slot."""
         self.outstanding_tokens = 0
         """Tokens that the requests in flight may still generate, according to ``max_tokens``."""
+        self.generated_tokens = 0
+        """Tokens that were generated since the start."""
         self.fingerprint = bundle.fingerprint
         self.max_frame_bytes = capacity.max_frame_bytes
         self._anchor = Anchor.of(model.tokenizer)
@@ -295,6 +297,7 @@ class PrivateLMService:
                     tokens = len(delta.token_ids)
                     observation.record_tokens(tokens, delta.cached_rows)
                     self.outstanding_tokens -= tokens
+                    self.generated_tokens += tokens
                     promised -= tokens
                     # The token that ends a completion is part of its ids but not of its text.
                     shown = delta.token_ids[:-1] if delta.finish_reason == "stop" else delta.token_ids

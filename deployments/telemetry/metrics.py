@@ -6,12 +6,15 @@ second. Serve adds the tags ``application``, ``deployment`` and ``replica``.
 
 from __future__ import annotations
 
+import time
 from collections import Counter as Sums
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 from deployments.telemetry.observation import OK, Observation, elapsed
 
+_RATE_WINDOW_S = 10.0
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _DECODE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 
@@ -50,6 +53,7 @@ METRICS = {
                boundaries=_DECODE_SECONDS),
         Metric("del_requests_in_flight", "gauge", "Completions that hold a place in the replica", ()),
         Metric("del_outstanding_tokens", "gauge", "Tokens that the replica has promised and not yet generated", ()),
+        Metric("del_tokens_per_second", "gauge", "Tokens generated a second, over the last ten seconds", ()),
     )
 }  # fmt: skip
 
@@ -64,12 +68,40 @@ def _make(metric: Metric) -> Any:
     return metrics.Histogram(metric.name, metric.description, list(metric.boundaries), metric.tags)
 
 
+@dataclass(frozen=True)
+class Load:
+    """Load of a replica: requests and promised tokens now, and tokens since its start."""
+
+    in_flight: int
+    outstanding_tokens: int
+    generated_tokens: int
+
+
+class Rate:
+    """Rate of a growing total over the last ``window_s`` seconds."""
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._points: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, total: int) -> float:
+        """Add the total at time ``now`` and return the rate per second; 0 for the first."""
+        points = self._points
+        points.append((now, total))
+        # The oldest point is the last one that is not younger than the window.
+        while len(points) > 2 and points[1][0] <= now - self._window_s:
+            points.popleft()
+        began, before = points[0]
+        return (total - before) / (now - began) if now > began else 0.0
+
+
 class ReplicaMetrics:
     """Records completions; call :meth:`flush` about once a second."""
 
     def __init__(self) -> None:
         self._made = {name: _make(metric) for name, metric in METRICS.items()}
         self._sums: Sums[tuple[str, tuple[tuple[str, str], ...]]] = Sums()
+        self._rate = Rate(_RATE_WINDOW_S)
 
     def observe(self, observation: Observation) -> None:
         """Record a completion that has ended."""
@@ -95,11 +127,12 @@ class ReplicaMetrics:
             if value is not None:
                 self._made[name].observe(value, tags)
 
-    def flush(self, *, in_flight: int, outstanding_tokens: int) -> None:
+    def flush(self, load: Load) -> None:
         """Record the sums since the last call, and the current gauges."""
         sums, self._sums = self._sums, Sums()
         for (name, tags), value in sums.items():
             if value:
                 self._made[name].inc(value, dict(tags))
-        self._made["del_requests_in_flight"].set(in_flight)
-        self._made["del_outstanding_tokens"].set(outstanding_tokens)
+        self._made["del_requests_in_flight"].set(load.in_flight)
+        self._made["del_outstanding_tokens"].set(load.outstanding_tokens)
+        self._made["del_tokens_per_second"].set(self._rate.add(time.monotonic(), load.generated_tokens))

@@ -19,7 +19,7 @@ from deployments.api.context import APIOptions
 from deployments.api.routes import create_app
 from deployments.sections import StreamingSettings
 from deployments.telemetry import request_log
-from deployments.telemetry.metrics import METRICS
+from deployments.telemetry.metrics import METRICS, Rate
 from deployments.telemetry.observation import Observation
 from deployments.telemetry.scaling import OUTSTANDING_TOKENS, ByWork
 from deployments.telemetry.traces import Tracing
@@ -189,6 +189,20 @@ def test_few_long_completions_ask_for_more_than_many_short_ones() -> None:
     assert policy(context(8, [8 * 16]))[0] == 1
     assert policy(context(8, [8 * 2048]))[0] == 4
     assert policy(context(0, [], running=0))[0] == 0
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 30.0), st.integers(0, 1000)), min_size=1, max_size=40), st.floats(1.0, 60.0))
+def test_a_rate_is_that_of_the_last_seconds(steps: list[tuple[float, int]], window_s: float) -> None:
+    """The total grows by ``tokens`` in each step of ``seconds``."""
+    rate, now, total = Rate(window_s), 0.0, 0
+    assert rate.add(now, total) == 0.0
+    points = [(now, total)]
+    for seconds, tokens in steps:
+        now, total = now + seconds, total + tokens
+        points.append((now, total))
+        found = rate.add(now, total)
+    began, before = max((point for point in points[:-1] if point[0] <= now - window_s), default=points[0])
+    assert found == (total - before) / (now - began)
 
 
 def test_the_dashboard_names_every_metric() -> None:
