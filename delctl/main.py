@@ -48,6 +48,7 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
         "train": LazyCommand("Train a base LM, a projection, a soft prompt.", "train", True),
         "calibrate": LazyCommand("Find the noise for an attack success or an epsilon.", "train", True),
         "sign": LazyCommand("Sign a bundle.", "signing"),
+        "log": LazyCommand("Keep a transparency log of bundles, and prove what it holds."),
         "bundle": LazyCommand("Put trained variants together into a bundle.", "train"),
     }
 )

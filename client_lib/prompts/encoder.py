@@ -77,7 +77,8 @@ class Encoder:
                 tokenized.append(Tokenized(span, ids))
             else:
                 # Padding stands inside a prompt; it must not depend on what precedes it.
-                padded = padding.apply(ids, self._checked(self._tokenizer.encode(padding.text, begins=False)))
+                filler = self._checked(self._tokenizer.encode(padding.text, begins=False))
+                padded = padding.apply(ids, filler, len(span.text.encode()))
                 tokenized.append(Tokenized(span, padded, padding.name))
         if not tokenized:
             raise invalid("prompt", "at least one token long", "a prompt without tokens")

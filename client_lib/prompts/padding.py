@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from client_lib._validation import check_integer, invalid
+from client_lib._validation import check_integer, invalid, must_be
+from client_lib.errors import BundleInvalidError
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,26 +16,41 @@ class Padding:
     Padding tokens are quantized, sent and charged as private tokens. The number of private spans
     and of buckets stays visible, and noise too weak to protect the tokens does not protect the
     padding either. The tokens of ``text`` are repeated; choose text that the model ignores.
+
+    With ``unit="bytes"`` a span gets as many tokens as its text has bytes in UTF-8, rounded up to
+    the bucket. The length then says nothing about how the server's tokenizer cuts the text, at
+    about four times the tokens. A tokenizer that makes more tokens than bytes is refused.
     """
 
     bucket: int
     text: str = field(default="\n", repr=False)
+    unit: Literal["tokens", "bytes"] = "tokens"
 
     def __post_init__(self) -> None:
         check_integer("padding.bucket", self.bucket, 2, 4096)
         text: object = self.text
         if not isinstance(text, str) or not text:
             raise invalid("padding.text", "at least one character", "an empty text or no string")
+        if self.unit not in ("tokens", "bytes"):
+            raise invalid("padding.unit", "'tokens' or 'bytes'", repr(self.unit))
 
     @property
     def name(self) -> str:
         """A text that identifies these settings."""
-        return f"{self.bucket} {self.text}"
+        unit = "" if self.unit == "tokens" else f"{self.unit} "
+        return f"{unit}{self.bucket} {self.text}"
 
-    def apply(self, ids: tuple[int, ...], padding_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the ids behind their padding; ``padding_ids`` are the tokens of ``text``."""
+    def apply(self, ids: tuple[int, ...], padding_ids: tuple[int, ...], size: int) -> tuple[int, ...]:
+        """Return the ids of a text of ``size`` bytes behind their padding, the tokens of ``text``.
+
+        Raises ``BundleInvalidError`` if a tokenizer makes more tokens than bytes, in that unit.
+        """
         if not padding_ids:
             raise invalid("padding.text", "text with at least one token", "text without tokens")
-        missing = -len(ids) % self.bucket
+        least = len(ids) if self.unit == "tokens" else size
+        missing = least + -least % self.bucket - len(ids)
+        if missing < 0:  # said without figures, which would depend on the text
+            wanted = "a tokenizer that makes at most one token of each byte"
+            raise BundleInvalidError(must_be("tokenizer.json", wanted, "more tokens"))
         repeated = padding_ids * (missing // len(padding_ids) + 1)
         return repeated[:missing] + ids

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client_lib import InvalidRequestError, Padding, mark, private, public
+from client_lib import BundleInvalidError, InvalidRequestError, Padding, mark, private, public
 from client_lib.prompts.encoder import Encoder
 from del_core.bundle import ClientBundle
 from del_core.wire import PrivateSegment
@@ -105,3 +105,22 @@ def test_unusable_padding_is_refused(arguments: Any, field: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         Padding(*arguments)
     assert caught.value.field == f"padding.{field}"
+
+
+@given(text=st.text(min_size=1, max_size=40), bucket=st.sampled_from([2, 16, 50]))
+def test_padding_by_bytes_does_not_depend_on_the_tokenizer(bundle: ClientBundle, text: str, bucket: int) -> None:
+    (part,) = Encoder(bundle).tokenize(text, "open", Padding(bucket, unit="bytes"))
+    size = len(text.encode())
+    assert len(part.ids) == -(-size // bucket) * bucket
+
+
+def test_a_tokenizer_that_counts_for_the_server_is_refused() -> None:
+    """A digit that becomes a run of tokens would be read from the length; nothing says how many."""
+    padding = Padding(4, unit="bytes")
+    assert len(padding.apply((1, 2, 3), (9,), 5)) == 8
+    with pytest.raises(BundleInvalidError) as caught:
+        padding.apply((7,) * 9, (9,), 5)
+    assert "9" not in str(caught.value)
+    assert padding.name != Padding(4).name
+    with pytest.raises(InvalidRequestError, match=r"padding\.unit"):
+        Padding(4, unit="words")  # type: ignore[arg-type]
