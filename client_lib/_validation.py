@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import TypeGuard
 
 from client_lib.errors import InvalidRequestError
@@ -63,16 +64,39 @@ NO_JSON = object()
 """The result of :func:`parse_json` for a text that is no JSON."""
 
 
+_MAX_CONTAINERS = 100_000  # an empty array takes three bytes as text and sixty as an object
+_ESCAPE, _STRING = re.compile(rb"\\.", re.DOTALL), re.compile(rb'"[^"]*"')
+
+
 def parse_json(data: str | bytes) -> object:
-    """Parse strict JSON. No exception, which would carry the whole document along, leaves this."""
+    """Parse strict JSON of finite numbers and at most 100,000 arrays and objects, or ``NO_JSON``.
+
+    No exception, which would carry the whole document along, leaves this.
+    """
 
     def refuse(name: str) -> None:
         raise ValueError(name)
 
+    def finite(text: str) -> float:
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError("beyond the range of a float")
+        return number
+
     try:
-        return json.loads(data, parse_constant=refuse)
+        return json.loads(data, parse_constant=refuse, parse_float=finite) if _is_small(data) else NO_JSON
     except (ValueError, RecursionError):
         return NO_JSON
+
+
+def _is_small(data: str | bytes) -> bool:
+    """Return whether a JSON text has few enough arrays and objects; brackets in strings are not."""
+    count = data.count("[") + data.count("{") if isinstance(data, str) else data.count(b"[") + data.count(b"{")
+    if count <= _MAX_CONTAINERS:
+        return True
+    encoded = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    bare = _STRING.sub(b"", _ESCAPE.sub(b"", encoded))
+    return bare.count(b"[") + bare.count(b"{") <= _MAX_CONTAINERS
 
 
 def missing_package(name: str, wanted: str, extra: str) -> InvalidRequestError:

@@ -11,6 +11,7 @@ anything derived from a prompt: no text, token ids, counts or output.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -240,8 +241,8 @@ StreamBroken = StreamBrokenError
 TimeoutExceeded = TimeoutExceededError
 
 
-# httpx exceptions by class name, so that this module does not import httpx. They are looked up
-# along the class hierarchy, so subclasses that httpx adds later are covered by their parents.
+# Exceptions of httpx and httpcore by class name, so that this module imports neither. They are
+# looked up along the class hierarchy, so subclasses added later are covered by their parents.
 TRANSPORT_FAILURES: Mapping[str, tuple[type[DELClientError], str]] = {
     "ConnectTimeout": (TimeoutExceededError, "connect"),
     "ReadTimeout": (TimeoutExceededError, "read"),
@@ -255,16 +256,16 @@ TRANSPORT_FAILURES: Mapping[str, tuple[type[DELClientError], str]] = {
     "ProxyError": (ConnectionFailedError, "the proxy refused the connection"),
     "RemoteProtocolError": (ConnectionFailedError, "the server closed the connection or sent malformed HTTP"),
     "UnsupportedProtocol": (InvalidRequestError, "the URL scheme must be http or https"),
-    "DecodingError": (ProtocolError, "the body does not match its content encoding"),
     "TransportError": (ConnectionFailedError, "the transport failed"),
     "StreamError": (ConnectionFailedError, "the response stream is no longer readable"),
     "RequestError": (ConnectionFailedError, "the request could not be carried out"),
     "InvalidURL": (InvalidRequestError, "the URL must be http(s)://host[:port][/path]"),
+    "Exception": (ConnectionFailedError, "the transport failed"),
 }
 
 
-def error_from_transport(failure: BaseException, *, url: str, limit: str = "") -> DELClientError | None:
-    """Return the typed error for an httpx exception, or None for an unknown one.
+def error_from_transport(failure: Exception, *, url: str, limit: str = "") -> DELClientError:
+    """Return the typed error for any exception of a transport.
 
     ``url`` must hold no credentials, since the message contains it. The exception's own text is
     dropped, because a transport may put anything in it.
@@ -275,7 +276,7 @@ def error_from_transport(failure: BaseException, *, url: str, limit: str = "") -
             return TimeoutExceededError(f"{url}: {words} timeout{limit and f' ({limit})'}", phase=words)
         if kind is not None:
             return kind(f"{url}: {words} ({type(failure).__name__})")
-    return None
+    raise AssertionError("every exception has the parent Exception")
 
 
 # Responses of the server, by error code and, for other codes, by status.
@@ -306,11 +307,15 @@ STATUS_FAILURES: Mapping[int, type[DELClientError]] = {
 }
 
 
+_NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,128}")
+
+
 def error_from_status(
     url: str, status: int, error: Mapping[str, Any], *, request_id: str | None = None, retry_after: float | None = None
 ) -> DELClientError:
     """Return the typed error for a server's error object; its text is cut and made printable."""
-    message, code, field = (_text_or_none(error.get(name)) for name in ("message", "code", "param"))
+    message = _text_or_none(error.get("message"))
+    code, field = (_name_or_none(error.get(name)) for name in ("code", "param"))
     kind = CODE_FAILURES.get(code or "") or STATUS_FAILURES.get(status)
     if kind is None and code == "overloaded":
         kind = ServiceUnavailableError
@@ -334,6 +339,11 @@ def error_from_status(
 
 def _text_or_none(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
+
+
+def _name_or_none(value: object) -> str | None:
+    """Return a code or a field, which callers compare and pass on, unless it has another form."""
+    return value if isinstance(value, str) and _NAME.fullmatch(value) else None
 
 
 def printable(text: str, limit: int = 400) -> str:

@@ -19,8 +19,7 @@ class Timeout:
         read: the longest silence while a response is awaited or read, and the longest pause while
             a request is written.
         total: a whole call including retries and pauses; for a stream also the time that the
-            caller spends between chunks. The asynchronous client keeps it exactly. The synchronous
-            client checks it when bytes arrive, so a silent stream may end ``read`` seconds late.
+            caller spends between chunks. A ``transport`` of the caller's keeps it for every read.
         first_token: from the start of a stream to its first token, retries and pauses included.
     """
 

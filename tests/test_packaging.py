@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCKS = ("cpu", "dev")
-CLIENT = {"anyio", "click", "httpx", "numpy", "rich", "safetensors", "tokenizers"}
+CLIENT = {"anyio", "click", "httpcore", "httpx", "numpy", "rich", "safetensors", "tokenizers"}
 
 
 def _entries(name: str) -> list[re.Match[str]]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import AsyncGenerator, AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
 import httpx
 
+from client_lib._core.connections import ConnectionSettings
 from client_lib._core.effects import Call, Effect, Emit, Flow, Read, Send, Sleep, UseBundle
 from client_lib._core.flow import Core
-from client_lib._core.transport import FAILURES, CallDeadline, Driver, Run, head_of, http_options
+from client_lib._core.transport import CallDeadline, Driver, Run, head_of, request_for
 from client_lib.errors import ClientClosedError, DELClientError
 from client_lib.options import Timeout
 from client_lib.prompts.encoder import Encoder
@@ -25,10 +26,13 @@ T = TypeVar("T")
 class _Shared:
     """The connections and the bundle of a client and of everything that ``with_options`` made."""
 
-    def __init__(self, options: dict[str, Any], transport: httpx.AsyncBaseTransport | None) -> None:
-        self._make_http = functools.partial(httpx.AsyncClient, transport=transport, **options)
-        self._inherited: list[httpx.AsyncClient] = []
-        self.http = self._make_http()
+    def __init__(self, settings: ConnectionSettings, transport: httpx.AsyncBaseTransport | None) -> None:
+        self._make_pool: Callable[[], httpx.AsyncBaseTransport] = (
+            settings.async_pool if transport is None else lambda: transport
+        )
+        self._inherited: list[httpx.AsyncBaseTransport] = []
+        self.pool = self._make_pool()
+        self.is_closed: bool = False
         self.encoder: Encoder | None = None
         self.lock = anyio.Lock()  # one task loads the bundle, others wait
         renewed_after_fork(self)
@@ -36,9 +40,14 @@ class _Shared:
     def after_fork(self) -> None:
         """Replace connections and locks; those of the parent are kept, unused and not closed."""
         self.lock = anyio.Lock()
-        if not self.http.is_closed:
-            self._inherited.append(self.http)
-            self.http = self._make_http()
+        if not self.is_closed:
+            self._inherited.append(self.pool)
+            self.pool = self._make_pool()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        self.is_closed = True
+        await self.pool.aclose()
 
 
 class AsyncDriver(Driver):
@@ -48,12 +57,7 @@ class AsyncDriver(Driver):
         self, core: Core, timeout: Timeout, transport: httpx.AsyncBaseTransport | None, *, http2: bool
     ) -> None:
         super().__init__(core, timeout)
-        self._shared = _Shared(http_options(core.base_url, http2=http2), transport)
-
-    @property
-    def http(self) -> httpx.AsyncClient:
-        """The connection pool."""
-        return self._shared.http
+        self.shared: _Shared = _Shared(ConnectionSettings.for_server(core.base_url, http2=http2), transport)
 
     async def run(self, flow: Flow[T], deadline: CallDeadline | None = None) -> T:
         """Run a flow that emits nothing, and return its result."""
@@ -68,7 +72,7 @@ class AsyncDriver(Driver):
 
     async def use_bundle(self, stale: str | None, deadline: CallDeadline) -> Encoder:
         """Return the encoder, loaded first if there is none or its fingerprint is ``stale``."""
-        shared = self._shared
+        shared = self.shared
         encoder = shared.encoder
         if encoder is not None and encoder.fingerprint != stale:
             return encoder
@@ -79,7 +83,7 @@ class AsyncDriver(Driver):
 
     async def close(self) -> None:
         """Close all connections."""
-        await self.http.aclose()
+        await self.shared.close()
 
 
 class AsyncRun(Run[T]):
@@ -90,7 +94,7 @@ class AsyncRun(Run[T]):
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """Run the flow to its end and yield its chunks. Closing this iterator ends the run."""
-        if self._driver.http.is_closed:
+        if self._driver.shared.is_closed:
             self._flow.close()
             raise ClientClosedError("client: it has been closed, so it takes no more calls")
         try:
@@ -146,17 +150,16 @@ class AsyncRun(Run[T]):
         await self._close_response()
         url = self._driver.core.base_url + effect.path
         try:
-            request = self._driver.http.build_request(
-                effect.method,
-                url,
-                headers=deadline.headers(effect),
-                content=effect.content,
-                timeout=deadline.for_httpx(whole_body=True),  # fail_after keeps shorter limits
-            )
-            self._response = await self._driver.http.send(request, stream=True)
-        except FAILURES as failure:
+            # The limit of the first token is kept by fail_after.
+            request = request_for(url, effect, deadline, deadline.for_httpx(whole_body=True))
+            self._response = await self._driver.shared.pool.handle_async_request(request)
+        except DELClientError:
+            raise
+        except Exception as failure:
             raise deadline.typed(failure, url) from failure
-        self._body = self._response.aiter_bytes()
+        # The stream itself: httpx's response would decompress what it declares as compressed.
+        assert isinstance(self._response.stream, httpx.AsyncByteStream)
+        self._body = aiter(self._response.stream)
         return head_of(self._response)
 
     async def _read(self, deadline: CallDeadline) -> bytes:
@@ -166,7 +169,9 @@ class AsyncRun(Run[T]):
             async for piece in self._body:
                 if piece:
                     return piece
-        except FAILURES as failure:
+        except DELClientError:
+            raise
+        except Exception as failure:
             raise deadline.typed(failure, self._driver.core.base_url) from failure
         return b""
 
@@ -174,7 +179,8 @@ class AsyncRun(Run[T]):
         if self._response is not None:
             response, self._response = self._response, None
             body, self._body = self._body, None
-            await response.aclose()
-            # httpx's asynchronous generator must not be left to the garbage collector.
-            if isinstance(body, AsyncGenerator):
-                await body.aclose()
+            with contextlib.suppress(Exception):  # the answer is there, or the call has failed
+                # An asynchronous generator must not be left to the garbage collector.
+                if isinstance(body, AsyncGenerator):
+                    await body.aclose()
+                await response.aclose()

@@ -41,7 +41,7 @@ from client_lib.prompts.padding import Padding
 from client_lib.prompts.span_memory import Recall
 from client_lib.prompts.spans import CLEAR, Prompt, Span, spans_of
 from client_lib.prompts.types import EncodedPrompt
-from client_lib.protocol.responses import StreamReader, parse_completion, parse_models, read_failure
+from client_lib.protocol.responses import REQUEST_ID, StreamReader, parse_completion, parse_models, read_failure
 from client_lib.protocol.retry import InternalErrors, is_temporary
 from client_lib.protocol.sse import EventParser
 from client_lib.trust import MemoryTrustStore, Trust
@@ -55,6 +55,8 @@ T = TypeVar("T")
 
 _MAX_BUNDLE_BYTES = 1 << 30
 _MAX_ANSWER_BYTES = 16 << 20
+_MAX_MODELS_BYTES = 1 << 20
+_ANSWER_BYTES, _TOKEN_BYTES = 64 << 10, 4 << 10  # of an answer without tokens, of each token in it
 _MAX_ERROR_BYTES = 64 << 10
 
 
@@ -202,8 +204,9 @@ class Core:
         max_tokens = request.sampling.max_tokens
 
         def receive(head: Head) -> Flow[Completion]:
-            text, token_ids, finish_reason, usage, name = parse_completion((yield from _read_answer()), max_tokens)
-            request_id = head.headers.get("x-request-id") or name
+            body = yield from _read_answer(min(_MAX_ANSWER_BYTES, _ANSWER_BYTES + max_tokens * _TOKEN_BYTES))
+            text, token_ids, finish_reason, usage, name = parse_completion(body, max_tokens)
+            request_id = head.headers.get(REQUEST_ID) or name
             return request.completion(text, token_ids, finish_reason, usage, request_id)
 
         return (yield from self._submit(request, (), receive))
@@ -226,7 +229,7 @@ class Core:
                 if resumes and is_temporary(failure) and not request.internal_errors.repeated:
                     raise _broken(resumes - 1) from failure
                 raise
-            request_id = head.headers.get("x-request-id") or request_id
+            request_id = head.headers.get(REQUEST_ID) or request_id
             last_failure = yield from self._receive_stream(received)
             if last_failure is not None and request.internal_errors.ends(last_failure):
                 raise last_failure
@@ -243,7 +246,7 @@ class Core:
         """Request the server's list of variants."""
 
         def receive(_: Head) -> Flow[tuple[Model, ...]]:
-            return parse_models((yield from _read_answer()))
+            return parse_models((yield from _read_answer(_MAX_MODELS_BYTES)))
 
         request = Send("GET", "/v1/models", self._headers({"accept": "application/json"}))
         return self._observed("models", self._retrying(request, receive))
@@ -423,9 +426,12 @@ class Core:
         while True:
             try:
                 head = cast(Head, (yield request))
+                is_plain = head.headers.get("content-encoding", "identity").strip().lower() == "identity"
                 if head.status in (200, 304):
+                    if not is_plain:
+                        raise ProtocolError(must_be("content-encoding", "identity, as requested", "another encoding"))
                     return (yield from receive(head))
-                body = yield from read_all(_MAX_ERROR_BYTES)
+                body = (yield from read_all(_MAX_ERROR_BYTES)) if is_plain else None
                 failure = read_failure(head.status, head.headers, body, f"{request.method} {request.path}")
             except DELClientError as error:
                 failure = error
@@ -440,7 +446,7 @@ class Core:
         return headers
 
 
-def _read_answer(limit: int = _MAX_ANSWER_BYTES, where: str = "") -> Flow[bytes]:
+def _read_answer(limit: int, where: str = "") -> Flow[bytes]:
     body = yield from read_all(limit)
     if body is None:
         raise ProtocolError(where + must_be("body", f"at most {limit} bytes", "more"))

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from client_lib._core.effects import Effect, Emit, Flow, Head, Send, Sleep
 from client_lib.errors import DELClientError
 from client_lib.options import Attributes, CallObserver, TelemetryHook
+from client_lib.protocol.responses import REQUEST_ID
 from client_lib.types import Completion
 
 T = TypeVar("T")
@@ -88,7 +89,7 @@ class _Watch:
 
     def after(self, effect: Effect, value: object) -> None:
         if isinstance(effect, Send) and isinstance(value, Head):
-            request_id = value.headers.get("x-request-id")
+            request_id = value.headers.get(REQUEST_ID)
             named = {} if request_id is None else {"request_id": request_id}
             self._tell("response", {"status": value.status, "seconds": _since(self._sent), **named})
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import socket
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 import httpx
 
+from client_lib._core.connections import ConnectionSettings, limited
 from client_lib._core.effects import Call, Effect, Emit, Flow, Read, Send, Sleep, UseBundle
 from client_lib._core.flow import Core
-from client_lib._core.transport import FAILURES, CallDeadline, Driver, Run, head_of, http_options
+from client_lib._core.transport import CallDeadline, Driver, Run, head_of, request_for
 from client_lib.errors import ClientClosedError, DELClientError
 from client_lib.options import Timeout
 from client_lib.prompts.encoder import Encoder
@@ -32,17 +31,17 @@ class _Shared:
     httpcore's synchronous HTTP/2 connections have no lock (httpx2 pull request 1153).
     """
 
-    def __init__(self, options: dict[str, Any], transport: httpx.BaseTransport | None) -> None:
-        self._make_http = functools.partial(httpx.Client, transport=transport, **options)
-        self._is_exclusive: bool = options["http2"] and transport is None
-        self._inherited: list[httpx.Client] = []
+    def __init__(self, settings: ConnectionSettings, transport: httpx.BaseTransport | None) -> None:
+        self._make_pool: Callable[[], httpx.BaseTransport] = settings.pool if transport is None else lambda: transport
+        self._is_exclusive: bool = settings.http2 and transport is None
+        self._inherited: list[httpx.BaseTransport] = []
         self.is_closed: bool = False
         self.encoder: Encoder | None = None
         self._start()
         renewed_after_fork(self)
 
     def _start(self) -> None:
-        self._pools = [self._make_http()]
+        self._pools = [self._make_pool()]
         self._free = list(self._pools)
         self.lock: threading.Lock = threading.Lock()  # one thread loads the bundle, others wait
 
@@ -52,30 +51,30 @@ class _Shared:
             self._inherited.extend(self._pools)
             self._start()
 
-    def lend(self) -> httpx.Client:
+    def lend(self) -> httpx.BaseTransport:
         """Return a pool for one response; :meth:`give_back` it when the response is closed."""
         if not self._is_exclusive:
             return self._pools[0]
         with contextlib.suppress(IndexError):
             return self._free.pop()
-        self._pools.append(http := self._make_http())
-        return http
+        self._pools.append(pool := self._make_pool())
+        return pool
 
-    def give_back(self, http: httpx.Client, *, finished: bool) -> None:
+    def give_back(self, pool: httpx.BaseTransport, *, finished: bool) -> None:
         """Take a pool back; ``finished`` tells whether its response was read to the end."""
         if not self._is_exclusive:
             return
         if finished:
-            self._free.append(http)
+            self._free.append(pool)
         else:  # httpcore does not tell the server that an HTTP/2 stream was abandoned
-            http.close()
-            self._pools.remove(http)
+            pool.close()
+            self._pools.remove(pool)
 
     def close(self) -> None:
         """Close all connections."""
         self.is_closed = True
-        for http in self._pools:
-            http.close()
+        for pool in self._pools:
+            pool.close()
 
 
 class SyncDriver(Driver):
@@ -83,7 +82,7 @@ class SyncDriver(Driver):
 
     def __init__(self, core: Core, timeout: Timeout, transport: httpx.BaseTransport | None, *, http2: bool) -> None:
         super().__init__(core, timeout)
-        self.shared: _Shared = _Shared(http_options(core.base_url, http2=http2), transport)
+        self.shared: _Shared = _Shared(ConnectionSettings.for_server(core.base_url, http2=http2), transport)
 
     def run(self, flow: Flow[T], deadline: CallDeadline | None = None) -> T:
         """Run a flow that emits nothing, and return its result."""
@@ -121,9 +120,9 @@ class SyncRun(Run[T]):
     """A flow run with blocking calls."""
 
     _driver: SyncDriver
-    _http: httpx.Client | None = None  # lent for the open response
-    _watchdog: threading.Timer | None = None
+    _pool: httpx.BaseTransport | None = None  # lent for the open response
     _body: Iterator[bytes] = iter(())
+    _finished = False  # the open response was read to its end
 
     def chunks(self) -> Generator[Chunk, None, None]:
         """Run the flow to its end and yield its chunks. Closing this iterator ends the run."""
@@ -136,7 +135,6 @@ class SyncRun(Run[T]):
                 if isinstance(effect, Emit):
                     if self._deadline is not None:
                         self._deadline.first_token_came()
-                    self._call_off()
                     yield effect.chunk
                     effect = self._flow.send(None)
                     continue
@@ -160,14 +158,7 @@ class SyncRun(Run[T]):
             case Send():
                 return self._send(effect, deadline)
             case Read():
-                deadline.remaining()
-                if self._response is not None and self._response.http_version == "HTTP/2":
-                    # HTTP/2 reads look the limit up every time, unlike those of HTTP/1.1.
-                    self._response.request.extensions["timeout"].update(deadline.for_httpx().as_dict())
-                try:
-                    return next((piece for piece in self._body if piece), b"")
-                except FAILURES as failure:
-                    raise deadline.typed(failure, self._driver.core.base_url) from failure
+                return self._read(deadline)
             case Sleep(seconds, _):
                 if not deadline.allows(seconds):
                     return False
@@ -183,53 +174,43 @@ class SyncRun(Run[T]):
     def _send(self, effect: Send, deadline: CallDeadline) -> Any:
         self._close_response()
         url = self._driver.core.base_url + effect.path
-        limits = deadline.for_httpx()
-        self._http = http = self._driver.shared.lend()
+        self._pool = self._driver.shared.lend()
         try:
-            request = http.build_request(
-                effect.method, url, headers=deadline.headers(effect), content=effect.content, timeout=limits
-            )
-            self._response = http.send(request, stream=True)
-        except FAILURES as failure:
+            request = request_for(url, effect, deadline, deadline.for_httpx())
+            with limited(deadline.remaining):
+                self._response = self._pool.handle_request(request)
+        except DELClientError:
+            raise
+        except Exception as failure:
             raise deadline.typed(failure, url) from failure
-        # The body gets the rest of the total; httpx looks the limit up when reading begins.
+        # The body gets the rest of the total: httpcore looks its limits up when reading begins.
         request.extensions["timeout"].update(deadline.for_httpx(whole_body=True).as_dict())
-        self._body = self._response.iter_bytes()
-        self._watch(self._response, deadline)
+        # The stream itself: httpx's response would decompress what it declares as compressed.
+        assert isinstance(self._response.stream, httpx.SyncByteStream)
+        self._body, self._finished = iter(self._response.stream), False
         return head_of(self._response)
 
-    def _watch(self, response: httpx.Response, deadline: CallDeadline) -> None:
-        """Shut the connection down if no token comes in time; a running read keeps its limit."""
-        left = deadline.until_first_token()
-        stream = response.extensions.get("network_stream")  # absent with some transports
-        if left is None or stream is None or response.http_version == "HTTP/2":
-            return
-        connection = stream.get_extra_info("socket")
-        if connection is not None:
-            self._watchdog = threading.Timer(left, _shut_down, (connection,))
-            self._watchdog.daemon = True
-            self._watchdog.start()
-
-    def _call_off(self) -> None:
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-            self._watchdog = None
+    def _read(self, deadline: CallDeadline) -> bytes:
+        deadline.remaining()
+        try:
+            with limited(deadline.remaining):
+                for piece in self._body:
+                    if piece:
+                        return piece
+        except DELClientError:
+            raise
+        except Exception as failure:
+            raise deadline.typed(failure, self._driver.core.base_url) from failure
+        self._finished = True
+        return b""
 
     def _close_response(self) -> None:
-        self._call_off()
         if self._process != os.getpid():
-            self._response = self._http = None  # the parent's
-        # httpx closes a response by itself when it has been read to the end.
-        finished = self._response is not None and self._response.is_closed
-        if self._response is not None:
-            self._response.close()
-            self._response = None
-        if self._http is not None:
-            self._driver.shared.give_back(self._http, finished=finished)
-            self._http = None
-
-
-def _shut_down(connection: socket.socket) -> None:
-    """End a blocking read; the reader closes the connection."""
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
+            self._response = self._pool = None  # the parent's
+        response, self._response = self._response, None
+        pool, self._pool = self._pool, None
+        if response is not None:
+            with contextlib.suppress(Exception):  # the answer is there, or the call has failed
+                response.close()
+        if pool is not None:
+            self._driver.shared.give_back(pool, finished=response is not None and self._finished)

@@ -1,53 +1,28 @@
-"""Parts shared by the two drivers: httpx settings, typed failures, deadlines, results."""
+"""Parts shared by the two drivers: requests, typed failures, deadlines, results."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
 import os
-import ssl
 import time
 from collections.abc import Mapping
-from typing import Any, Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import httpx
 
+from client_lib._core.connections import HEADERS
 from client_lib._core.effects import Flow, Head, Send
 from client_lib._core.flow import Core
-from client_lib._validation import invalid, missing_package
+from client_lib._validation import invalid
 from client_lib.errors import ConnectionFailedError, DELClientError, TimeoutExceededError, error_from_transport
 from client_lib.options import Timeout
+from client_lib.protocol.responses import REQUEST_ID, is_id
 from del_core.net.addresses import is_loopback
 
 T = TypeVar("T")
 
-# Raised by httpx when a request cannot be made or answered.
-FAILURES = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL)
-
 _LONGEST_DEADLINE_S = 24 * 60 * 60  # the wire format's bound
-
-
-def http_options(base_url: str, *, http2: bool) -> dict[str, Any]:
-    """Return the arguments for httpx's clients; HTTP/2 is negotiated, under TLS only."""
-    if http2 and importlib.util.find_spec("h2") is None:
-        raise missing_package("http2", "used with the package h2", "http2")
-    url = httpx.URL(base_url)
-    is_local = is_loopback(url.host)
-    # Plain HTTP to this machine needs no certificates, which are slow to load.
-    without_tls = is_local and url.scheme == "http"
-    return {
-        "http2": http2,
-        # No compression: noise does not compress, and event streams must not be delayed.
-        "headers": {"user-agent": "del-serve-client", "accept-encoding": "identity"},
-        # httpx's own certificates, or those of $SSL_CERT_FILE and $SSL_CERT_DIR.
-        "verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if without_tls else httpx.create_ssl_context(),
-        # For a process that streams to many users; further calls wait for a free connection.
-        "limits": httpx.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=30.0),
-        # A proxy named in the environment cannot reach this machine's loopback address.
-        "trust_env": not is_local,
-        "follow_redirects": False,
-    }
 
 
 class CallDeadline:
@@ -74,10 +49,6 @@ class CallDeadline:
     def first_token_came(self) -> None:
         """Drop the limit of the first token."""
         self._first_end = math.inf
-
-    def until_first_token(self) -> float | None:
-        """Return the seconds left until the first token is due, or None without that limit."""
-        return None if self._first_end == math.inf else max(0.0, self._first_end - time.monotonic())
 
     def headers(self, request: Send) -> Mapping[str, str]:
         """Return a request's headers; a request with a body tells the server its deadline."""
@@ -113,11 +84,9 @@ class CallDeadline:
         return httpx.Timeout(connect=connect, read=read, write=read, pool=connect)
 
     def typed(self, failure: Exception, url: str) -> DELClientError:
-        """Return the typed error of an httpx failure, which may be caused by the deadline."""
+        """Return the typed error of a transport's failure, which may be caused by the deadline."""
         limit = f"connect {self._timeout.connect} s, read {self._timeout.read} s"
         error = error_from_transport(failure, url=url, limit=limit)
-        error = error or DELClientError(f"{url}: {type(failure).__name__}")
-        # The synchronous driver shuts a connection down at the limit, so it looks broken.
         if isinstance(error, TimeoutExceededError | ConnectionFailedError) and not self.allows(0.0):
             return self.exceeded()
         return error
@@ -167,9 +136,19 @@ class Run(Generic[T]):
         return self._deadline
 
 
+def request_for(url: str, effect: Send, deadline: CallDeadline, limits: httpx.Timeout) -> httpx.Request:
+    """Return the request of an effect."""
+    headers = {**HEADERS, **deadline.headers(effect)}
+    extensions = {"timeout": limits.as_dict()}
+    return httpx.Request(effect.method, url, headers=headers, content=effect.content, extensions=extensions)
+
+
 def head_of(response: httpx.Response) -> Head:
-    """Return status and headers of a response."""
-    return Head(response.status_code, {name.lower(): value for name, value in response.headers.items()})
+    """Return status and headers of a response, without an id that logs could not carry."""
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    if not is_id(headers.get(REQUEST_ID)):
+        headers.pop(REQUEST_ID, None)
+    return Head(response.status_code, headers)
 
 
 def check_base_url(base_url: str, *, allow_http: bool) -> str:

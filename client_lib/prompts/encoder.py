@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,14 +17,12 @@ from client_lib.errors import BundleInvalidError, InvalidRequestError
 from client_lib.prompts.padding import Padding
 from client_lib.prompts.span_memory import Recall
 from client_lib.prompts.spans import CLEAR, Prompt, Span, spans_of
+from client_lib.prompts.tokenizer import guarded, load_tokenizer
 from client_lib.prompts.types import DrawnSegment, EncodedPrompt, Tokenized
 from del_core.bundle import ClientBundle
 from del_core.errors import FrameError
 from del_core.mechanism.randomness import random_bytes
-from del_core.wire import PublicSegment, Request, Sampling, Segment, encode_frame
-
-if TYPE_CHECKING:
-    from del_core.prompts import SpanTokenizer
+from del_core.wire import DEFAULT_LIMITS, PublicSegment, Request, Sampling, Segment, encode_frame, row_bytes
 
 _DRAW_ID_BYTES = 16
 
@@ -39,7 +36,7 @@ class Encoder:
     def __init__(self, bundle: ClientBundle, *, random_source: Callable[[int], bytes] = random_bytes) -> None:
         self.bundle = bundle
         self._random_source = random_source
-        self._tokenizer = _load_tokenizer(bundle)
+        self._tokenizer = load_tokenizer(bundle.tokenizer_path)
 
     @property
     def fingerprint(self) -> str:
@@ -77,14 +74,28 @@ class Encoder:
                 tokenized.append(Tokenized(span, ids))
             else:
                 # Padding stands inside a prompt; it must not depend on what precedes it.
-                filler = self._checked(self._tokenizer.encode(padding.text, begins=False))
+                filler = self._checked(guarded(lambda: self._tokenizer.encode(padding.text, begins=False)))
                 padded = padding.apply(ids, filler, len(span.text.encode()))
                 tokenized.append(Tokenized(span, padded, padding.name))
         if not tokenized:
             raise invalid("prompt", "at least one token long", "a prompt without tokens")
+        self._check_length(tokenized, variant)
         return tuple(tokenized)
 
     tokenise = tokenize  # alias until 1.0
+
+    def _check_length(self, tokenized: Sequence[Tokenized], variant: str) -> None:
+        """Refuse a prompt that no frame can hold, before noise is drawn for it."""
+        tokens = sum(len(part.ids) for part in tokenized)
+        hidden = sum(len(part.ids) for part in tokenized if part.span.is_private)
+        most = DEFAULT_LIMITS.max_prompt_tokens
+        if tokens > most:
+            raise invalid("prompt", f"at most {most} tokens long", f"{tokens} tokens")
+        if hidden:
+            mechanism = self.bundle.mechanism(variant)
+            room = DEFAULT_LIMITS.max_frame_bytes // row_bytes(mechanism.dim, mechanism.bits)
+            if hidden > room:
+                raise invalid("prompt", f"at most {room} private tokens long under {variant}", f"{hidden} tokens")
 
     def draw(
         self, tokenized: Sequence[Tokenized], variant: str, recall: Recall | None = None, *, continues: bool = False
@@ -115,8 +126,8 @@ class Encoder:
         return EncodedPrompt(self.fingerprint, variant, tuple(segments), origin, session)
 
     def _ids(self, spans: Sequence[Span]) -> list[tuple[int, ...]]:
-        texts = ((span.text, span.is_private) for span in spans)
-        found = self._tokenizer.encode_spans(texts, self.bundle.manifest.bos_token_id)
+        texts = [(span.text, span.is_private) for span in spans]
+        found = guarded(lambda: self._tokenizer.encode_spans(texts, self.bundle.manifest.bos_token_id))
         return [self._checked(ids) for ids in found]
 
     def _checked(self, ids: tuple[int, ...]) -> tuple[int, ...]:
@@ -158,15 +169,3 @@ class Encoder:
         if variant != CLEAR:
             noise = (files[bundle.variant(variant).table_file].sha256, bundle.mechanism(variant))
         return (files["tokenizer.json"].sha256, bundle.manifest.bos_token_id, noise)
-
-
-def _load_tokenizer(bundle: ClientBundle) -> SpanTokenizer:
-    from del_core.prompts import SpanTokenizer  # loads the library with the first bundle
-
-    data = bundle.tokenizer_path.read_bytes()
-    try:
-        return SpanTokenizer(data)
-    except Exception as error:  # the library reports a malformed file by a bare Exception
-        raise BundleInvalidError(
-            must_be("tokenizer.json", "a file of the tokenizers library", type(error).__name__)
-        ) from error

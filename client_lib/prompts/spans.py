@@ -16,6 +16,9 @@ from client_lib._validation import has_surrogate, invalid
 #: The built-in variant without noise.
 CLEAR = "clear"
 
+MAX_PROMPT_CHARACTERS = 1 << 20
+"""Longest prompt: eight characters for each of the 131,072 tokens that a frame may hold."""
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Span:
@@ -92,6 +95,9 @@ def spans_of(prompt: Prompt, variant: str) -> tuple[Span, ...]:
         _check(span, "prompt" if isinstance(given, str) else f"prompt[{index}]", variant)
         for index, span in enumerate(spans)
     )
+    length = sum(len(span.text) for span in checked)
+    if length > MAX_PROMPT_CHARACTERS:
+        raise invalid("prompt", f"at most {MAX_PROMPT_CHARACTERS} characters long", f"{length} characters")
     kept = tuple(span for span in checked if span.text)
     if not kept:
         raise invalid("prompt", "at least one character", "an empty prompt")

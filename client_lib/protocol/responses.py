@@ -1,22 +1,32 @@
 """Parsing of the server's responses: completions, stream events, errors, the list of models.
 
-Responses are untrusted: every field's type is checked, and no :class:`ProtocolError` contains
-response content, which derives from the prompt.
+Responses are untrusted: every field's type and size is checked, and no :class:`ProtocolError`
+contains response content, which derives from the prompt. What is returned is valid Unicode, and
+ids, names and reasons are printable ASCII, so that they fit into headers, logs and JSON.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from client_lib._validation import NO_JSON, is_number, json_kind, must_be, parse_json
+from client_lib._validation import NO_JSON, has_surrogate, is_number, json_kind, must_be, parse_json
 from client_lib.errors import DELClientError, ProtocolError, error_from_status
 from client_lib.protocol.retry import parse_retry_after
 from client_lib.types import Chunk, Model, Usage
+from del_core.bundle.tokenizer import MAX_TOKEN_CHARACTERS
 from del_core.errors import ERROR_STATUS
 
 DONE = "[DONE]"
 """The end mark of a stream."""
+
+REQUEST_ID = "x-request-id"
+
+_ID = re.compile(r"[!-~]{1,200}")
+_NAME = re.compile(r"[ -~]{1,256}")
+_REASON = re.compile(r"[a-z_]{1,32}")
+_LARGEST_NUMBER = 1e300
 
 
 class StreamReader:
@@ -24,6 +34,7 @@ class StreamReader:
 
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
+        self._room = max_tokens * MAX_TOKEN_CHARACTERS  # events may have text without token ids
         self._texts: list[str] = []
         self._token_ids: list[int] = []
         self.finish_reason: str | None = None
@@ -71,6 +82,9 @@ class StreamReader:
             return None
         if len(self._token_ids) + len(token_ids) > self._max_tokens:
             raise _too_many("event", self._max_tokens)
+        self._room -= len(text)
+        if self._room < 0:
+            raise _too_long("event", self._max_tokens)
         self._texts.append(text)
         self._token_ids += token_ids
         self.finish_reason = finish_reason
@@ -92,15 +106,17 @@ def parse_completion(body: bytes, max_tokens: int) -> tuple[str, tuple[int, ...]
         raise _wrong("body.choices[0].finish_reason", "a string", "null")
     if len(token_ids) > max_tokens:
         raise _too_many("body", max_tokens)
-    usage = answer.get("usage")
-    name = answer.get("id")
-    return (
-        text,
-        token_ids,
-        finish_reason,
-        None if usage is None else _usage(usage, "body.usage"),
-        name if isinstance(name, str) and name else None,
-    )
+    if len(text) > max_tokens * MAX_TOKEN_CHARACTERS:
+        raise _too_long("body", max_tokens)
+    usage, name = answer.get("usage"), answer.get("id")
+    if name is not None and not is_id(name):
+        raise _wrong("body.id", f"a string of the form {_ID.pattern}", json_kind(name))
+    return text, token_ids, finish_reason, None if usage is None else _usage(usage, "body.usage"), name
+
+
+def is_id(value: object) -> bool:
+    """Return whether a server's id of a request is one that headers and logs can carry."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
 def parse_models(body: bytes) -> tuple[Model, ...]:
@@ -113,14 +129,16 @@ def parse_models(body: bytes) -> tuple[Model, ...]:
     for index, entry in enumerate(entries):
         where = f"body.data[{index}]"
         name = _object(entry, where).get("id")
-        if not isinstance(name, str):
-            raise _wrong(f"{where}.id", "a string", json_kind(name))
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise _wrong(f"{where}.id", f"a string of the form {_NAME.pattern}", json_kind(name))
         guarantees, audit = (
             {} if entry.get(key) is None else dict(_object(entry[key], f"{where}.{key}"))
             for key in ("guarantees", "audit")
         )
-        if not all(value is None or is_number(value) for value in guarantees.values()):
-            raise _wrong(f"{where}.guarantees", "an object of numbers and null", "another value")
+        if not all(
+            value is None or (is_number(value) and abs(value) <= _LARGEST_NUMBER) for value in guarantees.values()
+        ):
+            raise _wrong(f"{where}.guarantees", f"an object of numbers up to {_LARGEST_NUMBER} and null", "another")
         models.append(Model(name, guarantees, audit))
     return tuple(models)
 
@@ -132,7 +150,7 @@ def read_failure(status: int, headers: Mapping[str, str], body: bytes | None, ur
     error = answer.get("error") if isinstance(answer, dict) else None
     details = error if isinstance(error, dict) else {}
     retry_after = parse_retry_after(headers.get("retry-after"))
-    return error_from_status(url, status, details, request_id=headers.get("x-request-id"), retry_after=retry_after)
+    return error_from_status(url, status, details, request_id=headers.get(REQUEST_ID), retry_after=retry_after)
 
 
 def _parse(data: str | bytes, where: str) -> Mapping[str, Any]:
@@ -151,10 +169,14 @@ def _choice(choices: object, where: str) -> tuple[str, tuple[int, ...], str | No
     text, token_ids, finish_reason = choice.get("text"), choice.get("token_ids"), choice.get("finish_reason")
     if not isinstance(text, str):
         raise _wrong(f"{where}.text", "a string", json_kind(text))
+    if has_surrogate(text):
+        raise _wrong(f"{where}.text", "valid Unicode", "a lone surrogate")
     if not isinstance(token_ids, list) or not all(_is_count(token_id) for token_id in token_ids):
         raise _wrong(f"{where}.token_ids", "an array of integers from 0", json_kind(token_ids))
-    if finish_reason is not None and not isinstance(finish_reason, str):
-        raise _wrong(f"{where}.finish_reason", "a string or null", json_kind(finish_reason))
+    if finish_reason is not None and not (isinstance(finish_reason, str) and _REASON.fullmatch(finish_reason)):
+        raise _wrong(
+            f"{where}.finish_reason", f"a string of the form {_REASON.pattern} or null", json_kind(finish_reason)
+        )
     return text, tuple(token_ids), finish_reason
 
 
@@ -178,6 +200,11 @@ def _is_count(value: object) -> bool:
 
 def _wrong(where: str, wanted: str, found: str) -> ProtocolError:
     return ProtocolError(must_be(where, wanted, found))
+
+
+def _too_long(where: str, max_tokens: int) -> ProtocolError:
+    wanted = f"at most {MAX_TOKEN_CHARACTERS} characters for each of {max_tokens} tokens"
+    return _wrong(f"{where}.choices[0].text", wanted, "more")
 
 
 def _too_many(where: str, max_tokens: int) -> ProtocolError:

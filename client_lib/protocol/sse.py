@@ -32,13 +32,14 @@ class EventParser:
         if self._after_cr and piece:
             self._after_cr = False
             piece = piece.removeprefix(b"\n")
-        while piece:
-            end = _LINE_END.search(piece)
-            self._extend(piece[: end.start()] if end else piece)
+        position = 0
+        while position < len(piece):
+            end = _LINE_END.search(piece, position)
+            self._extend(piece[position : end.start() if end else len(piece)])
             if end is None:
                 break
-            piece = piece[end.end() :]
-            self._after_cr = end[0] == b"\r" and not piece
+            position = end.end()
+            self._after_cr = end[0] == b"\r" and position == len(piece)
             event = self._take_line(bytes(self._line))
             self._line.clear()
             if event is not None:

@@ -5,7 +5,6 @@ Loading executes nothing and refuses a bundle that is truncated, altered, incomp
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +41,7 @@ from del_core.bundle.manifest import (
 )
 from del_core.bundle.signature import SIGNATURE, Signature, read_signature
 from del_core.bundle.tensors import Specs, SpecsOf, TensorSpec, dump, map_tensors
+from del_core.bundle.tokenizer import check_tokenizer
 from del_core.decoders import DECODERS, Decoder, DecoderInputs, DecoderKind, ModelSizes
 from del_core.errors import BundleError
 from del_core.mechanism import TokenMechanism
@@ -219,6 +219,9 @@ def load_client(path: str | os.PathLike[str], *, verify: bool = True, prefix: st
     files.check_listing(directory, prefix.rstrip("/"), manifest.client_files, optional=(SIGNATURE,))
     with files.opened(directory / TOKENIZER, prefix + TOKENIZER) as file:
         files.check_entry(file, prefix + TOKENIZER, manifest.files[TOKENIZER], digest=verify)
+        if verify:
+            file.seek(0)
+            check_tokenizer(file.read(CLIENT_LIMITS[TOKENIZER]), prefix + TOKENIZER)
 
     def load(file_name: str, dtype: str, columns: int, low: int, high: int) -> NDArray[Any]:
         spec = TensorSpec((dtype,), (manifest.base_model.vocabulary_size, columns))
@@ -327,7 +330,7 @@ def write_bundle(
         raise BundleError(TABLE, f"table must be integers (vocabulary, dim), got {table.dtype} with {table.ndim} axes")
     dtype = "int8" if max_level <= 127 else "int16"
     _check_levels(table, -max_level, max_level, TABLE)
-    _check_tokenizer(tokenizer_json)
+    check_tokenizer(tokenizer_json)
     client = {TABLE: dump({"levels": table.astype("int8" if dtype == "int8" else "<i2")}), TOKENIZER: tokenizer_json}
     shapes: dict[str, CodeTable] = {}
     for key, codes in (code_tables or {}).items():
@@ -376,15 +379,6 @@ def write_bundle(
 
 def _as_float(array: FloatArray) -> FloatArray:
     return array.astype("<f2" if array.dtype == np.float16 else "<f4")
-
-
-def _check_tokenizer(data: bytes) -> None:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise BundleError(TOKENIZER, "must be a JSON object of the tokenizers library, got something else")
 
 
 def _install(path: Path, manifest: Manifest, fill: Callable[[Path], None], *, overwrite: bool) -> Manifest:

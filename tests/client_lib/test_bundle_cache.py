@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,9 @@ def test_threads_store_and_spoil_at_once(tmp_path: Path, bundle: ClientBundle, a
     """Some threads store, one keeps damaging the entry: every bundle that comes out is whole."""
     done = threading.Event()
     failures: list[BaseException] = []
+    began = time.monotonic()
+    BundleCache(tmp_path).store(archive, URL)
+    pause = max(0.1, 20 * (time.monotonic() - began))  # a store must have a chance between two damages
 
     def store() -> None:
         try:
@@ -157,7 +161,7 @@ def test_threads_store_and_spoil_at_once(tmp_path: Path, bundle: ClientBundle, a
             failures.append(error)
 
     def spoil() -> None:
-        while not done.wait(0.1):
+        while not done.wait(pause):
             try:
                 (entry_of(tmp_path, bundle) / "extra").write_text("x")
             except OSError:

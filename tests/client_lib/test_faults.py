@@ -538,20 +538,22 @@ def test_the_family_is_flat() -> None:
     assert set(family.CODE_FAILURES) <= {*ERROR_STATUS}
 
 
-def test_every_failure_of_the_transport_is_in_the_table() -> None:
+def test_every_failure_of_the_transport_is_typed() -> None:
+    import httpcore
     import httpx
 
     def subclasses(kind: type[Exception]) -> set[type[Exception]]:
         return {kind}.union(*(subclasses(child) for child in kind.__subclasses__()))
 
-    # The client never calls raise_for_status, and never lets httpx follow redirects or keep
-    # cookies.
-    unused = {httpx.HTTPError, httpx.HTTPStatusError}
-    kinds = (subclasses(httpx.HTTPError) | subclasses(httpx.StreamError) | {httpx.InvalidURL}) - unused
-    for kind in kinds:
-        failure = kind.__new__(kind)
+    bases: tuple[type[Exception], ...] = (
+        httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, httpcore.TimeoutException, httpcore.NetworkError,
+        httpcore.ProtocolError, httpcore.ProxyError, httpcore.ConnectionNotAvailable,
+    )  # fmt: skip
+    kinds = set().union(*(subclasses(base) for base in bases))
+    for failure in (*(kind.__new__(kind) for kind in kinds), OSError(), KeyError("a defect of a transport")):
         typed = family.error_from_transport(failure, url="http://host")
-        assert typed is not None, kind
+        is_timeout = isinstance(failure, httpx.TimeoutException | httpcore.TimeoutException)
+        assert isinstance(typed, TimeoutExceededError) == is_timeout, failure
         assert "http://host" in str(typed)
 
 

@@ -233,6 +233,7 @@ class ScriptedServer:
         self.bundle = bundle
         self.script: deque[Behaviour] = deque()
         self.bundle_script: deque[Behaviour] = deque()
+        self.models: Behaviour = _models
         self.received: list[Received] = []
         self.connections = 0
         self.stopping: asyncio.Event
@@ -312,14 +313,18 @@ class ScriptedServer:
         elif received.path == "/v1/bundle":
             await (self.bundle_script.popleft() if self.bundle_script else _bundle)(self, received, writer)
         elif received.path == "/v1/models":
-            models: list[dict[str, object]] = [
-                {"id": name, "guarantees": {"delta": 1e-6, "epsilon": 2.5, "epsilon_vocabulary": None}, "audit": {}}
-                for name in self.bundle.variants
-            ]
-            models.append({"id": "clear", "guarantees": None, "audit": None})
-            _write(writer, 200, json.dumps({"object": "list", "data": models}).encode(), {})
+            await self.models(self, received, writer)
         else:
             await error(404, "not_found")(self, received, writer)
+
+
+async def _models(server: ScriptedServer, _: Received, writer: asyncio.StreamWriter) -> None:
+    models: list[dict[str, object]] = [
+        {"id": name, "guarantees": {"delta": 1e-6, "epsilon": 2.5, "epsilon_vocabulary": None}, "audit": {}}
+        for name in server.bundle.variants
+    ]
+    models.append({"id": "clear", "guarantees": None, "audit": None})
+    _write(writer, 200, json.dumps({"object": "list", "data": models}).encode(), {})
 
 
 async def _bundle(server: ScriptedServer, received: Received, writer: asyncio.StreamWriter) -> None:
