@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from del_core.wire import MAGIC, VERSION
 
-__all__ = ["mutate", "mutated"]
+__all__ = ["mutate", "mutate_bytes", "mutated"]
 
 _PREFIX = struct.Struct("<4sBI")
 _VALUES: tuple[object, ...] = (
@@ -35,6 +35,13 @@ def mutate(frame: bytes, chooser: random.Random) -> bytes:
     for _ in range(chooser.choice((1, 1, 1, 2, 4))):
         frame = chooser.choice(_MUTATIONS)(frame, chooser)
     return frame
+
+
+def mutate_bytes(data: bytes, chooser: random.Random) -> bytes:
+    """Return any bytes after one to four mutations that know nothing of frames."""
+    for _ in range(chooser.choice((1, 1, 1, 2, 4))):
+        data = chooser.choice(_BYTE_MUTATIONS)(data, chooser)
+    return data
 
 
 def _flip_bits(frame: bytes, chooser: random.Random) -> bytes:
@@ -111,6 +118,7 @@ def _noise(frame: bytes, chooser: random.Random) -> bytes:
     return chooser.randbytes(chooser.choice((0, 1, 9, 500)))
 
 
+_BYTE_MUTATIONS = (_flip_bits, _truncate, _extend, _cut_out, _insert, _double, _noise)
 _MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
     _flip_bits, _flip_in_header, _truncate, _extend, _cut_out, _insert, _double, _other_length, _other_member,
     _other_member, _other_member, _noise,
