@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
-from del_core.bundle import BaseModel, Manifest, Variant, VariantContent, write_bundle
+from del_core.bundle import BaseModel, Guarantees, Manifest, Variant, VariantContent, write_bundle
+from del_core.decoders import LookupKind
 from del_core.lm.model import BaseLM, ModelError
 from del_core.mechanism import MAX_LEVEL
+from del_core.training.codes import is_codes, load_codes
 from del_core.training.projection import Projection, load_log_prior, load_projection
 from del_core.training.results import perplexities, read_variant_result
 from del_core.training.soft_prompt import DECODER_FILE, SOFT_PROMPT_FILE
@@ -26,7 +30,10 @@ def assemble_bundle(
     max_level: int = MAX_LEVEL,
     overwrite: bool = False,
 ) -> Manifest:
-    """Write the bundle of ``variant_directories``, outputs of ``train_variant``, in fp16.
+    """Write the bundle of ``variant_directories`` in fp16.
+
+    They are outputs of ``train_variant`` and ``train_codes``. Variants of the same codes share a
+    code table.
 
     ``name`` is the model's. With ``max_level`` 127 the client's table is stored in int8, half the
     size; its coordinates are then rounded to 1/127 of the clip. ModelError names a directory that
@@ -34,7 +41,11 @@ def assemble_bundle(
     ``overwrite`` is not set.
     """
     projection = load_projection(projection_directory, lm)
-    contents = [_content(lm, projection, directory) for directory in variant_directories]
+    code_tables: dict[str, NDArray[np.uint8]] = {}
+    contents = [
+        _content_of_codes(lm, directory, code_tables) if is_codes(directory) else _content(lm, projection, directory)
+        for directory in variant_directories
+    ]
     vocabulary_size, hidden_size = lm.embeddings.shape
     return write_bundle(
         output,
@@ -48,6 +59,7 @@ def assemble_bundle(
         variants=contents,
         log_prior=load_log_prior(projection_directory).numpy(),
         bos_token_id=lm.bos_token_id,
+        code_tables=code_tables,
         overwrite=overwrite,
     )
 
@@ -79,4 +91,33 @@ def _content(lm: BaseLM, projection: Projection, directory: Path) -> VariantCont
         norm_limit=trained.norm_limit,
         soft_prompt=rows if len(rows) else None,
         tensors=tensors,
+    )
+
+
+def _content_of_codes(lm: BaseLM, directory: Path, code_tables: dict[str, NDArray[np.uint8]]) -> VariantContent:
+    """Return a variant of codes, whose table is added to ``code_tables`` unless it is there."""
+    result, arrays = load_codes(directory, lm)
+    known = (name for name, table in code_tables.items() if np.array_equal(table, arrays["levels"]))
+    table = next(known, result.name)
+    code_tables[table] = arrays["levels"]
+    rows = arrays["soft_prompt"].astype(np.float16)
+    rounded = {name: round(value, 3) for name, value in perplexities(result).items()}
+    return VariantContent(
+        variant=Variant(
+            name=result.name,
+            task=result.task,
+            bits=result.config.bits,
+            ratio_numerator=None,
+            soft_prompt_length=len(rows),
+            decoder=LookupKind.name,
+            guarantees=Guarantees(delta=0.0, epsilon=result.epsilon, epsilon_vocabulary=None, mu=None),
+            audit={**result.audit, "perplexity": rounded},
+            other=result.spec,
+            table=table,
+        ),
+        weight=None,
+        bias=None,
+        norm_limit=1.0,
+        soft_prompt=rows if len(rows) else None,
+        tensors={"codes": arrays["codes"]},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -95,18 +96,47 @@ class EncoderConfig(PromptedConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftPromptConfig(PromptedConfig):
-    """Stage 2. With 0 rows the decoder is trained alone."""
+class VariantConfig(PromptedConfig):
+    """Settings of the stages that train a variant. With 0 rows the decoder is trained alone."""
 
     steps: int = 400
     learning_rate: float = 1e-2
+    decoder_learning_rate: float = 1e-3
+    patience: int = 4
+    test_windows: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.min_prompt_tokens <= self.prompt_tokens:
+            raise ValueError(f"min_prompt_tokens must be in 1..{self.prompt_tokens}, got {self.min_prompt_tokens}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodesConfig(VariantConfig):
+    """A variant of codes: ``columns`` codes of ``bits`` bits a token at a pure ``epsilon``."""
+
+    epsilon: float
+    bits: int = 8
+    columns: int = 1
+    iterations: int = 20  # of k-means
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.epsilon < math.inf:
+            raise ValueError(f"epsilon must be positive and finite, got {self.epsilon}")
+        for name, most in (("bits", 8), ("columns", 16), ("iterations", 1000)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be from 1 to {most}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftPromptConfig(VariantConfig):
+    """Stage 2 behind a projection."""
+
     decoder: str = "linear"
     width: int | None = None  # of the decoder's network, where its kind has one
     layers: int = 2
-    decoder_learning_rate: float = 1e-3
     train_linear: bool = False  # also D and a' of the linear decoder
-    patience: int = 4
-    test_windows: int = 256
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,8 +147,6 @@ class SoftPromptConfig(PromptedConfig):
             raise ValueError(f"rows must be at least 32 with the {self.decoder} decoder, got 0: nothing to train")
         if self.train_linear and self.decoder != "linear":
             raise ValueError(f"train_linear goes with the linear decoder, got {self.decoder}")
-        if not 1 <= self.min_prompt_tokens <= self.prompt_tokens:
-            raise ValueError(f"min_prompt_tokens must be in 1..{self.prompt_tokens}, got {self.min_prompt_tokens}")
 
     @property
     def decoder_options(self) -> DecoderOptions:

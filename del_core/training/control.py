@@ -21,7 +21,7 @@ from del_core.audit.records import FLAT, from_json, to_json
 from del_core.lm.device import products
 from del_core.lm.model import BaseLM, FrozenLM, ModelError
 from del_core.lm.text import TokenWindows
-from del_core.training.config import SoftPromptConfig
+from del_core.training.config import SoftPromptConfig, VariantConfig
 from del_core.training.examples import Examples
 from del_core.training.parallel import current_shard
 from del_core.training.results import read_json
@@ -56,7 +56,7 @@ class Control:
 class _NothingSource(TextSource):
     """The same continuations, each behind one token that says nothing."""
 
-    def __init__(self, lm: FrozenLM, config: SoftPromptConfig) -> None:
+    def __init__(self, lm: FrozenLM, config: VariantConfig) -> None:
         self._end = end_token(lm)
         super().__init__(lm, config)
         self._all = TokenWindows(lm.train, config.length, config.seed)

@@ -19,7 +19,7 @@ from del_core.lm.model import ModelError
 from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.training.config import EncoderConfig, ProjectionConfig, SoftPromptConfig
 
-_PROJECTION, _VARIANT = "projection.json", "variant.json"
+_PROJECTION, VARIANT_FILE = "projection.json", "variant.json"
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,12 @@ def perplexities(result: object) -> dict[str, float]:
 def write_result(directory: Path, result: ProjectionResult | EncoderResult | SoftPromptResult | VariantResult) -> None:
     """Write a stage's result, its last file: a directory that holds it is complete."""
     projection = isinstance(result, ProjectionResult | EncoderResult)
-    write_json_atomic(directory / (_PROJECTION if projection else _VARIANT), to_json(result))
+    write_json_atomic(directory / (_PROJECTION if projection else VARIANT_FILE), to_json(result))
+
+
+def write_record(directory: Path, result: object) -> None:
+    """Write the result of a finished variant of another kind, likewise last."""
+    write_json_atomic(directory / VARIANT_FILE, to_json(result))
 
 
 def read_projection_result(directory: Path) -> ProjectionResult | EncoderResult:
@@ -151,15 +156,16 @@ def read_projection_result(directory: Path) -> ProjectionResult | EncoderResult:
 
 def read_soft_prompt_result(directory: Path) -> SoftPromptResult:
     """Read the result of stage 2, of a candidate or of a finished variant."""
-    return SoftPromptResult.from_json(read_json(directory / _VARIANT, "soft-prompt"))
+    return SoftPromptResult.from_json(read_json(directory / VARIANT_FILE, "soft-prompt"))
 
 
 def read_variant_result(directory: Path) -> VariantResult:
     """Read the result of a finished variant, whose attacks were measured."""
-    data = read_json(directory / _VARIANT, "soft-prompt")
+    data = read_json(directory / VARIANT_FILE, "soft-prompt")
     if "guarantees" not in data:
         raise ModelError(
-            f"{directory / _VARIANT} must hold the measured attacks: run `delctl train soft-prompt` to its end first"
+            f"{directory / VARIANT_FILE} must hold the measured attacks: "
+            "run `delctl train soft-prompt` to its end first"
         )
     return VariantResult.from_json(data)
 

@@ -21,7 +21,7 @@ from del_core.lm.model import BaseLM, FrozenLM
 from del_core.lm.noise import step_generator
 from del_core.lm.text import TokenWindows
 from del_core.mechanism import Mechanism
-from del_core.training.config import SoftPromptConfig
+from del_core.training.config import SoftPromptConfig, VariantConfig
 from del_core.training.decoders import new_decoder
 from del_core.training.examples import Conversations, Examples, Read
 from del_core.training.loop import Run, Schedule, fit
@@ -67,7 +67,7 @@ class Source(Protocol):
 class TextSource:
     """Windows of the LM's text: their first part is private, and the text goes on."""
 
-    def __init__(self, lm: FrozenLM, config: SoftPromptConfig) -> None:
+    def __init__(self, lm: FrozenLM, config: VariantConfig) -> None:
         self._config, self._windows = config, TokenWindows(lm.train, config.length, config.seed)
         self._begin = lm.bos_token_id
         self.identity: Mapping[str, str] = {}
@@ -86,7 +86,7 @@ class TextSource:
 class ChatSource:
     """Conversations: their template is public, and the answer follows."""
 
-    def __init__(self, conversations: Conversations, config: SoftPromptConfig, device: torch.device) -> None:
+    def __init__(self, conversations: Conversations, config: VariantConfig, device: torch.device) -> None:
         self._conversations, self._config, self._device = conversations, config, device
         self.identity: Mapping[str, str] = {"chat": conversations.sha256}
         self.validation = conversations.examples(conversations.validation[: config.evaluation_windows], device)
@@ -177,7 +177,7 @@ class RowsRun:
 
     name: str
     output: Path
-    config: SoftPromptConfig
+    config: VariantConfig
     identity: Mapping[str, object]
     progress: bool
 

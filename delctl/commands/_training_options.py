@@ -63,6 +63,15 @@ PROJECTION = click.option(
 )
 BITS = click.option("--bits", default=4, show_default=True, type=click.IntRange(1, 8), help="Bits n of a count.")
 DELTA = click.option("--delta", default=DEFAULT_DELTA, show_default=True, type=SHARE, help="Delta of --epsilon.")
+ROWS = click.option(
+    "--rows", default=32, show_default=True, help="Length of the soft prompt, a multiple of 32; 0 for none."
+)
+CHAT = click.option(
+    "--chat",
+    type=click.Path(path_type=Path),
+    help="Learn the answers of these conversations instead of continuing the text: one JSON object a line, with "
+    "prompt (a list of text and private) and answer.",
+)
 DEVICE = click.option("--device", default="cpu", show_default=True, help="torch device, such as cuda.")
 
 

@@ -11,9 +11,11 @@ import click
 
 from delctl.commands._training_options import (
     BITS,
+    CHAT,
     DELTA,
     MODEL,
     PROJECTION,
+    ROWS,
     TEXT,
     RegisteredChoice,
     run_options,
@@ -23,9 +25,7 @@ from delctl.options import POSITIVE, SHARE
 
 if TYPE_CHECKING:
     from del_core.lm.model import FrozenLM
-    from del_core.training.control import ControlResult
     from del_core.training.examples import Conversations
-    from del_core.training.results import EncoderResult, ProjectionResult, SoftPromptResult
     from del_core.training.start import Stage1
 
 Config = TypeVar("Config")
@@ -95,7 +95,7 @@ class _Stage:
         return train_on_workers(stage, self.workers, gpu=self.device.startswith("cuda"))
 
 
-def _print_perplexities(result: ProjectionResult | EncoderResult | SoftPromptResult | ControlResult) -> None:
+def _print_perplexities(result: object) -> None:
     from del_core.training.results import perplexities
 
     for name, value in perplexities(result).items():
@@ -218,13 +218,8 @@ def encoder(**settings: Any) -> None:
     type=RegisteredChoice("del_core.decoders:DECODERS", _BEST),
     help="Decoder from counts to embeddings; best trains every kind and keeps the one of least validation loss.",
 )
-@click.option("--rows", default=32, show_default=True, help="Length of the soft prompt, a multiple of 32; 0 for none.")
-@click.option(
-    "--chat",
-    type=click.Path(path_type=Path),
-    help="Learn the answers of these conversations instead of continuing the text: one JSON object a line, with "
-    "prompt (a list of text and private) and answer.",
-)
+@ROWS
+@CHAT
 @click.option(
     "--train-linear",
     is_flag=True,
@@ -253,6 +248,42 @@ def soft_prompt(name: str, task: str, chat: Path | None, **settings: Any) -> Non
     _print_perplexities(result.trained)
     for attack, rate in result.recovery.items():
         click.echo(f"{attack + ' ASR':16} {rate.success:9.2%}  (95 %: {rate.low:.2%} to {rate.high:.2%})")
+
+
+@train.command()
+@MODEL
+@TEXT
+@click.option("--name", required=True, help="The variant's name, such as strict.")
+@click.option("--task", default="general", show_default=True, help="Task that the variant is trained for.")
+@click.option("--epsilon", required=True, type=POSITIVE, help="Pure epsilon per token, at most.")
+@click.option("--bits", default=8, show_default=True, type=click.IntRange(1, 8), help="Bits n: codes are 0 to 2^n - 1.")
+@click.option("--columns", default=1, show_default=True, type=click.IntRange(1, 16), help="Codes of each token.")
+@ROWS
+@CHAT
+@TEST_WINDOWS
+@stage_options(steps=400, learning_rate=1e-2, min_prompt_tokens=16)
+def codes(name: str, task: str, chat: Path | None, **settings: Any) -> None:
+    """Train a variant that sends a noisy code in place of a token.
+
+    Needs no projection. k-means of the LM's embeddings gives the codes; the embedding of each code
+    and the soft prompt are trained for the noise.
+    """
+    from del_core.training.codes import train_codes
+    from del_core.training.config import CodesConfig
+
+    stage = _Stage.take(settings)
+    config = _config(CodesConfig, settings)
+    place = None if chat is None else chat.resolve()
+    result = stage.run(
+        lambda lm: train_codes(
+            lm, name, config, stage.out, task=task, chat=_conversations(place, lm), progress=not stage.quiet
+        ),
+        config.batch,
+    )
+    _print_perplexities(result)
+    for attack, rate in result.recovery.items():
+        click.echo(f"{attack + ' ASR':16} {rate.success:9.2%}  (95 %: {rate.low:.2%} to {rate.high:.2%})")
+    click.echo(f"{'epsilon':16} {result.epsilon:9.2f}  (pure, one token; the codes have {result.entropy:.2f} bits)")
 
 
 def _conversations(place: Path | None, lm: FrozenLM) -> Conversations | None:

@@ -17,7 +17,7 @@ PATH = "/v1/private/completions"
 def private_segment(bundle: Bundle, variant: str, tokens: int, seed: int) -> PrivateSegment:
     """Draw the counts of random tokens by the variant's mechanism, from a seeded source."""
     generator = np.random.default_rng(seed)
-    levels = np.asarray(bundle.client.table)[generator.integers(0, VOCABULARY_SIZE, size=tokens)]
+    levels = np.asarray(bundle.client.table_of(variant))[generator.integers(0, VOCABULARY_SIZE, size=tokens)]
     return PrivateSegment(bundle.mechanism(variant).sample(levels, generator.bytes))
 
 

@@ -25,6 +25,7 @@ from del_core.bundle import (
     load_client,
     write_bundle,
 )
+from del_core.decoders import DECODERS
 from tests.support.core_bundles import (
     ALL_FILES,
     DIM,
@@ -232,7 +233,7 @@ def test_a_variant_outside_the_format_is_refused(bundle: Path, change: dict[str,
 def test_a_server_refuses_a_decoder_that_it_does_not_know_and_a_client_does_not_care(bundle: Path) -> None:
     reseal(bundle, lambda value: value["variants"][0].update(decoder="transformer"))
     assert (
-        "must be one of linear, posterior, trained, contextual, got transformer"
+        f"must be one of {', '.join(DECODERS)}, got transformer"
         in refusal(lambda: load_bundle(bundle), "manifest.json").reason
     )
     assert load_client(bundle / "client").variants["open"].decoder == "transformer"

@@ -95,6 +95,7 @@ def test_stage_2_keeps_its_file(tmp_path: Path, calibration: CalibratedRate | No
     assert set(found) == {
         *_STAGE, "name", "task", "bits", "ratio_numerator", "norm_limit", "held_out_loss", "rows",
         "min_prompt_tokens", "decoder", "width", "layers", "decoder_learning_rate", "patience", "test_windows",
+        "train_linear",
         "ppl_clean", "ppl_projected", "ppl_noisy", "ppl_decoder", "ppl_soft_prompt", "guarantees", "audit",
         *(["calibration"] if calibration else []),
     }  # fmt: skip
