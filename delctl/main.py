@@ -36,6 +36,11 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
     {
         "demo": LazyCommand("Follow a private prompt through every variant.", "serve"),
         "serve": LazyCommand("Serve a model and its bundle on this machine.", "serve"),
+        "up": LazyCommand("Start a Ray cluster on this machine and serve on it.", "serve"),
+        "status": LazyCommand("Show nodes, replicas, load and versions of a cluster.", "serve"),
+        "deploy": LazyCommand("Deploy a Serve config file to a Ray cluster.", "serve"),
+        "logs": LazyCommand("Print the logs of the cluster on this machine.", "serve"),
+        "down": LazyCommand("Stop the cluster on this machine.", "serve"),
         "ask": LazyCommand("Send a private prompt to a server and print what it writes."),
         "keys": LazyCommand("Make API keys for a server, and keys that sign bundles.", "serve"),
         "proxy": LazyCommand("Answer OpenAI's API on this machine, with private prompts.", "proxy"),

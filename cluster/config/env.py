@@ -31,6 +31,7 @@ class Variable:
     haproxy: bool = False
 
 
+_BUSY = "a start on a busy machine takes longer than Ray's default allows"
 _PUSH = "autoscaling reacts within seconds"
 _RETRIES = "after a change of replicas, an old HAProxy process still has the former list of replicas"
 
@@ -76,6 +77,11 @@ VARIABLES = (
     Variable("RAY_SERVE_LOG_TO_STDERR", "replicas log to files only", "0"),
     Variable("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "Serve's default of 0.1 s costs 3 % of a core", "0.25"),
     Variable("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "a replica without requests stops sooner", "1"),
+    Variable("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", _BUSY, "60"),
+    Variable("RAY_DASHBOARD_STARTUP_TIMEOUT_S", _BUSY, "300"),
+    Variable("RAY_agent_register_timeout_ms", _BUSY, "100000"),
+    Variable("RAY_worker_register_timeout_seconds", _BUSY, "300"),
+    Variable("RAY_prestart_worker_first_driver", "no process is started that nothing uses", "0"),
     Variable("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "a dead proxy is replaced after 2 s instead of 30 s", "0.5"),
 )
 

@@ -18,13 +18,18 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class SupervisorOptions:
-    """Options of a supervisor; ``applications`` is the JSON of its first deployment."""
+    """Options of a supervisor.
+
+    Args:
+        applications: the JSON of the first deployment; may be empty.
+        nodes: the fields of :class:`cluster.local.nodes.Nodes`.
+    """
 
     applications: list[dict[str, Any]]
     host: str
     port: int
-    num_cpus: int
-    worker_nodes: int
+    nodes: dict[str, Any]
+    gcs_port: int
     dashboard_port: int | None
     directory: str
 

@@ -23,8 +23,11 @@ _RESOURCE_TRACKER = "multiprocessing.resource_tracker"
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
-def members(token: str, session: int) -> Iterator[psutil.Process]:
-    """Yield the living processes of the cluster with this token and session, except the caller."""
+def members(token: str, session: int | None) -> Iterator[psutil.Process]:
+    """Yield the living processes of the cluster with this token and session, except the caller.
+
+    Without a session, processes that have overwritten their environment are not found.
+    """
     # A cached entry may belong to an earlier process with the same number.
     psutil.process_iter.cache_clear()
     for process in psutil.process_iter():
@@ -37,7 +40,20 @@ def members(token: str, session: int) -> Iterator[psutil.Process]:
             continue  # it has just ended, or belongs to another user
 
 
-def end_all(token: str, session: int, *, timeout_s: float = 10.0) -> int:
+def is_session_of(token: str, session: int) -> bool:
+    """Return whether a session belongs to the cluster with this token.
+
+    The system gives the id of a session again only after its last process has ended, so one process
+    with the token shows that all are the cluster's.
+    """
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == session and process.environ().get(MARKER) == token:
+                return True
+    return False
+
+
+def end_all(token: str, session: int | None, *, timeout_s: float = 10.0) -> int:
     """Kill every process of the cluster, also those that start meanwhile; return how many are left.
 
     The standard library's resource trackers are spared for a while: they remove the semaphores and

@@ -22,13 +22,13 @@ import os
 import resource
 import secrets
 import shutil
-import socket
 import stat
 import sys
 from pathlib import Path
 from typing import Literal
 
 from cluster.config.env import local_environment
+from cluster.local.ports import port_is_free
 from del_core.errors import DEADLINE_EXCEEDED, ENGINE_UNAVAILABLE, ERROR_STATUS, INVALID_VALUE, NOT_FOUND
 from deployments.api.errors import NO_SUCH_APPLICATION, RETRY_AFTER, error_body
 
@@ -115,16 +115,6 @@ def _block_of_ports() -> range:
         if all(port_is_free(port) for port in block):
             return block
     raise OSError(f"no {_BLOCK} free ports in a row between {_FIRST_PORT} and {_LAST_PORT}")
-
-
-def port_is_free(port: int) -> bool:
-    """Return whether a server could listen on a port of loopback."""
-    with socket.socket() as one:
-        try:
-            one.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def _most_connections() -> int:

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -34,7 +34,9 @@ import psutil
 from cluster.config.env import local_environment, python_path
 from cluster.local import processes
 from cluster.local.channel import Channel, SupervisorOptions
-from cluster.local.proxy import Proxy, haproxy_binary, haproxy_environment, port_is_free
+from cluster.local.nodes import LOOPBACK, Nodes
+from cluster.local.ports import free_port
+from cluster.local.proxy import Proxy, haproxy_binary, haproxy_environment
 from del_core.bundle import load_bundle
 from del_core.errors import DelError
 from del_core.net.addresses import is_loopback
@@ -43,8 +45,8 @@ from deployments.settings import ServedApplication, Settings, as_applications
 
 logger = logging.getLogger("cluster.local")
 
-LOOPBACK = "127.0.0.1"
-_FREE_PORTS = range(31_000, 32_768)  # above HAProxy's blocks, below the ports of outgoing connections
+ProxyChoice = Literal["auto", "haproxy", "serve"]
+
 _STOP_TIMEOUT_S = 30.0
 _DRAIN_SPARE_S = 15.0  # beyond the completions that draining waits for
 # Unix socket paths have at most 107 characters, and Ray's are long.
@@ -64,11 +66,15 @@ class LocalServer:
 
     Attributes:
         url: base URL without a trailing slash; each application adds its ``path``.
+        host, port: where the proxy listens.
+        nodes: the nodes of the cluster.
         applications: the served applications.
         proxy: HTTP proxy in use.
         startup_s: seconds from the call to the first answer.
         metrics: host:port of each node's Prometheus metrics, at /metrics.
-        dashboard_url: Ray's dashboard, which asks for the cluster's token; None if it is off.
+        dashboard_url: Ray's dashboard, which asks for ``ray_token``; None if it is off.
+        ray_token: secret of the cluster's control ports and dashboard.
+        token: identifies the cluster's processes (:mod:`cluster.local.processes`).
         directory: files of the cluster, removed when it stops.
     """
 
@@ -78,16 +84,19 @@ class LocalServer:
         options: SupervisorOptions,
         applications: tuple[ServedApplication, ...],
         *,
-        token: str,
+        secrets: _Secrets,
         proxy: Proxy,
     ) -> None:
         self._process = process
         self._channel = Channel(process)
-        self._token = token
+        self.token = secrets.marker
+        self.ray_token = secrets.ray
         self._options = options
         self._stopped = False
         self.directory = Path(options.directory)
         self.url = f"http://{LOOPBACK if options.host == '0.0.0.0' else options.host}:{options.port}"
+        self.host, self.port = options.host, options.port
+        self.nodes = Nodes(**options.nodes)
         self.applications = applications
         self.proxy = proxy
         self.startup_s = 0.0
@@ -101,7 +110,17 @@ class LocalServer:
 
     def processes(self) -> list[psutil.Process]:
         """Return the living processes of this server, its supervisor included."""
-        return list(processes.members(self._token, self._process.pid))
+        return list(processes.members(self.token, self._process.pid))
+
+    @property
+    def supervisor_pid(self) -> int:
+        """Process id of the supervisor, which leads the session of all processes."""
+        return self._process.pid
+
+    @property
+    def gcs_address(self) -> str:
+        """Address of the Ray cluster for drivers on this machine."""
+        return f"{LOOPBACK}:{self._options.gcs_port}"
 
     @property
     def running(self) -> bool:
@@ -127,26 +146,29 @@ class LocalServer:
             LocalServerError: it did not start, or needs more CPUs than the cluster has.
         """
         applications = as_applications(served)
-        options = self._options
-        _check(applications, options.host)
-        cpus = required_cpus(applications, options.worker_nodes)
-        if cpus > options.num_cpus:
+        nodes = self.nodes
+        check_applications(applications, self.host)
+        cpus = required_cpus(applications, nodes.minimum - 1)
+        if cpus > nodes.cpus:
             scalings = {one.name: one.settings.scaling for one in applications}
             asked = ", ".join(
                 f"{name}: scaling.max_replicas {one.max_replicas}, {one.num_cpus} each"
                 for name, one in scalings.items()
             )
-            raise LocalServerError(f"CPUs of all replicas must be at most {options.num_cpus}, got {cpus} ({asked})")
-        order = {"deploy": applications_to_json(applications, options.worker_nodes)}
+            raise LocalServerError(f"CPUs of all replicas must be at most {nodes.cpus}, got {cpus} ({asked})")
+        order = {"deploy": applications_to_json(applications, nodes.minimum - 1)}
         self._order(order, timeout_s, "the new settings were not deployed")
         self.applications = applications
 
-    def drain(self) -> None:
+    def drain(self, grace_s: float | None = None) -> None:
         """Refuse new requests and wait for those in flight, within the shutdown timeout.
 
         The server must still be stopped. Raises LocalServerError.
+
+        Args:
+            grace_s: the shutdown timeout; None for that of ``applications``.
         """
-        grace_s = grace_period_s(self.applications)
+        grace_s = grace_period_s(self.applications) if grace_s is None else grace_s
         order = {"drain": grace_s + _DRAIN_SPARE_S}
         self._order(order, grace_s + 2 * _DRAIN_SPARE_S, "the local server did not finish its requests")
 
@@ -159,10 +181,12 @@ class LocalServer:
             raise LocalServerError(f"{failure}: {reason}; its logs are in {self.directory}")
         return answer
 
-    def _wait_for_start(self, began: float, timeout_s: float) -> None:
+    def _wait_for_start(self, began: float, timeout_s: float, launched: Callable[[LocalServer], object] | None) -> None:
         """Wait for the first deployment. Raises LocalServerError after everything has stopped."""
         timeout_s = began + timeout_s - time.monotonic()
         try:
+            if launched is not None:
+                launched(self)
             report = self._order(dataclasses.asdict(self._options), timeout_s, "the local server did not start")
         except BaseException as error:
             self.stop(keep_files=isinstance(error, LocalServerError))
@@ -186,7 +210,7 @@ class LocalServer:
         except subprocess.TimeoutExpired:
             logger.warning("the supervisor did not end in %.0f s and is killed", _STOP_TIMEOUT_S)
         finally:
-            left = processes.end_all(self._token, process.pid)
+            left = processes.end_all(self.token, process.pid)
             if left:
                 logger.warning("%d processes of the local server could not be ended", left)
             process.wait()
@@ -205,7 +229,7 @@ def start_local(
     *,
     host: str = LOOPBACK,
     port: int = 0,
-    proxy: Literal["auto", "haproxy", "serve"] = "auto",
+    proxy: ProxyChoice = "auto",
     worker_nodes: int = 0,
     dashboard: bool = False,
     startup_timeout_s: float = 300.0,
@@ -226,25 +250,86 @@ def start_local(
             started.
         LocalServerError: the server did not start; nothing is left running.
     """
-    began = time.monotonic()
     applications = as_applications(served)
-    _check(applications, host)
-    binary = haproxy_binary() if proxy != "serve" else None
-    if proxy == "haproxy" and binary is None:
+    check_applications(applications, host)
+    count = 1 + worker_nodes
+    return _start(
+        Nodes(count, count, required_cpus(applications, worker_nodes)),
+        applications,
+        _Entrance(host, port, proxy),
+        dashboard=dashboard,
+        startup_timeout_s=startup_timeout_s,
+    )
+
+
+def start_nodes(
+    nodes: Nodes,
+    *,
+    host: str = LOOPBACK,
+    port: int = 0,
+    proxy: ProxyChoice = "auto",
+    launched: Callable[[LocalServer], object] | None = None,
+    startup_timeout_s: float = 300.0,
+) -> LocalServer:
+    """Start a local cluster that serves nothing yet, with Ray's dashboard.
+
+    Applications are deployed through the dashboard, as on any Ray cluster
+    (:mod:`cluster.deploy`).
+
+    Args:
+        launched: called with the server as soon as its supervisor runs.
+
+    Raises:
+        LocalServerError: the cluster did not start; nothing is left running.
+    """
+    entrance = _Entrance(host, port, proxy)
+    return _start(nodes, (), entrance, dashboard=True, startup_timeout_s=startup_timeout_s, launched=launched)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entrance:
+    """Where and through which proxy a cluster answers."""
+
+    host: str
+    port: int
+    proxy: ProxyChoice
+
+
+@dataclasses.dataclass(frozen=True)
+class _Secrets:
+    """Token of a cluster's processes, and token of its Ray ports."""
+
+    marker: str = dataclasses.field(default_factory=lambda: secrets.token_hex(16))
+    ray: str = dataclasses.field(default_factory=lambda: secrets.token_hex(32))
+
+
+def _start(
+    nodes: Nodes,
+    applications: tuple[ServedApplication, ...],
+    entrance: _Entrance,
+    *,
+    dashboard: bool,
+    startup_timeout_s: float,
+    launched: Callable[[LocalServer], object] | None = None,
+) -> LocalServer:
+    """Start a supervisor and wait until it has started the cluster. Raises LocalServerError."""
+    began = time.monotonic()
+    binary = haproxy_binary() if entrance.proxy != "serve" else None
+    if entrance.proxy == "haproxy" and binary is None:
         raise LocalServerError("proxy must be auto or serve, as HAProxy is not installed, got haproxy")
-    if port:
-        _check_port(host, port)
+    if entrance.port:
+        _check_port(entrance.host, entrance.port)
     directory = Path(tempfile.mkdtemp(prefix="del-", dir=_RUN_DIRECTORY))
-    token = secrets.token_hex(16)
-    environment = _environment(token, directory)
+    tokens = _Secrets()
+    environment = _environment(tokens, directory)
     if binary is not None:
         environment |= haproxy_environment(directory / "h", binary)
     options = SupervisorOptions(
-        applications=applications_to_json(applications, worker_nodes),
-        host=host,
-        port=port or free_port(),
-        num_cpus=required_cpus(applications, worker_nodes),
-        worker_nodes=worker_nodes,
+        applications=applications_to_json(applications, nodes.minimum - 1),
+        host=entrance.host,
+        port=entrance.port or free_port(),
+        nodes=dataclasses.asdict(nodes),
+        gcs_port=free_port(),
         dashboard_port=free_port() if dashboard else None,
         directory=str(directory),
     )
@@ -260,8 +345,8 @@ def start_local(
             start_new_session=True,
         )
     used: Proxy = "haproxy" if binary is not None else "serve"
-    server = LocalServer(process, options, applications, token=token, proxy=used)
-    server._wait_for_start(began, startup_timeout_s)
+    server = LocalServer(process, options, applications, secrets=tokens, proxy=used)
+    server._wait_for_start(began, startup_timeout_s, launched)
     return server
 
 
@@ -271,7 +356,7 @@ def local_server(
     *,
     host: str = LOOPBACK,
     port: int = 0,
-    proxy: Literal["auto", "haproxy", "serve"] = "auto",
+    proxy: ProxyChoice = "auto",
     startup_timeout_s: float = 300.0,
 ) -> Iterator[str]:
     """Yield the URL of a local server, and stop it at the end, however the context ends.
@@ -307,19 +392,6 @@ def terminated_as_exit() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def free_port() -> int:
-    """Return a port on which nothing listens.
-
-    The system's own choice, port 0, would lie among the ports of outgoing connections, and one of
-    these could take it before the server listens.
-    """
-    for _ in range(100):
-        port = _FREE_PORTS.start + secrets.randbelow(len(_FREE_PORTS))
-        if port_is_free(port):
-            return port
-    raise LocalServerError(f"a port from {_FREE_PORTS.start} to {_FREE_PORTS.stop - 1} must be free, got none")
-
-
 def applications_to_json(applications: Sequence[ServedApplication], worker_nodes: int) -> list[dict[str, Any]]:
     return [
         {"name": one.name, "route_prefix": one.route_prefix, "settings": _settings_to_json(one.settings, worker_nodes)}
@@ -343,7 +415,8 @@ def required_cpus(applications: Sequence[ServedApplication], worker_nodes: int) 
     return math.ceil(shares) + spare
 
 
-def _check(applications: Sequence[ServedApplication], host: str) -> None:
+def check_applications(applications: Sequence[ServedApplication], host: str) -> None:
+    """Raise SettingsError, BundleError or BaseModelError for what would not start."""
     for one in applications:
         one.settings.keys.check(loopback=is_loopback(host))
         verify_checksum(one.settings.base_model_path, load_bundle(one.settings.bundle_path).manifest.base_model)
@@ -365,7 +438,7 @@ def _settings_to_json(settings: Settings, worker_nodes: int) -> dict[str, Any]:
     return values
 
 
-def _environment(token: str, directory: Path) -> dict[str, str]:
+def _environment(tokens: _Secrets, directory: Path) -> dict[str, str]:
     """Return the environment of the supervisor and its descendants."""
     # Ray's variables in this environment belong to another cluster.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -374,12 +447,12 @@ def _environment(token: str, directory: Path) -> dict[str, str]:
     interval = os.environ.get("DEL_METRICS_INTERVAL_MS")
     return {
         **environment,
-        processes.MARKER: token,
+        processes.MARKER: tokens.marker,
         "PYTHONPATH": python_path(environment.get("PYTHONPATH")),
         "TMPDIR": str(temporary),
         "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1"),
         **local_environment(haproxy=False),
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_AUTH_TOKEN": tokens.ray,
         **({} if interval is None else {"RAY_metrics_report_interval_ms": interval}),
     }
 

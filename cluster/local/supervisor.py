@@ -13,24 +13,23 @@ import os
 import queue
 import re
 import shutil
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import psutil
 
 from cluster.local import processes
 from cluster.local.channel import SupervisorOptions
+from cluster.local.nodes import LOOPBACK, FixedNodes, Nodes, start_head
 
 logger = logging.getLogger("cluster.supervisor")
 
-LOOPBACK = "127.0.0.1"
 _LONGEST_REASON = 2000
-# Ray's minimum: no large objects are stored.
-_OBJECT_STORE_BYTES = 80 * 1024 * 1024
+_PROXY_WITHIN_S = 300.0
 _ENDING = threading.Lock()
 _SERVED: list[dict[str, Any]] = []
 """Applications of the last successful deployment."""
@@ -47,10 +46,10 @@ def main() -> None:
     threading.Thread(target=_listen, args=(orders, end), daemon=True).start()
     try:
         # In the main thread: the kernel ends Ray's processes with the thread that started them.
-        nodes, metrics = start_cluster(options)
+        workers, metrics = start_cluster(options)
         report({"ready": True, "metrics": metrics})
         threading.Thread(target=_execute, args=(orders, report), daemon=True).start()
-        _wait_while_ray_lives(nodes)
+        _wait_while_ray_lives(workers)
         logger.error("Ray has ended")
     except Exception as error:
         logger.exception("the local server did not start")
@@ -69,29 +68,13 @@ def reason_of(error: Exception) -> str:
     return text if len(text) <= _LONGEST_REASON else "..." + text[-_LONGEST_REASON:]
 
 
-def _wait_while_ray_lives(nodes: _WorkerNodes) -> None:
+def _wait_while_ray_lives(workers: FixedNodes) -> None:
     """Return when one of the two processes that a cluster needs has died."""
     vital = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
     gone: list[psutil.Process] = []
     while len(vital) == 2 and not gone:
         gone, _ = psutil.wait_procs(vital, timeout=1.0)
-        nodes.start_missing()
-
-
-class _WorkerNodes:
-    """Ray nodes beside the head. A node that dies is restarted, as on a managed cluster."""
-
-    def __init__(self, address: str, count: int, num_cpus: int) -> None:
-        arguments = (address, str(num_cpus), str(_OBJECT_STORE_BYTES))
-        self._command = [sys.executable, "-m", processes.WORKER_NODE, *arguments]
-        self._nodes: list[subprocess.Popen[bytes] | None] = [None] * count
-        self.start_missing()
-
-    def start_missing(self) -> None:
-        for index, node in enumerate(self._nodes):
-            if node is None or node.poll() is not None:
-                # Standard output goes to the supervisor's log too.
-                self._nodes[index] = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+        workers.start_missing()
 
 
 def _listen(orders: queue.SimpleQueue[str], end: Callable[[], NoReturn]) -> None:
@@ -128,32 +111,39 @@ def _end(directory: str, parent: int) -> NoReturn:
     os._exit(0)
 
 
-def start_cluster(options: SupervisorOptions) -> tuple[_WorkerNodes, list[str]]:
+def start_cluster(options: SupervisorOptions) -> tuple[FixedNodes, list[str]]:
     """Start Ray, Serve and the applications; return worker nodes and metrics addresses."""
     import ray
-    from ray import serve
 
-    context = ray.init(
-        address="local",
-        num_cpus=options.num_cpus,
-        include_dashboard=options.dashboard_port is not None,
-        dashboard_host=LOOPBACK,
-        dashboard_port=options.dashboard_port,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        _node_ip_address=LOOPBACK,
-        _temp_dir=os.path.join(options.directory, "r"),
+    nodes = Nodes(**options.nodes)
+    address = start_head(
+        nodes, port=options.gcs_port, dashboard_port=options.dashboard_port, directory=Path(options.directory)
     )
-    nodes = _WorkerNodes(context.address_info["address"], options.worker_nodes, options.num_cpus)
-    serve.start(
-        http_options={"host": options.host, "port": options.port},
-        proxy_location="HeadOnly",
-        logging_config={"enable_access_log": False},
-    )
+    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, _node_ip_address=LOOPBACK)
+    workers = FixedNodes(address, 0 if nodes.autoscaled else nodes.minimum - 1, nodes.cpus)
+    _start_serve(options)
     _deploy(options.applications)
     metrics = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
-    return nodes, metrics
+    return workers, metrics
+
+
+def _start_serve(options: SupervisorOptions) -> None:
+    """Start Serve and wait for its proxy, longer than the 60 s after which Ray gives up."""
+    from ray import serve
+
+    deadline = time.monotonic() + _PROXY_WITHIN_S
+    try:
+        serve.start(
+            http_options={"host": options.host, "port": options.port},
+            proxy_location="HeadOnly",
+            logging_config={"enable_access_log": False},
+        )
+    except TimeoutError:
+        # Serve goes on with the start.
+        while not (proxies := serve.status().proxies) or any(one != "HEALTHY" for one in proxies.values()):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
 
 
 def _deploy(applications: list[dict[str, Any]]) -> None:

@@ -13,28 +13,22 @@ import sys
 
 import psutil
 
+from cluster.local.nodes import LOOPBACK
+
 
 def main() -> None:
     """Run until the node or the supervisor ends."""
     address, num_cpus, object_store_bytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    from ray._private.node import Node
-    from ray._private.parameter import RayParams
+    from cluster.local.ray_node import start_ray_node
 
     parent = os.getppid()
-    Node(
-        RayParams(
-            gcs_address=address,
-            node_ip_address="127.0.0.1",
-            num_cpus=num_cpus,
-            object_store_memory=object_store_bytes,
-            node_manager_port=0,
-            dashboard_agent_listen_port=0,
-            include_log_monitor=False,
-        ),
+    start_ray_node(
         head=False,
-        shutdown_at_exit=True,
-        spawn_reaper=False,
-        connect_only=False,
+        gcs_address=address,
+        node_ip_address=LOOPBACK,
+        num_cpus=num_cpus,
+        object_store_memory=object_store_bytes,
+        include_log_monitor=False,
     )
     raylets = [child for child in psutil.Process().children() if child.name() == "raylet"]
     while os.getppid() == parent and not psutil.wait_procs(raylets, timeout=1.0)[0]:

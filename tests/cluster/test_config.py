@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "cluster/config").glob("*.yaml"))
 
 
-def test_there_is_a_file_for_a_laptop_and_one_for_gpus() -> None:
-    assert [file.name for file in FILES] == ["gpu.yaml", "serve.yaml"]
+def test_there_is_a_file_for_each_kind_of_cluster() -> None:
+    names = ["gpu-cluster", "laptop", "one-gpu", "several-bundles", "several-models"]
+    assert [file.stem for file in FILES] == names
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, as it is imported

@@ -23,6 +23,7 @@ import pytest
 
 from cluster.local import LocalServer, LocalServerError, free_port, processes, start_local
 from cluster.local.channel import SupervisorOptions
+from cluster.local.ports import FREE_PORTS
 from cluster.local.proxy import haproxy_binary
 from del_core.errors import BundleError
 from deployments.service.base_model import BaseModelError
@@ -257,8 +258,8 @@ def test_what_is_printed_is_not_taken_for_a_report() -> None:
         applications=[],
         host="127.0.0.1",
         port=0,
-        num_cpus=1,
-        worker_nodes=0,
+        nodes={},
+        gcs_port=0,
         dashboard_port=None,
         directory="/nowhere",
     )
@@ -280,6 +281,17 @@ def test_what_is_printed_is_not_taken_for_a_report() -> None:
     assert rest == ""
     assert "WARNING: 8 PYTHON" in errors
     assert "and a child does too" in errors
+
+
+def test_processes_that_start_at_the_same_time_choose_other_ports() -> None:
+    script = "from cluster.local.ports import free_ports; print(*free_ports(4))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) for _ in range(5)
+    ]
+    ports = [int(port) for process in started for port in process.communicate(timeout=STARTED_WITHIN_S)[0].split()]
+    assert len(set(ports)) == len(ports) == 20
+    assert set(ports) <= set(FREE_PORTS)
 
 
 def test_a_free_port_is_none_that_an_outgoing_connection_takes() -> None:

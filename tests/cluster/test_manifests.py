@@ -26,6 +26,7 @@ import yaml
 from kubernetes_validate import utils as kubernetes_utils
 
 from cluster.config.env import cluster_environment
+from cluster.local.nodes import Nodes
 from deployments.settings import parse_settings
 from deployments.telemetry.metrics import METRICS
 
@@ -48,6 +49,11 @@ MATRIX: dict[str, dict[str, Any]] = {
     "gpu": GPU,
     "both groups": {**GPU, "cpu": {"enabled": True, "replicas": 2}},
     "autoscaler": AUTOSCALER,
+    "autoscaler with bounds": {
+        **AUTOSCALER,
+        "autoscaler": {"enabled": True, "idleTimeoutSeconds": 90},
+        "cpu": {"minReplicas": 2, "replicas": 2, "maxReplicas": 6},
+    },
     "incremental upgrade": {
         **AUTOSCALER,
         "upgrade": {"strategy": "NewClusterWithIncrementalUpgrade", "gatewayClassName": "istio"},
@@ -670,6 +676,21 @@ def test_the_autoscaler_has_its_bounds() -> None:
     (group,) = ray["workerGroupSpecs"]
     assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (1, 1, 4)
     assert ray["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_rays_autoscaler_reads_the_chart_as_it_reads_a_local_cluster() -> None:
+    """The same bounds and the same idle timeout, from `delctl up` and from the chart's values."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+
+    ray = service(render("autoscaler with bounds"))["rayClusterConfig"]
+    kuberay = _derive_autoscaling_config_from_ray_cr({"metadata": {"name": "x", "namespace": "x"}, "spec": ray})
+    local = Nodes(minimum=3, maximum=7, idle_timeout_s=90.0).autoscaler_config("127.0.0.1:1")
+    read = [AutoscalingConfig(config, skip_content_hash=True) for config in (kuberay, local)]
+    assert read[0].get_idle_timeout_s() == read[1].get_idle_timeout_s() == 90.0
+    assert read[0].get_max_num_worker_nodes() == read[1].get_max_num_worker_nodes() == 6
+    groups = [one.get_node_type_configs()[name] for one, name in zip(read, ("cpu", "worker"), strict=True)]
+    assert {(group.min_worker_nodes, group.max_worker_nodes) for group in groups} == {(2, 6)}
 
 
 def test_pods_say_whether_they_may_be_evicted() -> None:

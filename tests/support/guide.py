@@ -1,4 +1,4 @@
-"""Runs the commands of docs/guides/quickstart.md."""
+"""Runs the commands of a guide."""
 
 from __future__ import annotations
 
@@ -38,12 +38,14 @@ def blocks(page: Path) -> list[Block]:
 class Shell:
     """Runs blocks in a directory that looks like a clone, with other ports than the page has."""
 
-    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
+    def __init__(self, directory: Path, environment: dict[str, str], *, command_timeout_s: float = 120.0) -> None:
+        self._command_timeout_s = command_timeout_s
         self._directory = directory
         self._environment = {**os.environ, **environment, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         self._ports: dict[str, str] = {}
         directory.mkdir()
-        (directory / "examples").symlink_to(ROOT / "examples")
+        for name in ("cluster", "examples"):
+            (directory / name).symlink_to(ROOT / name)
         (directory / ".venv" / "bin").mkdir(parents=True)
         for name in ("python", "delctl", "uvicorn"):
             program = Path(sys.executable).parent / name
@@ -73,7 +75,7 @@ class Shell:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=self._command_timeout_s,
             check=False,
         )
         assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"

@@ -1,0 +1,159 @@
+"""Serve config files: read, written from the typed settings, and compared field by field."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deployments.sections import read_yaml
+from deployments.settings import (
+    DEMO,
+    ServedApplication,
+    Settings,
+    SettingsError,
+    as_applications,
+    load_config,
+    parse_settings,
+)
+
+IMPORT_PATH = "deployments.app:build"
+_PATHS = ("bundle", "base_model")
+# Of the whole cluster; they take effect when Serve starts.
+_START_OPTIONS = ("proxy_location", "http_options")
+_SECRET = "args.keys.names"
+
+
+def serve_config(
+    served: Settings | Sequence[ServedApplication], *, http_options: Mapping[str, Any], proxy_location: str
+) -> dict[str, Any]:
+    """Return the config, in Serve's schema, of settings whose paths are absolute."""
+    return {
+        "proxy_location": proxy_location,
+        "http_options": dict(http_options),
+        "applications": [
+            {
+                "name": one.name,
+                "route_prefix": one.route_prefix,
+                "import_path": IMPORT_PATH,
+                "args": one.settings.model_dump(mode="json", exclude_unset=True),
+            }
+            for one in as_applications(served)
+        ],
+    }
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read a Serve config file for a cluster on other machines, where its paths must exist.
+
+    The config is what ``serve deploy`` would send. Raises SettingsError: an invalid field, missing
+    authentication, or a relative path.
+    """
+    path = Path(path)
+    values = read_yaml(path)
+    if "applications" not in values:
+        raise SettingsError(f"{path}: applications must be given for a cluster, as in Serve's config files")
+    for application in values["applications"] if isinstance(values["applications"], list) else ():
+        args = application.get("args") if isinstance(application, dict) else None
+        for field, value in _paths(args if isinstance(args, dict) else {}):
+            if isinstance(value, str) and value != DEMO and not value.startswith("/"):
+                raise SettingsError(f"{path}: args.{field} must be an absolute path on every node, got {value}")
+    if any("config" in (one.get("args") or {}) for one in values["applications"] if isinstance(one, dict)):
+        return values  # the settings are in files of the nodes
+    served = load_config(path)
+    assert not isinstance(served, Settings)
+    for one in served:
+        one.settings.keys.check(loopback=False)
+    return values
+
+
+def _paths(args: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    found = [(name, args[name]) for name in (*_PATHS, "config") if name in args]
+    for name in ("extra_bundles", "also"):
+        if isinstance(args.get(name), list):
+            found += [(f"{name}.{index}", value) for index, value in enumerate(args[name])]
+    if isinstance(args.get("keys"), dict) and "file" in args["keys"]:
+        found.append(("keys.file", args["keys"]["file"]))
+    return found
+
+
+@dataclass(frozen=True)
+class Change:
+    """A field that a deployment would change, add (``before`` is None) or remove (``after``).
+
+    Args:
+        application: None for an option of the whole cluster.
+        field: name with dots; empty for a whole application.
+        effect: what happens.
+    """
+
+    application: str | None
+    field: str
+    before: Any
+    after: Any
+    effect: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields."""
+        return asdict(self)
+
+
+def changes(details: Mapping[str, Any], config: Mapping[str, Any]) -> list[Change]:
+    """Compare what a cluster runs with a new config.
+
+    Args:
+        details: answer of :meth:`cluster.deploy.dashboard.Dashboard.serve_details`.
+        config: in Serve's schema. Fields that it does not set have the defaults of the settings.
+    """
+    found: list[Change] = []
+    if details.get("http_options") is not None:  # Serve runs
+        for name, value in _flat({one: config[one] for one in _START_OPTIONS if one in config}).items():
+            before = _flat({one: details.get(one) for one in _START_OPTIONS}).get(name)
+            if before != value:
+                found.append(Change(None, name, before, value, "only when Serve starts anew"))
+    running = {
+        name: one["deployed_app_config"]
+        for name, one in details.get("applications", {}).items()
+        if one.get("deployed_app_config") and one.get("status") != "DELETING"
+    }
+    wanted = {one["name"]: one for one in config["applications"]}
+    for name in sorted({*running, *wanted}):
+        if name not in running:
+            found.append(Change(name, "", None, wanted[name]["route_prefix"], "starts"))
+        elif name not in wanted:
+            found.append(Change(name, "", running[name].get("route_prefix"), None, "stops"))
+        else:
+            before, after = _fields(running[name]), _fields(wanted[name])
+            for field in sorted({*before, *after}):
+                if before.get(field) != after.get(field):
+                    found.append(_change(name, field, before.get(field), after.get(field)))
+    return found
+
+
+def _change(name: str, field: str, before: Any, after: Any) -> Change:
+    effect = "another path" if field == "route_prefix" else "replicas are replaced one after another"
+    if field.startswith(_SECRET):
+        before, after = (None if value is None else "..." for value in (before, after))
+    return Change(name, field, before, after, effect)
+
+
+def _fields(application: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an application with their names; settings with their defaults."""
+    args = application.get("args") or {}
+    if application.get("import_path") == IMPORT_PATH and "config" not in args:
+        with contextlib.suppress(SettingsError):  # of another version
+            args = parse_settings(args).model_dump(mode="json")
+    kept = {name: application.get(name) for name in ("route_prefix", "import_path", "runtime_env", "deployments")}
+    return _flat({**{name: value for name, value in kept.items() if value}, "args": args})
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{before}{name}.")
+        else:
+            found[f"{before}{name}"] = value
+    return found

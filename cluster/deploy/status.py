@@ -1,0 +1,162 @@
+"""Status of a cluster: its nodes, the replicas on them, their load, and versions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import httpx
+
+from cluster.deploy.config import IMPORT_PATH
+from cluster.deploy.dashboard import Dashboard
+from cluster.deploy.rollout import failure_of
+
+_SCRAPE_TIMEOUT_S = 5.0
+_GAUGES = {
+    "ray_del_requests_in_flight": "requests",
+    "ray_del_outstanding_tokens": "outstanding_tokens",
+    "ray_del_tokens_per_second": "tokens_per_s",
+}
+_SAMPLE = re.compile(r"^(?P<name>[a-z_]+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
+_REPLICA = re.compile(r'\breplica="([^"]+)"')
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """A living node of the cluster."""
+
+    id: str
+    address: str
+    head: bool
+    cpus: float
+    gpus: float
+    replicas: int
+
+
+@dataclass(frozen=True)
+class ReplicaStatus:
+    """A replica. Its load is None until the replica has reported it.
+
+    Args:
+        state: RUNNING, or Ray Serve's other states. Only a running replica serves requests.
+        requests: completions that hold a place.
+        outstanding_tokens: tokens promised and not yet generated.
+        tokens_per_s: tokens generated a second, over ten seconds.
+    """
+
+    id: str
+    state: str
+    node: str | None
+    requests: float | None = None
+    outstanding_tokens: float | None = None
+    tokens_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class AppStatus:
+    """An application.
+
+    Args:
+        wanted: replicas that the autoscaler wants.
+        message: why it does not run; empty if it does.
+    """
+
+    name: str
+    route_prefix: str | None
+    status: str
+    message: str
+    wanted: int
+    bundle: str | None
+    base_model: str | None
+    replicas: tuple[ReplicaStatus, ...]
+
+    @property
+    def running(self) -> int:
+        """Replicas that serve requests; those that still load are no capacity."""
+        return sum(one.state == "RUNNING" for one in self.replicas)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens generated a second by all replicas."""
+        return sum(one.tokens_per_s or 0.0 for one in self.replicas)
+
+
+@dataclass(frozen=True)
+class ClusterStatus:
+    """What a cluster consists of and does."""
+
+    ray_version: str
+    nodes: tuple[NodeStatus, ...]
+    applications: tuple[AppStatus, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields, and the running replicas and tokens of each application."""
+        found = asdict(self)
+        for values, one in zip(found["applications"], self.applications, strict=True):
+            values |= {"running": one.running, "tokens_per_s": one.tokens_per_s}
+        return found
+
+
+def cluster_status(dashboard: Dashboard) -> ClusterStatus:
+    """Ask a cluster for its status. Raises ClusterError."""
+    details = dashboard.serve_details()
+    alive = [node for node in dashboard.nodes() if node["state"] == "ALIVE"]
+    load = _load(dashboard.metrics_addresses())
+    applications = tuple(_application(name, one, load) for name, one in sorted(details["applications"].items()))
+    homes = [replica.node for one in applications for replica in one.replicas if replica.state == "RUNNING"]
+    nodes = tuple(
+        NodeStatus(
+            id=node["node_id"],
+            address=node["node_ip"],
+            head=bool(node["is_head_node"]),
+            cpus=node["resources_total"].get("CPU", 0.0),
+            gpus=node["resources_total"].get("GPU", 0.0),
+            replicas=homes.count(node["node_id"]),
+        )
+        for node in sorted(alive, key=lambda node: (not node["is_head_node"], node["start_time_ms"]))
+    )
+    return ClusterStatus(dashboard.ray_version(), nodes, applications)
+
+
+def _application(name: str, details: Mapping[str, Any], load: Mapping[str, Mapping[str, float]]) -> AppStatus:
+    config = details.get("deployed_app_config") or {}
+    args = config.get("args") or {} if config.get("import_path") == IMPORT_PATH else {}
+    replicas = [replica for one in details["deployments"].values() for replica in one["replicas"]]
+    healthy = details["status"] == "RUNNING"
+    return AppStatus(
+        name=name,
+        route_prefix=details.get("route_prefix"),
+        status=details["status"],
+        message="" if healthy else failure_of(details),
+        wanted=sum(one["target_num_replicas"] for one in details["deployments"].values()),
+        bundle=args.get("bundle"),
+        base_model=args.get("base_model"),
+        replicas=tuple(
+            ReplicaStatus(
+                id=one["replica_id"], state=one["state"], node=one.get("node_id"), **load.get(one["replica_id"], {})
+            )
+            for one in replicas
+        ),
+    )
+
+
+def _load(addresses: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Return the gauges of each replica, from the metrics of the nodes that answer."""
+    found: dict[str, dict[str, float]] = {}
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        for text in pool.map(_scrape, addresses.values()):
+            for sample in _SAMPLE.finditer(text):
+                replica = _REPLICA.search(sample["labels"])
+                if sample["name"] in _GAUGES and replica is not None:
+                    found.setdefault(replica[1], {})[_GAUGES[sample["name"]]] = float(sample["value"])
+    return found
+
+
+def _scrape(address: str) -> str:
+    try:
+        return httpx.get(f"http://{address}/metrics", timeout=_SCRAPE_TIMEOUT_S).text
+    except httpx.HTTPError:
+        return ""

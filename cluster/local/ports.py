@@ -1,0 +1,48 @@
+"""Free ports of this machine for the processes of a local cluster."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+
+FREE_PORTS = range(31_000, 32_768)
+"""Above HAProxy's blocks (:mod:`cluster.local.proxy`), below the ports of outgoing connections."""
+
+
+def port_is_free(port: int) -> bool:
+    """Return whether a server could listen on a port of loopback."""
+    with socket.socket() as one:
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """Return a port on which nothing listens. Raises OSError if there is none.
+
+    The system's own choice, port 0, would lie among the ports of outgoing connections, and one of
+    these could take it before the server listens.
+    """
+    for _ in range(100):
+        port = FREE_PORTS.start + secrets.randbelow(len(FREE_PORTS))
+        if port_is_free(port):
+            return port
+    raise OSError(f"a port from {FREE_PORTS.start} to {FREE_PORTS.stop - 1} must be free, got none")
+
+
+def free_ports(count: int) -> list[int]:
+    """Return free ports in a row, others in each process. Raises OSError if there are none.
+
+    Nodes that start at the same time choose before they listen, so chance would let some of them
+    choose the same.
+    """
+    blocks = len(FREE_PORTS) // count
+    for offset in range(blocks):
+        first = FREE_PORTS.start + count * ((os.getpid() + offset) % blocks)
+        ports = list(range(first, first + count))
+        if all(map(port_is_free, ports)):
+            return ports
+    raise OSError(f"{count} ports in a row from {FREE_PORTS.start} to {FREE_PORTS.stop - 1} must be free, got none")
