@@ -115,7 +115,7 @@ class StrongestSearch:
     report: Callable[[str], None] = lambda line: None
     carried: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
-    def run(self, target: float, points: int = 3) -> StrongestCalibration:
+    def run(self, target: float, points: int = 4) -> StrongestCalibration:
         """Return the mechanism at which the strongest attack recovers ``target``.
 
         Args:

@@ -41,7 +41,7 @@ _FEW_TOKENS = 4_000  # on which MAP is bisected between runs of attacks that tak
 @click.option(
     "--points",
     type=click.IntRange(2, 8),
-    help="With --attack strongest: levels of noise at which all attacks run, at most.  [default: 3]",
+    help="With --attack strongest: levels of noise at which all attacks run, at most.  [default: 4]",
 )
 @click.option("--epsilon", type=POSITIVE, help="Epsilon per token, solved exactly.")
 @DELTA
@@ -159,4 +159,4 @@ def _strongest(
         tokens=attacked_tokens(lm.validation, _FEW_TOKENS),
         report=lambda line: notes.print(printable(line), soft_wrap=True),
     )
-    return search.run(target, points or 3)
+    return search.run(target, points or 4)
