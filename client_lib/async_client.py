@@ -65,6 +65,16 @@ class AsyncClient(ClientBase):
         core = self._driver.core
         return await self._driver.run(core.encode(prompt, core.choose_variant(variant), before))
 
+    async def count_tokens(self, prompt: Prompt, *, variant: str | None = None) -> int:
+        """Return the number of tokens of a prompt; see :meth:`client_lib.Client.count_tokens`."""
+        core = self._driver.core
+        return await self._driver.run(core.count_tokens(prompt, core.choose_variant(variant)))
+
+    async def room(self, *, variant: str | None = None) -> int | None:
+        """Return the most tokens of prompt and answer; see :meth:`client_lib.Client.room`."""
+        core = self._driver.core
+        return await self._driver.run(core.room(core.choose_variant(variant)))
+
     def conversation(self, *, variant: str | None = None, **options: Unpack[ConversationOptions]) -> AsyncConversation:
         """Start a conversation; see :meth:`client_lib.Client.conversation`."""
         return AsyncConversation(self._driver, self._driver.core.choose_variant(variant), options)

@@ -127,6 +127,20 @@ class Client(ClientBase):
         core = self._driver.core
         return self._driver.run(core.encode(prompt, core.choose_variant(variant), before))
 
+    def count_tokens(self, prompt: Prompt, *, variant: str | None = None) -> int:
+        """Return the number of tokens of a prompt. Nothing is drawn or sent."""
+        core = self._driver.core
+        return self._driver.run(core.count_tokens(prompt, core.choose_variant(variant)))
+
+    def room(self, *, variant: str | None = None) -> int | None:
+        """Return the most tokens that a prompt and its answer may have together.
+
+        None if the server does not say. A prompt that leaves no room raises ``ContextFullError``
+        before anything is charged or sent, and ``max_tokens`` is cut to the room.
+        """
+        core = self._driver.core
+        return self._driver.run(core.room(core.choose_variant(variant)))
+
     def conversation(self, *, variant: str | None = None, **options: Unpack[ConversationOptions]) -> Conversation:
         """Start a :class:`client_lib.Conversation`, which quantizes every private span once.
 

@@ -1,9 +1,10 @@
 """The errors of the client, and the tables that map failures to them.
 
-Every class is directly below :class:`DELClientError`, except for two pairs::
+Every class is directly below :class:`DELClientError`, except for these::
 
     AccessDeniedError  <-  AuthenticationError (401), PermissionDeniedError (403)
     OverloadedError    <-  RateLimitError (429), ServiceUnavailableError (503)
+    InvalidRequestError  <-  ContextFullError
 
 The names without ``Error`` are aliases until 1.0. Messages name the field and never contain
 anything derived from a prompt: no text, token ids, counts or output.
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from del_core.errors import DelError
+from del_core.errors import CONTEXT_LENGTH_EXCEEDED, DelError
 
 __all__ = [
     "AccessDeniedError",
@@ -34,6 +35,7 @@ __all__ = [
     "ClientClosedError",
     "ConnectionFailed",
     "ConnectionFailedError",
+    "ContextFullError",
     "DELClientError",
     "InvalidRequest",
     "InvalidRequestError",
@@ -89,6 +91,29 @@ class DELClientError(DelError):
 
 class InvalidRequestError(DELClientError):
     """A field of the request is not acceptable, found before sending or by the server."""
+
+
+class ContextFullError(InvalidRequestError):
+    """The prompt leaves no room for an answer in the server's context; shorten it.
+
+    ``prompt_tokens`` is the length of the prompt, ``room`` the most tokens that prompt and answer
+    may have together. Then nothing was drawn, charged or sent. Both are None if only the server
+    found it.
+    """
+
+    def __init__(
+        self, message: str, *, prompt_tokens: int | None = None, room: int | None = None, **details: Any
+    ) -> None:
+        super().__init__(message, **{"code": CONTEXT_LENGTH_EXCEEDED, "field": "prompt", **details})
+        self.prompt_tokens = prompt_tokens
+        self.room = room
+
+    @classmethod
+    def of(cls, tokens: int, room: int) -> ContextFullError:
+        """Return the error of a prompt of ``tokens`` tokens."""
+        most = max(0, room - 1)
+        message = f"prompt: must be at most {most} tokens long, which leaves room for an answer, got {tokens}"
+        return cls(message, prompt_tokens=tokens, room=room)
 
 
 class AccessDeniedError(DELClientError):
@@ -282,6 +307,7 @@ def error_from_transport(failure: Exception, *, url: str, limit: str = "") -> DE
 # Responses of the server, by error code and, for other codes, by status.
 CODE_FAILURES: Mapping[str, type[DELClientError]] = {
     "bundle_outdated": BundleOutdatedError,
+    CONTEXT_LENGTH_EXCEEDED: ContextFullError,
     "unknown_variant": InvalidRequestError,
     "not_found": ProtocolError,
     "method_not_allowed": ProtocolError,

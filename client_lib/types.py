@@ -74,8 +74,10 @@ class Model:
 
     ``guarantees`` (epsilon, delta, ...) and ``audit`` (attack success) are the server's statements,
     empty for ``clear``. The client relies on the verified bundle instead; see ``Client.variants``.
+    ``context_length`` is the most tokens of soft prompt, prompt and answer together, or None.
     """
 
     id: str
     guarantees: Mapping[str, float | None]
     audit: Mapping[str, Any]
+    context_length: int | None = None

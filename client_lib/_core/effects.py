@@ -11,10 +11,16 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar, cast
 
+from client_lib._validation import must_be
+from client_lib.errors import ProtocolError
 from client_lib.prompts.encoder import Encoder
 from client_lib.types import Chunk
+from del_core.bundle import SIGNATURE_HEADER
+from del_core.wire import CONTEXT_LENGTH_HEADER
 
 T = TypeVar("T")
+
+_MAX_BUNDLE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +102,26 @@ def read_all(limit: int) -> Flow[bytes | None]:
             return None
         pieces.append(piece)
     return b"".join(pieces)
+
+
+def read_answer(limit: int, where: str = "") -> Flow[bytes]:
+    """Return the body of the open response. Raises ``ProtocolError`` beyond ``limit`` bytes."""
+    body = yield from read_all(limit)
+    if body is None:
+        raise ProtocolError(where + must_be("body", f"at most {limit} bytes", "more"))
+    return body
+
+
+def read_bundle(head: Head) -> Flow[tuple[bytes | None, str | None, str | None]]:
+    """Return a bundle (None if the cached one is current), its signature, the context length."""
+    body = None if head.status == 304 else (yield from read_answer(_MAX_BUNDLE_BYTES, "GET /v1/bundle: "))
+    return body, head.headers.get(SIGNATURE_HEADER), head.headers.get(CONTEXT_LENGTH_HEADER)
+
+
+def keep_open(head: Head) -> Flow[Head]:
+    """Check that an event stream has begun; the caller reads it."""
+    kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "text/event-stream":
+        raise ProtocolError(must_be("content-type", "text/event-stream", "another type"))
+    yield from ()  # a generator, as the other receivers are
+    return head

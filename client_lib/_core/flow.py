@@ -14,13 +14,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar, cast
 
-from client_lib._core.effects import Emit, Flow, Head, Read, Send, Sleep, call, read_all, use_bundle
+from client_lib._core.effects import (
+    Emit,
+    Flow,
+    Head,
+    Read,
+    Send,
+    Sleep,
+    call,
+    keep_open,
+    read_all,
+    read_answer,
+    read_bundle,
+    use_bundle,
+)
 from client_lib._core.observe import observed
 from client_lib._core.request import CompletionCall, CompletionRequest, check_idempotency_key, sampling_from
+from client_lib._core.room import Context, stated_length
 from client_lib._validation import check_fingerprint, check_integer, invalid, must_be
 from client_lib.bundle_cache import BundleCache, load_local
 from client_lib.errors import (
     BundleOutdatedError,
+    ContextFullError,
     DELClientError,
     InvalidRequestError,
     LedgerUnavailableError,
@@ -28,12 +43,7 @@ from client_lib.errors import (
     StreamBrokenError,
     TimeoutExceededError,
 )
-from client_lib.options import (
-    LedgerHook,
-    PolicyHook,
-    RetryPolicy,
-    TelemetryHook,
-)
+from client_lib.options import LedgerHook, PolicyHook, RetryPolicy, TelemetryHook
 from client_lib.policy import DEFAULT_POLICY, PrivacyPolicy
 from client_lib.prompts.encoder import Encoder
 from client_lib.prompts.memo import PromptMemo
@@ -48,12 +58,11 @@ from client_lib.trust import MemoryTrustStore, Trust
 from client_lib.trust.signing import parsed, verified_key
 from client_lib.trust.trust import Offer
 from client_lib.types import Completion, Model
-from del_core.bundle import SIGNATURE_HEADER, ClientBundle, Manifest
+from del_core.bundle import ClientBundle, Manifest
 from del_core.wire import MEDIA_TYPE
 
 T = TypeVar("T")
 
-_MAX_BUNDLE_BYTES = 1 << 30
 _MAX_ANSWER_BYTES = 16 << 20
 _MAX_MODELS_BYTES = 1 << 20
 _ANSWER_BYTES, _TOKEN_BYTES = 64 << 10, 4 << 10  # of an answer without tokens, of each token in it
@@ -80,6 +89,7 @@ class Core:
     variant: str | None = None
     padding: Padding | None = None
     memo: PromptMemo = field(default_factory=PromptMemo, repr=False)
+    context: Context = field(default_factory=Context, repr=False)
     telemetry: tuple[TelemetryHook, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -119,7 +129,9 @@ class Core:
         headers = {"accept": "application/x-tar"}
         if known is not None:
             headers["if-none-match"] = f'"{known.fingerprint}"'
-        data, signature = yield from self._retrying(Send("GET", "/v1/bundle", self._headers(headers)), _download)
+        asking = Send("GET", "/v1/bundle", self._headers(headers))
+        data, signature, context_length = yield from self._retrying(asking, read_bundle)
+        self.context.learn(stated_length(context_length))
         if data is None and known is None:
             raise ProtocolError("GET /v1/bundle: HTTP 304 without If-None-Match")
 
@@ -188,6 +200,29 @@ class Core:
         encoder = yield from use_bundle()
         return (yield from call(lambda: self._encode(encoder, prompt, variant, before=before)))
 
+    def count_tokens(self, prompt: Prompt, variant: str) -> Flow[int]:
+        """Count the tokens of a prompt as the server will, without drawing noise."""
+        encoder = yield from use_bundle()
+        return (yield from call(lambda: encoder.count(encoder.tokenize(prompt, variant, self.padding))))
+
+    def room(self, variant: str) -> Flow[int | None]:
+        """Return the most tokens of a prompt and its answer together, or None if unknown."""
+        encoder = yield from use_bundle()
+        encoder.check_variant(variant)
+        yield from self._ask_context()
+        return self.context.room(encoder, variant)
+
+    def _ask_context(self) -> Flow[None]:
+        """Learn the context length from the list of models, unless it is known."""
+        if not self.context.must_be_asked:
+            return
+        try:
+            self.context.learn_from((yield from self._models()))
+        except DELClientError as error:
+            if is_temporary(error):
+                raise  # the prompt could not be sent either
+            self.context.learn(None)
+
     def choose_variant(self, variant: str | None) -> str:
         """Return the variant of a call: its own, or the client's."""
         chosen = self.variant if variant is None else variant
@@ -204,7 +239,7 @@ class Core:
         max_tokens = request.sampling.max_tokens
 
         def receive(head: Head) -> Flow[Completion]:
-            body = yield from _read_answer(min(_MAX_ANSWER_BYTES, _ANSWER_BYTES + max_tokens * _TOKEN_BYTES))
+            body = yield from read_answer(min(_MAX_ANSWER_BYTES, _ANSWER_BYTES + max_tokens * _TOKEN_BYTES))
             text, token_ids, finish_reason, usage, name = parse_completion(body, max_tokens)
             request_id = head.headers.get(REQUEST_ID) or name
             return request.completion(text, token_ids, finish_reason, usage, request_id)
@@ -224,7 +259,7 @@ class Core:
             if resumes:
                 yield Sleep(self.retry.backoff(resumes - 1), "resume")
             try:
-                head = yield from self._submit(request, received.token_ids, _keep_open)
+                head = yield from self._submit(request, received.token_ids, keep_open)
             except DELClientError as failure:
                 if resumes and is_temporary(failure) and not request.internal_errors.repeated:
                     raise _broken(resumes - 1) from failure
@@ -245,11 +280,13 @@ class Core:
     def models(self) -> Flow[tuple[Model, ...]]:
         """Request the server's list of variants."""
 
-        def receive(_: Head) -> Flow[tuple[Model, ...]]:
-            return parse_models((yield from _read_answer(_MAX_MODELS_BYTES)))
+        return self._observed("models", self._models())
 
-        request = Send("GET", "/v1/models", self._headers({"accept": "application/json"}))
-        return self._observed("models", self._retrying(request, receive))
+    def _models(self) -> Flow[tuple[Model, ...]]:
+        def receive(_: Head) -> Flow[tuple[Model, ...]]:
+            return parse_models((yield from read_answer(_MAX_MODELS_BYTES)))
+
+        return self._retrying(Send("GET", "/v1/models", self._headers({"accept": "application/json"})), receive)
 
     # --- parts of requests ------------------------------------------------------------------------
 
@@ -263,7 +300,9 @@ class Core:
         if not isinstance(prompt, EncodedPrompt):
             text, spans = prompt, spans_of(prompt, made.variant)
             encoder = yield from use_bundle()
+            yield from self._ask_context()
             encoded = yield from call(lambda: self._encode_once(encoder, made, spans))
+            sampling = self.context.cut(encoder, made.variant, encoded.tokens, sampling)
             is_public = not any(span.is_private for span in spans)
             request = CompletionRequest(encoder, encoded, sampling, text if is_public else None, key)
         else:
@@ -278,6 +317,9 @@ class Core:
                     meaning_changed=True,
                 )
             yield from call(lambda: self._check_policy(encoder, adopted))
+            yield from self._ask_context()
+            self.context.check(encoder, made.variant, adopted.tokens)
+            sampling = self.context.cut(encoder, made.variant, adopted.tokens, sampling)
             request = CompletionRequest(encoder, adopted, sampling, None, key)
         yield from call(request.build)
         yield from call(lambda: self._spend(request))
@@ -293,6 +335,7 @@ class Core:
         adopted = known and encoder.adopt(known)
         if adopted is not None:
             self._check_policy(encoder, adopted)
+            self.context.check(encoder, made.variant, adopted.tokens)
             return adopted
         encoded = self._encode(encoder, prompt, made.variant)
         return replace(self.memo.keep(name, encoded, fresh=made.fresh), fingerprint=encoder.fingerprint)
@@ -311,6 +354,7 @@ class Core:
         for policy in self._policies:
             policy.check_variant(encoder.bundle, variant)
         tokenized = encoder.tokenize(prompt, variant, self.padding, before=before)
+        self.context.check(encoder, variant, encoder.count(tokenized, continues=bool(before)))
         private_tokens = sum(len(part.ids) for part in tokenized if part.span.is_private)
         for policy in self._policies:
             policy.check_prompt(encoder.bundle, variant, private_tokens)
@@ -349,6 +393,9 @@ class Core:
         """Send a prompt, moving it to the server's bundle at most once."""
         try:
             return (yield from self._retrying(self._send(request, resume), receive, request.internal_errors))
+        except ContextFullError:
+            self.context.forget()  # the server has less room than it stated
+            raise
         except BundleOutdatedError as mismatch:
             yield from self._renew(request, mismatch, may_encode=not resume)
         return (yield from self._retrying(self._send(request, resume), receive, request.internal_errors))
@@ -444,28 +491,6 @@ class Core:
         if self.api_key is not None:
             headers["authorization"] = f"Bearer {self.api_key}"
         return headers
-
-
-def _read_answer(limit: int, where: str = "") -> Flow[bytes]:
-    body = yield from read_all(limit)
-    if body is None:
-        raise ProtocolError(where + must_be("body", f"at most {limit} bytes", "more"))
-    return body
-
-
-def _download(head: Head) -> Flow[tuple[bytes | None, str | None]]:
-    """Return a bundle (None if the cached one is current) and its signature."""
-    body = None if head.status == 304 else (yield from _read_answer(_MAX_BUNDLE_BYTES, "GET /v1/bundle: "))
-    return body, head.headers.get(SIGNATURE_HEADER)
-
-
-def _keep_open(head: Head) -> Flow[Head]:
-    """Check that an event stream has begun; the caller reads it."""
-    kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "text/event-stream":
-        raise ProtocolError(must_be("content-type", "text/event-stream", "another type"))
-    yield from ()  # a generator, as the other receivers are
-    return head
 
 
 def _broken(resumes: int) -> StreamBrokenError:

@@ -97,6 +97,11 @@ class Encoder:
             if hidden > room:
                 raise invalid("prompt", f"at most {room} private tokens long under {variant}", f"{hidden} tokens")
 
+    def count(self, tokenized: Sequence[Tokenized], *, continues: bool = False) -> int:
+        """Return the number of tokens of a prompt, with its begin-of-text token."""
+        starts = self.bundle.manifest.bos_token_id is not None and not continues
+        return starts + sum(len(part.ids) for part in tokenized)
+
     def draw(
         self, tokenized: Sequence[Tokenized], variant: str, recall: Recall | None = None, *, continues: bool = False
     ) -> EncodedPrompt:

@@ -7,7 +7,8 @@ the owner of the client closes it.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import anyio
@@ -24,16 +25,17 @@ from client_lib.proxy._http import EventStream, Guard, as_api_error, not_routed,
 from client_lib.proxy.answers import DONE, ChatAnswer, CompletionAnswer, event
 from client_lib.proxy.errors import APIError, invalid
 from client_lib.proxy.fields import name_of
-from client_lib.proxy.prompts import Prompts, Submission
+from client_lib.proxy.prompts import Prepared, Prompts, Submission
 from client_lib.proxy.requests import ChatRequest, CompletionRequest, parse_body, parse_chat, parse_completion
 from client_lib.proxy.settings import ProxySettings
-from client_lib.streams import AsyncStream
 from del_core.mechanism.base import DEFAULT_DELTA
 from del_core.net.asgi import begun, ended, unless_disconnected
 
 SUBJECT_HEADER = "x-del-subject"
 NOISE_HEADER = "x-del-noise"
+DROPPED_HEADER = "x-del-dropped-messages"
 _READY_TIMEOUT_S, _READY_FOR_S = 5.0, 1.0
+_PROMPT_FIELD: Mapping[type, Mapping[str, str]] = MappingProxyType({ChatRequest: {"prompt": "messages"}})
 DELTA = DEFAULT_DELTA
 """The delta of the models' epsilon."""
 
@@ -141,15 +143,19 @@ class _Proxy:
                 fresh=_fresh_noise(request),
             )
             answer = kind(variant, (await self._client.bundle()).fingerprint, asked.include_usage)
+            prepared = await unless_disconnected(request.receive, self._prompts.prepare(submission))
             if not asked.stream:
-                completion = await unless_disconnected(request.receive, self._prompts.complete(submission))
+                completion = await unless_disconnected(request.receive, prepared.complete())
+                self._prompts.note_answer(prepared, completion.text)
                 response: Response = JSONResponse(answer.whole(completion))
                 if completion.request_id:
                     response.headers["x-del-server-request-id"] = completion.request_id
-                return response
-            stream = await unless_disconnected(request.receive, self._prompts.stream(submission))
-            # A failure before the response begins has its own status; later failures are events.
-            return await self._stream(request, stream, answer, submission)
+            else:
+                # A failure before the response begins has its own status; later ones are events.
+                response = await self._stream(request, prepared, answer, submission)
+            if prepared.dropped:
+                response.headers[DROPPED_HEADER] = str(prepared.dropped)
+            return response
         except DELClientError as error:
             raise self._failure(error, asked, submission) from None
 
@@ -160,11 +166,12 @@ class _Proxy:
             # By repeating the request, the application accepts fresh noise. Counts that mean the
             # same are kept: a server that changes something else gets no second copy.
             self._prompts.forget(submission)
-        return as_api_error(error, {"max_tokens": asked.max_tokens_field})
+        return as_api_error(error, {"max_tokens": asked.max_tokens_field, **_PROMPT_FIELD.get(type(asked), {})})
 
     async def _stream(
-        self, request: Request, stream: AsyncStream, answer: CompletionAnswer, submission: Submission
+        self, request: Request, prepared: Prepared, answer: CompletionAnswer, submission: Submission
     ) -> Response:
+        stream = prepared.stream()
         try:
             first = await begun(request.receive, anext(stream), within_s=self._settings.keep_alive_s)
         except BaseException:
@@ -179,6 +186,7 @@ class _Proxy:
                 async for chunk in stream:
                     yield event(answer.chunk(chunk))
                 assert stream.completion is not None  # all chunks have been taken
+                self._prompts.note_answer(prepared, stream.completion.text)
                 for data in answer.closing(stream.completion):
                     yield event(data)
             except Exception as error:

@@ -15,12 +15,13 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
+from client_lib.prompts.chat import Message
 from client_lib.prompts.memo import encoded_size
 from client_lib.prompts.span_memory import keyed_digest
 from client_lib.prompts.spans import Span
 from client_lib.prompts.types import EncodedPrompt
 
-_HISTORIES = 20_000  # names whose drawings are counted
+_HISTORIES = 20_000  # names whose drawings are counted, and answers that are noted
 
 
 class CountMemory:
@@ -34,6 +35,7 @@ class CountMemory:
         self._key = secrets.token_bytes(32)
         self._kept: OrderedDict[bytes, EncodedPrompt] = OrderedDict()
         self._bytes = 0
+        self._answers: OrderedDict[bytes, None] = OrderedDict()
         self._drawn: OrderedDict[bytes, tuple[object, int]] = OrderedDict()
 
     def names(self, subject: str | None, variant: str, spans: Iterable[Span]) -> list[bytes]:
@@ -41,21 +43,40 @@ class CountMemory:
         # None and "" are two subjects.
         names = [keyed_digest(self._key, "none" if subject is None else "some", subject or "", variant)]
         for span in spans:
-            kind = "private" if span.is_private else "public"
-            names.append(keyed_digest(self._key, kind, span.text, before=names[-1]))
+            names.append(keyed_digest(self._key, _kind(span), span.text, before=names[-1]))
         return names
 
-    def recall(self, names: Sequence[bytes]) -> list[EncodedPrompt]:
-        """Return the known encoded spans, from the first up to the first unknown one."""
-        found: list[EncodedPrompt] = []
-        for name in names[1:]:
-            kept = self._kept.get(name)
-            if kept is None:
+    def shortened(self, spans: Sequence[Span], names: Sequence[bytes], kept: Sequence[Span]) -> list[bytes]:
+        """Return names for a prompt of which spans were left out.
+
+        ``names`` are those of all ``spans``. What ``kept`` has in common with them at the beginning
+        and at the end keeps its names, and so its counts.
+        """
+        start = 0
+        while start < len(kept) and kept[start] == spans[start]:
+            start += 1
+        end = 0
+        while end < len(kept) - start and kept[-1 - end] == spans[-1 - end]:
+            end += 1
+        made = list(names[: start + 1])
+        for span in kept[start : len(kept) - end]:
+            made.append(keyed_digest(self._key, "shortened", _kind(span), span.text, before=made[-1]))
+        return made + list(names[len(names) - end :])
+
+    def recall(self, names: Sequence[bytes], spans: Sequence[Span]) -> list[EncodedPrompt | None]:
+        """Return the encoded spans that are known; none behind a private one that is not.
+
+        So no two drawings of a span are sent beside the same counts, which would link them.
+        """
+        found: list[EncodedPrompt | None] = [None] * len(spans)
+        for index, (name, span) in enumerate(zip(names[1:], spans, strict=True)):
+            found[index] = self._kept.get(name)
+            if found[index] is None and span.is_private:
                 break
-            found.append(kept)
         # The first spans become the most recent: later ones are found only through them.
-        for name in reversed(names[1 : len(found) + 1]):
-            self._kept.move_to_end(name)
+        for name, known in reversed(list(zip(names[1:], found, strict=True))):
+            if known is not None:
+                self._kept.move_to_end(name)
         return found
 
     def remember(self, name: bytes, encoded: EncodedPrompt) -> None:
@@ -78,8 +99,35 @@ class CountMemory:
             self._drawn.popitem(last=False)
         return redraws
 
+    def turns(self, subject: str | None, variant: str, messages: Iterable[Message]) -> list[bytes]:
+        """Return the names of a chat before each of its messages and at its end."""
+        names = [keyed_digest(self._key, "chat", "none" if subject is None else "some", subject or "", variant)]
+        for message in messages:
+            names.append(keyed_digest(self._key, message.role, str(message.content), before=names[-1]))
+        return names
+
+    def note_answer(self, turn: bytes, text: str) -> None:
+        """Note that the server wrote ``text`` as the answer to the chat of this name."""
+        if self._max_bytes == 0:
+            return
+        self._answers[keyed_digest(self._key, "answer", text.strip(), before=turn)] = None
+        if len(self._answers) > _HISTORIES:
+            self._answers.popitem(last=False)
+
+    def is_answer(self, turn: bytes, text: str) -> bool:
+        """Return whether the server wrote ``text``, white space at its ends aside, at this turn."""
+        name = keyed_digest(self._key, "answer", text.strip(), before=turn)
+        if name not in self._answers:
+            return False
+        self._answers.move_to_end(name)
+        return True
+
     def forget(self, names: Iterable[bytes]) -> None:
         """Drop the encoded spans of these names."""
         for name in names:
             if (kept := self._kept.pop(name, None)) is not None:
                 self._bytes -= encoded_size(kept)
+
+
+def _kind(span: Span) -> str:
+    return "private" if span.is_private else "public"

@@ -10,23 +10,22 @@ from weakref import WeakValueDictionary
 import anyio
 
 from client_lib.async_client import AsyncClient
-from client_lib.errors import BundleOutdatedError, InvalidRequestError
+from client_lib.errors import BundleOutdatedError, ContextFullError, InvalidRequestError
 from client_lib.options import SamplingOptions
-from client_lib.prompts.chat import ChatTemplate, Message
+from client_lib.prompts.chat import Message
 from client_lib.prompts.memo import check_redraws
 from client_lib.prompts.spans import CLEAR, Span, private, public
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.proxy._http import log
+from client_lib.proxy.history import content_of, contents, is_instruction, render, selections
 from client_lib.proxy.memory import CountMemory
 from client_lib.proxy.requests import ChatRequest, CompletionRequest
 from client_lib.proxy.settings import ProxySettings
 from client_lib.streams import AsyncStream
 from client_lib.types import Completion
 
-# For models without a template. Contents begin with a space, as words in a text do.
-_PLAIN = ChatTemplate.simple(
-    {"system": "System:", "user": "User:", "assistant": "Assistant:"}, after="\n", answer="Assistant:"
-)
+# The part of the room that a chat leaves for an answer, if that many tokens are asked for.
+_ANSWER_SHARE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +36,41 @@ class Submission:
     variant: str
     subject: str | None = field(repr=False)
     fresh: bool
+    names: list[bytes] = field(default_factory=list, repr=False)
+    """The names of its spans in the memory, once it is encoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An encoded prompt to send; ``dropped`` messages of the chat were left out of it."""
+
+    encoded: EncodedPrompt
+    client: AsyncClient = field(repr=False)
+    sampling: SamplingOptions = field(repr=False)
+    turn: bytes | None = field(repr=False)
+    dropped: int
+
+    async def complete(self) -> Completion:
+        """Return the completion in one response."""
+        return await self.client.complete(self.encoded, variant=self.encoded.variant, **self.sampling)
+
+    def stream(self) -> AsyncStream:
+        """Return the completion in chunks; nothing is sent before the first is requested."""
+        return self.client.stream(self.encoded, variant=self.encoded.variant, **self.sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The spans to send, the name of each, and the counts that are known."""
+
+    spans: list[Span] = field(repr=False)
+    names: list[bytes] = field(repr=False)
+    known: list[EncodedPrompt | None] = field(repr=False)
+    dropped: int = 0
 
 
 class Prompts:
-    """Encodes and sends submissions, reusing the counts sent before for the same subject."""
+    """Encodes submissions, reusing the counts sent before for the same subject."""
 
     def __init__(self, client: AsyncClient, settings: ProxySettings) -> None:
         self._client = client
@@ -49,65 +79,156 @@ class Prompts:
         # If two tasks send the same prompt, the second one waits for the counts of the first.
         self._locks: WeakValueDictionary[bytes, anyio.Lock] = WeakValueDictionary()
 
-    async def complete(self, submission: Submission) -> Completion:
-        """Return the completion in one response."""
-        encoded, client, sampling = await self._prepare(submission)
-        return await client.complete(encoded, variant=submission.variant, **sampling)
-
-    async def stream(self, submission: Submission) -> AsyncStream:
-        """Return the completion in chunks; nothing is sent before the first is requested."""
-        encoded, client, sampling = await self._prepare(submission)
-        return client.stream(encoded, variant=submission.variant, **sampling)
-
-    def forget(self, submission: Submission) -> None:
-        """Drop the counts of a prompt that the server can no longer interpret."""
-        self._memory.forget(self._memory.names(submission.subject, submission.variant, self._spans(submission)))
-
-    async def _prepare(self, submission: Submission) -> tuple[EncodedPrompt, AsyncClient, SamplingOptions]:
-        asked = submission.asked
+    async def prepare(self, submission: Submission) -> Prepared:
+        """Encode a submission. Nothing is sent or charged."""
+        asked, turn = submission.asked, None
         sampling = asked.sampling.copy()
         if isinstance(asked, ChatRequest):
             sampling.setdefault("max_tokens", self._settings.chat_max_tokens)
+            turn = self._memory.turns(submission.subject, submission.variant, asked.messages)[-1]
         client = self._client.with_options(subject=submission.subject)
-        return await self._encode(submission), client, sampling
+        encoded, dropped = await self._encode(submission, sampling.get("max_tokens", 1))
+        return Prepared(encoded, client, sampling, turn, dropped)
 
-    def _spans(self, submission: Submission) -> list[Span]:
+    def note_answer(self, prepared: Prepared, text: str) -> None:
+        """Note what the server wrote, so that it need not be hidden from the server."""
+        if prepared.turn is not None:
+            self._memory.note_answer(prepared.turn, text)
+
+    def forget(self, submission: Submission) -> None:
+        """Drop the counts of a prompt that the server can no longer interpret."""
+        self._memory.forget(submission.names)
+
+    # --- what is sent -----------------------------------------------------------------------------
+
+    async def _plan(self, submission: Submission, max_tokens: int) -> _Plan:
         asked, is_clear = submission.asked, submission.variant == CLEAR
+        room = await self._client.room(variant=submission.variant)
         if isinstance(asked, CompletionRequest):
-            return [public(asked.prompt) if is_clear else private(asked.prompt)]
-        settings = self._settings
-        return list(render(asked.messages, settings.template, is_clear=is_clear, public_system=settings.public_system))
+            spans = [public(asked.prompt) if is_clear else private(asked.prompt)]
+            await self._check_room(spans, submission.variant, room)
+            names = self._memory.names(submission.subject, submission.variant, spans)
+            return _Plan(spans, names, self._recall(submission, names, spans))
+        own = self._own_answers(submission, asked.messages)
+        while True:
+            plan, first_new = await self._plan_chat(submission, asked.messages, own, room, max_tokens)
+            # Behind new noise for an earlier message, an answer in the clear would link the two
+            # drawings of that message.
+            if not any(own[first_new:]):
+                return plan
+            own[first_new:] = [False] * (len(own) - first_new)
 
-    async def _encode(self, submission: Submission) -> EncodedPrompt:
-        spans, variant = self._spans(submission), submission.variant
+    def _own_answers(self, submission: Submission, messages: Sequence[Message]) -> list[bool]:
+        """Return which messages the server wrote itself."""
+        if submission.fresh or self._settings.private_answers:
+            return [False] * len(messages)
+        turns = self._memory.turns(submission.subject, submission.variant, messages)
+        return [
+            message.role == "assistant" and self._memory.is_answer(turn, content_of(message))
+            for turn, message in zip(turns, messages, strict=False)
+        ]
+
+    async def _plan_chat(
+        self, submission: Submission, messages: Sequence[Message], own: list[bool], room: int | None, max_tokens: int
+    ) -> tuple[_Plan, int]:
+        """Return the plan, and the index of the first message that gets new noise."""
+        settings, variant = self._settings, submission.variant
+        clear = [variant == CLEAR or (settings.public_system and is_instruction(message)) for message in messages]
+        chat = contents(messages, clear, own, settings.template)
+        spans = render(chat, settings.template)
         names = self._memory.names(submission.subject, variant, spans)
-        lock = self._locks.setdefault(names[0], anyio.Lock())
+        kept, dropped = spans, 0
+        if room is not None:
+            kept, dropped = await self._fit(messages, chat, variant, room, max_tokens)
+            if dropped:
+                names = self._memory.shortened(spans, names, kept)
+        known = self._recall(submission, names, kept)
+        places = {id(message.content): index for index, message in enumerate(chat)}
+        new = (span for span, part in zip(kept, known, strict=True) if part is None and span.is_private)
+        first_new = next((places[id(span)] for span in new), len(messages))
+        return _Plan(kept, names, known, dropped), first_new
+
+    def _recall(
+        self, submission: Submission, names: Sequence[bytes], spans: Sequence[Span]
+    ) -> list[EncodedPrompt | None]:
+        return [None] * len(spans) if submission.fresh else self._memory.recall(names, spans)
+
+    async def _fit(
+        self, messages: Sequence[Message], chat: Sequence[Message], variant: str, room: int, max_tokens: int
+    ) -> tuple[list[Span], int]:
+        """Return the spans of the longest part of a chat that leaves room for an answer.
+
+        Raises ``ContextFullError`` if not even the shortest part fits.
+        """
+        answer = min(max_tokens, max(1, room // _ANSWER_SHARE))
+        choices = list(selections(messages)) if self._settings.trim_history else [list(range(len(messages)))]
+        low, high = 0, len(choices) - 1
+        while low < high:  # the first choice that fits; fewer messages have fewer tokens
+            middle = (low + high) // 2
+            spans = render([chat[index] for index in choices[middle]], self._settings.template)
+            fits = await self._client.count_tokens(spans, variant=variant) + answer <= room
+            low, high = (low, middle) if fits else (middle + 1, high)
+        spans = render([chat[index] for index in choices[low]], self._settings.template)
+        await self._check_room(spans, variant, room)
+        return spans, len(messages) - len(choices[low])
+
+    async def _check_room(self, spans: Sequence[Span], variant: str, room: int | None) -> None:
+        """Raise before noise is drawn for a prompt that cannot be sent."""
+        if room is None:
+            return
+        tokens = await self._client.count_tokens(spans, variant=variant)
+        if tokens >= room:
+            raise ContextFullError.of(tokens, room)
+
+    # --- its counts -------------------------------------------------------------------------------
+
+    async def _encode(self, submission: Submission, max_tokens: int) -> tuple[EncodedPrompt, int]:
+        whose = self._memory.names(submission.subject, submission.variant, ())[0]
+        lock = self._locks.setdefault(whose, anyio.Lock())
         async with lock:
-            known = [] if submission.fresh else self._memory.recall(names)
+            plan = await self._plan(submission, max_tokens)
+            submission.names[:] = plan.names
             # The session id must link no more than equal counts do: without recalled counts it is
             # new.
-            session = next((part.session for part in known if part.draws), None) or secrets.token_hex(16)
-            before, missing = spans[: len(known)], spans[len(known) :]
-            parts = [*known, *(await self._encode_missing(missing, variant, before))] if missing else known
+            recalled = (part.session for part in plan.known if part is not None and part.draws)
+            session = next(recalled, None) or secrets.token_hex(16)
+            parts = await self._complete_parts(plan, submission.variant)
             if len({part.origin for part in parts}) > 1:
-                self._memory.forget(names)
+                self._memory.forget(plan.names)
                 raise BundleOutdatedError(
                     "prompt: the counts of its beginning, encoded for another bundle, mean something else under the "
                     "one in use; a repeated request spends fresh noise on the whole prompt",
                     meaning_changed=True,
                 )
-            self._check_redraws(names[len(known) + 1 :], parts[len(known) :], is_asked=submission.fresh)
-            for name, part in zip(names[1:], parts, strict=True):
+            drawn = [
+                (name, part)
+                for name, part, known in zip(plan.names[1:], parts, plan.known, strict=True)
+                if known is None
+            ]
+            self._check_redraws(drawn, is_asked=submission.fresh)
+            for name, part in zip(plan.names[1:], parts, strict=True):
                 self._memory.remember(name, replace(part, session=part.session or session))
         segments = tuple(segment for part in parts for segment in part.segments)
-        return replace(parts[-1], segments=segments, session=session)
+        return replace(parts[-1], segments=segments, session=session), plan.dropped
 
-    def _check_redraws(self, names: Sequence[bytes], drawn: Sequence[EncodedPrompt], *, is_asked: bool) -> None:
+    async def _complete_parts(self, plan: _Plan, variant: str) -> list[EncodedPrompt]:
+        """Return the encoded spans of a plan, drawing noise for what is not known."""
+        parts: list[EncodedPrompt] = []
+        while len(parts) < len(plan.spans):
+            start = len(parts)
+            known = plan.known[start]
+            if known is not None:
+                parts.append(known)
+                continue
+            end = start
+            while end < len(plan.spans) and plan.known[end] is None:
+                end += 1
+            parts += await self._encode_missing(plan.spans[start:end], variant, plan.spans[:start])
+        return parts
+
+    def _check_redraws(self, drawn: Sequence[tuple[bytes, EncodedPrompt]], *, is_asked: bool) -> None:
         """Count drawings, and refuse one too many that a change of the bundle causes."""
-        redraws = max(
-            (self._memory.count_redraws(name, part) for name, part in zip(names, drawn, strict=True) if part.draws),
-            default=0,
-        )
+        redraws = max((self._memory.count_redraws(name, part) for name, part in drawn if part.draws), default=0)
         if redraws:
             log.warning("a prompt got fresh noise %d times, because the server changed its bundle", redraws)
         if not is_asked:
@@ -134,21 +255,3 @@ class Prompts:
         except InvalidRequestError:
             return False
         return True
-
-
-def render(
-    messages: Sequence[Message], template: ChatTemplate | None, *, is_clear: bool, public_system: bool
-) -> tuple[Span, ...]:
-    """Return the spans of a chat, ending where the assistant's answer begins.
-
-    Developer messages become system messages. Under a model's own template the contents are
-    stripped of white space, which many templates trim anyway.
-    """
-    chat = []
-    for message in messages:
-        assert isinstance(message.content, str)  # made by client_lib.proxy.requests
-        role = "system" if message.role == "developer" else message.role
-        text = f" {message.content}" if template is None else message.content.strip()
-        is_public = is_clear or (public_system and role == "system")
-        chat.append(Message(role, public(text) if is_public else private(text)))
-    return (template or _PLAIN).render(chat)

@@ -21,7 +21,7 @@ from del_core.wire import Limits
 MAX_MESSAGES = 1024
 ROLES = ("system", "developer", "user", "assistant")
 
-_MAX_TOKENS = 131_072
+_MAX_TOKENS = 2**31 - 1  # more than a server has room for is cut
 _MAX_STOP_TOKEN_IDS = Limits().max_stop_token_ids
 
 _COMMON = frozenset(

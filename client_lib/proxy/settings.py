@@ -22,6 +22,10 @@ class ProxySettings:
         subject: the subject of prompts whose request names none.
         template: the model's chat template; None writes role names before the messages.
         public_system: send system and developer messages as public text.
+        private_answers: hide the server's own answers from it, too. Otherwise an assistant message
+            that the server wrote at this place of the chat is public.
+        trim_history: leave the oldest turns out of a chat that the server's context does not hold;
+            otherwise such a chat is refused.
         chat_max_tokens: the length of an answer if a chat request names none, in tokens.
         max_body_bytes: the largest request body.
         remember_bytes: memory for the counts of past prompts, for reuse.
@@ -36,6 +40,8 @@ class ProxySettings:
     subject: str | None = field(default=None, repr=False)
     template: ChatTemplate | None = None
     public_system: bool = False
+    private_answers: bool = False
+    trim_history: bool = True
     chat_max_tokens: int = 128
     max_body_bytes: int = 1 << 20
     remember_bytes: int = 64 << 20

@@ -33,6 +33,7 @@ from del_core.wire.packing import Codes, check_codes, pack_codes, row_bytes, unp
 from del_core.wire.types import Limits, PrivateSegment, PublicSegment, Request, Segment, Shape
 
 MEDIA_TYPE: Final = "application/vnd.del.frame"
+CONTEXT_LENGTH_HEADER: Final = "x-del-context-length"  # of GET /v1/bundle
 MAGIC: Final = b"DELF"
 VERSION: Final = 1
 DEFAULT_LIMITS: Final = Limits()

@@ -149,6 +149,15 @@ _policy = grouped(
 )
 @click.option("--public-system", is_flag=True, help="Send system and developer messages as public text.")
 @click.option(
+    "--private-answers", is_flag=True, help="Hide the server's own answers from it, too, at the cost of the budget."
+)
+@click.option(
+    "--trim-history/--no-trim-history",
+    default=True,
+    show_default=True,
+    help="Leave the oldest turns out of a chat that the server's context does not hold, or refuse it.",
+)
+@click.option(
     "--chat-max-tokens",
     type=click.IntRange(1),
     default=128,

@@ -32,7 +32,7 @@ from del_core.errors import (
     FrameError,
 )
 from del_core.net.asgi import DisconnectedError, begun, unless_disconnected
-from del_core.wire import MEDIA_TYPE, Request
+from del_core.wire import CONTEXT_LENGTH_HEADER, MEDIA_TYPE, Request
 from deployments.api.bodies import Bodies
 from deployments.api.context import DEADLINE_HEADER, APIOptions, Deadline, RequestContext
 from deployments.api.errors import ErrorResponse, engine_unavailable, error_response, internal_error
@@ -206,7 +206,11 @@ class _Handlers:
     async def bundle(self, http: HTTPRequest) -> Response:
         self._authenticate(http)
         tag = f'"{self._service.fingerprint}"'
-        headers = {"etag": tag, "cache-control": "no-cache"}
+        headers = {
+            "etag": tag,
+            "cache-control": "no-cache",
+            CONTEXT_LENGTH_HEADER: str(self._service.context_length),
+        }
         if self._service.signature is not None:
             headers[SIGNATURE_HEADER] = self._service.signature.header()
         asked = [item.strip().removeprefix("W/") for item in http.headers.get("if-none-match", "").split(",")]

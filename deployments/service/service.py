@@ -347,7 +347,12 @@ class PrivateLMService:
 
     def models(self) -> list[dict[str, Any]]:
         """Return the variants for ``GET /v1/models``, ``clear`` last and marked as not private."""
-        common = {"object": "model", "created": self._created, "owned_by": "del-serve"}
+        common = {
+            "object": "model",
+            "created": self._created,
+            "owned_by": "del-serve",
+            "context_length": self.context_length,
+        }
         listed = []
         for name, variant in self._bundle.variants.items():
             fields = variant.to_json()

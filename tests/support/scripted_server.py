@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from del_core.bundle import SIGNATURE_HEADER, ClientBundle, pack_client
 from del_core.errors import FrameError
-from del_core.wire import MEDIA_TYPE, Limits, Request, Shape, decode_frame
+from del_core.wire import CONTEXT_LENGTH_HEADER, MEDIA_TYPE, Limits, Request, Shape, decode_frame
 
 __all__ = [
     "Behaviour",
@@ -231,6 +231,8 @@ class ScriptedServer:
 
     def __init__(self, bundle: ClientBundle) -> None:
         self.bundle = bundle
+        self.context_length: int | None = None
+        """The stated context length; None states none, as older servers do."""
         self.script: deque[Behaviour] = deque()
         self.bundle_script: deque[Behaviour] = deque()
         self.models: Behaviour = _models
@@ -324,6 +326,8 @@ async def _models(server: ScriptedServer, _: Received, writer: asyncio.StreamWri
         for name in server.bundle.variants
     ]
     models.append({"id": "clear", "guarantees": None, "audit": None})
+    if server.context_length is not None:
+        models = [{**model, "context_length": server.context_length} for model in models]
     _write(writer, 200, json.dumps({"object": "list", "data": models}).encode(), {})
 
 
@@ -331,6 +335,8 @@ async def _bundle(server: ScriptedServer, received: Received, writer: asyncio.St
     tag = f'"{server.bundle.fingerprint}"'
     signature = server.bundle.signature
     signed = {} if signature is None else {SIGNATURE_HEADER: signature.header()}
+    if server.context_length is not None:
+        signed[CONTEXT_LENGTH_HEADER] = str(server.context_length)
     if received.headers.get("if-none-match") == tag:
         _write(writer, 304, b"", {"etag": tag, **signed})
     else:

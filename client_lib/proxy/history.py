@@ -1,0 +1,70 @@
+"""The messages of a chat as spans: which are private, and which are left out of a full context.
+
+- A message that the server wrote is public, because the server knows it: an assistant message that
+  is, white space at its ends aside, the answer to exactly the messages in front of it, under the
+  same variant and subject. Everything else that somebody wrote is private.
+- If a chat does not fit the context, the oldest turns are left out: system and developer messages
+  and everything from the last user message on are kept, and what is kept of the rest begins with a
+  user message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from client_lib.prompts.chat import ChatTemplate, Message
+from client_lib.prompts.spans import Span, private, public
+
+# For models without a template. Contents begin with a space, as words in a text do.
+_PLAIN = ChatTemplate.simple(
+    {"system": "System:", "user": "User:", "assistant": "Assistant:"}, after="\n", answer="Assistant:"
+)
+_INSTRUCTIONS = frozenset({"system", "developer"})
+
+
+def content_of(message: Message) -> str:
+    """Return the text of a message, as made by :mod:`client_lib.proxy.requests`."""
+    assert isinstance(message.content, str)
+    return message.content
+
+
+def contents(
+    messages: Sequence[Message], public_ones: Sequence[bool], own: Sequence[bool], template: ChatTemplate | None
+) -> list[Message]:
+    """Return the messages with one span as content each, as they are rendered.
+
+    Developer messages become system messages. Under a model's own template the contents are
+    stripped of white space, which many templates trim anyway. So are ``own`` answers of the server:
+    their white space may be the application's.
+    """
+    made = []
+    for message, is_public, is_own in zip(messages, public_ones, own, strict=True):
+        text = content_of(message)
+        if template is not None or is_own:
+            text = text.strip()
+        if template is None:
+            text = f" {text}"
+        role = "system" if message.role == "developer" else message.role
+        made.append(Message(role, public(text) if is_public or is_own else private(text)))
+    return made
+
+
+def render(chat: Sequence[Message], template: ChatTemplate | None) -> list[Span]:
+    """Return the spans of a chat, ending where the assistant's answer begins."""
+    return list((template or _PLAIN).render(chat))
+
+
+def is_instruction(message: Message) -> bool:
+    """Return whether a message is the application's own, of the role system or developer."""
+    return message.role in _INSTRUCTIONS
+
+
+def selections(messages: Sequence[Message]) -> Iterator[list[int]]:
+    """Yield the indices of the messages to keep: all of them, then fewer and fewer."""
+    yield list(range(len(messages)))
+    users = [index for index, message in enumerate(messages) if message.role == "user"]
+    fixed = [index for index, message in enumerate(messages) if is_instruction(message)]
+    first = next((index for index in range(len(messages)) if index not in fixed), 0)
+    for start in users:
+        if start > first:
+            yield [*(index for index in fixed if index < start), *range(start, len(messages))]
