@@ -6,7 +6,7 @@ import dataclasses
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,15 @@ def event(data: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A finished completion; ``is_first`` of its prompt, whose tokens count once."""
+
+    completion: Completion
+    is_first: bool
+    echo: str = field(default="", repr=False)
+
+
 @dataclass(frozen=True)
 class CompletionAnswer:
     """A response of ``/v1/completions``; ``fingerprint`` is that of the prompt's bundle."""
@@ -27,16 +36,29 @@ class CompletionAnswer:
     model: str
     fingerprint: str
     include_usage: bool = False
+    echo: str = ""
+    """What stands in front of the text of a stream."""
     id: str = field(default_factory=lambda: "cmpl-" + secrets.token_hex(16))
     created: int = field(default_factory=lambda: int(time.time()))
 
     def opening(self) -> tuple[dict[str, Any], ...]:
         """Return the events before the first text."""
-        return ()
+        return (self.chunk(Chunk(self.echo, ())),) if self.echo else ()
 
-    def whole(self, completion: Completion) -> dict[str, Any]:
-        """Return the object of a finished completion."""
-        return self._object("text_completion", {"text": completion.text}, completion.finish_reason, completion)
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """Return the object of finished completions."""
+        return self._whole("text_completion", choices, [{"text": one.echo + one.completion.text} for one in choices])
+
+    def _whole(self, kind: str, choices: Sequence[Choice], contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        listed = [
+            {"index": index, **content, "logprobs": None, "finish_reason": one.completion.finish_reason}
+            for index, (one, content) in enumerate(zip(choices, contents, strict=True))
+        ]
+        usages = [one.completion.usage for one in choices]
+        prompt = sum(one.completion.usage.prompt_tokens for one in choices if one.is_first)
+        completion = sum(usage.completion_tokens for usage in usages)
+        usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return {**self._head(kind), "choices": listed, "usage": usage}
 
     def chunk(self, chunk: Chunk) -> dict[str, Any]:
         """Return the event of a chunk."""
@@ -46,19 +68,18 @@ class CompletionAnswer:
         """Return the events after the last text."""
         return ({**self.chunk(Chunk("", ())), "choices": [], **_usage(completion)},) if self.include_usage else ()
 
-    def _object(
-        self, kind: str, content: dict[str, Any], finish_reason: str | None, completion: Completion | None = None
-    ) -> dict[str, Any]:
-        made = {
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
             "id": self.id,
             "object": kind,
             "created": self.created,
             "model": self.model,
             "system_fingerprint": f"fp_{self.fingerprint[:16]}",
-            "choices": [{"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}],
         }
-        if completion is not None:
-            return {**made, **_usage(completion)}
+
+    def _object(self, kind: str, content: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
+        made = {**self._head(kind), "choices": [choice]}
         # In a stream that ends with the usage, earlier events have a null usage.
         return {**made, "usage": None} if self.include_usage else made
 
@@ -73,10 +94,10 @@ class ChatAnswer(CompletionAnswer):
         """Return the event that names the role."""
         return (self._delta({"role": "assistant", "content": ""}, None),)
 
-    def whole(self, completion: Completion) -> dict[str, Any]:
-        """Return the object of a finished completion."""
-        message = {"role": "assistant", "content": completion.text, "refusal": None}
-        return self._object("chat.completion", {"message": message}, completion.finish_reason, completion)
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """Return the object of finished completions."""
+        messages = [{"role": "assistant", "content": one.completion.text, "refusal": None} for one in choices]
+        return self._whole("chat.completion", choices, [{"message": message} for message in messages])
 
     def chunk(self, chunk: Chunk) -> dict[str, Any]:
         """Return the event of a chunk."""

@@ -7,7 +7,7 @@ the owner of the client closes it.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -22,7 +22,7 @@ from client_lib.async_client import AsyncClient
 from client_lib.errors import BundleOutdatedError, DELClientError
 from client_lib.prompts.spans import CLEAR
 from client_lib.proxy._http import EventStream, Guard, as_api_error, not_routed, read_body
-from client_lib.proxy.answers import DONE, ChatAnswer, CompletionAnswer, event
+from client_lib.proxy.answers import DONE, ChatAnswer, Choice, CompletionAnswer, event
 from client_lib.proxy.errors import APIError, invalid
 from client_lib.proxy.fields import name_of
 from client_lib.proxy.prompts import Prepared, Prompts, Submission
@@ -33,6 +33,7 @@ from del_core.net.asgi import begun, ended, unless_disconnected
 
 SUBJECT_HEADER = "x-del-subject"
 NOISE_HEADER = "x-del-noise"
+IGNORED_HEADER = "x-del-ignored"
 DROPPED_HEADER = "x-del-dropped-messages"
 _READY_TIMEOUT_S, _READY_FOR_S = 5.0, 1.0
 _PROMPT_FIELD: Mapping[type, Mapping[str, str]] = MappingProxyType({ChatRequest: {"prompt": "messages"}})
@@ -71,12 +72,15 @@ class _Proxy:
         self._ready_until = 0.0
 
     async def completions(self, request: Request) -> Response:
-        asked = parse_completion(parse_body(await read_body(request, self._settings.max_body_bytes)))
+        asked = parse_completion(await self._body(request), strict=self._settings.strict_fields)
         return await self._answer(request, asked, CompletionAnswer)
 
     async def chat(self, request: Request) -> Response:
-        asked = parse_chat(parse_body(await read_body(request, self._settings.max_body_bytes)))
+        asked = parse_chat(await self._body(request), strict=self._settings.strict_fields)
         return await self._answer(request, asked, ChatAnswer)
+
+    async def _body(self, request: Request) -> Mapping[str, Any]:
+        return parse_body(await read_body(request, self._settings.max_body_bytes))
 
     async def models(self, _: Request) -> Response:
         names = [*await self._offered(), *self._settings.aliases]
@@ -110,6 +114,8 @@ class _Proxy:
         """Return the variant of a model name."""
         offered = await self._offered()
         name = self._settings.aliases.get(model, model)
+        if name not in offered and self._settings.default_variant in offered:
+            return self._settings.default_variant
         if name not in offered:
             names = ", ".join((*offered, *self._settings.aliases))
             raise invalid("model", f"one of {names}", repr(name_of(model)), code="model_not_found", status=404)
@@ -133,39 +139,45 @@ class _Proxy:
     async def _answer(
         self, request: Request, asked: CompletionRequest | ChatRequest, kind: type[CompletionAnswer]
     ) -> Response:
-        submission: Submission | None = None
+        submissions: list[Submission] = []
         try:
             variant = await self._variant(asked.model)
-            submission = Submission(
-                asked,
-                variant,
-                subject=_header(request, SUBJECT_HEADER) or asked.subject or self._settings.subject,
-                fresh=_fresh_noise(request),
-            )
-            answer = kind(variant, (await self._client.bundle()).fingerprint, asked.include_usage)
-            prepared = await unless_disconnected(request.receive, self._prompts.prepare(submission))
+            fingerprint = (await self._client.bundle()).fingerprint
+            subject = _header(request, SUBJECT_HEADER) or asked.subject or self._settings.subject
+            fresh = _fresh_noise(request)
+            submissions = [Submission(one, variant, subject=subject, fresh=fresh) for one in asked.each()]
+            preparing = [self._prompts.prepare(submission) for submission in submissions]
+            prepared = [await unless_disconnected(request.receive, one) for one in preparing]
             if not asked.stream:
-                completion = await unless_disconnected(request.receive, prepared.complete())
-                self._prompts.note_answer(prepared, completion.text)
-                response: Response = JSONResponse(answer.whole(completion))
-                if completion.request_id:
-                    response.headers["x-del-server-request-id"] = completion.request_id
+                choices: list[Choice] = []
+                for submission, one in zip(submissions, prepared, strict=True):
+                    completions = await unless_disconnected(request.receive, one.complete(asked.n))
+                    for completion in completions:
+                        self._prompts.note_answer(one, completion.text)
+                        choices.append(Choice(completion, completion is completions[0], submission.echo))
+                response: Response = JSONResponse(kind(variant, fingerprint).whole(choices))
+                if name := choices[0].completion.request_id:
+                    response.headers["x-del-server-request-id"] = name
             else:
+                answer = kind(variant, fingerprint, asked.include_usage, submissions[0].echo)
                 # A failure before the response begins has its own status; later ones are events.
-                response = await self._stream(request, prepared, answer, submission)
-            if prepared.dropped:
-                response.headers[DROPPED_HEADER] = str(prepared.dropped)
+                response = await self._stream(request, prepared[0], answer, submissions[0])
+            if prepared[0].dropped:
+                response.headers[DROPPED_HEADER] = str(prepared[0].dropped)
+            if asked.ignored:
+                response.headers[IGNORED_HEADER] = ", ".join(asked.ignored)
             return response
         except DELClientError as error:
-            raise self._failure(error, asked, submission) from None
+            raise self._failure(error, asked, submissions) from None
 
     def _failure(
-        self, error: Exception, asked: CompletionRequest | ChatRequest, submission: Submission | None
+        self, error: Exception, asked: CompletionRequest | ChatRequest, submissions: Sequence[Submission]
     ) -> APIError:
-        if isinstance(error, BundleOutdatedError) and error.meaning_changed and submission is not None:
+        if isinstance(error, BundleOutdatedError) and error.meaning_changed:
             # By repeating the request, the application accepts fresh noise. Counts that mean the
             # same are kept: a server that changes something else gets no second copy.
-            self._prompts.forget(submission)
+            for submission in submissions:
+                self._prompts.forget(submission)
         return as_api_error(error, {"max_tokens": asked.max_tokens_field, **_PROMPT_FIELD.get(type(asked), {})})
 
     async def _stream(
@@ -190,7 +202,7 @@ class _Proxy:
                 for data in answer.closing(stream.completion):
                     yield event(data)
             except Exception as error:
-                yield event(self._failure(error, submission.asked, submission).body)
+                yield event(self._failure(error, submission.asked, [submission]).body)
                 return
             yield DONE
 

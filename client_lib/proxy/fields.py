@@ -7,7 +7,8 @@ role). Other values are described by their kind.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -58,52 +59,120 @@ def number(body: Mapping[str, Any], name: str, low: float, high: float, *, above
     return float(value)
 
 
-# Fields that are accepted only with these values, which have no effect, or absent.
+# Fields that would change the answer, and that are not supported: accepted only with these values,
+# which have no effect, or absent.
 _REFUSED_BOTH: Mapping[str, Sequence[object]] = MappingProxyType(
-    {"n": [1], "frequency_penalty": [0], "presence_penalty": [0], "logit_bias": [{}]}
+    {
+        "frequency_penalty": [0],
+        "presence_penalty": [0],
+        "repetition_penalty": [1],
+        "length_penalty": [1],
+        "top_k": [0, -1],
+        "min_p": [0],
+        "min_tokens": [0],
+        "typical_p": [1],
+        "use_beam_search": [False],
+        "ignore_eos": [False],
+        "logit_bias": [{}],
+        "prompt_logprobs": [],
+        "guided_json": [],
+        "guided_regex": [],
+        "guided_choice": [],
+        "guided_grammar": [],
+        "structured_outputs": [],
+    }
 )
 REFUSED_COMPLETION: Mapping[str, Sequence[object]] = MappingProxyType(
-    {**_REFUSED_BOTH, "best_of": [1], "echo": [False], "logprobs": [], "suffix": [""]}
+    {**_REFUSED_BOTH, "logprobs": [], "suffix": [""], "response_format": [{"type": "text"}]}
 )
 REFUSED_CHAT: Mapping[str, Sequence[object]] = MappingProxyType(
     {
         **_REFUSED_BOTH,
         "logprobs": [False],
-        "top_logprobs": [],
+        "top_logprobs": [0],
         "tools": [[]],
-        "tool_choice": ["none"],
-        "parallel_tool_calls": [],
+        "tool_choice": ["none", "auto"],  # without tools
         "functions": [[]],
-        "function_call": ["none"],
+        "function_call": ["none", "auto"],
         "response_format": [{"type": "text"}],
         "modalities": [["text"]],
         "audio": [],
-        "prediction": [],
-        "store": [False],
-        "metadata": [{}],
-        "moderation": [],
-        "reasoning_effort": [],
-        "verbosity": [],
-        "service_tier": ["auto", "default"],
         "web_search_options": [],
-        "prompt_cache_options": [],
-        "prompt_cache_retention": [],
     }
 )
+# Fields that change nothing for the user's intent. They are never sent; a value other than these is
+# named in a header of the answer.
+IGNORED: Mapping[str, Sequence[object]] = MappingProxyType(
+    {
+        "chat_template_kwargs": [{}],
+        "metadata": [{}],
+        "moderation": [],
+        "parallel_tool_calls": [],
+        "prediction": [],
+        "prompt_cache_key": [],
+        "prompt_cache_options": [],
+        "prompt_cache_retention": [],
+        "reasoning_effort": [],
+        "safety_identifier": [],
+        "service_tier": ["auto", "default"],
+        "store": [False],
+        "verbosity": [],
+    }
+)
+_MOST_NAMES = 20
+
+
+def _is_neutral(value: object, neutral: Sequence[object]) -> bool:
+    # As in JSON, 0 equals 0.0, but not false.
+    return value is None or any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral)
+
+
+class Ignored:
+    """The names of fields without effect; with ``strict`` such a field is refused."""
+
+    def __init__(self, *, strict: bool) -> None:
+        self._strict = strict
+        self._names: dict[str, None] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names, safe in a header, each once."""
+        names = list(self._names)
+        return (*names[:_MOST_NAMES], *(["..."] if len(names) > _MOST_NAMES else []))
+
+    def take(self, body: Mapping[str, Any], table: Mapping[str, Sequence[object]]) -> None:
+        """Note the fields of a table that have another value than one of no effect."""
+        if self._strict:
+            refuse(body, table)
+        for name, neutral in table.items():
+            if not _is_neutral(body.get(name), neutral):
+                self._names[name] = None
+
+    def unknown(self, body: Mapping[str, Any], known: Collection[str], where: str = "", shown_as: str = "") -> None:
+        """Note the fields that OpenAI's API does not have, under the place ``shown_as``."""
+        if self._strict:
+            refuse_unknown(body, known, where)
+        for name in body:
+            if name not in known and body[name] is not None:
+                self._names[shown_as + _header_name(name)] = None
+
+
+def _header_name(name: str) -> str:
+    # A very long name is no misspelled field and may be anything.
+    return re.sub(r"[^A-Za-z0-9_.-]", "?", name) if len(name) <= _NAME_LIMIT else "(a long name)"
 
 
 def refuse(body: Mapping[str, Any], table: Mapping[str, Sequence[object]]) -> None:
     """Raise for a known field whose value cannot be served."""
     for name, neutral in table.items():
         value = body.get(name)
-        # As in JSON, 0 equals 0.0, but not false.
-        if value is None or any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
+        if _is_neutral(value, neutral):
             continue
         wanted = f"{' or '.join(map(json.dumps, neutral))} or absent" if neutral else "absent or null"
         raise unsupported(name, wanted, shown(value))
 
 
-def refuse_unknown(body: Mapping[str, Any], known: frozenset[str], where: str = "") -> None:
+def refuse_unknown(body: Mapping[str, Any], known: Collection[str], where: str = "") -> None:
     """Raise for an unknown field, in OpenAI's words."""
     for name in body:
         if name not in known:

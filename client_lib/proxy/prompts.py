@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 import anyio
 
 from client_lib.async_client import AsyncClient
-from client_lib.errors import BundleOutdatedError, ContextFullError, InvalidRequestError
+from client_lib.errors import BundleOutdatedError, ContextFullError, DELClientError, InvalidRequestError
 from client_lib.options import SamplingOptions
 from client_lib.prompts.chat import Message
 from client_lib.prompts.memo import check_redraws
@@ -39,6 +39,12 @@ class Submission:
     names: list[bytes] = field(default_factory=list, repr=False)
     """The names of its spans in the memory, once it is encoded."""
 
+    @property
+    def echo(self) -> str:
+        """The prompt, if the answer is to begin with it."""
+        asked = self.asked
+        return asked.prompt if isinstance(asked, CompletionRequest) and asked.echo else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -50,9 +56,27 @@ class Prepared:
     turn: bytes | None = field(repr=False)
     dropped: int
 
-    async def complete(self) -> Completion:
-        """Return the completion in one response."""
-        return await self.client.complete(self.encoded, variant=self.encoded.variant, **self.sampling)
+    async def complete(self, n: int = 1) -> list[Completion]:
+        """Return ``n`` completions: of the same counts, which are charged once."""
+        found: list[Completion | DELClientError | None] = [None] * n
+
+        async def one(index: int) -> None:
+            sampling = self.sampling.copy()
+            if (seed := sampling.get("seed")) is not None:
+                sampling["seed"] = (seed + index + 2**63) % 2**64 - 2**63
+            try:
+                found[index] = await self.client.complete(self.encoded, variant=self.encoded.variant, **sampling)
+            except DELClientError as error:
+                found[index] = error
+                group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            for index in range(n):
+                group.start_soon(one, index)
+        for failure in found:
+            if isinstance(failure, DELClientError):
+                raise failure
+        return [one for one in found if isinstance(one, Completion)]
 
     def stream(self) -> AsyncStream:
         """Return the completion in chunks; nothing is sent before the first is requested."""

@@ -18,6 +18,8 @@ class ProxySettings:
         variants: the variants offered as models; None offers all variants of the bundle. ``clear``,
             which sends prompts unprotected, must be named to be offered.
         aliases: further model names, with the variant of each.
+        default_variant: the variant of every other model name; None refuses such names.
+        strict_fields: refuse fields of a request that have no effect, instead of ignoring them.
         client_key: the API key that callers must send; None requires none.
         subject: the subject of prompts whose request names none.
         template: the model's chat template; None writes role names before the messages.
@@ -36,6 +38,8 @@ class ProxySettings:
 
     variants: tuple[str, ...] | None = None
     aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    default_variant: str | None = None
+    strict_fields: bool = False
     client_key: str | None = field(default=None, repr=False)
     subject: str | None = field(default=None, repr=False)
     template: ChatTemplate | None = None

@@ -132,6 +132,12 @@ _policy = grouped(
     metavar="NAME=VARIANT",
     help="Offer a variant under a further model name; repeatable.",
 )
+@click.option(
+    "--default-variant",
+    metavar="VARIANT",
+    help="The privacy level of every other model name, such as gpt-4o.  [default: refuse other names]",
+)
+@click.option("--strict-fields", is_flag=True, help="Refuse fields of a request that have no effect.")
 @_policy
 @click.option(
     "--ledger",
@@ -352,6 +358,10 @@ class _Proxy:
                 raise click.BadParameter(
                     f"must be one of the offered {', '.join(offered)}, got {name!r}", param_hint="--alias"
                 )
+        default = self.settings.default_variant
+        if default is not None and default not in offered:
+            wanted = f"one of the offered {', '.join(offered)}"
+            raise click.BadParameter(f"must be {wanted}, got {default!r}", param_hint="--default-variant")
         return offered
 
     async def _refused(self, offered: tuple[str, ...]) -> dict[str, str | None]:
