@@ -84,17 +84,19 @@ def up(served: Settings | Sequence[ServedApplication], options: UpOptions) -> Cl
 def nodes_for(applications: Sequence[ServedApplication], options: UpOptions) -> Nodes:
     """Return the nodes for the options.
 
-    If ``cpus`` is None, the replicas of all applications fit on the largest number of nodes. A
-    cluster of fixed size also has room for one more replica of each on every node, so that one can
-    start before another one stops; one that grows adds a node for it.
+    If ``cpus`` is None, the replicas of all applications fit on the largest number of nodes. There
+    is room for one more replica of each, on every node of a cluster of fixed size, so that one can
+    start before another one stops.
     """
     maximum = max(options.nodes, options.max_nodes or 0)
     if options.cpus is not None:
         return Nodes(options.nodes, maximum, options.cpus, options.idle_timeout_s)
     scalings = [one.settings.scaling for one in applications]
-    shares = sum(math.ceil(one.max_replicas / maximum) * one.num_cpus for one in scalings)
-    spare = 0 if maximum > options.nodes else sum(one.num_cpus for one in scalings)
-    return Nodes(options.nodes, maximum, max(1, math.ceil(shares + spare)), options.idle_timeout_s)
+    if maximum > options.nodes:
+        cpus = sum((one.max_replicas + 1) * one.num_cpus for one in scalings) / maximum
+    else:
+        cpus = sum((math.ceil(one.max_replicas / maximum) + 1) * one.num_cpus for one in scalings)
+    return Nodes(options.nodes, maximum, max(1, math.ceil(cpus)), options.idle_timeout_s)
 
 
 def local_config(served: Settings | Sequence[ServedApplication], http_options: Mapping[str, Any]) -> dict[str, Any]:

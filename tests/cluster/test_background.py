@@ -174,7 +174,7 @@ def test_fewer_nodes_at_most_than_at_least(capsys: pytest.CaptureFixture[str]) -
     [
         (UpOptions(nodes=1), 2, 3),  # and one while another one stops
         (UpOptions(nodes=3), 5, 3),
-        (UpOptions(nodes=1, max_nodes=3), 6, 2),  # a node is added for the third
+        (UpOptions(nodes=1, max_nodes=3), 6, 3),  # a node is added for the fourth
         (UpOptions(nodes=2, cpus=7), 6, 7),
     ],
 )
