@@ -30,7 +30,7 @@ _STATUSES = (200,) * 24 + (
     100, 101, 103, 199, 201, 204, 206, 301, 302, 304, 307, 400, 401, 403, 404, 405, 406, 408, 409, 411, 413, 415, 418,
     422, 429, 431, 451, 500, 500, 501, 502, 503, 503, 504, 529, 599, 600, 999,
 )  # fmt: skip
-_LINES = (b"HTTP/1.1 %d X",) * 12 + (
+_LINES = (b"HTTP/1.1 %d X",) * 100 + (
     b"HTTP/1.0 %d X", b"HTTP/1.1 %d", b"HTTP/2 %d X", b"HTTP/0.9 %d", b"ICY %d OK", b"%d", b"HTTP/1.1  %d  X",
     b"HTTP/1.1 %d \xff\x00", b"HTTP/1.1 %d " + b"y" * 9000, b"<html>%d", b"HTTP/1.1 -%d X", b"HTTP/1.1 %d\tX",
 )  # fmt: skip
@@ -116,7 +116,7 @@ class Answers:
 
     def answer(self, operation: str, chooser: random.Random) -> Iterator[bytes]:
         """Return the bytes of one answer, as the pieces in which they arrive; they may be many."""
-        if chooser.random() < 0.01:
+        if chooser.random() < 0.003:
             return self._endless(chooser)
         first = [
             b"HTTP/1.1 %d X\r\n\r\n" % chooser.choice((100, 102, 103))
@@ -173,6 +173,7 @@ class Answers:
 
     def _events(self, chooser: random.Random) -> bytes:
         parts: list[bytes] = [b"\xef\xbb\xbf"] if chooser.random() < 0.05 else []
+        is_changed = chooser.random() < 0.6
         for _ in range(chooser.choice((0, 1, 2, 3, 3, 8, 30))):
             event = {"choices": [_choice(chooser)]}
             kind = chooser.random()
@@ -183,7 +184,7 @@ class Answers:
             elif kind < 0.15:
                 parts.append(chooser.choice((b": ping", b"retry: 99999999999", b"event: x", b"id: \x00", b"data")))
             else:
-                parts.append(b"data: " + _encoded(event, chooser))
+                parts.append(b"data: " + (_encoded(event, chooser) if is_changed else json.dumps(event).encode()))
             parts.append(chooser.choice((b"\n\n",) * 8 + (b"\r\n\r\n", b"\r\r", b"\n", b"\r\n\n", b"")))
         if chooser.random() < 0.7:
             parts.append(b"data: [DONE]\n\n")
@@ -250,7 +251,7 @@ class Answers:
         text = b'data: {"choices":[{"index":0,"text":"%s","token_ids":[],"finish_reason":null}]}\n\n' % (b"x" * 9000)
         choices: Sequence[tuple[bytes, bytes]] = (
             (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-            (b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"),
+            (b"HTTP/1.1 200 OK\r\n", b"x: y\r\n" * 100),
             (b"HTTP/1.1 200 OK\r\nx: ", b"y" * 1000),
             (head, b": waiting\n\n" * 100),
             (head, text),
@@ -265,7 +266,7 @@ class Answers:
         )
         begin, piece = chooser.choice(choices)
         # As good as endless: the client has to stop by itself at a limit far below.
-        return itertools.chain((begin,), itertools.repeat(piece, 3000))
+        return itertools.chain((begin,), itertools.repeat(piece, 500))
 
 
 def _choice(chooser: random.Random) -> dict[str, object]:
@@ -318,13 +319,13 @@ def _framed(status: int, kind: bytes, body: bytes, chooser: random.Random) -> by
     lines = [chooser.choice(_LINES) % status]
     if chooser.random() < 0.95:
         lines.append(b"content-type: " + kind)
-    for _ in range(chooser.choice((0,) * 6 + (1, 1, 2, 5, 90))):
+    for _ in range(chooser.choice((0,) * 12 + (1, 1, 2, 5, 90))):
         name, values = chooser.choice(_HEADERS)
         lines.append(name + b": " + chooser.choice(values))
     framing = chooser.random()
-    if framing < 0.55:
+    if framing < 0.6:
         lines.append(b"content-length: %d" % len(body))
-    elif framing < 0.62:
+    elif framing < 0.64:
         lines.append(b"content-length: %d" % max(0, len(body) + chooser.choice((-3, -1, 1, 1000))))
     elif framing < 0.92:
         lines.append(b"transfer-encoding: chunked")

@@ -1,16 +1,60 @@
-"""Archives of client parts that are consistent in themselves, whatever they hold."""
+"""A small bundle, and archives of client parts that are consistent, whatever they hold."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from del_core.bundle import ClientBundle, canonical_json
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from del_core.bundle import (
+    BaseModel,
+    ClientBundle,
+    Guarantees,
+    Variant,
+    VariantContent,
+    canonical_json,
+    write_bundle,
+)
 from del_core.bundle.archive import pack
 from del_core.bundle.manifest import MANIFEST, FileEntry
 
-__all__ = ["forged_archive", "packed"]
+__all__ = ["forged_archive", "packed", "small_bundle"]
+
+_DIM, _HIDDEN = 8, 4
+
+
+def small_bundle(path: Path) -> Path:
+    """Write a bundle of 256 tokens, one for each byte; return its client part.
+
+    Its variant is "open". Verifying it takes a millisecond, so that thousands of answers may be
+    bundles.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    rows = len(alphabet)
+    guarantees = Guarantees(delta=1e-6, epsilon=2.5, epsilon_vocabulary=None, mu=1.0)
+    variant = Variant("open", "general", bits=4, ratio_numerator=1 << 29, soft_prompt_length=0, guarantees=guarantees)
+    write_bundle(
+        path,
+        base_model=BaseModel("fuzz", "0" * 64, hidden_size=_HIDDEN, vocabulary_size=rows),
+        table=np.random.default_rng(0).integers(-32767, 32768, size=(rows, _DIM)).astype(np.int16),
+        max_level=32767,
+        clip=1.0,
+        tokenizer_json=tokenizer.to_str().encode(),
+        variants=[
+            VariantContent(
+                variant, np.zeros((_HIDDEN, _DIM), np.float32), np.zeros(_HIDDEN, np.float32), norm_limit=1.0
+            )
+        ],
+        log_prior=np.full(rows, -np.log(rows), np.float32),
+    )
+    return path / "client"
 
 
 def forged_archive(bundle: ClientBundle, files: Mapping[str, bytes]) -> bytes:

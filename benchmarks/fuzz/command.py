@@ -1,4 +1,4 @@
-"""Fuzzing of the frame parser and of the HTTP surface: python -m benchmarks.fuzz [--quick] [--json]
+"""Fuzzing of parser, HTTP surface, client: python -m benchmarks.fuzz [--server] [--quick] [--json]
 
 1. Parser: libFuzzer, guided by the coverage of ``del_core`` (atheris), from valid frames of the
    demo's bundle.
@@ -6,6 +6,8 @@
    HTTP to a real server: HAProxy, Ray Serve, vLLM.
 3. HTTP: requests with wrong line, headers, framing or body, sent as bytes to HAProxy and directly
    to the replica's port.
+
+With ``--server``, malicious servers answer the client instead; see ``benchmarks.fuzz.server``.
 
 No answer may have a status of 500 or more except 503, every error has a specified code, and no
 connection may hang. Afterwards the same processes run, every slot is free, and a completion equals
@@ -35,9 +37,11 @@ from urllib.parse import urlsplit
 import click
 import psutil
 
+from benchmarks.fuzz.archives import small_bundle
 from benchmarks.fuzz.frames import good_frames, long_frame
 from benchmarks.fuzz.http import exchange, requests
 from benchmarks.fuzz.mutations import mutated
+from benchmarks.fuzz.server import ServerFuzzReport, fuzz_client
 from benchmarks.support.http import connection, post_all, post_message
 from cluster.local import LocalServer, start_local
 from del_core.bundle import Bundle, load_bundle
@@ -269,13 +273,23 @@ def run(settings: Settings, runs: int, frames: int, count: int, seed: int) -> Fu
 @click.option("--runs", default=1_000_000, show_default=True, help="Inputs of the parser.")
 @click.option("--frames", default=100_000, show_default=True, help="Frames for the running server.")
 @click.option("--requests", "count", default=20_000, show_default=True, help="HTTP requests for the running server.")
+@click.option("--server", "of_client", is_flag=True, help="Fuzz the client with malicious servers instead.")
+@click.option("--answers", default=100_000, show_default=True, help="Answers of malicious servers.")
+@click.option("--sockets", default=4_000, show_default=True, help="Those of them that arrive over sockets.")
+@click.option("--workers", default=1, show_default=True, help="Processes that take the answers.")
 @click.option("--seed", default=1, show_default=True, help="Chooses all of them.")
 @click.option("--quick", is_flag=True, help="A hundredth of each.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
-def main(runs: int, frames: int, count: int, seed: int, quick: bool, as_json: bool) -> None:
-    """Fuzz frame parser and HTTP surface of a real server; status 1 if anything was found."""
-    part = 100 if quick else 1
-    report = run(parse_settings({}), runs // part, frames // part, count // part, seed)
+def main(seed: int, quick: bool, as_json: bool, of_client: bool, **sizes: int) -> None:
+    """Fuzz a real server, or the client with --server; status 1 if anything was found."""
+    size = {name: value // (100 if quick else 1) for name, value in sizes.items()}
+    report: FuzzReport | ServerFuzzReport
+    if of_client:
+        with tempfile.TemporaryDirectory() as directory:
+            bundle = small_bundle(Path(directory) / "bundle")
+            report = fuzz_client(bundle, size["answers"], size["sockets"], seed, sizes["workers"])
+    else:
+        report = run(parse_settings({}), size["runs"], size["frames"], size["count"], seed)
     click.echo(json.dumps(asdict(report), indent=None if as_json else 2))
     sys.exit(bool(report.findings))
 

@@ -11,6 +11,7 @@ runs past its limits, and memory that grows by more than 256 MiB.
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import random
 import resource
@@ -20,7 +21,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +33,7 @@ import httpx
 
 from benchmarks.fuzz.answers import Answers
 from client_lib import AsyncClient, Client, Completion, DELClientError, RetryPolicy, Timeout
-from del_core.bundle import ClientBundle
+from del_core.bundle import ClientBundle, load_client
 
 __all__ = ["ServerFuzzReport", "fuzz_client"]
 
@@ -41,6 +43,7 @@ _SLACK_S = 20.0  # of other programs on the machine
 _CPU_S = 3.0
 _MEMORY_MB = 256
 _MAX_TOKENS = 4
+_WARM_UP = 200  # calls that load what is loaded late
 _PROMPT = "my doctor told me that the test was positive, 12345 times. "
 _RESET = struct.pack("ii", 1, 0)
 
@@ -59,6 +62,18 @@ class ServerFuzzReport:
     memory_before_mb: int = 0
     memory_peak_mb: int = 0
     findings: list[str] = field(default_factory=list)
+
+    def add(self, part: ServerFuzzReport) -> None:
+        """Add the counts and findings of a worker; extremes are those of the worst."""
+        for operation, counts in part.outcomes.items():
+            sums = Counter(self.outcomes.get(operation, {})) + Counter(counts)
+            self.outcomes[operation] = dict(sums.most_common())
+        self.outcomes = dict(sorted(self.outcomes.items()))
+        if part.memory_peak_mb - part.memory_before_mb >= self.memory_peak_mb - self.memory_before_mb:
+            self.memory_before_mb, self.memory_peak_mb = part.memory_before_mb, part.memory_peak_mb
+        self.slowest_s = max(self.slowest_s, round(part.slowest_s, 2))
+        self.slowest_cpu_s = max(self.slowest_cpu_s, round(part.slowest_cpu_s, 2))
+        self.findings += part.findings
 
 
 # --- in memory ----------------------------------------------------------------------------
@@ -291,7 +306,7 @@ class _Fuzzer:
         self._outcomes: dict[str, Counter[str]] = {}
         self._runner = asyncio.Runner()
 
-    def run(self, numbers: range, peers: _Peers) -> None:
+    def run(self, numbers: Sequence[int], peers: _Peers) -> None:
         """Make one call for each number, which determines operation, client and answers."""
         shared = {**peers.options, "bundle": self._bundle.path, **_limits()}
         with Client(peers.url, transport=peers.transports[0], **shared) as client:
@@ -363,20 +378,36 @@ class _Fuzzer:
     def close(self) -> None:
         """Write the counts into the report."""
         self._runner.close()
-        self._report.outcomes = {
-            operation: dict(counts.most_common()) for operation, counts in sorted(self._outcomes.items())
-        }
+        self._report.outcomes = {operation: dict(counts) for operation, counts in self._outcomes.items()}
 
 
 def _peak_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def fuzz_client(bundle: ClientBundle, count: int, over_sockets: int, seed: int) -> ServerFuzzReport:
-    """Give the client ``count`` answers, ``over_sockets`` of them over sockets of this machine."""
+def fuzz_client(bundle: Path, count: int, over_sockets: int, seed: int, workers: int = 1) -> ServerFuzzReport:
+    """Give the client ``count`` answers, ``over_sockets`` of them over sockets of this machine.
+
+    ``bundle`` is the directory of a client part. Each worker is a process with a part of them.
+    """
     report = ServerFuzzReport(seed=seed, answers=count, over_sockets=over_sockets)
-    fuzzer = _Fuzzer(bundle, seed, report)
     began = time.monotonic()
+    parts = [(bundle, range(part, count, workers), count - over_sockets, seed) for part in range(workers)]
+    if workers == 1:
+        found = [_part(*parts[0])]
+    else:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            found = list(pool.map(_part, *zip(*parts, strict=True)))
+    for one in found:
+        report.add(one)
+    report.seconds = round(time.monotonic() - began, 1)
+    return report
+
+
+def _part(path: Path, numbers: range, in_memory: int, seed: int) -> ServerFuzzReport:
+    """Make the calls of these numbers; those from ``in_memory`` on go over sockets."""
+    report = ServerFuzzReport(seed=seed)
+    fuzzer = _Fuzzer(load_client(path), seed, report)
     memory = _MemoryTransport()
 
     def set_memory(answers: Iterator[Iterator[bytes]], chooser: random.Random) -> None:
@@ -388,15 +419,14 @@ def fuzz_client(bundle: ClientBundle, count: int, over_sockets: int, seed: int) 
             server.answers, server.chooser = answers, chooser
 
         options = {"cache_dir": Path(cache)}
-        in_memory = _Peers("http://127.0.0.1:9", options, (memory, _AsyncMemoryTransport(memory)), set_memory)
-        fuzzer.run(range(min(200, count - over_sockets)), in_memory)  # loads what is loaded late
+        first = [number for number in numbers if number < in_memory]
+        peers = _Peers("http://127.0.0.1:9", options, (memory, _AsyncMemoryTransport(memory)), set_memory)
+        fuzzer.run(first[:_WARM_UP], peers)
         report.memory_before_mb = _peak_mb()
-        fuzzer.run(range(200, count - over_sockets), in_memory)
-        fuzzer.run(range(count - over_sockets, count), _Peers(server.url, options, (None, None), set_server))
+        fuzzer.run(first[_WARM_UP:], peers)
+        fuzzer.run(numbers[len(first) :], _Peers(server.url, options, (None, None), set_server))
     fuzzer.close()
     report.memory_peak_mb = _peak_mb()
-    report.seconds = round(time.monotonic() - began, 1)
-    report.slowest_s, report.slowest_cpu_s = round(report.slowest_s, 2), round(report.slowest_cpu_s, 2)
     grown = report.memory_peak_mb - report.memory_before_mb
     if grown > _MEMORY_MB:
         report.findings.append(f"memory: grew by {grown} MiB")

@@ -368,7 +368,7 @@ _MODELS: Final[_Kinds] = {
         "merges": _merges,
         "dropout": partial(_one_of, allowed=(None, 0.0, 0)),  # ids must not depend on chance
         "unk_token": _TOKEN,
-        "continuing_subword_prefix": _SHORT,
+        "continuing_subword_prefix": partial(_one_of, allowed=(None, "")),  # a merge may be shorter
         "end_of_word_suffix": _SHORT,
         "fuse_unk": _flag,
         "byte_fallback": _flag,

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fuzz import command as fuzz
+from benchmarks.fuzz.archives import small_bundle
 from benchmarks.fuzz.frames import good_frames
 from benchmarks.fuzz.http import exchange, requests
 from benchmarks.fuzz.mutations import mutated
+from benchmarks.fuzz.server import fuzz_client
 from cluster.local import LocalServer
 from del_core.bundle import Bundle
 from tests.support.tiny import Tiny
@@ -90,3 +92,23 @@ async def test_statuses_are_read_as_they_are(bundle: Bundle) -> None:
         said = b"silence"
         with pytest.raises(TimeoutError):
             await exchange(host, port, request, patience_s=0.05, limit_s=0.2)
+
+
+def test_malicious_servers(tmp_path: Path) -> None:
+    """Whatever a server answers, a call ends with a result or with an error of the family."""
+    report = fuzz_client(small_bundle(tmp_path / "bundle"), 1500, 60, seed=7)
+    assert report.findings == []
+    assert set(report.outcomes) == {"bundle", "complete", "models", "stream", "turn"}
+    assert sum(sum(counts.values()) for counts in report.outcomes.values()) == 1500
+    assert all(counts["answered"] >= 5 and len(counts) >= 5 for counts in report.outcomes.values())
+
+
+def test_what_leaves_the_family_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parser with a planted defect is reported, with the number that makes the answer again."""
+
+    def planted(*_: object) -> None:
+        raise IndexError("planted")
+
+    monkeypatch.setattr("client_lib._core.flow.parse_models", planted)
+    report = fuzz_client(small_bundle(tmp_path / "bundle"), 60, 0, seed=7)
+    assert any("models: IndexError('planted')" in finding for finding in report.findings), report.findings
