@@ -360,6 +360,18 @@ def _merges(value: object, where: str) -> None:
     strict.array(value, where, least=0, most=_MAX_VALUES)
 
 
+def _check_merges(model: Mapping[str, Any], where: str) -> None:
+    """Refuse a merge of tokens that the vocabulary lacks, for which the library panics."""
+    vocab = model.get("vocab", {})
+    for index, merge in enumerate(model.get("merges", ())):
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise strict.invalid(f"{where}.merges[{index}]", "must be a pair of tokens, got another value")
+        left, right = parts
+        if left not in vocab or right not in vocab or left + right not in vocab:
+            raise strict.invalid(f"{where}.merges[{index}]", "must join two tokens to one, all in vocab, got others")
+
+
 _SHORT: Final = partial(_optional, check=partial(_string, most=16))
 _TOKEN: Final = partial(_optional, check=_string)
 _MODELS: Final[_Kinds] = {
@@ -394,6 +406,8 @@ def _model(value: object, where: str) -> None:
         marks = {"merges": "BPE", "max_input_chars_per_word": "WordPiece", "unk_id": "Unigram"}
         value = {"type": next((kind for mark, kind in marks.items() if mark in value), "WordLevel"), **value}
     _part(value, where, kinds=_MODELS)
+    if isinstance(value, dict) and value["type"] == "BPE":
+        _check_merges(value, where)
 
 
 _ADDED_TOKEN: Final[Mapping[str, _Check]] = {

@@ -120,6 +120,8 @@ PAIR = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
         (with_part("added_tokens", [{"id": -1, "content": "x"}]), r"added_tokens\[0\]\.id"),
         (model(dropout=0.5), r"model\.dropout"),
         (model(continuing_subword_prefix="##"), r"model\.continuing_subword_prefix"),
+        (model(vocab={"a": 0}, merges=["a a"]), r"model\.merges\[0\] must join two tokens"),
+        (model(merges=[["a", 1]]), r"model\.merges\[0\] must be a pair"),
         (model(vocab={"a": 1.5}), r"model\.vocab"),
         (model(vocab={"a": True}), r"model\.vocab"),
         (model(vocab={"x" * (MAX_TOKEN_CHARACTERS + 1): 0}), r"model\.vocab"),
