@@ -13,6 +13,7 @@ from benchmarks.fuzz.frames import good_frames
 from benchmarks.fuzz.http import exchange, requests
 from benchmarks.fuzz.mutations import mutated
 from benchmarks.fuzz.server import fuzz_client
+from client_lib import Model
 from cluster.local import LocalServer
 from del_core.bundle import Bundle
 from tests.support.tiny import Tiny
@@ -104,11 +105,11 @@ def test_malicious_servers(tmp_path: Path) -> None:
 
 
 def test_what_leaves_the_family_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A parser with a planted defect is reported, with the number that makes the answer again."""
+    """A planted defect is reported, with the number that makes the answer again."""
 
     def planted(*_: object) -> None:
         raise IndexError("planted")
 
-    monkeypatch.setattr("client_lib._core.flow.parse_models", planted)
+    monkeypatch.setattr(Model, "__init__", planted)
     report = fuzz_client(small_bundle(tmp_path / "bundle"), 60, 0, seed=7)
     assert any("models: IndexError('planted')" in finding for finding in report.findings), report.findings
