@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from client_lib._validation import must_be
 from client_lib.errors import DELClientError
+from client_lib.proxy._paths import ROUTES
 from client_lib.proxy.errors import APIError, api_error, invalid
 from client_lib.proxy.settings import ProxySettings
 from del_core.net.addresses import is_loopback
@@ -145,7 +146,7 @@ async def not_routed(request: Request, error: Exception) -> Response:
     else:
         failure = APIError(
             404,
-            "No such route; the routes are /v1/chat/completions, /v1/completions, /v1/models, /healthz, /readyz",
+            f"No such route; the routes are {', '.join(ROUTES)}",
             code="not_found",
         )
     headers = {**failure.headers, "x-request-id": f"req_{secrets.token_hex(16)}"}

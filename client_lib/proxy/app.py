@@ -14,14 +14,17 @@ from typing import Any
 import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from client_lib.async_client import AsyncClient
 from client_lib.errors import BundleOutdatedError, DELClientError
 from client_lib.prompts.spans import CLEAR
 from client_lib.proxy._http import EventStream, Guard, as_api_error, not_routed, read_body
+from client_lib.proxy._paths import NormalPaths, page
 from client_lib.proxy.answers import DONE, ChatAnswer, Choice, CompletionAnswer, event
 from client_lib.proxy.errors import APIError, invalid
 from client_lib.proxy.fields import name_of
@@ -35,6 +38,7 @@ SUBJECT_HEADER = "x-del-subject"
 NOISE_HEADER = "x-del-noise"
 IGNORED_HEADER = "x-del-ignored"
 DROPPED_HEADER = "x-del-dropped-messages"
+_OPEN = frozenset({"/", "/health", "/healthz", "/readyz"})  # need no key
 _READY_TIMEOUT_S, _READY_FOR_S = 5.0, 1.0
 _PROMPT_FIELD: Mapping[type, Mapping[str, str]] = MappingProxyType({ChatRequest: {"prompt": "messages"}})
 DELTA = DEFAULT_DELTA
@@ -47,17 +51,34 @@ def create_app(client: AsyncClient, settings: ProxySettings | None = None) -> St
     proxy = _Proxy(client, settings)
     guard = Guard(settings)
     routes = [
-        Route(path, guard(path, handler, is_open=path in ("/healthz", "/readyz")), methods=[method])
+        Route(path, guard(path, handler, is_open=path in _OPEN), methods=[method])
         for path, method, handler in (
             ("/v1/chat/completions", "POST", proxy.chat),
             ("/v1/completions", "POST", proxy.completions),
             ("/v1/models", "GET", proxy.models),
             ("/v1/models/{id:path}", "GET", proxy.model),
+            ("/", "GET", proxy.page),
+            ("/health", "GET", proxy.health),
             ("/healthz", "GET", proxy.health),
             ("/readyz", "GET", proxy.ready),
         )
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: not_routed})
+    middleware = [Middleware(NormalPaths)]
+    if settings.allow_origins:
+        # In front, so that errors have the headers, too.
+        middleware.insert(
+            0,
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.allow_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=[DROPPED_HEADER, IGNORED_HEADER, "retry-after", "x-request-id", "x-should-retry"],
+            ),
+        )
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: not_routed})
+    app.router.redirect_slashes = False
+    return app
 
 
 class _Proxy:
@@ -90,6 +111,11 @@ class _Proxy:
         name = request.path_params["id"]
         await self._variant(name)
         return JSONResponse(await self._model(name))
+
+    async def page(self, _: Request) -> Response:
+        """What this is, for somebody who opens the address in a browser."""
+        policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+        return HTMLResponse(page(), headers={"content-security-policy": policy})
 
     async def health(self, _: Request) -> Response:
         """The proxy runs, whatever the state of the server."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from client_lib._validation import check_integer, check_key, invalid
 from client_lib.prompts.chat import ChatTemplate
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,7 @@ class ProxySettings:
         strict_fields: refuse fields of a request that have no effect, instead of ignoring them.
         client_key: the API key that callers must send; None requires none.
         subject: the subject of prompts whose request names none.
+        allow_origins: origins of web pages that may use the proxy, such as ``https://app.example``.
         template: the model's chat template; None writes role names before the messages.
         public_system: send system and developer messages as public text.
         private_answers: hide the server's own answers from it, too. Otherwise an assistant message
@@ -42,6 +46,7 @@ class ProxySettings:
     strict_fields: bool = False
     client_key: str | None = field(default=None, repr=False)
     subject: str | None = field(default=None, repr=False)
+    allow_origins: tuple[str, ...] = ()
     template: ChatTemplate | None = None
     public_system: bool = False
     private_answers: bool = False
@@ -59,6 +64,11 @@ class ProxySettings:
         if not 0 < self.keep_alive_s <= 3600:
             raise invalid("keep_alive_s", "above 0 and at most 3600", str(self.keep_alive_s))
         check_key("client_key", self.client_key)
+        for origin in self.allow_origins:
+            if origin == "*" and self.client_key is None:
+                raise invalid("allow_origins", "named origins, unless a client_key is set", "'*'")
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise invalid("allow_origins", "scheme://host[:port] without a path", repr(origin))
         if self.subject == "":
             raise invalid("subject", "a non-empty string or None", "an empty string")
         if self.variants is not None and not self.variants:

@@ -137,6 +137,13 @@ _policy = grouped(
     metavar="VARIANT",
     help="The privacy level of every other model name, such as gpt-4o.  [default: refuse other names]",
 )
+@click.option(
+    "--allow-origin",
+    "allow_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Let web pages of this origin use the proxy, such as https://app.example; repeatable.",
+)
 @click.option("--strict-fields", is_flag=True, help="Refuse fields of a request that have no effect.")
 @_policy
 @click.option(
