@@ -52,7 +52,7 @@ from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle
 from del_core.lm.model import BaseLM
 from del_core.lm.text import TextError
-from del_core.mechanism import BinomialMechanism
+from del_core.mechanism import BinomialMechanism, TokenMechanism
 
 _RELEASES = (1, 4, 16)
 _EXAMPLES = 3
@@ -135,7 +135,7 @@ def audit_bundle(
     results: PartialResults | None = None,
     observer: Observer | None = None,
 ) -> AuditResult:
-    """Audit every variant of ``bundle``.
+    """Audit every variant of ``bundle``; those of equal noise and table are attacked once.
 
     Raises:
         BundleError: ``lm`` is not the bundle's base model.
@@ -165,8 +165,13 @@ def audit_bundle(
     key = "-".join(map(str, what))
     variants: dict[str, VariantAudit] = {}
     carried = {} if results is None else results.load_carried(key)
-    for name in bundle.variants:
-        found = None if results is None else results.load(name, key)
+    released: dict[tuple[TokenMechanism, str | None], str] = {}
+    for name, variant in bundle.variants.items():
+        # Counts of the same noise on the same table: attacks on them recover the same.
+        alike = released.setdefault((bundle.mechanism(name), variant.table), name)
+        found = variants.get(alike)
+        if found is None and results is not None:
+            found = results.load(name, key)
         if found is None:
             observer.report(f"{name}: attacking")
             found = _Audit(bundle, lm, tokenizer, corpus, config, name, similarity, observer, carried).run()

@@ -204,7 +204,7 @@ def train_rows(
         Run(
             run.name,
             run.output / "checkpoints",
-            Schedule(config.steps, config.learning_rate),
+            Schedule(config.steps, config.learning_rate, warmup=min(20, config.steps // 5)),
             identity={**config.identity(lm), **run.identity, **source.identity},
             evaluate_every=50,
             checkpoint_every=10 if len(lm.embeddings) * config.batch > _QUICK_STEP else 50,
