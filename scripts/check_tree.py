@@ -25,6 +25,7 @@ SOURCES = frozenset({"download.pytorch.org", "0.0.0.0"})
 REFERENCES = frozenset(
     {
         "arxiv.org",
+        "creativecommons.org",
         "github.com",
         "json-schema.org",
         "keepachangelog.com",

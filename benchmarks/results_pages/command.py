@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from benchmarks.results_pages.privacy_utility import PRIVACY_UTILITY
+from benchmarks.results_pages.smollm2 import SMOLLM2
 from benchmarks.results_pages.systems import SYSTEMS
 from benchmarks.results_pages.tables import RESULTS, Table
 
@@ -20,7 +21,7 @@ __all__ = ["DOCS", "PAGES", "fill", "main", "outdated"]
 _ROOT = Path(__file__).parents[2]
 DOCS = _ROOT / "docs" / "results"
 
-PAGES: dict[str, dict[str, Table]] = {**SYSTEMS, **PRIVACY_UTILITY}
+PAGES: dict[str, dict[str, Table]] = {**SYSTEMS, **PRIVACY_UTILITY, **SMOLLM2}
 """The tables of each page by name."""
 
 

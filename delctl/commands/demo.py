@@ -42,7 +42,7 @@ _CONTEXT = 1024
     "--model",
     metavar=f"{SMOLLM2}|{TINY}|DIRECTORY",
     help=f"{SMOLLM2} is downloaded once (93 MB); {TINY} ships with its bundle; a directory goes with --bundle.  "
-    f"[default: {TINY}]",
+    f"[default: {SMOLLM2}]",
 )
 @click.option("--bundle", type=bundle_place, metavar="DIRECTORY", help="The bundle of the model in a directory.")
 @json_option
@@ -88,7 +88,7 @@ def demo(prompt: str | None, model: str | None, bundle: Path | None, as_json: bo
 
 
 @dataclass(frozen=True)
-class _Subject:
+class Subject:
     """What the demo shows: a bundle on its model, and a prompt for it."""
 
     bundle: Bundle
@@ -117,7 +117,7 @@ class _Subject:
         return self.template.render([Message("user", prompt)], variant)
 
 
-def _subject(model: str | None, bundle: Path | None, notes: Console) -> _Subject:
+def _subject(model: str | None, bundle: Path | None, notes: Console) -> Subject:
     """Return what the options name. The model smollm2 is downloaded if it is missing."""
     from client_lib.prompts.chat import ChatTemplate
     from del_core import demo as shipped
@@ -129,7 +129,7 @@ def _subject(model: str | None, bundle: Path | None, notes: Console) -> _Subject
         raise click.UsageError("--bundle and --model belong together: a bundle is made for one model")
     if bundle is not None:
         directory = model_place(str(model))
-    elif model in (None, TINY):
+    elif model == TINY:
         bundle, directory = bundle_place(TINY), model_place(TINY)
     else:
         bundle = bundle_place(SMOLLM2)
@@ -141,11 +141,11 @@ def _subject(model: str | None, bundle: Path | None, notes: Console) -> _Subject
     template = None
     if any(variant.task == "chat" for variant in loaded.variants.values()):
         template = ChatTemplate.from_tokenizer_config(directory / "tokenizer_config.json")
-    engine = {"max_model_len": _CONTEXT} if model == SMOLLM2 else {}
+    engine = {"max_model_len": _CONTEXT} if model in (None, SMOLLM2) else {}
     settings = Settings.model_validate(
         {"bundle": str(bundle.resolve()), "base_model": str(directory.resolve()), "engine": engine}
     )
-    return _Subject(loaded, settings, shipped.PROMPT if template is None else shipped.QUESTION, template)
+    return Subject(loaded, settings, shipped.PROMPT if template is None else shipped.QUESTION, template)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class _Result:
 class _Run:
     """Sends one prompt under each variant, and shows the progress."""
 
-    def __init__(self, client: Client, subject: _Subject, prompt: str, sampling: dict[str, Any], out: Console) -> None:
+    def __init__(self, client: Client, subject: Subject, prompt: str, sampling: dict[str, Any], out: Console) -> None:
         from tokenizers import Tokenizer
 
         self._client = client
@@ -229,9 +229,12 @@ class _Run:
         self._out.print()
         self._out.rule(f" {name} ", align="left", style="dim")
         strongest = self._bundle.variants[name].strongest_attack
-        recovers = (
-            f"; the best attack of the audit recovers {strongest['success']:.1%} of the tokens" if strongest else ""
-        )
+        recovers = ""
+        if strongest:
+            recovers = (
+                f"; the strongest attack that was measured, {strongest['attack']}, "
+                f"recovers {strongest['success']:.1%} of the tokens"
+            )
         self._out.print(f"epsilon {epsilon:.2f} a token at delta {DELTA:g}, exact{recovers}")
         self._out.print(f"The server's best simple guess, {guess.right} of {guess.tokens} tokens right, in [brackets]:")
         self._out.print(guess.styled())

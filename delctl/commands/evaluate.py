@@ -40,7 +40,13 @@ if TYPE_CHECKING:
     help="Evaluate the variants for chat instead, on the last lines of the file that they have learned from.",
 )
 @click.option("--variant", "variants", multiple=True, help="Of these variants only; repeat for several.")
-@click.option("--passages", default=256, show_default=True, type=click.IntRange(2), help="Passages that are read.")
+@click.option(
+    "--passages",
+    default=256,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Passages or conversations that are read.",
+)
 @click.option(
     "--written", default=64, show_default=True, type=click.IntRange(2), help="Of these, how many are continued."
 )
@@ -74,7 +80,7 @@ def evaluate(
     from del_core.bundle import load_bundle
 
     model = model_of(bundle, model)
-    if sizes["written"] > sizes["passages"]:
+    if chat is None and sizes["written"] > sizes["passages"]:
         raise click.BadParameter(
             f"{sizes['written']} is more than the {sizes['passages']} of --passages", param_hint="--written"
         )
@@ -99,7 +105,7 @@ def evaluate(
 
     if text is None:
         assert chat is not None
-        _chat(loaded, model, chat, variants, as_json, report)
+        _chat(loaded, model, chat, sizes["passages"], variants, as_json, report)
         return
     content = read_texts([text])[0]
     lm = load_base_lm(model)
@@ -146,6 +152,7 @@ def _chat(
     bundle: Bundle,
     model: Path,
     chat: Path,
+    most: int,
     variants: tuple[str, ...],
     as_json: bool,
     report: Callable[[str], None],
@@ -159,7 +166,7 @@ def _chat(
     from del_core.training.examples import Conversations
 
     lm = load_base_lm(model)
-    conversations = Conversations.read(chat, Tokenizer.from_str(lm.tokenizer_json.decode())).test
+    conversations = Conversations.read(chat, Tokenizer.from_str(lm.tokenizer_json.decode())).test[:most]
     result = evaluate_chat(bundle, lm, conversations, variants=variants, report=report)
     if as_json:
         click.echo(json.dumps(records.to_json(result), ensure_ascii=False, indent=2))

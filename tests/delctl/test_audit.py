@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -248,3 +249,29 @@ def test_another_evaluation_is_refused(
     path.write_text(content, encoding="utf-8")
     assert _audit(tiny, text, tmp_path / "report", "--evaluation", str(path)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_variants_of_equal_noise_are_attacked_once(
+    tiny: Tiny, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("decoder", "soft-prompt"):
+        source = tiny.bundle / "server" / f"{kind}-open.safetensors"
+        shutil.copyfile(source, source.with_name(f"{kind}-chat.safetensors"))
+
+    def add_chat(value: dict[str, Any]) -> None:
+        (opened,) = (one for one in value["variants"] if one["name"] == "open")
+        value["variants"].append({**opened, "name": "chat", "task": "chat"})
+        server = value["server"]
+        for kind in ("decoder", "soft-prompt"):
+            server["files"][f"{kind}-chat.safetensors"] = server["files"][f"{kind}-open.safetensors"]
+        server["variants"]["chat"] = server["variants"]["open"]
+
+    reseal(tiny.bundle, add_chat)
+    assert _audit(tiny, text, tmp_path / "report", "--quick", "--update") == 0
+    shown = capsys.readouterr().err
+    assert "open: attacking" in shown
+    assert "chat: attacking" not in shown
+    found = json.loads((tmp_path / "report" / "audit.json").read_text(encoding="utf-8"))["variants"]
+    assert found["chat"]["attacks"] == found["open"]["attacks"] != found["strict"]["attacks"]
+    audits = {name: variant.audit for name, variant in load_bundle(tiny.bundle).variants.items()}
+    assert audits["chat"]["strongest_attack"] == audits["open"]["strongest_attack"]

