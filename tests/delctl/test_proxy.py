@@ -189,8 +189,3 @@ def test_options_are_checked(
     monkeypatch.delenv("DEL_PROXY_KEY", raising=False)
     assert main.run(["proxy", "--server", server.url, "--port", "0", *options]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
-
-
-def test_a_server_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.run(["proxy", "--server", "http://127.0.0.1:9", "--port", "0", "--quiet"]) == 1
-    assert "delctl: http://127.0.0.1:9/v1/bundle: " in capsys.readouterr().err
