@@ -49,7 +49,8 @@ def test_an_unknown_option_is_refused_by_name(kind: type[Client] | type[AsyncCli
 
 def test_with_options_changes_calls_only() -> None:
     fixed = set(ClientOptions.__annotations__) - set(CallOptions.__annotations__)
-    assert fixed == {"api_key", "cache_dir", "bundle", "fingerprint", "ledger", "http2"}
+    connection = {"api_key", "cache_dir", "bundle", "fingerprint", "ledger", "http2"}
+    assert fixed == connection | {"accept", "allow_http", "trust", "trusted_keys"}
 
 
 @pytest.mark.parametrize(
