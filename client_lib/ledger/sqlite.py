@@ -30,6 +30,7 @@ from client_lib.ledger.store import Account, Entry
 
 _VERSION = 1
 _OWNER_ONLY = 0o600
+_IN_MEMORY = ":memory:"  # SQLite's name
 _BESIDE = ("-wal", "-shm")  # SQLite's write-ahead log and its index; they exist while a connection is open
 # The column "ratio" holds a noise level: an integer, or text for a mechanism that is not binomial.
 _SCHEMA = """
@@ -47,6 +48,7 @@ CREATE TABLE draws (
 class SQLiteStore:
     """A :class:`client_lib.ledger.LedgerStore` in the file ``path``, created if missing.
 
+    The path ``:memory:`` is no file: its spending ends with the process, as for a test.
     ``busy_timeout`` is in seconds. ``erase`` also overwrites deleted data in the file.
 
     Raises:
@@ -116,16 +118,19 @@ class SQLiteStore:
         if self._closed:
             raise LedgerUnavailableError(f"ledger: {self.path} has been closed")
         if self._connection is None:
-            _restrict(self.path)
-            before = self._opened.get(self.path) or _identity(self.path)
+            in_memory = str(self.path) == _IN_MEMORY
+            if not in_memory:
+                _restrict(self.path)
+                before = self._opened.get(self.path) or _identity(self.path)
             connection = sqlite3.connect(
                 self.path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
             )
             try:
                 _prepare(connection, self.path)
-                beside = [self.path.with_name(self.path.name + suffix) for suffix in _BESIDE]
-                self._opened = {self.path: before, **{path: _identity(path) for path in beside}}
-                self._check_files()
+                if not in_memory:
+                    beside = [self.path.with_name(self.path.name + suffix) for suffix in _BESIDE]
+                    self._opened = {self.path: before, **{path: _identity(path) for path in beside}}
+                    self._check_files()
             except BaseException:
                 connection.close()
                 raise

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from client_lib.prompts.spans import CLEAR
 from delctl.guess import Guess, guess_tokens
 from delctl.known_models import fetch_model
 from delctl.local import PROXY_WORDS, running_server
@@ -198,6 +197,8 @@ class _Run:
     def clear(self) -> str:
         """Show the prompt, and generate from it as public text, under the variant ``clear``."""
         from rich.text import Text
+
+        from client_lib.prompts.spans import CLEAR
 
         self._out.print(f"\nThe prompt, {len(self._token_ids)} tokens:")
         self._out.print(Text(printable(self._prompt), style="bold"))

@@ -91,7 +91,6 @@ def test_requests_carry_nothing_but_the_frame(connect: Connect, server: Scripted
         "idempotency-key",
         "accept-encoding",
         "authorization",
-        "connection",
         "content-length",
         "content-type",
         "user-agent",
