@@ -408,6 +408,10 @@ def _model(value: object, where: str) -> None:
     _part(value, where, kinds=_MODELS)
     if isinstance(value, dict) and value["type"] == "BPE":
         _check_merges(value, where)
+    if isinstance(value, dict) and value["type"] in ("WordPiece", "WordLevel"):
+        unknown, vocab = value.get("unk_token"), value.get("vocab")
+        if not isinstance(vocab, dict) or unknown not in vocab:  # else a word may end in an error of the library
+            raise strict.invalid(f"{where}.unk_token", f"must be in the vocabulary, got {strict.shown(unknown)}")
 
 
 _ADDED_TOKEN: Final[Mapping[str, _Check]] = {

@@ -28,10 +28,12 @@ def test_threads_share_a_client(server: ScriptedServer, tmp_path: Path) -> None:
             texts = []
             for _ in range(5):
                 if number % 2:
-                    texts.append(client.complete(SECRET * 5, variant="open", max_tokens=8).text)
+                    texts.append(client.complete(SECRET * 5, variant="open", max_tokens=8, fresh=True).text)
                 else:
                     texts.append(
-                        "".join(chunk.text for chunk in client.stream(SECRET * 5, variant="open", max_tokens=8))
+                        "".join(
+                            chunk.text for chunk in client.stream(SECRET * 5, variant="open", max_tokens=8, fresh=True)
+                        )
                     )
             return texts
 
@@ -47,8 +49,10 @@ async def test_tasks_share_a_client(server: ScriptedServer, tmp_path: Path) -> N
 
         async def use(number: int) -> str:
             if number % 2:
-                return (await client.complete(SECRET * 5, variant="open", max_tokens=8)).text
-            return "".join([chunk.text async for chunk in client.stream(SECRET * 5, variant="open", max_tokens=8)])
+                return (await client.complete(SECRET * 5, variant="open", max_tokens=8, fresh=True)).text
+            return "".join(
+                [chunk.text async for chunk in client.stream(SECRET * 5, variant="open", max_tokens=8, fresh=True)]
+            )
 
         texts = await asyncio.gather(*(use(number) for number in range(4 * USERS)))
     assert set(texts) == {expected_text(expected_tokens(8))}

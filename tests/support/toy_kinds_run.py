@@ -112,7 +112,7 @@ def main(work: Path) -> None:
     call(
         "train", "soft-prompt", *source, "--projection", projection, "--out", trained, "--name", "played",
         "--mu", 20, "--decoder", "toy", "--rows", 0, *short,
-        "--steps", 20, "--learning-rate", 0.1,
+        "--steps", 60, "--learning-rate", 0.1,
     )  # fmt: skip
     call("bundle", "--model", model, "--projection", projection, "--variant", trained, "--out", work / "one")
     bundle = add_toy_mechanism(load_bundle(work / "one"), bundle_path)

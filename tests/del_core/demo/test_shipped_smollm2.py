@@ -46,6 +46,16 @@ def test_the_committed_figures_are_of_this_bundle(bundle):
         assert audit == dict(bundle.variants[name].audit)
 
 
+@pytest.mark.parametrize("level", _LEVELS)
+def test_the_readme_quotes_the_manifest(bundle, level):
+    readme = (_ROOT / "README.md").read_text(encoding="utf-8")
+    (row,) = (line for line in readme.splitlines() if line.startswith(f"| {level} |"))
+    variant = bundle.variants[level]
+    *_, attacked, cost = (cell.strip() for cell in row.strip("|").split("|"))
+    assert attacked == f"{100 * variant.audit['map']['success']:.1f} %"
+    assert cost == f"{variant.guarantees.epsilon:.0f}"
+
+
 def test_the_template_ends_a_turn_with_one_token(bundle):
     tokenizer = Tokenizer.from_file(str(bundle.client.tokenizer_path))
     assert len(tokenizer.encode("<|im_end|>", add_special_tokens=False).ids) == 1
