@@ -118,8 +118,8 @@ class SQLiteStore:
         if self._closed:
             raise LedgerUnavailableError(f"ledger: {self.path} has been closed")
         if self._connection is None:
-            in_memory = str(self.path) == _IN_MEMORY
-            if not in_memory:
+            before = None
+            if str(self.path) != _IN_MEMORY:
                 _restrict(self.path)
                 before = self._opened.get(self.path) or _identity(self.path)
             connection = sqlite3.connect(
@@ -127,7 +127,7 @@ class SQLiteStore:
             )
             try:
                 _prepare(connection, self.path)
-                if not in_memory:
+                if before is not None:
                     beside = [self.path.with_name(self.path.name + suffix) for suffix in _BESIDE]
                     self._opened = {self.path: before, **{path: _identity(path) for path in beside}}
                     self._check_files()
