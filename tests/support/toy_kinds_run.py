@@ -112,7 +112,7 @@ def main(work: Path) -> None:
     call(
         "train", "soft-prompt", *source, "--projection", projection, "--out", trained, "--name", "played",
         "--mu", 20, "--decoder", "toy", "--rows", 0, *short,
-        "--steps", 60, "--learning-rate", 0.1,
+        "--steps", 20, "--learning-rate", 0.1,
     )  # fmt: skip
     call("bundle", "--model", model, "--projection", projection, "--variant", trained, "--out", work / "one")
     bundle = add_toy_mechanism(load_bundle(work / "one"), bundle_path)
@@ -131,8 +131,9 @@ def main(work: Path) -> None:
     tensors, (counts, rows) = bundle.decoder("spun"), serve_one(bundle, model, "spun")
     expected = counts / np.float32(7.0) * tensors["gain"] @ tensors["weight"].T + tensors["bias"]
     differences.append(float(np.abs(rows - expected).max()))
+    state = torch.load(trained / "checkpoints" / "played.checkpoint", weights_only=True)
     found = {
-        "gain": float(tensors["gain"][0]),
+        "gain": float(state["parameters"]["gain"][0]),  # at the last step, whichever was the best
         "multiplications": [bundle.decoder_multiplications(name) for name in bundle.variants],
         "differences": differences,
     }
