@@ -6,8 +6,12 @@ import os
 import secrets
 import socket
 
-FREE_PORTS = range(31_000, 32_768)
-"""Above HAProxy's blocks (:mod:`cluster.local.proxy`), below the ports of outgoing connections."""
+NODE_PORTS = range(31_000, 31_600)
+FREE_PORTS = range(31_600, 32_768)
+"""Above HAProxy's blocks (:mod:`cluster.local.proxy`), below the ports of outgoing connections.
+
+A node chooses its ports while others are chosen but not listened on, so the two do not overlap.
+"""
 
 
 def port_is_free(port: int) -> bool:
@@ -39,10 +43,10 @@ def free_ports(count: int) -> list[int]:
     Nodes that start at the same time choose before they listen, so chance would let some of them
     choose the same.
     """
-    blocks = len(FREE_PORTS) // count
+    blocks = len(NODE_PORTS) // count
     for offset in range(blocks):
-        first = FREE_PORTS.start + count * ((os.getpid() + offset) % blocks)
+        first = NODE_PORTS.start + count * ((os.getpid() + offset) % blocks)
         ports = list(range(first, first + count))
         if all(map(port_is_free, ports)):
             return ports
-    raise OSError(f"{count} ports in a row from {FREE_PORTS.start} to {FREE_PORTS.stop - 1} must be free, got none")
+    raise OSError(f"{count} ports in a row from {NODE_PORTS.start} to {NODE_PORTS.stop - 1} must be free, got none")
