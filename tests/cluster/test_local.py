@@ -23,7 +23,7 @@ import pytest
 
 from cluster.local import LocalServer, LocalServerError, free_port, processes, start_local
 from cluster.local.channel import SupervisorOptions
-from cluster.local.ports import FREE_PORTS
+from cluster.local.ports import NODE_PORTS
 from cluster.local.proxy import haproxy_binary
 from del_core.errors import BundleError
 from deployments.service.base_model import BaseModelError
@@ -291,7 +291,7 @@ def test_processes_that_start_at_the_same_time_choose_other_ports() -> None:
     ]
     ports = [int(port) for process in started for port in process.communicate(timeout=STARTED_WITHIN_S)[0].split()]
     assert len(set(ports)) == len(ports) == 20
-    assert set(ports) <= set(FREE_PORTS)
+    assert set(ports) <= set(NODE_PORTS)
 
 
 def test_a_free_port_is_none_that_an_outgoing_connection_takes() -> None:
