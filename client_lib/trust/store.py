@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeAlias
 from client_lib._validation import NO_JSON, must_be, parse_json
 from client_lib.errors import TrustUnavailableError
 from client_lib.trust.record import TrustRecord
+from del_core.bundle.files import user_config_dir
 from del_core.net.fork import renewed_after_fork
 
 _VERSION = 1
@@ -138,13 +139,7 @@ def default_trust_file(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     chosen = cache_dir or os.environ.get("DEL_CONFIG_DIR") or os.environ.get("DEL_CACHE_DIR")
     if chosen:
         return Path(chosen) / "trust.json"
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
-    else:
-        base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return base / "del-serve" / "trust.json"
+    return user_config_dir() / "trust.json"
 
 
 def _apply(records: dict[str, TrustRecord], server: str, change: Update) -> None:

@@ -22,12 +22,23 @@ def user_cache_dir() -> Path:
     """Return ``$DEL_CACHE_DIR``, or ``del-serve`` in the user's cache directory."""
     if chosen := os.environ.get("DEL_CACHE_DIR"):
         return Path(chosen)
+    return _user_directory("Caches", "LOCALAPPDATA", "Local", "XDG_CACHE_HOME", ".cache")
+
+
+def user_config_dir() -> Path:
+    """Return ``del-serve`` in the user's configuration directory."""
+    return _user_directory("Application Support", "APPDATA", "Roaming", "XDG_CONFIG_HOME", ".config")
+
+
+def _user_directory(library: str, windows: str, app_data: str, unix: str, hidden: str) -> Path:
+    """Return the program's directory, by the name below Library, the variable and name on Windows,
+    and the variable and name elsewhere."""
     if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
+        base = Path.home() / "Library" / library
     elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        base = Path(os.environ.get(windows) or Path.home() / "AppData" / app_data)
     else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        base = Path(os.environ.get(unix) or Path.home() / hidden)
     return base / "del-serve"
 
 

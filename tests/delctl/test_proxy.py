@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +18,10 @@ import pytest
 from del_core import accounting
 from delctl import main
 from tests.support.bundle import make_bundle
+from tests.support.proxy_command import running_proxy
 from tests.support.redis_server import RedisServer
 from tests.support.scripted_server import Received, ScriptedServer, expected_text, expected_tokens, stream_events
 
-DELCTL = [sys.executable, "-m", "delctl.main"]
 MESSAGES = [{"role": "user", "content": "heliotrope"}]
 
 
@@ -31,29 +29,6 @@ MESSAGES = [{"role": "user", "content": "heliotrope"}]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptedServer]:
     with ScriptedServer(make_bundle(tmp_path_factory.mktemp("bundle") / "bundle")).running() as running:
         yield running
-
-
-@contextlib.contextmanager
-def running_proxy(server: ScriptedServer, cache: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run the command; yield it and its URL, and terminate it at the end."""
-    command = [*DELCTL, "proxy", "--server", server.url, "--port", "0", *options]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "DEL_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"},
-        # A shell that starts this suite in the background has it ignore SIGINT, and children would
-        # inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        assert process.stdout is not None
-        try:
-            url = process.stdout.readline().strip()
-            assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url), process.communicate(timeout=30)
-            yield process, url
-        finally:
-            process.terminate()
 
 
 def rest_of(process: subprocess.Popen[str]) -> tuple[str, str]:
@@ -66,7 +41,7 @@ def rest_of(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def test_a_chat_until_ctrl_c(server: ScriptedServer, tmp_path: Path) -> None:
-    with running_proxy(server, tmp_path, "--alias", "gpt-4o=strict") as (process, url):
+    with running_proxy(server.url, tmp_path, "--alias", "gpt-4o=strict") as (process, url):
         with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as api:
             answer = api.chat.completions.create(model="gpt-4o", messages=MESSAGES, max_tokens=4)
             assert answer.choices[0].message.content == expected_text(expected_tokens(4))
@@ -94,7 +69,7 @@ def test_sigterm_lets_answers_end_and_takes_no_more(server: ScriptedServer, tmp_
         writer.close()
 
     server.script.append(in_two_parts)
-    with running_proxy(server, tmp_path, "--quiet") as (process, url):
+    with running_proxy(server.url, tmp_path, "--quiet") as (process, url):
         with openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as api:
             stream = api.chat.completions.create(model="open", messages=MESSAGES, max_tokens=8, stream=True)
             texts = [next(stream).choices[0].delta.content or "" for _ in range(2)]
@@ -123,7 +98,7 @@ def check_policy_and_budget(server: ScriptedServer, tmp_path: Path, place: str) 
     options = ["--max-epsilon-per-token", str(limit), "--ledger", place]
     options += ["--budget-epsilon", str(budget), "--quiet"]
     before = len(server.frames)
-    with running_proxy(server, tmp_path, *options) as (process, url):
+    with running_proxy(server.url, tmp_path, *options) as (process, url):
         refused = _complete(url, "open", "alice")
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "policy_violation")
         answers = [_complete(url, "strict", "alice", 0)]
@@ -137,7 +112,7 @@ def check_policy_and_budget(server: ScriptedServer, tmp_path: Path, place: str) 
     assert (answers[-1].status_code, answers[-1].json()["error"]["code"]) == (429, "budget_exceeded")
     assert 0 < int(answers[-1].headers["retry-after"]) <= (30 * 24 + 1) * 3600  # to the end of its hour
     assert len(server.frames) - before == len(answers) - 1
-    with running_proxy(server, tmp_path, *options) as (_, url):  # what was spent is still spent
+    with running_proxy(server.url, tmp_path, *options) as (_, url):  # what was spent is still spent
         assert _complete(url, "strict", "alice").status_code == 429
         assert _complete(url, "strict", "bob").status_code == 200
 

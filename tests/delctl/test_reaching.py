@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +17,9 @@ import pytest
 
 from delctl.main import run
 from tests.support.bundle import make_bundle
+from tests.support.proxy_command import running_proxy
 from tests.support.relay import Relay
 from tests.support.scripted_server import ScriptedServer
-
-DELCTL = [sys.executable, "-m", "delctl.main"]
 
 
 @pytest.fixture
@@ -46,32 +42,13 @@ def test_ask_says_that_it_retries_and_how_to_start_a_server(
     assert "`delctl serve`" in said[1]
 
 
-@contextlib.contextmanager
-def proxy_to(url: str, cache: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    with subprocess.Popen(
-        [*DELCTL, "proxy", "--server", url, "--port", "0", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "DEL_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        assert process.stdout is not None
-        try:
-            own = process.stdout.readline().strip()
-            assert re.fullmatch(r"http://127\.0\.0\.1:\d+", own), process.communicate(timeout=30)
-            yield process, own
-        finally:
-            process.terminate()
-
-
 def test_a_proxy_starts_before_its_server(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     with ScriptedServer(bundle).running() as server, contextlib.ExitStack() as stack:
         port = int(server.url.rpartition(":")[2])
         relay = stack.enter_context(Relay(port, random.Random(1)).running())
         relay.kill()
-        process, own = stack.enter_context(proxy_to(relay.url, tmp_path / "cache"))
+        process, own = stack.enter_context(running_proxy(relay.url, tmp_path / "cache"))
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(2)]
         assert "cannot be reached yet" in lines[-1]
@@ -105,7 +82,7 @@ def test_a_wrong_option_ends_a_proxy_that_has_waited(tmp_path: Path) -> None:
     with ScriptedServer(make_bundle(tmp_path / "bundle")).running() as server, contextlib.ExitStack() as stack:
         relay = stack.enter_context(Relay(int(server.url.rpartition(":")[2]), random.Random(1)).running())
         relay.kill()
-        process, _ = stack.enter_context(proxy_to(relay.url, tmp_path / "cache", "--variant", "nonsense"))
+        process, _ = stack.enter_context(running_proxy(relay.url, tmp_path / "cache", "--variant", "nonsense"))
         relay.revive()
         _, said = process.communicate(timeout=60)
     assert process.returncode == 2

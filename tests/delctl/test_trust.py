@@ -3,85 +3,69 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from del_core.bundle import ClientBundle
 from delctl.main import run
 from tests.support.bundle import make_bundle
 from tests.support.malicious import corners
 from tests.support.scripted_server import ScriptedServer
 
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> ClientBundle:
-    return make_bundle(tmp_path_factory.mktemp("trust") / "bundle")
-
-
-@pytest.fixture
-def server(bundle: ClientBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
-    with ScriptedServer(bundle).running() as running:
-        monkeypatch.setenv("DEL_CACHE_DIR", str(tmp_path / "cache"))
-        monkeypatch.setenv("DEL_URL", running.url)
-        yield running
-
-
 ASK = ["ask", "the quick brown fox", "--variant", "strict", "--quiet"]
 
 
 def test_ask_refuses_another_bundle_until_it_is_accepted(
-    server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scripted: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["trust", "show"]) == 0
     assert "Nothing has been accepted." in capsys.readouterr().out
     assert run(ASK) == 0
-    server.bundle = make_bundle(tmp_path / "other", table_seed=2)
+    scripted.bundle = make_bundle(tmp_path / "other", table_seed=2)
     capsys.readouterr()
     assert run(ASK) == 2
     refused = capsys.readouterr().err
-    assert f"delctl trust accept {server.url}" in refused
+    assert f"delctl trust accept {scripted.url}" in refused
     assert "the SHA-256 of the table must be" in refused
-    sent = len(server.frames)
-    assert run(["trust", "accept", server.url, "--fingerprint", "0" * 64, "--yes"]) == 1
-    assert run(["trust", "accept", server.url, "--yes"]) == 0
+    sent = len(scripted.frames)
+    assert run(["trust", "accept", scripted.url, "--fingerprint", "0" * 64, "--yes"]) == 1
+    assert run(["trust", "accept", scripted.url, "--yes"]) == 0
     said = capsys.readouterr().out
     assert "Changed since" in said
-    assert f"accepted {server.bundle.fingerprint}" in said
-    assert len(server.frames) == sent
+    assert f"accepted {scripted.bundle.fingerprint}" in said
+    assert len(scripted.frames) == sent
     assert run(ASK) == 0
     capsys.readouterr()
-    assert run(["trust", "show", server.url, "--json"]) == 0
+    assert run(["trust", "show", scripted.url, "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out).values()
-    assert record["fingerprint"] == server.bundle.fingerprint
+    assert record["fingerprint"] == scripted.bundle.fingerprint
 
 
 def test_forgetting_makes_the_next_offer_a_first_one(
-    server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scripted: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(ASK) == 0
-    server.bundle = make_bundle(tmp_path / "other", table_seed=2)
+    scripted.bundle = make_bundle(tmp_path / "other", table_seed=2)
     assert run(ASK) == 2
-    assert run(["trust", "forget", server.url]) == 0
-    assert run(["trust", "forget", server.url]) == 2
+    assert run(["trust", "forget", scripted.url]) == 0
+    assert run(["trust", "forget", scripted.url]) == 2
     assert "must be a server with a record" in capsys.readouterr().err
     assert run(ASK) == 0
 
 
-def test_one_call_may_accept(server: ScriptedServer, tmp_path: Path) -> None:
+def test_one_call_may_accept(scripted: ScriptedServer, tmp_path: Path) -> None:
     assert run(ASK) == 0
-    server.bundle = make_bundle(tmp_path / "other", table_seed=2)
+    scripted.bundle = make_bundle(tmp_path / "other", table_seed=2)
     assert run([*ASK, "--accept", "0" * 64]) == 2
-    assert run([*ASK, "--accept", server.bundle.fingerprint]) == 0
+    assert run([*ASK, "--accept", scripted.bundle.fingerprint]) == 0
     assert run([*ASK, "--fingerprint", "0" * 64]) != 0
-    assert run([*ASK, "--fingerprint", server.bundle.fingerprint]) == 0
+    assert run([*ASK, "--fingerprint", scripted.bundle.fingerprint]) == 0
 
 
 def test_no_noise_needs_a_higher_limit(
-    server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scripted: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.bundle = corners(tmp_path / "corners")
+    scripted.bundle = corners(tmp_path / "corners")
     assert run(ASK) != 0
     assert "at most 350" in capsys.readouterr().err
     assert run([*ASK, "--max-epsilon-per-token", "1e6"]) == 0
@@ -95,17 +79,17 @@ def test_plain_http_needs_a_word(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("change", ["table", "ceiling", "fingerprint"])
 def test_the_proxy_does_not_start_on_a_refused_bundle(
-    server: ScriptedServer, tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+    scripted: ScriptedServer, tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(ASK) == 0
-    options = ["proxy", "--server", server.url, "--port", "0"]
+    options = ["proxy", "--server", scripted.url, "--port", "0"]
     if change == "fingerprint":
         options += ["--fingerprint", "0" * 64]
     elif change == "table":
-        server.bundle = make_bundle(tmp_path / "other", table_seed=2)
+        scripted.bundle = make_bundle(tmp_path / "other", table_seed=2)
     else:
-        server.bundle = corners(tmp_path / "corners")
-        options += ["--accept", server.bundle.fingerprint]
+        scripted.bundle = corners(tmp_path / "corners")
+        options += ["--accept", scripted.bundle.fingerprint]
     assert run(options) != 0
     words = {"table": "delctl trust accept", "ceiling": "at most 350", "fingerprint": "0" * 64}
     assert words[change] in capsys.readouterr().err

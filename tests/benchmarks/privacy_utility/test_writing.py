@@ -3,48 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from tokenizers import Tokenizer
 
 from benchmarks.privacy_utility.command import corpus_of
 from benchmarks.privacy_utility.writing import RoundedModel, mean_coherence, sampled, sampled_texts
 from del_core.audit.similarity import SentenceSimilarity
-from del_core.demo import model_path
 from del_core.evaluation.measure import coherence, passage_nll
 from del_core.evaluation.view import ClearPrompt
-from del_core.lm.model import load_base_lm
-from del_core.lm.text import TokenWindows, tokenize
+from del_core.lm.text import TokenWindows
+from tests.support.demo_passages import PROMPT, lm, tokenizer, windows
 
-_PROMPT, _CONTINUATION = 48, 16
-
-
-@pytest.fixture(scope="module")
-def lm():
-    """The shipped model."""
-    return load_base_lm(model_path())
-
-
-@pytest.fixture(scope="module")
-def tokenizer(lm):
-    """Its tokenizer."""
-    return Tokenizer.from_str(lm.tokenizer_json.decode())
-
-
-@pytest.fixture(scope="module")
-def windows(tokenizer):
-    """Passages that the model was not trained on."""
-    text = (Path(__file__).parents[3] / "examples/demo_model/held_out.txt").read_text(encoding="utf-8")
-    return TokenWindows(tokenize(tokenizer, [text]), _PROMPT + _CONTINUATION, 0).first(40)
+__all__ = ["lm", "tokenizer", "windows"]  # fixtures
 
 
 def test_rough_arithmetic_is_close(lm, windows):
     exact, rough = (
-        passage_nll(one, ClearPrompt(lm.embeddings), windows, _PROMPT, seed=1)
+        passage_nll(one, ClearPrompt(lm.embeddings), windows, PROMPT, seed=1)
         for one in (lm, replace(lm, model=RoundedModel(lm.model)))
     )
     assert not np.array_equal(exact, rough)
@@ -80,7 +58,7 @@ def test_samples_are_draws_of_the_model(lm, windows):
 
 def test_samples_of_a_passage_differ_and_are_of_the_seed(lm, tokenizer, windows):
     def drawn(seed: int) -> list[str]:
-        view, prompts = ClearPrompt(lm.embeddings), windows[:3, :_PROMPT]
+        view, prompts = ClearPrompt(lm.embeddings), windows[:3, :PROMPT]
         return sampled_texts(lm, view, tokenizer, prompts, 12, seed, 4)
 
     assert drawn(1) == drawn(1) != drawn(2)

@@ -2,58 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
 
 from benchmarks.privacy_utility.baselines import Finish, GaussianNoise
 from del_core.audit.similarity import SentenceSimilarity
-from del_core.demo import model_path
 from del_core.evaluation.measure import coherence, continuations, decode_texts, passage_nll, written_texts
 from del_core.evaluation.view import ClearPrompt, NoPrompt
-from del_core.lm.model import load_base_lm
 from del_core.lm.perplexity import evaluate_perplexity
-from del_core.lm.text import TokenWindows, tokenize
+from tests.support.demo_passages import CONTINUATION, PROMPT, lm, tokenizer, windows
 
-_PROMPT, _CONTINUATION = 48, 16
-
-
-@pytest.fixture(scope="module")
-def lm():
-    """The shipped model."""
-    return load_base_lm(model_path())
-
-
-@pytest.fixture(scope="module")
-def tokenizer(lm):
-    """Its tokenizer."""
-    return Tokenizer.from_str(lm.tokenizer_json.decode())
-
-
-@pytest.fixture(scope="module")
-def windows(tokenizer):
-    """Forty passages that the model was not trained on."""
-    text = (Path(__file__).parents[3] / "examples/demo_model/held_out.txt").read_text(encoding="utf-8")
-    return TokenWindows(tokenize(tokenizer, [text]), _PROMPT + _CONTINUATION, 0).first(40)
+__all__ = ["lm", "tokenizer", "windows"]  # fixtures
 
 
 def test_likelihood_is_the_models_own(lm, windows):
-    nll = passage_nll(lm, ClearPrompt(lm.embeddings), windows, _PROMPT, seed=0)
+    nll = passage_nll(lm, ClearPrompt(lm.embeddings), windows, PROMPT, seed=0)
     with torch.no_grad():
-        log_probabilities = lm.model(windows).logits.log_softmax(-1)[:, _PROMPT - 1 : -1]
-    expected = -log_probabilities.gather(2, windows[:, _PROMPT:, None])[..., 0].mean(1)
+        log_probabilities = lm.model(windows).logits.log_softmax(-1)[:, PROMPT - 1 : -1]
+    expected = -log_probabilities.gather(2, windows[:, PROMPT:, None])[..., 0].mean(1)
     np.testing.assert_allclose(nll, expected.numpy(), atol=2e-5)
     assert np.exp(nll.mean()) == pytest.approx(
-        evaluate_perplexity(lm.model, windows, _PROMPT, lambda tokens: lm.embeddings[tokens]), rel=1e-5
+        evaluate_perplexity(lm.model, windows, PROMPT, lambda tokens: lm.embeddings[tokens]), rel=1e-5
     )
 
 
 def test_prompts_help_and_noise_hurts(lm, windows):
     def mean(view) -> float:
-        return float(passage_nll(lm, view, windows, _PROMPT, seed=0).mean())
+        return float(passage_nll(lm, view, windows, PROMPT, seed=0).mean())
 
     typical = float(lm.embeddings.norm(dim=1).median())
     noisy = [
@@ -66,13 +42,13 @@ def test_prompts_help_and_noise_hurts(lm, windows):
 
 def test_noise_is_of_the_seed(lm, windows):
     view = GaussianNoise(lm.embeddings, 20.0, Finish())
-    first, again, other = (passage_nll(lm, view, windows, _PROMPT, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (passage_nll(lm, view, windows, PROMPT, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
 def test_greedy_writing_is_that_of_transformers(lm, windows):
-    embedded = lm.embeddings[windows[:6, :_PROMPT]]
+    embedded = lm.embeddings[windows[:6, :PROMPT]]
     written = continuations(lm.model, embedded, 12)
     expected = lm.model.generate(
         inputs_embeds=embedded,
@@ -87,15 +63,15 @@ def test_greedy_writing_is_that_of_transformers(lm, windows):
 def test_texts_are_the_decoded_greedy_continuations(tokenizer, lm, windows):
     ids = torch.tensor([[40, 41, 0, 42], [40, 41, 42, 43]])
     assert decode_texts(tokenizer, ids) == [tokenizer.decode(row) for row in ids.tolist()]
-    texts = written_texts(lm, ClearPrompt(lm.embeddings), tokenizer, windows[:3, :_PROMPT], 12, seed=0)
-    assert texts == decode_texts(tokenizer, continuations(lm.model, lm.embeddings[windows[:3, :_PROMPT]], 12))
+    texts = written_texts(lm, ClearPrompt(lm.embeddings), tokenizer, windows[:3, :PROMPT], 12, seed=0)
+    assert texts == decode_texts(tokenizer, continuations(lm.model, lm.embeddings[windows[:3, :PROMPT]], 12))
 
 
 def test_scores_rank_the_clear_prompt_over_none(lm, tokenizer, windows):
-    prompts = windows[:, :_PROMPT]
-    true = decode_texts(tokenizer, windows[:, _PROMPT:])
-    clear = written_texts(lm, ClearPrompt(lm.embeddings), tokenizer, prompts, _CONTINUATION, seed=0)
-    blind = written_texts(lm, NoPrompt(lm.embeddings, 0), tokenizer, prompts, _CONTINUATION, seed=0)
+    prompts = windows[:, :PROMPT]
+    true = decode_texts(tokenizer, windows[:, PROMPT:])
+    clear = written_texts(lm, ClearPrompt(lm.embeddings), tokenizer, prompts, CONTINUATION, seed=0)
+    blind = written_texts(lm, NoPrompt(lm.embeddings, 0), tokenizer, prompts, CONTINUATION, seed=0)
     similarity = SentenceSimilarity.installed()
     assert similarity is not None, "the extra `audit` is part of the test environment"
     of_clear, of_blind, of_true = (coherence(similarity, texts, true) for texts in (clear, blind, true))
