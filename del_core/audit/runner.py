@@ -52,7 +52,7 @@ from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle
 from del_core.lm.model import BaseLM
 from del_core.lm.text import TextError
-from del_core.mechanism import BinomialMechanism, TokenMechanism
+from del_core.mechanism import BinomialMechanism
 
 _RELEASES = (1, 4, 16)
 _EXAMPLES = 3
@@ -165,11 +165,15 @@ def audit_bundle(
     key = "-".join(map(str, what))
     variants: dict[str, VariantAudit] = {}
     carried = {} if results is None else results.load_carried(key)
-    released: dict[tuple[TokenMechanism, str | None], str] = {}
+    released: dict[tuple[object, ...], str] = {}
     for name, variant in bundle.variants.items():
-        # Counts of the same noise on the same table: attacks on them recover the same.
-        alike = released.setdefault((bundle.mechanism(name), variant.table), name)
-        found = variants.get(alike)
+        # What attacks recover and what is proven follows from the noise on a table, the linear
+        # decoder and delta; variants that share these differ in text quality only.
+        decoder = bundle.decoder(name)
+        linear = tuple(decoder[key].tobytes() if key in decoder else None for key in ("weight", "bias"))
+        same = (bundle.mechanism(name), variant.table, variant.guarantees.delta, linear)
+        alike = released.setdefault(same, name)
+        found = replace(variants[alike], seconds=0.0) if alike in variants else None
         if found is None and results is not None:
             found = results.load(name, key)
         if found is None:

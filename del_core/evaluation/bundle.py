@@ -155,9 +155,8 @@ def evaluate_bundle(
 
     clear = measured("clear prompt", ClearPrompt(lm.embeddings))
     rows = [row("clear prompt", clear)]
-    end = lm.model.config.eos_token_id
-    if lm.bos_token_id is not None or isinstance(end, int):
-        nothing = NoPrompt(lm.embeddings, end if lm.bos_token_id is None else None)
+    if lm.bos_token_id is not None or lm.end_tokens:
+        nothing = NoPrompt(lm.embeddings, lm.end_tokens[0] if lm.bos_token_id is None else None)
         rows.append(row("no prompt", measured("no prompt", nothing)))
     nll = {}
     for control in controls:

@@ -84,7 +84,6 @@ def evaluate_chat(
     chosen = variants or [name for name, variant in bundle.variants.items() if variant.task == CHAT]
     tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
     similarity = SentenceSimilarity.installed()
-    end = lm.model.config.eos_token_id
     given = [tokenizer.decode(list(one.answer)) for one in conversations]
 
     def nll(rows: Sequence[torch.Tensor]) -> npt.NDArray[np.float64]:
@@ -96,9 +95,9 @@ def evaluate_chat(
     report("clear prompt")
     clear = nll(prompts(None))
     rows = [ChatRow("clear prompt", len(given), perplexity_interval(clear), ratio_interval(clear, clear))]
-    if isinstance(end, int):
+    if lm.end_tokens:
         report("nothing of the private spans")
-        found = nll(prompts(NoPrompt(lm.embeddings, end)))
+        found = nll(prompts(NoPrompt(lm.embeddings, lm.end_tokens[0])))
         rows.append(ChatRow("no prompt", len(given), perplexity_interval(found), ratio_interval(found, clear)))
     for name in chosen:
         report(name)
@@ -157,5 +156,5 @@ def _answer_nll(lm: BaseLM, rows: torch.Tensor, one: Conversation) -> float:
 def _written(lm: BaseLM, tokenizer: Tokenizer, rows: torch.Tensor, tokens: int) -> str:
     """Return the greedy answer up to the end of the turn, as long as the given one at most."""
     ids = continuations(lm.model, rows[None], tokens)[0].tolist()
-    end = lm.model.config.eos_token_id
-    return str(tokenizer.decode(ids[: ids.index(end)] if end in ids else ids))
+    length = next((place for place, token in enumerate(ids) if token in lm.end_tokens), len(ids))
+    return str(tokenizer.decode(ids[:length]))

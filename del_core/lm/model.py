@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -45,6 +46,12 @@ class BaseLM:
             return layer.weight
         with torch.no_grad():
             return layer(torch.arange(layer.num_embeddings, device=layer.weight.device))
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The ids of the model's end-of-text tokens; instruct models often have several."""
+        end: Any = self.model.config.eos_token_id
+        return () if end is None else (end,) if isinstance(end, int) else tuple(end)
 
     def begin(self, rows: torch.Tensor) -> torch.Tensor:
         """Return prompts (N, T, b) behind the begin-of-text row, if the bundle's clients send one.

@@ -25,7 +25,7 @@ from del_core.audit.attacks.base import AttackSurface, recovery
 from del_core.audit.intervals import Rate
 from del_core.audit.records import FLAT, OMITTED, fields_from_json, fields_to_json
 from del_core.lm.device import products
-from del_core.lm.model import BaseLM, FrozenLM, ModelError
+from del_core.lm.model import BaseLM, FrozenLM
 from del_core.lm.noise import step_generator
 from del_core.mechanism.base import PROBABILITY_ONE, MechanismSpec
 from del_core.mechanism.categorical import CategoricalMechanism
@@ -33,7 +33,7 @@ from del_core.training.config import CodesConfig
 from del_core.training.examples import Conversations, Examples, Read
 from del_core.training.parallel import current_shard
 from del_core.training.projection import attacked_count, attacked_tokens
-from del_core.training.results import VARIANT_FILE, read_json, write_record
+from del_core.training.results import VARIANT_FILE, check_model, read_json, write_result
 from del_core.training.soft_prompt import (
     DECODER_FILE,
     SOFT_PROMPT_FILE,
@@ -291,7 +291,7 @@ def train_codes(
         save_arrays({"levels": codes.cpu().numpy().astype(np.uint8)}, output / CODES_FILE)
         save_arrays({"soft_prompt": rows.detach().cpu().numpy()}, output / SOFT_PROMPT_FILE)
         save_arrays({"codes": table.codes.detach().cpu().half().numpy()}, output / DECODER_FILE)
-        write_record(output, result)
+        write_result(output, result)
 
     current_shard().once(write)
     return result
@@ -315,10 +315,7 @@ def load_codes(directory: Path, lm: BaseLM) -> tuple[CodesResult, dict[str, np.n
     ModelError is raised if it is for another LM.
     """
     result = CodesResult.from_json(read_json(directory / VARIANT_FILE, "codes"))
-    if result.model_sha256 != lm.checksum:
-        raise ModelError(
-            f"model_sha256 of {directory} must be that of the given model, {lm.checksum}, got {result.model_sha256}"
-        )
+    check_model(directory, result.model_sha256, lm)
     arrays: dict[str, np.ndarray] = {}
     for file in (CODES_FILE, DECODER_FILE, SOFT_PROMPT_FILE):
         arrays |= load_arrays(directory / file)

@@ -20,11 +20,10 @@ from del_core._json import write_json_atomic
 from del_core.audit.records import FLAT, from_json, to_json
 from del_core.lm.device import products
 from del_core.lm.model import BaseLM, FrozenLM, ModelError
-from del_core.lm.text import TokenWindows
 from del_core.training.config import SoftPromptConfig, VariantConfig
 from del_core.training.examples import Examples
 from del_core.training.parallel import current_shard
-from del_core.training.results import read_json
+from del_core.training.results import check_model, read_json
 from del_core.training.soft_prompt import SOFT_PROMPT_FILE, RowsRun, TextSource, read_clear, train_rows
 
 CLEAR, NOTHING = "clear", "nothing"
@@ -59,11 +58,10 @@ class _NothingSource(TextSource):
     def __init__(self, lm: FrozenLM, config: VariantConfig) -> None:
         self._end = end_token(lm)
         super().__init__(lm, config)
-        self._all = TokenWindows(lm.train, config.length, config.seed)
 
     def batch(self, step: int) -> Examples:
         """Return the continuations of the windows of a step."""
-        return self._silent(self._config.batch_of(self._all, step)[1])
+        return self._silent(self._config.batch_of(self._windows, step)[1])
 
     def _held_out(self, lm: FrozenLM, part: torch.Tensor, count: int) -> Examples:
         return self._silent(lm.windows(part, self._config.length, count)[:, self._config.prompt_tokens :])
@@ -75,11 +73,9 @@ class _NothingSource(TextSource):
 
 def end_token(lm: BaseLM) -> int:
     """Return the id of the LM's end-of-text token, the first if there are several."""
-    end: Any = lm.model.config.eos_token_id
-    end = end[0] if isinstance(end, list) and end else end
-    if not isinstance(end, int):
-        raise ModelError(f"eos_token_id of the model must be a token, got {end!r}")
-    return end
+    if not lm.end_tokens:
+        raise ModelError("eos_token_id of the model must be a token, got none")
+    return lm.end_tokens[0]
 
 
 def train_control(
@@ -129,8 +125,5 @@ def load_control(directory: Path, lm: BaseLM) -> Control:
     """Load a trained control; raise ModelError if it is unfinished or for another LM."""
     found: Mapping[str, Any] = read_json(directory / _FILE, "control")
     result = from_json(ControlResult, found)
-    if result.model_sha256 != lm.checksum:
-        raise ModelError(
-            f"model_sha256 in {directory} must be that of the given model, {lm.checksum}, got {result.model_sha256}"
-        )
+    check_model(directory, result.model_sha256, lm)
     return Control(result, load_file(directory / SOFT_PROMPT_FILE)["soft_prompt"])

@@ -127,11 +127,12 @@ class Conversations:
         """
         try:
             data = path.read_bytes()
-            lines = [line for line in data.decode().splitlines() if line.strip()]
+            # str.splitlines also cuts at separators that a string of JSON may hold as they are.
+            lines = [(n, line) for n, line in enumerate(data.decode().split("\n"), start=1) if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise TextError(f"chat must be a readable UTF-8 file, got {path} ({type(error).__name__})") from None
         spans, begin = SpanTokenizer(tokenizer.to_str().encode()), begin_of_text_id(tokenizer)
-        found = tuple(_conversation(path, number, line, spans, begin) for number, line in enumerate(lines, start=1))
+        found = tuple(_conversation(path, number, line, spans, begin) for number, line in lines)
         size = int(len(found) * held_out / 2)
         if size < 1:
             raise TextError(
@@ -140,8 +141,9 @@ class Conversations:
         train, validation, test = found[: -2 * size], found[-2 * size : -size], found[-size:]
         return cls(hashlib.sha256(data).hexdigest(), train, validation, test)
 
+    @functools.cached_property
     def head(self) -> tuple[int, ...]:
-        """Return the public token ids with which every prompt begins, short of a whole prompt."""
+        """The public token ids with which every prompt begins, short of a whole prompt."""
         every = (*self.train, *self.validation, *self.test)
         first, length = every[0], min(len(one.prompt) for one in every) - 1
         for place in range(length):
@@ -151,7 +153,7 @@ class Conversations:
 
     def examples(self, chosen: Sequence[Conversation], device: torch.device) -> Examples:
         """Return ``chosen`` as a batch."""
-        head = self.head()
+        head = self.head
         length = max(map(len, chosen)) - len(head) - 1
         tokens = torch.zeros(len(chosen), length, dtype=torch.int64)
         private, targets = torch.zeros_like(tokens, dtype=torch.bool), torch.full_like(tokens, IGNORED)

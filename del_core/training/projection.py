@@ -18,14 +18,14 @@ from torch.nn import functional
 
 from del_core.audit.attacks.base import AttackSurface
 from del_core.lm.device import products
-from del_core.lm.model import BaseLM, FrozenLM, ModelError
+from del_core.lm.model import BaseLM, FrozenLM
 from del_core.lm.perplexity import continuation_nll, evaluate_perplexity
 from del_core.lm.text import TokenWindows
 from del_core.mechanism import MAX_LEVEL
 from del_core.training.config import ProjectionConfig
 from del_core.training.loop import Run, Schedule, fit
 from del_core.training.parallel import current_shard
-from del_core.training.results import EncoderResult, ProjectionResult, read_projection_result, write_result
+from del_core.training.results import EncoderResult, ProjectionResult, check_model, read_projection_result, write_result
 
 _ATTACKED_TOKENS = 20_000  # a rate of 2 % then has a standard error of 0.1 points
 _ATTACKED_PAIRS = 330_000_000  # of a token and a vocabulary entry: seconds an attack
@@ -175,10 +175,7 @@ def load_log_prior(directory: Path) -> torch.Tensor:
 def load_projection(directory: Path, lm: BaseLM) -> Projection:
     """Load the projection of stage 1; raise ModelError if it is unfinished or for another LM."""
     result = read_projection_result(directory)
-    if result.model_sha256 != lm.checksum:
-        raise ModelError(
-            f"model_sha256 in {directory} must be that of the given model, {lm.checksum}, got {result.model_sha256}"
-        )
+    check_model(directory, result.model_sha256, lm)
     width = result.config.width if isinstance(result, EncoderResult) else 0
     projection = Projection(lm.embeddings.shape[1], result.dim, width)
     projection.load_state_dict(load_file(directory / _TENSORS_FILE))

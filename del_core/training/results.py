@@ -15,7 +15,7 @@ from del_core._json import write_json_atomic
 from del_core.audit.intervals import Rate
 from del_core.audit.records import FLAT, OMITTED, fields_from_json, fields_to_json, from_json, to_json
 from del_core.bundle import Guarantees
-from del_core.lm.model import ModelError
+from del_core.lm.model import BaseLM, ModelError
 from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.training.config import EncoderConfig, ProjectionConfig, SoftPromptConfig
 
@@ -137,15 +137,10 @@ def perplexities(result: object) -> dict[str, float]:
     return {name: value for name, value in vars(result).items() if name.startswith("ppl_")}
 
 
-def write_result(directory: Path, result: ProjectionResult | EncoderResult | SoftPromptResult | VariantResult) -> None:
+def write_result(directory: Path, result: object) -> None:
     """Write a stage's result, its last file: a directory that holds it is complete."""
     projection = isinstance(result, ProjectionResult | EncoderResult)
     write_json_atomic(directory / (_PROJECTION if projection else VARIANT_FILE), to_json(result))
-
-
-def write_record(directory: Path, result: object) -> None:
-    """Write the result of a finished variant of another kind, likewise last."""
-    write_json_atomic(directory / VARIANT_FILE, to_json(result))
 
 
 def read_projection_result(directory: Path) -> ProjectionResult | EncoderResult:
@@ -168,6 +163,12 @@ def read_variant_result(directory: Path) -> VariantResult:
             "run `delctl train soft-prompt` to its end first"
         )
     return VariantResult.from_json(data)
+
+
+def check_model(directory: Path, found: str, lm: BaseLM) -> None:
+    """Raise ModelError unless what ``directory`` holds was trained for ``lm``."""
+    if found != lm.checksum:
+        raise ModelError(f"model_sha256 in {directory} must be that of the given model, {lm.checksum}, got {found}")
 
 
 def read_json(path: Path, command: str) -> dict[str, Any]:

@@ -118,7 +118,8 @@ def evaluate(
         controls=[load_control(directory, lm) for directory in controls],
         report=report,
     )
-    quality = read_quality([records.to_json(row) for row in rows])
+    found = read_quality([records.to_json(row) for row in rows])
+    quality = {name: one for name, one in found.items() if name in loaded.variants}  # without the controls
     if update:
         fingerprint = state_quality(bundle, quality).fingerprint
         notes.print(f"bundle updated; its fingerprint is now {fingerprint}", soft_wrap=True)

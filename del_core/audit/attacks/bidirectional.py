@@ -51,8 +51,7 @@ class BidirectionalLM(nn.Module):
         self.model = copy.deepcopy(target.lm.model).float().requires_grad_(True)
         self._likelihood = target.likelihood
         self.both_sides = reads_both_sides(self.model)
-        with torch.no_grad():
-            rows = self.model.get_input_embeddings()(torch.arange(len(target.surface.table))).float()
+        rows = target.lm.embeddings.detach().float()
         prior = torch.from_numpy(target.surface.log_prior.astype(np.float32))
         self.register_buffer("rows", rows.detach().clone(), persistent=False)
         self.register_buffer("log_prior", prior, persistent=False)

@@ -7,7 +7,7 @@ true tokens outside of them, which it cannot guess; :meth:`Candidates.covered` m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,13 +75,9 @@ def candidates(
     kept = min(most, vocabulary_size)
     ids, best = [torch.empty((0, kept), dtype=torch.int64)], [torch.empty((0, kept))]
     with torch.no_grad():
-        for here in _blocks(len(flat), flat.shape[1] * vocabulary_size):
+        for here in blocks(len(flat), flat.shape[1] * vocabulary_size, 1 << 24):
             found = scores(flat[here]).flatten(0, 1).topk(kept, dim=1)
             ids.append(found.indices)
             best.append(found.values)
     shape = (prompts, length, kept)
     return Candidates(torch.cat(ids).view(shape), torch.cat(best).view(shape))
-
-
-def _blocks(count: int, width: int) -> Iterator[slice]:
-    return blocks(count, width, 1 << 24)

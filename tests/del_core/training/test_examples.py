@@ -42,7 +42,7 @@ def conversations(tmp_path_factory, tokenizer):
 
 def test_parts_are_disjoint_and_the_common_start_is_public(conversations, tokenizer):
     assert [len(part) for part in (conversations.train, conversations.validation, conversations.test)] == [36, 2, 2]
-    assert tokenizer.decode(list(conversations.head())) == "Question: "
+    assert tokenizer.decode(list(conversations.head)) == "Question: "
 
 
 def test_an_epoch_reads_every_conversation_once(conversations):
@@ -125,3 +125,14 @@ def test_every_private_token_is_read_and_no_public_one(lm, flags, data):
     with torch.no_grad():
         examples.nll(lm.model, read, lm.embeddings[:0])
     assert torch.equal(seen, examples.private)
+
+
+def test_a_separator_inside_a_string_ends_no_line(tmp_path, tokenizer):
+    lines = [_line(index) for index in range(40)]
+    lines[3]["answer"] = " one\u2028two\u0085three"
+    path = tmp_path / "chat.jsonl"
+    path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8")
+    assert len(Conversations.read(path, tokenizer).train) == 36
+    path.write_text("\n\n" + json.dumps(lines[0]) + "\nnothing\n", encoding="utf-8")
+    with pytest.raises(TextError, match=r"line 4 of .* must be an object"):
+        Conversations.read(path, tokenizer)
