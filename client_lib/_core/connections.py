@@ -190,7 +190,7 @@ class _Stream(httpcore.NetworkStream):
 
 
 class _Backend(httpcore.SyncBackend):
-    """Opens connections. ``timeout`` covers all addresses of a name, not each."""
+    """Opens connections. ``timeout`` covers all addresses of a name; each gets its share."""
 
     def connect_tcp(
         self,
@@ -206,8 +206,10 @@ class _Backend(httpcore.SyncBackend):
         except OSError as error:
             raise httpcore.ConnectError(str(error)) from error
         failure: Exception = httpcore.ConnectTimeout()
-        for address in dict.fromkeys(str(entry[4][0]) for entry in found):
-            left = None if end is None else end - time.monotonic()
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        for index, address in enumerate(addresses):
+            # A first address that drops packets, as without IPv6, leaves time for the next one.
+            left = None if end is None else (end - time.monotonic()) / (len(addresses) - index)
             if left is not None and left <= 0:
                 break
             try:

@@ -90,7 +90,8 @@ class _Proxy:
         self._prompts = Prompts(client, settings)
         self._started = int(time.time())
         self._asking = anyio.Lock()
-        self._ready_until = 0.0
+        self._asked_until = 0.0
+        self._not_ready: DELClientError | None = None
 
     async def completions(self, request: Request) -> Response:
         asked = parse_completion(await self._body(request), strict=self._settings.strict_fields)
@@ -123,11 +124,18 @@ class _Proxy:
 
     async def ready(self, _: Request) -> Response:
         """The server answers, too."""
-        # One question at a time, however many ask: the route needs no key.
+        # One question at a time, however many ask: the route needs no key. A failure is an answer,
+        # too, or those that wait while the server hangs would ask it one after the other.
         async with self._asking:
-            if time.monotonic() > self._ready_until:
-                await self._client.with_options(max_retries=0, timeout=_READY_TIMEOUT_S).models()
-                self._ready_until = time.monotonic() + _READY_FOR_S
+            if time.monotonic() > self._asked_until:
+                try:
+                    await self._client.with_options(max_retries=0, timeout=_READY_TIMEOUT_S).models()
+                    self._not_ready = None
+                except DELClientError as error:
+                    self._not_ready = error
+                self._asked_until = time.monotonic() + _READY_FOR_S
+            if self._not_ready is not None:
+                raise self._not_ready
         return JSONResponse({"status": "ready"})
 
     async def _offered(self) -> tuple[str, ...]:
@@ -172,8 +180,7 @@ class _Proxy:
             subject = _header(request, SUBJECT_HEADER) or asked.subject or self._settings.subject
             fresh = _fresh_noise(request)
             submissions = [Submission(one, variant, subject=subject, fresh=fresh) for one in asked.each()]
-            preparing = [self._prompts.prepare(submission) for submission in submissions]
-            prepared = [await unless_disconnected(request.receive, one) for one in preparing]
+            prepared = [await unless_disconnected(request.receive, self._prompts.prepare(one)) for one in submissions]
             if not asked.stream:
                 choices: list[Choice] = []
                 for submission, one in zip(submissions, prepared, strict=True):

@@ -186,12 +186,20 @@ class Prompts:
         """
         answer = min(max_tokens, max(1, room // _ANSWER_SHARE))
         choices = list(selections(messages)) if self._settings.trim_history else [list(range(len(messages)))]
+
+        async def fits(choice: Sequence[int]) -> bool:
+            spans = render([chat[index] for index in choice], self._settings.template)
+            try:
+                return await self._client.count_tokens(spans, variant=variant) + answer <= room
+            except InvalidRequestError:  # longer than any frame
+                return False
+
         low, high = 0, len(choices) - 1
+        if low < high:
+            low, high = (0, 0) if await fits(choices[0]) else (1, high)  # the whole chat, as a rule
         while low < high:  # the first choice that fits; fewer messages have fewer tokens
             middle = (low + high) // 2
-            spans = render([chat[index] for index in choices[middle]], self._settings.template)
-            fits = await self._client.count_tokens(spans, variant=variant) + answer <= room
-            low, high = (low, middle) if fits else (middle + 1, high)
+            low, high = (low, middle) if await fits(choices[middle]) else (middle + 1, high)
         spans = render([chat[index] for index in choices[low]], self._settings.template)
         await self._check_room(spans, variant, room)
         return spans, len(messages) - len(choices[low])

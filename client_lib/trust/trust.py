@@ -40,7 +40,11 @@ class Trust:
 
     def admit(self, offer: Offer) -> None:
         """Check an offer and remember it."""
-        self.store.update(server_name(offer.base_url), lambda record: self._judge(record, offer))
+        server = server_name(offer.base_url)
+        record = self.store.records().get(server)
+        # Nothing is written for an offer that changes nothing, so a store may be read-only.
+        if record is None or self._judge(record, offer) != record:
+            self.store.update(server, lambda record: self._judge(record, offer))
 
     def _judge(self, record: TrustRecord | None, offer: Offer) -> TrustRecord:
         """Return the record after the offer, or raise."""

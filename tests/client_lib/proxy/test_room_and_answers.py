@@ -195,3 +195,11 @@ def test_a_length_above_the_room_is_cut(narrow: RunningProxy, server: ScriptedSe
     assert answer.json()["choices"][0]["finish_reason"] == "length"
     request = server.decode(server.frames[-1])
     assert request.prompt_tokens + request.sampling.max_tokens == 240
+
+
+def test_an_old_message_that_no_frame_holds_is_left_out(make_proxy: MakeProxy, server: ScriptedServer) -> None:
+    server.context_length = server.bundle.variants["open"].soft_prompt_length + 240
+    answer = ask(make_proxy(), [user("river " * 100_000), assistant("yes"), user(QUESTIONS[0])])
+    assert text_of(answer) == expected_text(expected_tokens(24))
+    assert answer.headers["x-del-dropped-messages"] == "2"
+    assert len(counts(server)) == 1

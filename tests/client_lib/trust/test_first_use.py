@@ -11,6 +11,7 @@ import pytest
 
 from client_lib import BundleRejectedError, InvalidRequestError, PolicyViolationError, PrivacyPolicy
 from client_lib.trust import FileTrustStore, MemoryTrustStore
+from client_lib.trust.store import Update
 from del_core.bundle import ClientBundle
 from tests.client_lib.conftest import Calls
 from tests.support.bundle import make_bundle, make_tokenizer
@@ -240,3 +241,19 @@ def test_the_records_of_categorical_variants(tmp_path: Path) -> None:
     weak, strong = record(6.0), record(5.0)
     assert not weak.changes(strong)
     assert "the epsilon of strict" in str(strong.changes(weak)[0])
+
+
+def test_a_store_is_written_only_for_a_change(connect: Connect, server: ScriptedServer) -> None:
+    """So a record that an operator provides may be read-only."""
+
+    class Provided(MemoryTrustStore):
+        def update(self, server: str, change: Update) -> None:
+            raise PermissionError("read-only")
+
+    known = MemoryTrustStore()
+    connect(trust=known).complete(SECRET, variant="open")
+    provided = Provided()
+    for name, record in known.records().items():
+        MemoryTrustStore.update(provided, name, lambda _, record=record: record)
+    connect(trust=provided).complete(SECRET, variant="open")
+    assert len(server.frames) == 2
