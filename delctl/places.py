@@ -49,5 +49,5 @@ def _place(value: str, kind: str, shipped: Mapping[str, Path]) -> Path:
     path = Path(value)
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing there"
-        raise click.BadParameter(f"{value} must be a {kind}'s directory or the word demo, got {found}")
+        raise click.BadParameter(f"{value} must be a {kind}'s directory or one of {', '.join(shipped)}, got {found}")
     return path

@@ -182,7 +182,9 @@ def as_applications(served: Settings | Sequence[ServedApplication]) -> tuple[Ser
     return tuple(served)
 
 
-class _Entry(Section):
+class ApplicationEntry(Section):
+    """An application in a file of several, before its settings are read."""
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     route_prefix: Annotated[str, Field(pattern=r"^(/|(/[A-Za-z0-9._-]+)+)$")]
     import_path: Literal["deployments.app:build"] = "deployments.app:build"
@@ -190,7 +192,7 @@ class _Entry(Section):
 
 
 class _Applications(Section):
-    applications: list[_Entry]
+    applications: list[ApplicationEntry]
 
 
 def load_config(path: str | Path) -> Settings | tuple[ServedApplication, ...]:
@@ -202,13 +204,22 @@ def load_config(path: str | Path) -> Settings | tuple[ServedApplication, ...]:
     values = read_yaml(path)
     if "applications" not in values:
         return resolve_paths(values, path.parent, str(path))
+    return served_applications(read_entries(values, path), path)
+
+
+def read_entries(values: Mapping[str, Any], path: Path) -> list[ApplicationEntry]:
+    """Return the applications in the content of a file; SettingsError names it as ``path``."""
     values = {name: value for name, value in values.items() if name not in _CLUSTER_SECTIONS}
     shown = {"name", "route_prefix", "import_path"}  # inline settings may hold anything
     try:
-        entries = _Applications.model_validate(values).applications
+        return _Applications.model_validate(values).applications
     except ValidationError as error:
         text = format_validation_error(error, lambda problem: problem["loc"][-1] in shown and _is_harmless(problem))
         raise SettingsError(f"{path}: {text}") from None
+
+
+def served_applications(entries: Sequence[ApplicationEntry], path: Path) -> tuple[ServedApplication, ...]:
+    """Return applications with their settings; relative paths are relative to the file ``path``."""
     served = [ServedApplication(entry.name, entry.route_prefix, _settings(entry, path)) for entry in entries]
     try:
         return as_applications(served)
@@ -216,7 +227,7 @@ def load_config(path: str | Path) -> Settings | tuple[ServedApplication, ...]:
         raise SettingsError(f"{path}: {error}") from None
 
 
-def _settings(entry: _Entry, path: Path) -> Settings:
+def _settings(entry: ApplicationEntry, path: Path) -> Settings:
     config = entry.args.get("config")
     source = f"{path}: applications: {entry.name}: args"
     if config is None:

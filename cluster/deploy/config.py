@@ -15,15 +15,16 @@ from deployments.settings import (
     Settings,
     SettingsError,
     as_applications,
-    load_config,
     parse_settings,
+    read_entries,
+    served_applications,
 )
 
 IMPORT_PATH = "deployments.app:build"
 _PATHS = ("bundle", "base_model")
 # Of the whole cluster; they take effect when Serve starts.
 _START_OPTIONS = ("proxy_location", "http_options")
-_SECRET = "args.keys.names"
+_SECRETS = ("args.keys.names", "runtime_env.env_vars")
 
 
 def serve_config(
@@ -55,16 +56,14 @@ def read_config(path: str | Path) -> dict[str, Any]:
     values = read_yaml(path)
     if "applications" not in values:
         raise SettingsError(f"{path}: applications must be given for a cluster, as in Serve's config files")
-    for application in values["applications"] if isinstance(values["applications"], list) else ():
-        args = application.get("args") if isinstance(application, dict) else None
-        for field, value in _paths(args if isinstance(args, dict) else {}):
+    entries = read_entries(values, path)
+    for entry in entries:
+        for field, value in _paths(entry.args):
             if isinstance(value, str) and value != DEMO and not value.startswith("/"):
                 raise SettingsError(f"{path}: args.{field} must be an absolute path on every node, got {value}")
-    if any("config" in (one.get("args") or {}) for one in values["applications"] if isinstance(one, dict)):
-        return values  # the settings are in files of the nodes
-    served = load_config(path)
-    assert not isinstance(served, Settings)
-    for one in served:
+    # The settings of an application with config are in a file of the nodes.
+    inline = [entry for entry in entries if "config" not in entry.args]
+    for one in served_applications(inline, path) if inline else ():
         one.settings.keys.check(loopback=False)
     return values
 
@@ -134,7 +133,7 @@ def changes(details: Mapping[str, Any], config: Mapping[str, Any]) -> list[Chang
 
 def _change(name: str, field: str, before: Any, after: Any) -> Change:
     effect = "another path" if field == "route_prefix" else "replicas are replaced one after another"
-    if field.startswith(_SECRET):
+    if field.startswith(_SECRETS):
         before, after = (None if value is None else "..." for value in (before, after))
     return Change(name, field, before, after, effect)
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from del_core.errors import DelError
+from del_core.net.addresses import is_loopback
 
 _APPLICATIONS = "/api/serve/applications/"
 _TIMEOUT_S = 60.0
@@ -51,7 +52,9 @@ class Dashboard:
             raise ClusterError(f"address must be that of a Ray dashboard, http://HOST:PORT, got {address}")
         self.address = address.rstrip("/")
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
-        self._client = httpx.Client(base_url=self.address, headers=headers, timeout=_TIMEOUT_S)
+        # A proxy of the environment must not get the token of a cluster on this machine.
+        trust_env = not is_loopback(parts.hostname)
+        self._client = httpx.Client(base_url=self.address, headers=headers, timeout=_TIMEOUT_S, trust_env=trust_env)
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ import httpx
 from cluster.deploy.config import IMPORT_PATH
 from cluster.deploy.dashboard import Dashboard
 from cluster.deploy.rollout import failure_of
+from deployments.settings import DEMO
 
 _SCRAPE_TIMEOUT_S = 5.0
 _GAUGES = {
@@ -123,7 +124,8 @@ def cluster_status(dashboard: Dashboard) -> ClusterStatus:
 
 def _application(name: str, details: Mapping[str, Any], load: Mapping[str, Mapping[str, float]]) -> AppStatus:
     config = details.get("deployed_app_config") or {}
-    args = config.get("args") or {} if config.get("import_path") == IMPORT_PATH else {}
+    args, is_ours = config.get("args") or {}, config.get("import_path") == IMPORT_PATH
+    shown = args if is_ours and "config" not in args else {"bundle": None}
     replicas = [replica for one in details["deployments"].values() for replica in one["replicas"]]
     healthy = details["status"] == "RUNNING"
     return AppStatus(
@@ -132,8 +134,8 @@ def _application(name: str, details: Mapping[str, Any], load: Mapping[str, Mappi
         status=details["status"],
         message="" if healthy else failure_of(details),
         wanted=sum(one["target_num_replicas"] for one in details["deployments"].values()),
-        bundle=args.get("bundle"),
-        base_model=args.get("base_model"),
+        bundle=shown.get("bundle", DEMO),
+        base_model=shown.get("base_model"),
         replicas=tuple(
             ReplicaStatus(
                 id=one["replica_id"], state=one["state"], node=one.get("node_id"), **load.get(one["replica_id"], {})
@@ -157,6 +159,6 @@ def _load(addresses: Mapping[str, str]) -> dict[str, dict[str, float]]:
 
 def _scrape(address: str) -> str:
     try:
-        return httpx.get(f"http://{address}/metrics", timeout=_SCRAPE_TIMEOUT_S).text
+        return httpx.get(f"http://{address}/metrics", timeout=_SCRAPE_TIMEOUT_S, trust_env=False).text
     except httpx.HTTPError:
         return ""

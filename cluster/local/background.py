@@ -154,7 +154,8 @@ def _start(applications: Sequence[ServedApplication], nodes: Nodes, options: UpO
     record = read_record()
     if not answer.get("ready") or record is None:
         process.wait(_STOP_WITHIN_S)
-        reason = answer.get("failed") or f"it ended with status {process.returncode}"
+        place = state_directory() / "keeper.log"
+        reason = answer.get("failed") or f"it ended with status {process.returncode}; its log is {place}"
         raise LocalServerError(reason if "failed" in answer else f"the cluster did not start: {reason}")
     return record
 

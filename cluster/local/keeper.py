@@ -65,7 +65,7 @@ def main() -> None:
             server = _start(options)
         except BaseException as error:
             remove_record(os.getpid())
-            if not isinstance(error, LocalServerError):
+            if not isinstance(error, LocalServerError | OSError):  # OSError: no port is free
                 raise
             _answer(answers, {"failed": str(error)})
             return

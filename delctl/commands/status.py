@@ -86,7 +86,8 @@ def _view(found: ClusterStatus, url: str | None) -> Group:
     for one in found.applications:
         head = f"{one.name}   {one.status}, {one.running} of {one.wanted} replicas, {one.tokens_per_s:.1f} tokens/s"
         parts += ["", printable(head)]
-        parts += [printable(f"  bundle {one.bundle or 'demo'}, served at {one.route_prefix}")]
+        bundle = "" if one.bundle is None else f"bundle {one.bundle}, "  # of another application, or in a file
+        parts += [printable(f"  {bundle}served at {one.route_prefix}")]
         if one.message:
             parts.append(printable(f"  {one.message}"))
         replicas = plain_table(

@@ -325,3 +325,52 @@ def test_the_command_says_what_would_change_and_sends_nothing(
     assert found["deployed"] is False
     assert [change["field"] for change in found["changes"]] == ["args.bundle"]
     assert {seen[0] for seen in one.seen} == {"GET"}
+
+
+@pytest.mark.parametrize(
+    ("applications", "words"),
+    [
+        (3, "applications must be"),
+        ([{"route_prefix": "/"}], "name"),
+        ([{"name": "a", "route_prefix": "/", "args": 3}], "args"),
+    ],
+)
+def test_a_malformed_config_is_refused_in_a_sentence(applications: object, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump({"applications": applications}))
+    with pytest.raises(SettingsError, match=words):
+        read_config(path)
+
+
+def test_a_file_of_settings_on_the_nodes_does_not_excuse_the_other_applications(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    in_a_file = {"name": "a", "route_prefix": "/a", "args": {"config": "/etc/a.yaml"}}
+    open_to_all = {"name": "b", "route_prefix": "/b", "args": {**ARGS, "keys": {}}}
+    path.write_text(yaml.safe_dump({"applications": [in_a_file, open_to_all]}))
+    with pytest.raises(SettingsError, match=r"keys\.file or keys\.names must be given"):
+        read_config(path)
+
+
+def test_variables_of_the_environment_are_not_shown() -> None:
+    def with_token(token: str) -> dict[str, Any]:
+        config = config_of()
+        config["applications"][0]["runtime_env"] = {"env_vars": {"HF_TOKEN": token}}
+        return config
+
+    (one,) = changes(details_of(with_token("a")), with_token("b"))
+    assert (one.field, one.before, one.after) == ("runtime_env.env_vars.HF_TOKEN", "...", "...")
+
+
+def test_the_token_of_a_local_cluster_goes_to_no_proxy(
+    fake: Callable[..., FakeDashboard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = fake(lambda *_: (200, {}))
+    cluster = fake(lambda *_: (200, details_of(config_of())))
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy.url)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with Dashboard(cluster.url, TOKEN) as dashboard:
+        assert dashboard.serve_details()["applications"]
+    assert proxy.seen == []
+    assert cluster.seen[0][2] == f"Bearer {TOKEN}"
