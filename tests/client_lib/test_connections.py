@@ -29,7 +29,7 @@ def test_a_first_address_that_drops_packets_leaves_time_for_the_next(
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", connect)
     timeout = Timeout(connect=4.0)
-    client = Client("http://example.org", allow_http=True, cache_dir=tmp_path, max_retries=0, timeout=timeout)
+    client = Client("http://del.example.org", allow_http=True, cache_dir=tmp_path, max_retries=0, timeout=timeout)
     with client, pytest.raises(DELClientError):
         client.models()
     assert [address for address, _ in tried] == list(ADDRESSES)
