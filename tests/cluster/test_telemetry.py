@@ -221,8 +221,6 @@ def _use(run: Evidence) -> None:
                     longest = max(text.splitlines(), key=len)
                     if len(longest) >= 10:
                         run.secrets[f"text {name}, {variant} {number}"] = longest
-        with pytest.raises(DELClientError):
-            client.complete(prompt, variant="strict", max_tokens=100_000)
         run.secrets |= {"canary": "Xylophonic", "public canary": "Quetzalcoatl", "stop canary": "jabberwocky"}
         bundle = client.bundle()
         tokenizer = _tokenizer(bundle)
@@ -234,6 +232,7 @@ def _use(run: Evidence) -> None:
         {"stop": [CANARY, 5]},
         {"variant": CANARY},
         {"max_tokens": CANARY},
+        {"max_tokens": 100_000, "stop": [CANARY]},
         {"stop": [CANARY] * 9},
     ):
         _send(run, json.dumps({**header, **extra}).encode())
