@@ -47,6 +47,7 @@ __all__ = [
     "SettingsError",
     "StreamingSettings",
     "TelemetrySettings",
+    "absolute_paths",
     "as_applications",
     "load_config",
     "load_settings",
@@ -152,6 +153,12 @@ def resolve_paths(values: Mapping[str, Any], directory: Path, source: str) -> Se
         return parse_settings(values)
     except SettingsError as error:
         raise SettingsError(f"{source}: {error}") from None
+
+
+def absolute_paths(settings: Settings) -> dict[str, Any]:
+    """Return the fields that are set, as JSON, with paths that do not depend on the directory."""
+    values = settings.model_dump(mode="json", exclude_unset=True)
+    return resolve_paths(values, Path.cwd(), "settings").model_dump(mode="json", exclude_unset=True)
 
 
 @dataclass(frozen=True)

@@ -162,8 +162,19 @@ def check_base_url(base_url: str, *, allow_http: bool) -> str:
     except (httpx.InvalidURL, TypeError) as error:
         raise invalid("base_url", wanted, "a malformed URL") from error
     if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
-        raise invalid("base_url", wanted, f"{url.scheme}://{url.host}")
+        raise invalid("base_url", wanted, _fault_of(base_url, url))
     if url.scheme == "http" and not allow_http and not is_loopback(url.host):
         wanted = "https beyond this machine, unless allow_http=True (--allow-http) permits plain HTTP"
         raise invalid("base_url", wanted, f"http://{url.host}")
     return str(url).rstrip("/")
+
+
+def _fault_of(given: str, url: httpx.URL) -> str:
+    """Return what is wrong with a base URL; nothing of what may be a secret is shown."""
+    if "://" not in given:
+        return "a URL without http:// or https://"
+    if url.userinfo:
+        return "a URL with credentials"
+    if url.query or url.fragment:
+        return "a URL with a query or fragment"
+    return f"{url.scheme}://{url.host}"

@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from cluster.reasons import reason_in
 from del_core.errors import DelError
 from del_core.net.addresses import is_loopback
 
 _APPLICATIONS = "/api/serve/applications/"
 _TIMEOUT_S = 60.0
-_LONGEST_REASON = 2000
 
 
 class ClusterError(DelError):
@@ -111,6 +111,6 @@ class Dashboard:
                 "RAY_AUTH_TOKEN_PATH names"
             )
         if response.is_error:
-            reason = response.text.strip()[-_LONGEST_REASON:]
+            reason = reason_in(response.text)
             raise ClusterError(f"the Ray dashboard at {self.address} answered {response.status_code}: {reason}")
         return response

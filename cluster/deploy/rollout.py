@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.deploy.dashboard import ClusterError, Dashboard
+from cluster.reasons import reason_in
 
 _POLL_S = 0.5
 
@@ -42,4 +43,5 @@ def deploy(dashboard: Dashboard, config: Mapping[str, Any], *, timeout_s: float 
 def failure_of(application: Mapping[str, Any]) -> str:
     """Return why an application failed, from its deployments if they say so."""
     messages = [one["message"] for one in application["deployments"].values() if one.get("message")]
-    return "\n".join(messages) or str(application.get("message") or application["status"])
+    told = messages or [application.get("message") or application["status"]]
+    return "\n".join(map(reason_in, told))

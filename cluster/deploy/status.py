@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
-
-import httpx
 
 from cluster.deploy.config import IMPORT_PATH
 from cluster.deploy.dashboard import Dashboard
+from cluster.deploy.load import ReplicaLoad, replica_loads
 from cluster.deploy.rollout import failure_of
 from deployments.settings import DEMO
-
-_SCRAPE_TIMEOUT_S = 5.0
-_GAUGES = {
-    "ray_del_requests_in_flight": "requests",
-    "ray_del_outstanding_tokens": "outstanding_tokens",
-    "ray_del_tokens_per_second": "tokens_per_s",
-}
-_SAMPLE = re.compile(r"^(?P<name>[a-z_]+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
-_REPLICA = re.compile(r'\breplica="([^"]+)"')
 
 
 @dataclass(frozen=True)
@@ -39,21 +27,17 @@ class NodeStatus:
 
 @dataclass(frozen=True)
 class ReplicaStatus:
-    """A replica. Its load is None until the replica has reported it.
+    """A replica.
 
     Args:
         state: RUNNING, or Ray Serve's other states. Only a running replica serves requests.
-        requests: completions that hold a place.
-        outstanding_tokens: tokens promised and not yet generated.
-        tokens_per_s: tokens generated a second, over ten seconds.
+        load: what the replica has reported.
     """
 
     id: str
     state: str
     node: str | None
-    requests: float | None = None
-    outstanding_tokens: float | None = None
-    tokens_per_s: float | None = None
+    load: ReplicaLoad = field(default_factory=ReplicaLoad)
 
 
 @dataclass(frozen=True)
@@ -82,7 +66,7 @@ class AppStatus:
     @property
     def tokens_per_s(self) -> float:
         """Tokens generated a second by all replicas."""
-        return sum(one.tokens_per_s or 0.0 for one in self.replicas)
+        return sum(one.load.tokens_per_s or 0.0 for one in self.replicas)
 
 
 @dataclass(frozen=True)
@@ -98,6 +82,7 @@ class ClusterStatus:
         found = asdict(self)
         for values, one in zip(found["applications"], self.applications, strict=True):
             values |= {"running": one.running, "tokens_per_s": one.tokens_per_s}
+            values["replicas"] = [{**replica, **replica.pop("load")} for replica in values["replicas"]]
         return found
 
 
@@ -105,8 +90,8 @@ def cluster_status(dashboard: Dashboard) -> ClusterStatus:
     """Ask a cluster for its status. Raises ClusterError."""
     details = dashboard.serve_details()
     alive = [node for node in dashboard.nodes() if node["state"] == "ALIVE"]
-    load = _load(dashboard.metrics_addresses())
-    applications = tuple(_application(name, one, load) for name, one in sorted(details["applications"].items()))
+    loads = replica_loads(dashboard.metrics_addresses().values())
+    applications = tuple(_application(name, one, loads) for name, one in sorted(details["applications"].items()))
     homes = [replica.node for one in applications for replica in one.replicas if replica.state == "RUNNING"]
     nodes = tuple(
         NodeStatus(
@@ -122,7 +107,7 @@ def cluster_status(dashboard: Dashboard) -> ClusterStatus:
     return ClusterStatus(dashboard.ray_version(), nodes, applications)
 
 
-def _application(name: str, details: Mapping[str, Any], load: Mapping[str, Mapping[str, float]]) -> AppStatus:
+def _application(name: str, details: Mapping[str, Any], loads: Mapping[str, ReplicaLoad]) -> AppStatus:
     config = details.get("deployed_app_config") or {}
     args, is_ours = config.get("args") or {}, config.get("import_path") == IMPORT_PATH
     shown = args if is_ours and "config" not in args else {"bundle": None}
@@ -138,27 +123,11 @@ def _application(name: str, details: Mapping[str, Any], load: Mapping[str, Mappi
         base_model=shown.get("base_model"),
         replicas=tuple(
             ReplicaStatus(
-                id=one["replica_id"], state=one["state"], node=one.get("node_id"), **load.get(one["replica_id"], {})
+                id=one["replica_id"],
+                state=one["state"],
+                node=one.get("node_id"),
+                load=loads.get(one["replica_id"], ReplicaLoad()),
             )
             for one in replicas
         ),
     )
-
-
-def _load(addresses: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Return the gauges of each replica, from the metrics of the nodes that answer."""
-    found: dict[str, dict[str, float]] = {}
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        for text in pool.map(_scrape, addresses.values()):
-            for sample in _SAMPLE.finditer(text):
-                replica = _REPLICA.search(sample["labels"])
-                if sample["name"] in _GAUGES and replica is not None:
-                    found.setdefault(replica[1], {})[_GAUGES[sample["name"]]] = float(sample["value"])
-    return found
-
-
-def _scrape(address: str) -> str:
-    try:
-        return httpx.get(f"http://{address}/metrics", timeout=_SCRAPE_TIMEOUT_S, trust_env=False).text
-    except httpx.HTTPError:
-        return ""

@@ -23,10 +23,10 @@ from cluster.config.env import python_path
 from cluster.deploy import serve_config
 from cluster.local import processes
 from cluster.local.keeper import KeeperOptions
-from cluster.local.nodes import LOOPBACK, Nodes
+from cluster.local.nodes import IDLE_TIMEOUT_S, LOOPBACK, Nodes
 from cluster.local.server import LocalServerError, ProxyChoice, check_applications
 from cluster.local.state import ClusterRecord, lock, read_record, remove_record, state_directory
-from deployments.settings import DEMO, ServedApplication, Settings, as_applications, parse_settings
+from deployments.settings import ServedApplication, Settings, absolute_paths, as_applications, parse_settings
 
 _POLL_S = 0.1
 _ORPHANS_END_WITHIN_S = 15.0
@@ -47,7 +47,7 @@ class UpOptions:
     nodes: int = 1
     max_nodes: int | None = None
     cpus: int | None = None
-    idle_timeout_s: float = 60.0
+    idle_timeout_s: float = IDLE_TIMEOUT_S
     port: int = 8000
     proxy: ProxyChoice = "auto"
     startup_timeout_s: float = 600.0
@@ -109,15 +109,7 @@ def local_config(served: Settings | Sequence[ServedApplication], http_options: M
 
 
 def _local(settings: Settings) -> Settings:
-    values = settings.model_dump(mode="json", exclude_unset=True)
-    if settings.bundle != DEMO:
-        values["bundle"] = str(settings.bundle_path.resolve())
-    if settings.base_model not in (None, DEMO):
-        values["base_model"] = str(settings.base_model_path.resolve())
-    if settings.extra_bundles:
-        values["extra_bundles"] = [str(path.resolve()) for path in settings.extra_bundle_paths]
-    if settings.keys.file is not None:
-        values["keys"]["file"] = str(Path(settings.keys.file).resolve())
+    values = absolute_paths(settings)
     if not settings.keys.given and settings.keys.open is None:
         values["keys"] = {"open": True}
     return parse_settings(values)

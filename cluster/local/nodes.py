@@ -22,6 +22,7 @@ LOOPBACK = "127.0.0.1"
 # Ray's minimum: no large objects are stored.
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 HEAD_TYPE, WORKER_TYPE = "ray.head.default", "worker"  # the provider knows the head by this name
+IDLE_TIMEOUT_S = 60.0
 # The autoscaler identifies nodes by the id that their provider gave them.
 _ID, _TYPE = "RAY_CLOUD_INSTANCE_ID", "RAY_NODE_TYPE_NAME"
 _HEAD_ID = "head"
@@ -42,7 +43,7 @@ class Nodes:
     minimum: int = 1
     maximum: int = 1
     cpus: int = 1
-    idle_timeout_s: float = 60.0
+    idle_timeout_s: float = IDLE_TIMEOUT_S
 
     @property
     def autoscaled(self) -> bool:

@@ -41,7 +41,7 @@ from del_core.bundle import load_bundle
 from del_core.errors import DelError
 from del_core.net.addresses import is_loopback
 from deployments.service.base_model import verify_checksum
-from deployments.settings import ServedApplication, Settings, as_applications
+from deployments.settings import ServedApplication, Settings, absolute_paths, as_applications
 
 logger = logging.getLogger("cluster.local")
 
@@ -319,6 +319,8 @@ def _start(
         raise LocalServerError("proxy must be auto or serve, as HAProxy is not installed, got haproxy")
     if entrance.port:
         _check_port(entrance.host, entrance.port)
+    # Chosen first: if none is free, nothing has been made.
+    port, gcs_port, dashboard_port = entrance.port or free_port(), free_port(), free_port() if dashboard else None
     directory = Path(tempfile.mkdtemp(prefix="del-", dir=_RUN_DIRECTORY))
     tokens = _Secrets()
     environment = _environment(tokens, directory)
@@ -327,10 +329,10 @@ def _start(
     options = SupervisorOptions(
         applications=applications_to_json(applications, nodes.minimum - 1),
         host=entrance.host,
-        port=entrance.port or free_port(),
+        port=port,
         nodes=dataclasses.asdict(nodes),
-        gcs_port=free_port(),
-        dashboard_port=free_port() if dashboard else None,
+        gcs_port=gcs_port,
+        dashboard_port=dashboard_port,
         directory=str(directory),
     )
     with (directory / "supervisor.log").open("wb") as log:
@@ -423,18 +425,10 @@ def check_applications(applications: Sequence[ServedApplication], host: str) -> 
 
 
 def _settings_to_json(settings: Settings, worker_nodes: int) -> dict[str, Any]:
-    # The supervisor has a working directory of its own, so paths must be absolute.
-    values: dict[str, Any] = {
-        **settings.model_dump(mode="json"),
-        "bundle": str(settings.bundle_path.resolve()),
-        "base_model": str(settings.base_model_path.resolve()),
-        "extra_bundles": [str(path.resolve()) for path in settings.extra_bundle_paths],
-    }
-    if settings.keys.file is not None:
-        values["keys"]["file"] = str(Path(settings.keys.file).resolve())
+    values = absolute_paths(settings)  # the supervisor has a working directory of its own
     if worker_nodes:
         # Each node has room for its share only: an additional replica would never start.
-        values["scaling"]["max_surge_percent"] = 0
+        values["scaling"] = {**values.get("scaling", {}), "max_surge_percent": 0}
     return values
 
 

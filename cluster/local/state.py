@@ -68,7 +68,8 @@ class ClusterRecord:
     Args:
         phase: starting, or running.
         keeper: the process that holds the supervisor (:mod:`cluster.local.keeper`).
-        token, session: of the cluster's processes (:mod:`cluster.local.processes`).
+        supervisor: leads the session of the cluster's processes.
+        token: marks the cluster's processes (:mod:`cluster.local.processes`).
         ray_token: secret of Ray's control ports and dashboard.
         nodes: the fields of :class:`cluster.local.nodes.Nodes`.
         http_options: host and port of the HTTP proxy.

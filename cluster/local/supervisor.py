@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import queue
-import re
 import shutil
 import sys
 import threading
@@ -25,10 +24,10 @@ import psutil
 from cluster.local import processes
 from cluster.local.channel import SupervisorOptions
 from cluster.local.nodes import LOOPBACK, FixedNodes, Nodes, start_head
+from cluster.reasons import reason_in
 
 logger = logging.getLogger("cluster.supervisor")
 
-_LONGEST_REASON = 2000
 _PROXY_WITHIN_S = 300.0
 _ENDING = threading.Lock()
 _SERVED: list[dict[str, Any]] = []
@@ -59,13 +58,8 @@ def main() -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the message without terminal colors; of a traceback, the message of its last error."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
-    if "\nTraceback" in text or "\n  File " in text or text.startswith("Traceback"):
-        errors = re.findall(r"^[\w.]+(?:Error|Exception)(?:\(\w+\))?: (?!Traceback|ray::)(.+)", text, re.MULTILINE)
-        if errors:
-            return str(errors[-1])
-    return text if len(text) <= _LONGEST_REASON else "..." + text[-_LONGEST_REASON:]
+    """Return what an error says, or the name of its class."""
+    return reason_in(str(error)) or type(error).__name__
 
 
 def _wait_while_ray_lives(workers: FixedNodes) -> None:

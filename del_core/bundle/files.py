@@ -55,7 +55,8 @@ def check_listing(directory: Path, name: str, allowed: Collection[str], optional
     prefix, listed = f"{name}/" if name else "", ", ".join(sorted(allowed))
     missing = sorted(set(allowed) - found)
     if missing:
-        raise BundleError(prefix + missing[0], f"must be present beside {listed}, got no such file")
+        others = ", ".join(sorted(set(allowed) - {missing[0]}))
+        raise BundleError(prefix + missing[0], f"must be present beside {others}, got no such file in {directory}")
     extra = sorted(found - {*allowed, *optional})
     if extra:
         where = prefix + ascii(extra[0])[1:-1]

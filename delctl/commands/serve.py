@@ -13,7 +13,6 @@ import click
 from delctl.local import PROXY_WORDS, running_server
 from delctl.places import PLACE, bundle_place, model_place
 from delctl.terminal import console, printable
-from delctl.throughput import Throughput
 
 if TYPE_CHECKING:
     from cluster.local import LocalServer
@@ -68,20 +67,24 @@ def serve(
 def watch(server: LocalServer, *, every_s: float = 5.0, line_every_s: float = 60.0) -> None:
     """Show the tokens per second until the server ends by itself.
 
-    A terminal has a status line; elsewhere a line is printed after each interval with tokens.
+    A terminal has a status line; elsewhere a line is printed after each interval that ends with
+    requests. The rate is that of the last ten seconds.
     """
-    messages = console(stderr=True)
-    throughput = Throughput(server.metrics)
-    throughput.read()
+    from cluster.deploy import replica_loads
+
+    def read() -> tuple[float, float]:
+        loads = replica_loads(server.metrics).values()
+        return sum(one.tokens_per_s or 0.0 for one in loads), sum(one.requests or 0.0 for one in loads)
+
+    messages, words = console(stderr=True), "{:.1f} tokens/s, {:.0f} in flight"
     if messages.is_terminal:
         with messages.status("no tokens yet", spinner="line") as status:
             while not server.wait(every_s):
-                if (rate := throughput.read()) is not None:
-                    status.update(rate.words())
+                status.update(words.format(*read()))
         return
     while not server.wait(line_every_s):
-        if (rate := throughput.read()) is not None and rate.tokens:
-            messages.print(rate.words())
+        if any(found := read()):
+            messages.print(words.format(*found))
 
 
 def resolve_served(

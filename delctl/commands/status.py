@@ -95,7 +95,7 @@ def _view(found: ClusterStatus, url: str | None) -> Group:
             right=("requests", "promised tokens", "tokens/s"),
         )  # fmt: skip
         for replica in one.replicas:
-            load = (replica.requests, replica.outstanding_tokens, replica.tokens_per_s)
+            load = (replica.load.requests, replica.load.outstanding_tokens, replica.load.tokens_per_s)
             replicas.add_row(
                 printable(replica.id),
                 replica.state,

@@ -22,7 +22,7 @@ class NodeOptions:
 
     nodes: int
     max_nodes: int | None
-    idle_timeout_s: float
+    idle_timeout_s: float | None
     cpus: int | None
 
 
@@ -35,10 +35,8 @@ _node_options = grouped(
         "--idle-timeout",
         "idle_timeout_s",
         type=POSITIVE,
-        default=60.0,
-        show_default=True,
         metavar="SECONDS",
-        help="With --max-nodes: remove a node without replicas after this time.",
+        help="With --max-nodes: remove a node without replicas after this time.  [default: 60]",
     ),
     click.option(
         "--cpus",
@@ -81,12 +79,16 @@ def up(
     `delctl logs`, change what it serves with `delctl deploy`.
     """
     from cluster.local.background import UpOptions, up
+    from cluster.local.nodes import IDLE_TIMEOUT_S
 
     nodes = size.nodes
     if size.max_nodes is not None and size.max_nodes < nodes:
         raise click.UsageError(f"--max-nodes must be at least --nodes, which is {nodes}, got {size.max_nodes}")
+    idle_timeout_s = size.idle_timeout_s
+    if idle_timeout_s is not None and size.max_nodes in (None, nodes):
+        raise click.UsageError("--idle-timeout needs --max-nodes above --nodes: other nodes are never removed")
     served = resolve_served(bundle, model, config, None, None)
-    options = UpOptions(nodes, size.max_nodes, size.cpus, size.idle_timeout_s, port, proxy)
+    options = UpOptions(nodes, size.max_nodes, size.cpus, idle_timeout_s or IDLE_TIMEOUT_S, port, proxy)
     with waiting(f"starting {nodes} Ray node{'s' if nodes > 1 else ''} and the application, about a minute"):
         record = up(served, options)
     out = console()

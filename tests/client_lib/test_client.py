@@ -175,6 +175,21 @@ def test_bad_settings_are_refused(connect: Connect, options: dict[str, Any], fie
     assert not any(secret in str(caught.value) for secret in ("pass", "k\n", "kéy"))
 
 
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("host", "a URL without http:// or https://"),
+        ("localhost:8000", "a URL without http:// or https://"),
+        ("http://name:secret@host", "a URL with credentials"),
+        ("http://host/#part", "a URL with a query or fragment"),
+        ("ftp://host", "ftp://host"),
+    ],
+)
+def test_the_fault_of_an_address_is_named(connect: Connect, url: str, fault: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"got {fault}$"):
+        connect(base_url=url)
+
+
 def test_a_closed_client_says_so(connect: Connect) -> None:
     calls = connect()
     calls.call("models")

@@ -169,6 +169,12 @@ def test_fewer_nodes_at_most_than_at_least(capsys: pytest.CaptureFixture[str]) -
     assert "--max-nodes must be at least --nodes, which is 3, got 2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [[], ["--nodes", "2", "--max-nodes", "2"]])
+def test_an_idle_timeout_without_nodes_to_remove(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", *options, "--idle-timeout", "5"]) == 2
+    assert "--idle-timeout needs --max-nodes above --nodes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "replicas", "cpus"),
     [

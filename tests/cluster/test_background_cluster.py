@@ -45,7 +45,11 @@ class Commands:
         self.state = state
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
-        """Run a command and return its output; it must end with ``code``."""
+        """Run a command, which must end with ``code``, and return its output.
+
+        ``pytest -rP`` shows how long each took.
+        """
+        began = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-m", "delctl.main", *arguments],
             env=self._environment,
@@ -54,6 +58,7 @@ class Commands:
             timeout=2 * WITHIN_S,
             check=False,
         )
+        print(f"{time.monotonic() - began:6.1f} s  delctl {' '.join(arguments)}")
         assert done.returncode == code, (arguments, done.stdout, done.stderr)
         return done.stdout + done.stderr if code else done.stdout
 
@@ -94,7 +99,8 @@ def load(url: str, cache: Path, clients: int) -> Iterator[Counter[str]]:
                         [private("the old house by the river")], variant="open", max_tokens=TOKENS
                     ) as stream:
                         text = "".join(chunk.text for chunk in stream)
-                    found["whole" if stream.finish_reason == "length" and text else "short"] += 1
+                    whole = stream.completion is not None and stream.completion.finish_reason == "length"
+                    found["whole" if whole and text else "short"] += 1
                 except Exception as error:  # whatever it is, it is a failed request
                     found[repr(error)] += 1
 

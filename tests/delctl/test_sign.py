@@ -48,3 +48,14 @@ def test_other_keys_and_damaged_bundles_are_refused(tmp_path: Path, capsys: pyte
     (tmp_path / "bundle" / "client" / "tokenizer.json").write_text("{}")
     assert run(["sign", str(tmp_path / "bundle"), "--key", str(key)]) == 2
     assert not (tmp_path / "bundle" / "client" / "signature.json").exists()
+
+
+def test_a_directory_that_holds_nothing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key, empty = tmp_path / "key.pem", tmp_path / "empty"
+    empty.mkdir()
+    assert run(["keys", "signing", str(key)]) == 0
+    for command in (["sign", str(empty), "--key", str(key)], ["log", "append", str(tmp_path / "log"), str(empty)]):
+        assert run(command) == 2
+        said = capsys.readouterr().err
+        wanted = "manifest.json: must be present beside table.safetensors, tokenizer.json"
+        assert f"{wanted}, got no such file in {empty}" in said

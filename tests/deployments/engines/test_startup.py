@@ -8,7 +8,6 @@ import os
 
 import pytest
 
-from cluster.local.supervisor import reason_of
 from deployments.engines.vllm import startup
 from deployments.engines.vllm.worker import configure_logging
 
@@ -53,19 +52,3 @@ def test_the_engines_process_tells_its_parent_the_cause() -> None:
         assert cause() == f"ValueError: {TOO_LONG}"
     assert startup.CAUSE not in os.environ
     assert cause() == ""
-
-
-def test_a_deployments_message_is_cut_to_the_error_that_ended_it() -> None:
-    message = (
-        "The deployment failed to start 1 times in a row. Error:\n"
-        "\x1b[36mray::ServeReplica:del-serve:PrivateLM.initialize_and_get_metadata()\x1b[39m (pid=1)\n"
-        '  File "/a/replica.py", line 1, in start\n'
-        "RuntimeError: Engine core initialization failed. See root cause above.\n\n"
-        "The above exception was the direct cause of the following exception:\n\n"
-        "ray::ServeReplica:del-serve:PrivateLM.initialize_and_get_metadata() (pid=1)\n"
-        '  File "/a/engine.py", line 2, in _load\n'
-        f"deployments.engines.base.EngineStartError: {startup.sentence_of(TOO_LONG)}\n"
-    )
-    assert reason_of(RuntimeError(message)) == startup.sentence_of(TOO_LONG)
-    assert reason_of(RuntimeError("one line")) == "one line"
-    assert reason_of(TimeoutError()) == "TimeoutError"
