@@ -135,6 +135,38 @@ def _fuzz() -> str:
     )
 
 
+def _fuzz_server() -> str:
+    found = load("fuzz_server.json")["results"]
+    answered = sum(counts.get("answered", 0) for counts in found["outcomes"].values())
+    memory = found["memory_before_mb"], found["memory_peak_mb"]
+    return table(
+        ("what", "measured"),
+        (
+            ("answers of malicious servers", number(found["answers"], 0)),
+            ("of them over sockets; the others through the HTTP parser in memory", number(found["over_sockets"], 0)),
+            (
+                "calls: completions, streams, turns, lists of models, bundles",
+                ", ".join(
+                    number(sum(found["outcomes"][name].values()), 0)
+                    for name in ("complete", "stream", "turn", "models", "bundle")
+                ),
+            ),
+            ("calls that got a valid result all the same", number(answered, 0)),
+            (
+                "kinds of errors of the family that the others ended with",
+                str(len({name for counts in found["outcomes"].values() for name in counts} - {"answered"})),
+            ),
+            (
+                "exceptions outside the family",
+                str(sum(one.get("outside the family", 0) for one in found["outcomes"].values())),
+            ),
+            ("most time of the processor for one call", f"{number(found['slowest_cpu_s'], 2)} s"),
+            ("memory of a process after 200 calls, at most", f"{memory[0]:,} MB, {memory[1]:,} MB"),
+            ("findings", str(len(found["findings"]))),
+        ),
+    )
+
+
 def _elasticity() -> str:
     loads = load("elasticity.json")["load"]
     firsts = [[moment["first_p95_ms"] or 0 for moment in one["timeline"]] for one in loads]
@@ -236,6 +268,8 @@ SYSTEMS: dict[str, dict[str, Table]] = {
         "overload": _overload,
         "fuzz run": Origin("fuzz.json"),
         "fuzz": _fuzz,
+        "fuzz_server run": Origin("fuzz_server.json"),
+        "fuzz_server": _fuzz_server,
     },
     "scaling.md": {
         "elasticity run": Origin("elasticity.json"),
