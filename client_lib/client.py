@@ -41,12 +41,15 @@ class ClientBase:
         return other
 
     def _open(self, driver: Callable[..., Driver], base_url: str, transport: object, options: ClientOptions) -> None:
-        from client_lib._core.transport import check_base_url  # here, because httpx is slow to import
+        from client_lib._core.connections import ConnectionSettings  # here, because httpx is slow to import
+        from client_lib._core.transport import check_base_url, relay_from
 
         self.base_url = check_base_url(base_url, allow_http=options.get("allow_http", False))
         timeout = timeout_from(options.get("timeout", Timeout()))
         core = core_from(self.base_url, options)
-        self._driver = driver(core, timeout, transport, http2=options.get("http2", False))
+        relay = relay_from(options, transport)
+        connections = ConnectionSettings.for_server(self.base_url, http2=options.get("http2", False), relay=relay)
+        self._driver = driver(core, timeout, transport, connections=connections)
 
     def _call(
         self, prompt: Prompt | EncodedPrompt, variant: str | None, fresh: bool, options: RequestOptions

@@ -149,6 +149,12 @@ class ClientOptions(CallOptions, total=False):
     the extra ``signing``."""
     allow_http: bool
     """Permit plain ``http`` to other machines, whose traffic anybody on the way can change."""
+    relay: str | None
+    """The URL of a relay of Oblivious HTTP, through which all requests go: the server learns what
+    is asked but not from where. Needs ``gateway_key`` and the extra ``ohttp``."""
+    gateway_key: bytes | str | None
+    """The key configuration of the server's gateway (``application/ohttp-keys``), as bytes or in
+    hexadecimal digits, from a source that you trust."""
     ledger: LedgerHook | None
     """Records spending before anything is sent. Every call then needs a ``subject``."""
     http2: bool

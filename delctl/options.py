@@ -110,6 +110,8 @@ class TrustOptions:
     accept: tuple[str, ...]
     trusted_keys: tuple[str, ...]
     allow_http: bool
+    relay: str | None
+    gateway_key: str | None
 
     def client_options(self, **others: Unpack[ClientOptions]) -> ClientOptions:
         """Return them as options of a client, with the command's other ones."""
@@ -119,6 +121,8 @@ class TrustOptions:
             "accept": self.accept,
             "trusted_keys": self.trusted_keys,
             "allow_http": self.allow_http,
+            "relay": self.relay,
+            "gateway_key": self.gateway_key,
         }
 
 
@@ -147,6 +151,20 @@ trust_options = grouped(
         help="Refuse bundles that this public key did not sign; repeatable. Needs the extra signing.",
     ),
     allow_http_option,
+    click.option(
+        "--relay",
+        envvar="DEL_RELAY",
+        show_envvar=True,
+        metavar="URL",
+        help="Send everything through this relay of Oblivious HTTP; needs --gateway-key and the extra ohttp.",
+    ),
+    click.option(
+        "--gateway-key",
+        envvar="DEL_GATEWAY_KEY",
+        show_envvar=True,
+        metavar="HEX",
+        help="The key configuration of the server's gateway, from a source that you trust.",
+    ),
 )
 
 

@@ -64,6 +64,7 @@ class PrivateLM:
             keys=self._keys,
             quotas=Quotas(RayLeases(serve.get_replica_context().app_name)),
             quota_settings=settings.quotas,
+            gateway_key=settings.gateway.load(),
             observer=self._telemetry.observe,
             add_request_id=False,
         )

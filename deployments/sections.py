@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from del_core.errors import DelError
+from del_core.ohttp import GatewayKey, ObliviousError
 
 
 class SettingsError(DelError):
@@ -122,6 +123,20 @@ class TelemetrySettings(Section):
     """URL of the collector of OpenTelemetry traces (OTLP over HTTP); null means no traces."""
     trace_ratio: float = Field(default=1.0, ge=0, le=1)
     """Share of the requests that is traced, unless the caller's own trace decides."""
+
+
+class GatewaySettings(Section):
+    """A gateway of Oblivious HTTP at ``/.well-known/ohttp-gateway``."""
+
+    key_file: str | None = None
+    """File of the gateway's private key, as ``delctl keys gateway`` writes it; null serves none."""
+
+    def load(self) -> GatewayKey | None:
+        """Return the key, or None. Raises SettingsError."""
+        try:
+            return None if self.key_file is None else GatewayKey.load(Path(self.key_file))
+        except ObliviousError as error:
+            raise SettingsError(f"gateway.key_file: {error}") from None
 
 
 class ScalingSettings(Section):

@@ -19,6 +19,7 @@ from deployments.engines import EngineSettings, parse_engine
 from deployments.sections import (
     APIKey,
     AuthSettings,
+    GatewaySettings,
     HTTPSettings,
     QuotaSettings,
     ScalingSettings,
@@ -84,6 +85,7 @@ class Settings(Section):
     http: HTTPSettings = HTTPSettings()
     keys: AuthSettings = AuthSettings()
     quotas: QuotaSettings = QuotaSettings()
+    gateway: GatewaySettings = GatewaySettings()
     streaming: StreamingSettings = StreamingSettings()
     scaling: ScalingSettings = ScalingSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
@@ -149,6 +151,8 @@ def resolve_paths(values: Mapping[str, Any], directory: Path, source: str) -> Se
             values[name] = [resolved(value) for value in values[name]]
     if isinstance(values.get("keys"), dict) and "file" in values["keys"]:
         values["keys"] = {**values["keys"], "file": resolved(values["keys"]["file"])}
+    if isinstance(values.get("gateway"), dict) and "key_file" in values["gateway"]:
+        values["gateway"] = {**values["gateway"], "key_file": resolved(values["gateway"]["key_file"])}
     try:
         return parse_settings(values)
     except SettingsError as error:

@@ -27,6 +27,7 @@ REFERENCES = frozenset(
         "arxiv.org",
         "creativecommons.org",
         "github.com",
+        "iana.org",
         "json-schema.org",
         "keepachangelog.com",
         "semver.org",

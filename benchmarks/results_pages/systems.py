@@ -167,6 +167,22 @@ def _fuzz_server() -> str:
     )
 
 
+def _oblivious() -> str:
+    found = load("oblivious.json")["results"]
+    rows = []
+    for size in ("16 tokens", "512 tokens"):
+        direct, relay = found[size]["direct"], found[size]["relay"]
+        for name, what, unit, digits in (
+            ("request_bytes", "request", "bytes", 0),
+            ("response_bytes", "response", "bytes", 0),
+            ("complete_ms", "completion", "ms", 1),
+            ("first_chunk_ms", "first chunk of a stream", "ms", 1),
+        ):
+            cells = (f"{number(one[name], digits)} {unit}" for one in (direct, relay))
+            rows.append((f"prompt of {size}: {what}", *cells))
+    return table(("what", "directly", "through relay and gateway"), rows)
+
+
 def _elasticity() -> str:
     loads = load("elasticity.json")["load"]
     firsts = [[moment["first_p95_ms"] or 0 for moment in one["timeline"]] for one in loads]
@@ -248,6 +264,8 @@ SYSTEMS: dict[str, dict[str, Table]] = {
         "size": _size,
         "padding run": Origin("padding.json", machine="2 cores; 160 held-out passages"),
         "padding": _padding,
+        "oblivious run": Origin("oblivious.json"),
+        "oblivious": _oblivious,
     },
     "performance.md": {
         "serving run": Origin(

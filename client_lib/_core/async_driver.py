@@ -54,10 +54,15 @@ class AsyncDriver(Driver):
     """One client's settings over a shared connection pool, for all tasks of one event loop."""
 
     def __init__(
-        self, core: Core, timeout: Timeout, transport: httpx.AsyncBaseTransport | None, *, http2: bool
+        self,
+        core: Core,
+        timeout: Timeout,
+        transport: httpx.AsyncBaseTransport | None,
+        *,
+        connections: ConnectionSettings,
     ) -> None:
         super().__init__(core, timeout)
-        self.shared: _Shared = _Shared(ConnectionSettings.for_server(core.base_url, http2=http2), transport)
+        self.shared: _Shared = _Shared(connections, transport)
 
     async def run(self, flow: Flow[T], deadline: CallDeadline | None = None) -> T:
         """Run a flow that emits nothing, and return its result."""

@@ -22,6 +22,7 @@ from typing import Any
 import httpcore
 import httpx
 
+from client_lib._core.oblivious import AsyncObliviousTransport, ObliviousTransport, Relay
 from client_lib._validation import invalid, missing_package
 from del_core.net.addresses import is_loopback
 
@@ -57,35 +58,41 @@ def _left(timeout: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class ConnectionSettings:
-    """Settings of the pools of one server; ``proxy`` is the environment's, or None."""
+    """Settings of the pools of one server; ``proxy`` is the environment's, or None.
+
+    With a ``relay``, the connections lead to it.
+    """
 
     http2: bool
     ssl_context: ssl.SSLContext = field(repr=False)
     proxy: httpx.Proxy | None = field(repr=False)
+    relay: Relay | None = None
 
     @classmethod
-    def for_server(cls, base_url: str, *, http2: bool) -> ConnectionSettings:
+    def for_server(cls, base_url: str, *, http2: bool, relay: Relay | None = None) -> ConnectionSettings:
         """Return the settings for a server; HTTP/2 is negotiated, under TLS only."""
         if http2 and importlib.util.find_spec("h2") is None:
             raise missing_package("http2", "used with the package h2", "http2")
-        url = httpx.URL(base_url)
+        url = httpx.URL(base_url if relay is None else relay.url)
         # A proxy named in the environment cannot reach this machine's loopback address.
         is_local = is_loopback(url.host)
         # Plain HTTP to this machine needs no certificates, which are slow to load. Otherwise they
         # are httpx's own, or those of $SSL_CERT_FILE and $SSL_CERT_DIR.
         without_tls = is_local and url.scheme == "http"
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if without_tls else httpx.create_ssl_context()
-        return cls(http2, context, None if is_local else _environment_proxy(url))
+        return cls(http2, context, None if is_local else _environment_proxy(url), relay)
 
     def pool(self) -> httpx.BaseTransport:
         """Return a new synchronous pool."""
-        return _Pool(self)
+        pool = _Pool(self)
+        return pool if self.relay is None else ObliviousTransport(pool, self.relay)
 
     def async_pool(self) -> httpx.AsyncBaseTransport:
         """Return a new asynchronous pool."""
-        return httpx.AsyncHTTPTransport(
+        pool = httpx.AsyncHTTPTransport(
             verify=self.ssl_context, http2=self.http2, limits=_LIMITS, proxy=self.proxy, trust_env=False
         )
+        return pool if self.relay is None else AsyncObliviousTransport(pool, self.relay)
 
 
 def _environment_proxy(url: httpx.URL) -> httpx.Proxy | None:

@@ -80,9 +80,11 @@ class _Shared:
 class SyncDriver(Driver):
     """One client's settings over a shared connection pool, for all threads that use the client."""
 
-    def __init__(self, core: Core, timeout: Timeout, transport: httpx.BaseTransport | None, *, http2: bool) -> None:
+    def __init__(
+        self, core: Core, timeout: Timeout, transport: httpx.BaseTransport | None, *, connections: ConnectionSettings
+    ) -> None:
         super().__init__(core, timeout)
-        self.shared: _Shared = _Shared(ConnectionSettings.for_server(core.base_url, http2=http2), transport)
+        self.shared: _Shared = _Shared(connections, transport)
 
     def run(self, flow: Flow[T], deadline: CallDeadline | None = None) -> T:
         """Run a flow that emits nothing, and return its result."""

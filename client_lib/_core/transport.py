@@ -14,9 +14,10 @@ import httpx
 from client_lib._core.connections import HEADERS
 from client_lib._core.effects import Flow, Head, Send
 from client_lib._core.flow import Core
+from client_lib._core.oblivious import Relay
 from client_lib._validation import invalid
 from client_lib.errors import ConnectionFailedError, DELClientError, TimeoutExceededError, error_from_transport
-from client_lib.options import Timeout
+from client_lib.options import ClientOptions, Timeout
 from client_lib.protocol.responses import REQUEST_ID, is_id
 from del_core.net.addresses import is_loopback
 
@@ -151,7 +152,19 @@ def head_of(response: httpx.Response) -> Head:
     return Head(response.status_code, headers)
 
 
-def check_base_url(base_url: str, *, allow_http: bool) -> str:
+def relay_from(options: ClientOptions, transport: object) -> Relay | None:
+    """Return the relay of a client's options, or None. Raises ``InvalidRequestError``."""
+    url, key = options.get("relay"), options.get("gateway_key")
+    if url is None:
+        if key is not None:
+            raise invalid("gateway_key", "absent without a relay", "a value")
+        return None
+    if transport is not None:
+        raise invalid("relay", "absent with a transport, which makes its connections itself", "a URL")
+    return Relay.from_options(check_base_url(url, allow_http=options.get("allow_http", False), name="relay"), key)
+
+
+def check_base_url(base_url: str, *, allow_http: bool, name: str = "base_url") -> str:
     """Return the base URL without a trailing slash; credentials would end up in logs.
 
     Plain HTTP to another machine is refused unless it is allowed.
@@ -160,12 +173,12 @@ def check_base_url(base_url: str, *, allow_http: bool) -> str:
     try:
         url = httpx.URL(base_url)
     except (httpx.InvalidURL, TypeError) as error:
-        raise invalid("base_url", wanted, "a malformed URL") from error
+        raise invalid(name, wanted, "a malformed URL") from error
     if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
-        raise invalid("base_url", wanted, _fault_of(base_url, url))
+        raise invalid(name, wanted, _fault_of(base_url, url))
     if url.scheme == "http" and not allow_http and not is_loopback(url.host):
         wanted = "https beyond this machine, unless allow_http=True (--allow-http) permits plain HTTP"
-        raise invalid("base_url", wanted, f"http://{url.host}")
+        raise invalid(name, wanted, f"http://{url.host}")
     return str(url).rstrip("/")
 
 

@@ -1,4 +1,4 @@
-"""``delctl keys``: API keys for a server, which holds only their hashes, and signing keys."""
+"""``delctl keys``: API keys for a server, which holds only their hashes, and other keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 @click.group()
 def keys() -> None:
-    """Make API keys for a server, and keys that sign bundles."""
+    """Make API keys for a server, keys that sign bundles, and keys of gateways."""
 
 
 @keys.command()
@@ -45,3 +45,22 @@ def signing(file: Path) -> None:
     with os.fdopen(handle, "wb") as opened:
         opened.write(pem)
     click.echo(f"public key  {public_key(pem)}")
+
+
+@keys.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--key-id", type=click.IntRange(0, 255), default=1, show_default=True, help="Another one for a new key.")
+def gateway(file: Path, key_id: int) -> None:
+    """Make the key of a gateway of Oblivious HTTP, in FILE, and print its configuration.
+
+    FILE is a private key: readable by its owner only, and never replaced. The server reads it
+    (gateway.key_file); give the configuration to clients (--gateway-key).
+    """
+    from del_core.ohttp import GatewayKey
+
+    key = GatewayKey.generate(key_id)
+    try:
+        key.save(file)
+    except FileExistsError:
+        raise click.BadParameter(f"must be a new file, got {file}, which exists", param_hint="FILE") from None
+    click.echo(f"configuration  {key.config.to_list().hex()}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from starlette.requests import Request as HTTPRequest
 
 from del_core.errors import DEADLINE_EXCEEDED, INVALID_VALUE, FrameError
+from del_core.ohttp import GatewayKey
 from deployments.auth.keys import Caller, Keys
 from deployments.auth.quotas import Quotas
 from deployments.sections import HTTPSettings, QuotaSettings, StreamingSettings
@@ -24,6 +25,7 @@ class APIOptions:
 
     Args:
         quotas: None charges nobody.
+        gateway_key: key of the gateway of Oblivious HTTP; None serves none.
         observer: receives every completion when it ends.
         add_request_id: whether responses carry ``X-Request-Id``; Serve adds its own.
     """
@@ -33,6 +35,7 @@ class APIOptions:
     keys: Keys = field(default_factory=Keys)
     quotas: Quotas | None = None
     quota_settings: QuotaSettings = field(default_factory=QuotaSettings)
+    gateway_key: GatewayKey | None = None
     observer: Observer = ignore
     add_request_id: bool = True
 

@@ -80,7 +80,7 @@ class ErrorObjects:
             nonlocal replacement
             if message["type"] == "http.response.start" and message["status"] >= 400:
                 headers = MutableHeaders(scope=message)
-                if not headers.get("content-type", "").startswith("application/json"):
+                if not headers.get("content-type", "").startswith(("application/json", "application/problem+json")):
                     code = _CODES.get(message["status"], INTERNAL_ERROR)
                     if code == NOT_FOUND and not await self._knows_any(scope):
                         code = ENGINE_UNAVAILABLE

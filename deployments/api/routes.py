@@ -4,6 +4,7 @@ POST /v1/private/completions    a frame in, a completion object or server-sent e
 GET  /v1/models                 the variants with their guarantees and audits
 GET  /v1/bundle                 the client part of the bundle, with an ETag
 GET  /healthz  /readyz          the process works; the engine works
+/.well-known/ohttp-gateway      with a gateway's key: its configuration; encapsulated requests
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from del_core.errors import (
     FrameError,
 )
 from del_core.net.asgi import DisconnectedError, begun, unless_disconnected
+from del_core.ohttp import WELL_KNOWN
 from del_core.wire import CONTEXT_LENGTH_HEADER, MEDIA_TYPE, Request
 from deployments.api.bodies import Bodies
 from deployments.api.context import DEADLINE_HEADER, APIOptions, Deadline, RequestContext
 from deployments.api.errors import ErrorResponse, engine_unavailable, error_response, internal_error
+from deployments.api.gateway import OVERHEAD_BYTES, Gateway
 from deployments.api.middleware import Guard, RequestIds
 from deployments.api.streaming import Envelope, EventStream
 from deployments.auth.keys import Caller, InvalidKeyError
@@ -96,6 +99,10 @@ _EXCEPTION_HANDLERS = {HTTPException: _http_exception, Exception: _defect, **dic
 def create_app(service: PrivateLMService, options: APIOptions | None = None) -> ASGIApp:
     options = options or APIOptions()
     handlers = _Handlers(service, options)
+    gateway = None
+    if options.gateway_key is not None:
+        room = service.max_frame_bytes
+        gateway = Gateway(options.gateway_key, Bodies(options.http, room + room // 64 + OVERHEAD_BYTES))
     app = Starlette(
         routes=[
             Route("/v1/private/completions", handlers.completions, methods=["POST"]),
@@ -103,12 +110,24 @@ def create_app(service: PrivateLMService, options: APIOptions | None = None) -> 
             Route("/v1/bundle", handlers.bundle, methods=["GET"]),
             Route("/healthz", handlers.healthz, methods=["GET"]),
             Route("/readyz", handlers.readyz, methods=["GET"]),
+            *_gateway_routes(gateway),
         ],
         exception_handlers=_EXCEPTION_HANDLERS,
     )
     app.router.redirect_slashes = False
+    if gateway is not None:
+        gateway.app = app
     guarded = Guard(app)
     return RequestIds(guarded) if options.add_request_id else guarded
+
+
+def _gateway_routes(gateway: Gateway | None) -> list[Route]:
+    if gateway is None:
+        return []
+    return [
+        Route(WELL_KNOWN, gateway.keys, methods=["GET"]),
+        Route(WELL_KNOWN, gateway.requests, methods=["POST"]),
+    ]
 
 
 class _Handlers:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-import uvicorn
 
 from client_lib import Client, public
 from client_lib.proxy import ProxySettings
-from client_lib.proxy.server import bind, configure
 from deployments.api.context import APIOptions
 from deployments.api.routes import create_app
 from deployments.sections import StreamingSettings
 from tests.support.relay import Relay
+from tests.support.running_app import running
 from tests.support.running_proxy import RunningProxy
 from tests.support.scripted_engine import ScriptedEngine
 
@@ -32,22 +29,6 @@ async def prefill(number: int) -> None:
     """Take as long before the first token as before a later one."""
     if number in (0, 2):
         await asyncio.sleep(PREFILL_S)
-
-
-@contextlib.contextmanager
-def running(app: Any) -> Iterator[int]:
-    """Serve an application in a thread; yield its port."""
-    bound: socket.socket = bind("127.0.0.1", 0)
-    config = configure(app)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
-    thread.start()
-    try:
-        yield bound.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        bound.close()
 
 
 def relay_to(stack: contextlib.ExitStack, port: int, idle_s: float = IDLE_S) -> Relay:
