@@ -139,7 +139,16 @@ def model_families() -> str:
     return table(("family", "`model_type`", "served", "note"), rows)
 
 
+def alerts() -> str:
+    """Return the table of the alerts."""
+    from scripts.alerts import ALERTS
+
+    rows = ((f"`{one.name}`", one.severity, one.meaning, one.action) for one in ALERTS)
+    return table(("alert", "severity", "meaning", "what to do"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "alerts": alerts,
     "error-codes": error_codes,
     "client-errors": client_error_classes,
     "other-errors": other_error_classes,

@@ -5,6 +5,7 @@ is not current. The sources are
 
 - cluster/config/env.py for files/environment.yaml of the chart and cluster/machines/environment;
 - scripts/dashboard.py for cluster/monitoring/dashboard.json and files/dashboard.json;
+- scripts/alerts.py for cluster/monitoring/alerts.yaml and files/alerts.yaml;
 - deployments.settings for the definition `settings` of values.schema.json;
 - the chart and cluster/manifests/values/NAME.yaml for cluster/manifests/NAME.yaml.
 """
@@ -108,11 +109,14 @@ def _without_prose(value: Any) -> Any:
 
 
 def chart_files() -> Generated:
-    """Return the generated files of the chart, and the dashboard for use without it."""
+    """Return the generated files of the chart, and what is used without it, too."""
+    from scripts.alerts import alerts_yaml
     from scripts.dashboard import dashboard_json
 
     return {
+        ROOT / "cluster/monitoring/alerts.yaml": alerts_yaml(),
         ROOT / "cluster/monitoring/dashboard.json": dashboard_json(),
+        CHART / "files/alerts.yaml": alerts_yaml(),
         CHART / "files/environment.yaml": environment(),
         ROOT / "cluster/machines/environment": machines_environment(),
         CHART / "files/dashboard.json": dashboard_json(),

@@ -69,16 +69,15 @@ def up(served: Settings | Sequence[ServedApplication], options: UpOptions) -> Cl
         LocalServerError: a cluster runs already, or it did not start; nothing is left running.
         StateError: another command starts or stops a cluster.
     """
-    applications = as_applications(served)
-    check_applications(applications, LOOPBACK)
-    nodes = nodes_for(applications, options)
     with lock():
         found = read_record()
         if found is not None and found.keeper.alive:
             raise LocalServerError(f"a cluster runs already at {found.url}; stop it with: delctl down")
+        applications = as_applications(served)
+        check_applications(applications, LOOPBACK)
         if found is not None:
             _clean_up(found)
-        return _start(applications, nodes, options)
+        return _start(applications, nodes_for(applications, options), options)
 
 
 def nodes_for(applications: Sequence[ServedApplication], options: UpOptions) -> Nodes:
