@@ -32,7 +32,7 @@ from client_lib.prompts.padding import Padding
 from client_lib.prompts.spans import Prompt, Span, mark, private, public
 from client_lib.prompts.types import Draw, EncodedPrompt
 from client_lib.streams import AsyncStream, Stream
-from client_lib.types import Chunk, Completion, Model, Usage
+from client_lib.types import Chunk, Completion, Model, TokenLogprobs, Usage
 
 __all__ = [
     "AsyncClient",
@@ -60,6 +60,7 @@ __all__ = [
     "Span",
     "Stream",
     "Timeout",
+    "TokenLogprobs",
     "Usage",
     "mark",
     "private",

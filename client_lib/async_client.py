@@ -70,6 +70,10 @@ class AsyncClient(ClientBase):
         core = self._driver.core
         return await self._driver.run(core.count_tokens(prompt, core.choose_variant(variant)))
 
+    async def token_bytes(self, token_ids: Sequence[int]) -> tuple[bytes, ...]:
+        """Return the bytes of tokens; see :meth:`client_lib.Client.token_bytes`."""
+        return await self._driver.run(self._driver.core.token_bytes(token_ids))
+
     async def room(self, *, variant: str | None = None) -> int | None:
         """Return the most tokens of prompt and answer; see :meth:`client_lib.Client.room`."""
         core = self._driver.core

@@ -135,6 +135,13 @@ class Client(ClientBase):
         core = self._driver.core
         return self._driver.run(core.count_tokens(prompt, core.choose_variant(variant)))
 
+    def token_bytes(self, token_ids: Sequence[int]) -> tuple[bytes, ...]:
+        """Return the bytes of the text that each token of an answer stands for.
+
+        Some tokens are a part of a character. Nothing is sent.
+        """
+        return self._driver.run(self._driver.core.token_bytes(token_ids))
+
     def room(self, *, variant: str | None = None) -> int | None:
         """Return the most tokens that a prompt and its answer may have together.
 

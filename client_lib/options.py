@@ -173,6 +173,21 @@ class SamplingOptions(TypedDict, total=False):
     stop: str | list[str] | tuple[str, ...] | None
     stop_token_ids: list[int] | tuple[int, ...]
     ignore_eos: bool
+    top_k: int
+    """Sample from this many most probable tokens; 0 from all."""
+    min_p: float
+    """Sample from tokens that have at least this share of the largest probability."""
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    """These three count the tokens of the answer only: the server does not know the prompt's."""
+    logit_bias: Mapping[int, float] | Mapping[str, float] | None
+    """By token id. It goes to the server in the clear, as ``stop`` and a structure do."""
+    logprobs: int | None
+    """The number of most probable tokens to report at each token of the answer."""
+    structured_outputs: Mapping[str, object] | None
+    """What the answer must be, as in vLLM: one of ``json`` (a JSON schema, as a dict or as text),
+    ``json_object`` (True), ``regex``, ``choice`` (a list of strings)."""
 
 
 class RequestOptions(SamplingOptions, total=False):

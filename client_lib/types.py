@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from client_lib._validation import check_seconds
+from del_core.wire import TokenLogprobs as TokenLogprobs  # a value of this module, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class Chunk:
     text: str = field(repr=False)
     token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: str | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = field(default=None, repr=False)
+    """One for each token id, if they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class Completion:
     request_id: str | None
     variant: str
     bytes_sent: int
+    logprobs: tuple[TokenLogprobs, ...] | None = field(default=None, repr=False)
+    """One for each token id, if they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)

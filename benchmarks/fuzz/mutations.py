@@ -20,6 +20,7 @@ _VALUES: tuple[object, ...] = (
 _NAMES = (
     "fingerprint", "variant", "segments", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "resume",
     "stop_token_ids", "ignore_eos", "presence_penalty", "logprobs", "n", "echo", "best_of", "logit_bias", "extra", "",
+    "top_k", "min_p", "structured_outputs",
 )  # fmt: skip
 
 

@@ -205,6 +205,10 @@ class Core:
         encoder = yield from use_bundle()
         return (yield from call(lambda: encoder.count(encoder.tokenize(prompt, variant, self.padding))))
 
+    def token_bytes(self, token_ids: Sequence[int]) -> Flow[tuple[bytes, ...]]:
+        """Return the bytes of the text that each token stands for."""
+        return (yield from use_bundle()).token_bytes(token_ids)
+
     def room(self, variant: str) -> Flow[int | None]:
         """Return the most tokens of a prompt and its answer together, or None if unknown."""
         encoder = yield from use_bundle()
@@ -236,13 +240,12 @@ class Core:
 
     def _complete(self, made: CompletionCall) -> Flow[Completion]:
         request = yield from self._prepare(made, stream=False)
-        max_tokens = request.sampling.max_tokens
+        max_tokens, logprobs = request.sampling.max_tokens, request.sampling.logprobs
 
         def receive(head: Head) -> Flow[Completion]:
             body = yield from read_answer(min(_MAX_ANSWER_BYTES, _ANSWER_BYTES + max_tokens * _TOKEN_BYTES))
-            text, token_ids, finish_reason, usage, name = parse_completion(body, max_tokens)
-            request_id = head.headers.get(REQUEST_ID) or name
-            return request.completion(text, token_ids, finish_reason, usage, request_id)
+            chunk, usage, name = parse_completion(body, max_tokens, logprobs)
+            return request.completion(chunk, usage, head.headers.get(REQUEST_ID) or name)
 
         return (yield from self._submit(request, (), receive))
 
@@ -252,7 +255,7 @@ class Core:
 
     def _stream(self, made: CompletionCall) -> Flow[Completion]:
         request = yield from self._prepare(made, stream=True)
-        received = StreamReader(request.sampling.max_tokens)
+        received = StreamReader(request.sampling.max_tokens, request.sampling.logprobs)
         request_id: str | None = None
         last_failure: DELClientError | None = None
         for resumes in range(self.max_resumes + 1):
@@ -272,7 +275,7 @@ class Core:
                 yield Emit(chunk)
             if received.finish_reason is not None:
                 usage = None if resumes else received.usage  # the usage of a resumed stream is a part
-                return request.completion(received.text, received.token_ids, received.finish_reason, usage, request_id)
+                return request.completion(received.whole, usage, request_id)
         if isinstance(last_failure, TimeoutExceededError):
             raise last_failure
         raise _broken(self.max_resumes) from last_failure

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from client_lib._validation import invalid
@@ -13,8 +15,8 @@ from client_lib.prompts.span_memory import Recall
 from client_lib.prompts.spans import Prompt
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.protocol.retry import InternalErrors
-from client_lib.types import Completion, Usage
-from del_core.wire import Sampling
+from client_lib.types import Chunk, Completion, Usage
+from del_core.wire import Sampling, StructuredOutputs
 
 _KEY = re.compile(r"[!-~]{1,200}")
 
@@ -52,13 +54,20 @@ class CompletionRequest:
         """Build the frame that every try sends. Raises as ``Encoder.frame``."""
         self.frame = self.encoder.frame(self.encoded, self.sampling)
 
-    def completion(
-        self, text: str, token_ids: tuple[int, ...], finish_reason: str, usage: Usage | None, request_id: str | None
-    ) -> Completion:
+    def completion(self, chunk: Chunk, usage: Usage | None, request_id: str | None) -> Completion:
         """Return the result; the client counts the tokens for a server that reports no usage."""
-        prompt, generated = self.encoded.tokens, len(token_ids)
-        usage = usage or Usage(prompt, generated, prompt + generated)
-        return Completion(text, token_ids, finish_reason, usage, request_id, self.encoded.variant, len(self.frame))
+        prompt, generated = self.encoded.tokens, len(chunk.token_ids)
+        assert chunk.finish_reason is not None
+        return Completion(
+            chunk.text,
+            chunk.token_ids,
+            chunk.finish_reason,
+            usage or Usage(prompt, generated, prompt + generated),
+            request_id,
+            self.encoded.variant,
+            len(self.frame),
+            chunk.logprobs,
+        )
 
 
 def sampling_from(options: RequestOptions, *, stream: bool) -> Sampling:
@@ -72,7 +81,44 @@ def sampling_from(options: RequestOptions, *, stream: bool) -> Sampling:
         if not isinstance(value, list | tuple):
             raise invalid(name, "a list", f"a {type(value).__name__}")
         fields[name] = tuple(value)
+    fields["logit_bias"] = _logit_bias(fields.get("logit_bias"))
+    fields["structured_outputs"] = _structure(fields.get("structured_outputs"))
     return Sampling(**fields, stream=stream)  # type: ignore[arg-type]
+
+
+def _logit_bias(value: object) -> tuple[tuple[int, object], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, Mapping):
+        raise invalid("logit_bias", "an object of token ids and numbers", f"a {type(value).__name__}")
+    try:
+        return tuple((int(token_id), bias) for token_id, bias in value.items())
+    except (TypeError, ValueError):
+        pass
+    raise invalid("logit_bias", "an object of token ids and numbers", "another name")
+
+
+def _structure(value: object) -> StructuredOutputs | None:
+    if value is None:
+        return None
+    names = tuple(StructuredOutputs.__dataclass_fields__)
+    wanted = f"an object with one of {', '.join(names)}"
+    if not isinstance(value, Mapping):
+        raise invalid("structured_outputs", wanted, f"a {type(value).__name__}")
+    given = {name: one for name, one in value.items() if one is not None}
+    if len(given) != 1 or not given.keys() <= set(names):
+        raise invalid("structured_outputs", wanted, "other members")
+    schema, choice = given.get("json"), given.get("choice")
+    if schema is not None and not isinstance(schema, str):
+        try:
+            given["json"] = json.dumps(schema, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            schema = None
+        if schema is None:
+            raise invalid("structured_outputs.json", "a JSON schema", "something that is no JSON")
+    if isinstance(choice, list | tuple):
+        given["choice"] = tuple(choice)
+    return StructuredOutputs(**given)
 
 
 def check_idempotency_key(key: str | None) -> str:

@@ -48,6 +48,10 @@ class Encoder:
         """The variant names, ``clear`` last."""
         return (*self.bundle.variants, CLEAR)
 
+    def token_bytes(self, token_ids: Sequence[int]) -> tuple[bytes, ...]:
+        """Return the bytes of the text that each token stands for. Raises BundleInvalidError."""
+        return guarded(lambda: tuple(map(self._tokenizer.token_bytes, token_ids)))
+
     def encode(self, prompt: Prompt, variant: str) -> EncodedPrompt:
         """Tokenize a prompt and draw its noise. Raises as :meth:`tokenize`."""
         return self.draw(self.tokenize(prompt, variant), variant)

@@ -17,6 +17,7 @@ from client_lib.protocol.retry import parse_retry_after
 from client_lib.types import Chunk, Model, Usage
 from del_core.bundle.tokenizer import MAX_TOKEN_CHARACTERS
 from del_core.errors import ERROR_STATUS
+from del_core.wire import LEAST_LOGPROB, TokenLogprobs
 
 DONE = "[DONE]"
 """The end mark of a stream."""
@@ -32,8 +33,11 @@ _LARGEST_NUMBER = 1e300
 class StreamReader:
     """Collects the events of one stream, across resumptions; data after the end mark is ignored."""
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int, logprobs: int | None = None) -> None:
+        """Expect ``logprobs`` alternatives at each token; None expects no logarithms."""
         self._max_tokens = max_tokens
+        self._top = logprobs
+        self._logprobs: list[TokenLogprobs] = []
         self._room = max_tokens * MAX_TOKEN_CHARACTERS  # events may have text without token ids
         self._texts: list[str] = []
         self._token_ids: list[int] = []
@@ -56,6 +60,12 @@ class StreamReader:
         """Whether the completion is complete."""
         return self.finish_reason is not None
 
+    @property
+    def whole(self) -> Chunk:
+        """What was received so far, as one chunk."""
+        logprobs = None if self._top is None else tuple(self._logprobs)
+        return Chunk(self.text, self.token_ids, self.finish_reason, logprobs)
+
     def take(self, data: str) -> Chunk | None:
         """Return the chunk of one event, or None. Raises ``ProtocolError``, or an event's error."""
         if self._done or data.strip() == DONE:
@@ -73,22 +83,23 @@ class StreamReader:
         choices = event.get("choices")
         if choices == []:
             return None
-        text, token_ids, finish_reason = _choice(choices, "event")
+        chunk = _choice(choices, "event", self._top)
         if self.finished:
-            if text or token_ids:
+            if chunk.text or chunk.token_ids:
                 raise _wrong("event.choices[0]", "empty after a finish reason", "more output")
             return None
-        if not text and not token_ids and finish_reason is None:
+        if not chunk.text and not chunk.token_ids and chunk.finish_reason is None:
             return None
-        if len(self._token_ids) + len(token_ids) > self._max_tokens:
+        if len(self._token_ids) + len(chunk.token_ids) > self._max_tokens:
             raise _too_many("event", self._max_tokens)
-        self._room -= len(text)
+        self._room -= len(chunk.text)
         if self._room < 0:
             raise _too_long("event", self._max_tokens)
-        self._texts.append(text)
-        self._token_ids += token_ids
-        self.finish_reason = finish_reason
-        return Chunk(text, token_ids, finish_reason)
+        self._texts.append(chunk.text)
+        self._token_ids += chunk.token_ids
+        self._logprobs += chunk.logprobs or ()
+        self.finish_reason = chunk.finish_reason
+        return chunk
 
     def finish_if_full(self) -> Chunk | None:
         """Return the closing chunk of a stream that broke after ``max_tokens`` tokens."""
@@ -98,20 +109,22 @@ class StreamReader:
         return Chunk("", (), "length")
 
 
-def parse_completion(body: bytes, max_tokens: int) -> tuple[str, tuple[int, ...], str, Usage | None, str | None]:
-    """Return text, token ids, finish reason, usage and id of a completion object."""
+def parse_completion(
+    body: bytes, max_tokens: int, logprobs: int | None = None
+) -> tuple[Chunk, Usage | None, str | None]:
+    """Return the output, the usage and the id of a completion object."""
     answer = _parse(body, "body")
-    text, token_ids, finish_reason = _choice(answer.get("choices"), "body")
-    if finish_reason is None:
+    chunk = _choice(answer.get("choices"), "body", logprobs)
+    if chunk.finish_reason is None:
         raise _wrong("body.choices[0].finish_reason", "a string", "null")
-    if len(token_ids) > max_tokens:
+    if len(chunk.token_ids) > max_tokens:
         raise _too_many("body", max_tokens)
-    if len(text) > max_tokens * MAX_TOKEN_CHARACTERS:
+    if len(chunk.text) > max_tokens * MAX_TOKEN_CHARACTERS:
         raise _too_long("body", max_tokens)
     usage, name = answer.get("usage"), answer.get("id")
     if name is not None and not is_id(name):
         raise _wrong("body.id", f"a string of the form {_ID.pattern}", json_kind(name))
-    return text, token_ids, finish_reason, None if usage is None else _usage(usage, "body.usage"), name
+    return chunk, None if usage is None else _usage(usage, "body.usage"), name
 
 
 def is_id(value: object) -> bool:
@@ -163,8 +176,8 @@ def _parse(data: str | bytes, where: str) -> Mapping[str, Any]:
     return _object(found, where)
 
 
-def _choice(choices: object, where: str) -> tuple[str, tuple[int, ...], str | None]:
-    """Return text, token ids and finish reason of the only choice."""
+def _choice(choices: object, where: str, top: int | None) -> Chunk:
+    """Return the only choice, with its logarithms if ``top`` alternatives were asked for."""
     if not isinstance(choices, list) or len(choices) != 1:
         raise _wrong(f"{where}.choices", "an array of one choice", json_kind(choices))
     where = f"{where}.choices[0]"
@@ -180,7 +193,38 @@ def _choice(choices: object, where: str) -> tuple[str, tuple[int, ...], str | No
         raise _wrong(
             f"{where}.finish_reason", f"a string of the form {_REASON.pattern} or null", json_kind(finish_reason)
         )
-    return text, tuple(token_ids), finish_reason
+    logprobs = None if top is None else _logprobs(choice.get("logprobs"), f"{where}.logprobs", len(token_ids), top)
+    return Chunk(text, tuple(token_ids), finish_reason, logprobs)
+
+
+def _logprobs(value: object, where: str, tokens: int, top: int) -> tuple[TokenLogprobs, ...]:
+    """Return the logarithms of ``tokens`` tokens, each with at most ``top`` alternatives."""
+    members = _object(value, where)
+    own, alternatives = members.get("token_logprobs"), members.get("top_logprobs")
+    for name, values in (("token_logprobs", own), ("top_logprobs", alternatives)):
+        if not isinstance(values, list) or len(values) != tokens:
+            raise _wrong(f"{where}.{name}", f"an array of {tokens} members", "another value")
+    assert isinstance(own, list)
+    assert isinstance(alternatives, list)
+    found = []
+    for logprob, listed in zip(own, alternatives, strict=True):
+        if not isinstance(listed, list) or len(listed) > top or not all(map(_is_alternative, listed)):
+            raise _wrong(
+                f"{where}.top_logprobs", f"up to {top} pairs of a token id and a logarithm each", "another value"
+            )
+        if not _is_logprob(logprob):
+            raise _wrong(f"{where}.token_logprobs", f"numbers from {LEAST_LOGPROB:g} to 0", "another value")
+        pairs = tuple((int(token_id), float(value)) for token_id, value in listed)
+        found.append(TokenLogprobs(float(logprob), pairs))
+    return tuple(found)
+
+
+def _is_alternative(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _is_count(value[0]) and _is_logprob(value[1])
+
+
+def _is_logprob(value: object) -> bool:
+    return is_number(value) and LEAST_LOGPROB <= value <= 0
 
 
 def _usage(value: object, where: str) -> Usage:

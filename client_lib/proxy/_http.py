@@ -20,6 +20,8 @@ from client_lib._validation import must_be
 from client_lib.errors import DELClientError
 from client_lib.proxy._paths import ROUTES
 from client_lib.proxy.errors import APIError, api_error, invalid
+from client_lib.proxy.messages_api import PATH, error_body
+from client_lib.proxy.metrics import Metrics
 from client_lib.proxy.settings import ProxySettings
 from del_core.net.addresses import is_loopback
 from del_core.net.asgi import DisconnectedError, unless_disconnected, with_keep_alive
@@ -90,8 +92,9 @@ def as_api_error(error: Exception, fields: Mapping[str, str] | None = None) -> A
 class Guard:
     """Wraps handlers: checks the caller, adds a request id, writes the log line."""
 
-    def __init__(self, settings: ProxySettings) -> None:
+    def __init__(self, settings: ProxySettings, metrics: Metrics) -> None:
         self._settings = settings
+        self._metrics = metrics
         self._key = None if settings.client_key is None else settings.client_key.encode()
 
     def __call__(self, route: str, handler: Handler, *, is_open: bool = False) -> Handler:
@@ -110,10 +113,15 @@ class Guard:
                 response, status = Response(status_code=499), "disconnected"  # nobody reads it
             except Exception as error:
                 failure = as_api_error(error)
-                response = JSONResponse(failure.body, failure.status, failure.headers)
+                body = error_body(failure) if route == PATH else failure.body
+                response = JSONResponse(body, failure.status, failure.headers)
                 status = f"{failure.status} {failure.code}"
+                if isinstance(error, DELClientError) or failure.status >= 500:
+                    self._metrics.upstream_errors[str(failure.code)] += 1
             response.headers["x-request-id"] = request_id
             took = time.monotonic() - start
+            self._metrics.requests[route, str(status)] += 1
+            self._metrics.seconds[route] += took
             log.info("%s %s %s %.3f s %s", request.method, route, status, took, request_id)
             return response
 
@@ -129,7 +137,9 @@ class Guard:
         if self._key is None:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
+        if scheme.lower() != "bearer":
+            given = request.headers.get("x-api-key", "")  # of Anthropic's API
+        if not hmac.compare_digest(given.strip().encode(), self._key):
             raise APIError(
                 401,
                 "The API key is missing or wrong; send the key of the proxy as a bearer token",

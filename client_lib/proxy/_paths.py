@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/healthz", "/readyz")
+ROUTES = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/models",
+    "/health",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/openapi.json",
+)
 """The routes as the page and the refusal of an unknown path list them."""
 
-_SHORT = ("/chat/completions", "/completions", "/models")
+_SHORT = ("/chat/completions", "/completions", "/responses", "/messages", "/models")
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -17,7 +28,8 @@ _PAGE = """<!doctype html>
 color-scheme: light dark; }}</style>
 <h1>DEL Serve proxy</h1>
 <p>This is an OpenAI-compatible API on your machine. It turns prompts into noisy counts before they
-leave the machine. Use it as the base URL of an application, with <code>/v1</code> behind it.</p>
+leave the machine. Use it as the base URL of an application, with <code>/v1</code> behind it.
+Anthropic's client takes it without <code>/v1</code>.</p>
 <ul>{routes}</ul>
 </html>
 """

@@ -1,4 +1,4 @@
-"""The response objects of OpenAI's API, made from completions of the client."""
+"""The response objects and events of OpenAI's API, made from completions of the client."""
 
 from __future__ import annotations
 
@@ -6,31 +6,77 @@ import dataclasses
 import json
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from client_lib.types import Chunk, Completion
+from client_lib.proxy.errors import APIError
+from client_lib.proxy.logprobs import Logprobs
+from client_lib.proxy.tools import Part, ToolCall
+from client_lib.types import Completion
 
 DONE = b"data: [DONE]\n\n"
 
 
-def event(data: Mapping[str, Any]) -> bytes:
-    """Return one server-sent event."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
+    """Return one server-sent event, with a name if its API has named ones."""
+    body = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+    return (b"" if name is None else f"event: {name}\n".encode()) + b"data: " + body + b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A finished completion; ``is_first`` of its prompt, whose tokens count once."""
+    """A finished completion as texts and calls; the ``is_first`` of a prompt counts its tokens."""
 
     completion: Completion
-    is_first: bool
+    parts: tuple[Part, ...] = field(repr=False)
+    is_first: bool = True
     echo: str = field(default="", repr=False)
+    logprobs: Logprobs | None = field(default=None, repr=False)
+
+    @property
+    def text(self) -> str:
+        """The text beside the calls."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """The calls."""
+        return [part for part in self.parts if isinstance(part, ToolCall)]
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the answer ended, in the words of chats."""
+        return "tool_calls" if self.calls and self.completion.finish_reason == "stop" else self.completion.finish_reason
 
 
-@dataclass(frozen=True)
-class CompletionAnswer:
+class Answer(ABC):
+    """The answer to one request: one object, or the events of a stream."""
+
+    @abstractmethod
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """Return the object of finished completions."""
+
+    @abstractmethod
+    def opening(self) -> list[bytes]:
+        """Return the events before the first part."""
+
+    @abstractmethod
+    def part(self, part: Part, logprobs: Logprobs | None) -> list[bytes]:
+        """Return the events of the next text or call."""
+
+    @abstractmethod
+    def closing(self, choice: Choice) -> list[bytes]:
+        """Return the events after the last part."""
+
+    def failure(self, error: APIError) -> bytes:
+        """Return the event of a failure, which ends the stream."""
+        return event(error.body)
+
+
+@dataclass
+class CompletionAnswer(Answer):
     """A response of ``/v1/completions``; ``fingerprint`` is that of the prompt's bundle."""
 
     model: str
@@ -40,33 +86,38 @@ class CompletionAnswer:
     """What stands in front of the text of a stream."""
     id: str = field(default_factory=lambda: "cmpl-" + secrets.token_hex(16))
     created: int = field(default_factory=lambda: int(time.time()))
-
-    def opening(self) -> tuple[dict[str, Any], ...]:
-        """Return the events before the first text."""
-        return (self.chunk(Chunk(self.echo, ())),) if self.echo else ()
+    _length: int = 0
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        """Return the object of finished completions."""
-        return self._whole("text_completion", choices, [{"text": one.echo + one.completion.text} for one in choices])
+        contents = []
+        for one in choices:
+            logprobs = None if one.logprobs is None else one.logprobs.for_completion(len(one.echo))
+            # A completion has no calls: what looks like one is text.
+            contents.append({"text": one.echo + one.completion.text, "logprobs": logprobs})
+        return self._whole("text_completion", choices, contents)
+
+    def opening(self) -> list[bytes]:
+        return self.part(self.echo, None) if self.echo else []
+
+    def part(self, part: Part, logprobs: Logprobs | None) -> list[bytes]:
+        assert isinstance(part, str)
+        content = {"text": part, "logprobs": None if logprobs is None else logprobs.for_completion(self._length)}
+        self._length += len(part)
+        return [self._event("text_completion", content, None)]
+
+    def closing(self, choice: Choice) -> list[bytes]:
+        last = self._event("text_completion", {"text": "", "logprobs": None}, choice.completion.finish_reason)
+        return [last, *self._usage("text_completion", choice.completion), DONE]
 
     def _whole(self, kind: str, choices: Sequence[Choice], contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
         listed = [
-            {"index": index, **content, "logprobs": None, "finish_reason": one.completion.finish_reason}
+            {"index": index, **content, "finish_reason": one.finish_reason}
             for index, (one, content) in enumerate(zip(choices, contents, strict=True))
         ]
-        usages = [one.completion.usage for one in choices]
         prompt = sum(one.completion.usage.prompt_tokens for one in choices if one.is_first)
-        completion = sum(usage.completion_tokens for usage in usages)
+        completion = sum(one.completion.usage.completion_tokens for one in choices)
         usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
         return {**self._head(kind), "choices": listed, "usage": usage}
-
-    def chunk(self, chunk: Chunk) -> dict[str, Any]:
-        """Return the event of a chunk."""
-        return self._object("text_completion", {"text": chunk.text}, chunk.finish_reason)
-
-    def closing(self, completion: Completion) -> tuple[dict[str, Any], ...]:
-        """Return the events after the last text."""
-        return ({**self.chunk(Chunk("", ())), "choices": [], **_usage(completion)},) if self.include_usage else ()
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -77,35 +128,56 @@ class CompletionAnswer:
             "system_fingerprint": f"fp_{self.fingerprint[:16]}",
         }
 
-    def _object(self, kind: str, content: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
-        made = {**self._head(kind), "choices": [choice]}
+    def _event(self, kind: str, content: dict[str, Any], finish_reason: str | None) -> bytes:
+        made = {**self._head(kind), "choices": [{"index": 0, **content, "finish_reason": finish_reason}]}
         # In a stream that ends with the usage, earlier events have a null usage.
-        return {**made, "usage": None} if self.include_usage else made
+        return event({**made, "usage": None} if self.include_usage else made)
+
+    def _usage(self, kind: str, completion: Completion) -> list[bytes]:
+        if not self.include_usage:
+            return []
+        return [event({**self._head(kind), "choices": [], "usage": dataclasses.asdict(completion.usage)})]
 
 
-@dataclass(frozen=True)
+@dataclass
 class ChatAnswer(CompletionAnswer):
     """A response of ``/v1/chat/completions``."""
 
     id: str = field(default_factory=lambda: "chatcmpl-" + secrets.token_hex(16))
-
-    def opening(self) -> tuple[dict[str, Any], ...]:
-        """Return the event that names the role."""
-        return (self._delta({"role": "assistant", "content": ""}, None),)
+    _calls: int = 0
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        """Return the object of finished completions."""
-        messages = [{"role": "assistant", "content": one.completion.text, "refusal": None} for one in choices]
-        return self._whole("chat.completion", choices, [{"message": message} for message in messages])
+        contents = []
+        for one in choices:
+            message: dict[str, Any] = {"role": "assistant", "content": one.text, "refusal": None}
+            if one.calls:
+                message["content"] = one.text or None
+                message["tool_calls"] = [_call(call) for call in one.calls]
+            contents.append({"message": message, "logprobs": None if one.logprobs is None else one.logprobs.for_chat()})
+        return self._whole("chat.completion", choices, contents)
 
-    def chunk(self, chunk: Chunk) -> dict[str, Any]:
-        """Return the event of a chunk."""
-        return self._delta({"content": chunk.text} if chunk.text else {}, chunk.finish_reason)
+    def opening(self) -> list[bytes]:
+        return [self._delta({"role": "assistant", "content": ""})]
 
-    def _delta(self, delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
-        return self._object("chat.completion.chunk", {"delta": delta}, finish_reason)
+    def part(self, part: Part, logprobs: Logprobs | None) -> list[bytes]:
+        shown = None if logprobs is None else logprobs.for_chat()
+        if isinstance(part, str):
+            return [self._delta({"content": part}, logprobs=shown)]
+        index, self._calls = self._calls, self._calls + 1
+        begun = _call(dataclasses.replace(part, arguments=""))
+        rest = {"index": index, "function": {"arguments": part.arguments}}
+        deltas = [{"tool_calls": [{"index": index, **begun}]}, {"tool_calls": [rest]}]
+        return [self._delta(deltas[0], logprobs=shown), self._delta(deltas[1])]
+
+    def closing(self, choice: Choice) -> list[bytes]:
+        last = self._delta({}, choice.finish_reason)
+        return [last, *self._usage("chat.completion.chunk", choice.completion), DONE]
+
+    def _delta(
+        self, delta: dict[str, Any], finish_reason: str | None = None, *, logprobs: dict[str, Any] | None = None
+    ) -> bytes:
+        return self._event("chat.completion.chunk", {"delta": delta, "logprobs": logprobs}, finish_reason)
 
 
-def _usage(completion: Completion) -> dict[str, Any]:
-    return {"usage": dataclasses.asdict(completion.usage)}
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

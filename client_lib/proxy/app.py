@@ -7,9 +7,10 @@ the owner of the client closes it.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
 from starlette.applications import Starlette
@@ -20,17 +21,26 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+import del_core
 from client_lib.async_client import AsyncClient
 from client_lib.errors import BundleOutdatedError, DELClientError
+from client_lib.prompts.chat import Message
 from client_lib.prompts.spans import CLEAR
 from client_lib.proxy._http import EventStream, Guard, as_api_error, not_routed, read_body
 from client_lib.proxy._paths import NormalPaths, page
-from client_lib.proxy.answers import DONE, ChatAnswer, Choice, CompletionAnswer, event
+from client_lib.proxy.answers import Answer, ChatAnswer, Choice, CompletionAnswer
 from client_lib.proxy.errors import APIError, invalid
 from client_lib.proxy.fields import name_of
+from client_lib.proxy.logprobs import Logprobs, joined
+from client_lib.proxy.messages_api import PATH, MessagesAnswer, parse_messages
+from client_lib.proxy.metrics import MEDIA_TYPE, Metrics
+from client_lib.proxy.openapi import description
 from client_lib.proxy.prompts import Prepared, Prompts, Submission
 from client_lib.proxy.requests import ChatRequest, CompletionRequest, parse_body, parse_chat, parse_completion
+from client_lib.proxy.responses_api import Past, ResponsesAnswer, parse_responses
 from client_lib.proxy.settings import ProxySettings
+from client_lib.proxy.tools import CallParser, Part
+from client_lib.types import Chunk, Completion
 from del_core.mechanism.base import DEFAULT_DELTA
 from del_core.net.asgi import begun, ended, unless_disconnected
 
@@ -38,9 +48,12 @@ SUBJECT_HEADER = "x-del-subject"
 NOISE_HEADER = "x-del-noise"
 IGNORED_HEADER = "x-del-ignored"
 DROPPED_HEADER = "x-del-dropped-messages"
-_OPEN = frozenset({"/", "/health", "/healthz", "/readyz"})  # need no key
+_OPEN = frozenset({"/", "/health", "/healthz", "/readyz", "/openapi.json"})  # need no key
 _READY_TIMEOUT_S, _READY_FOR_S = 5.0, 1.0
 _PROMPT_FIELD: Mapping[type, Mapping[str, str]] = MappingProxyType({ChatRequest: {"prompt": "messages"}})
+MakeAnswer: TypeAlias = Callable[[str, str], Answer]
+"""Makes an answer for a variant and the fingerprint of its bundle."""
+
 DELTA = DEFAULT_DELTA
 """The delta of the models' epsilon."""
 
@@ -48,19 +61,24 @@ DELTA = DEFAULT_DELTA
 def create_app(client: AsyncClient, settings: ProxySettings | None = None) -> Starlette:
     """Create the application. It sends with ``client``, and leaves it open."""
     settings = settings or ProxySettings()
-    proxy = _Proxy(client, settings)
-    guard = Guard(settings)
+    metrics = Metrics()
+    proxy = _Proxy(client, settings, metrics)
+    guard = Guard(settings, metrics)
     routes = [
         Route(path, guard(path, handler, is_open=path in _OPEN), methods=[method])
         for path, method, handler in (
             ("/v1/chat/completions", "POST", proxy.chat),
             ("/v1/completions", "POST", proxy.completions),
+            ("/v1/responses", "POST", proxy.responses),
+            (PATH, "POST", proxy.messages),
             ("/v1/models", "GET", proxy.models),
             ("/v1/models/{id:path}", "GET", proxy.model),
             ("/", "GET", proxy.page),
             ("/health", "GET", proxy.health),
             ("/healthz", "GET", proxy.health),
             ("/readyz", "GET", proxy.ready),
+            ("/metrics", "GET", proxy.metrics),
+            ("/openapi.json", "GET", proxy.openapi),
         )
     ]
     middleware = [Middleware(NormalPaths)]
@@ -84,10 +102,12 @@ def create_app(client: AsyncClient, settings: ProxySettings | None = None) -> St
 class _Proxy:
     """The handlers of the routes."""
 
-    def __init__(self, client: AsyncClient, settings: ProxySettings) -> None:
+    def __init__(self, client: AsyncClient, settings: ProxySettings, metrics: Metrics) -> None:
         self._client = client
         self._settings = settings
-        self._prompts = Prompts(client, settings)
+        self._metrics = metrics
+        self._prompts = Prompts(client, settings, metrics)
+        self._past = Past()
         self._started = int(time.time())
         self._asking = anyio.Lock()
         self._asked_until = 0.0
@@ -95,11 +115,42 @@ class _Proxy:
 
     async def completions(self, request: Request) -> Response:
         asked = parse_completion(await self._body(request), strict=self._settings.strict_fields)
-        return await self._answer(request, asked, CompletionAnswer)
+        return await self._answer(
+            request, asked, lambda *of: CompletionAnswer(*of, asked.include_usage, asked.prompt if asked.echo else "")
+        )
 
     async def chat(self, request: Request) -> Response:
         asked = parse_chat(await self._body(request), strict=self._settings.strict_fields)
-        return await self._answer(request, asked, ChatAnswer)
+        return await self._answer(request, asked, lambda *of: ChatAnswer(*of, asked.include_usage))
+
+    async def responses(self, request: Request) -> Response:
+        asked = parse_responses(await self._body(request), strict=self._settings.strict_fields)
+        subject = self._subject(request, asked.chat)
+        past = () if asked.previous is None else self._past.messages(asked.previous, subject)
+        messages = (*past, *asked.chat.messages)
+
+        def keep(response_id: str, answer: Message) -> None:
+            if asked.store:
+                self._past.keep(response_id, subject, (*messages, answer))
+
+        system = () if asked.instructions is None else (asked.instructions,)
+        chat = replace(asked.chat, messages=(*system, *messages))
+        return await self._answer(request, chat, lambda *of: ResponsesAnswer(*of, asked, keep))
+
+    async def messages(self, request: Request) -> Response:
+        asked = parse_messages(await self._body(request), strict=self._settings.strict_fields)
+        return await self._answer(request, asked, MessagesAnswer)
+
+    async def metrics(self, _: Request) -> Response:
+        variants = self._metrics.private_tokens
+        epsilons = {variant: await self._client.epsilon(variant, delta=DELTA) for variant in variants}
+        return Response(self._metrics.text(epsilons), media_type=MEDIA_TYPE)
+
+    async def openapi(self, _: Request) -> Response:
+        return JSONResponse(description(del_core.__version__))
+
+    def _subject(self, request: Request, asked: CompletionRequest | ChatRequest) -> str | None:
+        return _header(request, SUBJECT_HEADER) or asked.subject or self._settings.subject
 
     async def _body(self, request: Request) -> Mapping[str, Any]:
         return parse_body(await read_body(request, self._settings.max_body_bytes))
@@ -170,29 +221,28 @@ class _Proxy:
             "delta": DELTA,
         }
 
-    async def _answer(
-        self, request: Request, asked: CompletionRequest | ChatRequest, kind: type[CompletionAnswer]
-    ) -> Response:
+    async def _answer(self, request: Request, asked: CompletionRequest | ChatRequest, make: MakeAnswer) -> Response:
         submissions: list[Submission] = []
         try:
             variant = await self._variant(asked.model)
             fingerprint = (await self._client.bundle()).fingerprint
-            subject = _header(request, SUBJECT_HEADER) or asked.subject or self._settings.subject
+            subject = self._subject(request, asked)
             fresh = _fresh_noise(request)
             submissions = [Submission(one, variant, subject=subject, fresh=fresh) for one in asked.each()]
             prepared = [await unless_disconnected(request.receive, self._prompts.prepare(one)) for one in submissions]
+            answer = make(variant, fingerprint)
             if not asked.stream:
                 choices: list[Choice] = []
                 for submission, one in zip(submissions, prepared, strict=True):
                     completions = await unless_disconnected(request.receive, one.complete(asked.n))
                     for completion in completions:
-                        self._prompts.note_answer(one, completion.text)
-                        choices.append(Choice(completion, completion is completions[0], submission.echo))
-                response: Response = JSONResponse(kind(variant, fingerprint).whole(choices))
+                        choice = await self._choice(submission, completion, is_first=completion is completions[0])
+                        self._prompts.note_answer(one, choice)
+                        choices.append(choice)
+                response: Response = JSONResponse(answer.whole(choices))
                 if name := choices[0].completion.request_id:
                     response.headers["x-del-server-request-id"] = name
             else:
-                answer = kind(variant, fingerprint, asked.include_usage, submissions[0].echo)
                 # A failure before the response begins has its own status; later ones are events.
                 response = await self._stream(request, prepared[0], answer, submissions[0])
             if prepared[0].dropped:
@@ -202,6 +252,19 @@ class _Proxy:
             return response
         except DELClientError as error:
             raise self._failure(error, asked, submissions) from None
+
+    async def _choice(self, submission: Submission, completion: Completion, *, is_first: bool) -> Choice:
+        parser = CallParser(submission.tools)
+        parts = (*parser.feed(completion.text), *parser.finish())
+        logprobs = await self._logprobs(completion)
+        return Choice(completion, parts, is_first, submission.echo, logprobs)
+
+    async def _logprobs(self, answer: Completion | Chunk) -> Logprobs | None:
+        if answer.logprobs is None:
+            return None
+        ids = {*answer.token_ids, *(token_id for one in answer.logprobs for token_id, _ in one.top)}
+        names = await self._client.token_bytes(tuple(ids))
+        return Logprobs(answer.token_ids, answer.logprobs, dict(zip(ids, names, strict=True)))
 
     def _failure(
         self, error: Exception, asked: CompletionRequest | ChatRequest, submissions: Sequence[Submission]
@@ -213,9 +276,7 @@ class _Proxy:
                 self._prompts.forget(submission)
         return as_api_error(error, {"max_tokens": asked.max_tokens_field, **_PROMPT_FIELD.get(type(asked), {})})
 
-    async def _stream(
-        self, request: Request, prepared: Prepared, answer: CompletionAnswer, submission: Submission
-    ) -> Response:
+    async def _stream(self, request: Request, prepared: Prepared, answer: Answer, submission: Submission) -> Response:
         stream = prepared.stream()
         try:
             first = await begun(request.receive, anext(stream), within_s=self._settings.keep_alive_s)
@@ -223,21 +284,39 @@ class _Proxy:
             await stream.close()
             raise
 
+        async def chunks() -> AsyncGenerator[Chunk, None]:
+            yield await first
+            async for chunk in stream:
+                yield chunk
+
         async def events() -> AsyncGenerator[bytes, None]:
+            parser, parts, waiting = CallParser(submission.tools), list[Part](), list[Logprobs]()
+
+            def shown(found: Iterable[Part]) -> Iterator[bytes]:
+                for part in found:
+                    parts.append(part)
+                    logprobs = joined(waiting)
+                    waiting.clear()
+                    yield from answer.part(part, logprobs)
+
             try:
                 for data in answer.opening():
-                    yield event(data)
-                yield event(answer.chunk(await first))
-                async for chunk in stream:
-                    yield event(answer.chunk(chunk))
+                    yield data
+                async for chunk in chunks():
+                    if (logprobs := await self._logprobs(chunk)) is not None:
+                        waiting.append(logprobs)
+                    for data in shown(parser.feed(chunk.text)):
+                        yield data
+                # Tokens behind the last text, such as the end of text, have logarithms, too.
+                for data in shown([*parser.finish(), *([""] if waiting else [])]):
+                    yield data
                 assert stream.completion is not None  # all chunks have been taken
-                self._prompts.note_answer(prepared, stream.completion.text)
-                for data in answer.closing(stream.completion):
-                    yield event(data)
+                choice = Choice(stream.completion, tuple(parts))
+                self._prompts.note_answer(prepared, choice)
+                for data in answer.closing(choice):
+                    yield data
             except Exception as error:
-                yield event(self._failure(error, submission.asked, [submission]).body)
-                return
-            yield DONE
+                yield answer.failure(self._failure(error, submission.asked, [submission]))
 
         async def close() -> None:
             await ended(first)

@@ -63,38 +63,20 @@ def number(body: Mapping[str, Any], name: str, low: float, high: float, *, above
 # which have no effect, or absent.
 _REFUSED_BOTH: Mapping[str, Sequence[object]] = MappingProxyType(
     {
-        "frequency_penalty": [0],
-        "presence_penalty": [0],
-        "repetition_penalty": [1],
         "length_penalty": [1],
-        "top_k": [0, -1],
-        "min_p": [0],
         "min_tokens": [0],
         "typical_p": [1],
         "use_beam_search": [False],
-        "ignore_eos": [False],
-        "logit_bias": [{}],
         "prompt_logprobs": [],
-        "guided_json": [],
-        "guided_regex": [],
-        "guided_choice": [],
         "guided_grammar": [],
-        "structured_outputs": [],
     }
 )
-REFUSED_COMPLETION: Mapping[str, Sequence[object]] = MappingProxyType(
-    {**_REFUSED_BOTH, "logprobs": [], "suffix": [""], "response_format": [{"type": "text"}]}
-)
+REFUSED_COMPLETION: Mapping[str, Sequence[object]] = MappingProxyType({**_REFUSED_BOTH, "suffix": [""]})
 REFUSED_CHAT: Mapping[str, Sequence[object]] = MappingProxyType(
     {
         **_REFUSED_BOTH,
-        "logprobs": [False],
-        "top_logprobs": [0],
-        "tools": [[]],
-        "tool_choice": ["none", "auto"],  # without tools
         "functions": [[]],
         "function_call": ["none", "auto"],
-        "response_format": [{"type": "text"}],
         "modalities": [["text"]],
         "audio": [],
         "web_search_options": [],
@@ -113,7 +95,6 @@ IGNORED: Mapping[str, Sequence[object]] = MappingProxyType(
         "prompt_cache_options": [],
         "prompt_cache_retention": [],
         "reasoning_effort": [],
-        "safety_identifier": [],
         "service_tier": ["auto", "default"],
         "store": [False],
         "verbosity": [],

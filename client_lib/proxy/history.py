@@ -11,15 +11,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from client_lib.prompts.chat import ChatTemplate, Message
 from client_lib.prompts.spans import Span, private, public
+from client_lib.proxy.tools import OPEN
 
 # For models without a template. Contents begin with a space, as words in a text do.
 _PLAIN = ChatTemplate.simple(
     {"system": "System:", "user": "User:", "assistant": "Assistant:"}, after="\n", answer="Assistant:"
 )
+# As the templates of Hermes and Qwen write them.
+_RESULT, _END_RESULT = "<tool_response>\n", "\n</tool_response>"
 _INSTRUCTIONS = frozenset({"system", "developer"})
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The definitions of tools as a span, and whether the answer must be a call."""
+
+    span: Span | None = None
+    must_call: bool = False
+
+
+NO_TOOLS = Tools()
 
 
 def content_of(message: Message) -> str:
@@ -49,9 +64,35 @@ def contents(
     return made
 
 
-def render(chat: Sequence[Message], template: ChatTemplate | None) -> list[Span]:
-    """Return the spans of a chat, ending where the assistant's answer begins."""
-    return list((template or _PLAIN).render(chat))
+def render(chat: Sequence[Message], template: ChatTemplate | None, tools: Tools = NO_TOOLS) -> list[Span]:
+    """Return the spans of a chat, ending where the assistant's answer begins.
+
+    Definitions of tools stand at the end of a first system message, and results of tools in user
+    messages, because not every template has room for either.
+    """
+    space = "" if template is not None else " "
+    messages: list[Message] = []
+    for message in chat:
+        if message.role == "tool":
+            assert isinstance(message.content, Span)
+            result = (public(_RESULT), message.content, public(_END_RESULT))
+            before = messages[-1].content if messages and messages[-1].role == "results" else ()
+            assert isinstance(before, tuple)
+            if before:
+                messages[-1] = Message("results", (*before, public("\n"), *result))
+            else:
+                messages.append(Message("results", (public(space), *result) if space else result))
+        else:
+            messages.append(message)
+    messages = [Message("user", one.content) if one.role == "results" else one for one in messages]
+    if tools.span is not None:
+        if messages and messages[0].role == "system":
+            assert isinstance(messages[0].content, Span)
+            messages[0] = Message("system", (messages[0].content, public("\n\n"), tools.span))
+        else:
+            messages.insert(0, Message("system", (public(space), tools.span) if space else tools.span))
+    spans = list((template or _PLAIN).render(messages))
+    return [*spans, public(OPEN)] if tools.must_call else spans
 
 
 def is_instruction(message: Message) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from weakref import WeakValueDictionary
 
 import anyio
@@ -17,15 +18,19 @@ from client_lib.prompts.memo import check_redraws
 from client_lib.prompts.spans import CLEAR, Span, private, public
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.proxy._http import log
-from client_lib.proxy.history import content_of, contents, is_instruction, render, selections
+from client_lib.proxy.answers import Choice
+from client_lib.proxy.history import NO_TOOLS, Tools, content_of, contents, is_instruction, render, selections
 from client_lib.proxy.memory import CountMemory
+from client_lib.proxy.metrics import Metrics
 from client_lib.proxy.requests import ChatRequest, CompletionRequest
 from client_lib.proxy.settings import ProxySettings
+from client_lib.proxy.tools import ToolUse, written
 from client_lib.streams import AsyncStream
 from client_lib.types import Completion
 
 # The part of the room that a chat leaves for an answer, if that many tokens are asked for.
 _ANSWER_SHARE = 4
+_STRUCTURED_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,11 @@ class Submission:
     fresh: bool
     names: list[bytes] = field(default_factory=list, repr=False)
     """The names of its spans in the memory, once it is encoded."""
+
+    @property
+    def tools(self) -> ToolUse | None:
+        """The tools that the answer may call."""
+        return self.asked.tools if isinstance(self.asked, ChatRequest) else None
 
     @property
     def echo(self) -> str:
@@ -96,8 +106,9 @@ class _Plan:
 class Prompts:
     """Encodes submissions, reusing the counts sent before for the same subject."""
 
-    def __init__(self, client: AsyncClient, settings: ProxySettings) -> None:
+    def __init__(self, client: AsyncClient, settings: ProxySettings, metrics: Metrics) -> None:
         self._client = client
+        self._metrics = metrics
         self._settings = settings
         self._memory = CountMemory(settings.remember_bytes)
         # If two tasks send the same prompt, the second one waits for the counts of the first.
@@ -108,16 +119,24 @@ class Prompts:
         asked, turn = submission.asked, None
         sampling = asked.sampling.copy()
         if isinstance(asked, ChatRequest):
-            sampling.setdefault("max_tokens", self._settings.chat_max_tokens)
+            most = self._settings.chat_max_tokens
+            # A structure that is cut has no value.
+            is_structured = "structured_outputs" in sampling or asked.tools is not None
+            sampling.setdefault("max_tokens", max(most, _STRUCTURED_TOKENS) if is_structured else most)
             turn = self._memory.turns(submission.subject, submission.variant, asked.messages)[-1]
         client = self._client.with_options(subject=submission.subject)
         encoded, dropped = await self._encode(submission, sampling.get("max_tokens", 1))
         return Prepared(encoded, client, sampling, turn, dropped)
 
-    def note_answer(self, prepared: Prepared, text: str) -> None:
+    def note_answer(self, prepared: Prepared, choice: Choice) -> None:
         """Note what the server wrote, so that it need not be hidden from the server."""
+        usage = choice.completion.usage
+        prompt_tokens = usage.prompt_tokens if choice.is_first else 0
+        self._metrics.answered(choice.completion.variant, prompt_tokens, usage.completion_tokens)
         if prepared.turn is not None:
-            self._memory.note_answer(prepared.turn, text)
+            self._memory.note_answer(prepared.turn, choice.completion.text)
+            if choice.calls:  # as the application will send it back
+                self._memory.note_answer(prepared.turn, written(choice.text, choice.calls))
 
     def forget(self, submission: Submission) -> None:
         """Drop the counts of a prompt that the server can no longer interpret."""
@@ -130,12 +149,11 @@ class Prompts:
         room = await self._client.room(variant=submission.variant)
         if isinstance(asked, CompletionRequest):
             spans = [public(asked.prompt) if is_clear else private(asked.prompt)]
-            await self._check_room(spans, submission.variant, room)
             names = self._memory.names(submission.subject, submission.variant, spans)
             return _Plan(spans, names, self._recall(submission, names, spans))
         own = self._own_answers(submission, asked.messages)
         while True:
-            plan, first_new = await self._plan_chat(submission, asked.messages, own, room, max_tokens)
+            plan, first_new = await self._plan_chat(submission, asked, own, room, max_tokens)
             # Behind new noise for an earlier message, an answer in the clear would link the two
             # drawings of that message.
             if not any(own[first_new:]):
@@ -153,23 +171,31 @@ class Prompts:
         ]
 
     async def _plan_chat(
-        self, submission: Submission, messages: Sequence[Message], own: list[bool], room: int | None, max_tokens: int
+        self, submission: Submission, asked: ChatRequest, own: list[bool], room: int | None, max_tokens: int
     ) -> tuple[_Plan, int]:
         """Return the plan, and the index of the first message that gets new noise."""
-        settings, variant = self._settings, submission.variant
+        settings, variant, messages = self._settings, submission.variant, asked.messages
+        tools = NO_TOOLS
+        if asked.tools is not None:
+            hide = settings.private_tools and variant != CLEAR
+            tools = Tools((private if hide else public)(asked.tools.text), asked.tools.must_call)
         clear = [variant == CLEAR or (settings.public_system and is_instruction(message)) for message in messages]
         chat = contents(messages, clear, own, settings.template)
-        spans = render(chat, settings.template)
+        spans = render(chat, settings.template, tools)
         names = self._memory.names(submission.subject, variant, spans)
         kept, dropped = spans, 0
         if room is not None:
-            kept, dropped = await self._fit(messages, chat, variant, room, max_tokens)
+            choices = list(selections(messages)) if settings.trim_history else [list(range(len(messages)))]
+            rendered = [partial(self._rendered, chat, choice, tools) for choice in choices]
+            chosen, kept = await self._fit(rendered, variant, room, max_tokens)
+            dropped = len(messages) - len(choices[chosen])
             if dropped:
                 names = self._memory.shortened(spans, names, kept)
         known = self._recall(submission, names, kept)
         places = {id(message.content): index for index, message in enumerate(chat)}
         new = (span for span, part in zip(kept, known, strict=True) if part is None and span.is_private)
-        first_new = next((places[id(span)] for span in new), len(messages))
+        # The definitions of tools stand in front of the chat.
+        first_new = next((places.get(id(span), 0) for span in new), len(messages))
         return _Plan(kept, names, known, dropped), first_new
 
     def _recall(
@@ -177,40 +203,35 @@ class Prompts:
     ) -> list[EncodedPrompt | None]:
         return [None] * len(spans) if submission.fresh else self._memory.recall(names, spans)
 
-    async def _fit(
-        self, messages: Sequence[Message], chat: Sequence[Message], variant: str, room: int, max_tokens: int
-    ) -> tuple[list[Span], int]:
-        """Return the spans of the longest part of a chat that leaves room for an answer.
+    def _rendered(self, chat: Sequence[Message], choice: Sequence[int], tools: Tools) -> list[Span]:
+        return render([chat[index] for index in choice], self._settings.template, tools)
 
-        Raises ``ContextFullError`` if not even the shortest part fits.
+    async def _fit(
+        self, rendered: Sequence[Callable[[], list[Span]]], variant: str, room: int, max_tokens: int
+    ) -> tuple[int, list[Span]]:
+        """Return the first of ever shorter chats that leaves room for an answer, and its spans.
+
+        Raises ``ContextFullError`` if not even the shortest one fits.
         """
         answer = min(max_tokens, max(1, room // _ANSWER_SHARE))
-        choices = list(selections(messages)) if self._settings.trim_history else [list(range(len(messages)))]
 
-        async def fits(choice: Sequence[int]) -> bool:
-            spans = render([chat[index] for index in choice], self._settings.template)
+        async def fits(index: int) -> bool:
             try:
-                return await self._client.count_tokens(spans, variant=variant) + answer <= room
+                return await self._client.count_tokens(rendered[index](), variant=variant) + answer <= room
             except InvalidRequestError:  # longer than any frame
                 return False
 
-        low, high = 0, len(choices) - 1
+        low, high = 0, len(rendered) - 1
         if low < high:
-            low, high = (0, 0) if await fits(choices[0]) else (1, high)  # the whole chat, as a rule
-        while low < high:  # the first choice that fits; fewer messages have fewer tokens
+            low, high = (0, 0) if await fits(0) else (1, high)  # the whole chat, as a rule
+        while low < high:  # fewer messages have fewer tokens
             middle = (low + high) // 2
-            low, high = (low, middle) if await fits(choices[middle]) else (middle + 1, high)
-        spans = render([chat[index] for index in choices[low]], self._settings.template)
-        await self._check_room(spans, variant, room)
-        return spans, len(messages) - len(choices[low])
-
-    async def _check_room(self, spans: Sequence[Span], variant: str, room: int | None) -> None:
-        """Raise before noise is drawn for a prompt that cannot be sent."""
-        if room is None:
-            return
+            low, high = (low, middle) if await fits(middle) else (middle + 1, high)
+        spans = rendered[low]()
         tokens = await self._client.count_tokens(spans, variant=variant)
         if tokens >= room:
-            raise ContextFullError.of(tokens, room)
+            raise ContextFullError.of(tokens, room)  # before noise is drawn for what cannot be sent
+        return low, spans
 
     # --- its counts -------------------------------------------------------------------------------
 
@@ -238,6 +259,8 @@ class Prompts:
                 if known is None
             ]
             self._check_redraws(drawn, is_asked=submission.fresh)
+            if submission.variant != CLEAR:
+                self._metrics.private_tokens[submission.variant] += sum(part.private_tokens for _, part in drawn)
             for name, part in zip(plan.names[1:], parts, strict=True):
                 self._memory.remember(name, replace(part, session=part.session or session))
         segments = tuple(segment for part in parts for segment in part.segments)

@@ -8,6 +8,7 @@ with a reason. The ``repr`` of requests shows no text.
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,36 +16,21 @@ from typing import Any
 from client_lib._validation import NO_JSON, has_surrogate, json_kind, must_be, parse_json, shown
 from client_lib.options import SamplingOptions
 from client_lib.prompts.chat import Message
-from client_lib.proxy import fields
+from client_lib.proxy import fields, output
 from client_lib.proxy.errors import APIError, invalid, unsupported
-from del_core.wire import Limits
+from client_lib.proxy.tools import Tool, ToolCall, ToolUse, written
 
 MAX_MESSAGES = 1024
 MAX_CHOICES = 64  # of one request, over all prompts
-ROLES = ("system", "developer", "user", "assistant")
+MAX_TOOLS = 128
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
-_MAX_TOKENS = 2**31 - 1  # more than a server has room for is cut
-_MAX_STOP_TOKEN_IDS = Limits().max_stop_token_ids
-
-_COMMON = frozenset(
-    {
-        "model",
-        "max_tokens",
-        "temperature",
-        "top_p",
-        "seed",
-        "stop",
-        "stop_token_ids",  # of vLLM's API, not of OpenAI's
-        "stream",
-        "stream_options",
-        "user",
-        "n",
-        *fields.IGNORED,
-    }
-)
+_COMMON = output.NAMES | {"model", "stream", "stream_options", "user", "safety_identifier", "n", *fields.IGNORED}
 _KNOWN_COMPLETION = _COMMON | {"prompt", "best_of", "echo"} | fields.REFUSED_COMPLETION.keys()
-_KNOWN_CHAT = _COMMON | {"messages", "max_completion_tokens"} | fields.REFUSED_CHAT.keys()
-_IGNORED = {name: values for name, values in fields.IGNORED.items() if name not in ("safety_identifier",)}
+_KNOWN_CHAT = (
+    _COMMON | {"messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice"} | fields.REFUSED_CHAT.keys()
+)
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +68,7 @@ class ChatRequest(Request):
     """A request for the next message of a chat."""
 
     messages: tuple[Message, ...] = field(repr=False)
+    tools: ToolUse | None = None
 
     def each(self) -> list[ChatRequest]:
         """Return this request, which has one prompt."""
@@ -107,12 +94,12 @@ def parse_completion(body: Mapping[str, Any], *, strict: bool = False) -> Comple
     """
     ignored = fields.Ignored(strict=strict)
     # Text in a field of the other route is a mistake, not a field to ignore.
-    fields.refuse({name: body.get(name) for name in ("messages",)}, {"messages": []})
+    fields.refuse({"messages": body.get("messages")}, {"messages": []})
     ignored.unknown(body, _KNOWN_COMPLETION)
-    ignored.take(body, _IGNORED)
+    ignored.take(body, fields.IGNORED)
     fields.refuse(body, fields.REFUSED_COMPLETION)
     prompt, *further = _prompts(body.get("prompt"))
-    common = _common(body, "max_tokens", ignored.names)
+    common = common_fields(body, "max_tokens", output.completion_logprobs(body), ignored.names)
     if common["n"] * (1 + len(further)) > MAX_CHOICES:
         raise invalid("prompt", f"at most {MAX_CHOICES} with n answers each", "more")
     _check_stream(common, further)
@@ -125,20 +112,91 @@ def parse_completion(body: Mapping[str, Any], *, strict: bool = False) -> Comple
 def parse_chat(body: Mapping[str, Any], *, strict: bool = False) -> ChatRequest:
     """Check a request to ``/v1/chat/completions``, as :func:`parse_completion`."""
     ignored = fields.Ignored(strict=strict)
-    fields.refuse({name: body.get(name) for name in ("prompt",)}, {"prompt": []})
+    fields.refuse({"prompt": body.get("prompt")}, {"prompt": []})
     ignored.unknown(body, _KNOWN_CHAT)
-    ignored.take(body, _IGNORED)
+    ignored.take(body, fields.IGNORED)
     fields.refuse(body, fields.REFUSED_CHAT)
     # The newer name comes first; the older one is checked and has no effect beside it.
     limit = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
-    fields.integer(body, "max_tokens", 1, _MAX_TOKENS)
+    fields.integer(body, "max_tokens", 1, output.MAX_TOKENS)
     messages = body.get("messages")
     if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
         raise invalid("messages", f"an array of 1 to {MAX_MESSAGES} messages", json_kind(messages))
     parsed = tuple(_message(message, f"messages[{index}]", ignored) for index, message in enumerate(messages))
-    common = _common(body, limit, ignored.names)
+    tools = tool_use(_tools(body.get("tools")), _tool_choice(body.get("tool_choice")))
+    common = common_fields(body, limit, output.chat_logprobs(body), ignored.names)
     _check_stream(common, ())
-    return ChatRequest(**common, messages=parsed)
+    return chat_request(common, parsed, tools)
+
+
+def chat_request(common: dict[str, Any], messages: tuple[Message, ...], tools: ToolUse | None) -> ChatRequest:
+    """Return a chat, whose answer has the structure of a call if it must be one."""
+    if tools is not None and tools.must_call:
+        if "structured_outputs" in common["sampling"]:
+            raise invalid("tool_choice", "none or auto with a structured answer", "another one")
+        common["sampling"]["structured_outputs"] = {"json": tools.schema()}
+    return ChatRequest(**common, messages=messages, tools=tools)
+
+
+def tool_use(tools: tuple[Tool, ...], choice: str | tuple[str]) -> ToolUse | None:
+    """Return the tools to offer.
+
+    ``choice`` is none, auto, required, or the name of a tool in a tuple.
+    """
+    if isinstance(choice, tuple):
+        if choice[0] not in (tool.name for tool in tools):
+            raise invalid("tool_choice", "the name of one of the tools", "another name")
+        return ToolUse(tools, "required", choice[0])
+    if choice == "required" and not tools:
+        raise invalid("tools", "at least one tool with tool_choice required", "none")
+    if choice == "none" or not tools:
+        return None
+    return ToolUse(tools, "required" if choice == "required" else "auto")
+
+
+def tool(value: object, where: str, schema: str = "parameters") -> Tool:
+    """Return a tool from the object with its name, description and schema."""
+    if not isinstance(value, dict):
+        raise invalid(where, "an object with a name", json_kind(value))
+    name, description, parameters = value.get("name"), value.get("description"), value.get(schema)
+    if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
+        raise invalid(f"{where}.name", f"a string of the form {_TOOL_NAME.pattern}", json_kind(name))
+    if not isinstance(description, str | None):
+        raise invalid(f"{where}.description", "a string", json_kind(description))
+    if not isinstance(parameters, dict | None):
+        raise invalid(f"{where}.{schema}", "a JSON schema", json_kind(parameters))
+    return Tool(name, text_of(description or "", f"{where}.description"), parameters or {})
+
+
+def tool_list(value: object) -> list[object]:
+    """Return the elements of the field ``tools``."""
+    listed = [] if value is None else value
+    if not isinstance(listed, list) or len(listed) > MAX_TOOLS:
+        raise invalid("tools", f"an array of at most {MAX_TOOLS} tools", json_kind(value))
+    return listed
+
+
+def _tools(value: object) -> tuple[Tool, ...]:
+    found = []
+    for index, one in enumerate(tool_list(value)):
+        kind = one.get("type") if isinstance(one, dict) else None
+        if not isinstance(one, dict) or kind != "function":
+            shown_kind = fields.name_of(kind) if isinstance(kind, str) else json_kind(kind)
+            raise unsupported(f"tools[{index}].type", "function", shown_kind)
+        found.append(tool(one.get("function"), f"tools[{index}].function"))
+    return tuple(found)
+
+
+def _tool_choice(value: object) -> str | tuple[str]:
+    if value is None:
+        return "auto"
+    if value in ("none", "auto", "required"):
+        return str(value)
+    function = value.get("function") if isinstance(value, dict) and value.get("type") == "function" else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str):
+        raise invalid("tool_choice", "none, auto, required, or the object of a function", json_kind(value))
+    return (name,)
 
 
 def _check_stream(common: Mapping[str, Any], further: Collection[str]) -> None:
@@ -147,25 +205,23 @@ def _check_stream(common: Mapping[str, Any], further: Collection[str]) -> None:
         raise unsupported(field, "one in a stream; without stream there may be several", "more")
 
 
-def _common(body: Mapping[str, Any], limit: str, ignored: tuple[str, ...]) -> dict[str, Any]:
+def common_fields(
+    body: Mapping[str, Any], limit: str, logprobs: int | None, ignored: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return the arguments of :class:`Request`."""
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise invalid("model", "an id of GET /v1/models", _shown(model), code="missing_model")
-    sampling = {
-        "max_tokens": fields.integer(body, limit, 1, _MAX_TOKENS),
-        "temperature": fields.number(body, "temperature", 0, 2),
-        "top_p": fields.number(body, "top_p", 0, 1, above=True),
-        "seed": fields.integer(body, "seed", -(2**63), 2**63 - 1),
-        "stop": _stop(body.get("stop")) or None,
-        "stop_token_ids": _stop_token_ids(body.get("stop_token_ids")) or None,
-    }
+    sampling = output.sampling(body, limit)
+    if logprobs is not None:
+        sampling["logprobs"] = logprobs
     stream = fields.boolean(body, "stream")
     return {
         "model": model,
         "stream": stream,
         "include_usage": _include_usage(body.get("stream_options"), stream),
         "max_tokens_field": limit,
-        "sampling": {name: value for name, value in sampling.items() if value is not None},
+        "sampling": sampling,
         "subject": _subject(body, "user") or _subject(body, "safety_identifier"),
         "n": fields.integer(body, "n", 1, MAX_CHOICES) or 1,
         "ignored": ignored,
@@ -177,24 +233,6 @@ def _subject(body: Mapping[str, Any], name: str) -> str | None:
     if value is not None and not (isinstance(value, str) and value):
         raise invalid(name, "a non-empty string", _shown(value))
     return value
-
-
-def _stop(value: object) -> list[str]:
-    stops = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or len(stops) > 4 or not all(isinstance(stop, str) and stop for stop in stops):
-        raise invalid("stop", "a non-empty string or up to 4 of them", json_kind(value))
-    return stops
-
-
-def _stop_token_ids(value: object) -> list[int]:
-    ids = [] if value is None else value
-    if (
-        not isinstance(ids, list)
-        or len(ids) > _MAX_STOP_TOKEN_IDS
-        or not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ids)
-    ):
-        raise invalid("stop_token_ids", f"up to {_MAX_STOP_TOKEN_IDS} token ids", json_kind(value))
-    return ids
 
 
 def _include_usage(value: object, stream: bool) -> bool:
@@ -209,7 +247,8 @@ def _include_usage(value: object, stream: bool) -> bool:
     return fields.boolean(value, "include_usage", "stream_options.")
 
 
-def _text(value: str, where: str) -> str:
+def text_of(value: str, where: str) -> str:
+    """Return a text that is valid Unicode. Raises APIError."""
     if has_surrogate(value):
         raise invalid(where, "valid Unicode", "a lone surrogate")
     return value
@@ -225,20 +264,20 @@ def _prompts(value: object) -> list[str]:
     for prompt in prompts:
         if not isinstance(prompt, str) or not prompt:
             raise invalid("prompt", "a non-empty string", _shown(prompt))
-        texts.append(_text(prompt, "prompt"))
+        texts.append(text_of(prompt, "prompt"))
     return texts
 
 
-_MESSAGE_FIELDS = frozenset({"role", "content"})
-# Fields of OpenAI's responses that applications send back, and that say something if not empty.
-_MESSAGE_EMPTY = frozenset({"function_call", "tool_calls"})
+_MESSAGE_FIELDS = frozenset({"role", "content", "tool_calls", "tool_call_id"})
+# A field of OpenAI's older responses that applications send back, null as a rule.
+_MESSAGE_EMPTY = frozenset({"function_call"})
 
 
 def _message(value: object, where: str, ignored: fields.Ignored) -> Message:
     if not isinstance(value, dict):
         raise invalid(where, "an object with role and content", json_kind(value))
     role = value.get("role")
-    if role in ("tool", "function"):
+    if role == "function":
         raise unsupported(f"{where}.role", f"one of {', '.join(ROLES)}", role)
     if role not in ROLES:
         # A short role is a name; anything else may be text.
@@ -253,12 +292,34 @@ def _message(value: object, where: str, ignored: fields.Ignored) -> Message:
     content = value.get("content")
     if role == "assistant" and content in (None, []):
         content = ""
-    return Message(role, _content(content, f"{where}.content", ignored))
+    text = content_text(content, f"{where}.content", ignored)
+    calls = value.get("tool_calls") or []
+    if not isinstance(calls, list) or (calls and role != "assistant"):
+        raise invalid(f"{where}.tool_calls", "an array, in a message of the assistant", json_kind(calls))
+    made = [_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    return Message(role, written(text, made) if made else text)
 
 
-def _content(value: object, where: str, ignored: fields.Ignored) -> str:
+def _call(value: object, where: str) -> ToolCall:
+    function = value.get("function") if isinstance(value, dict) else None
+    if not isinstance(function, dict):
+        raise invalid(where, "an object with a function", json_kind(value))
+    return call_of(function.get("name"), function.get("arguments"), f"{where}.function")
+
+
+def call_of(name: object, arguments: object, where: str) -> ToolCall:
+    """Return a call of an earlier answer."""
+    if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
+        raise invalid(f"{where}.name", f"a string of the form {_TOOL_NAME.pattern}", json_kind(name))
+    if not isinstance(arguments, str):
+        raise invalid(f"{where}.arguments", "JSON as a string", json_kind(arguments))
+    return ToolCall(name, text_of(arguments, f"{where}.arguments"))
+
+
+def content_text(value: object, where: str, ignored: fields.Ignored) -> str:
+    """Return the text of a content: a string, or an array of parts."""
     if isinstance(value, str):
-        return _text(value, where)
+        return text_of(value, where)
     if not isinstance(value, list) or not value:
         raise invalid(where, "a string or an array of text parts", json_kind(value))
     return "".join(_part(part, f"{where}[{index}]", ignored) for index, part in enumerate(value))
@@ -268,13 +329,13 @@ def _part(value: object, where: str, ignored: fields.Ignored) -> str:
     kind = value.get("type") if isinstance(value, dict) else None
     if not isinstance(value, dict) or not isinstance(kind, str):
         raise invalid(where, '{"type": "text", "text": "..."}', "a part without a type")
-    if kind != "text":
+    if kind not in ("text", "input_text", "output_text"):  # the Responses API has the longer names
         raise unsupported(f"{where}.type", "text", fields.name_of(kind))
-    ignored.unknown(value, ("type", "text"), f"{where}.", "messages[].content[].")
+    ignored.unknown(value, ("type", "text", "annotations", "logprobs"), f"{where}.", "messages[].content[].")
     text = value.get("text")
     if not isinstance(text, str):
         raise invalid(f"{where}.text", "a string", json_kind(text))
-    return _text(text, f"{where}.text")
+    return text_of(text, f"{where}.text")
 
 
 def _shown(value: object) -> str:

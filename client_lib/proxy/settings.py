@@ -28,6 +28,7 @@ class ProxySettings:
         allow_origins: origins of web pages that may use the proxy, such as ``https://app.example``.
         template: the model's chat template; None writes role names before the messages.
         public_system: send system and developer messages as public text.
+        private_tools: hide the definitions of tools, too.
         private_answers: hide the server's own answers from it, too. Otherwise an assistant message
             that the server wrote at this place of the chat is public.
         trim_history: leave the oldest turns out of a chat that the server's context does not hold;
@@ -49,6 +50,7 @@ class ProxySettings:
     allow_origins: tuple[str, ...] = ()
     template: ChatTemplate | None = None
     public_system: bool = False
+    private_tools: bool = False
     private_answers: bool = False
     trim_history: bool = True
     chat_max_tokens: int = 128

@@ -17,12 +17,18 @@ The choice never depends on a private span. docs/reference/bundle-format.md stat
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from tokenizers import Tokenizer
 
 _PROBE: Final = "a"
+_BYTE_TOKEN: Final = re.compile("<0x([0-9A-F]{2})>")  # of tokenizers that fall back to bytes
+# The characters of byte-level tokens: printable bytes stand for themselves (Radford et al., GPT-2).
+_PRINTABLE: Final = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS: Final = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_LEVEL: Final = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
 
 
 def load_tokenizer(tokenizer_json: bytes) -> Tokenizer:
@@ -76,11 +82,22 @@ class SpanTokenizer:
             self._continuing = load_tokenizer(json.dumps({**json.loads(tokenizer_json), **changed}).encode())
             self._everywhere = any(prefixes)
         self._added = frozenset(self._beginning.get_added_tokens_decoder())
+        decoder = self._beginning.decoder
+        self._is_byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
 
-    @property
-    def library(self) -> Tokenizer:
-        """The tokenizer as the file describes it."""
-        return self._beginning
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return what a token stands for inside a text; some tokens are a part of a character.
+
+        An id without a token stands for nothing.
+        """
+        name = self._beginning.id_to_token(token_id) or ""
+        if token_id in self._added:
+            return name.encode()
+        if byte := _BYTE_TOKEN.fullmatch(name):
+            return bytes([int(byte[1], 16)])
+        if self._is_byte_level and _BYTE_LEVEL.keys() >= set(name):
+            return bytes(_BYTE_LEVEL[character] for character in name)
+        return name.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
 
     def encode(self, text: str, *, begins: bool = True) -> tuple[int, ...]:
         """Return the ids of a text that begins a prompt, or of one that continues it."""

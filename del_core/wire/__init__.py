@@ -11,12 +11,24 @@ from del_core.wire.frame import (
     encode_frame,
 )
 from del_core.wire.packing import pack_codes, row_bytes, unpack_codes
-from del_core.wire.types import Limits, PrivateSegment, PublicSegment, Request, Sampling, Segment, Shape
+from del_core.wire.types import (
+    LEAST_LOGPROB,
+    Limits,
+    PrivateSegment,
+    PublicSegment,
+    Request,
+    Sampling,
+    Segment,
+    Shape,
+    StructuredOutputs,
+    TokenLogprobs,
+)
 
 __all__ = [
     "CONTEXT_LENGTH_HEADER",
     "DEFAULT_LIMITS",
     "ERROR_STATUS",
+    "LEAST_LOGPROB",
     "MAGIC",
     "MEDIA_TYPE",
     "VERSION",
@@ -28,6 +40,8 @@ __all__ = [
     "Sampling",
     "Segment",
     "Shape",
+    "StructuredOutputs",
+    "TokenLogprobs",
     "decode_frame",
     "encode_frame",
     "pack_codes",

@@ -14,7 +14,7 @@ import numpy as np
 
 from del_core import _json as strict
 from del_core.errors import BUNDLE_OUTDATED, CONTEXT_LENGTH_EXCEEDED, UNSUPPORTED_PARAMETER
-from del_core.wire.types import Limits, PrivateSegment, PublicSegment, Request, Sampling
+from del_core.wire.types import Limits, PrivateSegment, PublicSegment, Request, Sampling, StructuredOutputs
 
 MAX_DEPTH: Final = 8  # the format needs 4; more, so that a wrong type is named instead of its depth
 FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
@@ -23,14 +23,11 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")  # what a Python string may ho
 
 _REQUIRED: Final = ("fingerprint", "variant", "segments")
 _SAMPLING: Final = tuple(item.name for item in fields(Sampling))  # max_tokens is the first
-# Parameters of OpenAI's or vLLM's completions that are not supported with prompt embeddings.
+_TOKEN_ID: Final = re.compile(r"0|[1-9][0-9]{0,9}")
+_STRUCTURES: Final = tuple(item.name for item in fields(StructuredOutputs))
+# Parameters of OpenAI's or vLLM's completions that a server of private prompts cannot honor.
 # Neutral values are accepted, so that a general client need not remove them.
 NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "logit_bias": ({},),
-    "logprobs": (),
     "prompt_logprobs": (),
     "echo": (False,),
     "n": (1,),
@@ -72,10 +69,27 @@ def to_json(request: Request) -> dict[str, Any]:
     for name in _SAMPLING[1:]:
         value = getattr(request.sampling, name)
         if value != getattr(default, name) or type(value) is not type(getattr(default, name)):
-            header[name] = _plain(value) if isinstance(value, tuple) else value
+            header[name] = _written(name, value)
     if request.resume:
         header["resume"] = _plain(request.resume)
     return header
+
+
+def _written(name: str, value: Any) -> object:
+    """Return the value of a sampling field as a member."""
+    if name == "logit_bias" and isinstance(value, tuple):
+        # A repeated id would be lost; what is no pair is left for the reader to refuse.
+        pairs = [pair for pair in value if isinstance(pair, tuple) and len(pair) == 2]
+        written = {str(token_id): bias for token_id, bias in pairs}
+        return written if len(written) == len(value) else _plain(value)
+    if isinstance(value, StructuredOutputs):
+        structure = {one: getattr(value, one) for one in _STRUCTURES}
+        return {
+            one: list(given) if isinstance(given, tuple) else given
+            for one, given in structure.items()
+            if given not in (None, False, ())
+        }
+    return _plain(value) if isinstance(value, tuple) else value
 
 
 def _plain(values: tuple[Any, ...]) -> list[Any]:
@@ -153,11 +167,22 @@ def _sampling(values: dict[str, Any], limits: Limits) -> Sampling:
         ),
         "stream": strict.boolean,
         "ignore_eos": strict.boolean,
+        "top_k": lambda value, where: strict.integer(value, where, 0, 2**31 - 1),
+        "min_p": lambda value, where: strict.number(value, where, 0.0, 1.0),
+        "presence_penalty": lambda value, where: strict.number(value, where, -2.0, 2.0),
+        "frequency_penalty": lambda value, where: strict.number(value, where, -2.0, 2.0),
+        "repetition_penalty": lambda value, where: strict.number(value, where, 0.0, 2.0, above=True),
+        "logit_bias": lambda value, where: _logit_bias(value, where, limits),
+        "logprobs": lambda value, where: strict.integer(value, where, 0, limits.max_logprobs),
+        "structured_outputs": lambda value, where: _structure(value, where, limits),
     }
     found: dict[str, Any] = {"max_tokens": min(Sampling.max_tokens, limits.max_output_tokens)}
     for name, read_value in readers.items():
         if values.get(name) is not None:
             found[name] = read_value(values[name], f"header.{name}")
+    if found.get("ignore_eos") and "structured_outputs" in found:
+        # A structure ends with an end of text.
+        raise strict.invalid("header.ignore_eos", "must be false with structured_outputs, got true")
     return Sampling(**found)
 
 
@@ -171,6 +196,46 @@ def _stop(value: object, where: str, limits: Limits) -> tuple[str, ...]:
                 f"{where}[{index}]", f"must be a string of 1 to {most} bytes of UTF-8, got another value"
             )
     return tuple(items)
+
+
+def _logit_bias(value: object, where: str, limits: Limits) -> tuple[tuple[int, float], ...]:
+    if not isinstance(value, dict) or len(value) > limits.max_logit_biases:
+        found = f"{len(value)} members" if isinstance(value, dict) else "another type"
+        raise strict.invalid(where, f"must be an object of at most {limits.max_logit_biases} members, got {found}")
+    pairs = []
+    for name, bias in value.items():
+        if not _TOKEN_ID.fullmatch(name) or int(name) > limits.max_token_id:
+            message = f"must have names of token ids from 0 to {limits.max_token_id}, got another name"
+            raise strict.invalid(where, message)
+        if type(bias) not in (int, float) or not -100 <= bias <= 100:
+            raise strict.invalid(where, "must have numbers from -100 to 100, got another value")
+        pairs.append((int(name), float(bias)))
+    return tuple(pairs)
+
+
+def _structure(value: object, where: str, limits: Limits) -> StructuredOutputs:
+    """Return a checked structure; whether its schema or expression is valid, the engine decides."""
+    members = strict.members(value, where, optional=_STRUCTURES)
+    if len(members) != 1:
+        raise strict.invalid(where, f"must have exactly one of {', '.join(_STRUCTURES)}, got {len(members)} of them")
+    ((name, given),) = members.items()
+    if name == "json_object":
+        if given is not True:
+            raise strict.invalid(f"{where}.{name}", "must be true, got another value")
+        return StructuredOutputs(json_object=True)
+    if name == "choice":
+        choices = strict.array(given, f"{where}.{name}", least=1, most=limits.max_choices)
+        left = limits.max_structure_bytes
+        for index, choice in enumerate(choices):
+            left -= len(_structure_text(choice, f"{where}.{name}[{index}]", left).encode())
+        return StructuredOutputs(choice=tuple(choices))
+    return StructuredOutputs(**{name: _structure_text(given, f"{where}.{name}", limits.max_structure_bytes)})
+
+
+def _structure_text(value: object, where: str, most: int) -> str:
+    if not isinstance(value, str) or _SURROGATE.search(value) or not 1 <= len(value.encode()) <= most:
+        raise strict.invalid(where, f"must be a string of 1 to {most} bytes of UTF-8, got another value")
+    return value
 
 
 def _resume(value: object, sampling: Sampling, limits: Limits) -> tuple[int, ...]:

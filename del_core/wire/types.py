@@ -6,7 +6,7 @@ Their ``repr`` omits everything that derives from a prompt: logs and tracebacks 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,11 +49,40 @@ Segment: TypeAlias = PrivateSegment | PublicSegment
 
 
 @dataclass(frozen=True)
+class StructuredOutputs:
+    """What a completion must be, under vLLM's names; exactly one field is set.
+
+    ``json`` is a JSON schema as JSON text, ``choice`` lists the allowed completions.
+    """
+
+    json: str | None = field(default=None, repr=False)
+    json_object: bool = False
+    regex: str | None = field(default=None, repr=False)
+    choice: tuple[str, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural logarithms of probabilities at a generated token: its own, and the most probable.
+
+    ``top`` has pairs of a token id and its logarithm, the most probable first.
+    """
+
+    logprob: float = field(repr=False)
+    top: tuple[tuple[int, float], ...] = field(default=(), repr=False)
+
+
+LEAST_LOGPROB: Final = -9999.0
+"""What stands for a logarithm below it, such as that of a probability of 0."""
+
+
+@dataclass(frozen=True)
 class Sampling:
     """Sampling fields of an OpenAI completion, with OpenAI's defaults.
 
-    ``max_tokens`` includes the tokens in ``Request.resume``. The other fields and the bounds of all
-    are those of docs/reference/wire-format.md.
+    ``max_tokens`` includes the tokens in ``Request.resume``. ``logit_bias`` has pairs of a token id
+    and what is added to its logit. The other fields and the bounds of all are those of
+    docs/reference/wire-format.md.
     """
 
     max_tokens: int = 16
@@ -64,6 +93,14 @@ class Sampling:
     stream: bool = False
     stop_token_ids: tuple[int, ...] = field(default=(), repr=False)
     ignore_eos: bool = False
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = field(default=(), repr=False)
+    logprobs: int | None = None
+    structured_outputs: StructuredOutputs | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +167,10 @@ class Limits:
     max_stop_strings: int = 4
     max_stop_bytes: int = 256
     max_stop_token_ids: int = 64
+    max_logit_biases: int = 300
+    max_logprobs: int = 20
+    max_structure_bytes: int = 65_536
+    max_choices: int = 1024
     vocabulary_size: int | None = None
 
     @property

@@ -161,6 +161,7 @@ _policy = grouped(
     help="The model's tokenizer_config.json, for its chat template.  [default: role names before the messages]",
 )
 @click.option("--public-system", is_flag=True, help="Send system and developer messages as public text.")
+@click.option("--private-tools", is_flag=True, help="Hide the definitions of tools, too, at the cost of the budget.")
 @click.option(
     "--private-answers", is_flag=True, help="Hide the server's own answers from it, too, at the cost of the budget."
 )

@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Literal
 
 from starlette.datastructures import Headers
@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from del_core.errors import DEADLINE_EXCEEDED, ENGINE_UNAVAILABLE, INTERNAL_ERROR
 from del_core.net.asgi import KEEP_ALIVE, ended, wait_for_disconnect
-from del_core.wire import Request
+from del_core.wire import Request, TokenLogprobs
 from deployments.api.context import APIOptions, Deadline, RequestContext
 from deployments.api.errors import ENGINE_UNAVAILABLE_MESSAGE, INTERNAL_ERROR_MESSAGE, error_body, log_defect
 from deployments.engines.base import EngineDeadError
@@ -33,12 +33,21 @@ class Envelope:
             f'{{"id":"cmpl-{uuid.uuid4().hex}","object":"text_completion","created":{int(time.time())},'
             f'"model":{json.dumps(request.variant)},"choices":[{{"index":0,"text":'
         )
+        self._has_logprobs = request.sampling.logprobs is not None
         self.completion_tokens = 0
 
-    def _choice(self, text: str, token_ids: tuple[int, ...], finish_reason: str | None) -> str:
-        reason = f'"{finish_reason}"' if finish_reason else "null"
-        ids = ",".join(map(str, token_ids))
-        return f'{self._head}{json.dumps(text)},"token_ids":[{ids}],"logprobs":null,"finish_reason":{reason}}}]'
+    def _choice(self, piece: Piece) -> str:
+        reason = f'"{piece.finish_reason}"' if piece.finish_reason else "null"
+        ids = ",".join(map(str, piece.token_ids))
+        logprobs = self._logprobs(piece.logprobs or ()) if self._has_logprobs else "null"
+        tokens = f'"token_ids":[{ids}],"logprobs":{logprobs}'
+        return f'{self._head}{json.dumps(piece.text)},{tokens},"finish_reason":{reason}}}]'
+
+    @staticmethod
+    def _logprobs(logprobs: Sequence[TokenLogprobs]) -> str:
+        own = [one.logprob for one in logprobs]
+        top = [one.top for one in logprobs]
+        return json.dumps({"token_logprobs": own, "top_logprobs": top}, separators=(",", ":"))
 
     def _usage(self) -> str:
         prompt, output = self._prompt_tokens, self.completion_tokens
@@ -46,13 +55,23 @@ class Envelope:
 
     def completion(self, whole: Piece) -> bytes:
         self.completion_tokens = len(whole.token_ids)
-        return f"{self._choice(whole.text, whole.token_ids, whole.finish_reason)},{self._usage()}}}".encode()
+        return f"{self._choice(whole)},{self._usage()}}}".encode()
 
-    def event(self, text: str, token_ids: tuple[int, ...], finish_reason: str | None) -> bytes:
-        """Return a chunk as a server-sent event; the last one has the usage."""
-        self.completion_tokens += len(token_ids)
-        usage = f",{self._usage()}" if finish_reason else ""
-        return f"data: {self._choice(text, token_ids, finish_reason)}{usage}}}\n\n".encode()
+    def event(self, pieces: Sequence[Piece]) -> bytes:
+        """Return pieces as one server-sent event; the last one has the usage."""
+        whole = pieces[0] if len(pieces) == 1 else _joined(pieces)
+        self.completion_tokens += len(whole.token_ids)
+        usage = f",{self._usage()}" if whole.finish_reason else ""
+        return f"data: {self._choice(whole)}{usage}}}\n\n".encode()
+
+
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    return Piece(
+        "".join(piece.text for piece in pieces),
+        tuple(token_id for piece in pieces for token_id in piece.token_ids),
+        pieces[-1].finish_reason,
+        logprobs=tuple(one for piece in pieces for one in piece.logprobs or ()),
+    )
 
 
 class EventStream(Response):
@@ -135,9 +154,7 @@ class EventStream(Response):
             pieces, self._pending = self._pending, []
             if pieces:
                 done = pieces[-1].finish_reason is not None
-                text = "".join(piece.text for piece in pieces)
-                token_ids = tuple(token_id for piece in pieces for token_id in piece.token_ids)
-                body = self._envelope.event(text, token_ids, pieces[-1].finish_reason)
+                body = self._envelope.event(pieces)
                 if done:
                     body += b"data: [DONE]\n\n"
                 async with asyncio.timeout(self._options.http.write_timeout_s):

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from del_core.errors import DelError
 from del_core.registry import Registry
+from del_core.wire import TokenLogprobs
 from deployments.sections import Section
 
 FinishReason = Literal["stop", "length"]
@@ -31,11 +32,54 @@ class EngineStartError(DelError):
 
 
 @dataclass(frozen=True)
+class Grammar:
+    """What a completion must be.
+
+    Args:
+        text: a grammar of the library llguidance, which its ``LLMatcher.validate_grammar`` accepts.
+        tokenizer: path of the model's tokenizer.json.
+        end_token_ids: the ids that may end a completion of the grammar; at least one.
+    """
+
+    text: str = field(repr=False)
+    tokenizer: str
+    end_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """Changes of a token's logit l before it is sampled, in the order of the fields.
+
+    With c, the number of times that the completion has the token so far:
+
+        l <- l / repetition_penalty if l > 0, else l * repetition_penalty       if c > 0
+        l <- l - frequency_penalty * c - presence_penalty                       if c > 0
+        l <- l + logit_bias[token]
+        l <- -infinity unless the grammar allows the token
+
+    The first is Keskar et al., "CTRL", 2019, section 4.1; the second is OpenAI's. The prompt does
+    not count: the engine does not know its tokens. ``resumed`` are the completion's tokens that the
+    engine's prompt holds.
+    """
+
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = field(default=(), repr=False)
+    grammar: Grammar | None = None
+    resumed: tuple[int, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
 class EngineSampling:
     """Sampling of one completion.
 
     Args:
         temperature: 0 is greedy.
+        top_k: sample from this many tokens, 0 from all.
+        min_p: sample from tokens that have at least this share of the largest probability.
+        logprobs: report the logarithms of this many most probable tokens, None of none. They are
+            those of the model, before any of the fields changes them.
         seed: signed 64-bit. The same seed, prompt and engine give the same tokens.
         position: tokens of a resumed completion that the prompt already holds. With a seed, the
             draw for a token depends on its position in the whole completion.
@@ -55,6 +99,10 @@ class EngineSampling:
     incremental: bool = True
     gather_tokens: int = 1
     gather_s: float | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    logprobs: int | None = None
+    adjustment: Adjustment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +112,14 @@ class Delta:
     Args:
         cached_rows: prompt rows that the cache held; None if not known.
         gathered: the tokens have been held long enough and must be sent at once.
+        logprobs: one for each token, if they were asked for.
     """
 
     token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: FinishReason | None = None
     cached_rows: int | None = None
     gathered: bool = False
+    logprobs: tuple[TokenLogprobs, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from del_core.wire import TokenLogprobs
 from deployments.engines.base import (
     ENGINES,
     Delta,
@@ -26,6 +27,7 @@ from deployments.engines.base import (
     EngineKind,
     EngineSampling,
     EngineSettings,
+    FinishReason,
     LookUp,
 )
 
@@ -97,7 +99,7 @@ class MockEngine:
         cache_salt: str | None = None,
         shared_rows: int = 0,
     ) -> AsyncGenerator[Delta, None]:
-        """See ``Engine``. Stop tokens are ignored."""
+        """See ``Engine``. Of the sampling, only lengths and logprobs have an effect."""
         await self.check_health()
         request = _Running(sampling, len(embeddings) - shared_rows)
         self._waiting.append(request)
@@ -113,12 +115,19 @@ class MockEngine:
                 tokens = tuple(token_at(first + index) for index in range(request.generated - request.read))
                 request.read = request.generated
                 done = request.read == sampling.max_tokens
-                yield Delta(tokens, "length" if done else None, gathered=sampling.gather_tokens > 1)
+                logprobs = None if sampling.logprobs is None else tuple(map(self._logprobs, tokens))
+                reason: FinishReason | None = "length" if done else None
+                yield Delta(tokens, reason, gathered=sampling.gather_tokens > 1, logprobs=logprobs)
         finally:
             if request in self._running:
                 self._running.remove(request)
             elif request in self._waiting:
                 self._waiting.remove(request)
+
+    @staticmethod
+    def _logprobs(token_id: int) -> TokenLogprobs:
+        """Return the certainty that a fixed function has."""
+        return TokenLogprobs(0.0, ((token_id, 0.0),))
 
     async def _tick(self) -> None:
         settings = self._settings

@@ -16,7 +16,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,10 @@ from del_core.bundle import RESERVED_VARIANT, Bundle, Signature, pack_client
 from del_core.decoders import Decoder
 from del_core.errors import BUNDLE_OUTDATED, CONTEXT_LENGTH_EXCEEDED, DelError, FrameError
 from del_core.prompts import special_token_id
-from del_core.wire import Limits, PrivateSegment, Request, Shape, decode_frame
-from deployments.engines.base import Engine, EngineSampling, FinishReason
+from del_core.wire import Limits, PrivateSegment, Request, Shape, StructuredOutputs, TokenLogprobs, decode_frame
+from deployments.engines.base import Adjustment, Engine, EngineSampling, FinishReason, Grammar
 from deployments.service.base_model import EmbeddingTable
+from deployments.service.structure import Grammars
 from deployments.service.text import Anchor, TextStream
 from deployments.telemetry.observation import Observation
 
@@ -90,6 +91,8 @@ class Piece:
     finish_reason: FinishReason | None = None
     gathered: bool = False
     """The piece has been held long enough and must be sent at once."""
+    logprobs: tuple[TokenLogprobs, ...] | None = field(default=None, repr=False)
+    """One for each token id, if the request asks for them."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,19 @@ class _Served:
 _EVERY_TOKEN = Delivery()
 
 
-def _engine_sampling(request: Request, stop_ids: tuple[int, ...], delivery: Delivery) -> EngineSampling:
+def _engine_sampling(
+    request: Request, stop_ids: tuple[int, ...], delivery: Delivery, grammar: Grammar | None
+) -> EngineSampling:
     """Map the sampling of the wire format to that of an engine."""
     sampling = request.sampling
+    adjustment = Adjustment(
+        sampling.repetition_penalty,
+        sampling.frequency_penalty,
+        sampling.presence_penalty,
+        sampling.logit_bias,
+        grammar,
+    )
+    is_adjusted = adjustment != Adjustment()
     return EngineSampling(
         max_tokens=request.remaining_tokens,
         temperature=sampling.temperature,
@@ -132,6 +145,10 @@ def _engine_sampling(request: Request, stop_ids: tuple[int, ...], delivery: Deli
         # Nothing may be generated after a stop string.
         gather_tokens=1 if sampling.stop else delivery.gather_tokens,
         gather_s=delivery.gather_s,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        logprobs=sampling.logprobs,
+        adjustment=replace(adjustment, resumed=request.resume) if is_adjusted else None,
     )
 
 
@@ -169,6 +186,9 @@ class PrivateLMService:
         self._anchor = Anchor.of(model.tokenizer)
         self._created = int(time.time())
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode")
+        # One thread of its own: a schema that takes long delays no prompt.
+        self._grammar_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
+        self._grammars = Grammars(bundle.client.tokenizer_path, model.end_of_text)
         self._archive: asyncio.Future[bytes] | None = None
         self._signature = bundle.client.signature
         self._served = {one.fingerprint: _Served(one) for one in (*model.extra_bundles, bundle)}
@@ -205,8 +225,18 @@ class PrivateLMService:
     async def parse(self, frame: bytes) -> Request:
         """Parse a frame. Raises FrameError."""
         if len(frame) > LARGE_FRAME_BYTES:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, self._parse, frame)
-        return self._parse(frame)
+            request = await asyncio.get_running_loop().run_in_executor(self._pool, self._parse, frame)
+        else:
+            request = self._parse(frame)
+        if request.sampling.structured_outputs is not None:
+            await self._grammar(request.sampling.structured_outputs)
+        return request
+
+    async def _grammar(self, structure: StructuredOutputs | None) -> Grammar | None:
+        """Return the grammar of a structure, which is made once. Raises FrameError."""
+        if structure is None:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(self._grammar_pool, self._grammars.grammar, structure)
 
     def _parse(self, frame: bytes) -> Request:
         request = self._decode(frame)
@@ -246,6 +276,7 @@ class PrivateLMService:
         """Return the whole completion of a request as one piece. Raises EngineDeadError."""
         text: list[str] = []
         token_ids: list[int] = []
+        logprobs: list[TokenLogprobs] = []
         finish_reason: FinishReason = "length"
         delivery = Delivery(incremental=bool(request.sampling.stop))
         pieces = self.stream(request, delivery=delivery, cache_salt=cache_salt, observation=observation)
@@ -253,8 +284,10 @@ class PrivateLMService:
             async for piece in pieces:
                 text.append(piece.text)
                 token_ids += piece.token_ids
+                logprobs += piece.logprobs or ()
                 finish_reason = piece.finish_reason or finish_reason
-        return Piece("".join(text), tuple(token_ids), finish_reason)
+        known = None if request.sampling.logprobs is None else tuple(logprobs)
+        return Piece("".join(text), tuple(token_ids), finish_reason, logprobs=known)
 
     async def stream(
         self,
@@ -279,7 +312,8 @@ class PrivateLMService:
         if ended:
             yield Piece(text.finish(), (), ended)
             return
-        sampling = _engine_sampling(request, stop_ids, delivery)
+        grammar = await self._grammar(request.sampling.structured_outputs)
+        sampling = _engine_sampling(request, stop_ids, delivery, grammar)
         observation = observation or Observation()
         began = time.monotonic()
         embeddings = await self._embed(request)
@@ -303,13 +337,15 @@ class PrivateLMService:
                     shown = delta.token_ids[:-1] if delta.finish_reason == "stop" else delta.token_ids
                     new, taken = text.extend(shown)
                     if text.stopped:
-                        yield Piece(new, delta.token_ids[:taken], "stop")
+                        logprobs = None if delta.logprobs is None else delta.logprobs[:taken]
+                        yield Piece(new, delta.token_ids[:taken], "stop", logprobs=logprobs)
                         return
                     if delta.finish_reason:
                         new += text.finish()
-                        yield Piece(new, delta.token_ids, _reason(text, delta.finish_reason))
+                        reason = _reason(text, delta.finish_reason)
+                        yield Piece(new, delta.token_ids, reason, logprobs=delta.logprobs)
                         return
-                    yield Piece(new, delta.token_ids, gathered=delta.gathered)
+                    yield Piece(new, delta.token_ids, gathered=delta.gathered, logprobs=delta.logprobs)
         finally:
             self.outstanding_tokens -= promised
 
@@ -387,5 +423,6 @@ class PrivateLMService:
         await self._engine.check_health()
 
     async def shutdown(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._grammar_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
         await self._engine.shutdown()

@@ -32,6 +32,7 @@ __all__ = [
     "late",
     "raw",
     "reset",
+    "says",
     "status",
     "stream_bytes",
 ]
@@ -90,12 +91,20 @@ def stream_bytes(request: Request, variant: str) -> bytes:
     return b"".join(stream_events(request, variant))
 
 
+def _logprobs(tokens: tuple[int, ...], top: int | None) -> dict[str, object] | None:
+    """Return a logarithm of -0.25 for each token; the token and its neighbors are the best ones."""
+    if top is None:
+        return None
+    best = [[[token + other, -0.25 - other] for other in range(top)] for token in tokens]
+    return {"token_logprobs": [-0.25] * len(tokens), "top_logprobs": best}
+
+
 def _object(request: Request, variant: str, tokens: tuple[int, ...], finish_reason: str | None) -> dict[str, object]:
     choice = {
         "index": 0,
         "text": expected_text(tokens),
         "token_ids": list(tokens),
-        "logprobs": None,
+        "logprobs": _logprobs(tokens, request.sampling.logprobs),
         "finish_reason": finish_reason,
     }
     return {
@@ -133,6 +142,28 @@ async def answer(server: ScriptedServer, received: Received, writer: asyncio.Str
         writer.write(_chunk(b""))
     else:
         _write(writer, 200, json.dumps(completion(request, request.variant)).encode(), {"x-request-id": "req-1"})
+
+
+def says(text: str, reason: str = "stop", size: int = 7) -> Behaviour:
+    """Answer with this text; in a stream in pieces of ``size`` characters, a token each."""
+
+    async def behave(server: ScriptedServer, received: Received, writer: asyncio.StreamWriter) -> None:
+        request = server.decode(received.body)
+        pieces = [text[start : start + size] for start in range(0, len(text), size)] or [""]
+        if not request.sampling.stream:
+            made = _object(request, request.variant, tuple(range(3, 3 + len(pieces))), reason)
+            made["choices"][0]["text"] = text  # type: ignore[index]
+            _write(writer, 200, json.dumps(made).encode(), {"x-request-id": "req-1"})
+            return
+        events = []
+        for index, piece in enumerate(pieces):
+            made = _object(request, request.variant, (3 + index,), reason if index == len(pieces) - 1 else None)
+            made["choices"][0]["text"] = piece  # type: ignore[index]
+            made["usage"] = _usage(request, len(pieces))
+            events.append(b"data: " + json.dumps(made).encode() + b"\n\n")
+        await raw(b"".join(events) + b"data: [DONE]\n\n")(server, received, writer)
+
+    return behave
 
 
 def status(code: int, headers: dict[str, str] | None = None, body: bytes = b"") -> Behaviour:

@@ -60,6 +60,14 @@ DEFAULTS: dict[str, Any] = {
     "stop_token_ids": [],
     "ignore_eos": False,
     "stream": False,
+    "top_k": 0,
+    "min_p": 0.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "logit_bias": [],
+    "logprobs": None,
+    "structured_outputs": None,
 }
 
 
@@ -115,6 +123,8 @@ def frames() -> list[dict[str, Any]]:
             pack_by_definition(part["private"], shape["bits"]) for part in parts if "private" in part and shape
         )
         resume = meaning.pop("resume", [])
+        if "logit_bias" in meaning:  # pairs, in the order of the members
+            meaning["logit_bias"] = [[int(name), bias] for name, bias in meaning["logit_bias"].items()]
         decoded = {
             "fingerprint": FINGERPRINT,
             "variant": variant,
@@ -171,6 +181,24 @@ def frames() -> list[dict[str, Any]]:
         "resume": [11, 12, 13],
     }
     add("every-member", compact(start("open", short, **every)), mixed, ours=True, **every)
+    output = {
+        "max_tokens": 16,
+        "top_k": 40,
+        "min_p": 0.05,
+        "presence_penalty": -2.0,
+        "frequency_penalty": 0.5,
+        "repetition_penalty": 1.25,
+        "logit_bias": {"999": -100.0, "0": 1.5},
+        "logprobs": 20,
+        "structured_outputs": {"json": '{"type":"object"}'},
+    }
+    add("output-members", compact(start("open", short, **output)), mixed, ours=True, **output)
+    for name, value in (("json_object", True), ("regex", "[0-9]+"), ("choice", ["yes", "n\u00f8"])):
+        structure = {"structured_outputs": {name: value}}
+        header = compact(start("open", short, max_tokens=16, **structure))
+        add(f"structure-{name}", header, mixed, ours=True, **structure)
+    no_logarithms = {"logprobs": 0, "logit_bias": {}, "top_k": 0}
+    add("logprobs-of-no-alternatives", compact(start("open", short, **no_logarithms)), mixed, logprobs=0)
     add(
         "largest-seed",
         compact(start("open", short, max_tokens=16, seed=2**63 - 1)),
@@ -273,7 +301,7 @@ def malformed() -> list[dict[str, Any]]:
     for key in ("fingerprint", "variant", "segments"):
         less = {name: value for name, value in good.items() if name != key}
         header(f"without-{key}", "missing_field", f"header.{key}", compact(less))
-    for key in ("prompt", "user", "model", "top_k", "Variant", ""):
+    for key in ("prompt", "user", "model", "response_format", "Variant", ""):
         header(f"unknown-{key or 'empty'}", "unknown_field", "header", compact({**good, key: None}))
 
     member("fingerprint-short", "fingerprint", FINGERPRINT[1:])
@@ -317,6 +345,21 @@ def malformed() -> list[dict[str, Any]]:
         "ignore_eos": {"number": 0},
         "stop_token_ids": {"number": 1, "65": [1] * 65},
         "resume": {"number": 1, "as-long-as-max-tokens": [1] * 16},
+        "top_k": {"negative": -1, "float": 1.0},
+        "min_p": {"beyond": 1.01, "string": "0"},
+        "presence_penalty": {"beyond": 2.01, "true": True},
+        "frequency_penalty": {"below": -2.01, "false": False},
+        "repetition_penalty": {"0": 0, "beyond": 2.01},
+        "logit_bias": {
+            "array": [],
+            "name": {"x": 1},
+            "zero-in-front": {"05": 1},
+            "id-beyond": {"1000": 1},
+            "value-beyond": {"5": 100.5},
+            "value-true": {"5": True},
+        },
+        "logprobs": {"negative": -1, "21": 21, "true": True},
+        "structured_outputs": {"string": "json", "empty": {}, "two": {"regex": "a", "json_object": True}},
     }.items():
         for name, value in values.items():
             member(f"{key}-{name}", key, value)
@@ -324,12 +367,20 @@ def malformed() -> list[dict[str, Any]]:
         member(f"stop-string-{name}", "stop", ["ok", value], at="stop[1]")
     member("stop-token-id-beyond", "stop_token_ids", [1000], at="stop_token_ids[0]")
     member("resume-id-beyond", "resume", [1, 1000], at="resume[1]")
+    for name, key, value in (
+        ("json-object", "json", {}),
+        ("json-empty", "json", ""),
+        ("json-object-false", "json_object", False),
+        ("regex-number", "regex", 1),
+        ("choice-empty", "choice", []),
+    ):
+        member(f"structure-{name}", "structured_outputs", {key: value}, at=f"structured_outputs.{key}")
+    at = "structured_outputs.choice[1]"
+    member("structure-choice-number", "structured_outputs", {"choice": ["a", 1]}, at=at)
+    member("structure-unknown", "structured_outputs", {"grammar": "x"}, code="unknown_field")
+    endless = {"ignore_eos": True, "structured_outputs": {"json_object": True}}
+    header("structure-without-end", "invalid_value", "header.ignore_eos", compact({**good, **endless}))
     for key, value in {
-        "presence_penalty": 0.5,
-        "frequency_penalty": False,
-        "repetition_penalty": 1.1,
-        "logit_bias": {"5": 1},
-        "logprobs": 0,
         "prompt_logprobs": 1,
         "echo": True,
         "n": 2,

@@ -3,8 +3,9 @@
 Constraints of vLLM (0.32) that this module respects:
 
 - Prompts are embeddings throughout. Mixed token ids and embeddings can use wrong keys and values
-  (an open bug), and penalties with embeddings stop the engine, so neither is ever passed on. Every
-  tensor is built from validated integers, because vLLM accepts NaN and stops on a wrong width.
+  (an open bug), and vLLM's penalties with embeddings stop the engine, so neither is ever passed on
+  (``adjustment`` has penalties of its own). Every tensor is built from validated integers, because
+  vLLM accepts NaN and stops on a wrong width.
 - ``block_size`` must divide the length of the soft prompts, or they are computed for every request.
 - vLLM reads its environment when it is imported, so it is set before.
 """
@@ -159,7 +160,11 @@ class VllmEngine:
             enable_prompt_embeds=True,
             enable_prefix_caching=settings.prefix_caching,
             worker_extension_cls="deployments.engines.vllm.worker.EngineWorker",
-            logits_processors=["deployments.engines.vllm.sampling:SeededSampling"],
+            # In this order: draws follow the adjusted logits.
+            logits_processors=[
+                "deployments.engines.vllm.adjustment:AdjustedLogits",
+                "deployments.engines.vllm.sampling:SeededSampling",
+            ],
             disable_log_stats=True,
             enable_log_requests=False,
             **named,

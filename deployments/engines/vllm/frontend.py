@@ -12,11 +12,13 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
+from del_core.wire import LEAST_LOGPROB, TokenLogprobs
 from deployments.engines.base import Delta, EngineDeadError, EngineSampling, FinishReason
 
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.outputs import LogprobsLists
 
 
 class _Output:
@@ -32,6 +34,8 @@ class _Output:
         self.cached_rows: int | None = None
         """Prompt rows that the engine's cache held; known with the first token."""
         self._tokens: list[int] = []
+        self._top = sampling.logprobs
+        self._logprobs: list[TokenLogprobs] = []
         self._reason: FinishReason | None = None
         self._error = False
         self._due = False
@@ -42,9 +46,11 @@ class _Output:
     def finished(self) -> bool:
         return self._reason is not None or self._error
 
-    def push(self, token_ids: list[int], reason: FinishReason | None) -> None:
+    def push(self, token_ids: list[int], reason: FinishReason | None, logprobs: LogprobsLists | None = None) -> None:
         """Append new tokens, with the finish reason if they are the last ones."""
         self._tokens += token_ids
+        if self._top is not None and logprobs is not None:
+            self._logprobs += _logprobs(logprobs, len(token_ids), self._top)
         self._reason = reason
         if reason is not None or not self._begun or len(self._tokens) >= self._gather_tokens:
             self._begun = True
@@ -73,11 +79,27 @@ class _Output:
         if self._error:
             raise EngineDeadError("the engine has stopped")
         token_ids, self._tokens = tuple(self._tokens), []
-        return Delta(token_ids, self._reason, self.cached_rows, gathered=self._gather_tokens > 1)
+        logprobs = None
+        if self._top is not None:
+            logprobs, self._logprobs = tuple(self._logprobs), []
+        return Delta(token_ids, self._reason, self.cached_rows, gathered=self._gather_tokens > 1, logprobs=logprobs)
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _logprobs(lists: LogprobsLists, tokens: int, most: int) -> list[TokenLogprobs]:
+    """Return those of the first tokens of a step; a row has the sampled token, then the best ones.
+
+    A row may be longer than was asked for: the batch has one length.
+    """
+    found = []
+    for ids, values in zip(lists.logprob_token_ids[:tokens].tolist(), lists.logprobs[:tokens].tolist(), strict=True):
+        # A probability of 0 has no logarithm in JSON.
+        bounded = [min(0.0, max(LEAST_LOGPROB, value)) for value in values]
+        found.append(TokenLogprobs(bounded[0], tuple(zip(ids[1 : most + 1], bounded[1 : most + 1], strict=True))))
+    return found
 
 
 class Frontend:
@@ -142,7 +164,7 @@ class Frontend:
                     if one.prefill_stats is not None:
                         output.cached_rows = one.prefill_stats.num_cached_tokens
                     if one.finish_reason in reasons:
-                        output.push(one.new_token_ids, reasons[one.finish_reason])
+                        output.push(one.new_token_ids, reasons[one.finish_reason], one.new_logprobs)
                     else:
                         # The engine abandons a request ("abort", "error") only when it stops.
                         output.fail()

@@ -21,7 +21,23 @@ export interface Sampling {
   readonly stream: boolean;
   readonly stop_token_ids: readonly number[];
   readonly ignore_eos: boolean;
+  readonly top_k: number;
+  readonly min_p: number;
+  readonly presence_penalty: number;
+  readonly frequency_penalty: number;
+  readonly repetition_penalty: number;
+  /** Pairs of a token id and what is added to its logit. */
+  readonly logit_bias: readonly (readonly [number, number])[];
+  readonly logprobs: number | null;
+  readonly structured_outputs: Structure | null;
 }
+
+/** What a completion must be; ``json`` is a JSON schema as text. */
+export type Structure =
+  | { readonly json: string }
+  | { readonly json_object: true }
+  | { readonly regex: string }
+  | { readonly choice: readonly string[] };
 
 export const DEFAULTS: Sampling = {
   max_tokens: 16,
@@ -32,6 +48,14 @@ export const DEFAULTS: Sampling = {
   stream: false,
   stop_token_ids: [],
   ignore_eos: false,
+  top_k: 0,
+  min_p: 0,
+  presence_penalty: 0,
+  frequency_penalty: 0,
+  repetition_penalty: 1,
+  logit_bias: [],
+  logprobs: null,
+  structured_outputs: null,
 };
 
 export interface Request {
@@ -68,6 +92,16 @@ export function encodeFrame(request: Request, bits: number): Uint8Array {
   if (stream) header.set("stream", true);
   if (stop_token_ids.length) header.set("stop_token_ids", integers(stop_token_ids));
   if (ignore_eos) header.set("ignore_eos", true);
+  const { top_k, logit_bias, logprobs, structured_outputs } = request.sampling;
+  if (top_k !== DEFAULTS.top_k) header.set("top_k", BigInt(top_k));
+  for (const name of ["min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"] as const) {
+    if (request.sampling[name] !== DEFAULTS[name]) header.set(name, request.sampling[name]);
+  }
+  if (logit_bias.length) header.set("logit_bias", new Map(logit_bias.map(([id, bias]) => [String(id), bias])));
+  if (logprobs !== null) header.set("logprobs", BigInt(logprobs));
+  if (structured_outputs !== null) {
+    header.set("structured_outputs", new Map(Object.entries(structured_outputs).map(([name, value]) => [name, Array.isArray(value) ? [...value] : (value as Json)])));
+  }
   if (request.resume.length) header.set("resume", integers(request.resume));
 
   const text = new TextEncoder().encode(write(header));
@@ -139,11 +173,6 @@ export function decodeFrame(frame: Uint8Array, shapes: Shapes, limits: Limits, f
 
 const REQUIRED = ["fingerprint", "variant", "segments"];
 const NEUTRAL = new Map<string, (value: Json) => boolean>([
-  ["presence_penalty", (value) => Number(value) === 0 && typeof value !== "boolean" && !isText(value)],
-  ["frequency_penalty", (value) => Number(value) === 0 && typeof value !== "boolean" && !isText(value)],
-  ["repetition_penalty", (value) => isNumber(value) && Number(value) === 1],
-  ["logit_bias", (value) => value instanceof Map && value.size === 0],
-  ["logprobs", () => false],
   ["prompt_logprobs", () => false],
   ["echo", (value) => value === false],
   ["n", (value) => isNumber(value) && Number(value) === 1],
@@ -154,10 +183,6 @@ const OPTIONAL = new Set([...REQUIRED, ...Object.keys(DEFAULTS), ...NEUTRAL.keys
 
 function isNumber(value: Json | undefined): value is bigint | number {
   return typeof value === "bigint" || typeof value === "number";
-}
-
-function isText(value: Json): boolean {
-  return typeof value === "string" || Array.isArray(value) || value instanceof Map;
 }
 
 class HeaderReader {
@@ -227,7 +252,7 @@ class HeaderReader {
       if (typeof value !== "boolean") throw invalid(where, "true or false is allowed");
       return value;
     };
-    return {
+    const sampling: Sampling = {
       max_tokens: given(
         "max_tokens",
         (value, where) => this.integer(value, where, 1n, BigInt(this.limits.max_output_tokens)),
@@ -240,7 +265,25 @@ class HeaderReader {
       stream: given("stream", boolean, false),
       stop_token_ids: given("stop_token_ids", (value, where) => this.ids(value, where, 0, 64), []),
       ignore_eos: given("ignore_eos", boolean, false),
+      top_k: given("top_k", (value, where) => this.integer(value, where, 0n, 2n ** 31n - 1n), 0),
+      min_p: given("min_p", (value, where) => real(value, where, (x) => x >= 0 && x <= 1), 0),
+      presence_penalty: given("presence_penalty", penalty, 0),
+      frequency_penalty: given("frequency_penalty", penalty, 0),
+      repetition_penalty: given("repetition_penalty", (value, where) => real(value, where, (x) => x > 0 && x <= 2), 1),
+      logit_bias: given("logit_bias", (value, where) => this.biases(value, where), []),
+      logprobs: given<number | null>("logprobs", (value, where) => this.integer(value, where, 0n, 20n), null),
+      structured_outputs: given<Structure | null>("structured_outputs", structure, null),
     };
+    if (sampling.ignore_eos && sampling.structured_outputs !== null) throw invalid("header.ignore_eos", "false is allowed with structured_outputs");
+    return sampling;
+  }
+
+  private biases(value: Json, where: string): [number, number][] {
+    if (!(value instanceof Map) || value.size > 300) throw invalid(where, "an object of up to 300 members is allowed");
+    return [...value].map(([name, bias]) => {
+      if (!/^(0|[1-9][0-9]{0,9})$/.test(name) || Number(name) >= this.limits.vocabulary_size) throw invalid(where, "token ids are allowed as names");
+      return [Number(name), real(bias, where, (x) => x >= -100 && x <= 100)];
+    });
   }
 
   resume(maxTokens: number): number[] {
@@ -278,6 +321,37 @@ function invalid(field: string, message: string): FrameError {
 function real(value: Json, where: string, fits: (x: number) => boolean): number {
   if (!isNumber(value) || !fits(Number(value))) throw invalid(where, "another range is allowed");
   return Number(value);
+}
+
+function penalty(value: Json, where: string): number {
+  return real(value, where, (x) => x >= -2 && x <= 2);
+}
+
+const STRUCTURE_BYTES = 65536;
+
+function structure(value: Json, where: string): Structure {
+  if (!(value instanceof Map)) throw invalid(where, "an object is allowed");
+  for (const name of value.keys()) {
+    if (!["json", "json_object", "regex", "choice"].includes(name)) throw new FrameError("unknown_field", where, "has an unknown member");
+  }
+  if (value.size !== 1) throw invalid(where, "exactly one member is allowed");
+  const [name, given] = [...value][0]!;
+  where = `${where}.${name}`;
+  let room = STRUCTURE_BYTES;
+  const text = (item: Json, place: string): string => {
+    const size = typeof item === "string" ? new TextEncoder().encode(item).length : 0;
+    if (typeof item !== "string" || size < 1 || size > room) throw invalid(place, `1 to ${room} bytes are allowed`);
+    room -= size;
+    return item;
+  };
+  if (name === "json") return { json: text(given, where) };
+  if (name === "regex") return { regex: text(given, where) };
+  if (name === "choice") {
+    if (!Array.isArray(given) || given.length < 1 || given.length > 1024) throw invalid(where, "1 to 1024 strings are allowed");
+    return { choice: given.map((item, i) => text(item, `${where}[${i}]`)) };
+  }
+  if (given !== true) throw invalid(where, "true is allowed");
+  return { json_object: true };
 }
 
 function seed(value: Json, where: string): bigint {

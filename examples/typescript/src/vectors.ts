@@ -4,7 +4,7 @@ import { readdir, readFile } from "node:fs/promises";
 import { Bundle, readArchive } from "./bundle.js";
 import { BundleError, FrameError, ServerError } from "./errors.js";
 import { Collector, events } from "./events.js";
-import { decodeFrame, encodeFrame, type Limits, type Request, type Sampling, type Segment, type Shapes } from "./frame.js";
+import { decodeFrame, encodeFrame, type Limits, type Request, type Sampling, type Segment, type Shapes, type Structure } from "./frame.js";
 import { parse, write, type Json } from "./json.js";
 import { pack, rowBytes, unpack } from "./packing.js";
 import { numerator, sample } from "./sampler.js";
@@ -38,6 +38,11 @@ async function refused<T extends Error>(kind: abstract new (...given: never[]) =
   throw new Error("accepted");
 }
 
+function structure(members: Members): Structure {
+  const choice = members.get("choice");
+  return choice === undefined ? (Object.fromEntries(members) as unknown as Structure) : { choice: list(choice).map(text) };
+}
+
 function readRequest(value: Members): Request {
   const given = map(value.get("sampling"));
   const sampling: Sampling = {
@@ -49,6 +54,14 @@ function readRequest(value: Members): Request {
     stream: given.get("stream") as boolean,
     stop_token_ids: numbers(given.get("stop_token_ids")),
     ignore_eos: given.get("ignore_eos") as boolean,
+    top_k: Number(given.get("top_k")),
+    min_p: Number(given.get("min_p")),
+    presence_penalty: Number(given.get("presence_penalty")),
+    frequency_penalty: Number(given.get("frequency_penalty")),
+    repetition_penalty: Number(given.get("repetition_penalty")),
+    logit_bias: list(given.get("logit_bias")).map((pair) => numbers(pair) as [number, number]),
+    logprobs: given.get("logprobs") === null ? null : Number(given.get("logprobs")),
+    structured_outputs: given.get("structured_outputs") === null ? null : structure(map(given.get("structured_outputs"))),
   };
   const segments = maps(value.get("segments")).map((part): Segment =>
     part.has("private") ? { private: rows(part.get("private")) } : { public: numbers(part.get("public")) },

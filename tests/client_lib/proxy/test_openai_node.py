@@ -49,7 +49,7 @@ def test_everything_that_an_application_does(seen: dict[str, Any]) -> None:
     for name, kind, status, code, param in (
         ("unknownModel", "NotFoundError", 404, "model_not_found", "model"),
         ("tools", "BadRequestError", 400, "unsupported_parameter", "tools"),
-        ("unknownField", "BadRequestError", 400, "unsupported_parameter", "top_k"),
+        ("unknownField", "BadRequestError", 400, "unsupported_parameter", "min_tokens"),
         ("busy", "InternalServerError", 503, "overloaded", None),
     ):
         assert seen[name] == {"name": kind, "status": status, "code": code, "param": param, "hasRequestId": True}

@@ -74,6 +74,7 @@ names = st.sampled_from(
     [
         "fingerprint", "variant", "segments", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "resume",
         "stop_token_ids", "ignore_eos", "presence_penalty", "repetition_penalty", "logit_bias", "n", "echo", "suffix",
+        "top_k", "min_p", "frequency_penalty", "logprobs", "structured_outputs",
     ]
 )  # fmt: skip
 
@@ -207,6 +208,11 @@ def test_public_and_resumed_tokens_count_against_their_limits() -> None:
         {"stop_token_ids": [987654321]},
         {"suffix": "SECRET text"},
         {"logit_bias": {"987654321": 1}},
+        {"logit_bias": {"SECRET": 1}},
+        {"logit_bias": {"1": "SECRET"}},
+        {"structured_outputs": {"regex": ["SECRET"]}},
+        {"structured_outputs": {"SECRET text": 1}},
+        {"structured_outputs": {"choice": ["SECRET", 1]}},
     ],
 )
 def test_no_error_shows_what_may_be_a_prompt(members: dict[str, Any]) -> None:

@@ -29,6 +29,10 @@ def shapes_of(vectors: dict[str, Any]) -> dict[str, wire.Shape | None]:
     return {name: wire.Shape(**shape) if shape else None for name, shape in vectors["shapes"].items()}
 
 
+def tuples(value: Any) -> Any:
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
 def request_of(decoded: dict[str, Any]) -> wire.Request:
     segments = tuple(
         wire.PrivateSegment(np.array(part["private"], dtype=np.uint8))
@@ -36,7 +40,10 @@ def request_of(decoded: dict[str, Any]) -> wire.Request:
         else wire.PublicSegment(tuple(part["public"]))
         for part in decoded["segments"]
     )
-    sampling = {key: tuple(value) if isinstance(value, list) else value for key, value in decoded["sampling"].items()}
+    sampling = {key: tuples(value) for key, value in decoded["sampling"].items()}
+    if sampling["structured_outputs"] is not None:
+        structure = {key: tuples(value) for key, value in sampling["structured_outputs"].items()}
+        sampling["structured_outputs"] = wire.StructuredOutputs(**structure)
     return wire.Request(
         decoded["fingerprint"], decoded["variant"], segments, wire.Sampling(**sampling), tuple(decoded["resume"])
     )

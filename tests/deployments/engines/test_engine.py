@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import json
 from collections.abc import AsyncIterator
 
+import jsonschema
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
-from deployments.engines.base import Delta, EngineDeadError, EngineSampling
+from del_core.wire import StructuredOutputs
+from deployments.engines.base import Adjustment, Delta, EngineDeadError, EngineSampling
 from deployments.engines.vllm.engine import VllmEngine, VllmSettings
-from tests.support.tiny import HIDDEN_SIZE, SOFT_PROMPT_LENGTH, Tiny
+from deployments.service.structure import Grammars
+from tests.support.tiny import EOS_ID, HIDDEN_SIZE, SOFT_PROMPT_LENGTH, Tiny
 
 
 @contextlib.asynccontextmanager
@@ -48,6 +54,8 @@ async def test_the_engine_s_frontend(tiny: Tiny) -> None:
         await _gathering(engine)
         await _ids_after_prompts(engine)
         await _left_requests_stop(engine)
+        await _adjusted_logits(engine, tiny)
+        await _logarithms(engine)
     with pytest.raises(EngineDeadError):
         await engine.check_health()
 
@@ -108,3 +116,54 @@ async def _left_requests_stop(engine: VllmEngine) -> None:
         assert (await anext(deltas)).token_ids
         await deltas.aclose()
     assert len(tokens(await generate(engine, 340, EngineSampling(max_tokens=3, temperature=0.0)))) == 3
+
+
+async def _adjusted_logits(engine: VllmEngine, tiny: Tiny) -> None:
+    """Greedy, seeded and unseeded requests with structures, biases and penalties in one batch."""
+    tokenizer = Tokenizer.from_file(str(tiny.model / "tokenizer.json"))
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 8}, "ages": {"type": "array", "maxItems": 3}},
+        "required": ["name", "ages"],
+        "additionalProperties": False,
+    }
+    schema["properties"]["ages"]["items"] = {"type": "integer", "minimum": 0, "maximum": 150}  # type: ignore[index]
+    grammar = Grammars(tiny.model / "tokenizer.json", (EOS_ID,)).grammar(StructuredOutputs(json=json.dumps(schema)))
+
+    def sampling(adjustment: Adjustment | None, seed: int | None, temperature: float = 1.0) -> EngineSampling:
+        return EngineSampling(200, temperature, seed=seed, stop_token_ids=(EOS_ID,), adjustment=adjustment)
+
+    structured = [sampling(Adjustment(grammar=grammar), seed) for seed in (None, None, 5, 5, 6)]
+    structured.append(sampling(Adjustment(grammar=grammar), None, 0.0))
+    others = [
+        sampling(Adjustment(logit_bias=((7, 100.0),)), 3),
+        # Of two biased tokens, the one that was generated less often is the more probable.
+        sampling(Adjustment(frequency_penalty=2.0, logit_bias=((7, 90.0), (8, 90.0))), None, 0.0),
+        sampling(None, None, 0.0),
+    ]
+    number = itertools.count(400)
+    asked = [*structured, *others]
+    found = [tokens(one) for one in await asyncio.gather(*(generate(engine, next(number), one) for one in asked))]
+    for one in found[: len(structured)]:
+        assert one[-1] == EOS_ID
+        jsonschema.validate(json.loads(tokenizer.decode(list(one[:-1]))), schema)
+    assert len(set(found[: len(structured)])) > 2
+    biased, penalized, plain = found[len(structured) :]
+    assert set(biased) == {7}
+    assert sorted(penalized[:40]) == [7] * 20 + [8] * 20
+    assert plain == tokens(await generate(engine, 408, others[-1]))
+
+
+async def _logarithms(engine: VllmEngine) -> None:
+    """The greedy token is the first of the most probable ones; requests beside it get none."""
+    asked = [EngineSampling(8, 0.0, logprobs=3), EngineSampling(8, 0.0), EngineSampling(8, seed=1, logprobs=0)]
+    greedy, none, seeded = await asyncio.gather(*(generate(engine, 500 + n, one) for n, one in enumerate(asked)))
+    assert all(delta.logprobs is None for delta in none)
+    values = [one for delta in greedy for one in delta.logprobs or ()]
+    assert [one.top[0] for one in values] == [(t, v.logprob) for t, v in zip(tokens(greedy), values, strict=True)]
+    for one in values:
+        assert len(one.top) == 3
+        assert sum(np.exp([logprob for _, logprob in one.top])) <= 1 + 1e-6
+    drawn = [one for delta in seeded for one in delta.logprobs or ()]
+    assert len(drawn) == 8
+    assert all(one.top == () and one.logprob <= 0 for one in drawn)

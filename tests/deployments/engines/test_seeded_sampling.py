@@ -11,7 +11,7 @@ from scipy import stats
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
-from deployments.engines.vllm.sampling import SeededSampling, extra_args, gumbel_logits
+from deployments.engines.vllm.sampling import Cut, SeededSampling, extra_args, gumbel_logits
 
 ALPHA = 1e-6
 DRAWS = 20_000
@@ -19,7 +19,7 @@ LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -1.5, 1.5, 0.2])
 
 
 def sample(logits: torch.Tensor, seed: int, position: int, temperature: float = 1.0, top_p: float = 1.0) -> int:
-    return int(gumbel_logits(logits, seed, position, temperature, top_p).argmax())
+    return int(gumbel_logits(logits, seed, position, Cut(temperature, top_p)).argmax())
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.8), (1.0, 0.3)])
@@ -56,7 +56,7 @@ def test_neighbouring_positions_and_seeds_are_independent() -> None:
 
 
 def parameters(seed: int | None, position: int = 0) -> SamplingParams:
-    extra = None if seed is None else extra_args(seed, position, 1.0, 1.0)
+    extra = None if seed is None else extra_args(seed, position, Cut(1.0))
     return SamplingParams(temperature=0.0, extra_args=extra)
 
 
@@ -84,7 +84,7 @@ def test_rows_follow_their_requests_through_the_batch() -> None:
 
     def expected(seeds: list[int | None]) -> torch.Tensor:
         given = zip(logits[: len(seeds)], seeds, strict=True)
-        return torch.stack([row if seed is None else gumbel_logits(row, seed, 0, 1.0, 1.0) for row, seed in given])
+        return torch.stack([row if seed is None else gumbel_logits(row, seed, 0, Cut(1.0)) for row, seed in given])
 
     def check(seeds: list[int | None]) -> None:
         batch = logits[: len(seeds)].clone()
@@ -109,4 +109,13 @@ def test_top_p_keeps_the_most_probable_token_however_small_it_is() -> None:
 
 def test_extreme_seeds_and_flat_logits() -> None:
     for seed in (-(2**63), 2**63 - 1, 0, -1):
-        assert math.isfinite(float(gumbel_logits(torch.zeros(5), seed, 10**6, 1.0, 1.0).max()))
+        assert math.isfinite(float(gumbel_logits(torch.zeros(5), seed, 10**6, Cut(1.0)).max()))
+
+
+def test_min_p_and_top_k_leave_the_improbable_tokens_out() -> None:
+    """The shares of LOGITS relative to the largest are e^-1 = 0.37, e^-1.5 = 0.22, ..."""
+    drawn = {int(gumbel_logits(LOGITS, 3, n, Cut(1.0, min_p=0.5)).argmax()) for n in range(500)}
+    assert drawn == {0, 6}  # logits 2.0 and 1.5
+    drawn = {int(gumbel_logits(LOGITS, 3, n, Cut(1.0, top_k=3)).argmax()) for n in range(500)}
+    assert drawn == {0, 6, 1}
+    assert torch.equal(gumbel_logits(LOGITS, 3, 1, Cut(1.0, top_k=8)), gumbel_logits(LOGITS, 3, 1, Cut(1.0)))

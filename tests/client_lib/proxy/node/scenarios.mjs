@@ -73,7 +73,7 @@ console.log(
         tools: [{ type: "function", function: { name: "f", parameters: {} } }],
       }),
     ),
-    unknownField: await failure(() => api.chat.completions.create({ model: "open", messages, top_k: 3 })),
+    unknownField: await failure(() => api.chat.completions.create({ model: "open", messages, min_tokens: 3 })),
     busy: await failure(() => api.chat.completions.create({ model: "open", messages: [messages[1]], stream: true })),
   }),
 );
