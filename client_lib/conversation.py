@@ -34,6 +34,7 @@ class ConversationBase:
         self._driver = driver
         self.variant = variant
         self._template = options.get("template")
+        self._private_answers = options.get("private_answers", False)
         memory, key = options.get("memory"), options.get("key")
         if memory is None:
             self._memory = SpanMemory()
@@ -54,16 +55,24 @@ class ConversationBase:
         return self._memory.save(key)
 
     def _call(self, turn: Turn, fresh: bool, options: RequestOptions) -> CompletionCall:
-        return CompletionCall(self._prompt(turn), self.variant, options, Recall(self._memory, fresh))
-
-    def _prompt(self, turn: Turn) -> Prompt | EncodedPrompt:
+        recall = Recall(self._memory, fresh)
         if isinstance(turn, str | EncodedPrompt) or not isinstance(turn, Sequence):
-            return turn
+            return CompletionCall(turn, self.variant, options, recall)
         if not any(isinstance(part, Message) for part in turn):
-            return cast(Prompt, turn)
+            return CompletionCall(cast(Prompt, turn), self.variant, options, recall)
         if self._template is None:
             raise invalid("template", "a ChatTemplate for prompts of messages", "None")
-        return self._template.render(cast(Sequence[Message], turn), self.variant)
+        given = shown = cast(Sequence[Message], turn)
+        # Beside new noise for an earlier message, an answer in the clear would link the two
+        # drawings of that message.
+        if not (fresh or self._private_answers) and all(isinstance(part, Message) for part in given):
+            shown = self._memory.own_answers_public(given, self.variant)
+        prompt = self._template.render(shown, self.variant)
+
+        def note(text: str) -> None:
+            self._memory.note_answer(given, self.variant, text)
+
+        return CompletionCall(prompt, self.variant, options, recall, ended=note)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(variant={self.variant!r}, {len(self._memory)} spans)"

@@ -202,6 +202,9 @@ class ConversationOptions(TypedDict, total=False):
 
     template: ChatTemplate | None
     """Turns chat messages into a prompt."""
+    private_answers: bool
+    """Hide the server's own answers from it, too. Otherwise a message of the assistant that is the
+    answer to exactly the messages in front of it is public. Default: False."""
     memory: bytes | None
     """The bytes that ``save`` returned, which continue a conversation; needs ``key``."""
     key: bytes | None

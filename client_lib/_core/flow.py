@@ -236,7 +236,7 @@ class Core:
 
     def complete(self, made: CompletionCall) -> Flow[Completion]:
         """Request a completion in one response."""
-        return self._observed("complete", self._complete(made), variant=made.variant)
+        return self._observed("complete", _noted(made, self._complete(made)), variant=made.variant)
 
     def _complete(self, made: CompletionCall) -> Flow[Completion]:
         request = yield from self._prepare(made, stream=False)
@@ -251,7 +251,7 @@ class Core:
 
     def stream(self, made: CompletionCall) -> Flow[Completion]:
         """Request a completion in chunks, resumed if the connection breaks; return the whole."""
-        return self._observed("stream", self._stream(made), variant=made.variant)
+        return self._observed("stream", _noted(made, self._stream(made)), variant=made.variant)
 
     def _stream(self, made: CompletionCall) -> Flow[Completion]:
         request = yield from self._prepare(made, stream=True)
@@ -494,6 +494,14 @@ class Core:
         if self.api_key is not None:
             headers["authorization"] = f"Bearer {self.api_key}"
         return headers
+
+
+def _noted(made: CompletionCall, flow: Flow[Completion]) -> Flow[Completion]:
+    """Tell the caller of a call about its answer."""
+    completion = yield from flow
+    if made.ended is not None:
+        made.ended(completion.text)
+    return completion
 
 
 def _broken(resumes: int) -> StreamBrokenError:

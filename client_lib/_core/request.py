@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from client_lib._validation import invalid
@@ -33,6 +33,8 @@ class CompletionCall:
     options: RequestOptions = field(repr=False)
     recall: Recall | None = None
     fresh: bool = False
+    ended: Callable[[str], None] | None = None
+    """Called with the text of the whole answer."""
 
 
 @dataclass(slots=True, repr=False)

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from client_lib.errors import BundleOutdatedError
+from client_lib.prompts.digest import keyed_digest
 from client_lib.prompts.padding import Padding
-from client_lib.prompts.span_memory import keyed_digest
 from client_lib.prompts.spans import Span
 from client_lib.prompts.types import EncodedPrompt
 from del_core.net.fork import renewed_after_fork
@@ -31,19 +31,54 @@ MEMO_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class Kept:
+    """An entry of a store."""
+
     encoded: EncodedPrompt = field(repr=False)
     redraws: int = 0
+
+
+class EncodedStore:
+    """Encoded prompts by name, least recently used ones dropped beyond ``max_bytes``.
+
+    ``redraws`` of an entry says how often its counts were replaced. For one thread at a time.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[bytes, Kept] = OrderedDict()
+        self.used_bytes = 0
+        """The approximate number of bytes in use."""
+
+    def get(self, name: bytes) -> Kept | None:
+        """Return an entry, which becomes the most recent one, or None."""
+        kept = self._kept.get(name)
+        if kept is not None:
+            self._kept.move_to_end(name)
+        return kept
+
+    def put(self, name: bytes, encoded: EncodedPrompt, redraws: int = 0) -> None:
+        """Keep a prompt, unless it is larger than the store."""
+        self.drop(name)
+        if encoded_size(encoded) > self._max_bytes:
+            return
+        self._kept[name] = Kept(encoded, redraws)
+        self.used_bytes += encoded_size(encoded)
+        while self.used_bytes > self._max_bytes:
+            self.drop(next(iter(self._kept)))
+
+    def drop(self, name: bytes) -> None:
+        """Drop an entry, if there is one."""
+        if (kept := self._kept.pop(name, None)) is not None:
+            self.used_bytes -= encoded_size(kept.encoded)
 
 
 class PromptMemo:
     """Encoded prompts by name, the least recently used ones dropped. Safe for several threads."""
 
     def __init__(self, max_bytes: int = MEMO_BYTES) -> None:
-        self._max_bytes = max_bytes
         self._key = secrets.token_bytes(32)
-        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
-        self._bytes = 0
+        self._store = EncodedStore(max_bytes)
         self._lock = threading.Lock()
         renewed_after_fork(self)
 
@@ -54,7 +89,7 @@ class PromptMemo:
     @property
     def used_bytes(self) -> int:
         """The approximate number of bytes in use."""
-        return self._bytes
+        return self._store.used_bytes
 
     def name(self, subject: str | None, variant: str, padding: Padding | None, spans: Sequence[Span]) -> bytes:
         """Return the name of a prompt."""
@@ -66,11 +101,8 @@ class PromptMemo:
     def recall(self, name: bytes) -> EncodedPrompt | None:
         """Return the prompt of this name as it was sent last, or None."""
         with self._lock:
-            kept = self._kept.get(name)
-            if kept is None:
-                return None
-            self._kept.move_to_end(name)
-            return kept.encoded
+            kept = self._store.get(name)
+            return None if kept is None else kept.encoded
 
     def keep(self, name: bytes, encoded: EncodedPrompt, *, fresh: bool = False) -> EncodedPrompt:
         """Keep a drawn prompt, and return the one to send.
@@ -80,25 +112,15 @@ class PromptMemo:
         ``BundleOutdatedError`` is raised.
         """
         with self._lock:
-            kept = self._kept.get(name)
+            kept = self._store.get(name)
             redraws = 0
             if kept is not None and not fresh:
                 if kept.encoded.origin == encoded.origin:
                     return kept.encoded
                 redraws = kept.redraws + 1
                 check_redraws(redraws, "fresh=True")
-            self._drop(name)
-            size = encoded_size(encoded)
-            if size <= self._max_bytes:
-                self._kept[name] = _Kept(encoded, redraws)
-                self._bytes += size
-            while self._bytes > self._max_bytes:
-                self._drop(next(iter(self._kept)))
+            self._store.put(name, encoded, redraws)
         return encoded
-
-    def _drop(self, name: bytes) -> None:
-        if (kept := self._kept.pop(name, None)) is not None:
-            self._bytes -= encoded_size(kept.encoded)
 
 
 def check_redraws(redraws: int, permission: str) -> None:

@@ -35,27 +35,21 @@ import numpy as np
 
 from client_lib._validation import invalid, missing_package, must_be
 from client_lib.errors import BundleOutdatedError, MemoryInvalidError
+from client_lib.prompts.answers import AnswerMemory
+from client_lib.prompts.chat import Message
+from client_lib.prompts.digest import DIGEST_BYTES, keyed_digest
+from client_lib.prompts.spans import public
 from client_lib.prompts.types import DrawnSegment, Tokenized
 from del_core.net.fork import renewed_after_fork
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-_DIGEST_BYTES = 32
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")
 _HEAD = b"DELM\x01"
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
 _KEY_BYTES = 32
-
-
-def keyed_digest(key: bytes, *fields: str, before: bytes = b"") -> bytes:
-    """Return the keyed BLAKE2b digest of ``before`` and of length-prefixed texts."""
-    digest = hashlib.blake2b(before, key=key, digest_size=_DIGEST_BYTES)
-    for text in fields:
-        data = text.encode("utf-8")
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +64,8 @@ class SpanMemory:
     """The counts of one conversation. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._key = secrets.token_bytes(_DIGEST_BYTES)
+        self._key = secrets.token_bytes(DIGEST_BYTES)
+        self._answers = AnswerMemory(self._key)
         self._session = secrets.token_hex(16)
         self._kept: dict[bytes, _Kept] = {}
         # If two threads send the same span, the second one waits for the counts of the first.
@@ -113,6 +108,8 @@ class SpanMemory:
                 )
             if fresh:
                 self._session = secrets.token_hex(16)
+                # An answer in the clear would link the old counts with the new ones.
+                self._answers = AnswerMemory(self._key)
             for name, part in zip(names, parts, strict=True):
                 if name not in known:
                     known[name] = self._kept[name] = _Kept(quantize(part.ids), digest)
@@ -123,7 +120,22 @@ class SpanMemory:
         with self._lock:
             self._kept.clear()
             self._session = secrets.token_hex(16)
-            self._key = secrets.token_bytes(_DIGEST_BYTES)
+            self._key = secrets.token_bytes(DIGEST_BYTES)
+            self._answers = AnswerMemory(self._key)
+
+    def own_answers_public(self, messages: Sequence[Message], variant: str) -> list[Message]:
+        """Return the messages with those that the server wrote as public text."""
+        with self._lock:
+            turns = self._answers.turns(None, variant, messages)
+            own = [self._answers.own(turn, one) for turn, one in zip(turns, messages, strict=False)]
+        return [
+            one if text is None else Message(one.role, public(text)) for one, text in zip(messages, own, strict=True)
+        ]
+
+    def note_answer(self, messages: Sequence[Message], variant: str, text: str) -> None:
+        """Note what the server wrote in answer to a chat."""
+        with self._lock:
+            self._answers.note(self._answers.turns(None, variant, messages)[-1], text)
 
     def _names(self, parts: Sequence[Tokenized], variant: str) -> list[bytes]:
         occurrences: Counter[str] = Counter()
@@ -140,6 +152,7 @@ class SpanMemory:
             content = {
                 "key": _text(self._key),
                 "session": self._session,
+                "answers": [_text(name) for name in self._answers.noted],
                 "spans": [
                     {
                         "name": _text(name),
@@ -165,6 +178,7 @@ class SpanMemory:
             if not _SESSION_ID.fullmatch(session):
                 raise ValueError
             memory._session = session
+            memory._answers = AnswerMemory(memory._key, [_bytes(name) for name in content.get("answers", [])])
             for span in content["spans"]:
                 codes = np.frombuffer(_bytes(span["codes"]), dtype=np.uint8).reshape(span["shape"])
                 segment = DrawnSegment(codes, _bytes(span["draw"]))

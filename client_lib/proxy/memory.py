@@ -15,13 +15,12 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from client_lib.prompts.chat import Message
-from client_lib.prompts.memo import encoded_size
-from client_lib.prompts.span_memory import keyed_digest
+from client_lib.prompts.digest import keyed_digest
+from client_lib.prompts.memo import EncodedStore
 from client_lib.prompts.spans import Span
 from client_lib.prompts.types import EncodedPrompt
 
-_HISTORIES = 20_000  # names whose drawings are counted, and answers that are noted
+_HISTORIES = 20_000  # names whose drawings are counted
 
 
 class CountMemory:
@@ -31,11 +30,8 @@ class CountMemory:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
         self._key = secrets.token_bytes(32)
-        self._kept: OrderedDict[bytes, EncodedPrompt] = OrderedDict()
-        self._bytes = 0
-        self._answers: OrderedDict[bytes, None] = OrderedDict()
+        self._store = EncodedStore(max_bytes)
         self._drawn: OrderedDict[bytes, tuple[object, int]] = OrderedDict()
 
     def names(self, subject: str | None, variant: str, spans: Iterable[Span]) -> list[bytes]:
@@ -70,25 +66,20 @@ class CountMemory:
         """
         found: list[EncodedPrompt | None] = [None] * len(spans)
         for index, (name, span) in enumerate(zip(names[1:], spans, strict=True)):
-            found[index] = self._kept.get(name)
-            if found[index] is None and span.is_private:
+            kept = self._store.get(name)
+            if kept is not None:
+                found[index] = kept.encoded
+            elif span.is_private:
                 break
         # The first spans become the most recent: later ones are found only through them.
         for name, known in reversed(list(zip(names[1:], found, strict=True))):
             if known is not None:
-                self._kept.move_to_end(name)
+                self._store.get(name)
         return found
 
     def remember(self, name: bytes, encoded: EncodedPrompt) -> None:
         """Keep an encoded span, and drop other spans if there is no room."""
-        self.forget([name])
-        if encoded_size(encoded) > self._max_bytes:
-            return
-        self._kept[name] = encoded
-        self._bytes += encoded_size(encoded)
-        while self._bytes > self._max_bytes:
-            _, dropped = self._kept.popitem(last=False)
-            self._bytes -= encoded_size(dropped)
+        self._store.put(name, encoded)
 
     def count_redraws(self, name: bytes, encoded: EncodedPrompt) -> int:
         """Note a drawing; return how often counts of this name changed their meaning so far."""
@@ -99,34 +90,10 @@ class CountMemory:
             self._drawn.popitem(last=False)
         return redraws
 
-    def turns(self, subject: str | None, variant: str, messages: Iterable[Message]) -> list[bytes]:
-        """Return the names of a chat before each of its messages and at its end."""
-        names = [keyed_digest(self._key, "chat", "none" if subject is None else "some", subject or "", variant)]
-        for message in messages:
-            names.append(keyed_digest(self._key, message.role, str(message.content), before=names[-1]))
-        return names
-
-    def note_answer(self, turn: bytes, text: str) -> None:
-        """Note that the server wrote ``text`` as the answer to the chat of this name."""
-        if self._max_bytes == 0:
-            return
-        self._answers[keyed_digest(self._key, "answer", text.strip(), before=turn)] = None
-        if len(self._answers) > _HISTORIES:
-            self._answers.popitem(last=False)
-
-    def is_answer(self, turn: bytes, text: str) -> bool:
-        """Return whether the server wrote ``text``, white space at its ends aside, at this turn."""
-        name = keyed_digest(self._key, "answer", text.strip(), before=turn)
-        if name not in self._answers:
-            return False
-        self._answers.move_to_end(name)
-        return True
-
     def forget(self, names: Iterable[bytes]) -> None:
         """Drop the encoded spans of these names."""
         for name in names:
-            if (kept := self._kept.pop(name, None)) is not None:
-                self._bytes -= encoded_size(kept)
+            self._store.drop(name)
 
 
 def _kind(span: Span) -> str:

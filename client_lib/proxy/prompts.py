@@ -13,13 +13,14 @@ import anyio
 from client_lib.async_client import AsyncClient
 from client_lib.errors import BundleOutdatedError, ContextFullError, DELClientError, InvalidRequestError
 from client_lib.options import SamplingOptions
+from client_lib.prompts.answers import AnswerMemory
 from client_lib.prompts.chat import Message
 from client_lib.prompts.memo import check_redraws
 from client_lib.prompts.spans import CLEAR, Span, private, public
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.proxy._http import log
 from client_lib.proxy.answers import Choice
-from client_lib.proxy.history import NO_TOOLS, Tools, content_of, contents, is_instruction, render, selections
+from client_lib.proxy.history import NO_TOOLS, Tools, contents, is_instruction, render, selections
 from client_lib.proxy.memory import CountMemory
 from client_lib.proxy.metrics import Metrics
 from client_lib.proxy.requests import ChatRequest, CompletionRequest
@@ -111,6 +112,7 @@ class Prompts:
         self._metrics = metrics
         self._settings = settings
         self._memory = CountMemory(settings.remember_bytes)
+        self._answers = AnswerMemory()
         # If two tasks send the same prompt, the second one waits for the counts of the first.
         self._locks: WeakValueDictionary[bytes, anyio.Lock] = WeakValueDictionary()
 
@@ -123,7 +125,7 @@ class Prompts:
             # A structure that is cut has no value.
             is_structured = "structured_outputs" in sampling or asked.tools is not None
             sampling.setdefault("max_tokens", max(most, _STRUCTURED_TOKENS) if is_structured else most)
-            turn = self._memory.turns(submission.subject, submission.variant, asked.messages)[-1]
+            turn = self._answers.turns(submission.subject, submission.variant, asked.messages)[-1]
         client = self._client.with_options(subject=submission.subject)
         encoded, dropped = await self._encode(submission, sampling.get("max_tokens", 1))
         return Prepared(encoded, client, sampling, turn, dropped)
@@ -133,10 +135,11 @@ class Prompts:
         usage = choice.completion.usage
         prompt_tokens = usage.prompt_tokens if choice.is_first else 0
         self._metrics.answered(choice.completion.variant, prompt_tokens, usage.completion_tokens)
-        if prepared.turn is not None:
-            self._memory.note_answer(prepared.turn, choice.completion.text)
+        # An answer is public only behind counts that are remembered.
+        if prepared.turn is not None and self._settings.remember_bytes:
+            self._answers.note(prepared.turn, choice.completion.text)
             if choice.calls:  # as the application will send it back
-                self._memory.note_answer(prepared.turn, written(choice.text, choice.calls))
+                self._answers.note(prepared.turn, written(choice.text, choice.calls))
 
     def forget(self, submission: Submission) -> None:
         """Drop the counts of a prompt that the server can no longer interpret."""
@@ -162,13 +165,12 @@ class Prompts:
 
     def _own_answers(self, submission: Submission, messages: Sequence[Message]) -> list[bool]:
         """Return which messages the server wrote itself."""
+        turns = self._answers.turns(submission.subject, submission.variant, messages)
+        if submission.fresh:
+            self._answers.forget(turns, messages)
         if submission.fresh or self._settings.private_answers:
             return [False] * len(messages)
-        turns = self._memory.turns(submission.subject, submission.variant, messages)
-        return [
-            message.role == "assistant" and self._memory.is_answer(turn, content_of(message))
-            for turn, message in zip(turns, messages, strict=False)
-        ]
+        return [self._answers.own(turn, message) is not None for turn, message in zip(turns, messages, strict=False)]
 
     async def _plan_chat(
         self, submission: Submission, asked: ChatRequest, own: list[bool], room: int | None, max_tokens: int

@@ -263,8 +263,8 @@ class ResponsesAnswer(Answer):
         self._text = []
         self._message_id = "msg_" + secrets.token_hex(16)
         begun = {**_message("", self._message_id), "content": [], "status": "in_progress"}
-        part = self._event("response.content_part.added", **self._place(), part=_text_part(""))
-        return [self._added(begun), part]
+        added = self._added(begun)
+        return [added, self._event("response.content_part.added", **self._place(), part=_text_part(""))]
 
     def _end_text(self) -> list[bytes]:
         if self._text is None:

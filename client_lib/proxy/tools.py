@@ -126,6 +126,7 @@ class CallParser:
         self._held = ""
         self._mark = ""  # of the call that the held text begins
         self._is_begun = False
+        self._has_called = False
         self._must_call = tools is not None and tools.must_call
 
     def feed(self, text: str) -> Iterator[Part]:
@@ -141,7 +142,7 @@ class CallParser:
                 if end < 0:
                     return
                 yield from self._calls(self._held[:end], self._held[: end + len(_CLOSE)])
-                self._held, self._mark = self._held[end + len(_CLOSE) :].lstrip(), ""
+                self._held, self._mark = self._held[end + len(_CLOSE) :], ""
                 continue
             if not self._is_begun and self._held.lstrip()[:1] in ("", "{"):
                 return  # nothing yet, or the call of a Llama
@@ -149,8 +150,9 @@ class CallParser:
                 ((self._held.find(mark), mark) for mark in _MARKS if mark in self._held), default=(-1, "")
             )
             if place < 0:
-                keep = _begun_mark(self._held)
-                ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+                # White space in front of a call is no text.
+                end = len(self._held[: len(self._held) - _begun_mark(self._held)].rstrip())
+                ready, self._held = self._held[:end], self._held[end:]
                 if ready:
                     self._is_begun = True
                     yield ready
@@ -164,7 +166,7 @@ class CallParser:
         held, self._held = self._held, ""
         if held.strip():
             yield from self._calls(held, held)
-        elif held and not self._is_begun:
+        elif held and not self._has_called:
             yield held
 
     def _calls(self, text: str, whole: str) -> Iterator[Part]:
@@ -186,6 +188,7 @@ class CallParser:
                     yield whole
                     return
                 found.append(call)
+        self._has_called = True
         yield from found if found else [whole]
 
     def _read(self, value: object) -> ToolCall | None:

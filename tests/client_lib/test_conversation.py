@@ -341,3 +341,54 @@ def test_messages_need_a_template(connect: Connect) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         run(calls, converse(calls), "complete", [Message("user", "hello")])
     assert caught.value.field == "template"
+
+
+TEMPLATE = ChatTemplate.simple({"user": "User: ", "assistant": "You: "}, answer="You: ")
+
+
+def ask(calls: Calls, conversation: object, messages: list[Message], **options: object) -> str:
+    """Return the answer to a chat."""
+    result = conversation.complete(messages, max_tokens=4, **options)  # type: ignore[attr-defined]
+    return (calls._runner.run(result) if hasattr(result, "__await__") else result).text  # type: ignore[attr-defined]
+
+
+def test_answers_of_the_server_are_public(connect: Connect, server: ScriptedServer) -> None:
+    """The same rule as the proxy's: exactly its answer, at exactly its place."""
+    calls = connect(variant="open")
+    conversation = converse(calls, template=TEMPLATE)
+    question, more = Message("user", FIRST.strip()), Message("user", SECOND.strip())
+    answer = ask(calls, conversation, [question])
+    own = Message("assistant", answer + "\n")
+    ask(calls, conversation, [question, own, more])
+    assert len(counts(server, 1)) == 2
+    edited = Message("assistant", answer + "!")
+    ask(calls, conversation, [question, edited, more])
+    assert len(counts(server, 2)) == 3
+    ask(calls, conversation, [more, own, question])
+    assert len(counts(server, 3)) == 3
+    saved = conversation.save(KEY)  # type: ignore[attr-defined]
+    ask(calls, converse(calls, template=TEMPLATE, memory=saved, key=KEY), [question, own, more])
+    assert counts(server, 4) == counts(server, 1)
+    # Beside new noise for the question, the answer would link it with the old.
+    ask(calls, conversation, [question, own, more], fresh=True)
+    ask(calls, conversation, [question, own, more])
+    assert len(counts(server, 5)) == len(counts(server, 6)) == 3
+
+
+def test_answers_can_be_private(connect: Connect, server: ScriptedServer) -> None:
+    calls = connect(variant="open")
+    conversation = converse(calls, template=TEMPLATE, private_answers=True)
+    question = Message("user", FIRST.strip())
+    answer = Message("assistant", ask(calls, conversation, [question]))
+    ask(calls, conversation, [question, answer, Message("user", SECOND.strip())])
+    assert len(counts(server, 1)) == 3
+
+
+def test_answers_in_a_stream_are_noted_at_its_end(server: ScriptedServer, tmp_path: Path) -> None:
+    with Client(server.url, cache_dir=tmp_path, retry=SHORT_PAUSES) as client:
+        conversation = client.conversation(variant="open", template=TEMPLATE)
+        question = Message("user", FIRST.strip())
+        with conversation.stream([question], max_tokens=4) as stream:
+            answer = Message("assistant", "".join(chunk.text for chunk in stream))
+        conversation.complete([question, answer, Message("user", SECOND.strip())], max_tokens=4)
+    assert len(counts(server, 1)) == 2

@@ -51,12 +51,11 @@ def test_responses(api: openai.OpenAI, server: ScriptedServer) -> None:
     assert answer.incomplete_details.reason == "max_output_tokens"
     assert answer.usage is not None
     assert (answer.usage.output_tokens, answer.instructions) == (5, "Be kind.")
-    # The next one continues in the proxy's memory: same counts, and the answer is public.
     server.script.append(says("fine"))
     following = api.responses.create(model="open", input="and you", previous_response_id=answer.id, max_output_tokens=5)
     assert (following.output_text, following.status) == ("fine", "completed")
-    assert len(private_counts(server, 0)) == 2  # the instructions, which are of one response only, and the question
-    assert len(private_counts(server, 1)) == 2
+    # Instructions are of one response only; behind other ones, everything else gets new noise.
+    assert [len(private_counts(server, index)) for index in (0, 1)] == [2, 3]
 
 
 def test_responses_that_continue_resend_their_counts(api: openai.OpenAI, server: ScriptedServer) -> None:
@@ -142,7 +141,7 @@ def test_refused_responses(proxy: RunningProxy, server: ScriptedServer, fields: 
 def test_messages(claude: anthropic.Anthropic, server: ScriptedServer) -> None:
     ask: Any = {"model": "open", "max_tokens": 5, "system": "Be kind."}
     question = {"role": "user", "content": "hello"}
-    answer = claude.messages.create(**ask, messages=[question], stop_sequences=["END"], top_k=3)
+    answer = claude.messages.create(**ask, messages=[question], stop_sequences=["END"], extra_body={"top_k": 3})
     assert answer.content[0].type == "text"
     assert answer.content[0].text == expected_text(expected_tokens(5))
     assert (answer.stop_reason, answer.usage.output_tokens) == ("max_tokens", 5)
