@@ -115,13 +115,20 @@ class _Proxy:
 
     async def completions(self, request: Request) -> Response:
         asked = parse_completion(await self._body(request), strict=self._settings.strict_fields)
-        return await self._answer(
-            request, asked, lambda *of: CompletionAnswer(*of, asked.include_usage, asked.prompt if asked.echo else "")
-        )
+        echo = asked.prompt if asked.echo else ""
+
+        def make(variant: str, fingerprint: str) -> Answer:
+            return CompletionAnswer(variant, fingerprint, asked.include_usage, echo)
+
+        return await self._answer(request, asked, make)
 
     async def chat(self, request: Request) -> Response:
         asked = parse_chat(await self._body(request), strict=self._settings.strict_fields)
-        return await self._answer(request, asked, lambda *of: ChatAnswer(*of, asked.include_usage))
+
+        def make(variant: str, fingerprint: str) -> Answer:
+            return ChatAnswer(variant, fingerprint, asked.include_usage)
+
+        return await self._answer(request, asked, make)
 
     async def responses(self, request: Request) -> Response:
         asked = parse_responses(await self._body(request), strict=self._settings.strict_fields)
@@ -135,7 +142,11 @@ class _Proxy:
 
         system = () if asked.instructions is None else (asked.instructions,)
         chat = replace(asked.chat, messages=(*system, *messages))
-        return await self._answer(request, chat, lambda *of: ResponsesAnswer(*of, asked, keep))
+
+        def make(variant: str, fingerprint: str) -> Answer:
+            return ResponsesAnswer(variant, fingerprint, asked, keep)
+
+        return await self._answer(request, chat, make)
 
     async def messages(self, request: Request) -> Response:
         asked = parse_messages(await self._body(request), strict=self._settings.strict_fields)

@@ -229,7 +229,8 @@ def _structure(value: object, where: str, limits: Limits) -> StructuredOutputs:
         for index, choice in enumerate(choices):
             left -= len(_structure_text(choice, f"{where}.{name}[{index}]", left).encode())
         return StructuredOutputs(choice=tuple(choices))
-    return StructuredOutputs(**{name: _structure_text(given, f"{where}.{name}", limits.max_structure_bytes)})
+    text = _structure_text(given, f"{where}.{name}", limits.max_structure_bytes)
+    return StructuredOutputs(json=text) if name == "json" else StructuredOutputs(regex=text)
 
 
 def _structure_text(value: object, where: str, most: int) -> str:
