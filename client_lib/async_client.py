@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Unpack
 from client_lib.client import ClientBase
 from client_lib.conversation import AsyncConversation
 from client_lib.options import ClientOptions, ConversationOptions, RequestOptions
-from client_lib.prompts.spans import Prompt, Span
+from client_lib.prompts.chat import PromptOrChat
+from client_lib.prompts.spans import Span
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.streams import AsyncStream
 from client_lib.types import Completion, Model
@@ -40,7 +41,7 @@ class AsyncClient(ClientBase):
 
     async def complete(
         self,
-        prompt: Prompt | EncodedPrompt,
+        prompt: PromptOrChat | EncodedPrompt,
         *,
         variant: str | None = None,
         fresh: bool = False,
@@ -51,7 +52,7 @@ class AsyncClient(ClientBase):
 
     def stream(
         self,
-        prompt: Prompt | EncodedPrompt,
+        prompt: PromptOrChat | EncodedPrompt,
         *,
         variant: str | None = None,
         fresh: bool = False,
@@ -60,12 +61,19 @@ class AsyncClient(ClientBase):
         """Return the completion of a prompt in chunks; see :meth:`client_lib.Client.stream`."""
         return AsyncStream(self._driver.stream(self._driver.core.stream(self._call(prompt, variant, fresh, options))))
 
-    async def encode(self, prompt: Prompt, *, variant: str | None = None, before: Sequence[Span] = ()) -> EncodedPrompt:
+    async def encode(
+        self, prompt: PromptOrChat, *, variant: str | None = None, before: Sequence[Span] = ()
+    ) -> EncodedPrompt:
         """Draw the noise of a prompt now; see :meth:`client_lib.Client.encode`."""
         core = self._driver.core
         return await self._driver.run(core.encode(prompt, core.choose_variant(variant), before))
 
-    async def count_tokens(self, prompt: Prompt, *, variant: str | None = None) -> int:
+    async def spans(self, prompt: PromptOrChat, *, variant: str | None = None) -> tuple[Span, ...]:
+        """Return the spans of a prompt; see :meth:`client_lib.Client.spans`."""
+        core = self._driver.core
+        return await self._driver.run(core.spans(prompt, core.choose_variant(variant)))
+
+    async def count_tokens(self, prompt: PromptOrChat, *, variant: str | None = None) -> int:
         """Return the number of tokens of a prompt; see :meth:`client_lib.Client.count_tokens`."""
         core = self._driver.core
         return await self._driver.run(core.count_tokens(prompt, core.choose_variant(variant)))

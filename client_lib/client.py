@@ -10,7 +10,8 @@ from client_lib._core.creation import core_from, core_with
 from client_lib._core.request import CompletionCall
 from client_lib.conversation import Conversation
 from client_lib.options import CallOptions, ClientOptions, ConversationOptions, RequestOptions, Timeout, timeout_from
-from client_lib.prompts.spans import Prompt, Span
+from client_lib.prompts.chat import PromptOrChat
+from client_lib.prompts.spans import Span
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.streams import Stream
 from client_lib.types import Completion, Model
@@ -52,7 +53,7 @@ class ClientBase:
         self._driver = driver(core, timeout, transport, connections=connections)
 
     def _call(
-        self, prompt: Prompt | EncodedPrompt, variant: str | None, fresh: bool, options: RequestOptions
+        self, prompt: PromptOrChat | EncodedPrompt, variant: str | None, fresh: bool, options: RequestOptions
     ) -> CompletionCall:
         return CompletionCall(prompt, self._driver.core.choose_variant(variant), options, fresh=fresh)
 
@@ -86,7 +87,7 @@ class Client(ClientBase):
 
     def complete(
         self,
-        prompt: Prompt | EncodedPrompt,
+        prompt: PromptOrChat | EncodedPrompt,
         *,
         variant: str | None = None,
         fresh: bool = False,
@@ -95,7 +96,9 @@ class Client(ClientBase):
         """Return the completion of a prompt under a variant.
 
         A string is private as a whole (public under ``clear``). See :mod:`client_lib.prompts.spans`
-        for prompts of private and public parts. A prompt that this client sent before for the same
+        for prompts of private and public parts. Messages (:class:`client_lib.Message`) are a chat,
+        which the bundle's chat template turns into a prompt; its answer ends where the assistant's
+        turn ends. A prompt that this client sent before for the same
         subject is sent with the same counts, which reveal nothing more and cost nothing; ``fresh``
         draws new noise for it.
 
@@ -107,7 +110,7 @@ class Client(ClientBase):
 
     def stream(
         self,
-        prompt: Prompt | EncodedPrompt,
+        prompt: PromptOrChat | EncodedPrompt,
         *,
         variant: str | None = None,
         fresh: bool = False,
@@ -120,7 +123,7 @@ class Client(ClientBase):
         """
         return Stream(self._driver.stream(self._driver.core.stream(self._call(prompt, variant, fresh, options))))
 
-    def encode(self, prompt: Prompt, *, variant: str | None = None, before: Sequence[Span] = ()) -> EncodedPrompt:
+    def encode(self, prompt: PromptOrChat, *, variant: str | None = None, before: Sequence[Span] = ()) -> EncodedPrompt:
         """Draw the noise of a prompt now; ``complete`` and ``stream`` accept the result.
 
         Sending the same :class:`client_lib.EncodedPrompt` again reveals nothing more. Encoding the
@@ -130,7 +133,15 @@ class Client(ClientBase):
         core = self._driver.core
         return self._driver.run(core.encode(prompt, core.choose_variant(variant), before))
 
-    def count_tokens(self, prompt: Prompt, *, variant: str | None = None) -> int:
+    def spans(self, prompt: PromptOrChat, *, variant: str | None = None) -> tuple[Span, ...]:
+        """Return the spans of a prompt: what is sent as counts, and what in the clear.
+
+        Nothing is drawn or sent. Of a chat, the template's parts and the roles are public.
+        """
+        core = self._driver.core
+        return self._driver.run(core.spans(prompt, core.choose_variant(variant)))
+
+    def count_tokens(self, prompt: PromptOrChat, *, variant: str | None = None) -> int:
         """Return the number of tokens of a prompt. Nothing is drawn or sent."""
         core = self._driver.core
         return self._driver.run(core.count_tokens(prompt, core.choose_variant(variant)))

@@ -5,15 +5,14 @@ Fresh noise for earlier text is an explicit choice: ``fresh=True`` for one call,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias, Unpack, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias, Unpack
 
 from client_lib._core.request import CompletionCall
 from client_lib._validation import invalid
 from client_lib.options import ConversationOptions, RequestOptions
-from client_lib.prompts.chat import Message
+from client_lib.prompts.chat import Message, PromptOrChat, is_chat
 from client_lib.prompts.span_memory import Recall, SpanMemory
-from client_lib.prompts.spans import Prompt
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.streams import AsyncStream, Stream
 from client_lib.types import Completion
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from client_lib._core.transport import Driver
 
 #: The whole prompt of a turn, as spans or as chat messages.
-Turn: TypeAlias = Prompt | Sequence[Message] | EncodedPrompt
+Turn: TypeAlias = PromptOrChat | EncodedPrompt
 
 
 class ConversationBase:
@@ -55,24 +54,22 @@ class ConversationBase:
         return self._memory.save(key)
 
     def _call(self, turn: Turn, fresh: bool, options: RequestOptions) -> CompletionCall:
-        recall = Recall(self._memory, fresh)
-        if isinstance(turn, str | EncodedPrompt) or not isinstance(turn, Sequence):
-            return CompletionCall(turn, self.variant, options, recall)
-        if not any(isinstance(part, Message) for part in turn):
-            return CompletionCall(cast(Prompt, turn), self.variant, options, recall)
-        if self._template is None:
-            raise invalid("template", "a ChatTemplate for prompts of messages", "None")
-        given = shown = cast(Sequence[Message], turn)
+        made = CompletionCall(turn, self.variant, options, Recall(self._memory, fresh))
+        if not is_chat(turn):
+            return made
+        given = shown = turn
         # Beside new noise for an earlier message, an answer in the clear would link the two
         # drawings of that message.
         if not (fresh or self._private_answers) and all(isinstance(part, Message) for part in given):
             shown = self._memory.own_answers_public(given, self.variant)
-        prompt = self._template.render(shown, self.variant)
 
         def note(text: str) -> None:
             self._memory.note_answer(given, self.variant, text)
 
-        return CompletionCall(prompt, self.variant, options, recall, ended=note)
+        if self._template is None:
+            return replace(made, prompt=shown, ended=note)
+        spans, ends = self._template.render(shown, self.variant), self._template.end_token_ids
+        return replace(made, prompt=spans, end_token_ids=ends, ended=note)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(variant={self.variant!r}, {len(self._memory)} spans)"

@@ -201,7 +201,7 @@ class ConversationOptions(TypedDict, total=False):
     """The options of a conversation."""
 
     template: ChatTemplate | None
-    """Turns chat messages into a prompt."""
+    """Turns chat messages into a prompt. Default: the bundle's template."""
     private_answers: bool
     """Hide the server's own answers from it, too. Otherwise a message of the assistant that is the
     answer to exactly the messages in front of it is public. Default: False."""

@@ -29,7 +29,14 @@ from client_lib._core.effects import (
     use_bundle,
 )
 from client_lib._core.observe import observed
-from client_lib._core.request import CompletionCall, CompletionRequest, check_idempotency_key, sampling_from
+from client_lib._core.request import (
+    CompletionCall,
+    CompletionRequest,
+    check_idempotency_key,
+    ended_at,
+    noted,
+    sampling_from,
+)
 from client_lib._core.room import Context, stated_length
 from client_lib._validation import check_fingerprint, check_integer, invalid, must_be
 from client_lib.bundle_cache import BundleCache, load_local
@@ -38,13 +45,13 @@ from client_lib.errors import (
     ContextFullError,
     DELClientError,
     InvalidRequestError,
-    LedgerUnavailableError,
     ProtocolError,
     StreamBrokenError,
     TimeoutExceededError,
 )
 from client_lib.options import LedgerHook, PolicyHook, RetryPolicy, TelemetryHook
 from client_lib.policy import DEFAULT_POLICY, PrivacyPolicy
+from client_lib.prompts.chat import PromptOrChat, identity, is_chat
 from client_lib.prompts.encoder import Encoder
 from client_lib.prompts.memo import PromptMemo
 from client_lib.prompts.padding import Padding
@@ -195,12 +202,19 @@ class Core:
 
     # --- requests ---------------------------------------------------------------------------------
 
-    def encode(self, prompt: Prompt, variant: str, before: Sequence[Span] = ()) -> Flow[EncodedPrompt]:
+    def encode(self, prompt: PromptOrChat, variant: str, before: Sequence[Span] = ()) -> Flow[EncodedPrompt]:
         """Encode a prompt, or the part of one behind the spans ``before``, without sending it."""
         encoder = yield from use_bundle()
-        return (yield from call(lambda: self._encode(encoder, prompt, variant, before=before)))
+        encoded = yield from call(lambda: self._encode(encoder, prompt, variant, before=before))
+        return replace(encoded, end_token_ids=encoder.end_token_ids(prompt))
 
-    def count_tokens(self, prompt: Prompt, variant: str) -> Flow[int]:
+    def spans(self, prompt: PromptOrChat, variant: str) -> Flow[tuple[Span, ...]]:
+        """Return the spans of a prompt: which of its texts are sent as counts, and which as ids."""
+        encoder = yield from use_bundle()
+        encoder.check_variant(variant)
+        return (yield from call(lambda: encoder.spans(prompt, variant)))
+
+    def count_tokens(self, prompt: PromptOrChat, variant: str) -> Flow[int]:
         """Count the tokens of a prompt as the server will, without drawing noise."""
         encoder = yield from use_bundle()
         return (yield from call(lambda: encoder.count(encoder.tokenize(prompt, variant, self.padding))))
@@ -236,7 +250,7 @@ class Core:
 
     def complete(self, made: CompletionCall) -> Flow[Completion]:
         """Request a completion in one response."""
-        return self._observed("complete", _noted(made, self._complete(made)), variant=made.variant)
+        return self._observed("complete", noted(made, self._complete(made)), variant=made.variant)
 
     def _complete(self, made: CompletionCall) -> Flow[Completion]:
         request = yield from self._prepare(made, stream=False)
@@ -251,7 +265,7 @@ class Core:
 
     def stream(self, made: CompletionCall) -> Flow[Completion]:
         """Request a completion in chunks, resumed if the connection breaks; return the whole."""
-        return self._observed("stream", _noted(made, self._stream(made)), variant=made.variant)
+        return self._observed("stream", noted(made, self._stream(made)), variant=made.variant)
 
     def _stream(self, made: CompletionCall) -> Flow[Completion]:
         request = yield from self._prepare(made, stream=True)
@@ -301,17 +315,18 @@ class Core:
             raise invalid("subject", "given with a ledger, which records spending by subject", "None")
         prompt = made.prompt
         if not isinstance(prompt, EncodedPrompt):
-            text, spans = prompt, spans_of(prompt, made.variant)
+            given = prompt
+            early = None if is_chat(given) else spans_of(cast(Prompt, given), made.variant)
             encoder = yield from use_bundle()
             yield from self._ask_context()
+            spans = early or (yield from call(lambda: encoder.spans(given, made.variant)))
             encoded = yield from call(lambda: self._encode_once(encoder, made, spans))
-            sampling = self.context.cut(encoder, made.variant, encoded.tokens, sampling)
-            is_public = not any(span.is_private for span in spans)
-            request = CompletionRequest(encoder, encoded, sampling, text if is_public else None, key)
+            public_prompt = None if any(span.is_private for span in spans) else given
+            ends = encoder.end_token_ids(given)
         else:
             if made.variant != prompt.variant:
                 raise invalid("variant", f"{prompt.variant!r}, the variant of the encoding", repr(made.variant))
-            encoder = yield from use_bundle()
+            encoder, public_prompt, ends = (yield from use_bundle()), None, prompt.end_token_ids
             adopted = encoder.adopt(prompt)
             if adopted is None:
                 raise BundleOutdatedError(
@@ -322,31 +337,33 @@ class Core:
             yield from call(lambda: self._check_policy(encoder, adopted))
             yield from self._ask_context()
             self.context.check(encoder, made.variant, adopted.tokens)
-            sampling = self.context.cut(encoder, made.variant, adopted.tokens, sampling)
-            request = CompletionRequest(encoder, adopted, sampling, None, key)
+            encoded = adopted
+        sampling = self.context.cut(encoder, made.variant, encoded.tokens, sampling)
+        sampling = ended_at(sampling, (*made.end_token_ids, *ends))
+        request = CompletionRequest(encoder, encoded, sampling, public_prompt, key)
         yield from call(request.build)
-        yield from call(lambda: self._spend(request))
+        yield from call(lambda: request.spend(self.ledger, self.subject))
         return request
 
     def _encode_once(self, encoder: Encoder, made: CompletionCall, spans: Sequence[Span]) -> EncodedPrompt:
         """Encode a prompt, or take the counts of the last time that it was sent."""
-        prompt = cast(Prompt, made.prompt)
         if made.recall is not None or not any(span.is_private for span in spans):
-            return self._encode(encoder, prompt, made.variant, made.recall)
-        name = self.memo.name(self.subject, made.variant, self.padding, spans)
+            return self._encode(encoder, spans, made.variant, made.recall)
+        same = identity(cast(PromptOrChat, made.prompt), spans, made.variant)
+        name = self.memo.name(self.subject, made.variant, self.padding, same)
         known = None if made.fresh else self.memo.recall(name)
         adopted = known and encoder.adopt(known)
         if adopted is not None:
             self._check_policy(encoder, adopted)
             self.context.check(encoder, made.variant, adopted.tokens)
             return adopted
-        encoded = self._encode(encoder, prompt, made.variant)
+        encoded = self._encode(encoder, spans, made.variant)
         return replace(self.memo.keep(name, encoded, fresh=made.fresh), fingerprint=encoder.fingerprint)
 
     def _encode(
         self,
         encoder: Encoder,
-        prompt: Prompt,
+        prompt: PromptOrChat,
         variant: str,
         recall: Recall | None = None,
         *,
@@ -374,21 +391,6 @@ class Core:
         if self.policy is None:
             return (DEFAULT_POLICY,)
         return (self.policy,) if isinstance(self.policy, PrivacyPolicy) else (DEFAULT_POLICY, self.policy)
-
-    def _spend(self, request: CompletionRequest) -> None:
-        """Record the spending, before anything is sent."""
-        draws = request.encoded.draws
-        if self.ledger is None or self.subject is None or not draws:
-            return
-        mechanism = request.encoder.bundle.mechanism(request.encoded.variant)
-        try:
-            self.ledger.spend(self.subject, mechanism, draws)
-        except DELClientError:
-            raise
-        except Exception as error:  # a caller's own ledger may raise anything
-            raise LedgerUnavailableError(
-                f"ledger: {type(error).__name__} while spending; nothing has been sent"
-            ) from error
 
     def _submit(
         self, request: CompletionRequest, resume: tuple[int, ...], receive: Callable[[Head], Flow[T]]
@@ -494,14 +496,6 @@ class Core:
         if self.api_key is not None:
             headers["authorization"] = f"Bearer {self.api_key}"
         return headers
-
-
-def _noted(made: CompletionCall, flow: Flow[Completion]) -> Flow[Completion]:
-    """Tell the caller of a call about its answer."""
-    completion = yield from flow
-    if made.ended is not None:
-        made.ended(completion.text)
-    return completion
 
 
 def _broken(resumes: int) -> StreamBrokenError:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from client_lib._core.effects import Flow
 from client_lib._validation import invalid
-from client_lib.options import RequestOptions, SamplingOptions, check_names
+from client_lib.errors import DELClientError, LedgerUnavailableError
+from client_lib.options import LedgerHook, RequestOptions, SamplingOptions, check_names
+from client_lib.prompts.chat import PromptOrChat
 from client_lib.prompts.encoder import Encoder
 from client_lib.prompts.span_memory import Recall
-from client_lib.prompts.spans import Prompt
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.protocol.retry import InternalErrors
 from client_lib.types import Chunk, Completion, Usage
@@ -25,14 +27,16 @@ _KEY = re.compile(r"[!-~]{1,200}")
 class CompletionCall:
     """The arguments of ``complete`` or ``stream``, not yet checked.
 
-    ``fresh`` asks for new noise for a prompt that was sent before.
+    ``fresh`` asks for new noise for a prompt that was sent before. ``end_token_ids`` end the answer
+    beside those of the prompt and of the model.
     """
 
-    prompt: Prompt | EncodedPrompt = field(repr=False)
+    prompt: PromptOrChat | EncodedPrompt = field(repr=False)
     variant: str
     options: RequestOptions = field(repr=False)
     recall: Recall | None = None
     fresh: bool = False
+    end_token_ids: tuple[int, ...] = ()
     ended: Callable[[str], None] | None = None
     """Called with the text of the whole answer."""
 
@@ -47,7 +51,7 @@ class CompletionRequest:
     encoder: Encoder
     encoded: EncodedPrompt
     sampling: Sampling
-    public_prompt: Prompt | None
+    public_prompt: PromptOrChat | None
     key: str
     frame: bytes = b""
     internal_errors: InternalErrors = field(default_factory=InternalErrors)
@@ -55,6 +59,21 @@ class CompletionRequest:
     def build(self) -> None:
         """Build the frame that every try sends. Raises as ``Encoder.frame``."""
         self.frame = self.encoder.frame(self.encoded, self.sampling)
+
+    def spend(self, ledger: LedgerHook | None, subject: str | None) -> None:
+        """Record the spending, before anything is sent."""
+        draws = self.encoded.draws
+        if ledger is None or subject is None or not draws:
+            return
+        mechanism = self.encoder.bundle.mechanism(self.encoded.variant)
+        try:
+            ledger.spend(subject, mechanism, draws)
+        except DELClientError:
+            raise
+        except Exception as error:  # a caller's own ledger may raise anything
+            raise LedgerUnavailableError(
+                f"ledger: {type(error).__name__} while spending; nothing has been sent"
+            ) from error
 
     def completion(self, chunk: Chunk, usage: Usage | None, request_id: str | None) -> Completion:
         """Return the result; the client counts the tokens for a server that reports no usage."""
@@ -121,6 +140,21 @@ def _structure(value: object) -> StructuredOutputs | None:
     if isinstance(choice, list | tuple):
         given["choice"] = tuple(choice)
     return StructuredOutputs(**given)
+
+
+def ended_at(sampling: Sampling, token_ids: Sequence[int]) -> Sampling:
+    """Return the sampling of an answer that ends at these tokens, too, unless it ignores ends."""
+    given = sampling.stop_token_ids
+    new = () if sampling.ignore_eos else tuple(one for one in token_ids if one not in given)
+    return replace(sampling, stop_token_ids=(*given, *new)) if new else sampling
+
+
+def noted(made: CompletionCall, flow: Flow[Completion]) -> Flow[Completion]:
+    """Tell the caller of a call about its answer."""
+    completion = yield from flow
+    if made.ended is not None:
+        made.ended(completion.text)
+    return completion
 
 
 def check_idempotency_key(key: str | None) -> str:

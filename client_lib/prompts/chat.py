@@ -2,24 +2,28 @@
 
 A template is rendered with random placeholders, which gives the fixed parts, and with the contents.
 The two must agree exactly, so the public parts cannot depend on a content, and a template that
-changes contents (trims, escapes, merges them) is refused.
+changes contents (trims, escapes, merges them) is refused. That holds for every template, also one
+that came with a bundle from a server: it decides what stands around the contents and in which
+order, never what is public.
 """
 
 from __future__ import annotations
 
-import json
+import datetime
 import os
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from client_lib._validation import invalid, missing_package
-from client_lib.prompts.spans import CLEAR, Span, private, public
+from client_lib.prompts.spans import CLEAR, Prompt, Span, private, public
+from del_core.bundle import ChatFormat
+from del_core.bundle.chat import read_template
 
-_Rendering: TypeAlias = Callable[[list[dict[str, str]]], str]
+_Rendering: TypeAlias = Callable[[list[dict[str, str]], "_Setting"], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +47,15 @@ class Message:
 
 
 class ChatTemplate:
-    """Turns messages into spans that end where the assistant's answer begins."""
+    """Turns messages into spans that end where the assistant's answer begins.
 
-    def __init__(self, rendering: _Rendering) -> None:
+    ``end_token_ids`` are the tokens that end the answer, as far as the template's source names
+    them; the server knows the model's own besides.
+    """
+
+    def __init__(self, rendering: _Rendering, end_token_ids: Sequence[int] = ()) -> None:
         self._rendering = rendering
+        self.end_token_ids = tuple(end_token_ids)
 
     def __repr__(self) -> str:
         return "ChatTemplate()"
@@ -59,7 +68,7 @@ class ChatTemplate:
         """
         texts = dict(before)
 
-        def rendering(messages: list[dict[str, str]]) -> str:
+        def rendering(messages: list[dict[str, str]], _: _Setting) -> str:
             for message in messages:
                 if message["role"] not in texts:
                     raise invalid("role", f"one of {', '.join(sorted(texts))}", repr(message["role"][:40]))
@@ -68,67 +77,91 @@ class ChatTemplate:
         return cls(rendering)
 
     @classmethod
-    def jinja(cls, source: str, **variables: Any) -> ChatTemplate:
+    def jinja(cls, source: str, **variables: str) -> ChatTemplate:
         """Use a Jinja template as published with models, with variables such as ``eos_token``.
 
-        It runs in Jinja's sandbox. ``bos_token`` is empty unless given. A template that writes it
-        may be given it: the client drops it at the beginning of a prompt, and only there, if the
-        bundle sends the same token. Needs the package ``jinja2`` (extra ``chat``).
+        What transformers documents for templates is there: ``{% generation %}``, ``{% break %}``,
+        ``tojson``, ``strftime_now`` (with the day in UTC; hours are zero) and ``raise_exception``.
+        It runs in a sandbox within bounds (:mod:`del_core.prompts.sandbox`). ``bos_token`` is empty
+        unless given. A template that writes it may be given it: the client drops it at the
+        beginning of a prompt, and only there, if the bundle sends the same token. Needs the package
+        ``jinja2`` (extra ``chat``).
         """
+        return cls._compiled(source, variables)
+
+    @classmethod
+    def of(cls, chat: ChatFormat) -> ChatTemplate:
+        """Use the template of a bundle, ``bundle().manifest.chat``."""
+        return cls._compiled(chat.template, chat.tokens, chat.end_token_ids)
+
+    @classmethod
+    def _compiled(cls, source: str, variables: Mapping[str, str], ends: Sequence[int] = ()) -> ChatTemplate:
         try:
-            from jinja2 import TemplateError
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
+            from del_core.prompts.sandbox import BoundedTemplate, BoundsError
         except ImportError:
             raise missing_package("template", "rendered by the package jinja2", "chat") from None
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _refuse
+        given: object = source
+        if not isinstance(given, str):
+            raise invalid("template", "a Jinja template", f"a {type(given).__name__}")
+        reason = ""
         try:
-            template = environment.from_string(source)
-        except (TemplateError, TypeError) as error:
-            raise invalid("template", "a Jinja template", type(error).__name__) from None
+            template = BoundedTemplate(source)
+        except ValueError as error:
+            reason = str(error)
+        if reason:
+            raise invalid("template", "a Jinja template", reason)
 
-        def rendering(messages: list[dict[str, str]]) -> str:
+        def rendering(messages: list[dict[str, str]], setting: _Setting) -> str:
+            bounds = kind = ""
             try:
-                return template.render(messages=messages, add_generation_prompt=True, **{"bos_token": "", **variables})
+                return template.render(messages, {"bos_token": "", **variables}, day=setting.day)
+            except BoundsError as error:
+                bounds = str(error)
             except Exception as error:  # of any kind; its text may contain messages
-                kind = type(error).__name__
+                kind = type(error).__name__ + (f" ({error})" if setting.is_test else "")
+            if bounds:
+                raise invalid("template", "one within bounds", f"one that exceeds them: {bounds}")
             raise invalid("messages", "in roles and an order that the template accepts", kind)
 
-        return cls(rendering)
+        return cls(rendering, ends)
 
     @classmethod
     def from_tokenizer_config(cls, path: str | os.PathLike[str]) -> ChatTemplate:
         """Read the template of ``tokenizer_config.json``, or ``chat_template.jinja`` beside it."""
-        place = Path(path)
         try:
-            config = json.loads(place.read_text("utf-8"))
-            beside = place.parent / "chat_template.jinja"
-            source = config.get("chat_template") or (beside.read_text("utf-8") if beside.exists() else None)
-        except (OSError, ValueError, AttributeError) as error:
+            found = read_template(Path(path))
+        except (OSError, ValueError) as error:
             raise invalid("path", "a readable tokenizer_config.json", type(error).__name__) from None
-        if isinstance(source, list):  # several, by name
-            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-            source = named.get("default")
-        if not isinstance(source, str):
+        if found is None:
             raise invalid("path", "a configuration with a chat_template", "one without")
-        tokens = {name: config.get(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-        values = {name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()}
-        return cls.jinja(source, **{name: value for name, value in values.items() if isinstance(value, str)})
+        source, tokens = found
+        return cls._compiled(source, tokens)
+
+    def check(self) -> None:
+        """Render test chats. Raises ``InvalidRequestError`` with the reason if one is refused.
+
+        A template need not accept the role ``system``.
+        """
+        first = Message("user", private("What is it?"))
+        for chat in ([first], [first, Message("assistant", public("A test.")), Message("user", private("Thanks."))]):
+            self._render(chat, "", is_test=True)
 
     def render(self, messages: Sequence[Message], variant: str | None = None) -> tuple[Span, ...]:
         """Return the spans of a chat. Under the variant ``clear`` strings are public.
 
         Raises ``InvalidRequestError`` unless the template contains every content once, unchanged.
         """
+        return self._render(messages, variant or "")
+
+    def _render(self, messages: Sequence[Message], variant: str, *, is_test: bool = False) -> tuple[Span, ...]:
         if not messages or not all(isinstance(message, Message) for message in messages):
             raise invalid("messages", "one or more Message objects", "something else")
         if not all(isinstance(message.role, str) for message in messages):
             raise invalid("role", "a string", "something else")
-        contents = [message.spans(variant or "") for message in messages]
+        contents = [message.spans(variant) for message in messages]
         marks = [f"C{secrets.token_hex(16)}C" for _ in messages]
-        framed = self._with(messages, marks)
+        setting = _Setting(datetime.datetime.now(datetime.UTC).date(), is_test)
+        framed = self._with(messages, marks, setting)
         pieces = re.split("(" + "|".join(marks) + ")", framed)
         if sorted(pieces[1::2]) != sorted(marks):
             raise invalid("template", "one that contains every content once", "a dropped or repeated content")
@@ -136,19 +169,43 @@ class ChatTemplate:
         for piece in pieces:
             spans += contents[marks.index(piece)] if piece in marks else [public(piece)] if piece else []
         texts = ["".join(span.text for span in content) for content in contents]
-        if self._with(messages, texts) != "".join(span.text for span in spans):
+        if self._with(messages, texts, setting) != "".join(span.text for span in spans):
             wanted = "one that leaves contents unchanged (many trim white space, so strip it first)"
             raise invalid("template", wanted, "a changed content or fixed parts that depend on one")
         return tuple(span for span in spans if span.text)
 
-    def _with(self, messages: Sequence[Message], contents: Sequence[str]) -> str:
+    def _with(self, messages: Sequence[Message], contents: Sequence[str], setting: _Setting) -> str:
         pairs = zip(messages, contents, strict=True)
-        return self._rendering([{"role": message.role, "content": text} for message, text in pairs])
+        return self._rendering([{"role": message.role, "content": text} for message, text in pairs], setting)
 
 
-class _RefusalError(Exception):
-    """Raised by a template through ``raise_exception``; its text is dropped."""
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """What both renderings of a chat share; a test's messages may be quoted."""
+
+    day: datetime.date
+    is_test: bool
 
 
-def _refuse(_: object = None) -> None:
-    raise _RefusalError
+Chat: TypeAlias = Sequence[Message]
+#: A prompt, or a chat, which the bundle's template turns into one.
+PromptOrChat: TypeAlias = Prompt | Chat
+
+
+def is_chat(prompt: object) -> TypeGuard[Chat]:
+    """Return whether a prompt is given as messages."""
+    if isinstance(prompt, str | bytes) or not isinstance(prompt, Sequence):
+        return False
+    return any(isinstance(part, Message) for part in prompt)
+
+
+def identity(prompt: PromptOrChat, spans: Sequence[Span], variant: str) -> Sequence[Span]:
+    """Return what identifies a prompt that is sent again, for the memo of its counts.
+
+    A chat is the same chat under every template. Otherwise a server that changes the template would
+    get new counts for a chat that it has seen.
+    """
+    if not is_chat(prompt):
+        return spans
+    parts = [(public(message.role), *message.spans(variant)) for message in prompt]
+    return (public(f"chat of {len(parts)}"), *(span for part in parts for span in part))

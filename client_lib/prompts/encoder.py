@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import cast
 
 import numpy as np
 
 from client_lib._validation import invalid, must_be
 from client_lib.errors import BundleInvalidError, InvalidRequestError
+from client_lib.prompts.chat import ChatTemplate, PromptOrChat, is_chat
 from client_lib.prompts.padding import Padding
 from client_lib.prompts.span_memory import Recall
 from client_lib.prompts.spans import CLEAR, Prompt, Span, spans_of
@@ -52,12 +55,29 @@ class Encoder:
         """Return the bytes of the text that each token stands for. Raises BundleInvalidError."""
         return guarded(lambda: tuple(map(self._tokenizer.token_bytes, token_ids)))
 
-    def encode(self, prompt: Prompt, variant: str) -> EncodedPrompt:
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The bundle's chat template. Raises ``InvalidRequestError`` if there is none."""
+        chat = self.bundle.manifest.chat
+        if chat is None:
+            raise invalid("template", "given for prompts of messages, as the bundle has none", "None")
+        return ChatTemplate.of(chat)
+
+    def spans(self, prompt: PromptOrChat, variant: str) -> tuple[Span, ...]:
+        """Return the checked spans of a prompt, or of a chat under the bundle's template."""
+        plain = self.chat_template.render(prompt, variant) if is_chat(prompt) else cast(Prompt, prompt)
+        return spans_of(plain, variant)
+
+    def end_token_ids(self, prompt: PromptOrChat) -> tuple[int, ...]:
+        """Return the tokens that end the answer to a prompt, besides the model's own."""
+        return self.chat_template.end_token_ids if is_chat(prompt) else ()
+
+    def encode(self, prompt: PromptOrChat, variant: str) -> EncodedPrompt:
         """Tokenize a prompt and draw its noise. Raises as :meth:`tokenize`."""
         return self.draw(self.tokenize(prompt, variant), variant)
 
     def tokenize(
-        self, prompt: Prompt, variant: str, padding: Padding | None = None, *, before: Sequence[Span] = ()
+        self, prompt: PromptOrChat, variant: str, padding: Padding | None = None, *, before: Sequence[Span] = ()
     ) -> tuple[Tokenized, ...]:
         """Tokenize and check a prompt without drawing noise; spans without tokens are dropped.
 
@@ -70,7 +90,7 @@ class Encoder:
         """
         self.check_variant(variant)
         tokenized: list[Tokenized] = []
-        spans, first = spans_of(prompt, variant), len(before)
+        spans, first = self.spans(prompt, variant), len(before)
         for span, ids in zip(spans, self._ids((*before, *spans))[first:], strict=True):
             if not ids:
                 continue

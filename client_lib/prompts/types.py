@@ -48,6 +48,7 @@ class EncodedPrompt:
     ``fingerprint`` and ``variant`` name the bundle and the variant of the encoding. ``origin``
     identifies everything that the segments depend on (tokenizer, table, noise): they stay valid
     under another bundle with the same origin. ``session`` is the random id of the conversation.
+    ``end_token_ids`` are the tokens that end the answer, if the prompt is a chat.
     """
 
     fingerprint: str
@@ -55,6 +56,7 @@ class EncodedPrompt:
     segments: tuple[Segment, ...] = field(repr=False)
     origin: tuple[object, ...] = field(repr=False)
     session: str | None = field(default=None, repr=False)
+    end_token_ids: tuple[int, ...] = ()
 
     @property
     def private_tokens(self) -> int:

@@ -15,6 +15,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
+from client_lib.prompts.chat import Message
 from client_lib.prompts.digest import keyed_digest
 from client_lib.prompts.memo import EncodedStore
 from client_lib.prompts.spans import Span
@@ -42,34 +43,46 @@ class CountMemory:
             names.append(keyed_digest(self._key, _kind(span), span.text, before=names[-1]))
         return names
 
-    def shortened(self, spans: Sequence[Span], names: Sequence[bytes], kept: Sequence[Span]) -> list[bytes]:
-        """Return names for a prompt of which spans were left out.
+    def chat_names(
+        self, subject: str | None, variant: str, chat: Sequence[Message], spans: Sequence[Span]
+    ) -> list[bytes]:
+        """Return names for the ``spans`` of ``chat``, or of a part of it, the empty prefix first.
 
-        ``names`` are those of all ``spans``. What ``kept`` has in common with them at the beginning
-        and at the end keeps its names, and so its counts.
+        A private message is named by the messages up to it, whatever a template writes around them
+        and in which order: a template comes from the server, which must not get a second copy of a
+        message by changing what stands in front of it.
         """
-        start = 0
-        while start < len(kept) and kept[start] == spans[start]:
-            start += 1
-        end = 0
-        while end < len(kept) - start and kept[-1 - end] == spans[-1 - end]:
-            end += 1
-        made = list(names[: start + 1])
-        for span in kept[start : len(kept) - end]:
-            made.append(keyed_digest(self._key, "shortened", _kind(span), span.text, before=made[-1]))
-        return made + list(names[len(names) - end :])
+        start = keyed_digest(self._key, "chat", "none" if subject is None else "some", subject or "", variant)
+        named, name = {}, start
+        for message in chat:
+            assert isinstance(message.content, Span)
+            name = keyed_digest(self._key, message.role, message.content.text, before=name)
+            named[id(message.content)] = name
+        names = self.names(subject, variant, spans)
+        for index, span in enumerate(spans):
+            if span.is_private:
+                # The definitions of tools belong to no message.
+                known = named.get(id(span)) or keyed_digest(self._key, "tools", span.text, before=start)
+                # A begin-of-text token belongs to the first span.
+                first = ("first",) if index == 0 else ()
+                names[index + 1] = keyed_digest(self._key, "message", *first, before=known)
+        return names
 
-    def recall(self, names: Sequence[bytes], spans: Sequence[Span]) -> list[EncodedPrompt | None]:
+    def recall(
+        self, names: Sequence[bytes], spans: Sequence[Span], order: Sequence[int] | None = None
+    ) -> list[EncodedPrompt | None]:
         """Return the encoded spans that are known; none behind a private one that is not.
 
         So no two drawings of a span are sent beside the same counts, which would link them.
+        ``order`` are the indices of the spans as they were written, if they are sent in another
+        order.
         """
         found: list[EncodedPrompt | None] = [None] * len(spans)
-        for index, (name, span) in enumerate(zip(names[1:], spans, strict=True)):
-            kept = self._store.get(name)
+        for index in range(len(spans)) if order is None else order:
+            kept = self._store.get(names[index + 1])
             if kept is not None:
                 found[index] = kept.encoded
-            elif span.is_private:
+            elif spans[index].is_private:
                 break
         # The first spans become the most recent: later ones are found only through them.
         for name, known in reversed(list(zip(names[1:], found, strict=True))):

@@ -14,7 +14,7 @@ from client_lib.async_client import AsyncClient
 from client_lib.errors import BundleOutdatedError, ContextFullError, DELClientError, InvalidRequestError
 from client_lib.options import SamplingOptions
 from client_lib.prompts.answers import AnswerMemory
-from client_lib.prompts.chat import Message
+from client_lib.prompts.chat import ChatTemplate, Message
 from client_lib.prompts.memo import check_redraws
 from client_lib.prompts.spans import CLEAR, Span, private, public
 from client_lib.prompts.types import EncodedPrompt
@@ -102,6 +102,7 @@ class _Plan:
     names: list[bytes] = field(repr=False)
     known: list[EncodedPrompt | None] = field(repr=False)
     dropped: int = 0
+    end_token_ids: tuple[int, ...] = ()
 
 
 class Prompts:
@@ -113,6 +114,7 @@ class Prompts:
         self._settings = settings
         self._memory = CountMemory(settings.remember_bytes)
         self._answers = AnswerMemory()
+        self._of_bundle: tuple[str, ChatTemplate | None] | None = None
         # If two tasks send the same prompt, the second one waits for the counts of the first.
         self._locks: WeakValueDictionary[bytes, anyio.Lock] = WeakValueDictionary()
 
@@ -182,31 +184,39 @@ class Prompts:
             hide = settings.private_tools and variant != CLEAR
             tools = Tools((private if hide else public)(asked.tools.text), asked.tools.must_call)
         clear = [variant == CLEAR or (settings.public_system and is_instruction(message)) for message in messages]
-        chat = contents(messages, clear, own, settings.template)
-        spans = render(chat, settings.template, tools)
-        names = self._memory.names(submission.subject, variant, spans)
-        kept, dropped = spans, 0
+        template = await self._template()
+        chat = contents(messages, clear, own, template)
+        kept, dropped = render(chat, template, tools), 0
         if room is not None:
             choices = list(selections(messages)) if settings.trim_history else [list(range(len(messages)))]
-            rendered = [partial(self._rendered, chat, choice, tools) for choice in choices]
+            rendered = [partial(_rendered, chat, choice, template, tools) for choice in choices]
             chosen, kept = await self._fit(rendered, variant, room, max_tokens)
             dropped = len(messages) - len(choices[chosen])
-            if dropped:
-                names = self._memory.shortened(spans, names, kept)
-        known = self._recall(submission, names, kept)
+        names = self._memory.chat_names(submission.subject, variant, chat, kept)
         places = {id(message.content): index for index, message in enumerate(chat)}
+        # A template may write messages in another order. Its own parts come first here.
+        order = sorted(range(len(kept)), key=lambda index: places.get(id(kept[index]), -1))
+        known = self._recall(submission, names, kept, order)
         new = (span for span, part in zip(kept, known, strict=True) if part is None and span.is_private)
         # The definitions of tools stand in front of the chat.
-        first_new = next((places.get(id(span), 0) for span in new), len(messages))
-        return _Plan(kept, names, known, dropped), first_new
+        first_new = min((places.get(id(span), 0) for span in new), default=len(messages))
+        ends = () if template is None else template.end_token_ids
+        return _Plan(kept, names, known, dropped, ends), first_new
+
+    async def _template(self) -> ChatTemplate | None:
+        """Return the template of chats: that of the settings, or the bundle's, if it has one."""
+        if self._settings.template is not None:
+            return self._settings.template
+        bundle = await self._client.bundle()
+        if self._of_bundle is None or self._of_bundle[0] != bundle.fingerprint:
+            chat = bundle.manifest.chat
+            self._of_bundle = (bundle.fingerprint, None if chat is None else ChatTemplate.of(chat))
+        return self._of_bundle[1]
 
     def _recall(
-        self, submission: Submission, names: Sequence[bytes], spans: Sequence[Span]
+        self, submission: Submission, names: Sequence[bytes], spans: Sequence[Span], order: Sequence[int] | None = None
     ) -> list[EncodedPrompt | None]:
-        return [None] * len(spans) if submission.fresh else self._memory.recall(names, spans)
-
-    def _rendered(self, chat: Sequence[Message], choice: Sequence[int], tools: Tools) -> list[Span]:
-        return render([chat[index] for index in choice], self._settings.template, tools)
+        return [None] * len(spans) if submission.fresh else self._memory.recall(names, spans, order)
 
     async def _fit(
         self, rendered: Sequence[Callable[[], list[Span]]], variant: str, room: int, max_tokens: int
@@ -266,7 +276,8 @@ class Prompts:
             for name, part in zip(plan.names[1:], parts, strict=True):
                 self._memory.remember(name, replace(part, session=part.session or session))
         segments = tuple(segment for part in parts for segment in part.segments)
-        return replace(parts[-1], segments=segments, session=session), plan.dropped
+        encoded = replace(parts[-1], segments=segments, session=session, end_token_ids=plan.end_token_ids)
+        return encoded, plan.dropped
 
     async def _complete_parts(self, plan: _Plan, variant: str) -> list[EncodedPrompt]:
         """Return the encoded spans of a plan, drawing noise for what is not known."""
@@ -312,3 +323,9 @@ class Prompts:
         except InvalidRequestError:
             return False
         return True
+
+
+def _rendered(
+    chat: Sequence[Message], choice: Sequence[int], template: ChatTemplate | None, tools: Tools
+) -> list[Span]:
+    return render([chat[index] for index in choice], template, tools)

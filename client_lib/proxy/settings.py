@@ -26,7 +26,8 @@ class ProxySettings:
         client_key: the API key that callers must send; None requires none.
         subject: the subject of prompts whose request names none.
         allow_origins: origins of web pages that may use the proxy, such as ``https://app.example``.
-        template: the model's chat template; None writes role names before the messages.
+        template: a chat template; None takes the bundle's, or writes role names before the messages
+            if the bundle has none.
         public_system: send system and developer messages as public text.
         private_tools: hide the definitions of tools, too.
         private_answers: hide the server's own answers from it, too. Otherwise an assistant message

@@ -15,6 +15,7 @@ from del_core.bundle.bundle import (
     unpack_client,
     write_bundle,
 )
+from del_core.bundle.chat import ChatFormat
 from del_core.bundle.files import checksum_model
 from del_core.bundle.manifest import (
     FORMAT_VERSION,
@@ -40,6 +41,7 @@ __all__ = [
     "BaseModel",
     "Bundle",
     "BundleError",
+    "ChatFormat",
     "ClientBundle",
     "CodeTable",
     "FileEntry",

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from del_core import _json as strict
 from del_core.bundle import archive as _tar
 from del_core.bundle import files
+from del_core.bundle.chat import ChatFormat
 from del_core.bundle.manifest import (
     CLIENT_LIMITS,
     MANIFEST,
@@ -317,6 +318,7 @@ def write_bundle(
     log_prior: FloatArray,
     bos_token_id: int | None = None,
     code_tables: Mapping[str, NDArray[np.integer[Any]]] | None = None,
+    chat: ChatFormat | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a bundle atomically; it is loaded and verified before it takes its place.
@@ -367,6 +369,7 @@ def write_bundle(
             norm_limits={content.variant.name: float(content.norm_limit) for content in variants},
         ),
         code_tables=shapes,
+        chat=chat,
     )
 
     def fill(directory: Path) -> None:

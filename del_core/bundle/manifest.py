@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from del_core import _json as strict
+from del_core.bundle.chat import ChatFormat
 from del_core.errors import BundleError
 from del_core.mechanism import BINOMIAL, MechanismSpec, TokenMechanism
 
@@ -199,6 +200,7 @@ class Manifest:
     server: ServerSection | None = None
     format_version: int = FORMAT_VERSION
     code_tables: Mapping[str, CodeTable] = field(default_factory=dict)
+    chat: ChatFormat | None = None
 
     @property
     def client_files(self) -> tuple[str, ...]:
@@ -214,8 +216,10 @@ class Manifest:
 
     def client_json(self) -> dict[str, Any]:
         """Return the client manifest as JSON, with the fingerprint if it is set."""
-        optional = {"fingerprint", "code_tables"}
+        optional = {"fingerprint", "code_tables", "chat"}
         result = {key: value for key, value in vars(self).items() if key != "server" and (value or key not in optional)}
+        if self.chat is not None:
+            result["chat"] = self.chat.to_json()
         if self.code_tables:
             result["code_tables"] = {name: asdict(shape) for name, shape in self.code_tables.items()}
         return result | {
@@ -299,9 +303,10 @@ _BASE_MODEL: Final[Mapping[str, _Reader]] = {
 
 
 def _manifest(value: dict[str, Any], *, server: bool) -> Manifest:
-    absent = {"code_tables"} if server else {"code_tables", "server"}
+    optional = ("chat", "code_tables")
+    absent = {*optional} if server else {*optional, "server"}
     required = [item.name for item in fields(Manifest) if item.name not in absent]
-    found = strict.members(value, "manifest", required=required, optional=("code_tables",))
+    found = strict.members(value, "manifest", required=required, optional=optional)
     base_model = BaseModel(**_record(found["base_model"], "base_model", _BASE_MODEL))
     dtype = _dtype(found["table_dtype"], "table_dtype")
     bos = _optional(partial(strict.integer, low=0, high=base_model.vocabulary_size - 1))
@@ -325,6 +330,7 @@ def _manifest(value: dict[str, Any], *, server: bool) -> Manifest:
         fingerprint=_hex(found["fingerprint"], "fingerprint"),
         server=_server(found["server"], variants) if server else None,
         code_tables=code_tables,
+        chat=ChatFormat.from_json(found["chat"], "chat", base_model.vocabulary_size) if "chat" in found else None,
     )
     client = {key: item for key, item in value.items() if key not in ("fingerprint", "server")}
     _same_digest("fingerprint", manifest.fingerprint, digest_of(client))

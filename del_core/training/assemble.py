@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
-from del_core.bundle import BaseModel, Guarantees, Manifest, Variant, VariantContent, write_bundle
+from del_core.bundle import BaseModel, ChatFormat, Guarantees, Manifest, Variant, VariantContent, write_bundle
 from del_core.decoders import LookupKind
 from del_core.lm.model import BaseLM, ModelError
 from del_core.mechanism import MAX_LEVEL
@@ -28,6 +28,7 @@ def assemble_bundle(
     *,
     name: str,
     max_level: int = MAX_LEVEL,
+    chat: ChatFormat | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Write the bundle of ``variant_directories`` in fp16.
@@ -35,10 +36,10 @@ def assemble_bundle(
     They are outputs of ``train_variant`` and ``train_codes``. Variants of the same codes share a
     code table.
 
-    ``name`` is the model's. With ``max_level`` 127 the client's table is stored in int8, half the
-    size; its coordinates are then rounded to 1/127 of the clip. ModelError names a directory that
-    is incomplete or does not fit the model; BundleError is raised if ``output`` exists and
-    ``overwrite`` is not set.
+    ``name`` is the model's, and ``chat`` its chat template, which clients then use. With
+    ``max_level`` 127 the client's table is stored in int8, half the size; its coordinates are then
+    rounded to 1/127 of the clip. ModelError names a directory that is incomplete or does not fit
+    the model; BundleError is raised if ``output`` exists and ``overwrite`` is not set.
     """
     projection = load_projection(projection_directory, lm)
     code_tables: dict[str, NDArray[np.uint8]] = {}
@@ -60,6 +61,7 @@ def assemble_bundle(
         log_prior=load_log_prior(projection_directory).numpy(),
         bos_token_id=lm.bos_token_id,
         code_tables=code_tables,
+        chat=chat,
         overwrite=overwrite,
     )
 

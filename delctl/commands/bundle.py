@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from delctl.commands._evaluation import read_evaluation, state_quality
 from delctl.commands._training_options import EXISTING_DIRECTORY, MODEL, PROJECTION
 from delctl.commands.sign import KEY_FILE, sign_directory
 from delctl.options import TEXT_FILE
+
+if TYPE_CHECKING:
+    from del_core.bundle import ChatFormat
 
 
 @click.command()
@@ -37,6 +41,11 @@ from delctl.options import TEXT_FILE
     show_default=True,
     help="Type of the client's table; int8 is half the download, with coordinates rounded to 1/127 of the clip.",
 )
+@click.option(
+    "--chat-template/--no-chat-template",
+    default=True,
+    help="Ship the model's chat template, if it has one, which clients then use for chats.  [default: ship it]",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The bundle's directory.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--sign", "key", type=KEY_FILE, metavar="KEY", help="Sign the bundle with this private key.")
@@ -47,12 +56,14 @@ def bundle(
     evaluation: Path | None,
     name: str | None,
     table: str,
+    chat_template: bool,
     out: Path,
     overwrite: bool,
     key: Path | None,
 ) -> None:
     """Write the bundle of trained variants."""
     quality = {} if evaluation is None else read_evaluation(evaluation)
+    chat = _chat_of(model) if chat_template else None
     from del_core.lm.model import load_base_lm
     from del_core.mechanism.base import INT8_MAX_LEVEL, MAX_LEVEL
     from del_core.training.assemble import assemble_bundle
@@ -64,6 +75,7 @@ def bundle(
         out,
         name=name or model.resolve().name,
         max_level=MAX_LEVEL if table == "int16" else INT8_MAX_LEVEL,
+        chat=chat,
         overwrite=overwrite,
     )
     if quality:
@@ -72,3 +84,17 @@ def bundle(
     click.echo(f"{out}: {names}; fingerprint {manifest.fingerprint}")
     if key is not None:
         sign_directory(out, key)
+
+
+def _chat_of(model: Path) -> ChatFormat | None:
+    """Return the model's chat template. Raises ClickException if clients could not use it."""
+    from client_lib import ChatTemplate, InvalidRequestError
+    from del_core.bundle.chat import read_chat
+
+    chat = read_chat(model)
+    if chat is not None:
+        try:
+            ChatTemplate.of(chat).check()
+        except InvalidRequestError as error:
+            raise click.ClickException(f"{model}: {error}; --no-chat-template leaves it out") from None
+    return chat

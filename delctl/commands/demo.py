@@ -139,7 +139,10 @@ def _subject(model: str | None, bundle: Path | None, notes: Console) -> Subject:
     loaded = load_bundle(bundle)
     template = None
     if any(variant.task == "chat" for variant in loaded.variants.values()):
-        template = ChatTemplate.from_tokenizer_config(directory / "tokenizer_config.json")
+        chat = loaded.manifest.chat
+        # Bundles of earlier versions carry none.
+        files = directory / "tokenizer_config.json"
+        template = ChatTemplate.from_tokenizer_config(files) if chat is None else ChatTemplate.of(chat)
     engine = {"max_model_len": _CONTEXT} if model in (None, SMOLLM2) else {}
     settings = Settings.model_validate(
         {"bundle": str(bundle.resolve()), "base_model": str(directory.resolve()), "engine": engine}

@@ -158,7 +158,7 @@ _policy = grouped(
     "--chat-template",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The model's tokenizer_config.json, for its chat template.  [default: role names before the messages]",
+    help="The model's tokenizer_config.json, for its chat template.  [default: the bundle's]",
 )
 @click.option("--public-system", is_flag=True, help="Send system and developer messages as public text.")
 @click.option("--private-tools", is_flag=True, help="Hide the definitions of tools, too, at the cost of the budget.")
@@ -217,10 +217,13 @@ def proxy(
         raise click.UsageError(
             f"--host must be a loopback address without --client-key (or $DEL_PROXY_KEY), got {listen.host}"
         )
+    template = None if chat_template is None else ChatTemplate.from_tokenizer_config(chat_template)
+    if template is not None:
+        template.check()
     checked = ProxySettings(
         variants=variants or None,
         client_key=listen.client_key,
-        template=None if chat_template is None else ChatTemplate.from_tokenizer_config(chat_template),
+        template=template,
         loopback_hosts=is_local and listen.client_key is None,
         **settings,
     )
@@ -327,9 +330,13 @@ class _Proxy:
             )
 
     async def _models(self) -> list[tuple[str, str]]:
-        """Return each offered name with what to say about it."""
+        """Return each offered name with what to say about it.
+
+        Raises UsageError or BadParameter if the settings do not fit the bundle.
+        """
         from client_lib.prompts.spans import CLEAR
 
+        await self._check_template()
         offered = await self._offered()
         refused = await self._refused(offered)
         models = []
@@ -350,6 +357,18 @@ class _Proxy:
             out.print(f"  {'' if index else 'models':12} {printable(name):12} {words}")
         out.print(f'Try: OpenAI(base_url="{url_of(self.bound)}/v1", api_key="...")', soft_wrap=True)
         out.print("Stop with Ctrl-C.")
+
+    async def _check_template(self) -> None:
+        """Render a test chat. Raises UsageError if the bundle's template cannot be used."""
+        from client_lib import ChatTemplate, InvalidRequestError
+
+        chat = (await self.client.bundle()).manifest.chat
+        if chat is None or self.settings.template is not None:
+            return
+        try:
+            ChatTemplate.of(chat).check()
+        except InvalidRequestError as error:
+            raise click.UsageError(f"the bundle's chat template: {error}; --chat-template replaces it") from None
 
     async def _offered(self) -> tuple[str, ...]:
         """Return the offered variants. Raises BadParameter for one that the bundle lacks."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from del_core.bundle import BaseModel, checksum_model
+from del_core.bundle import BaseModel, BundleError, chat, checksum_model
 from del_core.bundle.tensors import EMBEDDING_NAMES, read_header
 from del_core.errors import DelError
 from del_core.lm.families import row_scale
@@ -43,14 +43,11 @@ def verify_checksum(directory: Path, expected: BaseModel) -> None:
 
 
 def end_of_text_ids(directory: Path) -> tuple[int, ...]:
-    """Return the end-of-text ids of generation_config.json, else of config.json, if any."""
-    for name in ("generation_config.json", "config.json"):
-        path = directory / name
-        if path.is_file():
-            ids = _read_json(path).get("eos_token_id")
-            if ids is not None:
-                return tuple(ids) if isinstance(ids, list) else (ids,)
-    return ()
+    """Return the end-of-text ids of a model, if any. Raises BaseModelError."""
+    try:
+        return chat.end_of_text_ids(directory)
+    except BundleError as error:
+        raise BaseModelError(f"model {error}") from None
 
 
 @dataclass(frozen=True)

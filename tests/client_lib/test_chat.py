@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from client_lib import ChatTemplate, Encoder, InvalidRequestError, Message, private, public
-from del_core.wire import PublicSegment
+from client_lib import ChatTemplate, Client, Encoder, InvalidRequestError, Message, private, public
+from del_core.bundle import ChatFormat
+from del_core.bundle.chat import read_chat
+from del_core.wire import PrivateSegment, PublicSegment
 from tests.support.bundle import make_bundle
+from tests.support.scripted_server import ScriptedServer
+from tests.support.scripted_server import error as scripted_error
 
 CHATML = (
     "{% for message in messages %}"
@@ -178,3 +183,171 @@ def test_begin_of_text_in_a_private_span_is_not_looked_at(tmp_path: Path) -> Non
     encoder = Encoder(make_bundle(tmp_path / "bundle"))
     lengths = [encoder.encode([private(f"{front}hello")], "open").private_tokens for front in ("", "<s>")]
     assert lengths[1] == lengths[0] + 1
+
+
+# Small templates with what those of the families do: what they trim, where they write the
+# begin-of-text token, and where they put the system message.
+FAMILIES = {
+    "SmolLM3": (
+        "{%- set today = strftime_now('%d %B %Y') -%}<|im_start|>system\n## Metadata\nToday Date: {{ today }}\n\n"
+        "{%- for message in messages -%}{%- set content = message.content if message.content is string else '' -%}"
+        "{%- if message.role == 'user' %}{{ '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}"
+        "{%- elif message.role == 'assistant' -%}{% generation %}"
+        "{{ '<|im_start|>assistant\n' + content.lstrip('\n') + '<|im_end|>\n' }}{% endgeneration %}{%- endif -%}"
+        "{%- endfor -%}{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif -%}"
+    ),
+    "gpt-oss": (
+        "{%- macro head() -%}{{ 'Knowledge cutoff: 2024-06\n' }}{{ 'Current date: ' + strftime_now('%Y-%m-%d') }}"
+        "{%- endmacro -%}{{ '<|start|>system<|message|>' + head() + '<|end|>' }}"
+        "{%- if tools %}{{ tools | tojson }}{% endif -%}"
+        "{%- for message in messages -%}{%- if message.role == 'assistant' -%}{%- if loop.last -%}"
+        "{{ '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|return|>' }}{%- else -%}"
+        "{{ '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|end|>' }}{%- endif -%}"
+        "{%- elif message.role == 'user' %}{{ '<|start|>user<|message|>' + message['content'] + '<|end|>' }}"
+        "{%- else %}{{ raise_exception('Unknown role: ' + message.role) }}{%- endif -%}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}<|start|>assistant{%- endif -%}"
+    ),
+    "Llama 3": (
+        "{{- bos_token }}{%- if not date_string is defined %}"
+        "{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
+        "{{- '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + date_string + '<|eot_id|>' }}"
+        "{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+        " + message['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
+    ),
+    "Qwen": (
+        "{%- set ns = namespace(last=messages|length - 1, seeking=true) %}{%- for message in messages[::-1] %}"
+        "{%- set index = (messages|length - 1) - loop.index0 %}{%- if ns.seeking and message.role == 'user' and not("
+        "message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}"
+        "{%- set ns.seeking = false %}{%- set ns.last = index %}{%- endif %}{%- endfor %}"
+        "{%- for message in messages %}{%- set content = message.content %}{%- if '</think>' in content %}"
+        "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
+        "{{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>' + '\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+    ),
+    "Gemma": (
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+        "{% endif %}{% for message in messages %}"
+        "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}"
+        "{% endif %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+        "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
+    ),
+    "Mistral": (
+        "{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}"
+        "{%- set rest = messages[1:] %}"
+        "{%- else %}{%- set rest = messages %}{%- endif %}{{- bos_token }}{%- for message in rest %}"
+        "{%- if message['role'] == 'user' %}{%- if loop.last and system is defined %}"
+        "{{- '[INST] ' + system + '\n\n' + message['content'] + '[/INST]' }}{%- else %}"
+        "{{- '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}"
+        "{%- else %}{{- ' ' + message['content'] + eos_token }}{%- endif %}{%- endfor %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("source", FAMILIES.values(), ids=FAMILIES)
+def test_templates_of_the_families(source: str) -> None:
+    template = ChatTemplate.jinja(source, bos_token="<s>", eos_token="</s>")
+    template.check()
+    spans = template.render([Message("user", SECRET), Message("assistant", public("Oh.")), Message("user", "and now?")])
+    assert [span.text for span in spans if span.is_private] == [SECRET, "and now?"]
+    assert not any(SECRET in span.text for span in spans if not span.is_private)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.sampled_from(sorted(FAMILIES)), st.lists(TEXT.map(str.strip).filter(bool), min_size=1, max_size=3))
+def test_no_template_moves_private_text_into_a_public_span(name: str, texts: list[str]) -> None:
+    """Public spans are those of the same chat with other contents of any kind."""
+    template = ChatTemplate.jinja(FAMILIES[name], bos_token="<s>", eos_token="</s>")
+
+    def public_texts(contents: list[str]) -> list[str]:
+        messages = [Message(("user", "assistant")[index % 2], text) for index, text in enumerate(contents)]
+        return [span.text for span in template.render(messages) if not span.is_private]
+
+    with contextlib.suppress(InvalidRequestError):  # of a text that the template changes
+        assert public_texts(texts) == public_texts(["one", "two", "three"][: len(texts)])
+
+
+@pytest.mark.parametrize(
+    ("source", "field", "reason"),
+    [
+        ("{{ messages[0].content }}{{ nothing.more }}", "messages", "UndefinedError ('nothing' is undefined)"),
+        ("{{ raise_exception('not today') }}", "messages", "RefusedError (not today)"),
+        ("{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}", "template", "exceeds them"),
+        ("{{ messages[0].content }}", "template", "a dropped or repeated content"),
+        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "template", "contains every content once"),
+    ],
+)
+def test_a_test_chat_says_why_a_template_cannot_be_used(source: str, field: str, reason: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        ChatTemplate.jinja(source).check()
+    assert caught.value.field == field
+    assert reason in str(caught.value)
+
+
+CHAT = ChatFormat(CHATML, {"eos_token": "<|im_end|>"}, (7, 9))
+TURNS = [Message("system", public("be brief")), Message("user", "my test was positive")]
+
+
+def test_a_chat_under_the_template_of_the_bundle(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", chat=CHAT)
+    with ScriptedServer(bundle).running() as server, Client(server.url, cache_dir=tmp_path / "cache") as client:
+        spans = client.spans(TURNS, variant="open")
+        assert [span.text for span in spans if span.is_private] == ["my test was positive"]
+        assert "".join(span.text for span in spans).endswith("<|im_start|>assistant\n")
+        client.complete(TURNS, variant="open", stop_token_ids=[9, 11])
+        with client.stream(TURNS, variant="open", ignore_eos=True) as stream:
+            list(stream)
+        client.complete(client.encode(TURNS, variant="strict"), variant="strict")
+        client.conversation(variant="open").complete(TURNS)
+        client.conversation(variant="open", template=ChatTemplate.simple({"user": "U"}, answer="A")).complete(TURNS[1:])
+        client.complete("no chat", variant="open")
+        requests = [server.decode(frame) for frame in server.frames]
+    ends = [request.sampling.stop_token_ids for request in requests]
+    assert ends == [(9, 11, 7), (), (7, 9), (7, 9), (), ()]
+    kinds = [type(segment) for segment in requests[0].segments]
+    assert kinds == [PublicSegment, PublicSegment, PublicSegment, PublicSegment, PrivateSegment, PublicSegment]
+    assert requests[0].segments[4].codes.tobytes() == requests[1].segments[4].codes.tobytes()  # type: ignore[union-attr]
+
+
+def test_a_server_that_changes_the_template_gets_no_second_copy(tmp_path: Path) -> None:
+    first, second = (
+        make_bundle(tmp_path / f"bundle{number}", chat=ChatFormat(f"{number}: {CHATML}")) for number in (1, 2)
+    )
+    server = ScriptedServer(first)
+    with server.running(), Client(server.url, cache_dir=tmp_path / "cache") as client:
+        client.complete(TURNS, variant="open")
+        server.bundle = second
+        server.script.append(scripted_error(409, "bundle_outdated"))
+        client.complete("something else", variant="open")
+        assert client.bundle().fingerprint == second.fingerprint
+        client.complete(TURNS, variant="open")
+        one, other = (server.decode(server.frames[index]) for index in (0, -1))
+    codes = [
+        [part.codes.tobytes() for part in request.segments if isinstance(part, PrivateSegment)]
+        for request in (one, other)
+    ]
+    assert codes[0] == codes[1]
+
+
+def test_a_bundle_without_a_template_says_so(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    with ScriptedServer(bundle).running() as server, Client(server.url, cache_dir=tmp_path / "cache") as client:
+        with pytest.raises(InvalidRequestError) as caught:
+            client.complete(TURNS, variant="open")
+        assert caught.value.field == "template"
+        assert not server.frames
+
+
+def test_the_template_of_a_model_directory(tmp_path: Path) -> None:
+    assert read_chat(tmp_path) is None
+    tokenizer = Tokenizer.from_file(str(make_bundle(tmp_path / "bundle").tokenizer_path))
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    config = {"eos_token": "<end>", "bos_token": None, "unk_token": {"content": "<s>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    assert read_chat(tmp_path) is None
+    (tmp_path / "chat_template.jinja").write_text(CHATML, "utf-8")
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [3, 4]}), "utf-8")
+    end = tokenizer.token_to_id("<end>")
+    assert read_chat(tmp_path) == ChatFormat(CHATML, {"eos_token": "<end>", "unk_token": "<s>"}, (3, 4, end))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import openai
 import pytest
 
 from del_core import accounting
+from del_core.bundle import ChatFormat
 from delctl import main
 from tests.support.bundle import make_bundle
 from tests.support.proxy_command import running_proxy
@@ -164,3 +166,22 @@ def test_options_are_checked(
     monkeypatch.delenv("DEL_PROXY_KEY", raising=False)
     assert main.run(["proxy", "--server", server.url, "--port", "0", *options]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+BAD = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
+
+
+def test_a_template_is_tried_before_anybody_chats(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEL_CACHE_DIR", str(tmp_path))
+    bundle = make_bundle(tmp_path / "bundle", chat=ChatFormat(BAD))
+    own = tmp_path / "tokenizer_config.json"
+    own.write_text(json.dumps({"chat_template": "{{ raise_exception('not today') }}"}), "utf-8")
+    with ScriptedServer(bundle).running() as server:
+        assert main.run(["proxy", "--server", server.url, "--port", "0"]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "the bundle's chat template: template must be one that contains every content once" in said
+        assert "--chat-template replaces it" in said
+        assert main.run(["proxy", "--server", server.url, "--port", "0", "--chat-template", str(own)]) == 2
+        assert "RefusedError (not today)" in capsys.readouterr().err

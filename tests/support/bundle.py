@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from del_core.bundle import (
     BaseModel,
+    ChatFormat,
     ClientBundle,
     Guarantees,
     Variant,
@@ -92,6 +93,7 @@ def make_bundle(
     ratio_numerator: int = 1 << 29,
     norm_limit: float = 1.0,
     bos_token_id: int | None = BOS,
+    chat: ChatFormat | None = None,
 ) -> ClientBundle:
     """Write a bundle with a random table and variants of 2 and 4 bits; load its client part."""
     tokenizer_json = tokenizer_json or make_tokenizer()
@@ -107,6 +109,6 @@ def make_bundle(
         )
         for name, bits in zip(names, (2, 4), strict=True)
     ]
-    changes = {"tokenizer_json": tokenizer_json, "bos_token_id": bos_token_id}
+    changes = {"tokenizer_json": tokenizer_json, "bos_token_id": bos_token_id, "chat": chat}
     write_bundle(path, **bundle_content(table, variants, **changes))
     return load_client(path / "client")

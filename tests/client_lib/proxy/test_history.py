@@ -14,6 +14,7 @@ from client_lib import EncodedPrompt, private, public
 from client_lib.prompts.memo import MAX_REDRAWS
 from client_lib.proxy import ProxySettings
 from client_lib.proxy.memory import CountMemory
+from del_core.bundle import ChatFormat
 from del_core.wire import PrivateSegment
 from tests.client_lib.proxy.conftest import MakeProxy
 from tests.support.bundle import make_bundle, make_tokenizer
@@ -277,3 +278,24 @@ def test_a_span_of_which_the_tokenizer_makes_nothing(tmp_path: Path) -> None:
         assert all(same(first, second[: len(first)]))
         refused = proxy.post("/v1/completions", {"model": "open", "prompt": "\u0301"})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
+
+
+# A header that changes with every turn, and messages whose order depends on how many there are.
+RESTLESS = (
+    "{{ messages | length }} messages{% for message in messages[messages | length % 2:] %}{{ message.content }}|"
+    "{% endfor %}{% for message in messages[:messages | length % 2] %}{{ message.content }}|{% endfor %}"
+)
+
+
+def test_the_template_of_the_bundle_lays_out_chats_and_decides_nothing_else(tmp_path: Path) -> None:
+    """Whatever it writes around the messages, every message keeps its counts."""
+    bundle = make_bundle(tmp_path / "bundle", chat=ChatFormat(RESTLESS, {}, (7, 9)))
+    with ScriptedServer(bundle).running() as server:
+        settings = ProxySettings(private_answers=True)
+        with RunningProxy(server.url, settings, cache_dir=tmp_path / "cache").running() as proxy:
+            ask(proxy, FIRST)
+            ask(proxy, FIRST, SECOND, THIRD, stop_token_ids=[9])
+        first, second = counts(server, 0), counts(server, 1)
+        assert len(second) == 3
+        assert same(first, second[-1:]) == [True]  # the first message stands last
+        assert [server.decode(frame).sampling.stop_token_ids for frame in server.frames] == [(7, 9), (9, 7)]

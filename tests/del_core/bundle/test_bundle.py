@@ -14,6 +14,7 @@ import pytest
 
 from del_core.bundle import (
     BundleError,
+    ChatFormat,
     canonical_json,
     checksum_model,
     load_bundle,
@@ -236,3 +237,34 @@ def test_checksum_of_a_model(tmp_path: Path) -> None:
     assert checksum_model(model) == expected
     (tmp_path / "blob").write_bytes(b"A")
     assert checksum_model(model) != expected
+
+
+CHAT = ChatFormat("{{ messages }}\n", {"eos_token": "</s>"}, (2, 1))
+
+
+def test_the_chat_template_is_part_of_both_manifests_and_of_the_fingerprint(tmp_path: Path) -> None:
+    plain = write_bundle(tmp_path / "plain", **content())
+    manifest = write_bundle(tmp_path / "bundle", **content(chat=CHAT))
+    assert manifest.fingerprint != plain.fingerprint
+    assert load_client(tmp_path / "bundle" / "client").manifest.chat == CHAT
+    replace_audit(tmp_path / "bundle", {"open": {"date": "2026-11-29"}})
+    assert load_bundle(tmp_path / "bundle").manifest.chat == CHAT
+
+
+@pytest.mark.parametrize(
+    ("chat", "words"),
+    [
+        (ChatFormat(""), "chat.template must be a string of 1 to 65536 bytes"),
+        (ChatFormat("\u00e9" * 32769), "chat.template must be a string of 1 to 65536 bytes"),
+        (replace(CHAT, tokens={"Eos": "x"}), "chat.tokens must be a string that matches"),
+        (replace(CHAT, tokens={"eos_token": ""}), "chat.tokens.eos_token must be a string that matches"),
+        (replace(CHAT, tokens={"eos_token": 5}), "chat.tokens.eos_token must be a string that matches"),
+        (replace(CHAT, tokens={chr(97 + n): "x" for n in range(17)}), "chat.tokens must be an object of at most 16"),
+        (replace(CHAT, end_token_ids=(VOCABULARY,)), "chat.end_token_ids must be an integer from 0 to"),
+        (replace(CHAT, end_token_ids=(1,) * 17), "chat.end_token_ids must have 0 to 16 elements, got 17"),
+    ],
+)
+def test_a_chat_template_out_of_bounds_is_refused(tmp_path: Path, chat: ChatFormat, words: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        write_bundle(tmp_path / "bundle", **content(chat=chat))
+    assert words in str(caught.value)
