@@ -18,7 +18,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
-from deployments.settings import Settings, SettingsError, load_settings, parse_keys, parse_settings
+from deployments.settings import Settings, SettingsError, check_storage, load_settings, parse_keys, parse_settings
 from deployments.telemetry.metrics import Load
 from deployments.telemetry.scaling import OUTSTANDING_TOKENS
 
@@ -99,6 +99,7 @@ def build(args: dict[str, Any]) -> Application:
 
     Raises:
         SettingsError: invalid settings, or authentication is not configured.
+        StorageError: a bundle or model that is a URL cannot be read.
     """
     if "config" in args:
         if len(args) != 1:
@@ -109,6 +110,7 @@ def build(args: dict[str, Any]) -> Application:
         settings = parse_settings(args)
     # Other machines may reach the cluster's ports, so the settings must configure authentication.
     settings.keys.check(loopback=False)
+    check_storage(settings)  # one error now instead of replicas that fail one after another
     return build_from(settings)
 
 

@@ -19,7 +19,7 @@ from deployments.engines import ENGINES
 from deployments.engines.base import Engine, EngineSampling
 from deployments.service.base_model import EmbeddingTable, end_of_text_ids, verify_checksum
 from deployments.service.service import Capacity, PrivateLMService, ServedModel
-from deployments.settings import Settings, TelemetrySettings
+from deployments.settings import Settings, TelemetrySettings, fetched
 from deployments.telemetry import request_log
 from deployments.telemetry.metrics import Load, ReplicaMetrics
 from deployments.telemetry.observation import Observation, Observer
@@ -38,12 +38,16 @@ _WARM_ROWS, _WARM_TOKENS = 32, 2
 
 
 async def start_service(settings: Settings) -> PrivateLMService:
-    """Return the running service. Raises BundleError, BaseModelError."""
-    began = time.monotonic()
+    """Return the running service. Raises StorageError, BundleError, BaseModelError."""
+    steps = _Steps()
+    settings = await asyncio.to_thread(fetched, settings)
+    steps.end("storage")
     bundle, table = await asyncio.to_thread(_verify, settings.bundle_path, settings.base_model_path)
     extra = [await asyncio.to_thread(load_extra_bundle, path, bundle) for path in settings.extra_bundle_paths]
+    steps.end("verification")
     engine = ENGINES.find(settings.engine.kind).create(settings.base_model_path, settings.engine)
     await engine.start()
+    steps.end("engine")
     try:
         table = await _compared(engine, table, bundle.manifest.base_model.vocabulary_size)
         await warm_up(engine, table.rows(range(min(_WARM_ROWS, bundle.manifest.base_model.vocabulary_size))))
@@ -61,10 +65,28 @@ async def start_service(settings: Settings) -> PrivateLMService:
     except BaseException:
         await engine.shutdown()
         raise
+    steps.end("first tokens")
     gc.set_threshold(_GARBAGE_THRESHOLD, *gc.get_threshold()[1:])
     names = ", ".join(bundle.variants)
-    logger.info("serving bundle %s (%s) after %.1f s", bundle.fingerprint[:12], names, time.monotonic() - began)
+    logger.info("serving bundle %s (%s) after %s", bundle.fingerprint[:12], names, steps)
     return service
+
+
+class _Steps:
+    """Times of the steps of a start, in their order."""
+
+    def __init__(self) -> None:
+        self._began = self._last = time.monotonic()
+        self._times: list[str] = []
+
+    def end(self, name: str) -> None:
+        """Record the time since the last step."""
+        now = time.monotonic()
+        self._times.append(f"{name} {now - self._last:.1f} s")
+        self._last = now
+
+    def __str__(self) -> str:
+        return f"{self._last - self._began:.1f} s ({', '.join(self._times)})"
 
 
 async def _compared(engine: Engine, table: EmbeddingTable, vocabulary: int) -> EmbeddingTable:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from del_core import demo
+from del_core.bundle import load_bundle
 from deployments.engines import EngineSettings, parse_engine
 from deployments.sections import (
     APIKey,
@@ -31,6 +32,7 @@ from deployments.sections import (
     parse_keys,
     read_yaml,
 )
+from deployments.storage import check_bundle, check_model, check_url, fetch_bundle, fetch_model, is_url
 
 __all__ = [
     "DEFAULT_NAME",
@@ -50,6 +52,8 @@ __all__ = [
     "TelemetrySettings",
     "absolute_paths",
     "as_applications",
+    "check_storage",
+    "fetched",
     "load_config",
     "load_settings",
     "parse_keys",
@@ -74,13 +78,14 @@ class Settings(Section):
     """Configuration of one application."""
 
     bundle: str = DEMO
-    """Directory of the bundle, or "demo" for the packaged one."""
+    """Directory or URL of the bundle, or "demo" for the packaged one."""
     extra_bundles: tuple[str, ...] = Field(
         default=(), max_length=8, validation_alias=AliasChoices("extra_bundles", "also")
     )
     """Other bundles for the same base model, served while one bundle replaces another."""
     base_model: str | None = None
-    """Directory of the base model (Hugging Face layout), or "demo"; null for the demo bundle."""
+    """Directory or URL of the base model (Hugging Face layout), or "demo"; null for the demo
+    bundle."""
     engine: SerializeAsAny[EngineSettings] = Field(default_factory=lambda: parse_engine({}))
     http: HTTPSettings = HTTPSettings()
     keys: AuthSettings = AuthSettings()
@@ -99,6 +104,9 @@ class Settings(Section):
     def _complete(self) -> Settings:
         if self.base_model is None and self.bundle != DEMO:
             raise ValueError(f"base_model must be the directory of the base model of {self.bundle}, got null")
+        for place in (self.bundle, *self.extra_bundles):
+            check_url("bundle", place, pinned=True)
+        check_url("base_model", self.base_model or DEMO, pinned=False)
         return self
 
     @property
@@ -140,7 +148,9 @@ def resolve_paths(values: Mapping[str, Any], directory: Path, source: str) -> Se
     """Validate settings with paths relative to ``directory``; a SettingsError names ``source``."""
 
     def resolved(value: Any) -> Any:
-        return str((directory / value).resolve()) if isinstance(value, str) and value != DEMO else value
+        if not isinstance(value, str) or value == DEMO or is_url(value):
+            return value
+        return str((directory / value).resolve())
 
     values = dict(values)
     for name in ("bundle", "base_model"):
@@ -163,6 +173,38 @@ def absolute_paths(settings: Settings) -> dict[str, Any]:
     """Return the fields that are set, as JSON, with paths that do not depend on the directory."""
     values = settings.model_dump(mode="json", exclude_unset=True)
     return resolve_paths(values, Path.cwd(), "settings").model_dump(mode="json", exclude_unset=True)
+
+
+def check_storage(settings: Settings) -> None:
+    """Look whether the bundles and the model that are URLs can be read, without copying them.
+
+    Raises StorageError.
+    """
+    for place in filter(is_url, (settings.bundle, *settings.extra_bundles)):
+        check_bundle(place)
+    if settings.base_model is not None and is_url(settings.base_model):
+        check_model(settings.base_model)
+
+
+def fetched(settings: Settings) -> Settings:
+    """Return the settings with verified copies, on this machine, of what they name by URL.
+
+    Raises:
+        StorageError: a bundle or the model cannot be read, or is not what it has to be.
+        BundleError: the bundle of a model is a damaged directory.
+    """
+    values: dict[str, Any] = {}
+    if is_url(settings.bundle):
+        values["bundle"] = str(fetch_bundle(settings.bundle))
+    if any(map(is_url, settings.extra_bundles)):
+        values["extra_bundles"] = tuple(
+            str(fetch_bundle(place)) if is_url(place) else place for place in settings.extra_bundles
+        )
+    settings = settings.model_copy(update=values)
+    if settings.base_model is None or not is_url(settings.base_model):
+        return settings
+    expected = load_bundle(settings.bundle_path, verify=False).manifest.base_model
+    return settings.model_copy(update={"base_model": str(fetch_model(settings.base_model, expected))})
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,11 @@ from deployments.settings import (
     read_entries,
     served_applications,
 )
+from deployments.storage import is_url
 
 IMPORT_PATH = "deployments.app:build"
 _PATHS = ("bundle", "base_model")
+_STORED = (*_PATHS, "extra_bundles", "also")
 # Of the whole cluster; they take effect when Serve starts.
 _START_OPTIONS = ("proxy_location", "http_options")
 _SECRETS = ("args.keys.names", "runtime_env.env_vars")
@@ -59,8 +61,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
     entries = read_entries(values, path)
     for entry in entries:
         for field, value in _paths(entry.args):
+            may_be_url = field.partition(".")[0] in _STORED
             if isinstance(value, str) and value != DEMO and not value.startswith("/"):
-                raise SettingsError(f"{path}: args.{field} must be an absolute path on every node, got {value}")
+                if may_be_url and is_url(value):
+                    continue
+                wanted = "a URL, or an absolute path on every node" if may_be_url else "an absolute path on every node"
+                raise SettingsError(f"{path}: args.{field} must be {wanted}, got {value}")
     # The settings of an application with config are in a file of the nodes.
     inline = [entry for entry in entries if "config" not in entry.args]
     for one in served_applications(inline, path) if inline else ():

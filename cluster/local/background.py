@@ -73,8 +73,7 @@ def up(served: Settings | Sequence[ServedApplication], options: UpOptions) -> Cl
         found = read_record()
         if found is not None and found.keeper.alive:
             raise LocalServerError(f"a cluster runs already at {found.url}; stop it with: delctl down")
-        applications = as_applications(served)
-        check_applications(applications, LOOPBACK)
+        applications = check_applications(as_applications(served), LOOPBACK)
         if found is not None:
             _clean_up(found)
         return _start(applications, nodes_for(applications, options), options)

@@ -41,7 +41,7 @@ from del_core.bundle import load_bundle
 from del_core.errors import DelError
 from del_core.net.addresses import is_loopback
 from deployments.service.base_model import verify_checksum
-from deployments.settings import ServedApplication, Settings, absolute_paths, as_applications
+from deployments.settings import ServedApplication, Settings, absolute_paths, as_applications, fetched
 
 logger = logging.getLogger("cluster.local")
 
@@ -145,9 +145,8 @@ class LocalServer:
             SettingsError, BundleError, BaseModelError: as :func:`start_local`; nothing has changed.
             LocalServerError: it did not start, or needs more CPUs than the cluster has.
         """
-        applications = as_applications(served)
+        applications = check_applications(as_applications(served), self.host)
         nodes = self.nodes
-        check_applications(applications, self.host)
         cpus = required_cpus(applications, nodes.minimum - 1)
         if cpus > nodes.cpus:
             scalings = {one.name: one.settings.scaling for one in applications}
@@ -250,8 +249,7 @@ def start_local(
             started.
         LocalServerError: the server did not start; nothing is left running.
     """
-    applications = as_applications(served)
-    check_applications(applications, host)
+    applications = check_applications(as_applications(served), host)
     count = 1 + worker_nodes
     return _start(
         Nodes(count, count, required_cpus(applications, worker_nodes)),
@@ -417,11 +415,17 @@ def required_cpus(applications: Sequence[ServedApplication], worker_nodes: int) 
     return math.ceil(shares) + spare
 
 
-def check_applications(applications: Sequence[ServedApplication], host: str) -> None:
-    """Raise SettingsError, BundleError or BaseModelError for what would not start."""
+def check_applications(applications: Sequence[ServedApplication], host: str) -> tuple[ServedApplication, ...]:
+    """Return the applications, with what they name by URL on this machine.
+
+    Raises SettingsError, StorageError, BundleError or BaseModelError for what would not start.
+    """
     for one in applications:
         one.settings.keys.check(loopback=is_loopback(host))
+    applications = tuple(dataclasses.replace(one, settings=fetched(one.settings)) for one in applications)
+    for one in applications:
         verify_checksum(one.settings.base_model_path, load_bundle(one.settings.bundle_path).manifest.base_model)
+    return applications
 
 
 def _settings_to_json(settings: Settings, worker_nodes: int) -> dict[str, Any]:

@@ -63,8 +63,7 @@ def _config(path: Path, address: str | None) -> dict[str, Any]:
     from deployments.settings import as_applications, load_config
 
     record = local_record()
-    served = as_applications(load_config(path))
-    check_applications(served, LOOPBACK)
+    served = check_applications(as_applications(load_config(path)), LOOPBACK)
     return local_config(served, record.http_options)
 
 

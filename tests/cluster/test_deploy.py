@@ -125,8 +125,8 @@ def test_exactly_the_fields_that_differ_are_changes(scaling: dict[str, Any], max
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ({"bundle": "bundles/a"}, "args.bundle must be an absolute path on every node, got bundles/a"),
-        ({"extra_bundles": ["/b", "c"]}, "args.extra_bundles.1 must be an absolute path"),
+        ({"bundle": "bundles/a"}, "args.bundle must be a URL, or an absolute path on every node, got bundles/a"),
+        ({"extra_bundles": ["/b", "c"]}, "args.extra_bundles.1 must be a URL, or an absolute path"),
         ({"keys": {"file": "keys.yaml"}}, "args.keys.file must be an absolute path"),
         ({"keys": {}}, "keys.file or keys.names must be given"),
         ({"scaling": {"max_replicas": 0}}, "scaling.max_replicas"),
