@@ -42,6 +42,7 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
         "logs": LazyCommand("Print the logs of the cluster on this machine.", "serve"),
         "down": LazyCommand("Stop the cluster on this machine.", "serve"),
         "ask": LazyCommand("Send a private prompt to a server and print what it writes."),
+        "chat": LazyCommand("Chat privately with a server's model in the terminal.", "chat"),
         "keys": LazyCommand("Make API keys for a server, and keys of bundles and gateways.", "serve"),
         "proxy": LazyCommand("Answer OpenAI's API on this machine, with private prompts.", "proxy"),
         "relay": LazyCommand("Pass sealed requests on to a server that does not see who calls.", "proxy"),
@@ -65,7 +66,8 @@ EXTRA_MODULES: Mapping[str, frozenset[str]] = MappingProxyType(
         "serve": frozenset(
             {"ray", "vllm", "starlette", "uvicorn", "pydantic", "yaml", "torch", "transformers", "psutil"}
         ),
-        "proxy": frozenset({"starlette", "uvicorn"}),
+        "chat": frozenset({"jinja2"}),
+        "proxy": frozenset({"jinja2", "starlette", "uvicorn"}),
         "signing": frozenset({"cryptography"}),
         "train": frozenset({"torch", "transformers", "peft", "scipy", "tqdm", "accelerate"}),
     }

@@ -23,6 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DELTA = DEFAULT_DELTA
 """The default delta, and the delta of the epsilons that commands show."""
+DEFAULT_URL = "http://127.0.0.1:8000"
 POSITIVE = click.FloatRange(0, min_open=True)
 SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
@@ -76,6 +77,9 @@ threads_option = click.option(
 
 api_key_option = click.option(
     "--api-key", envvar="DEL_API_KEY", show_envvar=True, help="Sent to the server as a bearer token."
+)
+url_option = click.option(
+    "--url", default=DEFAULT_URL, show_default=True, envvar="DEL_URL", show_envvar=True, help="The server."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 bundle_option = click.option(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from delctl.chats import ChatOptions, chat_options, show_spans
 from delctl.options import (
     DELTA,
     TrustOptions,
@@ -19,24 +20,32 @@ from delctl.options import (
     max_epsilon_option,
     sampling_options,
     trust_options,
+    url_option,
 )
 from delctl.reaching import SayRetries, hint_at_start
 from delctl.terminal import console, printable
 
 if TYPE_CHECKING:
     from client_lib import Completion
-
-DEFAULT_URL = "http://127.0.0.1:8000"
+    from client_lib.prompts.chat import PromptOrChat
 
 
 @click.command()
 @click.argument("prompt")
 @click.option("--variant", required=True, help="Privacy level: one of the server's variants, or clear.")
-@click.option("--url", default=DEFAULT_URL, show_default=True, envvar="DEL_URL", show_envvar=True, help="The server.")
+@url_option
 @api_key_option
 @bundle_option
 @trust_options
 @max_epsilon_option
+@click.option("--chat", "is_chat", is_flag=True, help="PROMPT is a message of a chat, which the model answers.")
+@chat_options
+@click.option(
+    "--show-spans",
+    "show_spans_too",
+    is_flag=True,
+    help="Show on stderr what is sent in the clear, and what as noisy counts.",
+)
 @sampling_options(max_tokens=64, temperature=1.0)
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Makes the generation (never the noise) repeatable.")
@@ -59,6 +68,9 @@ def ask(
     bundle: Path | None,
     trust: TrustOptions,
     max_epsilon_per_token: float,
+    is_chat: bool,
+    chat: ChatOptions,
+    show_spans_too: bool,
     stream: bool,
     as_json: bool,
     quiet: bool,
@@ -68,13 +80,17 @@ def ask(
     """Send PROMPT, all of it private, and print what the model writes.
 
     With - the prompt is read from standard input, which keeps it out of the shell's history. Under
-    the variant clear the prompt is sent as it is.
+    the variant clear the prompt is sent as it is. With --chat the model answers PROMPT instead of
+    going on with it: the chat template of the bundle, which is public, stands around it.
     """
-    from client_lib import Client, PrivacyPolicy
+    from client_lib import Client, Message, PrivacyPolicy
 
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     if not text:
         raise click.BadParameter("must be at least one character, got an empty prompt", param_hint="PROMPT")
+    if not is_chat and (chat.system or chat.chat_template):
+        raise click.UsageError("--system and --chat-template need --chat")
+    opening, template = chat.opening(), chat.template()
     options = {**sampling, "stop": list(stop) or None}
     # A person waits at the terminal and may have mistyped the URL: retry for seconds only.
     policy = PrivacyPolicy(max_epsilon_per_token=max_epsilon_per_token)
@@ -82,7 +98,13 @@ def ask(
         api_key=api_key, bundle=bundle, max_retries=4, policy=policy, telemetry=SayRetries(url)
     )
     with hint_at_start(url), Client(url, **checked) as client:
-        encoded = client.encode(text, variant=variant)
+        given: PromptOrChat = text
+        if is_chat:
+            messages = [*opening, Message("user", text.strip())]
+            given = messages if template is None else template.render(messages, variant)
+        if show_spans_too:
+            show_spans(client.spans(given, variant=variant), stderr=True)
+        encoded = client.encode(given, variant=variant)
         completion: Completion | None
         if stream and not as_json:
             with client.stream(encoded, variant=variant, **options) as chunks:
