@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
         "serve": LazyCommand("Serve a model and its bundle on this machine.", "serve"),
         "up": LazyCommand("Start a Ray cluster on this machine and serve on it.", "serve"),
         "status": LazyCommand("Show nodes, replicas, load and versions of a cluster.", "serve"),
+        "plan": LazyCommand("Estimate replicas, memory, network and cost for a load."),
         "deploy": LazyCommand("Deploy a Serve config file to a Ray cluster.", "serve"),
         "logs": LazyCommand("Print the logs of the cluster on this machine.", "serve"),
         "down": LazyCommand("Stop the cluster on this machine.", "serve"),

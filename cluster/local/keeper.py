@@ -56,6 +56,7 @@ class KeeperOptions:
 def main() -> None:
     """Keep a cluster until a signal, or until it ends by itself."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each poll
     # A shell that started this in the background has it ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     options = KeeperOptions(**json.loads(sys.stdin.readline()))
