@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -24,8 +25,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 DELTA = DEFAULT_DELTA
 """The default delta, and the delta of the epsilons that commands show."""
 DEFAULT_URL = "http://127.0.0.1:8000"
-POSITIVE = click.FloatRange(0, min_open=True)
-SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+
+
+class FiniteRange(click.FloatRange):
+    """A range of finite numbers: nan is neither below a limit nor above it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"must be a finite number, got {value}", param, ctx)
+        return found
+
+
+POSITIVE = FiniteRange(0, min_open=True)
+SHARE = FiniteRange(0, 1, min_open=True, max_open=True)
+TOP_P = FiniteRange(0, 1, min_open=True)
 
 
 class TextFile(click.ParamType[Path]):
@@ -214,7 +228,7 @@ def budget_options(*, required: bool) -> Callable[[F], F]:
     delta = click.option("--budget-delta", type=SHARE, default=DELTA, show_default=True, help="The budget's delta.")
     days = click.option(
         "--budget-days",
-        type=click.FloatRange(0),
+        type=FiniteRange(0),
         default=30.0,
         show_default=True,
         metavar="DAYS",
@@ -229,7 +243,5 @@ def sampling_options(*, max_tokens: int, temperature: float) -> Callable[[F], F]
         click.option(
             "--max-tokens", type=click.IntRange(1), default=max_tokens, show_default=True, help="Tokens to generate."
         ),
-        click.option(
-            "--temperature", type=click.FloatRange(0), default=temperature, show_default=True, help="0 is greedy."
-        ),
+        click.option("--temperature", type=FiniteRange(0), default=temperature, show_default=True, help="0 is greedy."),
     )

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from del_core.accounting import epsilon as exact_epsilon
 from del_core.audit.attacks.base import AttackSurface
 from del_core.audit.intervals import Rate
-from del_core.mechanism import Mechanism
+from del_core.mechanism import MAX_LEVEL, Mechanism
 
+_LARGEST_RATIO = 2**31 - 1  # of 2^31
 _LOWEST, _HIGHEST = 1e-5, 1.0 - 2.0**-20
 
 
@@ -79,3 +81,15 @@ def calibrate(
         else:
             high = middle
     return Calibration(mechanism(low), attack, target, rate(low, seed + 1))
+
+
+def noise_for_epsilon(epsilon: float, delta: float, *, bits: int, dim: int) -> Mechanism:
+    """Return the least noisy mechanism of an exact epsilon a token.
+
+    Raises ValueError for an epsilon out of reach: below that of the most noise, or above that of
+    hardly any, where it would say nothing about the mechanism.
+    """
+    found = Mechanism.from_epsilon(epsilon, delta, bits=bits, dim=dim, max_level=MAX_LEVEL)
+    if found.ratio_numerator == _LARGEST_RATIO and (most := exact_epsilon(found, delta)) < 0.999 * epsilon:
+        raise ValueError(f"epsilon must be at most {most:.6g} at bits={bits}, dim={dim}, got {epsilon:g}")
+    return found

@@ -33,6 +33,32 @@ def check_model(directory: Path) -> tuple[str, ...]:
     return tuple(problems)
 
 
+def check_sizes(directory: Path, *, dim: int | None = None, **tokens: int) -> None:
+    """Raise ValueError unless a model has room for a text and for a projection.
+
+    ``tokens`` are the parts of the longest text by name; together they must not exceed the model's
+    positions. ``dim`` must not exceed the hidden size. What config.json does not say is not
+    checked, and a model without such a file is left to :func:`check_model`.
+    """
+    config = _json(directory / "config.json")
+    if isinstance(config, str):
+        return
+    hidden = _first_integer(config, "hidden_size", "n_embd")
+    if dim is not None and hidden is not None and dim > hidden:
+        raise ValueError(f"dim must be at most {hidden}, the hidden size of {directory}, got {dim}")
+    parts = {name: count for name, count in tokens.items() if count}
+    positions = _first_integer(config, "max_position_embeddings", "n_positions")
+    if positions is not None and sum(parts.values()) > positions:
+        raise ValueError(
+            f"{' + '.join(parts)} must be at most {positions}, the positions of {directory}, "
+            f"got {' + '.join(map(str, parts.values()))}"
+        )
+
+
+def _first_integer(config: Mapping[str, Any], *names: str) -> int | None:
+    return next((config[name] for name in names if isinstance(config.get(name), int)), None)
+
+
 def _config_problems(config: Mapping[str, Any]) -> list[str]:
     model_type = config.get("model_type")
     if "vision_config" in config or "audio_config" in config:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from del_core.bundle import checksum_model
 from del_core.errors import DelError
+from del_core.lm.check import check_model
 from del_core.lm.device import check_device
 from del_core.lm.families import attention_for
 from del_core.lm.text import HELD_OUT, TextError, TokenWindows, split_text, tokenize
@@ -90,13 +91,17 @@ class FrozenLM(BaseLM):
 def load_base_lm(directory: Path, device: str = "cpu") -> BaseLM:
     """Load a Hugging Face causal-LM directory with its ``tokenizer.json``.
 
-    ModelError is raised if the directory lacks config.json or tokenizer.json, BundleError if it
-    lacks safetensors weights, DeviceError if there is no such device.
+    ModelError is raised if the directory lacks config.json or tokenizer.json or has a problem that
+    :func:`check_model` finds, BundleError if it lacks safetensors weights, DeviceError if there is
+    no such device.
     """
     place = check_device(device)
     for name in ("config.json", "tokenizer.json"):
         if not (directory / name).is_file():
             raise ModelError(f"model directory must hold {name} of a causal LM, got none in {directory}")
+    has_weights = any(directory.glob("*.safetensors"))  # without them the checksum is refused
+    if has_weights and (problems := check_model(directory)):
+        raise ModelError(f"model {directory}: {' '.join(problems)}")
     tokenizer_json = (directory / "tokenizer.json").read_bytes()
     checksum = checksum_model(directory)
     attention = attention_for(json.loads((directory / "config.json").read_bytes()))
@@ -112,11 +117,11 @@ def load_frozen_lm(
     directory: Path, texts: Sequence[str], device: str = "cpu", *, held_out: float = HELD_OUT
 ) -> FrozenLM:
     """Load an LM by ``load_base_lm`` and tokenize ``texts``, split by ``split_text``."""
-    lm = load_base_lm(directory, device)
-    tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
     splits = split_text(texts, held_out)
     if not (splits.train and splits.validation and splits.test):
-        raise TextError("text must be long enough for training, validation and test parts, got too few lines")
+        raise TextError("text must be long enough for training, validation and test parts, got too little of it")
+    lm = load_base_lm(directory, device)
+    tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
     return FrozenLM(
         **{item.name: getattr(lm, item.name) for item in fields(lm)},
         text_sha256=hashlib.sha256("\0".join(texts).encode()).hexdigest(),

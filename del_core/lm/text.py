@@ -53,19 +53,24 @@ class TextSplits:
 def split_text(texts: Sequence[str], held_out: float = HELD_OUT) -> TextSplits:
     """Cut the last ``held_out`` share off every text and halve it into validation and test.
 
-    Cuts fall on line ends. Contiguous parts, not shuffled lines, keep near-duplicate sentences of
-    one page out of both sides.
+    Cuts fall on line ends, or between words of a long line. Contiguous parts, not shuffled lines,
+    keep near-duplicate sentences of one page out of both sides.
     """
     if not 0.0 < held_out < 0.5:
         raise TextError(f"held_out must be between 0 and 0.5, got {held_out}")
     parts: tuple[list[str], list[str], list[str]] = ([], [], [])
     for text in texts:
-        cuts = [int(len(text) * (1 - held_out)), int(len(text) * (1 - held_out / 2))]
-        cuts = [text.rfind("\n", 0, cut) + 1 or cut for cut in cuts]
+        first = _cut(text, 0, int(len(text) * (1 - held_out)))
+        cuts = [first, _cut(text, first, int(len(text) * (1 - held_out / 2)))]
         for part, piece in zip(parts, (text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :]), strict=True):
             if piece.strip():
                 part.append(piece)
     return TextSplits(*parts)
+
+
+def _cut(text: str, start: int, end: int) -> int:
+    """Return where the last line begins between two places, or else the last word, or ``end``."""
+    return text.rfind("\n", start, end) + 1 or text.rfind(" ", start, end) + 1 or end
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], separator: int | None = None) -> torch.Tensor:

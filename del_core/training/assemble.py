@@ -6,18 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
+from del_core.audit.attacks.base import AttackSurface, token_attacks
+from del_core.audit.attacks.map import MAP
+from del_core.audit.intervals import Rate
 from del_core.bundle import BaseModel, ChatFormat, Guarantees, Manifest, Variant, VariantContent, write_bundle
 from del_core.decoders import LookupKind
 from del_core.lm.model import BaseLM, ModelError
 from del_core.mechanism import MAX_LEVEL
 from del_core.training.codes import is_codes, load_codes
 from del_core.training.projection import Projection, load_log_prior, load_projection
-from del_core.training.results import perplexities, read_variant_result
+from del_core.training.results import VariantResult, perplexities, read_variant_result
 from del_core.training.soft_prompt import DECODER_FILE, SOFT_PROMPT_FILE
+
+_SAMPLE = 4096  # tokens of the check of a variant's stated MAP success
+_PAIRS = 50_000_000  # of a token and a vocabulary entry: a second
+_FAR_OFF = 1.5
 
 
 def assemble_bundle(
@@ -42,9 +50,12 @@ def assemble_bundle(
     the model; BundleError is raised if ``output`` exists and ``overwrite`` is not set.
     """
     projection = load_projection(projection_directory, lm)
+    log_prior = load_log_prior(projection_directory)
     code_tables: dict[str, NDArray[np.uint8]] = {}
     contents = [
-        _content_of_codes(lm, directory, code_tables) if is_codes(directory) else _content(lm, projection, directory)
+        _content_of_codes(lm, directory, code_tables)
+        if is_codes(directory)
+        else _content(lm, projection, log_prior, directory)
         for directory in variant_directories
     ]
     vocabulary_size, hidden_size = lm.embeddings.shape
@@ -58,7 +69,7 @@ def assemble_bundle(
         clip=1.0,
         tokenizer_json=lm.tokenizer_json,
         variants=contents,
-        log_prior=load_log_prior(projection_directory).numpy(),
+        log_prior=log_prior.numpy(),
         bos_token_id=lm.bos_token_id,
         code_tables=code_tables,
         chat=chat,
@@ -66,12 +77,49 @@ def assemble_bundle(
     )
 
 
-def _content(lm: BaseLM, projection: Projection, directory: Path) -> VariantContent:
+def _check_map(lm: BaseLM, projection: Projection, log_prior: torch.Tensor, result: VariantResult, place: Path) -> None:
+    """Run the MAP attack on the table of the bundle. Raises ModelError if it finds much more.
+
+    Training measured it on text; here the tokens are drawn by their frequency in the training text,
+    on which it finds about as much, so only a figure that is far off is refused.
+    """
+    stated = result.recovery.get(MAP)
+    if stated is None:
+        return
+    chance = np.random.default_rng(0)
+    prior = np.exp(log_prior.double().numpy())
+    tokens = chance.choice(len(prior), size=min(_SAMPLE, max(256, _PAIRS // len(prior))), p=prior / prior.sum())
+    nothing = np.zeros((0, 0), np.float32)  # the attack reads the table only
+    surface = AttackSurface(
+        table=projection.table(lm.embeddings, MAX_LEVEL).cpu().numpy(),
+        weight=nothing,
+        bias=nothing,
+        embeddings=nothing,
+        log_prior=log_prior.float().numpy(),
+    )
+    mechanism = result.trained.mechanism
+    counts = surface.release(mechanism, tokens, 0)
+    found = Rate.from_hits(token_attacks()[MAP].guess(surface, mechanism, counts) == tokens)
+    if found.low > _FAR_OFF * stated.high:
+        raise ModelError(
+            f"{MAP} of {place} must be what the attack recovers behind this projection, {found.success:.1%}, "
+            f"got {stated.success:.1%}: it was trained behind another one"
+        )
+
+
+def _content(lm: BaseLM, projection: Projection, log_prior: torch.Tensor, directory: Path) -> VariantContent:
     result = read_variant_result(directory)
     trained = result.trained
-    for field, expected in (("model_sha256", lm.checksum), ("dim", projection.encoder.out_features)):
-        if (found := getattr(trained, field)) != expected:
-            raise ModelError(f"{field} of {directory} must be that of model and projection, {expected}, got {found}")
+    expected = {
+        "model_sha256": lm.checksum,
+        "dim": projection.encoder.out_features,
+        # Not noted by earlier versions.
+        "projection_sha256": None if trained.projection_sha256 is None else projection.checksum,
+    }
+    for field, wanted in expected.items():
+        if (found := getattr(trained, field)) != wanted:
+            raise ModelError(f"{field} of {directory} must be that of model and projection, {wanted}, got {found}")
+    _check_map(lm, projection, log_prior, result, directory)
     rows = load_file(directory / SOFT_PROMPT_FILE)["soft_prompt"].half().numpy()
     tensors = load_arrays(directory / DECODER_FILE)
     weight, bias = (part.detach().cpu().half().numpy() for part in projection.decoder.parameters())

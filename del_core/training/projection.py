@@ -7,6 +7,7 @@ its values over the vocabulary, and E itself never leaves the training machine.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,14 @@ class Projection(nn.Module):
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return embeddings after encoding and decoding without noise, (..., b)."""
         return self.decoder(self.encode(embeddings))
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256, in hexadecimal, of all parameters: what a variant was trained behind."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def table(self, embeddings: torch.Tensor, max_level: int) -> torch.Tensor:

@@ -87,6 +87,7 @@ class SoftPromptResult:
     ppl_decoder: float  # of the trained decoder without the soft prompt
     ppl_soft_prompt: float
     chat_sha256: str | None = field(default=None, metadata=OMITTED)  # of the conversations, if they were learned
+    projection_sha256: str | None = field(default=None, metadata=OMITTED)  # None: trained before it was noted
 
     @property
     def mechanism(self) -> Mechanism:

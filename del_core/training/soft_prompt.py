@@ -159,6 +159,7 @@ def train_soft_prompt(
         model_sha256=lm.checksum,
         text_sha256=lm.text_sha256,
         chat_sha256=None if chat is None else chat.sha256,
+        projection_sha256=stage1.projection.checksum,
         **_test_perplexities(lm, stage1, prompt, source.test, config.seed + 2),
     )
 

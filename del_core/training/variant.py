@@ -13,7 +13,7 @@ from del_core.accounting import epsilon as exact_epsilon
 from del_core.audit.attacks.base import AttackSurface, recovery
 from del_core.audit.attacks.map import MAP
 from del_core.audit.attacks.nearest import NEAREST
-from del_core.audit.calibration import Calibration, calibrate
+from del_core.audit.calibration import Calibration, calibrate, noise_for_epsilon
 from del_core.bundle import Guarantees
 from del_core.decoders import stage2_kinds
 from del_core.lm.model import FrozenLM
@@ -52,8 +52,7 @@ class Noise:
         if self.mu is not None:
             return Mechanism.from_mu(self.mu, bits=self.bits, dim=dim, max_level=MAX_LEVEL), None
         if self.epsilon is not None:
-            exact = Mechanism.from_epsilon(self.epsilon, self.delta, bits=self.bits, dim=dim, max_level=MAX_LEVEL)
-            return exact, None
+            return noise_for_epsilon(self.epsilon, self.delta, bits=self.bits, dim=dim), None
         if self.ratio is not None:
             return Mechanism(self.bits, dim, Mechanism.nearest_ratio(self.ratio), max_level=MAX_LEVEL), None
         attack, target = (MAP, self.map_asr) if self.map_asr is not None else (NEAREST, self.nearest_asr)

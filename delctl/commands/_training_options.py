@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from del_core.bundle.manifest import RESERVED_VARIANT
 from del_core.mechanism.base import DEFAULT_DELTA
-from delctl.options import SHARE, TEXT_FILE, threads_option, together
+from delctl.options import POSITIVE, SHARE, TEXT_FILE, threads_option, together
+
+VARIANT_NAME = re.compile(r"[a-z0-9-]{1,64}")  # as a bundle's format demands
+
+
+def _slug(_: click.Context, __: click.Parameter, value: str) -> str:
+    """Check a name that a bundle states, before hours of training for it."""
+    if not VARIANT_NAME.fullmatch(value):
+        raise click.BadParameter(f"must be 1 to 64 characters of a-z, 0-9 and -, got {value!r}")
+    if value == RESERVED_VARIANT:
+        raise click.BadParameter(f"must not be {RESERVED_VARIANT}, the variant without noise of every bundle")
+    return value
+
+
+NAME = click.option("--name", required=True, callback=_slug, help="The variant's name, such as balanced.")
+TASK = click.option(
+    "--task", default="general", show_default=True, callback=_slug, help="Task that the variant is trained for."
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -98,7 +117,7 @@ def stage_options(*, steps: int, learning_rate: float, min_prompt_tokens: int) -
         click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2)),
         click.option("--batch", default=16, show_default=True, type=click.IntRange(1)),
         click.option("--steps", default=steps, show_default=True, type=click.IntRange(1)),
-        click.option("--learning-rate", default=learning_rate, show_default=True),
+        click.option("--learning-rate", default=learning_rate, show_default=True, type=POSITIVE),
         click.option(
             "--evaluation-windows",
             default=128,

@@ -14,6 +14,7 @@ import click
 from delctl.chats import ChatOptions, chat_options, show_spans
 from delctl.options import (
     DELTA,
+    TOP_P,
     TrustOptions,
     api_key_option,
     bundle_option,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     help="Show on stderr what is sent in the clear, and what as noisy counts.",
 )
 @sampling_options(max_tokens=64, temperature=1.0)
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--top-p", type=TOP_P, default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Makes the generation (never the noise) repeatable.")
 @click.option("--stop", multiple=True, help="End before this text; may be given several times.")
 @click.option(

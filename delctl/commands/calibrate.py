@@ -80,12 +80,21 @@ def calibrate(
     from del_core.audit.attacks.base import recovery
     from del_core.audit.attacks.map import MAP
     from del_core.audit.calibration import calibrate as calibrate_attack
+    from del_core.audit.calibration import noise_for_epsilon
     from del_core.lm.model import load_frozen_lm
     from del_core.lm.text import read_texts
     from del_core.mechanism import MAX_LEVEL, Mechanism
     from del_core.training.projection import attack_surface, calibration_tokens, load_projection
+    from del_core.training.results import read_projection_result
     from del_core.vocabulary_accounting import vocabulary_epsilon
 
+    solved: Mechanism | None = None
+    if epsilon is not None:
+        try:
+            dim = read_projection_result(projection_directory).dim
+            solved = noise_for_epsilon(epsilon, delta, bits=bits, dim=dim)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--epsilon") from None
     lm = load_frozen_lm(model, read_texts(texts), device)
     surface, tokens = attack_surface(lm, load_projection(projection_directory, lm)), calibration_tokens(lm)
     found_strongest: StrongestCalibration | None = None
@@ -96,11 +105,10 @@ def calibrate(
         elif asr is not None:
             mechanism = calibrate_attack(attack or MAP, asr, bits, surface, tokens, max_level=MAX_LEVEL).mechanism
         else:
-            assert epsilon is not None
-            dim = surface.table.shape[1]
-            mechanism = Mechanism.from_epsilon(epsilon, delta, bits=bits, dim=dim, max_level=MAX_LEVEL)
+            assert solved is not None
+            mechanism = solved
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--asr" if asr is not None else "--epsilon") from None
+        raise click.BadParameter(str(error), param_hint="--asr") from None
     # The bisection's rate is fitted to the noise that it saw; these rates are of fresh noise.
     rates = recovery(mechanism, surface, tokens, seed=1)
     exact, tight = exact_epsilon(mechanism, delta), vocabulary_epsilon(mechanism, surface.table, delta).epsilon

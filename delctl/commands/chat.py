@@ -15,6 +15,7 @@ import click
 from delctl.chats import CHAT_TASK, ChatOptions, Spent, chat_options, least_epsilon, show_spans
 from delctl.options import (
     DELTA,
+    TOP_P,
     TrustOptions,
     api_key_option,
     bundle_option,
@@ -44,7 +45,7 @@ _SUBJECT = "chat"  # of the ledger of this process
 @max_epsilon_option
 @chat_options
 @sampling_options(max_tokens=256, temperature=0.7)
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--top-p", type=TOP_P, default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Makes the generation (never the noise) repeatable.")
 @click.option("--quiet", is_flag=True, help="Nothing but the answers.")
 def chat(

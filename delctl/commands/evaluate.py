@@ -78,6 +78,7 @@ def evaluate(
     if (text is None) == (chat is None):
         raise click.UsageError("give exactly one of --text and --chat")
     from del_core.bundle import load_bundle
+    from del_core.lm.check import check_sizes
 
     model = model_of(bundle, model)
     if chat is None and sizes["written"] > sizes["passages"]:
@@ -85,6 +86,16 @@ def evaluate(
             f"{sizes['written']} is more than the {sizes['passages']} of --passages", param_hint="--written"
         )
     loaded = load_bundle(bundle)
+    longest = max((one.soft_prompt_length for one in loaded.variants.values()), default=0)
+    try:
+        check_sizes(
+            model,
+            prompt_tokens=sizes["prompt_tokens"] if chat is None else 0,
+            continuation_tokens=sizes["continuation_tokens"] if chat is None else 0,
+            rows=longest,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     for name in variants:
         if name not in loaded.variants:
             raise click.BadParameter(

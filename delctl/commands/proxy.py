@@ -17,6 +17,7 @@ from delctl.options import (
     POSITIVE,
     SHARE,
     BudgetOptions,
+    FiniteRange,
     TrustOptions,
     api_key_option,
     budget_options,
@@ -85,7 +86,7 @@ _listen = grouped(
     ),
     click.option(
         "--grace",
-        type=click.FloatRange(0),
+        type=FiniteRange(0),
         default=30.0,
         show_default=True,
         metavar="SECONDS",

@@ -6,7 +6,7 @@ import asyncio
 
 import click
 
-from delctl.options import allow_http_option
+from delctl.options import FiniteRange, allow_http_option
 from delctl.terminal import console, printable
 
 
@@ -25,7 +25,7 @@ from delctl.terminal import console, printable
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=30.0,
     show_default=True,
     metavar="SECONDS",

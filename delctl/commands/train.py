@@ -14,8 +14,10 @@ from delctl.commands._training_options import (
     CHAT,
     DELTA,
     MODEL,
+    NAME,
     PROJECTION,
     ROWS,
+    TASK,
     TEXT,
     RegisteredChoice,
     run_options,
@@ -25,6 +27,7 @@ from delctl.options import POSITIVE, SHARE
 
 if TYPE_CHECKING:
     from del_core.lm.model import FrozenLM
+    from del_core.training.config import StageConfig
     from del_core.training.examples import Conversations
     from del_core.training.start import Stage1
 
@@ -75,8 +78,26 @@ class _Stage:
 
         return load_stage1(self.projection_directory, lm)
 
-    def run(self, train: Callable[[FrozenLM], Result], batch: int) -> Result:
-        """Return the result of ``train``, run here or by Ray Train in several workers."""
+    def run(self, train: Callable[[FrozenLM], Result], config: StageConfig) -> Result:
+        """Return the result of ``train``, run here or by Ray Train in several workers.
+
+        Raises UsageError, before anything is loaded, for a model or sizes that would fail later.
+        """
+        from del_core.lm.check import check_sizes
+        from del_core.training.config import ProjectionConfig, PromptedConfig
+
+        batch = config.batch
+        rows = config.rows if isinstance(config, PromptedConfig) else 0
+        try:
+            check_sizes(
+                self.model,
+                dim=config.dim if isinstance(config, ProjectionConfig) else None,
+                prompt_tokens=config.prompt_tokens,
+                continuation_tokens=config.continuation_tokens,
+                rows=rows,
+            )
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
 
         def stage() -> Result:
             from del_core.lm.model import load_frozen_lm
@@ -95,6 +116,17 @@ class _Stage:
         return train_on_workers(stage, self.workers, gpu=self.device.startswith("cuda"))
 
 
+def _reachable(epsilon: float, delta: float, bits: int, projection: Path) -> None:
+    """Raise BadParameter for an epsilon above that of hardly any noise."""
+    from del_core.audit.calibration import noise_for_epsilon
+    from del_core.training.results import read_projection_result
+
+    try:
+        noise_for_epsilon(epsilon, delta, bits=bits, dim=read_projection_result(projection).dim)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--epsilon") from None
+
+
 def _print_perplexities(result: object) -> None:
     from del_core.training.results import perplexities
 
@@ -109,15 +141,29 @@ def train() -> None:
 
 @train.command()
 @TEXT
-@click.option("--vocabulary", default=4096, show_default=True, help="Tokens of the byte-level BPE vocabulary.")
-@click.option("--hidden", default=256, show_default=True, help="Hidden size b.")
-@click.option("--layers", default=8, show_default=True)
-@click.option("--heads", default=4, show_default=True, help="Attention heads; hidden / heads is best 32, 64 or 128.")
-@click.option("--feed-forward", default=704, show_default=True)
-@click.option("--context", default=256, show_default=True, help="Tokens of a training window.")
-@click.option("--batch", default=16, show_default=True)
-@click.option("--steps", default=2000, show_default=True)
-@click.option("--learning-rate", default=1.5e-3, show_default=True)
+@click.option(
+    "--vocabulary",
+    default=4096,
+    show_default=True,
+    type=click.IntRange(257, 1 << 20),
+    help="Tokens of the byte-level BPE vocabulary.",
+)
+@click.option("--hidden", default=256, show_default=True, type=click.IntRange(1, 1 << 16), help="Hidden size b.")
+@click.option("--layers", default=8, show_default=True, type=click.IntRange(1, 1024))
+@click.option(
+    "--heads",
+    default=4,
+    show_default=True,
+    type=click.IntRange(1, 1024),
+    help="Attention heads; hidden / heads is best 32, 64 or 128.",
+)
+@click.option("--feed-forward", default=704, show_default=True, type=click.IntRange(1, 1 << 18))
+@click.option(
+    "--context", default=256, show_default=True, type=click.IntRange(2, 1 << 20), help="Tokens of a training window."
+)
+@click.option("--batch", default=16, show_default=True, type=click.IntRange(1))
+@click.option("--steps", default=2000, show_default=True, type=click.IntRange(1))
+@click.option("--learning-rate", default=1.5e-3, show_default=True, type=POSITIVE)
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: faster, needs a C++ compiler.")
 @run_options
 def base(texts: tuple[Path, ...], out: Path, compiled: bool, device: str, quiet: bool, **sizes: Any) -> None:
@@ -144,9 +190,7 @@ def projection(**settings: Any) -> None:
 
     stage = _Stage.take(settings)
     config = ProjectionConfig(**settings)
-    _print_perplexities(
-        stage.run(lambda lm: train_projection(lm, stage.out, config, progress=not stage.quiet), config.batch)
-    )
+    _print_perplexities(stage.run(lambda lm: train_projection(lm, stage.out, config, progress=not stage.quiet), config))
 
 
 @train.command()
@@ -184,7 +228,7 @@ def encoder(**settings: Any) -> None:
     config = _config(EncoderConfig, settings)
     result = stage.run(
         lambda lm: train_encoder(lm, stage.start(lm), stage.out, config, progress=not stage.quiet),
-        config.batch,
+        config,
     )
     _print_perplexities(result)
     click.echo(f"{'map ASR':16} {result.map_asr:9.2%}  (on the validation part, like the perplexities)")
@@ -194,8 +238,8 @@ def encoder(**settings: Any) -> None:
 @MODEL
 @PROJECTION
 @TEXT
-@click.option("--name", required=True, help="The variant's name, such as balanced.")
-@click.option("--task", default="general", show_default=True, help="Task that the soft prompt is trained for.")
+@NAME
+@TASK
 @BITS
 @click.option(
     "--map-asr",
@@ -238,12 +282,14 @@ def soft_prompt(name: str, task: str, chat: Path | None, **settings: Any) -> Non
     stage = _Stage.take(settings)
     noise = Noise(**{key: settings.pop(key) for key in ("bits", *targets, "delta")})
     plan = VariantPlan(name, noise, task, _config(SoftPromptConfig, settings))
+    if noise.epsilon is not None:
+        _reachable(noise.epsilon, noise.delta, noise.bits, stage.projection_directory)
     place = None if chat is None else chat.resolve()
     result = stage.run(
         lambda lm: train_variant(
             lm, stage.start(lm), plan, stage.out, chat=_conversations(place, lm), progress=not stage.quiet
         ),
-        plan.config.batch,
+        plan.config,
     )
     _print_perplexities(result.trained)
     for attack, rate in result.recovery.items():
@@ -253,8 +299,8 @@ def soft_prompt(name: str, task: str, chat: Path | None, **settings: Any) -> Non
 @train.command()
 @MODEL
 @TEXT
-@click.option("--name", required=True, help="The variant's name, such as strict.")
-@click.option("--task", default="general", show_default=True, help="Task that the variant is trained for.")
+@NAME
+@TASK
 @click.option("--epsilon", required=True, type=POSITIVE, help="Pure epsilon per token, at most.")
 @click.option("--bits", default=8, show_default=True, type=click.IntRange(1, 8), help="Bits n: codes are 0 to 2^n - 1.")
 @click.option("--columns", default=1, show_default=True, type=click.IntRange(1, 16), help="Codes of each token.")
@@ -278,7 +324,7 @@ def codes(name: str, task: str, chat: Path | None, **settings: Any) -> None:
         lambda lm: train_codes(
             lm, name, config, stage.out, task=task, chat=_conversations(place, lm), progress=not stage.quiet
         ),
-        config.batch,
+        config,
     )
     _print_perplexities(result)
     for attack, rate in result.recovery.items():
@@ -318,5 +364,5 @@ def control(kind: str, **settings: Any) -> None:
 
     stage = _Stage.take(settings)
     config = _config(SoftPromptConfig, settings)
-    result = stage.run(lambda lm: train_control(lm, kind, config, stage.out, progress=not stage.quiet), config.batch)
+    result = stage.run(lambda lm: train_control(lm, kind, config, stage.out, progress=not stage.quiet), config)
     _print_perplexities(result)

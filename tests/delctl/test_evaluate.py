@@ -88,7 +88,7 @@ def test_a_view_is_what_the_server_decodes():
         (["demo"], "exactly one of --text and --chat"),
         (["demo", "--text", str(_TEXT), "--passages", "4", "--written", "5"], "5 is more than the 4 of --passages"),
         (["demo", "--text", str(_TEXT), "--variant", "loud"], "loud is not in the bundle, which has strict,"),
-        (["nowhere", "--text", str(_TEXT)], "nowhere must be a bundle's directory or the word demo"),
+        (["nowhere", "--text", str(_TEXT)], "nowhere must be a bundle's directory or one of demo, tiny, smollm2"),
         ([str(Path(__file__).parent), "--text", str(_TEXT)], "--model is needed for a bundle that is not the demo's"),
     ],
 )

@@ -52,3 +52,12 @@ def test_a_bad_text_file_is_named(tmp_path, make, message):
 def test_too_little_text_is_refused():
     with pytest.raises(TextError, match="at least 20 tokens, got 19"):
         TokenWindows(torch.arange(19), 10, seed=0)
+
+
+def test_long_lines_are_cut_between_words():
+    text = "\n".join(" ".join(f"word{line}of{index}" for index in range(1_000)) for line in range(10))
+    splits = split_text([text])
+    parts = [*splits.train, *splits.validation, *splits.test]
+    assert "".join(parts) == text
+    assert len(parts) == 3
+    assert all(part.startswith("word") for part in parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from del_core.accounting import epsilon
 from del_core.bundle import load_bundle
 from del_core.lm.model import ModelError
+from delctl import main
 from delctl.commands.bundle import bundle as bundle_command
 from delctl.commands.evaluate import evaluate as evaluate_command
 from delctl.commands.train import train
@@ -257,3 +259,31 @@ def test_controls_learn_the_corpus_and_only_one_reads_the_prompt(trained, tmp_pa
     assert variant["gap_closed"][0] == pytest.approx((nothing - ppl["noisy"]) / (nothing - clear), abs=1e-3)
     with pytest.raises(ModelError, match="model_sha256"):
         _run(evaluate_command, "demo", "--text", _TEXT, "--control", tmp_path / "clear")
+
+
+def test_a_variant_behind_another_projection_is_refused(trained, tmp_path):
+    """Its stated attack success would be that of another table."""
+    work, _ = trained
+    _run(
+        train, "projection", "--model", work / "model", "--text", _TEXT, "--out", tmp_path / "other", "--dim", 16,
+        "--steps", 1, *_SHORT,
+    )  # fmt: skip
+    variant = Path(shutil.copytree(work / "noisy", tmp_path / "noisy"))
+    arguments = ["bundle", "--model", work / "model", "--variant", variant, "--out", tmp_path / "b", "--projection"]
+    assert main.run(list(map(str, [*arguments, tmp_path / "other"]))) == main.FAILED
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_stated_attack_success_is_measured_again(trained, tmp_path, capsys):
+    work, _ = trained
+    variant = Path(shutil.copytree(work / "noisy", tmp_path / "noisy"))
+    summary = json.loads((variant / "variant.json").read_text())
+    del summary["projection_sha256"]  # as earlier versions wrote it
+    (variant / "variant.json").write_text(json.dumps(summary))
+    arguments = ["bundle", "--model", work / "model", "--variant", variant, "--projection", work / "projection"]
+    assert main.run(list(map(str, [*arguments, "--out", tmp_path / "b"]))) == 0
+    found = summary["audit"]["map"]
+    found |= {name: found[name] / 3 for name in ("success", "low", "high")}
+    (variant / "variant.json").write_text(json.dumps(summary))
+    assert main.run(list(map(str, [*arguments, "--out", tmp_path / "c"]))) == main.FAILED
+    assert "it was trained behind another one" in capsys.readouterr().err
