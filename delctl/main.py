@@ -80,10 +80,12 @@ INPUT_ERRORS = frozenset(
         "BaseModelError",
         "BundleError",
         "BundleRejectedError",
+        "CapacityError",
         "DeviceError",
         "FrameError",
         "InvalidRequestError",
         "SettingsError",
+        "StorageError",
         "TextError",
     }
 )

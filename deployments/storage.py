@@ -36,6 +36,7 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 # Weights, configuration and tokenizer: no format that can hold code which loading would run.
 _MODEL_SUFFIXES = (".json", ".jinja", ".model", ".safetensors", ".txt")
 _PARALLEL = 8
+_WORDS = {FileNotFoundError: "no such file or directory", PermissionError: "no permission"}
 
 
 class StorageError(DelError):
@@ -116,9 +117,11 @@ def _reading(url: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise StorageError(f"{url} needs a package that is not installed: {error.name or error}") from None
+        said = str(error).strip() or error.name
+        raise StorageError(f"{url} needs a package of the extra del-serve[storage]: {said}") from None
     except Exception as error:  # each library has errors of its own
-        raise StorageError(f"{url} must be readable, got {type(error).__name__}") from None
+        found = next((words for kind, words in _WORDS.items() if isinstance(error, kind)), type(error).__name__)
+        raise StorageError(f"{url} must be readable, got {found}") from None
 
 
 def check_bundle(place: str) -> Manifest:

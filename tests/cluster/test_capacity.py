@@ -131,6 +131,8 @@ def test_the_command_prints_json_and_takes_a_price(capsys: pytest.CaptureFixture
 
 
 def test_bad_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "--model-size", "8B", "--inter-token-ms", "1", *OPTIONS]) == 2
+    assert "inter_token_ms must be at least" in capsys.readouterr().err
     assert run(["plan", *OPTIONS]) == 2
     assert "one of --model-size and --model is needed" in capsys.readouterr().err
     assert run(["plan", "--model", str(tmp_path), *OPTIONS]) == 2

@@ -16,7 +16,6 @@ from client_lib import Client, private
 from cluster.local import LocalServer
 from cluster.local.nodes import Nodes
 from cluster.local.server import start_nodes
-from del_core.bundle import load_bundle
 from delctl.main import run
 from deployments.auth.keys import hash_key
 from tests.support.tiny import Tiny, make_other_bundle
@@ -97,7 +96,7 @@ def test_several_models(cluster: LocalServer, tiny: Tiny, tmp_path: Path, capsys
 def test_several_bundles(cluster: LocalServer, tiny: Tiny, newer: Path, tmp_path: Path) -> None:
     assert deploy(cluster, adapted("several-bundles", tmp_path, [newer, tiny.bundle], tiny.model)) == 0
     assert complete(cluster.url, tmp_path / "new") == "length"
-    with Client(cluster.url, cache_dir=tmp_path / "old", api_key=KEY, bundle=load_bundle(tiny.bundle).client) as client:
+    with Client(cluster.url, cache_dir=tmp_path / "old", api_key=KEY, bundle=tiny.bundle / "client") as client:
         assert client.complete([private("the old house")], variant="open", max_tokens=4).finish_reason == "length"
 
 
