@@ -10,11 +10,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from client_lib.prompts.chat import ChatTemplate, Message
-from client_lib.prompts.spans import Span, private, public
+from client_lib.prompts.spans import Span, public
 from client_lib.proxy.tools import OPEN
 
 # For models without a template. Contents begin with a space, as words in a text do.
@@ -44,9 +44,16 @@ def content_of(message: Message) -> str:
 
 
 def contents(
-    messages: Sequence[Message], public_ones: Sequence[bool], own: Sequence[bool], template: ChatTemplate | None
+    messages: Sequence[Message],
+    public_ones: Sequence[bool],
+    own: Sequence[bool],
+    template: ChatTemplate | None,
+    *,
+    hide: Callable[[str], Sequence[Span]],
 ) -> list[Message]:
-    """Return the messages with one span as content each, as they are rendered.
+    """Return the messages with spans as contents, as they are rendered.
+
+    ``hide`` makes the spans of what is neither public nor the server's own.
 
     Developer messages become system messages. Under a model's own template the contents are
     stripped of white space, which many templates trim anyway. So are ``own`` answers of the server:
@@ -60,8 +67,14 @@ def contents(
         if template is None:
             text = f" {text}"
         role = "system" if message.role == "developer" else message.role
-        made.append(Message(role, public(text) if is_public or is_own else private(text)))
+        made.append(Message(role, (public(text),) if is_public or is_own else tuple(hide(text))))
     return made
+
+
+def spans_in(message: Message) -> tuple[Span, ...]:
+    """Return the spans of a message, as made by :func:`contents`."""
+    assert isinstance(message.content, tuple)
+    return message.content
 
 
 def render(chat: Sequence[Message], template: ChatTemplate | None, tools: Tools = NO_TOOLS) -> list[Span]:
@@ -74,8 +87,7 @@ def render(chat: Sequence[Message], template: ChatTemplate | None, tools: Tools 
     messages: list[Message] = []
     for message in chat:
         if message.role == "tool":
-            assert isinstance(message.content, Span)
-            result = (public(_RESULT), message.content, public(_END_RESULT))
+            result = (public(_RESULT), *spans_in(message), public(_END_RESULT))
             before = messages[-1].content if messages and messages[-1].role == "results" else ()
             assert isinstance(before, tuple)
             if before:
@@ -87,8 +99,7 @@ def render(chat: Sequence[Message], template: ChatTemplate | None, tools: Tools 
     messages = [Message("user", one.content) if one.role == "results" else one for one in messages]
     if tools.span is not None:
         if messages and messages[0].role == "system":
-            assert isinstance(messages[0].content, Span)
-            messages[0] = Message("system", (messages[0].content, public("\n\n"), tools.span))
+            messages[0] = Message("system", (*spans_in(messages[0]), public("\n\n"), tools.span))
         else:
             messages.insert(0, Message("system", (public(space), tools.span) if space else tools.span))
     spans = list((template or _PLAIN).render(messages))

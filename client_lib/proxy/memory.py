@@ -20,6 +20,7 @@ from client_lib.prompts.digest import keyed_digest
 from client_lib.prompts.memo import EncodedStore
 from client_lib.prompts.spans import Span
 from client_lib.prompts.types import EncodedPrompt
+from client_lib.proxy.history import spans_in
 
 _HISTORIES = 20_000  # names whose drawings are counted
 
@@ -55,9 +56,9 @@ class CountMemory:
         start = keyed_digest(self._key, "chat", "none" if subject is None else "some", subject or "", variant)
         named, name = {}, start
         for message in chat:
-            assert isinstance(message.content, Span)
-            name = keyed_digest(self._key, message.role, message.content.text, before=name)
-            named[id(message.content)] = name
+            for span in spans_in(message):
+                name = keyed_digest(self._key, message.role, span.text, before=name)
+                named[id(span)] = name
         names = self.names(subject, variant, spans)
         for index, span in enumerate(spans):
             if span.is_private:

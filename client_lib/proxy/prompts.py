@@ -15,12 +15,13 @@ from client_lib.errors import BundleOutdatedError, ContextFullError, DELClientEr
 from client_lib.options import SamplingOptions
 from client_lib.prompts.answers import AnswerMemory
 from client_lib.prompts.chat import ChatTemplate, Message
+from client_lib.prompts.detect import detected
 from client_lib.prompts.memo import check_redraws
 from client_lib.prompts.spans import CLEAR, Span, private, public
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.proxy._http import log
 from client_lib.proxy.answers import Choice
-from client_lib.proxy.history import NO_TOOLS, Tools, contents, is_instruction, render, selections
+from client_lib.proxy.history import NO_TOOLS, Tools, contents, is_instruction, render, selections, spans_in
 from client_lib.proxy.memory import CountMemory
 from client_lib.proxy.metrics import Metrics
 from client_lib.proxy.requests import ChatRequest, CompletionRequest
@@ -153,7 +154,7 @@ class Prompts:
         asked, is_clear = submission.asked, submission.variant == CLEAR
         room = await self._client.room(variant=submission.variant)
         if isinstance(asked, CompletionRequest):
-            spans = [public(asked.prompt) if is_clear else private(asked.prompt)]
+            spans = [public(asked.prompt)] if is_clear else list(self._hide(asked.prompt))
             names = self._memory.names(submission.subject, submission.variant, spans)
             return _Plan(spans, names, self._recall(submission, names, spans))
         own = self._own_answers(submission, asked.messages)
@@ -164,6 +165,10 @@ class Prompts:
             if not any(own[first_new:]):
                 return plan
             own[first_new:] = [False] * (len(own) - first_new)
+
+    def _hide(self, text: str) -> Sequence[Span]:
+        """Return what somebody wrote as spans."""
+        return detected(text) if self._settings.private == "pii" else (private(text),)
 
     def _own_answers(self, submission: Submission, messages: Sequence[Message]) -> list[bool]:
         """Return which messages the server wrote itself."""
@@ -183,9 +188,10 @@ class Prompts:
         if asked.tools is not None:
             hide = settings.private_tools and variant != CLEAR
             tools = Tools((private if hide else public)(asked.tools.text), asked.tools.must_call)
-        clear = [variant == CLEAR or (settings.public_system and is_instruction(message)) for message in messages]
+        is_public = settings.public_system or settings.private == "user"
+        clear = [variant == CLEAR or (is_public and is_instruction(message)) for message in messages]
         template = await self._template()
-        chat = contents(messages, clear, own, template)
+        chat = contents(messages, clear, own, template, hide=self._hide)
         kept, dropped = render(chat, template, tools), 0
         if room is not None:
             choices = list(selections(messages)) if settings.trim_history else [list(range(len(messages)))]
@@ -193,7 +199,7 @@ class Prompts:
             chosen, kept = await self._fit(rendered, variant, room, max_tokens)
             dropped = len(messages) - len(choices[chosen])
         names = self._memory.chat_names(submission.subject, variant, chat, kept)
-        places = {id(message.content): index for index, message in enumerate(chat)}
+        places = {id(span): index for index, message in enumerate(chat) for span in spans_in(message)}
         # A template may write messages in another order. Its own parts come first here.
         order = sorted(range(len(kept)), key=lambda index: places.get(id(kept[index]), -1))
         known = self._recall(submission, names, kept, order)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 from client_lib._validation import check_integer, check_key, invalid
 from client_lib.prompts.chat import ChatTemplate
@@ -28,6 +29,9 @@ class ProxySettings:
         allow_origins: origins of web pages that may use the proxy, such as ``https://app.example``.
         template: a chat template; None takes the bundle's, or writes role names before the messages
             if the bundle has none.
+        private: what is private of what people wrote: "all" of it; for "user", system and developer
+            messages are not; for "pii", only what the detectors of :mod:`client_lib.prompts.detect`
+            find, and the rest goes out in the clear.
         public_system: send system and developer messages as public text.
         private_tools: hide the definitions of tools, too.
         private_answers: hide the server's own answers from it, too. Otherwise an assistant message
@@ -50,6 +54,7 @@ class ProxySettings:
     subject: str | None = field(default=None, repr=False)
     allow_origins: tuple[str, ...] = ()
     template: ChatTemplate | None = None
+    private: Literal["all", "user", "pii"] = "all"
     public_system: bool = False
     private_tools: bool = False
     private_answers: bool = False
@@ -72,6 +77,8 @@ class ProxySettings:
                 raise invalid("allow_origins", "named origins, unless a client_key is set", "'*'")
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise invalid("allow_origins", "scheme://host[:port] without a path", repr(origin))
+        if self.private not in ("all", "user", "pii"):
+            raise invalid("private", "all, user or pii", repr(self.private))
         if self.subject == "":
             raise invalid("subject", "a non-empty string or None", "an empty string")
         if self.variants is not None and not self.variants:

@@ -161,6 +161,14 @@ _policy = grouped(
     metavar="FILE",
     help="The model's tokenizer_config.json, for its chat template.  [default: the bundle's]",
 )
+@click.option(
+    "--private",
+    type=click.Choice(["all", "user", "pii"]),
+    default="all",
+    show_default=True,
+    help="What is private: all that people write, all but system messages, or only numbers, addresses and keys that "
+    "detectors find. What they miss goes out in the clear.",
+)
 @click.option("--public-system", is_flag=True, help="Send system and developer messages as public text.")
 @click.option("--private-tools", is_flag=True, help="Hide the definitions of tools, too, at the cost of the budget.")
 @click.option(

@@ -48,7 +48,7 @@ def test_everything_that_an_application_does(seen: dict[str, Any]) -> None:
     assert seen["abandoned"] is True
     for name, kind, status, code, param in (
         ("unknownModel", "NotFoundError", 404, "model_not_found", "model"),
-        ("tools", "BadRequestError", 400, "unsupported_parameter", "tools"),
+        ("tools", "BadRequestError", 400, "unsupported_parameter", "tools[0].type"),
         ("unknownField", "BadRequestError", 400, "unsupported_parameter", "min_tokens"),
         ("busy", "InternalServerError", 503, "overloaded", None),
     ):

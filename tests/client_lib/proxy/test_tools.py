@@ -184,3 +184,23 @@ def test_references_in_schemas_stay_at_their_root() -> None:
     schema = ToolUse((Tool("a", "", {**reference, **definitions}), Tool("b", "", {})), "required").schema()
     assert schema["$defs"] == definitions["$defs"]
     assert schema["anyOf"][0]["properties"]["arguments"] == reference
+
+
+@pytest.mark.parametrize("tools", [[], [WEATHER]])
+def test_only_what_detectors_find_is_private(make_proxy: MakeProxy, server: ScriptedServer, tools: list[Any]) -> None:
+    """Also with tools, and in results of tools; the answer that is sent back stays public."""
+    proxy = make_proxy(private="pii")
+    messages = [
+        {"role": "system", "content": "be kind to 12345678"},
+        {"role": "user", "content": "write to ann@example.org please"},
+        {"role": "tool", "content": "done for 87654321 at noon", "tool_call_id": "1"},
+    ]
+    assert proxy.post("/v1/chat/completions", {**CHAT, "messages": messages, "tools": tools}).status_code == 200
+    public = "".join(text for is_private, text in texts(server, 0) if not is_private)
+    assert [is_private for is_private, _ in texts(server, 0)].count(True) == 3
+    for shown in ("be kind to", "write to", "please", "done for", "at noon"):
+        assert shown in public
+    for hidden in ("1234", "ann", "8765"):
+        assert hidden not in public
+    proxy.post("/v1/completions", {"model": "open", "prompt": "call 030 901 8200 now"})
+    assert [is_private for is_private, _ in texts(server, 1)].count(True) == 1

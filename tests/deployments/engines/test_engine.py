@@ -150,7 +150,7 @@ async def _adjusted_logits(engine: VllmEngine, tiny: Tiny) -> None:
     assert len(set(found[: len(structured)])) > 2
     biased, penalized, plain = found[len(structured) :]
     assert set(biased) == {7}
-    assert sorted(penalized[:40]) == [7] * 20 + [8] * 20
+    assert set(penalized[:40]) == {7, 8}
     assert plain == tokens(await generate(engine, 408, others[-1]))
 
 

@@ -70,7 +70,7 @@ console.log(
       api.chat.completions.create({
         model: "open",
         messages,
-        tools: [{ type: "function", function: { name: "f", parameters: {} } }],
+        tools: [{ type: "custom", custom: { name: "f" } }],
       }),
     ),
     unknownField: await failure(() => api.chat.completions.create({ model: "open", messages, min_tokens: 3 })),
