@@ -1,8 +1,8 @@
 """What Oblivious HTTP costs: python -m benchmarks.oblivious [--rounds N] [--json]
 
-The same completions, directly and through a relay and the gateway, over sockets of this machine. A
-mock engine generates at once, so that the difference is the path: one hop more, and sealing and
-opening on both ends. Client, relay and server are threads of one process and share its
+The same completions, directly, sealed for the gateway, and sealed through a relay, over sockets of
+this machine. A mock engine generates at once, so that the difference is the path: sealing and
+opening on both ends, and with the relay one hop more. Client, relay and server are threads of one process and share its
 interpreter, which makes the difference larger than between machines.
 """
 
@@ -113,10 +113,14 @@ def measure(rounds: int) -> dict[str, Any]:
                 policy=policy,
             )
         )
+        sealed = stack.enter_context(
+            Client(url, gateway_key=key.config.to_list(), cache_dir=cache / "sealed", policy=policy)
+        )
         report: dict[str, Any] = {"rounds": rounds, "output_tokens": _OUTPUT}
         for name, words in _WORDS.items():
             report[name] = {
                 "direct": _one(direct, served, words, rounds),
+                "sealed": _one(sealed, served, words, rounds),
                 "relay": _one(hidden, relayed, words, rounds),
             }
     return report

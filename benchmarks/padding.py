@@ -40,9 +40,11 @@ LONGEST, SHORTEST, CONTINUATION = 96, 8, 32
 TEXT = Path(__file__).parents[1] / "examples" / "demo_model" / "held_out.txt"
 
 
-def passages(tokenizer: Tokenizer, count: int, seed: int = 0) -> list[tuple[str, list[int]]]:
-    """Return prompts as text, and the token ids that follow them."""
-    ids = tokenizer.encode(TEXT.read_text("utf-8"), add_special_tokens=False).ids
+def passages(
+    tokenizer: Tokenizer, count: int, seed: int = 0, *, text: str | None = None
+) -> list[tuple[str, list[int]]]:
+    """Return prompts as text, and the token ids that follow them; from ``text`` or the demo's."""
+    ids = tokenizer.encode(text or TEXT.read_text("utf-8"), add_special_tokens=False).ids
     chooser = np.random.default_rng(seed)
     found = []
     for start in np.linspace(0, len(ids) - LONGEST - CONTINUATION, count).astype(int):

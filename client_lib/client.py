@@ -48,7 +48,7 @@ class ClientBase:
         self.base_url = check_base_url(base_url, allow_http=options.get("allow_http", False))
         timeout = timeout_from(options.get("timeout", Timeout()))
         core = core_from(self.base_url, options)
-        relay = relay_from(options, transport)
+        relay = relay_from(options, self.base_url, transport)
         connections = ConnectionSettings.for_server(self.base_url, http2=options.get("http2", False), relay=relay)
         self._driver = driver(core, timeout, transport, connections=connections)
 

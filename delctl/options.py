@@ -181,7 +181,8 @@ trust_options = grouped(
         envvar="DEL_GATEWAY_KEY",
         show_envvar=True,
         metavar="HEX",
-        help="The key configuration of the server's gateway, from a source that you trust.",
+        help="The key configuration of the server's gateway, from a source that you trust: encrypts requests and "
+        "answers between this machine and the replica, also without a relay.",
     ),
 )
 

@@ -1,7 +1,9 @@
-"""Transports that send every request through a relay, sealed for the server's gateway.
+"""Transports that seal every request for the server's gateway, and send it through a relay.
 
 The relay sees who calls, how much and when; the gateway sees the requests, but not from where.
 Whatever identifies the caller inside a request (an API key, a session id) still reaches the server.
+Without a relay the requests go to the gateway's own URL: nobody between client and replica reads
+them, and the server sees the caller.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ _KEPT = ("retry-after",)
 
 @dataclass(frozen=True)
 class Relay:
-    """A relay's URL and the gateway's pinned key."""
+    """The URL of a relay, or of the gateway itself, and the gateway's pinned key."""
 
     url: str
     key: KeyConfig = field(repr=False)
@@ -47,7 +49,7 @@ class Relay:
         try:
             import pyhpke  # noqa: F401
         except ImportError:
-            raise missing_package("relay", "used with the package pyhpke", "ohttp") from None
+            raise missing_package("gateway_key", "used with the package pyhpke", "ohttp") from None
         try:
             data = bytes.fromhex(gateway_key) if isinstance(gateway_key, str) else bytes(gateway_key)
             return cls(url, KeyConfig.parse(data))
@@ -82,10 +84,10 @@ class _Exchange:
         if outer.status_code == 200:
             kind = outer.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != CHUNKED_RESPONSE or "content-encoding" in outer.headers:
-                raise ProtocolError(must_be("the relay's content-type", CHUNKED_RESPONSE, "another type"))
+                raise ProtocolError(must_be("the content-type of relay or gateway", CHUNKED_RESPONSE, "another type"))
             return None
         if outer.status_code < 300:
-            raise ProtocolError(must_be("the relay's status", "200 or an error", str(outer.status_code)))
+            raise ProtocolError(must_be("the status of relay or gateway", "200 or an error", str(outer.status_code)))
         headers = {name: outer.headers[name] for name in _KEPT if name in outer.headers}
         return httpx.Response(outer.status_code, headers=headers, content=b"")
 
@@ -94,9 +96,9 @@ class _Exchange:
         try:
             return self._decoder.feed(self._opener.feed(piece, ended=ended), ended=ended)
         except TruncatedError:
-            raise ConnectionFailedError("relay: the connection broke before the response was complete") from None
+            raise ConnectionFailedError("gateway: the connection broke before the response was complete") from None
         except ObliviousError as error:
-            raise ProtocolError(f"relay: {error}") from None
+            raise ProtocolError(f"gateway: {error}") from None
 
     @property
     def has_head(self) -> bool:

@@ -20,6 +20,7 @@ from client_lib.errors import ConnectionFailedError, DELClientError, TimeoutExce
 from client_lib.options import ClientOptions, Timeout
 from client_lib.protocol.responses import REQUEST_ID, is_id
 from del_core.net.addresses import is_loopback
+from del_core.ohttp import WELL_KNOWN
 
 T = TypeVar("T")
 
@@ -152,15 +153,19 @@ def head_of(response: httpx.Response) -> Head:
     return Head(response.status_code, headers)
 
 
-def relay_from(options: ClientOptions, transport: object) -> Relay | None:
-    """Return the relay of a client's options, or None. Raises ``InvalidRequestError``."""
+def relay_from(options: ClientOptions, base_url: str, transport: object) -> Relay | None:
+    """Return the relay of a client's options, or None. Raises ``InvalidRequestError``.
+
+    With a gateway's key and no relay, requests are sealed and go to the gateway itself.
+    """
     url, key = options.get("relay"), options.get("gateway_key")
-    if url is None:
-        if key is not None:
-            raise invalid("gateway_key", "absent without a relay", "a value")
+    if url is None and key is None:
         return None
     if transport is not None:
-        raise invalid("relay", "absent with a transport, which makes its connections itself", "a URL")
+        name, found = ("gateway_key", "a value") if url is None else ("relay", "a URL")
+        raise invalid(name, "absent with a transport, which makes its connections itself", found)
+    if url is None:
+        return Relay.from_options(base_url + WELL_KNOWN, key)
     return Relay.from_options(check_base_url(url, allow_http=options.get("allow_http", False), name="relay"), key)
 
 

@@ -28,10 +28,11 @@ from del_core.mechanism.randomness import random_bytes
 from del_core.wire import DEFAULT_LIMITS, PublicSegment, Request, Sampling, Segment, encode_frame, row_bytes
 
 _DRAW_ID_BYTES = 16
+_MAX_FILLERS = 8
 
 
 class Encoder:
-    """Encodes prompts for one bundle. Stateless between calls and safe for several threads.
+    """Encodes prompts for one bundle. Calls are independent, and safe in several threads.
 
     ``random_source(n)`` must return n bytes of a cryptographic generator.
     """
@@ -40,6 +41,7 @@ class Encoder:
         self.bundle = bundle
         self._random_source = random_source
         self._tokenizer = load_tokenizer(bundle.tokenizer_path)
+        self._fillers: dict[str, tuple[int, ...]] = {}  # tokens of the texts of paddings
 
     @property
     def fingerprint(self) -> str:
@@ -97,9 +99,7 @@ class Encoder:
             if padding is None or not span.is_private:
                 tokenized.append(Tokenized(span, ids))
             else:
-                # Padding stands inside a prompt; it must not depend on what precedes it.
-                filler = self._checked(guarded(lambda: self._tokenizer.encode(padding.text, begins=False)))
-                padded = padding.apply(ids, filler, len(span.text.encode()))
+                padded = padding.apply(ids, self._filler(padding.text), len(span.text.encode()))
                 tokenized.append(Tokenized(span, padded, padding.name))
         if not tokenized:
             raise invalid("prompt", "at least one token long", "a prompt without tokens")
@@ -158,6 +158,14 @@ class Encoder:
         texts = [(span.text, span.is_private) for span in spans]
         found = guarded(lambda: self._tokenizer.encode_spans(texts, self.bundle.manifest.bos_token_id))
         return [self._checked(ids) for ids in found]
+
+    def _filler(self, text: str) -> tuple[int, ...]:
+        if (ids := self._fillers.get(text)) is None:
+            if len(self._fillers) >= _MAX_FILLERS:
+                self._fillers.clear()
+            # Padding stands inside a prompt; it must not depend on what precedes it.
+            ids = self._fillers[text] = self._checked(guarded(lambda: self._tokenizer.encode(text, begins=False)))
+        return ids
 
     def _checked(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         rows = self.bundle.table.shape[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,6 +26,7 @@ class Padding:
     bucket: int
     text: str = field(default="\n", repr=False)
     unit: Literal["tokens", "bytes"] = "tokens"
+    fill: Literal["repeat", "draw"] = "repeat"
 
     def __post_init__(self) -> None:
         check_integer("padding.bucket", self.bucket, 2, 4096)
@@ -33,12 +35,15 @@ class Padding:
             raise invalid("padding.text", "at least one character", "an empty text or no string")
         if self.unit not in ("tokens", "bytes"):
             raise invalid("padding.unit", "'tokens' or 'bytes'", repr(self.unit))
+        if self.fill not in ("repeat", "draw"):
+            raise invalid("padding.fill", "'repeat' or 'draw'", repr(self.fill))
 
     @property
     def name(self) -> str:
         """A text that identifies these settings."""
         unit = "" if self.unit == "tokens" else f"{self.unit} "
-        return f"{unit}{self.bucket} {self.text}"
+        fill = "" if self.fill == "repeat" else f"{self.fill} "
+        return f"{unit}{fill}{self.bucket} {self.text}"
 
     def apply(self, ids: tuple[int, ...], padding_ids: tuple[int, ...], size: int) -> tuple[int, ...]:
         """Return the ids of a text of ``size`` bytes behind their padding, the tokens of ``text``.
@@ -52,5 +57,7 @@ class Padding:
         if missing < 0:  # said without figures, which would depend on the text
             wanted = "a tokenizer that makes at most one token of each byte"
             raise BundleInvalidError(must_be("tokenizer.json", wanted, "more tokens"))
+        if self.fill == "draw":
+            return tuple(padding_ids[secrets.randbelow(len(padding_ids))] for _ in range(missing)) + ids
         repeated = padding_ids * (missing // len(padding_ids) + 1)
         return repeated[:missing] + ids

@@ -98,6 +98,8 @@ class _Answer(Response):
         """Return the scope of the inner request: of the outer one, what Serve has set."""
         request, root = self._request, scope.get("root_path", "")
         path, _, query = request.path.partition("?")
+        if not path.startswith(f"{root}/"):  # a caller may name the server with the prefix of its routes or without
+            path = root + path
         headers = [(name.encode(), value.encode("latin-1")) for name, value in request.headers if name not in _DROPPED]
         kept = [pair for pair in scope["headers"] if pair[0] == b"x-request-id"]
         length = [(b"content-length", b"%d" % len(request.content))]
@@ -107,8 +109,8 @@ class _Answer(Response):
             "http_version": "1.1",
             "method": request.method,
             "scheme": request.scheme,
-            "path": root + path,
-            "raw_path": (root + path).encode(),
+            "path": path,
+            "raw_path": path.encode(),
             "query_string": query.encode(),
             "root_path": root,
             "headers": [*headers, *length, *kept, (b"host", request.authority.encode())],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chi2
 
 from client_lib import BundleInvalidError, InvalidRequestError, Padding, mark, private, public
 from client_lib.prompts.encoder import Encoder
@@ -124,3 +125,36 @@ def test_a_tokenizer_that_counts_for_the_server_is_refused() -> None:
     assert padding.name != Padding(4).name
     with pytest.raises(InvalidRequestError, match=r"padding\.unit"):
         Padding(4, unit="words")  # type: ignore[arg-type]
+
+
+def test_drawn_padding_has_the_frequencies_of_its_text(bundle: ClientBundle) -> None:
+    """Chi-square with alpha = 1e-6; every expected count is at least 5."""
+    encoder = Encoder(bundle)
+    text = "the quick the brown the lazy dog the test"
+    known = encoder.tokenize(text, "open")[0].ids
+    padding = Padding(64, text=text, fill="draw")
+    plain = encoder.tokenize("a", "open")[0].ids
+    drawn = [one for _ in range(200) for one in encoder.tokenize("a", "open", padding)[0].ids[: 64 - len(plain)]]
+    assert set(drawn) == set(known)
+    ids, shares = np.unique(known, return_counts=True)
+    expected = shares / len(known) * len(drawn)
+    observed = np.array([drawn.count(one) for one in ids])
+    statistic = float(((observed - expected) ** 2 / expected).sum())
+    assert statistic < chi2.isf(1e-6, len(ids) - 1)
+
+
+def test_drawn_padding_is_sent_and_repeated(connect: Connect, server: ScriptedServer) -> None:
+    """A prompt that is sent again repeats its counts, so its padding is drawn once."""
+    calls = connect(variant="open", padding=Padding(32, text="the quick brown fox", fill="draw"))
+    for _ in range(2):
+        calls.complete([private("hello"), public("and")])
+    first, second = (server.decode(frame).segments for frame in server.frames)
+    assert [segment.tokens for segment in first if isinstance(segment, PrivateSegment)] == [32]
+    codes = [segment.codes for segments in (first, second) for segment in segments if isinstance(segment, PrivateSegment)]
+    assert np.array_equal(codes[0], codes[1])
+
+
+def test_fills_are_named() -> None:
+    assert Padding(4, fill="draw").name != Padding(4).name
+    with pytest.raises(InvalidRequestError, match=r"padding\.fill"):
+        Padding(4, fill="noise")  # type: ignore[arg-type]

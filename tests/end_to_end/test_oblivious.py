@@ -68,6 +68,21 @@ class Recorder:
         await self.app(scope, received, send)
 
 
+class Answers:
+    """ASGI middleware that keeps the bodies of answers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.sent = bytearray()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Any) -> None:
+            self.sent += message.get("body", b"")
+            await send(message)
+
+        await self.app(scope, receive, sent)
+
+
 @dataclass
 class Stack:
     """A running relay and gateway."""
@@ -121,6 +136,59 @@ def test_everything_goes_through_the_relay(stack: Stack, tmp_path: Path) -> None
     assert {scope["path"] for scope in stack.relay.scopes} == {"/"}
     assert {scope["path"] for scope in stack.gateway.scopes} == {WELL_KNOWN}
     assert len(stack.gateway.scopes) == len(stack.relay.scopes) == 4
+
+
+def test_without_a_relay_nobody_in_between_reads_anything(stack: Stack, tmp_path: Path) -> None:
+    """A TLS terminator in front of the gateway sees neither prompt, answer nor key."""
+    answers = Answers(stack.gateway)
+    with running(answers) as port:
+        url = f"http://127.0.0.1:{port}"
+        with Client(url, **options(stack, tmp_path, relay=None)) as client:
+            whole = client.complete([public("one two")], variant="clear", max_tokens=3)
+            with client.stream([public("one two")], variant="clear", max_tokens=3) as stream:
+                chunks = list(stream)
+    assert whole.text
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert {scope["path"] for scope in stack.gateway.scopes} == {WELL_KNOWN}
+    seen = [*stack.gateway.bodies, bytes(answers.sent)]
+    for secret in (b"DELF", API_KEY.encode(), b"/v1/", b"token_ids", whole.text.encode()):
+        assert not any(secret in body for body in seen)
+    headers = [value for scope in stack.gateway.scopes for _, value in scope["headers"]]
+    assert not any(API_KEY.encode() in value for value in headers)
+    assert not stack.relay.scopes
+
+
+def test_a_server_without_a_gateway_gets_nothing_in_the_clear(stack: Stack, tmp_path: Path) -> None:
+    """There is no fallback to requests that are not sealed."""
+
+    async def without(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    plain = Recorder(without)
+    with (
+        running(plain) as port,
+        Client(f"http://127.0.0.1:{port}", **options(stack, tmp_path, relay=None)) as client,
+        pytest.raises(DELClientError, match="HTTP 404"),
+    ):
+        client.models()
+    assert {scope["path"] for scope in plain.scopes} == {WELL_KNOWN}
+    assert not any(API_KEY.encode() in body for body in plain.bodies)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/llm/healthz"])
+def test_a_gateway_below_a_prefix_takes_paths_with_and_without_it(stack: Stack, path: str) -> None:
+    async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
+        await stack.gateway({**scope, "root_path": "/llm"} if scope["type"] == "http" else scope, receive, send)
+
+    client = ClientRequest(KEY.config)
+    body = client.seal(encode_request(BinaryRequest("GET", "https", "x", path)))
+    with running(mounted) as port:
+        url = f"http://127.0.0.1:{port}/llm{WELL_KNOWN}"
+        response = httpx.post(url, content=body, headers={"content-type": CHUNKED_REQUEST})
+    decoder = ResponseDecoder()
+    decoder.feed(client.response().feed(response.content, ended=True), ended=True)
+    assert decoder.status == 200
 
 
 def test_the_asynchronous_client(stack: Stack, tmp_path: Path) -> None:
@@ -267,8 +335,8 @@ def test_a_relay_without_its_gateway(tmp_path: Path) -> None:
         ({"gateway_key": b"\x01" * 40}, "gateway_key"),
         ({"relay": "http://relay.example"}, "relay"),
         ({"relay": "ftp://127.0.0.1"}, "relay"),
-        ({"relay": None}, "gateway_key"),
         ({"transport": httpx.MockTransport(lambda _: httpx.Response(200))}, "relay"),
+        ({"transport": httpx.MockTransport(lambda _: httpx.Response(200)), "relay": None}, "gateway_key"),
     ],
 )
 def test_options_that_would_not_hide_the_caller_are_refused(wrong: dict[str, Any], field: str) -> None:
