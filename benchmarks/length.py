@@ -1,7 +1,7 @@
 """How well a server finds the length that padding hides: python -m benchmarks.length [--json]
 
-The demo's prompts (8 to 96 tokens of examples/demo_model/held_out.txt, its first half) are padded to
-a multiple of 32 tokens, encoded by the client's encoder, and attacked from the counts. The fills:
+The demo's prompts (8 to 96 tokens of the first half of examples/demo_model/held_out.txt) are padded
+to a multiple of 32 tokens, encoded by the client's encoder, and attacked from the counts. The fills:
 
     line feed   the default of Padding, repeated
     sample N    tokens drawn from a text of N characters, the end of the second half
@@ -13,7 +13,7 @@ scores every possible end s of the padding by a log likelihood ratio, and says t
     tokens      change point of independent tokens:
                 sum_{t<s} log sum_v f(v) P(z_t | v) + sum_{t>=s} log sum_v p(v) P(z_t | v)
     bigrams     the second sum is a hidden Markov model over bigrams of the demo's text
-    model       in the second sum, the demo's LM takes the place of p; it reads the likeliest tokens
+    model       the second sum with the demo's LM, which reads the likeliest tokens, in place of p
 
 ``exact`` is the share of prompts whose length was found (Wilson, 95 %), ``error`` the mean distance.
 Guessing finds one in 32. The ratio of perplexities is that of :mod:`benchmarks.padding`.
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -33,7 +32,7 @@ from scipy.sparse import csr_matrix
 from scipy.special import logsumexp
 from tokenizers import Tokenizer
 
-from benchmarks.padding import CONTINUATION, TEXT, losses, passages
+from benchmarks.padding import TEXT, losses, passages
 from client_lib import Padding, private
 from client_lib.prompts.encoder import Encoder
 from del_core.audit.intervals import Rate
@@ -113,7 +112,7 @@ class Attacker:
 
     @torch.no_grad()
     def _gains(self, likelihood: Floats, real: Floats) -> Floats:
-        """Return what the LM adds to the score of each end: log ratios of its and the prior's predictions."""
+        """Return what predictions of the LM, in place of the prior, add to the score of each end."""
         likeliest = torch.tensor((likelihood + np.log(self.prior)).argmax(axis=1))
         logs = torch.log_softmax(self._lm.model(likeliest[None]).logits[0].float(), dim=-1)
         gains = logsumexp(likelihood[1:] + logs[:-1].double().numpy(), axis=1) - real[1:]
@@ -200,7 +199,9 @@ def main(count: int, as_json: bool) -> None:
         for name, attacks in fills.items():
             if name == "ratio":
                 continue
-            said = "  ".join(f"{attack} {row['exact']:6.1%} (error {row['error']:.1f})" for attack, row in attacks.items())
+            said = "  ".join(
+                f"{attack} {row['exact']:6.1%} (error {row['error']:.1f})" for attack, row in attacks.items()
+            )
             click.echo(f"{variant:10} {name:14} {said}  perplexity x {fills['ratio'][name][0]:.3f}")
 
 

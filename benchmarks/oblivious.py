@@ -2,8 +2,8 @@
 
 The same completions, directly, sealed for the gateway, and sealed through a relay, over sockets of
 this machine. A mock engine generates at once, so that the difference is the path: sealing and
-opening on both ends, and with the relay one hop more. Client, relay and server are threads of one process and share its
-interpreter, which makes the difference larger than between machines.
+opening on both ends, and with the relay one hop more. Client, relay and server are threads of one
+process and share its interpreter, which makes the difference larger than between machines.
 """
 
 from __future__ import annotations

@@ -154,8 +154,8 @@ class ClientOptions(CallOptions, total=False):
     is asked but not from where. Needs ``gateway_key`` and the extra ``ohttp``."""
     gateway_key: bytes | str | None
     """The key configuration of the server's gateway (``application/ohttp-keys``), as bytes or in
-    hexadecimal digits, from a source that you trust. Requests and answers are then encrypted between
-    client and replica, also without a ``relay``."""
+    hexadecimal digits, from a source that you trust. Requests and answers are then encrypted
+    between client and replica, also without a ``relay``."""
     ledger: LedgerHook | None
     """Records spending before anything is sent. Every call then needs a ``subject``."""
     http2: bool

@@ -98,6 +98,18 @@ class QuotaSettings(Section):
     """Whether keys with limits are admitted while the quota actor does not answer; else 503."""
 
 
+class PaddedStreaming(Section):
+    """Answers whose sizes and times tell an observer of the network less; they arrive later."""
+
+    event_bytes: int = Field(default=1024, ge=1024, le=65536)
+    """Every event has this size, and an answer that is not streamed a multiple of it. Text that
+    does not fit waits for the next event; one piece of text that is larger takes a multiple."""
+    interval_s: float = Field(default=0.25, gt=0, le=1)
+    """Time from each event to the next, whether or not there is text."""
+    events: int = Field(default=16, ge=1, le=1024)
+    """The number of events is a multiple of this: the stream ends only then."""
+
+
 class StreamingSettings(Section):
     """Batching of streamed tokens into server-sent events; the first tokens are sent at once."""
 
@@ -108,6 +120,8 @@ class StreamingSettings(Section):
     keep_alive_s: float = Field(default=3, gt=0, le=3600)
     """A comment is sent after this time without an event, so that no relay takes the connection for
     idle."""
+    padded: PaddedStreaming | None = None
+    """Events of one size at a fixed pace, in place of the settings above; null for none."""
 
 
 class TelemetrySettings(Section):

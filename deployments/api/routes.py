@@ -40,7 +40,7 @@ from deployments.api.context import DEADLINE_HEADER, APIOptions, Deadline, Reque
 from deployments.api.errors import ErrorResponse, engine_unavailable, error_response, internal_error
 from deployments.api.gateway import OVERHEAD_BYTES, Gateway
 from deployments.api.middleware import Guard, RequestIds
-from deployments.api.streaming import Envelope, EventStream
+from deployments.api.streaming import Envelope, EventStream, PaddedEventStream
 from deployments.auth.keys import Caller, InvalidKeyError
 from deployments.auth.quotas import Charge, QuotaExceededError, QuotaUnavailableError
 from deployments.engines.base import EngineDeadError
@@ -199,12 +199,16 @@ class _Handlers:
         if not request.sampling.stream:
             completing = self._service.complete(request, cache_salt=salt, observation=observation)
             completion = await unless_disconnected(receive, completing)
-            return Response(envelope.completion(completion), media_type="application/json")
+            body = envelope.completion(completion)
+            if (padded := options.streaming.padded) is not None:
+                body += b" " * (-len(body) % padded.event_bytes)
+            return Response(body, media_type="application/json")
         delivery = Delivery(gather_tokens=options.streaming.max_tokens, gather_s=options.streaming.max_delay_s)
         pieces = self._service.stream(request, delivery=delivery, cache_salt=salt, observation=observation)
         # A failure before the response begins has its own status; later failures are events.
         first = await begun(receive, anext(pieces), within_s=options.streaming.keep_alive_s)
-        return EventStream(envelope, first, pieces, context=context, options=options)
+        kind = EventStream if options.streaming.padded is None else PaddedEventStream
+        return kind(envelope, first, pieces, context=context, options=options)
 
     async def _charge(self, caller: Caller, request: Request) -> Charge | None:
         if self._options.quotas is None:

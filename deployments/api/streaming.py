@@ -23,6 +23,8 @@ from deployments.engines.base import EngineDeadError
 from deployments.service.service import Piece
 from deployments.telemetry.observation import CLIENT_GONE, OK
 
+_COMMENT = 3  # bytes of the shortest comment that ends an event
+
 
 class Envelope:
     """JSON around the output of a request; the constant part is built once."""
@@ -72,6 +74,10 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
         pieces[-1].finish_reason,
         logprobs=tuple(one for piece in pieces for one in piece.logprobs or ()),
     )
+
+    def event_bytes(self, text: str, token_ids: tuple[int, ...]) -> int:
+        """Return the size of the chunk that ``event`` would make of these tokens."""
+        return len(f"data: {self._choice(text, token_ids, None)}}}\n\n")
 
 
 class EventStream(Response):
@@ -199,3 +205,54 @@ class EventStream(Response):
                 log_defect(self._ended, request_id)
             self._code, message = INTERNAL_ERROR, INTERNAL_ERROR_MESSAGE
         return b"data: " + error_body(self._code, message) + b"\n\n"
+
+
+class PaddedEventStream(EventStream):
+    """Events of one size at a fixed pace; their number is a multiple of a setting.
+
+    Sizes and times of the events are then the same for all texts. The number of events tells how
+    long the answer took, in steps. An error is sent with the next event.
+    """
+
+    async def _write(self, send: Send, request_id: str | None) -> None:
+        padded = self._options.streaming.padded
+        assert padded is not None
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        loop = asyncio.get_running_loop()
+        due, sent, reason = loop.time(), 0, None
+        while True:
+            due = max(due + padded.interval_s, loop.time())
+            await asyncio.sleep(due - loop.time())
+            sent += 1
+            has_failed = self._expired or bool(self._ended and not self._pending and reason is None)
+            body, tail = b"", b""
+            if has_failed:
+                tail = self._failure(request_id)
+            else:
+                if self._pending:
+                    text, token_ids, reason = self._fitting(padded.event_bytes)
+                    body = self._envelope.event(text, token_ids, None)
+                if reason is not None and not self._pending and sent % padded.events == 0:
+                    # A client leaves at the reason, so it must be in the last event.
+                    tail = self._envelope.event("", (), reason) + b"data: [DONE]\n\n"
+                    if body and len(body) + len(tail) + _COMMENT > padded.event_bytes:
+                        tail = b""
+            body += tail
+            body += b":" + b" " * (-(len(body) + _COMMENT) % padded.event_bytes) + b"\n\n"
+            async with asyncio.timeout(self._options.http.write_timeout_s):
+                await send({"type": "http.response.body", "body": body, "more_body": not tail})
+            if tail:
+                self._code = self._code if has_failed else OK
+                return
+
+    def _fitting(self, size: int) -> tuple[str, tuple[int, ...], str | None]:
+        """Take the pending pieces that fit one event, at least one."""
+        text, token_ids, taken = "", (), 0
+        for piece in self._pending:
+            longer = text + piece.text, token_ids + tuple(piece.token_ids)
+            if taken and self._envelope.event_bytes(*longer) + _COMMENT > size:
+                break
+            (text, token_ids), taken = longer, taken + 1
+        reason = self._pending[taken - 1].finish_reason
+        del self._pending[:taken]
+        return text, token_ids, reason

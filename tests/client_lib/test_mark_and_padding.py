@@ -150,7 +150,9 @@ def test_drawn_padding_is_sent_and_repeated(connect: Connect, server: ScriptedSe
         calls.complete([private("hello"), public("and")])
     first, second = (server.decode(frame).segments for frame in server.frames)
     assert [segment.tokens for segment in first if isinstance(segment, PrivateSegment)] == [32]
-    codes = [segment.codes for segments in (first, second) for segment in segments if isinstance(segment, PrivateSegment)]
+    codes = [
+        segment.codes for segments in (first, second) for segment in segments if isinstance(segment, PrivateSegment)
+    ]
     assert np.array_equal(codes[0], codes[1])
 
 
