@@ -1,7 +1,7 @@
 """How well a server finds the length that padding hides: python -m benchmarks.length [--json]
 
 The demo's prompts (8 to 96 tokens of the first half of examples/demo_model/held_out.txt) are padded
-to a multiple of 32 tokens, encoded by the client's encoder, and attacked from the counts. The fills:
+to a multiple of 32 tokens, encoded by the client's encoder, and attacked from the counts. Fills:
 
     line feed   the default of Padding, repeated
     sample N    tokens drawn from a text of N characters, the end of the second half
@@ -15,7 +15,7 @@ scores every possible end s of the padding by a log likelihood ratio, and says t
     bigrams     the second sum is a hidden Markov model over bigrams of the demo's text
     model       the second sum with the demo's LM, which reads the likeliest tokens, in place of p
 
-``exact`` is the share of prompts whose length was found (Wilson, 95 %), ``error`` the mean distance.
+``exact`` is the share of prompts whose length was found (Wilson, 95 %), ``error`` the distance.
 Guessing finds one in 32. The ratio of perplexities is that of :mod:`benchmarks.padding`.
 """
 
@@ -112,7 +112,7 @@ class Attacker:
 
     @torch.no_grad()
     def _gains(self, likelihood: Floats, real: Floats) -> Floats:
-        """Return what predictions of the LM, in place of the prior, add to the score of each end."""
+        """Return what predictions of the LM, in place of the prior, add to each score."""
         likeliest = torch.tensor((likelihood + np.log(self.prior)).argmax(axis=1))
         logs = torch.log_softmax(self._lm.model(likeliest[None]).logits[0].float(), dim=-1)
         gains = logsumexp(likelihood[1:] + logs[:-1].double().numpy(), axis=1) - real[1:]
