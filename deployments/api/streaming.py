@@ -8,6 +8,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from starlette.datastructures import Headers
@@ -19,7 +20,7 @@ from del_core.net.asgi import KEEP_ALIVE, ended, wait_for_disconnect
 from del_core.wire import Request, TokenLogprobs
 from deployments.api.context import APIOptions, Deadline, RequestContext
 from deployments.api.errors import ENGINE_UNAVAILABLE_MESSAGE, INTERNAL_ERROR_MESSAGE, error_body, log_defect
-from deployments.engines.base import EngineDeadError
+from deployments.engines.base import EngineDeadError, FinishReason
 from deployments.service.service import Piece
 from deployments.telemetry.observation import CLIENT_GONE, OK
 
@@ -66,6 +67,10 @@ class Envelope:
         usage = f",{self._usage()}" if whole.finish_reason else ""
         return f"data: {self._choice(whole)}{usage}}}\n\n".encode()
 
+    def event_bytes(self, piece: Piece) -> int:
+        """Return the size of the event that a piece without a finish reason would be."""
+        return len(f"data: {self._choice(piece)}}}\n\n".encode())
+
 
 def _joined(pieces: Sequence[Piece]) -> Piece:
     return Piece(
@@ -74,10 +79,6 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
         pieces[-1].finish_reason,
         logprobs=tuple(one for piece in pieces for one in piece.logprobs or ()),
     )
-
-    def event_bytes(self, text: str, token_ids: tuple[int, ...]) -> int:
-        """Return the size of the chunk that ``event`` would make of these tokens."""
-        return len(f"data: {self._choice(text, token_ids, None)}}}\n\n")
 
 
 class EventStream(Response):
@@ -219,7 +220,8 @@ class PaddedEventStream(EventStream):
         assert padded is not None
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         loop = asyncio.get_running_loop()
-        due, sent, reason = loop.time(), 0, None
+        due, sent = loop.time(), 0
+        reason: FinishReason | None = None
         while True:
             due = max(due + padded.interval_s, loop.time())
             await asyncio.sleep(due - loop.time())
@@ -230,11 +232,11 @@ class PaddedEventStream(EventStream):
                 tail = self._failure(request_id)
             else:
                 if self._pending:
-                    text, token_ids, reason = self._fitting(padded.event_bytes)
-                    body = self._envelope.event(text, token_ids, None)
+                    piece, reason = self._fitting(padded.event_bytes)
+                    body = self._envelope.event([piece])
                 if reason is not None and not self._pending and sent % padded.events == 0:
                     # A client leaves at the reason, so it must be in the last event.
-                    tail = self._envelope.event("", (), reason) + b"data: [DONE]\n\n"
+                    tail = self._envelope.event([Piece("", (), reason)]) + b"data: [DONE]\n\n"
                     if body and len(body) + len(tail) + _COMMENT > padded.event_bytes:
                         tail = b""
             body += tail
@@ -245,14 +247,15 @@ class PaddedEventStream(EventStream):
                 self._code = self._code if has_failed else OK
                 return
 
-    def _fitting(self, size: int) -> tuple[str, tuple[int, ...], str | None]:
-        """Take the pending pieces that fit one event, at least one."""
-        text, token_ids, taken = "", (), 0
-        for piece in self._pending:
-            longer = text + piece.text, token_ids + tuple(piece.token_ids)
-            if taken and self._envelope.event_bytes(*longer) + _COMMENT > size:
+    def _fitting(self, size: int) -> tuple[Piece, FinishReason | None]:
+        """Take the pending pieces that fit one event, at least one, and their finish reason."""
+        taken = 1
+        whole = replace(self._pending[0], finish_reason=None)
+        for piece in self._pending[1:]:
+            longer = _joined([whole, replace(piece, finish_reason=None)])
+            if self._envelope.event_bytes(longer) + _COMMENT > size:
                 break
-            (text, token_ids), taken = longer, taken + 1
+            whole, taken = longer, taken + 1
         reason = self._pending[taken - 1].finish_reason
         del self._pending[:taken]
-        return text, token_ids, reason
+        return whole, reason
