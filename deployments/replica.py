@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from tokenizers import Tokenizer
 from del_core.bundle import Bundle, load_bundle
 from del_core.errors import BundleError
 from deployments.engines import ENGINES
-from deployments.engines.base import Engine, EngineSampling
+from deployments.engines.base import AdapterEngine, Engine, EngineSampling, EngineStartError
 from deployments.service.base_model import EmbeddingTable, end_of_text_ids, verify_checksum
-from deployments.service.service import Capacity, PrivateLMService, ServedModel
+from deployments.service.service import Capacity, PrivateLMService, ServedModel, adapter_name
 from deployments.settings import Settings, TelemetrySettings, fetched
 from deployments.telemetry import request_log
 from deployments.telemetry.metrics import Load, ReplicaMetrics
@@ -46,6 +47,7 @@ async def start_service(settings: Settings) -> PrivateLMService:
     extra = [await asyncio.to_thread(load_extra_bundle, path, bundle) for path in settings.extra_bundle_paths]
     steps.end("verification")
     engine = ENGINES.find(settings.engine.kind).create(settings.base_model_path, settings.engine)
+    add_adapters(engine, settings.engine.kind, (bundle, *extra))
     await engine.start()
     steps.end("engine")
     try:
@@ -87,6 +89,20 @@ class _Steps:
 
     def __str__(self) -> str:
         return f"{self._last - self._began:.1f} s ({', '.join(self._times)})"
+
+
+def add_adapters(engine: Engine, kind: str, bundles: Sequence[Bundle]) -> None:
+    """Make the adapters of all variants known to the engine. Raises EngineStartError."""
+    for bundle in bundles:
+        for name in bundle.variants:
+            adapter = bundle.adapter(name)
+            if adapter is None:
+                continue
+            if not isinstance(engine, AdapterEngine):
+                raise EngineStartError(
+                    f"engine.kind must be one that serves adapters, since the variant {name} has one, got {kind}"
+                )
+            engine.add_adapter(adapter_name(bundle, name), adapter)
 
 
 async def _compared(engine: Engine, table: EmbeddingTable, vocabulary: int) -> EmbeddingTable:

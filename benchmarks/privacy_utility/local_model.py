@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.privacy_utility.baselines import TokenReplacement
 from benchmarks.privacy_utility.views import ClientCost, timed
+from del_core.bundle import Adapter
 from del_core.evaluation.measure import continuations
 from del_core.evaluation.view import FloatArray, Recovery, TokenIds, whole_prompt
 from del_core.lm.model import BaseLM
@@ -32,6 +33,7 @@ class LocalModel:
     bits_per_token = 0.0
 
     soft_prompt: torch.Tensor | None = None
+    adapter: Adapter | None = None
 
     def __init__(self, local_model: BaseLM, written: int = 32) -> None:
         self.local_model, self.written = local_model, written

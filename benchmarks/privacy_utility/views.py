@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from del_core.bundle import Adapter
 from del_core.evaluation import view
 from del_core.evaluation.view import ServerView, TokenIds
 from del_core.lm.model import BaseLM
@@ -74,6 +75,7 @@ class ServerReads:
 
     local_model: BaseLM | None = None
     soft_prompt: torch.Tensor | None = None
+    adapter: Adapter | None = None
 
 
 class ClearPrompt(ServerReads, view.ClearPrompt):

@@ -4,6 +4,7 @@ from del_core._json import canonical as canonical_json
 from del_core.bundle.bundle import (
     CLIENT_FILES,
     MAX_ARCHIVE_BYTES,
+    Adapter,
     Bundle,
     ClientBundle,
     VariantContent,
@@ -20,6 +21,7 @@ from del_core.bundle.files import checksum_model
 from del_core.bundle.manifest import (
     FORMAT_VERSION,
     RESERVED_VARIANT,
+    AdapterShape,
     BaseModel,
     CodeTable,
     FileEntry,
@@ -38,6 +40,8 @@ __all__ = [
     "MAX_ARCHIVE_BYTES",
     "RESERVED_VARIANT",
     "SIGNATURE_HEADER",
+    "Adapter",
+    "AdapterShape",
     "BaseModel",
     "Bundle",
     "BundleError",

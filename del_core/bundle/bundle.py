@@ -6,6 +6,7 @@ Loading executes nothing and refuses a bundle that is truncated, altered, incomp
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,19 +30,29 @@ from del_core.bundle.manifest import (
     PRIOR,
     TABLE,
     TOKENIZER,
+    AdapterShape,
     BaseModel,
     CodeTable,
     FileEntry,
     Manifest,
     ServerSection,
     Variant,
+    adapter_file,
     client_limits,
     codes_file,
     parse_manifest,
     server_file_names,
 )
 from del_core.bundle.signature import SIGNATURE, Signature, read_signature
-from del_core.bundle.tensors import Specs, SpecsOf, TensorSpec, dump, map_tensors
+from del_core.bundle.tensors import (
+    MAX_ADAPTER_HEADER_BYTES,
+    MAX_HEADER_BYTES,
+    Specs,
+    SpecsOf,
+    TensorSpec,
+    dump,
+    map_tensors,
+)
 from del_core.bundle.tokenizer import check_tokenizer
 from del_core.decoders import DECODERS, Decoder, DecoderInputs, DecoderKind, ModelSizes
 from del_core.errors import BundleError
@@ -59,6 +70,19 @@ MAX_ARCHIVE_BYTES: Final = (
 
 _FLOATS: Final = ("F32", "F16")
 _BLOCK_ROWS: Final = 4096
+_MAX_LAYER_WIDTH: Final = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A low-rank adapter of the LM.
+
+    ``tensors`` have the names of a file of ``peft``: A (rank, inputs) and B (outputs, rank) of each
+    adapted layer.
+    """
+
+    shape: AdapterShape
+    tensors: Mapping[str, FloatArray] = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +100,7 @@ class VariantContent:
     norm_limit: float
     soft_prompt: FloatArray | None = field(default=None, repr=False)
     tensors: Mapping[str, FloatArray] = field(default_factory=dict, repr=False)
+    adapter: Adapter | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +225,14 @@ class Bundle:
             return np.zeros((0, self.manifest.base_model.hidden_size), dtype=np.float32)
         return np.array(self._tensors[f"soft-prompt-{name}.safetensors"]["soft_prompt"], dtype=np.float32)
 
+    def adapter(self, name: str) -> Adapter | None:
+        """Return a variant's adapter, float32; None if it has none."""
+        shape = self.client.variant(name).adapter
+        if shape is None:
+            return None
+        tensors = self._tensors[adapter_file(name)]
+        return Adapter(shape, {key: np.array(value, dtype=np.float32) for key, value in tensors.items()})
+
     @property
     def log_prior(self) -> NDArray[np.float32]:
         """Natural logarithms (V,) of token frequencies in the training text, float32."""
@@ -262,26 +295,29 @@ def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
             message = f"must be one of {', '.join(DECODERS)}, got {variant.decoder}"
             raise BundleError(MANIFEST, f"decoder of variant {variant.name} {message}")
     tensors: dict[str, dict[str, NDArray[Any]]] = {}
-    for short, specs in _server_specs(manifest):
+    for short, specs, most in _server_specs(manifest):
         name = f"server/{short}"
         with files.opened(directory / name, name) as file:
             files.check_entry(file, name, manifest.server.files[short], digest=verify)
-            tensors[short] = map_tensors(file, name, specs)
+            tensors[short] = map_tensors(file, name, specs, most=most)
         if verify:
             for key, array in tensors[short].items():
                 _check_finite(array, f"tensor {key}", name)
     return Bundle(directory, client, manifest, tensors)
 
 
-def _server_specs(manifest: Manifest) -> Iterator[tuple[str, Specs | SpecsOf]]:
-    """Yield every file of server/ with its tensors."""
+def _server_specs(manifest: Manifest) -> Iterator[tuple[str, Specs | SpecsOf, int]]:
+    """Yield every file of server/ with its tensors and the most bytes of its header."""
     hidden = manifest.base_model.hidden_size
     for variant in manifest.variants:
-        yield f"decoder-{variant.name}.safetensors", partial(_decoder_specs, manifest, variant)
+        yield f"decoder-{variant.name}.safetensors", partial(_decoder_specs, manifest, variant), MAX_HEADER_BYTES
         if variant.soft_prompt_length:
-            shape = (variant.soft_prompt_length, hidden)
-            yield f"soft-prompt-{variant.name}.safetensors", {"soft_prompt": TensorSpec(_FLOATS, shape)}
-    yield PRIOR, {"log_prior": TensorSpec(("F32",), (manifest.base_model.vocabulary_size,))}
+            rows = TensorSpec(_FLOATS, (variant.soft_prompt_length, hidden))
+            yield f"soft-prompt-{variant.name}.safetensors", {"soft_prompt": rows}, MAX_HEADER_BYTES
+        if variant.adapter is not None:
+            yield adapter_file(variant.name), partial(_adapter_specs, variant.adapter), MAX_ADAPTER_HEADER_BYTES
+    prior = TensorSpec(("F32",), (manifest.base_model.vocabulary_size,))
+    yield PRIOR, {"log_prior": prior}, MAX_HEADER_BYTES
 
 
 def _model_sizes(manifest: Manifest, variant: Variant) -> ModelSizes:
@@ -292,6 +328,29 @@ def _model_sizes(manifest: Manifest, variant: Variant) -> ModelSizes:
 def _decoder_specs(manifest: Manifest, variant: Variant, claimed: Mapping[str, tuple[int, ...]]) -> Specs:
     shapes = DECODERS[variant.decoder].shapes(claimed, _model_sizes(manifest, variant))
     return {key: TensorSpec(_FLOATS, shape) for key, shape in shapes.items()}
+
+
+def _adapter_specs(adapter: AdapterShape, claimed: Mapping[str, tuple[int, ...]]) -> Specs:
+    """Return the tensors of an adapter: A and B of every layer, of its rank and its modules."""
+    modules = "|".join(adapter.modules)
+    form = re.compile(rf"(base_model\.model\.[A-Za-z0-9_.]{{1,200}}\.(?:{modules})\.lora_)([AB])\.weight")
+    specs: dict[str, TensorSpec] = {}
+    for key, shape in claimed.items():
+        match = form.fullmatch(key)
+        if match is None:
+            raise ValueError(f"tensors must be lora_A and lora_B of layers named {modules}, got {strict.shown(key)}")
+        other = f"{match[1]}{'B' if match[2] == 'A' else 'A'}.weight"
+        if other not in claimed:
+            raise ValueError(f"tensor {key} must have {other} beside it, got none")
+        outer = shape[1 if match[2] == "A" else 0] if len(shape) == 2 else 0
+        if not 1 <= outer <= _MAX_LAYER_WIDTH:
+            raise ValueError(
+                f"tensor {key} must be a matrix of at most {_MAX_LAYER_WIDTH} columns or rows, got {shape}"
+            )
+        specs[key] = TensorSpec(_FLOATS, (adapter.rank, outer) if match[2] == "A" else (outer, adapter.rank))
+    if not specs:
+        raise ValueError("tensors must be those of at least one layer, got none")
+    return specs
 
 
 def _check_levels(table: NDArray[Any], low: int, high: int, name: str) -> None:
@@ -354,6 +413,8 @@ def write_bundle(
             if content.soft_prompt is None:
                 raise BundleError(file, f"must have {content.variant.soft_prompt_length} rows, got no soft prompt")
             server[file] = dump({"soft_prompt": _as_float(content.soft_prompt)})
+        if content.adapter is not None:
+            server[adapter_file(name)] = dump({key: _as_float(array) for key, array in content.adapter.tensors.items()})
     manifest = Manifest(
         base_model=base_model,
         dim=int(table.shape[1]),

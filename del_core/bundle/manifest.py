@@ -16,6 +16,7 @@ from del_core.mechanism import BINOMIAL, MechanismSpec, TokenMechanism
 
 FORMAT_VERSION: Final = 1
 RESERVED_VARIANT: Final = "clear"
+MAX_ADAPTER_RANK: Final = 256
 SOFT_PROMPT_STEP: Final = 32  # a soft prompt fills whole cache blocks, so that the engine computes it once
 
 MAX_MANIFEST_BYTES: Final = 1024 * 1024
@@ -31,10 +32,12 @@ MAX_CODE_TABLES: Final = 16
 
 _MAX_DEPTH: Final = 12  # the format needs 4, the audit section may nest
 _MAX_VARIANTS: Final = 64
+_MAX_ADAPTED: Final = 32  # names of layers
 _Reader = Callable[[object, str], Any]
 _hex: Final = partial(strict.text, pattern=re.compile(r"[0-9a-f]{64}"))
 _slug: Final = partial(strict.text, pattern=re.compile(r"[a-z0-9-]{1,64}"))
 _model_name: Final = partial(strict.text, pattern=re.compile(r"[ -~]{1,256}"))
+_module: Final = partial(strict.text, pattern=re.compile(r"[A-Za-z0-9_]{1,64}"))
 _dtype: Final = partial(strict.text, pattern=re.compile(r"int8|int16"))
 _amount: Final = partial(strict.number, low=0.0, high=1e30)
 _positive: Final = partial(_amount, above=True)
@@ -77,6 +80,23 @@ class CodeTable:
 
 
 @dataclass(frozen=True)
+class AdapterShape:
+    """A low-rank adapter of the LM (LoRA): its products are added times ``alpha / rank``.
+
+    Attributes:
+        rank: columns of B and rows of A.
+        modules: last names of the linear layers that have one, sorted.
+    """
+
+    rank: int
+    alpha: int
+    modules: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"rank": self.rank, "alpha": self.alpha, "modules": list(self.modules)}
+
+
+@dataclass(frozen=True)
 class Guarantees:
     """Guarantees for one private token, computed when the bundle was made.
 
@@ -108,6 +128,7 @@ class Variant:
         audit: what attacks recovered, with the data and date; JSON values only.
         other: the mechanism, if it is not binomial.
         table: name of the code table that it reads; None for the bundle's table.
+        adapter: the adapter with which the LM answers; None for the LM as it is.
     """
 
     name: str
@@ -120,6 +141,7 @@ class Variant:
     audit: Mapping[str, Any] = field(default_factory=dict)
     other: MechanismSpec | None = None
     table: str | None = None
+    adapter: AdapterShape | None = None
 
     @property
     def table_file(self) -> str:
@@ -166,6 +188,8 @@ class Variant:
             found["mechanism"] = self.spec.to_json()
         if self.table is None:
             del found["table"]
+        if found.pop("adapter") is not None:
+            found["adapter"] = self.adapter.to_json()  # type: ignore[union-attr]
         return found
 
 
@@ -250,6 +274,11 @@ def codes_file(name: str) -> str:
     return f"codes-{name}.safetensors"
 
 
+def adapter_file(name: str) -> str:
+    """Return the name of the server file of a variant's adapter."""
+    return f"adapter-{name}.safetensors"
+
+
 def client_limits(code_tables: Collection[str]) -> dict[str, int]:
     """Return the largest size, in bytes, of every client file but the manifest, in order."""
     return {**CLIENT_LIMITS, **{codes_file(name): MAX_CODES_BYTES for name in sorted(code_tables)}}
@@ -259,6 +288,7 @@ def server_file_names(variants: Sequence[Variant]) -> list[str]:
     """Return the names of the files in server/."""
     names = [f"decoder-{variant.name}.safetensors" for variant in variants]
     names += [f"soft-prompt-{variant.name}.safetensors" for variant in variants if variant.soft_prompt_length]
+    names += [adapter_file(variant.name) for variant in variants if variant.adapter is not None]
     return [*names, PRIOR]
 
 
@@ -292,6 +322,19 @@ def _record(value: object, where: str, readers: Mapping[str, _Reader]) -> dict[s
 
 def _optional(read: _Reader) -> _Reader:
     return lambda value, where: None if value is None else read(value, where)
+
+
+def _adapter(value: object, where: str) -> AdapterShape:
+    found = strict.members(value, where, required=("rank", "alpha", "modules"))
+    items = strict.array(found["modules"], f"{where}.modules", least=1, most=_MAX_ADAPTED)
+    modules = tuple(_module(item, f"{where}.modules[{index}]") for index, item in enumerate(items))
+    if list(modules) != sorted(set(modules)):
+        raise strict.invalid(f"{where}.modules", "must be sorted and unique, got another order")
+    return AdapterShape(
+        rank=strict.integer(found["rank"], f"{where}.rank", 1, MAX_ADAPTER_RANK),
+        alpha=strict.integer(found["alpha"], f"{where}.alpha", 1, 2**16),
+        modules=modules,
+    )
 
 
 _BASE_MODEL: Final[Mapping[str, _Reader]] = {
@@ -348,7 +391,8 @@ def _same_digest(name: str, found: str, allowed: str) -> None:
 
 
 def _variant(value: object, where: str) -> Variant:
-    other = isinstance(value, dict) and "mechanism" in value
+    members = _object(value, where)
+    other = "mechanism" in members
     readers: dict[str, _Reader] = {
         "name": _slug,
         "task": _slug,
@@ -358,9 +402,11 @@ def _variant(value: object, where: str) -> Variant:
         "guarantees": partial(_guarantees, binomial=not other),
         "audit": _object,
     }
+    if "adapter" in members:
+        readers["adapter"] = _adapter
     if other:
         readers["mechanism"] = _spec
-        if "table" in _object(value, where):
+        if "table" in members:
             readers["table"] = _slug
         found = _record(value, where, readers)
         found |= {"ratio_numerator": None, "other": found.pop("mechanism")}

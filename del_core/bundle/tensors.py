@@ -24,7 +24,8 @@ EMBEDDING_NAMES: Final = (
 )  # fmt: skip
 """Last parts of the input embedding's name in the families of causal language models."""
 
-MAX_HEADER_BYTES: Final = 64 * 1024  # of a bundle's file, which holds at most 14 tensors
+MAX_HEADER_BYTES: Final = 64 * 1024  # of a file of a bundle, which holds at most 14 tensors unless it is an adapter
+MAX_ADAPTER_HEADER_BYTES: Final = 1024 * 1024
 _MAX_MODEL_HEADER_BYTES: Final = 100 * 1024 * 1024  # the bound of the safetensors format
 _LENGTH: Final = struct.Struct("<Q")
 _DTYPES: Final = {"U8": "uint8", "I8": "int8", "I16": "<i2", "F16": "<f2", "F32": "<f4"}
@@ -67,14 +68,16 @@ def read_header(file: IO[bytes], most: int = _MAX_MODEL_HEADER_BYTES) -> tuple[d
     return header, _LENGTH.size + length
 
 
-def map_tensors(file: IO[bytes], name: str, specs: Specs | SpecsOf) -> dict[str, NDArray[Any]]:
+def map_tensors(
+    file: IO[bytes], name: str, specs: Specs | SpecsOf, *, most: int = MAX_HEADER_BYTES
+) -> dict[str, NDArray[Any]]:
     """Map an open file read-only; it must hold exactly the tensors of ``specs``.
 
     If the file determines some sizes, ``specs`` is a function of the shapes in its header. Errors
-    call the file ``name``.
+    call the file ``name``. Its header has at most ``most`` bytes.
     """
     try:
-        header, start = read_header(file, MAX_HEADER_BYTES)
+        header, start = read_header(file, most)
         if callable(specs):
             specs = specs(_claimed_shapes(header))
         entries = strict.members(header, "header", required=tuple(specs))

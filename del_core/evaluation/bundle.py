@@ -36,6 +36,7 @@ class BundleView(CountsView):
         super().__init__(variant, bundle.mechanism(variant), bundle.client.table_of(variant))
         self._decoder = bundle.build_decoder(variant)
         self.soft_prompt = torch.from_numpy(bundle.soft_prompt(variant)) if soft_prompt else None
+        self.adapter = bundle.adapter(variant)
 
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -111,8 +112,8 @@ def evaluate_bundle(
     Args:
         text: text on which neither model nor bundle was trained.
         variants: names; by default all of the bundle that are not for chat.
-        controls: soft prompts that were trained like those of the variants. With both kinds, every
-            variant's share of the gap between them is measured.
+        controls: soft prompts, and adapters, that were trained like those of the variants. With
+            both kinds, every variant's share of the gap between them is measured.
         report: called with a line at the start of every view.
 
     Raises:
@@ -184,8 +185,8 @@ def evaluate_bundle(
 
 def _control(control: Control, lm: BaseLM) -> tuple[str, ServerView]:
     clear = control.result.kind == CLEAR
-    view = ClearPrompt(lm.embeddings) if clear else NoPrompt(lm.embeddings, end_token(lm))
-    view.soft_prompt = control.soft_prompt
+    view: ClearPrompt | NoPrompt = ClearPrompt(lm.embeddings) if clear else NoPrompt(lm.embeddings, end_token(lm))
+    view.soft_prompt, view.adapter = control.soft_prompt, control.adapter
     return f"{'clear' if clear else 'no'} prompt, trained alike", view
 
 

@@ -18,6 +18,7 @@ from del_core.evaluation.bootstrap import Interval, mean_interval, perplexity_in
 from del_core.evaluation.bundle import BundleView
 from del_core.evaluation.measure import coherence, continuations
 from del_core.evaluation.view import NoPrompt, ServerView, in_front
+from del_core.lm.adapter import adapted
 from del_core.lm.model import BaseLM
 from del_core.lm.noise import step_generator
 from del_core.lm.perplexity import IGNORED, targets_nll
@@ -101,13 +102,15 @@ def evaluate_chat(
         rows.append(ChatRow("no prompt", len(given), perplexity_interval(found), ratio_interval(found, clear)))
     for name in chosen:
         report(name)
-        bare = prompts(BundleView(bundle, name, soft_prompt=False))
+        view = BundleView(bundle, name, soft_prompt=False)
+        bare = prompts(view)
         soft_prompt = torch.from_numpy(bundle.soft_prompt(name))
         behind = [in_front(soft_prompt, row[None])[0] for row in bare]
-        answers = [
-            _written(lm, tokenizer, row, len(one.answer)) for row, one in zip(behind, conversations, strict=True)
-        ]
-        found, without = nll(behind), nll(bare)
+        with adapted(lm.model, view.adapter):
+            answers = [
+                _written(lm, tokenizer, row, len(one.answer)) for row, one in zip(behind, conversations, strict=True)
+            ]
+            found, without = nll(behind), nll(bare)
         similar = None if similarity is None else coherence(similarity, answers, given)
         rows.append(
             ChatRow(

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.evaluation.view import Recovery, ServerView, whole_prompt
+from del_core.lm.adapter import adapted
 from del_core.lm.model import BaseLM
 from del_core.lm.noise import step_generator
 from del_core.lm.perplexity import continuation_nll
@@ -63,10 +64,13 @@ def measure(
     """
     windows, prompts = passages.windows, passages.windows[:, : passages.prompt_tokens]
     length = windows.shape[1] - passages.prompt_tokens
+    with adapted(lm.model, view.adapter):
+        nll = passage_nll(lm, view, windows, passages.prompt_tokens, seed)
+        written = written_texts(lm, view, tokenizer, prompts[: passages.written], length, seed)
     return Measured(
         bits_per_token=view.bits_per_token,
-        nll=passage_nll(lm, view, windows, passages.prompt_tokens, seed),
-        written=written_texts(lm, view, tokenizer, prompts[: passages.written], length, seed),
+        nll=nll,
+        written=written,
         attack=view.attack(prompts.flatten().cpu().numpy(), log_prior, seed),
     )
 

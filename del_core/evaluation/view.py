@@ -16,6 +16,7 @@ import torch
 
 from del_core.audit.attacks.base import reproducible_bytes
 from del_core.audit.intervals import Rate
+from del_core.bundle import Adapter
 from del_core.lm.model import BaseLM
 from del_core.mechanism import TokenMechanism
 from del_core.mechanism.likelihood import blocks
@@ -59,12 +60,14 @@ class Recovery:
 class ServerView(Protocol):
     """One method at one noise level; ``bits_per_token`` are those on the wire.
 
-    ``soft_prompt`` (rows, b) stands in front of the prompt, and of its begin-of-text token.
+    ``soft_prompt`` (rows, b) stands in front of the prompt, and of its begin-of-text token. The LM
+    answers with ``adapter``, if there is one.
     """
 
     name: str
     bits_per_token: float
     soft_prompt: torch.Tensor | None
+    adapter: Adapter | None
 
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return embeddings (N, T', b) of the prompts ``tokens`` (N, T) without what precedes."""
@@ -89,6 +92,7 @@ class ClearPrompt:
     """The prompt itself: the upper end of utility, without privacy."""
 
     soft_prompt: torch.Tensor | None = None
+    adapter: Adapter | None = None
 
     def __init__(self, embeddings: torch.Tensor, name: str = "clear") -> None:
         self.name, self.embeddings = name, embeddings
@@ -113,6 +117,7 @@ class NoPrompt:
     name = "no prompt"
     bits_per_token = 0.0
     soft_prompt: torch.Tensor | None = None
+    adapter: Adapter | None = None
 
     def __init__(self, embeddings: torch.Tensor, start: int | None) -> None:
         self.rows = embeddings[:0] if start is None else embeddings[start : start + 1]
@@ -130,6 +135,7 @@ class CountsView:
     """Released counts of the rows of a client's table (V, d), before a subclass decodes them."""
 
     soft_prompt: torch.Tensor | None = None
+    adapter: Adapter | None = None
 
     def __init__(self, name: str, mechanism: TokenMechanism, levels: npt.NDArray[np.integer]) -> None:
         self.name, self.mechanism, self.levels = name, mechanism, levels

@@ -18,6 +18,7 @@ from del_core.bundle import BaseModel, ChatFormat, Guarantees, Manifest, Variant
 from del_core.decoders import LookupKind
 from del_core.lm.model import BaseLM, ModelError
 from del_core.mechanism import MAX_LEVEL
+from del_core.training.adapter import load_adapter
 from del_core.training.codes import is_codes, load_codes
 from del_core.training.projection import Projection, load_log_prior, load_projection
 from del_core.training.results import VariantResult, perplexities, read_variant_result
@@ -121,7 +122,7 @@ def _content(lm: BaseLM, projection: Projection, log_prior: torch.Tensor, direct
             raise ModelError(f"{field} of {directory} must be that of model and projection, {wanted}, got {found}")
     _check_map(lm, projection, log_prior, result, directory)
     rows = load_file(directory / SOFT_PROMPT_FILE)["soft_prompt"].half().numpy()
-    tensors = load_arrays(directory / DECODER_FILE)
+    tensors, adapter = load_arrays(directory / DECODER_FILE), load_adapter(directory, lm, trained.config)
     weight, bias = (part.detach().cpu().half().numpy() for part in projection.decoder.parameters())
     rounded = {name: round(value, 3) for name, value in perplexities(trained).items()}
     return VariantContent(
@@ -134,6 +135,7 @@ def _content(lm: BaseLM, projection: Projection, log_prior: torch.Tensor, direct
             decoder=trained.config.decoder,
             guarantees=result.guarantees,
             audit={**result.audit, "perplexity": rounded},
+            adapter=None if adapter is None else adapter.shape,
         ),
         # A variant may have trained D and a' itself.
         weight=tensors.pop("weight", weight),
@@ -141,6 +143,7 @@ def _content(lm: BaseLM, projection: Projection, log_prior: torch.Tensor, direct
         norm_limit=trained.norm_limit,
         soft_prompt=rows if len(rows) else None,
         tensors=tensors,
+        adapter=adapter,
     )
 
 
@@ -150,7 +153,7 @@ def _content_of_codes(lm: BaseLM, directory: Path, code_tables: dict[str, NDArra
     known = (name for name, table in code_tables.items() if np.array_equal(table, arrays["levels"]))
     table = next(known, result.name)
     code_tables[table] = arrays["levels"]
-    rows = arrays["soft_prompt"].astype(np.float16)
+    rows, adapter = arrays["soft_prompt"].astype(np.float16), load_adapter(directory, lm, result.config)
     rounded = {name: round(value, 3) for name, value in perplexities(result).items()}
     return VariantContent(
         variant=Variant(
@@ -164,10 +167,12 @@ def _content_of_codes(lm: BaseLM, directory: Path, code_tables: dict[str, NDArra
             audit={**result.audit, "perplexity": rounded},
             other=result.spec,
             table=table,
+            adapter=None if adapter is None else adapter.shape,
         ),
         weight=None,
         bias=None,
         norm_limit=1.0,
         soft_prompt=rows if len(rows) else None,
         tensors={"codes": arrays["codes"]},
+        adapter=adapter,
     )

@@ -29,6 +29,7 @@ from del_core.lm.model import BaseLM, FrozenLM
 from del_core.lm.noise import step_generator
 from del_core.mechanism.base import PROBABILITY_ONE, MechanismSpec
 from del_core.mechanism.categorical import CategoricalMechanism
+from del_core.training.adapter import adapter_parameters, save_adapter, training_adapter
 from del_core.training.config import CodesConfig
 from del_core.training.examples import Conversations, Examples, Read
 from del_core.training.parallel import current_shard
@@ -43,6 +44,7 @@ from del_core.training.soft_prompt import (
     TextSource,
     read_clear,
     read_examples,
+    started_from,
     train_rows,
 )
 
@@ -228,20 +230,27 @@ def train_codes(
     *,
     task: str = "general",
     chat: Conversations | None = None,
+    start: Path | None = None,
     progress: bool = True,
 ) -> CodesResult:
     """Train a variant of codes into ``output``, from which ``assemble_bundle`` takes it.
 
     With ``chat``, its answers are learned and judged instead of the continuations of the LM's text.
+    Codes, decode table and soft prompt of the variant in ``start`` are kept as the first ones.
     """
     torch.manual_seed(config.seed)
     device, unigram = lm.embeddings.device, lm.unigram()
     mechanism = CategoricalMechanism.from_epsilon(config.epsilon, bits=config.bits, dim=config.columns)
     source: Source = TextSource(lm, config) if chat is None else ChatSource(chat, config, device)
-    codes, centers = quantize(lm.embeddings, unigram, config)
-    noisy = NoisyCodes(codes, mechanism)
-    table = DecodeTable.posterior_mean(codes, centers, unigram, mechanism).to(device)
-    rows, none = nn.Parameter(lm.frequent_rows(config.rows), requires_grad=config.rows > 0), lm.embeddings[:0]
+    if start is None:
+        codes, centers = quantize(lm.embeddings, unigram, config)
+        table, first = DecodeTable.posterior_mean(codes, centers, unigram, mechanism), lm.frequent_rows(config.rows)
+    else:
+        begun = {name: torch.from_numpy(array) for name, array in load_codes(start, lm)[1].items()}
+        codes, first = begun["levels"].long().to(device), begun["soft_prompt"].to(device)
+        table = DecodeTable(begun["codes"].float())
+    noisy, table = NoisyCodes(codes, mechanism), table.to(device)
+    rows, none = nn.Parameter(first, requires_grad=config.rows > 0), lm.embeddings[:0]
 
     def perplexity(examples: Examples, soft_prompt: torch.Tensor, seed: int) -> float:
         return read_codes(lm, examples, noisy, table, soft_prompt.detach(), seed=seed)
@@ -252,15 +261,7 @@ def train_codes(
         with products(device, config.bf16):
             return examples.of(shard).nll(lm.model, lambda pick: table(pick(released)), rows)
 
-    start = perplexity(source.test, none, config.seed + 2)
-    best = train_rows(
-        lm,
-        source,
-        RowsRun(name, output, config, {"codes": mechanism.codes}, progress),
-        [*([("soft_prompt", rows)] if config.rows else []), ("codes", table.codes)],
-        nll,
-        lambda: math.log(perplexity(source.validation, rows, config.seed + 1)),
-    )
+    clean, begun_at = read_clear(lm, source.test, none), perplexity(source.test, none, config.seed + 2)
     surface = AttackSurface(
         table=codes.cpu().numpy(),
         weight=None,
@@ -268,24 +269,38 @@ def train_codes(
         embeddings=lm.embeddings.detach().cpu().numpy(),
         log_prior=unigram.log().float().cpu().numpy(),
     )
-    result = CodesResult(
-        name=name,
-        task=task,
-        config=config,
-        noise_numerators=mechanism.noise_numerators,
-        epsilon=mechanism.epsilon,
-        entropy=_entropy(codes, lm.train),
-        held_out_loss=best,
-        model_sha256=lm.checksum,
-        text_sha256=lm.text_sha256,
-        ppl_clean=read_clear(lm, source.test, none),
-        ppl_start=start,
-        ppl_decoder=perplexity(source.test, none, config.seed + 2),
-        ppl_soft_prompt=perplexity(source.test, rows, config.seed + 2),
-        recovery=recovery(mechanism, surface, attacked_tokens(lm.test, attacked_count(lm))),
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        chat_sha256=None if chat is None else chat.sha256,
-    )
+    with training_adapter(lm, config) as adapter:
+        best = train_rows(
+            lm,
+            source,
+            RowsRun(name, output, config, {"codes": mechanism.codes, **started_from(start)}, progress),
+            [
+                *([("soft_prompt", rows)] if config.rows else []),
+                ("codes", table.codes),
+                *adapter_parameters(adapter),
+            ],
+            nll,
+            lambda: math.log(perplexity(source.validation, rows, config.seed + 1)),
+        )
+        result = CodesResult(
+            name=name,
+            task=task,
+            config=config,
+            noise_numerators=mechanism.noise_numerators,
+            epsilon=mechanism.epsilon,
+            entropy=_entropy(codes, lm.train),
+            held_out_loss=best,
+            model_sha256=lm.checksum,
+            text_sha256=lm.text_sha256,
+            ppl_clean=clean,
+            ppl_start=begun_at,
+            ppl_decoder=perplexity(source.test, none, config.seed + 2),
+            ppl_soft_prompt=perplexity(source.test, rows, config.seed + 2),
+            recovery=recovery(mechanism, surface, attacked_tokens(lm.test, attacked_count(lm))),
+            date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+            chat_sha256=None if chat is None else chat.sha256,
+        )
+        current_shard().once(lambda: save_adapter(output, adapter))
 
     def write() -> None:
         save_arrays({"levels": codes.cpu().numpy().astype(np.uint8)}, output / CODES_FILE)

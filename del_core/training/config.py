@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from del_core.bundle.manifest import SOFT_PROMPT_STEP
+from del_core.audit.records import OMITTED
+from del_core.bundle.manifest import MAX_ADAPTER_RANK, SOFT_PROMPT_STEP
 from del_core.decoders import DECODERS, DecoderOptions, joint_kinds, stage2_kinds
 from del_core.lm.model import FrozenLM
 from del_core.lm.noise import step_generator
@@ -104,11 +105,21 @@ class VariantConfig(PromptedConfig):
     decoder_learning_rate: float = 1e-3
     patience: int = 4
     test_windows: int = 256
+    adapter_rank: int = field(default=0, metadata=OMITTED)  # of a low-rank adapter that is trained along; 0 for none
+    adapter_learning_rate: float = field(default=1e-3, metadata=OMITTED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.adapter_rank <= MAX_ADAPTER_RANK:
+            raise ValueError(f"adapter_rank must be from 0 to {MAX_ADAPTER_RANK}, got {self.adapter_rank}")
         if not 1 <= self.min_prompt_tokens <= self.prompt_tokens:
             raise ValueError(f"min_prompt_tokens must be in 1..{self.prompt_tokens}, got {self.min_prompt_tokens}")
+
+    def identity(self, lm: FrozenLM) -> dict[str, Any]:
+        found = super().identity(lm)
+        if not self.adapter_rank:  # absent without one, as in runs that were begun before there were adapters
+            del found["adapter_rank"], found["adapter_learning_rate"]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from del_core._json import write_json_atomic
 from del_core.audit.records import FLAT, from_json, to_json
+from del_core.bundle import Adapter
 from del_core.lm.device import products
 from del_core.lm.model import BaseLM, FrozenLM, ModelError
+from del_core.training.adapter import adapter_parameters, load_adapter, save_adapter, training_adapter
 from del_core.training.config import SoftPromptConfig, VariantConfig
 from del_core.training.examples import Examples
 from del_core.training.parallel import current_shard
@@ -46,10 +48,11 @@ class ControlResult:
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """A control and its soft prompt (rows, b)."""
+    """A control, its soft prompt (rows, b) and its adapter, if it was trained with one."""
 
     result: ControlResult
     soft_prompt: torch.Tensor
+    adapter: Adapter | None = None
 
 
 class _NothingSource(TextSource):
@@ -95,23 +98,26 @@ def train_control(
         with products(device, config.bf16):
             return own.nll(lm.model, lambda pick: layer(pick(own.tokens)), rows)
 
-    best = train_rows(
-        lm,
-        source,
-        RowsRun(kind, output, config, {"control": kind}, progress),
-        [("soft_prompt", rows)],
-        nll,
-        lambda: math.log(read_clear(lm, source.validation, rows.detach())),
-    )
-    result = ControlResult(
-        kind=kind,
-        config=config,
-        held_out_loss=best,
-        model_sha256=lm.checksum,
-        text_sha256=lm.text_sha256,
-        ppl_untrained=read_clear(lm, source.test, lm.embeddings[:0]),
-        ppl_trained=read_clear(lm, source.test, rows.detach()),
-    )
+    untrained = read_clear(lm, source.test, lm.embeddings[:0])
+    with training_adapter(lm, config) as adapter:
+        best = train_rows(
+            lm,
+            source,
+            RowsRun(kind, output, config, {"control": kind}, progress),
+            [("soft_prompt", rows), *adapter_parameters(adapter)],
+            nll,
+            lambda: math.log(read_clear(lm, source.validation, rows.detach())),
+        )
+        result = ControlResult(
+            kind=kind,
+            config=config,
+            held_out_loss=best,
+            model_sha256=lm.checksum,
+            text_sha256=lm.text_sha256,
+            ppl_untrained=untrained,
+            ppl_trained=read_clear(lm, source.test, rows.detach()),
+        )
+        current_shard().once(lambda: save_adapter(output, adapter))
 
     def write() -> None:
         save_file({"soft_prompt": rows.detach().cpu().contiguous()}, output / SOFT_PROMPT_FILE)
@@ -126,4 +132,5 @@ def load_control(directory: Path, lm: BaseLM) -> Control:
     found: Mapping[str, Any] = read_json(directory / _FILE, "control")
     result = from_json(ControlResult, found)
     check_model(directory, result.model_sha256, lm)
-    return Control(result, load_file(directory / SOFT_PROMPT_FILE)["soft_prompt"])
+    rows = load_file(directory / SOFT_PROMPT_FILE)["soft_prompt"]
+    return Control(result, rows, load_adapter(directory, lm, result.config))

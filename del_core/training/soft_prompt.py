@@ -5,6 +5,7 @@ Projection and LM are frozen; the soft prompt is trained by prompt tuning (arXiv
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from del_core.accounting import mu
+from del_core.lm.adapter import is_adapter
 from del_core.lm.device import products
 from del_core.lm.model import BaseLM, FrozenLM
 from del_core.lm.noise import step_generator
 from del_core.lm.text import TokenWindows
 from del_core.mechanism import Mechanism
+from del_core.training.adapter import adapter_parameters, save_adapter, training_adapter
 from del_core.training.config import SoftPromptConfig, VariantConfig
 from del_core.training.decoders import new_decoder
 from del_core.training.examples import Conversations, Examples, Read
@@ -105,13 +108,15 @@ def train_soft_prompt(
     output: Path,
     *,
     chat: Conversations | None = None,
+    start: Path | None = None,
     progress: bool = True,
 ) -> SoftPromptResult:
     """Train soft prompt and decoder and write them, with ``variant.json``, to ``output``.
 
-    If ``stage1`` has a decoder that was trained with its encoder and ``run.config.decoder`` can
-    continue from it, training starts there. The best rows by validation loss are kept. With
-    ``chat``, its answers are learned and judged instead of the continuations of the LM's text.
+    Training starts from the variant in ``start``, if it is given. Otherwise, if ``stage1`` has a
+    decoder that was trained with its encoder and ``run.config.decoder`` can continue from it, it
+    starts there. The best rows by validation loss are kept. With ``chat``, its answers are learned
+    and judged instead of the continuations of the LM's text.
     """
     config, mechanism = run.config, run.mechanism
     torch.manual_seed(config.seed)
@@ -119,12 +124,16 @@ def train_soft_prompt(
     noisy = stage1.noisy(lm, mechanism)
     source: Source = TextSource(lm, config) if chat is None else ChatSource(chat, config, device)
     validation = lm.windows(lm.validation, config.length, config.evaluation_windows)
-    decoder = start_decoder(lm, stage1, noisy, validation, config)
+    if start is None:
+        decoder = start_decoder(lm, stage1, noisy, validation, config)
+        first = first_rows(lm, stage1.start_for(config.decoder), config.rows)
+    else:
+        begun = load_variant(lm, stage1, start, mechanism)
+        decoder, first = begun.decoder.requires_grad_(True), begun.soft_prompt
+        assert first is not None
     if config.train_linear:
         decoder.train_jointly()
-    rows = torch.nn.Parameter(
-        first_rows(lm, stage1.start_for(config.decoder), config.rows), requires_grad=config.rows > 0
-    )
+    rows = torch.nn.Parameter(first, requires_grad=config.rows > 0)
     prompt = NoisyPrompt(noisy, decoder, rows.detach())  # shares the memory of the rows in training
 
     def nll(examples: Examples, generator: torch.Generator) -> torch.Tensor:
@@ -133,35 +142,45 @@ def train_soft_prompt(
         with products(device, config.bf16):
             return examples.of(shard).nll(lm.model, lambda pick: decoder(pick(y)), rows)
 
-    best = train_rows(
-        lm,
-        source,
-        RowsRun(
-            run.name,
-            output,
-            config,
-            {"bits": mechanism.bits, "ratio_numerator": mechanism.ratio_numerator},
-            progress,
-        ),
-        [*([("soft_prompt", rows)] if config.rows else []), *decoder.trained()],
-        nll,
-        lambda: math.log(read_noisy(lm, source.validation, prompt, seed=config.seed + 1)),
-    )
-    result = SoftPromptResult(
-        name=run.name,
-        config=config,
-        bits=mechanism.bits,
-        dim=mechanism.dim,
-        ratio_numerator=mechanism.ratio_numerator,
-        mu=mu(mechanism),
-        norm_limit=decoder.norm_limit,
-        held_out_loss=best,
-        model_sha256=lm.checksum,
-        text_sha256=lm.text_sha256,
-        chat_sha256=None if chat is None else chat.sha256,
-        projection_sha256=stage1.projection.checksum,
-        **_test_perplexities(lm, stage1, prompt, source.test, config.seed + 2),
-    )
+    untouched = _untrained_perplexities(lm, stage1, prompt, source.test, config.seed + 2)
+    with training_adapter(lm, config) as adapter:
+        best = train_rows(
+            lm,
+            source,
+            RowsRun(
+                run.name,
+                output,
+                config,
+                {
+                    "bits": mechanism.bits,
+                    "ratio_numerator": mechanism.ratio_numerator,
+                    **started_from(start),
+                },
+                progress,
+            ),
+            [*([("soft_prompt", rows)] if config.rows else []), *decoder.trained(), *adapter_parameters(adapter)],
+            nll,
+            lambda: math.log(read_noisy(lm, source.validation, prompt, seed=config.seed + 1)),
+        )
+        bare = NoisyPrompt(noisy, decoder)
+        result = SoftPromptResult(
+            name=run.name,
+            config=config,
+            bits=mechanism.bits,
+            dim=mechanism.dim,
+            ratio_numerator=mechanism.ratio_numerator,
+            mu=mu(mechanism),
+            norm_limit=decoder.norm_limit,
+            held_out_loss=best,
+            model_sha256=lm.checksum,
+            text_sha256=lm.text_sha256,
+            chat_sha256=None if chat is None else chat.sha256,
+            projection_sha256=stage1.projection.checksum,
+            **untouched,
+            ppl_decoder=read_noisy(lm, source.test, bare, seed=config.seed + 2),
+            ppl_soft_prompt=read_noisy(lm, source.test, prompt, seed=config.seed + 2),
+        )
+        current_shard().once(lambda: save_adapter(output, adapter))
 
     def write() -> None:
         save_file({"soft_prompt": rows.detach().cpu().contiguous()}, output / SOFT_PROMPT_FILE)
@@ -170,6 +189,13 @@ def train_soft_prompt(
 
     current_shard().once(write)
     return result
+
+
+def started_from(variant: Path | None) -> dict[str, str]:
+    """Return what identifies, in checkpoints, the variant from which a run starts."""
+    if variant is None:
+        return {}
+    return {"start": hashlib.sha256((variant / DECODER_FILE).read_bytes()).hexdigest()}
 
 
 @dataclass(frozen=True)
@@ -194,11 +220,14 @@ def train_rows(
     """Train a soft prompt, and what else is among ``parameters``; return the best held-out loss.
 
     ``nll`` returns the losses of this worker's examples. The parameter ``soft_prompt`` has the
-    learning rate of the settings, every other one that of decoders.
+    learning rate of the settings; those of an adapter and of a decoder have rates of their own.
     """
     config, device = run.config, lm.embeddings.device
     run.output.mkdir(parents=True, exist_ok=True)
-    others = config.decoder_learning_rate / config.learning_rate
+    # Parameters by their learning rates: of soft prompts, of adapters, of decoders.
+    adapter = config.adapter_learning_rate / config.learning_rate
+    decoder = config.decoder_learning_rate / config.learning_rate
+    rates = {name: adapter if is_adapter(name) else decoder for name, _ in parameters if name != "soft_prompt"}
     return fit(
         parameters,
         lambda step: nll(source.batch(step), step_generator(config.seed, step, device)).mean(),
@@ -211,7 +240,7 @@ def train_rows(
             checkpoint_every=10 if len(lm.embeddings) * config.batch > _QUICK_STEP else 50,
             patience=config.patience,
             keep_start=True,
-            rates={name: others for name, _ in parameters if name != "soft_prompt"},
+            rates=rates,
             progress=run.progress,
         ),
         held_out,
@@ -244,10 +273,10 @@ def read_noisy(lm: BaseLM, examples: Examples, prompt: NoisyPrompt, *, seed: int
     return read_examples(lm, examples, reading, none)
 
 
-def _test_perplexities(
+def _untrained_perplexities(
     lm: FrozenLM, stage1: Stage1, prompt: NoisyPrompt, examples: Examples, seed: int
 ) -> dict[str, float]:
-    """Measure the perplexities of :class:`SoftPromptResult` on the test part."""
+    """Measure the perplexities of :class:`SoftPromptResult` before training."""
     noisy, decoder = prompt.noisy, prompt.decoder
     clean = noisy.levels.float() / noisy.mechanism.max_level
     linear = new_decoder("linear", stage1.inputs(lm, noisy, decoder.norm_limit))
@@ -258,6 +287,4 @@ def _test_perplexities(
             lm, examples, lambda part, _: lambda pick: project(clean[pick(part.tokens)]), none
         ),
         "ppl_noisy": read_noisy(lm, examples, NoisyPrompt(noisy, linear), seed=seed),
-        "ppl_decoder": read_noisy(lm, examples, NoisyPrompt(noisy, decoder), seed=seed),
-        "ppl_soft_prompt": read_noisy(lm, examples, prompt, seed=seed),
     }

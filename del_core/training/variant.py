@@ -19,6 +19,7 @@ from del_core.decoders import stage2_kinds
 from del_core.lm.model import FrozenLM
 from del_core.mechanism import MAX_LEVEL, Mechanism
 from del_core.mechanism.base import DEFAULT_DELTA
+from del_core.training.adapter import ADAPTER_FILE
 from del_core.training.config import BEST, SoftPromptConfig
 from del_core.training.examples import Conversations
 from del_core.training.parallel import current_shard
@@ -78,11 +79,13 @@ def train_variant(
     output: Path,
     *,
     chat: Conversations | None = None,
+    start: Path | None = None,
     progress: bool = True,
 ) -> VariantResult:
     """Train a variant into ``output``: noise from the validation part, attacks on the test part.
 
     With ``chat``, its answers are learned; calibration and attacks use the LM's text all the same.
+    Training starts from the variant in ``start``, if it is given.
     """
     surface = attack_surface(lm, stage1.projection)
     mechanism, calibration = plan.noise.mechanism(surface, calibration_tokens(lm))
@@ -90,7 +93,7 @@ def train_variant(
     if plan.config.decoder == BEST:
         trained, losses = _train_best(lm, stage1, run, output, chat=chat, progress=progress)
     else:
-        trained = train_soft_prompt(lm, stage1, run, output, chat=chat, progress=progress)
+        trained = train_soft_prompt(lm, stage1, run, output, chat=chat, start=start, progress=progress)
     reached = None if calibration is None else CalibratedRate(calibration.attack, calibration.target, calibration.rate)
     result = VariantResult(
         trained=trained,
@@ -123,7 +126,8 @@ def _train_best(
     best = min(losses, key=losses.__getitem__)
 
     def copy() -> None:
-        for file in (SOFT_PROMPT_FILE, DECODER_FILE):
+        files = (SOFT_PROMPT_FILE, DECODER_FILE, *((ADAPTER_FILE,) if run.config.adapter_rank else ()))
+        for file in files:
             shutil.copyfile(output / "candidates" / best / file, output / file)
 
     current_shard().once(copy)

@@ -85,6 +85,12 @@ DELTA = click.option("--delta", default=DEFAULT_DELTA, show_default=True, type=S
 ROWS = click.option(
     "--rows", default=32, show_default=True, help="Length of the soft prompt, a multiple of 32; 0 for none."
 )
+ADAPTER = click.option(
+    "--adapter-rank",
+    default=0,
+    show_default=True,
+    help="Rank of a low-rank adapter (LoRA) of the LM that is trained along; 0 for none.",
+)
 CHAT = click.option(
     "--chat",
     type=click.Path(path_type=Path),

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from delctl.commands._training_options import (
+    ADAPTER,
     BITS,
     CHAT,
     DELTA,
+    EXISTING_DIRECTORY,
     MODEL,
     NAME,
     PROJECTION,
@@ -263,6 +265,7 @@ def encoder(**settings: Any) -> None:
     help="Decoder from counts to embeddings; best trains every kind and keeps the one of least validation loss.",
 )
 @ROWS
+@ADAPTER
 @CHAT
 @click.option(
     "--train-linear",
@@ -305,6 +308,7 @@ def soft_prompt(name: str, task: str, chat: Path | None, **settings: Any) -> Non
 @click.option("--bits", default=8, show_default=True, type=click.IntRange(1, 8), help="Bits n: codes are 0 to 2^n - 1.")
 @click.option("--columns", default=1, show_default=True, type=click.IntRange(1, 16), help="Codes of each token.")
 @ROWS
+@ADAPTER
 @CHAT
 @TEST_WINDOWS
 @stage_options(steps=400, learning_rate=1e-2, min_prompt_tokens=16)
@@ -332,6 +336,62 @@ def codes(name: str, task: str, chat: Path | None, **settings: Any) -> None:
     click.echo(f"{'epsilon':16} {result.epsilon:9.2f}  (pure, one token; the codes have {result.entropy:.2f} bits)")
 
 
+@train.command()
+@MODEL
+@TEXT
+@click.option(
+    "--variant",
+    "variant_directory",
+    required=True,
+    type=EXISTING_DIRECTORY,
+    help="Output directory of `delctl train soft-prompt` or `delctl train codes`.",
+)
+@click.option(
+    "--projection",
+    "projection_directory",
+    type=EXISTING_DIRECTORY,
+    help="Projection of the variant; a variant of codes has none.",
+)
+@click.option("--rank", default=8, show_default=True, type=click.IntRange(1), help="Rank of the adapter.")
+@CHAT
+@TEST_WINDOWS
+@stage_options(steps=400, learning_rate=1e-2, min_prompt_tokens=16)
+def adapter(variant_directory: Path, rank: int, chat: Path | None, **settings: Any) -> None:
+    """Train a low-rank adapter (LoRA) of the LM for a trained variant.
+
+    The output is a variant of the same name and noise. Its decoder and soft prompt go on from those
+    of the given one and are trained along.
+    """
+    from dataclasses import replace
+
+    from del_core.training.codes import is_codes, load_codes, train_codes
+    from del_core.training.results import read_variant_result
+    from del_core.training.variant import Noise, VariantPlan, train_variant
+
+    coded = is_codes(variant_directory)
+    if coded == (settings.get("projection_directory") is not None):
+        needed = "must not be given for a variant of codes" if coded else "must be given for a variant of counts"
+        raise click.UsageError(f"--projection {needed}")
+    if coded:
+        del settings["projection_directory"]
+    stage, place = _Stage.take(settings), None if chat is None else chat.resolve()
+    start = variant_directory.resolve()
+
+    def run(lm: FrozenLM) -> Any:
+        options = {"chat": _conversations(place, lm), "start": start, "progress": not stage.quiet}
+        if coded:
+            known = load_codes(start, lm)[0]
+            config = replace(known.config, **settings)
+            return train_codes(lm, known.name, config, stage.out, task=known.task, **options)
+        found = read_variant_result(start)
+        noise = Noise(found.trained.bits, ratio=found.trained.ratio_numerator / 2.0**31)
+        plan = VariantPlan(found.trained.name, noise, found.task, replace(found.trained.config, **settings))
+        return train_variant(lm, stage.start(lm), plan, stage.out, **options).trained
+
+    settings["adapter_rank"] = rank
+    _print_perplexities(stage.run(run, settings["batch"]))
+
+
 def _conversations(place: Path | None, lm: FrozenLM) -> Conversations | None:
     """Read the conversations with the LM's tokenizer."""
     from tokenizers import Tokenizer
@@ -351,6 +411,7 @@ def _conversations(place: Path | None, lm: FrozenLM) -> Conversations | None:
     help="What the LM reads: the prompt in the clear, or nothing of it.",
 )
 @click.option("--rows", default=32, show_default=True, type=click.IntRange(32), help="Length of the soft prompt.")
+@ADAPTER
 @TEST_WINDOWS
 @stage_options(steps=400, learning_rate=1e-2, min_prompt_tokens=16)
 def control(kind: str, **settings: Any) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from del_core.bundle import Adapter
 from del_core.errors import DelError
 from del_core.registry import Registry
 from del_core.wire import TokenLogprobs
@@ -171,6 +172,14 @@ class Engine(Protocol):
 
     async def shutdown(self) -> None:
         """Stop the engine and every process that it started. May be called more than once."""
+
+
+@runtime_checkable
+class AdapterEngine(Engine, Protocol):
+    """An engine that also answers with adapters. Its ``generate`` takes ``adapter``, a name."""
+
+    def add_adapter(self, name: str, adapter: Adapter) -> None:
+        """Make an adapter known by ``name``. Called before :meth:`start`, which loads it."""
 
 
 class EngineSettings(Section):

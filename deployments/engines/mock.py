@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from del_core.bundle import Adapter
 from del_core.wire import TokenLogprobs
 from deployments.engines.base import (
     ENGINES,
@@ -87,6 +88,9 @@ class MockEngine:
         logger.warning("engine.kind is mock: no model is served, the tokens have no meaning")
         self._clock = asyncio.create_task(self._tick(), name="mock-engine")
 
+    def add_adapter(self, name: str, adapter: Adapter) -> None:
+        pass  # there is no model to adapt
+
     async def look_up(self, token_ids: Sequence[int]) -> LookUp | None:
         return None
 
@@ -98,6 +102,7 @@ class MockEngine:
         *,
         cache_salt: str | None = None,
         shared_rows: int = 0,
+        adapter: str | None = None,
     ) -> AsyncGenerator[Delta, None]:
         """See ``Engine``. Of the sampling, only lengths and logprobs have an effect."""
         await self.check_health()

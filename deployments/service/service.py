@@ -100,6 +100,12 @@ class _Variant:
     decoder: Decoder | None = field(repr=False)
     soft_prompt: NDArray[np.float32] = field(repr=False)
     multiplications_per_token: int
+    adapter: str | None = None  # the engine's name of it
+
+
+def adapter_name(bundle: Bundle, variant: str) -> str:
+    """Return the name by which the engine knows the adapter of a bundle's variant."""
+    return f"{bundle.fingerprint[:16]}-{variant}"
 
 
 class _Served:
@@ -108,8 +114,13 @@ class _Served:
     def __init__(self, bundle: Bundle) -> None:
         hidden = bundle.manifest.base_model.hidden_size
         self.variants = {
-            name: _Variant(bundle.build_decoder(name), bundle.soft_prompt(name), bundle.decoder_multiplications(name))
-            for name in bundle.variants
+            name: _Variant(
+                bundle.build_decoder(name),
+                bundle.soft_prompt(name),
+                bundle.decoder_multiplications(name),
+                None if variant.adapter is None else adapter_name(bundle, name),
+            )
+            for name, variant in bundle.variants.items()
         }
         self.variants[CLEAR] = _Variant(None, np.zeros((0, hidden), dtype=np.float32), 0)
         self.shapes: dict[str, Shape | None] = {
@@ -320,8 +331,15 @@ class PrivateLMService:
         observation.decoded = time.monotonic()
         observation.decode_s = observation.decoded - began
         observation.soft_prompt_rows = shared = len(self._variant(request).soft_prompt)
+        adapter = self._variant(request).adapter
         deltas = self._engine.generate(
-            secrets.token_hex(12), embeddings, sampling, cache_salt=cache_salt, shared_rows=shared
+            secrets.token_hex(12),
+            embeddings,
+            sampling,
+            cache_salt=cache_salt,
+            shared_rows=shared,
+            # Engines without adapters need not know the argument; add_adapters refuses them.
+            **({} if adapter is None else {"adapter": adapter}),
         )
         promised = sampling.max_tokens
         self.outstanding_tokens += promised

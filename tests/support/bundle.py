@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from del_core.bundle import (
+    Adapter,
     BaseModel,
     ChatFormat,
     ClientBundle,
@@ -32,6 +33,7 @@ def make_variant(
     norm_limit: float = 1.0,
     soft_prompt: NDArray[Any] | None = None,
     guarantees: Guarantees | None = None,
+    adapter: Adapter | None = None,
     **fields: Any,
 ) -> VariantContent:
     """Make a variant with a linear decoder; ``fields`` are those of ``del_core.bundle.Variant``."""
@@ -41,12 +43,14 @@ def make_variant(
             name=name,
             soft_prompt_length=0 if soft_prompt is None else len(soft_prompt),
             guarantees=guarantees or Guarantees(delta=1e-6, epsilon=2.5, epsilon_vocabulary=None, mu=1.0),
+            adapter=None if adapter is None else adapter.shape,
             **values,
         ),
         weight=weight,
         bias=np.zeros(len(weight), np.float32) if bias is None else bias,
         norm_limit=norm_limit,
         soft_prompt=soft_prompt,
+        adapter=adapter,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from del_core.bundle import Adapter
 from deployments.engines.base import Delta, EngineDeadError, EngineSampling, LookUp
 
 CONTEXT_LENGTH = 512
@@ -24,6 +25,7 @@ class Call:
     sampling: EngineSampling
     cache_salt: str | None
     shared_rows: int = 0
+    adapter: str | None = None
     finished: bool = False
     closed: bool = False
 
@@ -41,6 +43,7 @@ class ScriptedEngine:
     before: Callable[[int], Any] | None = None
     dead: bool = False
     calls: list[Call] = field(default_factory=list)
+    adapters: dict[str, Adapter] = field(default_factory=dict)
     stopped: bool = False
 
     @property
@@ -49,6 +52,9 @@ class ScriptedEngine:
 
     async def start(self) -> None:
         pass
+
+    def add_adapter(self, name: str, adapter: Adapter) -> None:
+        self.adapters[name] = adapter
 
     async def look_up(self, token_ids: Sequence[int]) -> LookUp | None:
         return None
@@ -61,8 +67,9 @@ class ScriptedEngine:
         *,
         cache_salt: str | None = None,
         shared_rows: int = 0,
+        adapter: str | None = None,
     ) -> AsyncGenerator[Delta, None]:
-        call = Call(request_id, embeddings, sampling, cache_salt, shared_rows)
+        call = Call(request_id, embeddings, sampling, cache_salt, shared_rows, adapter)
         self.calls.append(call)
         try:
             await self.check_health()

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from del_core.bundle import Adapter
 from deployments.engines.base import (
     ENGINES,
     Delta,
@@ -35,10 +36,12 @@ from deployments.engines.base import (
     LookUp,
 )
 from deployments.engines.vllm import startup
+from deployments.engines.vllm.adapters import adapter_arguments, load_adapters
 from deployments.engines.vllm.frontend import Frontend
 from deployments.engines.vllm.worker import configure_logging, salt_for
 
 if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
@@ -115,18 +118,28 @@ class VllmEngine:
         """Whether steps without prompts take token ids (see ``EngineWorker``)."""
         self._tensor: Callable[[NDArray[np.float32]], Any] = lambda embeddings: embeddings
         self._context_length = 0
+        self._adapters: dict[str, Adapter] = {}
+        self._loaded: dict[str, LoRARequest] = {}
 
     @property
     def context_length(self) -> int:
         return self._context_length
 
+    def add_adapter(self, name: str, adapter: Adapter) -> None:
+        self._adapters[name] = adapter
+
     async def start(self) -> None:
         os.environ.update(engine_environment(self._settings))
         self._llm = llm = await asyncio.to_thread(self._load)
-        self._frontend = Frontend(llm)
-        await self._frontend.start()
-        if self._settings.enforce_eager:
-            self.gives_ids = all(await llm.collective_rpc("give_ids_after_prompts"))
+        try:
+            self._frontend = Frontend(llm)
+            await self._frontend.start()
+            self._loaded = await load_adapters(llm, self._adapters)
+            if self._settings.enforce_eager:
+                self.gives_ids = all(await llm.collective_rpc("give_ids_after_prompts"))
+        except BaseException:
+            await self.shutdown()  # nobody else stops an engine that has not started
+            raise
 
     async def look_up(self, token_ids: Sequence[int]) -> LookUp | None:
         self._started()
@@ -167,6 +180,7 @@ class VllmEngine:
             ],
             disable_log_stats=True,
             enable_log_requests=False,
+            **adapter_arguments(self._adapters),
             **named,
         )
         with startup.forked_engine() if quick else contextlib.nullcontext():
@@ -184,13 +198,15 @@ class VllmEngine:
         *,
         cache_salt: str | None = None,
         shared_rows: int = 0,
+        adapter: str | None = None,
     ) -> AsyncGenerator[Delta, None]:
         from deployments.engines.vllm.sampling import sampling_params
 
         prompt: dict[str, Any] = {"type": "embeds", "prompt_embeds": self._tensor(embeddings)}
         if cache_salt is not None:
             prompt["cache_salt"] = salt_for(shared_rows, cache_salt)
-        deltas = self._started().generate(request_id, prompt, sampling_params(sampling), sampling)
+        lora = None if adapter is None else self._loaded[adapter]
+        deltas = self._started().generate(request_id, prompt, sampling_params(sampling), sampling, lora)
         async with contextlib.aclosing(deltas):
             async for delta in deltas:
                 yield delta

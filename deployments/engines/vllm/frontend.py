@@ -16,6 +16,7 @@ from del_core.wire import LEAST_LOGPROB, TokenLogprobs
 from deployments.engines.base import Delta, EngineDeadError, EngineSampling, FinishReason
 
 if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.outputs import LogprobsLists
@@ -122,12 +123,19 @@ class Frontend:
         return self._llm.errored or (self._receiver is not None and self._receiver.done())
 
     async def generate(
-        self, request_id: str, prompt: Any, parameters: SamplingParams, sampling: EngineSampling
+        self,
+        request_id: str,
+        prompt: Any,
+        parameters: SamplingParams,
+        sampling: EngineSampling,
+        lora: LoRARequest | None = None,
     ) -> AsyncGenerator[Delta, None]:
         """Generate as ``Engine.generate`` does. Raises EngineDeadError."""
         from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
 
-        request = self._llm.input_processor.process_inputs(request_id, prompt, parameters, self._tasks)
+        request = self._llm.input_processor.process_inputs(
+            request_id, prompt, parameters, self._tasks, lora_request=lora
+        )
         # The id is already unique; AsyncLLM would append random characters to it.
         request.external_req_id = request_id
         output = _Output(sampling)

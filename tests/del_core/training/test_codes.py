@@ -122,9 +122,12 @@ def work(tmp_path_factory):
         "train", "codes", *source, "--out", work / "coded", "--name", "coded", "--epsilon", 6, "--bits", 4,
         "--columns", 2, "--steps", 30, *short,
     )  # fmt: skip
+    adapter = ("train", "adapter", *source, "--rank", 2, "--steps", 4, *short)
+    _run(*adapter, "--variant", work / "coded", "--out", work / "adapted")
+    _run(*adapter, "--variant", work / "counts", "--projection", work / "stage1", "--out", work / "adapted-counts")
     _run(
-        "bundle", "--model", model, "--projection", work / "stage1", "--variant", work / "counts",
-        "--variant", work / "coded", "--out", work / "both",
+        "bundle", "--model", model, "--projection", work / "stage1", "--variant", work / "adapted-counts",
+        "--variant", work / "adapted", "--out", work / "both",
     )  # fmt: skip
     return work
 
@@ -135,6 +138,27 @@ def test_training_improves_on_its_start(work):
     assert found["epsilon"] <= 6.0
     assert found["ppl_soft_prompt"] < found["ppl_start"]
     assert found["entropy"] > 4.0, "the codes collapsed"
+
+
+def test_an_adapter_goes_on_from_its_variant(work):
+    for before, after in (("coded", "adapted"), ("counts", "adapted-counts")):
+        old, new = (json.loads((work / one / "variant.json").read_text("utf-8")) for one in (before, after))
+        assert "adapter_rank" not in old
+        assert new["adapter_rank"] == 2
+        assert new["held_out_loss"] <= old["held_out_loss"] + 1e-6, "the start was lost"
+    bundle = load_bundle(work / "both")
+    assert {name: variant.adapter.rank for name, variant in bundle.variants.items()} == {"counts": 2, "coded": 2}
+
+
+def test_an_adapter_needs_the_projection_of_counts_and_none_of_codes(work):
+    base = ("train", "adapter", "--model", work / "model", "--text", work / "text.txt", "--out", work / "no")
+    for options, said in (
+        (("--variant", work / "counts"), "--projection must be given for a variant of counts"),
+        (("--variant", work / "coded", "--projection", work / "stage1"), "--projection must not be given"),
+    ):
+        result = CliRunner().invoke(cli, [str(argument) for argument in (*base, *options)])
+        assert result.exit_code == 2
+        assert said in result.output
 
 
 def test_a_bundle_holds_codes_beside_counts(work):

@@ -6,24 +6,32 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import jsonschema
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from del_core.bundle import Adapter
+from del_core.evaluation.measure import continuations
+from del_core.lm.adapter import adapted
+from del_core.lm.model import load_base_lm
 from del_core.wire import StructuredOutputs
-from deployments.engines.base import Adjustment, Delta, EngineDeadError, EngineSampling
+from deployments.engines.base import Adjustment, Delta, EngineDeadError, EngineSampling, EngineStartError
 from deployments.engines.vllm.engine import VllmEngine, VllmSettings
 from deployments.service.structure import Grammars
+from tests.support.adapters import random_adapter
 from tests.support.tiny import EOS_ID, HIDDEN_SIZE, SOFT_PROMPT_LENGTH, Tiny
 
 
 @contextlib.asynccontextmanager
-async def started(tiny: Tiny) -> AsyncIterator[VllmEngine]:
+async def started(tiny: Tiny, adapters: Mapping[str, Adapter] | None = None) -> AsyncIterator[VllmEngine]:
     engine = VllmEngine(tiny.model, VllmSettings())
+    for name, adapter in (adapters or {}).items():
+        engine.add_adapter(name, adapter)
     await engine.start()
     try:
         yield engine
@@ -38,8 +46,11 @@ def prompt(seed: int, rows: int = 40) -> NDArray[np.float32]:
     return np.concatenate([soft, own]).astype(np.float32)
 
 
-async def generate(engine: VllmEngine, number: int, sampling: EngineSampling, rows: int = 40) -> list[Delta]:
-    return [delta async for delta in engine.generate(str(number), prompt(number, rows), sampling)]
+async def generate(
+    engine: VllmEngine, number: int, sampling: EngineSampling, rows: int = 40, adapter: str | None = None
+) -> list[Delta]:
+    deltas = engine.generate(f"{number}-{adapter}", prompt(number, rows), sampling, adapter=adapter)
+    return [delta async for delta in deltas]
 
 
 def tokens(deltas: list[Delta]) -> tuple[int, ...]:
@@ -167,3 +178,37 @@ async def _logarithms(engine: VllmEngine) -> None:
     drawn = [one for delta in seeded for one in delta.logprobs or ()]
     assert len(drawn) == 8
     assert all(one.top == () and one.logprob <= 0 for one in drawn)
+
+
+@pytest.mark.cluster
+async def test_each_request_is_answered_with_its_adapter(tiny: Tiny) -> None:
+    """Greedy tokens of adapters of two ranks, and of the model as it is, equal transformers'."""
+    lm = load_base_lm(tiny.model)
+    adapters = {f"rank-{rank}": random_adapter(lm.model, rank) for rank in (3, 8)}
+    sampling = EngineSampling(max_tokens=16, temperature=0.0)
+    jobs = [(number, name) for number in range(1, 5) for name in (None, *adapters)]
+
+    def expected(number: int, name: str | None) -> tuple[int, ...]:
+        rows = torch.from_numpy(prompt(number))[None]
+        with torch.no_grad(), adapted(lm.model, None if name is None else adapters[name]):
+            return tuple(continuations(lm.model, rows, sampling.max_tokens)[0].tolist())
+
+    async with started(tiny, adapters) as engine:
+        found = await asyncio.gather(*(generate(engine, number, sampling, adapter=name) for number, name in jobs))
+        again = await asyncio.gather(*(generate(engine, number, sampling, adapter=name) for number, name in jobs))
+    written = [tokens(deltas) for deltas in found]
+    assert written == [expected(*job) for job in jobs]
+    assert [tokens(deltas) for deltas in again] == written
+    assert len(set(written)) == len(jobs), "an adapter has changed nothing"
+    # The cache holds a prompt's rows by adapter: a whole block of each is found again.
+    assert all(deltas[0].cached_rows for deltas in again)
+
+
+@pytest.mark.cluster
+async def test_an_adapter_of_another_model_stops_the_start(tiny: Tiny) -> None:
+    lm = load_base_lm(tiny.model)
+    good = random_adapter(lm.model, 4)
+    wrong = {name.replace("layers.1.", "layers.7."): value for name, value in good.tensors.items()}
+    with pytest.raises(EngineStartError, match="adapter strange must fit the model"):
+        async with started(tiny, {"strange": Adapter(good.shape, wrong)}):
+            pass

@@ -1,0 +1,72 @@
+"""Adapters of variants in vLLM: each is one LoRA of its multi-LoRA support, loaded at start."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.numpy import save_file
+
+from del_core.bundle import Adapter
+from deployments.engines.base import EngineStartError
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+_RANKS = (8, 16, 32, 64, 128, 256)  # that vLLM reserves memory for
+
+
+def adapter_arguments(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
+    """Return the arguments of the engine that serves ``adapters`` beside the model as it is."""
+    if not adapters:
+        return {}
+    largest = max(adapter.shape.rank for adapter in adapters.values())
+    return {
+        "enable_lora": True,
+        "max_loras": len(adapters),  # all may be used in one step
+        "max_cpu_loras": len(adapters),  # none is ever loaded again
+        "max_lora_rank": next(rank for rank in _RANKS if rank >= largest),
+    }
+
+
+async def load_adapters(llm: AsyncLLM, adapters: Mapping[str, Adapter]) -> dict[str, LoRARequest]:
+    """Load ``adapters`` into the engine; return what a request names them by.
+
+    The files that vLLM reads them from exist only meanwhile, in a directory of this user alone.
+    EngineStartError is raised if the model has other layers than an adapter.
+    """
+    from vllm.lora.request import LoRARequest
+
+    loaded: dict[str, LoRARequest] = {}
+    with tempfile.TemporaryDirectory(prefix="del-adapters-") as place:
+        for number, (name, adapter) in enumerate(adapters.items(), start=1):
+            directory = Path(place) / str(number)
+            _write(directory, adapter)
+            request = LoRARequest(name, number, str(directory))
+            try:
+                await llm.add_lora(request)
+                await llm.pin_lora(number)
+            except Exception as error:
+                raise EngineStartError(f"adapter {name} must fit the model, but vLLM refuses it: {error}") from error
+            loaded[name] = request
+    return loaded
+
+
+def _write(directory: Path, adapter: Adapter) -> None:
+    """Write the two files of ``peft`` that vLLM reads."""
+    directory.mkdir()
+    shape = adapter.shape
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": shape.rank,
+        "lora_alpha": shape.alpha,
+        "target_modules": list(shape.modules),
+        "bias": "none",
+    }
+    (directory / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file(dict(adapter.tensors), directory / "adapter_model.safetensors")
