@@ -18,7 +18,7 @@ from del_core.bundle import Bundle, load_bundle
 from del_core.errors import BundleError
 from deployments.engines import ENGINES
 from deployments.engines.base import AdapterEngine, Engine, EngineSampling, EngineStartError
-from deployments.service.base_model import EmbeddingTable, end_of_text_ids, verify_checksum
+from deployments.service.base_model import EmbeddingTable, check_adapter, end_of_text_ids, verify_checksum
 from deployments.service.service import Capacity, PrivateLMService, ServedModel, adapter_name
 from deployments.settings import Settings, TelemetrySettings, fetched
 from deployments.telemetry import request_log
@@ -47,7 +47,7 @@ async def start_service(settings: Settings) -> PrivateLMService:
     extra = [await asyncio.to_thread(load_extra_bundle, path, bundle) for path in settings.extra_bundle_paths]
     steps.end("verification")
     engine = ENGINES.find(settings.engine.kind).create(settings.base_model_path, settings.engine)
-    add_adapters(engine, settings.engine.kind, (bundle, *extra))
+    await asyncio.to_thread(add_adapters, engine, settings, (bundle, *extra))
     await engine.start()
     steps.end("engine")
     try:
@@ -74,25 +74,11 @@ async def start_service(settings: Settings) -> PrivateLMService:
     return service
 
 
-class _Steps:
-    """Times of the steps of a start, in their order."""
+def add_adapters(engine: Engine, settings: Settings, bundles: Sequence[Bundle]) -> None:
+    """Make the adapters of all variants known to the engine.
 
-    def __init__(self) -> None:
-        self._began = self._last = time.monotonic()
-        self._times: list[str] = []
-
-    def end(self, name: str) -> None:
-        """Record the time since the last step."""
-        now = time.monotonic()
-        self._times.append(f"{name} {now - self._last:.1f} s")
-        self._last = now
-
-    def __str__(self) -> str:
-        return f"{self._last - self._began:.1f} s ({', '.join(self._times)})"
-
-
-def add_adapters(engine: Engine, kind: str, bundles: Sequence[Bundle]) -> None:
-    """Make the adapters of all variants known to the engine. Raises EngineStartError."""
+    Raises EngineStartError, BaseModelError.
+    """
     for bundle in bundles:
         for name in bundle.variants:
             adapter = bundle.adapter(name)
@@ -100,8 +86,10 @@ def add_adapters(engine: Engine, kind: str, bundles: Sequence[Bundle]) -> None:
                 continue
             if not isinstance(engine, AdapterEngine):
                 raise EngineStartError(
-                    f"engine.kind must be one that serves adapters, since the variant {name} has one, got {kind}"
+                    f"engine.kind must be one that serves adapters, since the variant {name} has one, "
+                    f"got {settings.engine.kind}"
                 )
+            check_adapter(settings.base_model_path, name, adapter)
             engine.add_adapter(adapter_name(bundle, name), adapter)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from del_core.bundle import BaseModel, BundleError, chat, checksum_model
+from del_core.bundle import Adapter, BaseModel, BundleError, chat, checksum_model
 from del_core.bundle.tensors import EMBEDDING_NAMES, read_header
 from del_core.errors import DelError
 from del_core.lm.families import row_scale
@@ -40,6 +40,24 @@ def verify_checksum(directory: Path, expected: BaseModel) -> None:
             f"model {directory} must have the checksum {expected.sha256} of {expected.name}, for which the bundle was "
             f"made, got {found}"
         )
+
+
+def check_adapter(directory: Path, name: str, adapter: Adapter) -> None:
+    """Raise BaseModelError unless the model has every layer of an adapter, of the same sizes.
+
+    Engines leave out what they do not find, so an adapter of another model would have no effect.
+    """
+    sizes: dict[str, list[int]] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            sizes |= {key: entry.get("shape") for key, entry in read_header(file)[0].items() if key != "__metadata__"}
+    for key, tensor in adapter.tensors.items():
+        layer, _, part = key.removesuffix(".weight").removeprefix("base_model.model.").rpartition(".lora_")
+        found = sizes.get(f"{layer}.weight")
+        own = tensor.shape[1] if part == "A" else tensor.shape[0]
+        if found is None or len(found) != 2 or found[1 if part == "A" else 0] != own:
+            of = "no such layer" if found is None else f"a layer of shape {tuple(found)}"
+            raise BaseModelError(f"model {directory} must have the layer {layer} of the adapter {name}, got {of}")
 
 
 def end_of_text_ids(directory: Path) -> tuple[int, ...]:

@@ -27,8 +27,12 @@ def adapter_arguments(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
     largest = max(adapter.shape.rank for adapter in adapters.values())
     return {
         "enable_lora": True,
-        "max_loras": len(adapters),  # all may be used in one step
-        "max_cpu_loras": len(adapters),  # none is ever loaded again
+        # All may be used in one step. On CPUs, vLLM (0.32) gives the last place to requests without
+        # an adapter in a batch with others, so that place must stay empty.
+        "max_loras": len(adapters) + 1,
+        "max_cpu_loras": len(adapters) + 1,  # none is ever loaded again
+        # Without the embedding layer: where prompts are embeddings, it does not read all tokens.
+        "lora_target_modules": sorted({name for one in adapters.values() for name in one.shape.modules}),
         "max_lora_rank": next(rank for rank in _RANKS if rank >= largest),
     }
 
@@ -37,7 +41,8 @@ async def load_adapters(llm: AsyncLLM, adapters: Mapping[str, Adapter]) -> dict[
     """Load ``adapters`` into the engine; return what a request names them by.
 
     The files that vLLM reads them from exist only meanwhile, in a directory of this user alone.
-    EngineStartError is raised if the model has other layers than an adapter.
+    EngineStartError is raised if vLLM refuses one; layers that the model does not have are not
+    refused, so they are checked before.
     """
     from vllm.lora.request import LoRARequest
 

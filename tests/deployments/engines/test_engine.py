@@ -20,7 +20,7 @@ from del_core.evaluation.measure import continuations
 from del_core.lm.adapter import adapted
 from del_core.lm.model import load_base_lm
 from del_core.wire import StructuredOutputs
-from deployments.engines.base import Adjustment, Delta, EngineDeadError, EngineSampling, EngineStartError
+from deployments.engines.base import Adjustment, Delta, EngineDeadError, EngineSampling
 from deployments.engines.vllm.engine import VllmEngine, VllmSettings
 from deployments.service.structure import Grammars
 from tests.support.adapters import random_adapter
@@ -202,13 +202,3 @@ async def test_each_request_is_answered_with_its_adapter(tiny: Tiny) -> None:
     assert len(set(written)) == len(jobs), "an adapter has changed nothing"
     # The cache holds a prompt's rows by adapter: a whole block of each is found again.
     assert all(deltas[0].cached_rows for deltas in again)
-
-
-@pytest.mark.cluster
-async def test_an_adapter_of_another_model_stops_the_start(tiny: Tiny) -> None:
-    lm = load_base_lm(tiny.model)
-    good = random_adapter(lm.model, 4)
-    wrong = {name.replace("layers.1.", "layers.7."): value for name, value in good.tensors.items()}
-    with pytest.raises(EngineStartError, match="adapter strange must fit the model"):
-        async with started(tiny, {"strange": Adapter(good.shape, wrong)}):
-            pass

@@ -12,8 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from del_core.bundle import Bundle
-from deployments.service.base_model import BaseModelError, EmbeddingTable, end_of_text_ids, verify_checksum
+from del_core.bundle import Adapter, Bundle
+from del_core.bundle.manifest import AdapterShape
+from deployments.service.base_model import (
+    BaseModelError,
+    EmbeddingTable,
+    check_adapter,
+    end_of_text_ids,
+    verify_checksum,
+)
 from tests.support.tiny import EOS_ID, HIDDEN_SIZE, VOCABULARY_SIZE, Tiny
 
 NAME = "model.embed_tokens.weight"
@@ -98,3 +105,23 @@ def test_end_of_text_ids(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text("[")
     with pytest.raises(BaseModelError, match="generation_config"):
         end_of_text_ids(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "said"),
+    [
+        ("model.layers.1.self_attn.q_proj", (2, HIDDEN_SIZE), None),
+        ("model.layers.7.self_attn.q_proj", (2, HIDDEN_SIZE), "got no such layer"),
+        ("model.layers.1.self_attn.q_proj", (2, HIDDEN_SIZE - 1), "got a layer of shape"),
+    ],
+)
+def test_adapters_of_another_model_are_refused(
+    tiny: Tiny, layer: str, shape: tuple[int, int], said: str | None
+) -> None:
+    tensors = {f"base_model.model.{layer}.lora_A.weight": np.zeros(shape, np.float32)}
+    adapter = Adapter(AdapterShape(2, 4, ("q_proj",)), tensors)
+    if said is None:
+        check_adapter(tiny.model, "adapted", adapter)
+    else:
+        with pytest.raises(BaseModelError, match=f"must have the layer {layer} of the adapter adapted, {said}"):
+            check_adapter(tiny.model, "adapted", adapter)
