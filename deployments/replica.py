@@ -74,6 +74,23 @@ async def start_service(settings: Settings) -> PrivateLMService:
     return service
 
 
+class _Steps:
+    """Times of the steps of a start, in their order."""
+
+    def __init__(self) -> None:
+        self._began = self._last = time.monotonic()
+        self._times: list[str] = []
+
+    def end(self, name: str) -> None:
+        """Record the time since the last step."""
+        now = time.monotonic()
+        self._times.append(f"{name} {now - self._last:.1f} s")
+        self._last = now
+
+    def __str__(self) -> str:
+        return f"{self._last - self._began:.1f} s ({', '.join(self._times)})"
+
+
 def add_adapters(engine: Engine, settings: Settings, bundles: Sequence[Bundle]) -> None:
     """Make the adapters of all variants known to the engine.
 
