@@ -82,6 +82,7 @@ def _describe_variant(variant: Variant, manifest: Manifest) -> dict[str, Any]:
         "bytes_per_token": mechanism.row_bytes,
         "decoder": variant.decoder,
         "soft_prompt_length": variant.soft_prompt_length,
+        "adapter": variant.adapter is not None,
         "delta": delta,
         "epsilon": accounting.epsilon(mechanism, delta),
         f"epsilon_{PROMPT_TOKENS}_tokens": accounting.epsilon(mechanism, delta, PROMPT_TOKENS),
@@ -121,7 +122,7 @@ def _show_facts(out: Console, path: Path, report: dict[str, Any]) -> None:
         "a device loads": f"{bytes_words(client)} (table and tokenizer)",
     }
     if server:
-        facts["a server loads"] = f"the base model and {bytes_words(server)} (decoders, soft prompts, prior)"
+        facts["a server loads"] = f"the base model and {bytes_words(server)} (decoders, soft prompts, adapters, prior)"
     for name, value in facts.items():
         out.print(f"{name:15} {printable(value)}", soft_wrap=True)
 
