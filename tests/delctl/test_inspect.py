@@ -98,4 +98,4 @@ def test_an_altered_file_is_named(name: str, bundle: Path, capsys: pytest.Captur
 
 def test_no_such_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", str(tmp_path / "nowhere")]) == 2
-    assert "must be a bundle's directory or the word demo, got nothing there" in capsys.readouterr().err
+    assert "must be a bundle's directory or one of demo, tiny, smollm2, got nothing there" in capsys.readouterr().err
