@@ -129,8 +129,8 @@ def train_soft_prompt(
         first = first_rows(lm, stage1.start_for(config.decoder), config.rows)
     else:
         begun = load_variant(lm, stage1, start, mechanism)
+        assert begun.soft_prompt is not None
         decoder, first = begun.decoder.requires_grad_(True), begun.soft_prompt
-        assert first is not None
     if config.train_linear:
         decoder.train_jointly()
     rows = torch.nn.Parameter(first, requires_grad=config.rows > 0)

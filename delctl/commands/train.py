@@ -378,7 +378,7 @@ def adapter(variant_directory: Path, rank: int, chat: Path | None, **settings: A
     start = variant_directory.resolve()
 
     def run(lm: FrozenLM) -> Any:
-        options = {"chat": _conversations(place, lm), "start": start, "progress": not stage.quiet}
+        options: dict[str, Any] = {"chat": _conversations(place, lm), "start": start, "progress": not stage.quiet}
         if coded:
             known = load_codes(start, lm)[0]
             config = replace(known.config, **settings)
