@@ -132,11 +132,8 @@ def model_families() -> str:
     """Return the table of the families of language models."""
     from del_core.lm.families import FAMILIES
 
-    rows = (
-        (family.label, f"`{name}`", "yes" if family.refused is None else f"no: {family.refused}", family.note)
-        for name, family in FAMILIES.items()
-    )
-    return table(("family", "`model_type`", "served", "note"), rows)
+    rows = ((family.label, f"`{name}`", family.note) for name, family in FAMILIES.items())
+    return table(("family", "`model_type`", "note"), rows)
 
 
 def alerts() -> str:

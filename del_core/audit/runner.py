@@ -178,7 +178,7 @@ def audit_bundle(
             found = results.load(name, key)
         if found is None:
             observer.report(f"{name}: attacking")
-            found = _Audit(bundle, lm, tokenizer, corpus, config, name, similarity, observer, carried).run()
+            found = _Audit(bundle, lm, tokenizer, corpus, config, name, similarity, observer, carried, variants).run()
             if results is not None:
                 results.store(name, key, found)
                 results.store_carried(key, carried)
@@ -240,6 +240,7 @@ class _Audit:
     similarity: SentenceSimilarity | None
     observer: Observer
     carried: dict[str, dict[str, torch.Tensor]]
+    done: Mapping[str, VariantAudit]
 
     def run(self) -> VariantAudit:
         """Prove, attack and measure."""
@@ -283,8 +284,10 @@ class _Audit:
             clock = time.perf_counter()
             guesses = attack.run(target)
             seconds = time.perf_counter() - clock
-            self._step(f"{name}, on a release that says nothing")
-            blind = Rate.from_hits(attack.run(silent).token_ids == self.corpus.prompts)
+            blind = self._blind(name, mechanism.kind)
+            if blind is None:
+                self._step(f"{name}, on a release that says nothing")
+                blind = Rate.from_hits(attack.run(silent).token_ids == self.corpus.prompts)
             found[name] = guesses.token_ids
             attacks[name] = replace(self._measure(guesses, seconds), blind=blind, knowledge=attack.knowledge.name)
         self._step("resubmissions")
@@ -305,6 +308,16 @@ class _Audit:
             mechanism=mechanism.kind,
             prompt_length=self.config.length,
         )
+
+    def _blind(self, attack: str, kind: str) -> Rate | None:
+        """Return what an attack found behind a mechanism that says nothing, if it was run before.
+
+        How much noise another variant of the mechanism adds makes no difference to nothing.
+        """
+        earlier = (
+            one.attacks[attack].blind for one in self.done.values() if one.mechanism == kind and attack in one.attacks
+        )
+        return next((rate for rate in earlier if rate is not None), None)
 
     def _step(self, step: str) -> None:
         self.observer.report(f"{self.name}: {step}")

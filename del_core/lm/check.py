@@ -63,11 +63,8 @@ def _config_problems(config: Mapping[str, Any]) -> list[str]:
     model_type = config.get("model_type")
     if "vision_config" in config or "audio_config" in config:
         return [f"The model ({model_type}) reads images or audio; only text models are supported."]
-    family = FAMILIES.get(str(model_type))
-    if family is None or family.refused is not None:
-        reason = "" if family is None else f": {family.refused}"
-        served = ", ".join(name for name, one in FAMILIES.items() if one.refused is None)
-        return [f"The family of the model ({model_type}) is not supported{reason}; supported are {served}."]
+    if FAMILIES.get(str(model_type)) is None:
+        return [f"The family of the model ({model_type}) is not supported; supported are {', '.join(FAMILIES)}."]
     width, hidden = config.get("word_embed_proj_dim"), config.get("hidden_size")
     if width is not None and width != hidden:
         return [

@@ -21,21 +21,18 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models.
+    """A family of models that is served.
 
     Args:
         label: the name that people know it by.
         row_scale: the factor by which the family's embedding layer multiplies the rows of its
             weight, from the configuration; None for a layer that returns them as they are. A factor
             that is applied to embeddings and ids alike, outside the layer, does not belong here.
-        refused: why a model of the family cannot be served, as the end of a sentence; None if it
-            can.
         note: what a user of the family should know, for the documentation.
     """
 
     label: str
     row_scale: Callable[[Config], float] | None = None
-    refused: str | None = None
     note: str = ""
 
 

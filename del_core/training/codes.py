@@ -216,7 +216,7 @@ def read_codes(
     """Return the perplexity of ``examples`` behind the noise; a seed always draws the same one."""
 
     def reading(part: Examples, index: int) -> Read:
-        released = noisy.sample(part.tokens, step_generator(seed, index, part.tokens.device))
+        released = noisy.sample(part.prompts, step_generator(seed, index, part.tokens.device))
         return lambda pick: table(pick(released))
 
     return read_examples(lm, examples, reading, rows)
@@ -257,7 +257,7 @@ def train_codes(
 
     def nll(examples: Examples, generator: torch.Generator) -> torch.Tensor:
         shard = current_shard()
-        released = shard.of(noisy.sample(examples.tokens, generator))
+        released = shard.of(noisy.sample(examples.prompts, generator))
         with products(device, config.bf16):
             return examples.of(shard).nll(lm.model, lambda pick: table(pick(released)), rows)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from del_core._validation import check_integer, check_number
 from del_core.audit.records import OMITTED
 from del_core.bundle.manifest import MAX_ADAPTER_RANK, SOFT_PROMPT_STEP
 from del_core.decoders import DECODERS, DecoderOptions, joint_kinds, stage2_kinds
@@ -133,11 +134,9 @@ class CodesConfig(VariantConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 < self.epsilon < math.inf:
-            raise ValueError(f"epsilon must be positive and finite, got {self.epsilon}")
+        check_number("epsilon", self.epsilon, 0.0, math.inf, open_low=True, open_high=True)
         for name, most in (("bits", 8), ("columns", 16), ("iterations", 1000)):
-            if not 1 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must be from 1 to {most}, got {getattr(self, name)}")
+            check_integer(name, getattr(self, name), 1, most)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,10 +46,8 @@ class Examples:
     head: torch.Tensor
 
     @classmethod
-    def from_windows(
-        cls, prompt: torch.Tensor, continuation: torch.Tensor, *, private: bool = True, begin: int | None = None
-    ) -> Examples:
-        """Return examples of prompts (batch, prompt tokens), as a whole private or public.
+    def from_windows(cls, prompt: torch.Tensor, continuation: torch.Tensor, *, begin: int | None = None) -> Examples:
+        """Return examples of private prompts (batch, prompt tokens).
 
         ``begin`` is the begin-of-text token, if the LM has one.
         """
@@ -57,10 +55,16 @@ class Examples:
         places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         targets = torch.nn.functional.pad(continuation, (prompt.shape[1] - 1, 0), value=IGNORED)
         head = tokens.new_tensor([] if begin is None else [begin])
-        return cls(tokens, (places < prompt.shape[1]) & private, targets, head)
+        return cls(tokens, places < prompt.shape[1], targets, head)
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def prompts(self) -> torch.Tensor:
+        """The token ids up to the last private one of any row, for which noise is drawn."""
+        places = self.private.any(dim=0).nonzero()
+        return self.tokens[:, : int(places[-1]) + 1 if len(places) else 0]
 
     def of(self, shard: Shard) -> Examples:
         """Return the rows of one worker."""

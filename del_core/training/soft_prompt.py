@@ -138,7 +138,7 @@ def train_soft_prompt(
 
     def nll(examples: Examples, generator: torch.Generator) -> torch.Tensor:
         shard = current_shard()
-        y = shard.of(noisy.sample(examples.tokens, generator))
+        y = shard.of(noisy.sample(examples.prompts, generator))
         with products(device, config.bf16):
             return examples.of(shard).nll(lm.model, lambda pick: decoder(pick(y)), rows)
 
@@ -266,7 +266,7 @@ def read_noisy(lm: BaseLM, examples: Examples, prompt: NoisyPrompt, *, seed: int
     """Return the perplexity of ``examples`` behind the noise; a seed always draws the same one."""
 
     def reading(part: Examples, index: int) -> Read:
-        y = prompt.noisy.sample(part.tokens, step_generator(seed, index, part.tokens.device))
+        y = prompt.noisy.sample(part.prompts, step_generator(seed, index, part.tokens.device))
         return lambda pick: prompt.decoder(pick(y))
 
     none = lm.embeddings[:0] if prompt.soft_prompt is None else prompt.soft_prompt

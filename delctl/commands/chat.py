@@ -115,6 +115,8 @@ class _Chat:
 
     def run(self, variant: str | None) -> None:
         """Chat until the end of the input. Raises what would fail for every message."""
+        from client_lib.prompts.spans import CLEAR
+
         known = self._client.variants()
         if variant is None:
             made_for_it = [one for one in known.values() if one.task == CHAT_TASK]
@@ -124,9 +126,8 @@ class _Chat:
         from client_lib import Message
 
         self._spans_of([*self._opening, Message("user", "a")])
-        self._out.print(
-            "Your messages are private. The template, the roles and the model's answers are public.", style="dim"
-        )
+        hidden = "" if variant == CLEAR else "Your messages are private. "
+        self._say(f"{hidden}The template, the roles and the model's answers are public.")
         self._out.print("/help shows the commands.\n", style="dim")
         while not self._ended:
             line = self._read()
@@ -180,6 +181,7 @@ class _Chat:
     def _answer(self, text: str) -> None:
         from client_lib import DELClientError, Message, public
         from client_lib.errors import ContextFullError
+        from client_lib.prompts.spans import CLEAR
 
         turn, before, dropped = Message("user", text.strip()), self._spent.tokens, 0
         found: tuple[str, str] | None = None
@@ -197,7 +199,9 @@ class _Chat:
         written, reason = found
         # The server wrote it, so it need not be hidden from the server.
         self._messages += [turn, Message("assistant", public(written.strip()))]
-        notes = [f"{self._spent.tokens - before} private tokens; epsilon {self._spent.epsilon():.2f} so far"]
+        notes = ["sent in the clear"]
+        if self._variant != CLEAR:
+            notes = [f"{self._spent.tokens - before} private tokens; epsilon {self._spent.epsilon():.2f} so far"]
         notes += [f"the {dropped} oldest turns are left out, as the context is full"] if dropped else []
         notes += {"length": ["cut at --max-tokens"], "stopped": ["stopped"]}.get(reason, [])
         self._say(f"[{'; '.join(notes)}]\n")

@@ -110,6 +110,13 @@ def test_a_failure_does_not_end_the_chat(say: Say, scripted: ScriptedServer) -> 
     assert len(private_counts(scripted.decode(scripted.frames[1]))) == 1  # the first message was not answered
 
 
+def test_the_clear_variant_promises_nothing(say: Say, scripted: ScriptedServer) -> None:
+    out = say(FIRST, options=("--variant", "clear"))
+    assert out.startswith("clear: no protection")
+    assert "Your messages are private" not in out
+    assert "sent in the clear" in out
+
+
 def test_a_system_message(say: Say, scripted: ScriptedServer) -> None:
     say(FIRST, options=("--variant", "open", "--system", "be brief"))
     say(FIRST, options=("--variant", "open", "--system", "be brief", "--public-system"))

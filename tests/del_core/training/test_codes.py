@@ -83,10 +83,10 @@ def test_the_decode_table_starts_at_the_posterior_mean():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"epsilon": 0.0}, "epsilon must be positive and finite, got 0.0"),
-        ({"epsilon": math.nan}, "epsilon must be positive and finite, got nan"),
-        ({"bits": 9}, "bits must be from 1 to 8, got 9"),
-        ({"columns": 0}, "columns must be from 1 to 16, got 0"),
+        ({"epsilon": 0.0}, r"epsilon must be a number in \(0, inf\), got 0.0"),
+        ({"epsilon": math.nan}, r"epsilon must be a number in \(0, inf\), got nan"),
+        ({"bits": 9}, "bits must be an integer from 1 to 8, got 9"),
+        ({"columns": 0}, "columns must be an integer from 1 to 16, got 0"),
     ],
 )
 def test_settings_that_are_not_right(change, said):
