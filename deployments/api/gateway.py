@@ -7,8 +7,10 @@ chunks as it is generated. Nothing here prevents replays; a repeated completion 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -45,6 +47,9 @@ _MARK = "del.oblivious"  # of requests that came encapsulated
 OVERHEAD_BYTES = 192 * 1024
 """Room of an encapsulated request beyond its content, with a 64th part for its chunks."""
 
+INLINE_BYTES = 64 * 1024
+"""Larger requests are opened in a thread: anybody may send one, and the event loop serves all."""
+
 # Headers that describe one connection, and those that only a server in front may set.
 _DROPPED = frozenset({"connection", "transfer-encoding", "upgrade", "host", "content-length"})
 
@@ -70,13 +75,18 @@ class Gateway:
             return Response(f"content-type must be {REQUEST} or {CHUNKED_REQUEST}", 415)
         with contextlib.suppress(DisconnectedError):
             async with self._bodies.body(http) as body:
+                opening = partial(self._open, body, chunked=kind == CHUNKED_REQUEST)
                 try:
-                    opened = GatewayRequest(body, self._key, chunked=kind == CHUNKED_REQUEST)
-                    request = decode_request(opened.message)
+                    is_small = len(body) <= INLINE_BYTES
+                    opened, request = opening() if is_small else await asyncio.to_thread(opening)
                 except ObliviousError:
                     return Response(_KEY_PROBLEM, 400, media_type=PROBLEM)
             return _Answer(self.app, request, opened.response(), is_chunked=kind == CHUNKED_REQUEST)
         return ErrorResponse(CLIENT_GONE, b"", 499)  # nobody reads it
+
+    def _open(self, body: bytes, *, chunked: bool) -> tuple[GatewayRequest, BinaryRequest]:
+        opened = GatewayRequest(body, self._key, chunked=chunked)
+        return opened, decode_request(opened.message)
 
 
 class _Answer(Response):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +29,10 @@ from del_core.ohttp import (
     GatewayKey,
     KeyConfig,
     ResponseDecoder,
+    decode_request,
     encode_request,
 )
+from deployments.api import gateway
 from deployments.api.context import APIOptions
 from deployments.api.routes import create_app
 from deployments.auth.keys import Keys, hash_key
@@ -100,14 +103,14 @@ def stack(make_service: Callable[..., Any]) -> Iterator[Stack]:
     engine = ScriptedEngine()
     keys = Keys({"ann": APIKey(hashes=(hash_key(API_KEY),))})
     options = APIOptions(keys=keys, gateway_key=KEY, streaming=StreamingSettings(max_tokens=1))
-    gateway = Recorder(create_app(make_service(engine), options))
+    gate = Recorder(create_app(make_service(engine), options))
     with contextlib.ExitStack() as opened:
-        port = opened.enter_context(running(gateway))
+        port = opened.enter_context(running(gate))
         url = f"http://127.0.0.1:{port}"
         relaying = Relay(gateway_url(url), RelaySettings(max_requests=4))
         relay = Recorder(relaying.app)
         relay_port = opened.enter_context(running(relay))
-        yield Stack(f"http://127.0.0.1:{relay_port}", url, relay, gateway, engine)
+        yield Stack(f"http://127.0.0.1:{relay_port}", url, relay, gate, engine)
 
 
 def options(stack: Stack, path: Path, **others: Any) -> dict[str, Any]:
@@ -294,6 +297,29 @@ def test_the_gateway_serves_its_key_and_takes_requests_that_are_not_chunked(stac
     assert decoder.status == 200
     refused = httpx.post(stack.gateway_url + WELL_KNOWN, content=b"x" * 100, headers={"content-type": REQUEST})
     assert (refused.status_code, refused.headers["content-type"]) == (400, "application/problem+json")
+
+
+def test_large_requests_are_opened_beside_the_event_loop(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody needs a key to send one, and everybody waits for the loop."""
+    threads: dict[int, int] = {}
+
+    def noted(message: bytes) -> BinaryRequest:
+        threads[len(message)] = threading.get_ident()
+        return decode_request(message)
+
+    monkeypatch.setattr(gateway, "decode_request", noted)
+    for size in (10, 2 * gateway.INLINE_BYTES):
+        client = ClientRequest(KEY.config)
+        request = BinaryRequest("POST", "https", "x", "/healthz", (), bytes(size))
+        response = httpx.post(
+            stack.gateway_url + WELL_KNOWN,
+            content=client.seal(encode_request(request)),
+            headers={"content-type": CHUNKED_REQUEST},
+        )
+        decoder = ResponseDecoder()
+        decoder.feed(client.response().feed(response.content, ended=True), ended=True)
+        assert decoder.status == 405
+    assert len(set(threads.values())) == len(threads) == 2
 
 
 def test_a_gateway_inside_a_gateway_is_no_loop(stack: Stack) -> None:
