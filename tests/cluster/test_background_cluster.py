@@ -25,6 +25,7 @@ import pytest
 import yaml
 
 from client_lib import Client, private
+from cluster.deploy import Dashboard, cluster_status
 from cluster.local import processes
 from cluster.local.state import ClusterRecord
 from del_core.bundle import load_bundle
@@ -63,8 +64,10 @@ class Commands:
         return done.stdout + done.stderr if code else done.stdout
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self("status", "--json"))
-        return found
+        """Return what ``delctl status --json`` prints, without a process for each look."""
+        record = self.record()
+        with Dashboard(record.dashboard_url, record.ray_token) as dashboard:
+            return cluster_status(dashboard).to_json()
 
     def record(self) -> ClusterRecord:
         return ClusterRecord.from_json(json.loads((self.state / "cluster.json").read_text()))
@@ -171,6 +174,10 @@ def test_a_cluster_of_three_nodes_from_start_to_end(delctl: Commands, tiny: Tiny
     assert {node["cpus"] for node in found["nodes"]} == {1.0}
     assert (app(found, "mock")["running"], app(found, "tiny")["running"]) == (2, 1)
     assert app(found, "tiny")["bundle"] == str(tiny.bundle)
+    printed = json.loads(delctl("status", "--json"))
+    assert printed["url"] == record.url
+    assert [one["name"] for one in printed["applications"]] == ["mock", "tiny"]
+    assert printed["nodes"] == found["nodes"]
 
     # Private completions, of a real engine.
     with Client(f"{record.url}/tiny", cache_dir=tmp_path / "tiny") as client:
