@@ -67,7 +67,8 @@ class Commands:
         """Return what ``delctl status --json`` prints, without a process for each look."""
         record = self.record()
         with Dashboard(record.dashboard_url, record.ray_token) as dashboard:
-            return cluster_status(dashboard).to_json()
+            found: dict[str, Any] = json.loads(json.dumps(cluster_status(dashboard).to_json()))
+        return found
 
     def record(self) -> ClusterRecord:
         return ClusterRecord.from_json(json.loads((self.state / "cluster.json").read_text()))
