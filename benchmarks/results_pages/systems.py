@@ -68,6 +68,19 @@ def _padding() -> str:
     )
 
 
+def _length() -> str:
+    rows = []
+    for variant, fills in load("length.json")["results"].items():
+        for name, attacks in fills.items():
+            if name == "ratio":
+                continue
+            exact = [
+                f"{percent(one['exact'])} ({percent(one['low'])} to {percent(one['high'])})" for one in attacks.values()
+            ]
+            rows.append((f"{variant}: {name}", *exact, interval(fills["ratio"][name])))
+    return table(("variant and fill", "tokens", "bigrams", "model", "perplexity, padded over plain"), rows)
+
+
 def _faults() -> str:
     found = load("faults.json")
     rows = [
@@ -264,6 +277,8 @@ SYSTEMS: dict[str, dict[str, Table]] = {
         "size": _size,
         "padding run": Origin("padding.json", machine="2 cores; 160 held-out passages"),
         "padding": _padding,
+        "length run": Origin("length.json"),
+        "length": _length,
         "oblivious run": Origin("oblivious.json"),
         "oblivious": _oblivious,
     },
