@@ -16,7 +16,13 @@ class Padding:
 
     Padding tokens are quantized, sent and charged as private tokens. The number of private spans
     and of buckets stays visible, and noise too weak to protect the tokens does not protect the
-    padding either. The tokens of ``text`` are repeated; choose text that the model ignores.
+    padding either.
+
+    With ``fill="repeat"`` the tokens of ``text`` are repeated; choose text that the model ignores.
+    With ``fill="draw"`` each padding token is drawn from those of ``text``, independently and as
+    often as it occurs there, by the operating system's generator. Give text like your prompts, the
+    longer the better: the server then finds the end of the padding less often
+    (docs/privacy/length.md).
 
     With ``unit="bytes"`` a span gets as many tokens as its text has bytes in UTF-8, rounded up to
     the bucket. The length then says nothing about how the server's tokenizer cuts the text, at
