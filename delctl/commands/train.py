@@ -365,6 +365,7 @@ def adapter(variant_directory: Path, rank: int, chat: Path | None, **settings: A
     from dataclasses import replace
 
     from del_core.training.codes import is_codes, load_codes, train_codes
+    from del_core.training.config import VariantConfig
     from del_core.training.results import read_variant_result
     from del_core.training.variant import Noise, VariantPlan, train_variant
 
@@ -389,7 +390,8 @@ def adapter(variant_directory: Path, rank: int, chat: Path | None, **settings: A
         return train_variant(lm, stage.start(lm), plan, stage.out, **options).trained
 
     settings["adapter_rank"] = rank
-    _print_perplexities(stage.run(run, settings["batch"]))
+    # Its decoder and rows are those of the variant, which is read with the model.
+    _print_perplexities(stage.run(run, _config(VariantConfig, settings)))
 
 
 def _conversations(place: Path | None, lm: FrozenLM) -> Conversations | None:
