@@ -44,8 +44,8 @@ class PrivateLM:
 
         file = self._settings.keys.file
         self._keys = Keys({} if named_keys else None, file=None if file is None else Path(file))
+        self._telemetry = Telemetry(self._settings.telemetry)  # first: the start is logged
         self._service = await start_service(self._settings)
-        self._telemetry = Telemetry(self._settings.telemetry)
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Replace the keys. Serve calls this if nothing but ``user_config`` has changed."""
