@@ -16,10 +16,10 @@ from typing import Any
 import click
 
 OUT = Path(__file__).parent / "results" / "training_smollm2.json"
-VARIANTS = ("strict", "balanced", "open", "chat-strict", "chat-balanced", "chat-open")
-CONTROLS = ("nothing", "clear")
+VARIANTS = ("strict", "balanced", "open", "codes", "chat-strict", "chat-balanced", "chat-open", "chat-codes")
+CONTROLS = ("nothing", "clear", "nothing-adapted", "clear-adapted")
 _LOSSES = {"projection": "projection", **{name: name for name in VARIANTS}} | {
-    f"control-{kind}": kind for kind in CONTROLS
+    f"control-{name}": name.partition("-")[0] for name in CONTROLS
 }
 # Figures that only another run can repeat; they are kept from the file that is there.
 _KEPT = ("machine", "speed", "encoder", "examples")
@@ -27,6 +27,15 @@ _KEPT = ("machine", "speed", "encoder", "examples")
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _chat(work: Path) -> dict[str, Any]:
+    """Return the rows of all variants; those of codes were measured on the same conversations."""
+    found, codes = (_read(work / f"evaluation_{name}.json") for name in ("chat", "chat_codes"))
+    assert codes["given"] == found["given"]
+    known = {row["method"] for row in found["rows"]}
+    found["rows"] += [row for row in codes["rows"] if row["method"] not in known]
+    return dict(found)
 
 
 def collect(work: Path, kept: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +58,7 @@ def collect(work: Path, kept: dict[str, Any]) -> dict[str, Any]:
         **{name: kept[name] for name in _KEPT if name in kept},
         "projection": _read(work / "projection" / "projection.json"),
         "variants": {name: _read(work / name / "variant.json") for name in VARIANTS},
-        "controls": {kind: _read(work / f"control-{kind}" / "control.json") for kind in CONTROLS},
+        "controls": {name: _read(work / f"control-{name}" / "control.json") for name in CONTROLS},
         "audits": {name: dict(variant.audit) for name, variant in bundle.variants.items()},
         "guarantees": {
             name: {"epsilon": one.guarantees.epsilon, "delta": one.guarantees.delta,
@@ -57,7 +66,8 @@ def collect(work: Path, kept: dict[str, Any]) -> dict[str, Any]:
             for name, one in bundle.variants.items()
         },
         "evaluation": _read(work / "evaluation.json"),
-        "chat": _read(work / "evaluation_chat.json"),
+        "evaluation_codes": _read(work / "evaluation_codes.json"),
+        "chat": _chat(work),
         "losses": losses,
     }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from benchmarks.results_pages.tables import Origin, Table, interval, load, number, percent, table
@@ -11,6 +11,7 @@ __all__ = ["SMOLLM2"]
 
 _FILE = "training_smollm2.json"
 _LEVELS = ("strict", "balanced", "open")
+_CODES = "codes"
 _SHOWN = 120  # characters of an answer
 
 
@@ -49,13 +50,13 @@ def _strongest(audit: dict[str, Any]) -> tuple[str, str]:
     return percent(found["success"], 1), found["attack"]
 
 
-def _level_rows() -> Iterator[tuple[str, ...]]:
+def _level_rows(evaluation: str, names: Iterable[str]) -> Iterator[tuple[str, ...]]:
     found = load(_FILE)
-    rows = {row["method"]: row for row in found["evaluation"]}
+    rows = {row["method"]: row for row in found[evaluation]}
     for method in ("clear prompt", "clear prompt, trained alike"):
         if method in rows:
             yield (method, "", "", "", interval(rows[method]["ppl"], ".1f"), "")
-    for name in reversed(_LEVELS):
+    for name in names:
         row, audit = rows[name], found["audits"][name]
         gap = interval(row["gap_closed"], ".0f", 100) if "gap_closed" in row else ""
         strongest, attack = _strongest(audit)
@@ -72,9 +73,15 @@ def _level_rows() -> Iterator[tuple[str, ...]]:
             yield (method, "", "", "", interval(rows[method]["ppl"], ".1f"), "")
 
 
+_HEADS = ("prompt", "epsilon", "MAP", "strongest attack measured", "perplexity", "gap closed, %")
+
+
 def _levels() -> str:
-    heads = ("prompt", "epsilon", "MAP", "strongest attack measured", "perplexity", "gap closed, %")
-    return table(heads, _level_rows())
+    return table(_HEADS, _level_rows("evaluation", reversed(_LEVELS)))
+
+
+def _codes() -> str:
+    return table(_HEADS, _level_rows("evaluation_codes", [_CODES]))
 
 
 def _chat() -> str:
@@ -103,7 +110,8 @@ def _examples() -> str:
     rows = {row["method"]: row for row in chat["rows"]}
     for place in found["examples"]["chat"]:
         answers = [("the clear prompt", chat["given"][place])]
-        answers += [(f"*chat-{level}*", rows[f"chat-{level}"]["answers"][place]) for level in reversed(_LEVELS)]
+        levels = (_CODES, *reversed(_LEVELS))
+        answers += [(f"*chat-{level}*", rows[f"chat-{level}"]["answers"][place]) for level in levels]
         lines = [f'Private: "{_line(chat["private_texts"][place], 75)}"', ""]
         blocks.append("\n".join([*lines, table(("from", "answer"), ((name, _line(text)) for name, text in answers))]))
     return "\n\n".join(blocks)
@@ -137,7 +145,7 @@ def _understood(gap: list[float]) -> str:
 
 def _readme() -> str:
     found = load(_FILE)
-    rows = {row["method"]: row for row in found["evaluation"]}
+    rows = {row["method"]: row for row in (*found["evaluation"], *found["evaluation_codes"])}
 
     def row(name: str) -> tuple[str, ...]:
         gap = rows[name]["gap_closed"]
@@ -146,13 +154,14 @@ def _readme() -> str:
         return name, understood, strongest, number(found["guarantees"][name]["epsilon"], 0)
 
     heads = ("level", "the model still understands", "an attacker reads, at least", "epsilon")
-    return table(heads, map(row, _LEVELS))
+    return table(heads, map(row, (*_LEVELS, _CODES)))
 
 
 SMOLLM2: dict[str, dict[str, Table]] = {
     "smollm2.md": {
         "run": Origin(_FILE),
         "levels": _levels,
+        "codes": _codes,
         "chat": _chat,
         "examples": _examples,
         "controls": _controls,

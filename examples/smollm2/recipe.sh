@@ -4,8 +4,8 @@
 #
 #   sh recipe.sh TEXT_DIRECTORY WORK_DIRECTORY [DELCTL]
 #
-# TEXT_DIRECTORY holds lm/NAME.txt for the books that prepare_text.py names, and eval/wikitext2.valid.txt. About an
-# hour and a half on one core. What the run that made the shipped files printed is in recipe.log.
+# TEXT_DIRECTORY holds lm/NAME.txt for the books that prepare_text.py names, and eval/wikitext2.valid.txt. About
+# three hours on one core. What the run that made the shipped files printed is in recipe.log.
 set -eu
 source=$1 work=$2 delctl=${3:-delctl} python=${PYTHON:-python3}
 here=$(dirname "$0")
@@ -58,19 +58,45 @@ for kind in nothing clear; do
     "$delctl" train control --kind "$kind" --model "$model" "$@" $sizes $few --steps $steps --out "$work/control-$kind"
 done
 
+# Variants of codes, with an adapter, and controls that have one, too.
+longer="--prompt-tokens 64 --continuation-tokens 32 --batch 4 --quiet --evaluation-windows 16 --test-windows 48"
+for name in codes:250:8 chat-codes:100:4; do
+    ranked=${name#*:} name=${name%%:*}
+    [ -e "$work/$name/variant.json" ] && continue
+    echo "== codes: $name"
+    answers=""
+    [ "$name" = codes ] || answers="--task chat --chat $work/chat.jsonl"
+    # shellcheck disable=SC2086
+    "$delctl" train codes --model "$model" "$@" $longer $answers --name "$name" --epsilon 8 --bits 8 \
+        --steps "${ranked%:*}" --adapter-rank "${ranked#*:}" --out "$work/$name"
+done
+for kind in nothing clear; do
+    [ -e "$work/control-$kind-adapted/control.json" ] && continue
+    echo "== control with an adapter: $kind"
+    "$delctl" train control --kind "$kind" --model "$model" "$@" $longer --steps 250 --adapter-rank 8 \
+        --out "$work/control-$kind-adapted"
+done
+
 echo "== bundle"
 set --
-for name in strict balanced open chat-strict chat-balanced chat-open; do
+for name in strict balanced open codes chat-strict chat-balanced chat-open chat-codes; do
     set -- "$@" --variant "$work/$name"
 done
 "$delctl" bundle --name SmolLM2-135M-Instruct --model "$model" --projection "$work/projection" "$@" --table int8 \
     --out "$work/bundle" --overwrite
 
 echo "== evaluation"
-"$delctl" evaluate "$work/bundle" --model "$model" --text "$work/text/held_out.txt" --passages 32 --written 4 \
-    --prompt-tokens 64 --control "$work/control-clear" --control "$work/control-nothing" --quiet --json \
-    >"$work/evaluation.json"
-"$delctl" evaluate "$work/bundle" --model "$model" --chat "$work/chat.jsonl" --passages 6 --quiet --json >"$work/evaluation_chat.json"
+evaluate() { "$delctl" evaluate "$work/bundle" --model "$model" --quiet --json "$@"; }
+text="--text $work/text/held_out.txt --prompt-tokens 64 --written 4"
+# shellcheck disable=SC2086
+evaluate $text --passages 32 --variant strict --variant balanced --variant open --control "$work/control-clear" \
+    --control "$work/control-nothing" >"$work/evaluation.json"
+# shellcheck disable=SC2086
+evaluate $text --passages 96 --variant codes --control "$work/control-clear-adapted" \
+    --control "$work/control-nothing-adapted" >"$work/evaluation_codes.json"
+evaluate --chat "$work/chat.jsonl" --passages 6 --variant chat-strict --variant chat-balanced --variant chat-open \
+    >"$work/evaluation_chat.json"
+evaluate --chat "$work/chat.jsonl" --passages 6 --variant chat-codes >"$work/evaluation_chat_codes.json"
 
 echo "== audit"
 "$delctl" audit "$work/bundle" --model "$model" --text "$work/text/held_out.txt" --out "$work/audit" --quick --update --quiet

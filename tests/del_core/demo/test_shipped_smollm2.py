@@ -14,7 +14,7 @@ from del_core.demo import smollm2_bundle_path
 from del_core.mechanism.base import MAX_EPSILON_PER_TOKEN
 
 _ROOT = Path(__file__).resolve().parents[3]
-_LEVELS = ("strict", "balanced", "open")
+_LEVELS = ("strict", "balanced", "open", "codes")
 _FIGURES = json.loads((_ROOT / "benchmarks/results/training_smollm2.json").read_text(encoding="utf-8"))
 
 
@@ -35,8 +35,17 @@ def test_a_client_accepts_every_level_and_chat_has_the_noise_of_its_level(bundle
         assert exact <= MAX_EPSILON_PER_TOKEN
         assert variant.task == ("chat" if name.startswith("chat-") else "general")
         assert bundle.mechanism(name) == bundle.mechanism(name.removeprefix("chat-"))
-    found = [bundle.variants[level].guarantees.epsilon for level in _LEVELS]
+    found = [bundle.variants[level].guarantees.epsilon for level in _LEVELS[:-1]]
     assert found == sorted(found)
+
+
+def test_codes_have_a_pure_epsilon_and_an_adapter(bundle):
+    for name in ("codes", "chat-codes"):
+        variant = bundle.variants[name]
+        assert bundle.mechanism(name).kind == "categorical"
+        assert variant.guarantees.delta == 0.0
+        assert variant.guarantees.epsilon <= 8.0
+        assert bundle.adapter(name) is not None
 
 
 def test_the_committed_figures_are_of_this_bundle(bundle):
