@@ -60,7 +60,7 @@ BARE_HOST = re.compile(r"(?<![\w./@-])(?P<host>(?:[a-z0-9-]+\.)+(?:com|dev|io|ne
 MACHINE_PATH = re.compile(r"(?<![\w.}])/(?:work|root|home/\w+|Users/\w+|opt/(?:wheels|pypi))(?:/|\b)")
 
 DEMO = "del_core/demo/"
-DEMO_BYTES = 24 * 2**20
+DEMO_BYTES = 32 * 2**20
 FILE_BYTES = 2**20
 
 
