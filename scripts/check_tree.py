@@ -6,7 +6,7 @@ A file is refused if it holds
   all: packages come from wherever pip is configured to look, so no package index is named, with the
   exception of PyTorch's CPU wheels;
 - an absolute path of one machine (a home or work directory, a local wheel directory);
-- more than 24 MiB under del_core/demo, or 1 MiB in any other single file.
+- more than 32 MiB under del_core/demo, or 1 MiB in any other single file.
 
 Usage: check_tree.py [ROOT]. Prints one line for each finding, and exits with 1 if there is any.
 """
