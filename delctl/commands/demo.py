@@ -239,7 +239,9 @@ class _Run:
                 f"; the strongest attack that was measured, {strongest['attack']}, "
                 f"recovers {strongest['success']:.1%} of the tokens"
             )
-        self._out.print(f"epsilon {epsilon:.2f} a token at delta {DELTA:g}, exact{recovers}")
+        pure = not self._bundle.variants[name].guarantees.delta
+        bound = "a token, pure (delta is 0)" if pure else f"a token at delta {DELTA:g}, exact"
+        self._out.print(f"epsilon {epsilon:.2f} {bound}{recovers}")
         self._out.print(f"The server's best simple guess, {guess.right} of {guess.tokens} tokens right, in [brackets]:")
         self._out.print(guess.styled())
         self._out.print()
