@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 from starlette.applications import Starlette
@@ -68,7 +69,7 @@ class Relay:
         self._transport = transport or ConnectionSettings.for_server(gateway, http2=False).async_pool()
         self._running = 0
         routes = [Route("/", self._relay, methods=["POST"]), Route("/healthz", _health, methods=["GET"])]
-        self.app = Starlette(routes=routes)
+        self.app: Callable[[Any, Any, Any], Awaitable[None]] = Starlette(routes=routes)
         """The ASGI application."""
 
     async def close(self) -> None:

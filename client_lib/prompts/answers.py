@@ -28,7 +28,7 @@ class AnswerMemory:
     """The answers of a server, by the chats that they belong to. For one thread at a time."""
 
     def __init__(self, key: bytes | None = None, noted: Iterable[bytes] = ()) -> None:
-        self.key = key or secrets.token_bytes(32)
+        self.key: bytes = key or secrets.token_bytes(32)
         self._noted: OrderedDict[bytes, None] = OrderedDict.fromkeys(noted)
 
     @property

@@ -55,7 +55,7 @@ class ChatTemplate:
 
     def __init__(self, rendering: _Rendering, end_token_ids: Sequence[int] = ()) -> None:
         self._rendering = rendering
-        self.end_token_ids = tuple(end_token_ids)
+        self.end_token_ids: tuple[int, ...] = tuple(end_token_ids)
 
     def __repr__(self) -> str:
         return "ChatTemplate()"

@@ -47,7 +47,7 @@ class EncodedStore:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._kept: OrderedDict[bytes, Kept] = OrderedDict()
-        self.used_bytes = 0
+        self.used_bytes: int = 0
         """The approximate number of bytes in use."""
 
     def get(self, name: bytes) -> Kept | None:

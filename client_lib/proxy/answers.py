@@ -89,6 +89,7 @@ class CompletionAnswer(Answer):
     _length: int = 0
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """Return the object of finished completions."""
         contents = []
         for one in choices:
             logprobs = None if one.logprobs is None else one.logprobs.for_completion(len(one.echo))
@@ -97,15 +98,18 @@ class CompletionAnswer(Answer):
         return self._whole("text_completion", choices, contents)
 
     def opening(self) -> list[bytes]:
+        """Return the events before the first part."""
         return self.part(self.echo, None) if self.echo else []
 
     def part(self, part: Part, logprobs: Logprobs | None) -> list[bytes]:
+        """Return the events of the next text or call."""
         assert isinstance(part, str)
         content = {"text": part, "logprobs": None if logprobs is None else logprobs.for_completion(self._length)}
         self._length += len(part)
         return [self._event("text_completion", content, None)]
 
     def closing(self, choice: Choice) -> list[bytes]:
+        """Return the events after the last part."""
         last = self._event("text_completion", {"text": "", "logprobs": None}, choice.completion.finish_reason)
         return [last, *self._usage("text_completion", choice.completion), DONE]
 
@@ -147,6 +151,7 @@ class ChatAnswer(CompletionAnswer):
     _calls: int = 0
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """Return the object of finished completions."""
         contents = []
         for one in choices:
             message: dict[str, Any] = {"role": "assistant", "content": one.text, "refusal": None}
@@ -157,9 +162,11 @@ class ChatAnswer(CompletionAnswer):
         return self._whole("chat.completion", choices, contents)
 
     def opening(self) -> list[bytes]:
+        """Return the events before the first part."""
         return [self._delta({"role": "assistant", "content": ""})]
 
     def part(self, part: Part, logprobs: Logprobs | None) -> list[bytes]:
+        """Return the events of the next text or call."""
         shown = None if logprobs is None else logprobs.for_chat()
         if isinstance(part, str):
             return [self._delta({"content": part}, logprobs=shown)]
@@ -170,6 +177,7 @@ class ChatAnswer(CompletionAnswer):
         return [self._delta(deltas[0], logprobs=shown), self._delta(deltas[1])]
 
     def closing(self, choice: Choice) -> list[bytes]:
+        """Return the events after the last part."""
         last = self._delta({}, choice.finish_reason)
         return [last, *self._usage("chat.completion.chunk", choice.completion), DONE]
 

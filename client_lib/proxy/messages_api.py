@@ -132,6 +132,7 @@ class MessagesAnswer(Answer):
     _in_text: bool = False
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """Return the object of finished completions."""
         (choice,) = choices
         content: list[dict[str, Any]] = [{"type": "text", "text": choice.text}] if choice.text else []
         for call in choice.calls:
@@ -139,12 +140,14 @@ class MessagesAnswer(Answer):
         return {**self._head(), "content": content, **_stopped(choice), "usage": _usage(choice)}
 
     def opening(self) -> list[bytes]:
+        """Return the events before the first part."""
         # The tokens of the prompt are known at the end only.
         usage = {"input_tokens": 0, "output_tokens": 0}
         begun = {**self._head(), "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
         return [_event("message_start", message=begun)]
 
     def part(self, part: Part, logprobs: Logprobs | None) -> list[bytes]:
+        """Return the events of the next text or call."""
         if isinstance(part, str):
             begun = [] if self._in_text else [self._begin({"type": "text", "text": ""})]
             self._in_text = True
@@ -156,10 +159,12 @@ class MessagesAnswer(Answer):
         return [*ended, *begun, _event("content_block_delta", index=self._blocks, delta=delta), self._end()]
 
     def closing(self, choice: Choice) -> list[bytes]:
+        """Return the events after the last part."""
         last = _event("message_delta", delta=_stopped(choice), usage=_usage(choice))
         return [*self._end_text(), last, _event("message_stop")]
 
     def failure(self, error: APIError) -> bytes:
+        """Return the event of a failure, which ends the stream."""
         return event(error_body(error), "error")
 
     def _head(self) -> dict[str, Any]:

@@ -218,6 +218,7 @@ class ResponsesAnswer(Answer):
     _message_id: str = ""
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """Return the object of finished completions."""
         (choice,) = choices
         self._kept(choice)
         items: list[dict[str, Any]] = []
@@ -226,10 +227,12 @@ class ResponsesAnswer(Answer):
         return self._object(choice, [*items, *map(_function_call, choice.calls)])
 
     def opening(self) -> list[bytes]:
+        """Return the events before the first part."""
         begun = self._object(None, [])
         return [self._event("response.created", response=begun), self._event("response.in_progress", response=begun)]
 
     def part(self, part: Part, logprobs: Logprobs | None) -> list[bytes]:
+        """Return the events of the next text or call."""
         if isinstance(part, str):
             events = self._begin_text() if self._text is None else []
             assert self._text is not None
@@ -246,6 +249,7 @@ class ResponsesAnswer(Answer):
         return [*events, self._done(item)]
 
     def closing(self, choice: Choice) -> list[bytes]:
+        """Return the events after the last part."""
         self._kept(choice)
         events = self._begin_text() if self._text is None and not self._output else []
         events += self._end_text()
@@ -253,6 +257,7 @@ class ResponsesAnswer(Answer):
         return [*events, self._event(f"response.{whole['status']}", response=whole)]
 
     def failure(self, error: APIError) -> bytes:
+        """Return the event of a failure, which ends the stream."""
         return self._event("error", code=error.code, message=error.message, param=error.param)
 
     def _kept(self, choice: Choice) -> None:

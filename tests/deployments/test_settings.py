@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,10 @@ def test_the_environment_keeps_vllm_quiet_offline_and_unbound() -> None:
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
 
 
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
 def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     """Return every field with its default, nested sections included, except the engine's."""
     found: dict[str, Any] = {}
@@ -137,6 +142,9 @@ def fields_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
         value = field.get_default(call_default_factory=True)
         if isinstance(value, EngineSettings):
             continue
+        optional = next((one for one in typing.get_args(field.annotation) if _is_section(one)), None)
+        if value is None and optional is not None:
+            found |= fields_of(optional, f"{prefix}{name}.")
         if isinstance(value, BaseModel):
             found |= fields_of(type(value), f"{prefix}{name}.")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +95,8 @@ def test_several_replicas_of_a_node_make_one_copy(
     store: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied: list[str] = []
+    # Readers of fsspec's memory share one file and its position, unlike those of real storage.
+    monkeypatch.setattr(type(store), "_open", lambda self, path, **_: io.BytesIO(self.store[path].getvalue()))
     get = type(store).get_file
     monkeypatch.setattr(
         type(store), "get_file", lambda self, source, target: (copied.append(source), get(self, source, target))[1]
