@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 from starlette.applications import Starlette
@@ -69,7 +68,7 @@ class Relay:
         self._transport = transport or ConnectionSettings.for_server(gateway, http2=False).async_pool()
         self._running = 0
         routes = [Route("/", self._relay, methods=["POST"]), Route("/healthz", _health, methods=["GET"])]
-        self.app: Callable[[Any, Any, Any], Awaitable[None]] = Starlette(routes=routes)
+        self.app: Starlette = Starlette(routes=routes)
         """The ASGI application."""
 
     async def close(self) -> None:
