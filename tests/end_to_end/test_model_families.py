@@ -84,12 +84,14 @@ async def test_greedy_tokens_are_those_of_transformers(
         (start, text) = clear.segments
         ids = torch.tensor([[*start.token_ids, *text.token_ids]])  # type: ignore[union-attr]
         private = encoder.encode(PROMPT, "open")
+        seen: set[int] = set()
         for encoded, tokens in (
             (clear, expected(lm, input_ids=ids)),
             (private, expected(lm, inputs_embeds=rows_of(lm, bundle, private))),
         ):
             assert await served(service, encoder, encoded) == tokens
             assert await served(service, encoder, encoded, tokens[:RECEIVED]) == tokens[RECEIVED:]
-            assert len(set(tokens)) > 3  # else equality says little
+            seen |= set(tokens)
+        assert len(seen) > 3  # else equality says little; noise may lead to one token again and again
     finally:
         await service.shutdown()
