@@ -115,6 +115,24 @@ def grouped(parameter: str, kind: type[Any], *options: Callable[[F], F]) -> Call
     return decorate
 
 
+def listen_options(port: int) -> Callable[[F], F]:
+    """Return a decorator with the options of a command that answers requests until SIGTERM."""
+    return together(
+        click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
+        click.option(
+            "--port", type=click.IntRange(0, 65535), default=port, show_default=True, help="0 takes a free port."
+        ),
+        click.option(
+            "--grace",
+            type=FiniteRange(0),
+            default=30.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long running requests may take after SIGTERM.",
+        ),
+    )
+
+
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Return one decorator that adds the options in this order."""
     return lambda command: functools.reduce(lambda made, option: option(made), reversed(options), command)

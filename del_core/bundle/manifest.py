@@ -188,8 +188,10 @@ class Variant:
             found["mechanism"] = self.spec.to_json()
         if self.table is None:
             del found["table"]
-        if found.pop("adapter") is not None:
-            found["adapter"] = self.adapter.to_json()  # type: ignore[union-attr]
+        if self.adapter is None:
+            del found["adapter"]
+        else:
+            found["adapter"] = self.adapter.to_json()
         return found
 
 

@@ -26,11 +26,6 @@ _PREFIX = "base_model.model."  # of the names in a file of peft
 _PEFT = "default"  # peft's name of the adapter inside a model
 
 
-def is_adapter(name: str) -> bool:
-    """Return whether a parameter of this name belongs to an adapter."""
-    return name.startswith(_PREFIX)
-
-
 class AdapterError(DelError):
     """The LM cannot have the adapter, or the adapter is of another LM."""
 

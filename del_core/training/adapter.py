@@ -30,11 +30,6 @@ def training_adapter(lm: BaseLM, config: VariantConfig) -> Iterator[AttachedAdap
         yield adapter
 
 
-def adapter_parameters(adapter: AttachedAdapter | None) -> list[tuple[str, torch.nn.Parameter]]:
-    """Return the parameters to train, none without an adapter."""
-    return [] if adapter is None else list(adapter.parameters().items())
-
-
 def save_adapter(directory: Path, adapter: AttachedAdapter | None) -> None:
     """Write the adapter beside the variant that it was trained with."""
     if adapter is not None:

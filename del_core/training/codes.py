@@ -29,7 +29,7 @@ from del_core.lm.model import BaseLM, FrozenLM
 from del_core.lm.noise import step_generator
 from del_core.mechanism.base import PROBABILITY_ONE, MechanismSpec
 from del_core.mechanism.categorical import CategoricalMechanism
-from del_core.training.adapter import adapter_parameters, save_adapter, training_adapter
+from del_core.training.adapter import save_adapter, training_adapter
 from del_core.training.config import CodesConfig
 from del_core.training.examples import Conversations, Examples, Read
 from del_core.training.parallel import current_shard
@@ -42,6 +42,7 @@ from del_core.training.soft_prompt import (
     RowsRun,
     Source,
     TextSource,
+    Trained,
     read_clear,
     read_examples,
     started_from,
@@ -274,11 +275,7 @@ def train_codes(
             lm,
             source,
             RowsRun(name, output, config, {"codes": mechanism.codes, **started_from(start)}, progress),
-            [
-                *([("soft_prompt", rows)] if config.rows else []),
-                ("codes", table.codes),
-                *adapter_parameters(adapter),
-            ],
+            Trained(rows, [("codes", table.codes)], adapter),
             nll,
             lambda: math.log(perplexity(source.validation, rows, config.seed + 1)),
         )

@@ -21,12 +21,12 @@ from del_core.audit.records import FLAT, from_json, to_json
 from del_core.bundle import Adapter
 from del_core.lm.device import products
 from del_core.lm.model import BaseLM, FrozenLM, ModelError
-from del_core.training.adapter import adapter_parameters, load_adapter, save_adapter, training_adapter
+from del_core.training.adapter import load_adapter, save_adapter, training_adapter
 from del_core.training.config import SoftPromptConfig, VariantConfig
 from del_core.training.examples import Examples
 from del_core.training.parallel import current_shard
 from del_core.training.results import check_model, read_json
-from del_core.training.soft_prompt import SOFT_PROMPT_FILE, RowsRun, TextSource, read_clear, train_rows
+from del_core.training.soft_prompt import SOFT_PROMPT_FILE, RowsRun, TextSource, Trained, read_clear, train_rows
 
 CLEAR, NOTHING = "clear", "nothing"
 KINDS = {CLEAR: "the prompt in the clear", NOTHING: "the end-of-text token in place of the prompt"}
@@ -104,7 +104,7 @@ def train_control(
             lm,
             source,
             RowsRun(kind, output, config, {"control": kind}, progress),
-            [("soft_prompt", rows), *adapter_parameters(adapter)],
+            Trained(rows, [], adapter),
             nll,
             lambda: math.log(read_clear(lm, source.validation, rows.detach())),
         )

@@ -17,13 +17,13 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from del_core.accounting import mu
-from del_core.lm.adapter import is_adapter
+from del_core.lm.adapter import AttachedAdapter
 from del_core.lm.device import products
 from del_core.lm.model import BaseLM, FrozenLM
 from del_core.lm.noise import step_generator
 from del_core.lm.text import TokenWindows
 from del_core.mechanism import Mechanism
-from del_core.training.adapter import adapter_parameters, save_adapter, training_adapter
+from del_core.training.adapter import save_adapter, training_adapter
 from del_core.training.config import SoftPromptConfig, VariantConfig
 from del_core.training.decoders import new_decoder
 from del_core.training.examples import Conversations, Examples, Read
@@ -158,7 +158,7 @@ def train_soft_prompt(
                 },
                 progress,
             ),
-            [*([("soft_prompt", rows)] if config.rows else []), *decoder.trained(), *adapter_parameters(adapter)],
+            Trained(rows, decoder.trained(), adapter),
             nll,
             lambda: math.log(read_noisy(lm, source.validation, prompt, seed=config.seed + 1)),
         )
@@ -209,27 +209,37 @@ class RowsRun:
     progress: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a run changes: rows of a soft prompt, if there are any, a decoder, and an adapter."""
+
+    rows: torch.nn.Parameter
+    decoder: Sequence[tuple[str, torch.nn.Parameter]]
+    adapter: AttachedAdapter | None
+
+
 def train_rows(
     lm: FrozenLM,
     source: Source,
     run: RowsRun,
-    parameters: Sequence[tuple[str, torch.nn.Parameter]],
+    trained: Trained,
     nll: Callable[[Examples, torch.Generator], torch.Tensor],
     held_out: Callable[[], float],
 ) -> float:
-    """Train a soft prompt, and what else is among ``parameters``; return the best held-out loss.
+    """Train what a run changes; return the best held-out loss.
 
-    ``nll`` returns the losses of this worker's examples. The parameter ``soft_prompt`` has the
-    learning rate of the settings; those of an adapter and of a decoder have rates of their own.
+    ``nll`` returns the losses of this worker's examples. The soft prompt has the learning rate of
+    the settings; a decoder and an adapter have rates of their own.
     """
     config, device = run.config, lm.embeddings.device
     run.output.mkdir(parents=True, exist_ok=True)
-    # Parameters by their learning rates: of soft prompts, of adapters, of decoders.
-    adapter = config.adapter_learning_rate / config.learning_rate
-    decoder = config.decoder_learning_rate / config.learning_rate
-    rates = {name: adapter if is_adapter(name) else decoder for name, _ in parameters if name != "soft_prompt"}
+    rows = {"soft_prompt": trained.rows} if len(trained.rows) else {}
+    decoder = dict(trained.decoder)
+    adapter = {} if trained.adapter is None else trained.adapter.parameters()
+    rates = dict.fromkeys(decoder, config.decoder_learning_rate / config.learning_rate)
+    rates |= dict.fromkeys(adapter, config.adapter_learning_rate / config.learning_rate)
     return fit(
-        parameters,
+        {**rows, **decoder, **adapter}.items(),
         lambda step: nll(source.batch(step), step_generator(config.seed, step, device)).mean(),
         Run(
             run.name,

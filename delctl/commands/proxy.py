@@ -17,12 +17,12 @@ from delctl.options import (
     POSITIVE,
     SHARE,
     BudgetOptions,
-    FiniteRange,
     TrustOptions,
     api_key_option,
     budget_options,
     bundle_option,
     grouped,
+    listen_options,
     max_epsilon_option,
     trust_options,
 )
@@ -76,21 +76,12 @@ class _Listen:
 _listen = grouped(
     "listen",
     _Listen,
-    click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
-    click.option("--port", type=click.IntRange(0, 65535), default=8081, show_default=True, help="0 takes a free port."),
+    listen_options(port=8081),
     click.option(
         "--client-key",
         envvar="DEL_PROXY_KEY",
         show_envvar=True,
         help="The API key that callers must send; required unless --host is a loopback address.",
-    ),
-    click.option(
-        "--grace",
-        type=FiniteRange(0),
-        default=30.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="How long running requests may take after SIGTERM.",
     ),
 )
 

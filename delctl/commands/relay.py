@@ -6,7 +6,7 @@ import asyncio
 
 import click
 
-from delctl.options import FiniteRange, allow_http_option
+from delctl.options import allow_http_option, listen_options
 from delctl.terminal import console, printable
 
 
@@ -14,22 +14,13 @@ from delctl.terminal import console, printable
 @click.option(
     "--gateway", required=True, metavar="URL", help="The server whose gateway takes the requests, as clients name it."
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8082, show_default=True, help="0 takes a free port.")
+@listen_options(port=8082)
 @click.option(
     "--max-requests",
     type=click.IntRange(1),
     default=256,
     show_default=True,
     help="Requests at once; others are answered 503.",
-)
-@click.option(
-    "--grace",
-    type=FiniteRange(0),
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long running requests may take after SIGTERM.",
 )
 @allow_http_option
 def relay(*, gateway: str, host: str, port: int, max_requests: int, grace: float, allow_http: bool) -> None:

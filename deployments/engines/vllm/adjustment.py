@@ -21,10 +21,9 @@ import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
 from vllm import SamplingParams
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
-from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from deployments.engines.base import Adjustment, Grammar
+from deployments.engines.vllm.rows import RowsProcessor
 
 _KEY = "del_adjustment"
 
@@ -116,25 +115,16 @@ class _Row:
             logits.masked_fill_(self._matcher.forbidden(len(logits)).to(device), -torch.inf)
 
 
-class AdjustedLogits(LogitsProcessor):
+class AdjustedLogits(RowsProcessor[_Row]):
     """Logits processor that adjusts the rows of requests with :func:`adjustment_args` only."""
 
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        self._rows: dict[int, _Row] = {}
-
-    def is_argmax_invariant(self) -> bool:
-        return False
-
-    def update_state(self, batch_update: BatchUpdate | None) -> None:
-        process_dict_updates(self._rows, batch_update, _row)
+    @staticmethod
+    def row_of(parameters: SamplingParams, output: list[int]) -> _Row | None:
+        given = (parameters.extra_args or {}).get(_KEY)
+        return None if given is None else _Row(_adjustment_of(given), output)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Adjust ``logits`` (batch, V) in place."""
-        for index, row in self._rows.items():
+        for index, row in self.rows.items():
             row.apply(logits[index])
         return logits
-
-
-def _row(parameters: SamplingParams, prompt: list[int] | None, output: list[int]) -> _Row | None:
-    given = (parameters.extra_args or {}).get(_KEY)
-    return None if given is None else _Row(_adjustment_of(given), output)

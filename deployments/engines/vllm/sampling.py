@@ -26,11 +26,10 @@ from typing import Any
 import torch
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
-from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from deployments.engines.base import EngineSampling
 from deployments.engines.vllm.adjustment import adjustment_args
+from deployments.engines.vllm.rows import RowsProcessor
 
 _KEY = "del_seeded"
 _GREEDY_BELOW = 1e-5  # vLLM decodes greedily below this temperature
@@ -106,29 +105,20 @@ def gumbel_logits(logits: torch.Tensor, seed: int, position: int, cut: Cut) -> t
     return logits - torch.empty_like(logits).exponential_(generator=generator).log_()
 
 
-class SeededSampling(LogitsProcessor):
+class SeededSampling(RowsProcessor[_Row]):
     """Logits processor that perturbs the rows of requests with :func:`extra_args` only."""
 
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        self._rows: dict[int, _Row] = {}
-
-    def is_argmax_invariant(self) -> bool:
-        return False
-
-    def update_state(self, batch_update: BatchUpdate | None) -> None:
-        process_dict_updates(self._rows, batch_update, _row)
+    @staticmethod
+    def row_of(parameters: SamplingParams, output: list[int]) -> _Row | None:
+        given = (parameters.extra_args or {}).get(_KEY)
+        if given is None:
+            return None
+        seed, position, *cut = given
+        return _Row(seed, position, Cut(*cut), output)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Perturb ``logits`` (batch, V) in place."""
-        for index, row in self._rows.items():
+        for index, row in self.rows.items():
             position = row.position + len(row.output)
             logits[index] = gumbel_logits(logits[index], row.seed, position, row.cut)
         return logits
-
-
-def _row(parameters: SamplingParams, prompt: list[int] | None, output: list[int]) -> _Row | None:
-    given = (parameters.extra_args or {}).get(_KEY)
-    if given is None:
-        return None
-    seed, position, *cut = given
-    return _Row(seed, position, Cut(*cut), output)
