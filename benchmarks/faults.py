@@ -37,7 +37,18 @@ from client_lib import AsyncClient, DELClientError, EncodedPrompt
 from cluster.local import LocalServer, start_local
 from deployments.settings import parse_settings
 
-__all__ = ["KINDS", "Report", "run"]
+__all__ = [
+    "KINDS",
+    "Answer",
+    "CountingTransport",
+    "Item",
+    "Outcomes",
+    "Report",
+    "ask",
+    "ask_and_compare",
+    "make_items",
+    "run",
+]
 
 PROMPTS = (
     "Dear sister, the doctor says that my fever will not go down before the end of the week",
@@ -69,21 +80,31 @@ class Item:
     stream: bool
 
 
+Answer = tuple[str, tuple[int, ...]]
+"""Text and token ids of a completion."""
+
+
 @dataclass
-class Report:
-    """Result of a run; the module docstring explains the fields."""
+class Outcomes:
+    """Counts of requests; the module docstring explains the fields."""
 
     requests: int = 0
     succeeded: int = 0
     wrong: int = 0
     hung: int = 0
-    resumed: int = 0
     failed: dict[str, int] = field(default_factory=dict)
+    slowest_s: float = 0.0
+
+
+@dataclass
+class Report(Outcomes):
+    """Result of a run; the module docstring explains the fields."""
+
+    resumed: int = 0
     kills: dict[str, int] = field(default_factory=dict)
     whole_again_s: dict[str, list[float]] = field(default_factory=dict)
     leaked: int = 0
     memory_mb: list[int] = field(default_factory=list)
-    slowest_s: float = 0.0
     seconds: float = 0.0
 
 
@@ -107,7 +128,7 @@ class CountingTransport(httpx.AsyncBaseTransport):
         await self._inner.aclose()
 
 
-async def ask(client: AsyncClient, item: Item) -> tuple[str, tuple[int, ...]]:
+async def ask(client: AsyncClient, item: Item) -> Answer:
     """Return text and token ids of one completion, whole or streamed."""
     options = {"max_tokens": OUTPUT_TOKENS, "ignore_eos": True, "seed": item.seed}
     options["temperature"] = 0.0 if item.seed is None else 1.0
@@ -222,30 +243,35 @@ async def kill_at_random(
 # --- the run ------------------------------------------------------------------------------
 
 
-async def load(
-    client: AsyncClient, expected: Sequence[tuple[Item, tuple[str, tuple[int, ...]]]], report: Report, seed: int
-) -> None:
+async def ask_and_compare(client: AsyncClient, item: Item, wanted: Answer, outcomes: Outcomes) -> bool:
+    """Make one request and count its outcome; return whether it was answered."""
+    outcomes.requests += 1
+    began = time.monotonic()
+    answered = False
+    try:
+        async with asyncio.timeout(HUNG_S):
+            answer = await ask(client, item)
+    except TimeoutError:
+        outcomes.hung += 1
+    except DELClientError as error:
+        code = " ".join(str(part) for part in (type(error).__name__, error.status, error.code) if part)
+        outcomes.failed[code] = outcomes.failed.get(code, 0) + 1
+    except asyncio.CancelledError:
+        outcomes.requests -= 1  # cut off by the end of the run
+        raise
+    else:
+        answered = True
+        outcomes.succeeded += answer == wanted
+        outcomes.wrong += answer != wanted
+    outcomes.slowest_s = max(outcomes.slowest_s, round(time.monotonic() - began, 2))
+    return answered
+
+
+async def load(client: AsyncClient, expected: Sequence[tuple[Item, Answer]], report: Report, seed: int) -> None:
     """Run one client until cancelled."""
     chooser = random.Random(seed)
     while True:
-        item, wanted = chooser.choice(expected)
-        report.requests += 1
-        began = time.monotonic()
-        try:
-            async with asyncio.timeout(HUNG_S):
-                answer = await ask(client, item)
-        except TimeoutError:
-            report.hung += 1
-        except DELClientError as error:
-            code = " ".join(str(part) for part in (type(error).__name__, error.status, error.code) if part)
-            report.failed[code] = report.failed.get(code, 0) + 1
-        except asyncio.CancelledError:
-            report.requests -= 1  # cut off by the end of the run
-            raise
-        else:
-            report.succeeded += answer == wanted
-            report.wrong += answer != wanted
-        report.slowest_s = max(report.slowest_s, round(time.monotonic() - began, 2))
+        await ask_and_compare(client, *chooser.choice(expected), report)
 
 
 def memory_mb(server: LocalServer) -> int:

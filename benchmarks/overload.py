@@ -23,7 +23,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -37,7 +36,8 @@ import psutil
 from benchmarks.serving.systems import stop_tree
 from benchmarks.support.flood import Flood
 from benchmarks.support.load import Prompts, Round
-from cluster.local import LocalServer, start_local
+from benchmarks.support.memory import PeakMemory
+from cluster.local import start_local
 from del_core.bundle import load_bundle
 from deployments.settings import Settings, parse_settings
 
@@ -49,6 +49,7 @@ LONG_OUTPUT_TOKENS = 400
 TIMES_CAPACITY = 10.0
 _MOST_IN_FLIGHT = 512
 _ROOM_WITHIN_S = 60.0
+_MIB = 1 << 20
 _MEASURED = ("ServeReplica", "EngineCore", "haproxy")
 
 
@@ -88,37 +89,6 @@ class _Generator:
             raise RuntimeError(f"the load generator ended with status {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
-
-
-class _Memory:
-    """Resident memory of processes, sampled once per second in a thread."""
-
-    def __init__(self, server: LocalServer) -> None:
-        self._processes = [process for process in server.processes() if _is_measured(process)]
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look_on)
-        self.most_mb = 0
-
-    def now_mb(self) -> int:
-        """Return the sum over the processes."""
-        total = 0
-        for process in self._processes:
-            with contextlib.suppress(psutil.Error):
-                total += process.memory_info().rss
-        return int(total) // 2**20
-
-    def _look_on(self) -> None:
-        while not self._ended.wait(1.0):
-            self.most_mb = max(self.most_mb, self.now_mb())
-
-    def __enter__(self) -> _Memory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self.most_mb = max(self.most_mb, self.now_mb())
 
 
 def _is_measured(process: psutil.Process) -> bool:
@@ -204,11 +174,12 @@ def run(settings: Settings, variant: str, *, places: int = PLACES, seconds: floa
         alone = load(2, seconds / 2, 1)
         capacity = load(3, seconds / 2, places)
         rate = TIMES_CAPACITY * capacity["accepted"]["rps"]
-        with _Memory(server) as memory:
-            before_mb = memory.now_mb()
+        measured = [process for process in server.processes() if _is_measured(process)]
+        with PeakMemory(measured, every_s=1.0) as memory:
+            before = memory.now()
             overload = load(4, seconds, _MOST_IN_FLIGHT, rate)
         recovery = load(5, seconds / 2, 1)
-        after_mb = memory.now_mb()
+        after = memory.now()
         readers = _Readers(host, port, Prompts(load_bundle(settings.bundle_path), variant), places)
         with readers.reading_nothing() as asked:
             slow_s = readers.room_after(asked)
@@ -230,7 +201,7 @@ def run(settings: Settings, variant: str, *, places: int = PLACES, seconds: floa
         "p95_ratio_to_alone": overload["accepted"]["p95_ms"] / p95["alone"],
         "p95_ratio_to_capacity": overload["accepted"]["p95_ms"] / p95["capacity"],
         "recovered_p95_ratio": recovery["accepted"]["p95_ms"] / p95["alone"],
-        "memory_mb": {"before": before_mb, "most": memory.most_mb, "after": after_mb},
+        "memory_mb": {"before": before // _MIB, "most": memory.most // _MIB, "after": after // _MIB},
         "room_after_slow_readers_s": slow_s,
         "room_after_abandoned_s": abandoned_s,
         "after_abandoned": after_abandoned,

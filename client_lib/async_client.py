@@ -95,13 +95,17 @@ class AsyncClient(ClientBase):
         """Return the server's list of variants; see :meth:`client_lib.Client.models`."""
         return await self._driver.run(self._driver.core.models())
 
+    async def request_passes(self, count: int, *, issuer: bytes | str) -> list[bytes]:
+        """Return passes for this client's API key; see :meth:`client_lib.Client.request_passes`."""
+        return await self._driver.run(self._driver.core.request_passes(count, issuer))
+
     async def bundle(self) -> ClientBundle:
         """Return the verified bundle in use."""
         return await self._driver.run(self._driver.core.current_bundle())
 
     async def variants(self) -> Mapping[str, Variant]:
-        """Return the variants of the bundle in use, with their guarantees and audits."""
-        return (await self.bundle()).variants
+        """Return the variants that can be asked for, with their guarantees and audits."""
+        return self._driver.core.upstream.serves(await self.bundle())
 
     async def epsilon(self, variant: str, *, delta: float = DEFAULT_DELTA, tokens: int = 1) -> float:
         """Return the epsilon of private tokens; see :meth:`client_lib.Client.epsilon`."""

@@ -173,13 +173,22 @@ class Client(ClientBase):
         """Return the server's list of variants, with the guarantees that the server states."""
         return self._driver.run(self._driver.core.models())
 
+    def request_passes(self, count: int, *, issuer: bytes | str) -> list[bytes]:
+        """Return up to 256 passes for this client's API key; see :mod:`client_lib.passes`.
+
+        ``issuer`` is the issuer's configuration, as bytes or in hexadecimal digits, from a source
+        that you trust. Spend the passes with another client: this one's connections name its key.
+        The server counts the passes of a request whose answer was lost, too.
+        """
+        return self._driver.run(self._driver.core.request_passes(count, issuer))
+
     def bundle(self) -> ClientBundle:
         """Return the verified bundle in use."""
         return self._driver.run(self._driver.core.current_bundle())
 
     def variants(self) -> Mapping[str, Variant]:
-        """Return the variants of the bundle in use, with their guarantees and audits."""
-        return self.bundle().variants
+        """Return the variants that can be asked for, with their guarantees and audits."""
+        return self._driver.core.upstream.serves(self.bundle())
 
     def epsilon(self, variant: str, *, delta: float = DEFAULT_DELTA, tokens: int = 1) -> float:
         """Return the epsilon of ``tokens`` private tokens under a variant at ``delta``.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias, Unpack
 
+from client_lib._core.effects import Flow
 from client_lib._core.request import CompletionCall
 from client_lib._validation import invalid
 from client_lib.options import ConversationOptions, RequestOptions
@@ -71,6 +72,12 @@ class ConversationBase:
         spans, ends = self._template.render(shown, self.variant), self._template.end_token_ids
         return replace(made, prompt=spans, end_token_ids=ends, ended=note)
 
+    def _encode(self, prompt: PromptOrChat, fresh: bool) -> Flow[EncodedPrompt]:
+        made = self._call(prompt, fresh, {})
+        assert not isinstance(made.prompt, EncodedPrompt)
+        encoded = yield from self._driver.core.encode(made.prompt, self.variant, recall=made.recall)
+        return replace(encoded, end_token_ids=(*made.end_token_ids, *encoded.end_token_ids))
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(variant={self.variant!r}, {len(self._memory)} spans)"
 
@@ -82,6 +89,15 @@ class Conversation(ConversationBase):
     """
 
     _driver: SyncDriver
+
+    def encode(self, prompt: PromptOrChat, *, fresh: bool = False) -> EncodedPrompt:
+        """Return a turn with its noise drawn, to be saved before it is sent, or sent again.
+
+        Nothing is sent or charged. The conversation repeats the counts from now on, and
+        :meth:`save` includes them. The answer to an encoded turn is not recognized in later turns:
+        mark it as ``public(...)`` there.
+        """
+        return self._driver.run(self._encode(prompt, fresh))
 
     def complete(self, prompt: Turn, *, fresh: bool = False, **options: Unpack[RequestOptions]) -> Completion:
         """Complete as :meth:`client_lib.Client.complete`; ``fresh`` draws all noise anew."""
@@ -96,6 +112,10 @@ class AsyncConversation(ConversationBase):
     """A conversation of a :class:`client_lib.AsyncClient`; see :class:`Conversation`."""
 
     _driver: AsyncDriver
+
+    async def encode(self, prompt: PromptOrChat, *, fresh: bool = False) -> EncodedPrompt:
+        """Return a turn with its noise drawn; see :meth:`Conversation.encode`."""
+        return await self._driver.run(self._encode(prompt, fresh))
 
     async def complete(self, prompt: Turn, *, fresh: bool = False, **options: Unpack[RequestOptions]) -> Completion:
         """Complete as :meth:`client_lib.Client.complete`; ``fresh`` draws all noise anew."""

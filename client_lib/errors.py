@@ -3,6 +3,7 @@
 Every class is directly below :class:`DELClientError`, except for these::
 
     AccessDeniedError  <-  AuthenticationError (401), PermissionDeniedError (403)
+    AuthenticationError  <-  PassSpentError
     OverloadedError    <-  RateLimitError (429), ServiceUnavailableError (503)
     InvalidRequestError  <-  ContextFullError
 
@@ -45,6 +46,8 @@ __all__ = [
     "MemoryInvalidError",
     "Overloaded",
     "OverloadedError",
+    "PassSpentError",
+    "PassesUnavailableError",
     "PermissionDenied",
     "PermissionDeniedError",
     "PolicyViolation",
@@ -121,7 +124,15 @@ class AccessDeniedError(DELClientError):
 
 
 class AuthenticationError(AccessDeniedError):
-    """The API key is missing or unknown (401)."""
+    """The API key or the pass is missing or unknown (401)."""
+
+
+class PassSpentError(AuthenticationError):
+    """The passes that were sent had been spent (401), several times in a row."""
+
+
+class PassesUnavailableError(DELClientError):
+    """No pass is left, or the file of passes cannot be read. Nothing has been sent."""
 
 
 class PermissionDeniedError(AccessDeniedError):
@@ -307,6 +318,7 @@ def error_from_transport(failure: Exception, *, url: str, limit: str = "") -> DE
 # Responses of the server, by error code and, for other codes, by status.
 CODE_FAILURES: Mapping[str, type[DELClientError]] = {
     "bundle_outdated": BundleOutdatedError,
+    "pass_spent": PassSpentError,
     CONTEXT_LENGTH_EXCEEDED: ContextFullError,
     "unknown_variant": InvalidRequestError,
     "not_found": ProtocolError,

@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias, TypedDict
 
 from client_lib._validation import check_integer, must_be
 from client_lib.errors import DELClientError, InvalidRequestError
+from client_lib.passes import PassStore
 from client_lib.prompts.chat import ChatTemplate
 from client_lib.prompts.padding import Padding
 from client_lib.prompts.types import Draw
@@ -133,10 +134,16 @@ class ClientOptions(CallOptions, total=False):
 
     api_key: str | None
     """Sent as a bearer token."""
+    passes: PassStore | str | os.PathLike[str] | None
+    """Passes that pay for completions, in place of an API key: a file or an application's own
+    store. Every try that the server may have answered takes one. Needs the extra ``passes``."""
     cache_dir: str | os.PathLike[str] | None
     """The bundle cache. Default: ``$DEL_CACHE_DIR``, or ``del-serve`` in the user's cache."""
     bundle: str | os.PathLike[str] | None
     """A local bundle directory, used instead of the server's bundle."""
+    upstream: str
+    """What the server is: ``del``, or ``openai`` for a server of OpenAI's API with the model that
+    ``delctl export`` wrote, vLLM's for example; needs ``bundle``. Default: ``del``."""
     fingerprint: str | None
     """The fingerprint of the only bundle to accept."""
     trust: TrustStore | str | os.PathLike[str] | None

@@ -120,11 +120,18 @@ def _violation(field: str, accepted: Collection[str], found: str) -> PolicyViola
     return PolicyViolationError(must_be(field, f"one of {', '.join(sorted(accepted)) or 'none'}", found), field=field)
 
 
-@functools.lru_cache(maxsize=1024)
 def exact_epsilon(mechanism: TokenMechanism, delta: float, tokens: int) -> float:
     """Return the exact worst-case epsilon, infinite beyond the range of the accounting."""
     from del_core import accounting  # imported only where a limit is set, since it is slow
 
     if mechanism.charge(tokens)[1] > accounting.MAX_TRIALS:
         return math.inf
+    return known_epsilon(mechanism, delta, tokens)
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def known_epsilon(mechanism: TokenMechanism, delta: float, tokens: int) -> float:
+    """Return the exact epsilon, computed once. Raises as ``accounting.epsilon``."""
+    from del_core import accounting
+
     return accounting.epsilon(mechanism, delta, tokens)

@@ -39,6 +39,8 @@ INVALID_PADDING: Final = _code("invalid_padding", 400)
 
 # Codes of the HTTP layer alone.
 INVALID_API_KEY: Final = _code("invalid_api_key", 401)
+INVALID_PASS: Final = _code("invalid_pass", 401)
+PASS_SPENT: Final = _code("pass_spent", 401)
 RATE_LIMIT_EXCEEDED: Final = _code("rate_limit_exceeded", 429)
 DEADLINE_EXCEEDED: Final = _code("deadline_exceeded", 408)
 UNSUPPORTED_MEDIA_TYPE: Final = _code("unsupported_media_type", 415)

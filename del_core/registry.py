@@ -36,7 +36,7 @@ class Registry(Mapping[str, T], Generic[T]):
     """Kinds of one thing by name, in order of registration.
 
     A missing name raises ``KeyError`` after the plugins were loaded; :meth:`find` raises
-    ``ValueError`` with the allowed names. ``what`` is the thing in the singular for messages.
+    ``ValueError`` with the known names. ``what`` is the thing in the singular for messages.
     """
 
     def __init__(self, what: str) -> None:
@@ -49,12 +49,18 @@ class Registry(Mapping[str, T], Generic[T]):
             raise ValueError(f"{self.what} must have a name that is not registered yet, got {name!r}")
         return kind
 
-    def find(self, name: str) -> T:
-        """Return the kind of this name, or raise ValueError with the known names."""
+    def find(self, name: str, of: str = "") -> T:
+        """Return the kind of this name, or raise ValueError with the known names.
+
+        ``of`` follows the thing in the message: whose kind it is.
+        """
         try:
             return self[name]
         except KeyError:
-            raise ValueError(f"{self.what} must be one of {', '.join(self._kinds)}, got {name!r}") from None
+            raise ValueError(
+                f"{self.what}{of} must be one of {', '.join(self._kinds)}, got {name!r}; "
+                f"an installed plugin can register others (entry point group {PLUGIN_GROUP})"
+            ) from None
 
     def __getitem__(self, name: str) -> T:
         if name not in self._kinds:

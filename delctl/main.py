@@ -18,6 +18,7 @@ from typing import NoReturn
 import click
 
 from del_core.errors import DelError
+from delctl.examples import add_examples
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class LazyCommand:
 COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
     {
         "demo": LazyCommand("Follow a private prompt through every variant.", "serve"),
+        "doctor": LazyCommand("Check the installation and say what to do."),
         "serve": LazyCommand("Serve a model and its bundle on this machine.", "serve"),
         "up": LazyCommand("Start a Ray cluster on this machine and serve on it.", "serve"),
         "status": LazyCommand("Show nodes, replicas, load and versions of a cluster.", "serve"),
@@ -44,12 +46,15 @@ COMMANDS: Mapping[str, LazyCommand] = MappingProxyType(
         "down": LazyCommand("Stop the cluster on this machine.", "serve"),
         "ask": LazyCommand("Send a private prompt to a server and print what it writes."),
         "chat": LazyCommand("Chat privately with a server's model in the terminal.", "chat"),
-        "keys": LazyCommand("Make API keys for a server, and keys of bundles and gateways.", "serve"),
+        "keys": LazyCommand("Make API keys for a server, and keys of bundles, gateways and passes.", "serve"),
         "proxy": LazyCommand("Answer OpenAI's API on this machine, with private prompts.", "proxy"),
+        "passes": LazyCommand("Get passes, which pay for requests without naming their caller.", "passes"),
+        "playground": LazyCommand("Open a page that shows what a private prompt becomes.", "proxy"),
         "relay": LazyCommand("Pass sealed requests on to a server that does not see who calls.", "proxy"),
         "trust": LazyCommand("Show, accept and forget what was accepted from servers."),
         "ledger": LazyCommand("Show, export and erase what is kept of people's privacy budgets."),
         "model": LazyCommand("Get, convert and check base models.", "train"),
+        "export": LazyCommand("Write a model that servers of others serve to private prompts.", "train"),
         "inspect": LazyCommand("Verify a bundle and show its variants, guarantees and audits."),
         "audit": LazyCommand("Attack a bundle's variants on held-out text and write a report.", "train", True),
         "evaluate": LazyCommand("Measure the text behind a bundle's variants on your own text.", "train", True),
@@ -69,6 +74,7 @@ EXTRA_MODULES: Mapping[str, frozenset[str]] = MappingProxyType(
         ),
         "chat": frozenset({"jinja2"}),
         "proxy": frozenset({"jinja2", "starlette", "uvicorn"}),
+        "passes": frozenset({"cryptography"}),
         "signing": frozenset({"cryptography"}),
         "train": frozenset({"torch", "transformers", "peft", "scipy", "tqdm", "accelerate"}),
     }
@@ -104,6 +110,7 @@ class LazyGroup(click.Group):
             return None
         command = getattr(importlib.import_module(f"delctl.commands.{cmd_name}"), cmd_name)
         assert isinstance(command, click.Command)
+        add_examples(command, cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -118,7 +125,8 @@ def cli(debug: bool) -> None:
     """Private prompts for a frozen LLM.
 
     Prompts leave this machine only as noisy counts; the server generates from those. BUNDLE and
-    MODEL arguments take a directory, or the word demo for the ones that ship with the package.
+    MODEL arguments take a directory, the word demo for the ones that ship with the package, or the
+    word smollm2 for the real language model (delctl model get smollm2) and its bundle.
     """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -81,6 +82,30 @@ class BudgetType(click.ParamType[str]):
 
 BUDGET = BudgetType()
 
+
+class RegisteredChoice(click.ParamType[str]):
+    """A choice among a registry's names, imported only when a command runs or prints its help.
+
+    ``registry`` is ``module:name`` of the names or of a function that returns them.
+    """
+
+    name = "choice"
+
+    def __init__(self, registry: str, *more: str) -> None:
+        self.registry, self.more = registry, more
+
+    def _names(self) -> list[str]:
+        found = pkgutil.resolve_name(self.registry)
+        return [*(found() if callable(found) else found), *self.more]
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"[{'|'.join(self._names())}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        chosen: str = click.Choice(self._names()).convert(value, param, ctx)
+        return chosen
+
+
 threads_option = click.option(
     "--threads",
     type=click.IntRange(1),
@@ -95,9 +120,20 @@ api_key_option = click.option(
 url_option = click.option(
     "--url", default=DEFAULT_URL, show_default=True, envvar="DEL_URL", show_envvar=True, help="The server."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
+always_json_option = click.option(
+    "--json", is_flag=True, expose_value=False, help="Print one JSON document, as without this option."
+)
+"""For a command whose output is JSON in any case."""
 bundle_option = click.option(
     "--bundle", type=bundle_place, metavar=PLACE, help="Use this bundle's client part instead of the server's."
+)
+upstream_option = click.option(
+    "--upstream",
+    type=click.Choice(["del", "openai"]),
+    default="del",
+    show_default=True,
+    help="What the server is; openai is one of OpenAI's API with a model of delctl export, and needs --bundle.",
 )
 
 
@@ -140,7 +176,7 @@ def together(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 @dataclass(frozen=True)
 class TrustOptions:
-    """What a command demands of its server."""
+    """What a command demands of its server, and what it shows of its caller."""
 
     fingerprint: str | None
     accept: tuple[str, ...]
@@ -148,9 +184,17 @@ class TrustOptions:
     allow_http: bool
     relay: str | None
     gateway_key: str | None
+    passes: Path | None
 
     def client_options(self, **others: Unpack[ClientOptions]) -> ClientOptions:
-        """Return them as options of a client, with the command's other ones."""
+        """Return them as options of a client, with the command's other ones.
+
+        With passes, a key of the environment is not used: it bought them, and would name the
+        caller. One that is given beside passes is refused.
+        """
+        source = click.get_current_context().get_parameter_source("api_key")
+        if self.passes is not None and source is click.core.ParameterSource.ENVIRONMENT:
+            others["api_key"] = None
         return {
             **others,
             "fingerprint": self.fingerprint,
@@ -159,6 +203,7 @@ class TrustOptions:
             "allow_http": self.allow_http,
             "relay": self.relay,
             "gateway_key": self.gateway_key,
+            "passes": self.passes,
         }
 
 
@@ -168,6 +213,21 @@ allow_http_option = click.option(
     envvar="DEL_ALLOW_HTTP",
     show_envvar=True,
     help="Permit plain http to another machine; anybody on the way can change it.",
+)
+relay_option = click.option(
+    "--relay",
+    envvar="DEL_RELAY",
+    show_envvar=True,
+    metavar="URL",
+    help="Send everything through this relay of Oblivious HTTP; needs --gateway-key and the extra ohttp.",
+)
+gateway_key_option = click.option(
+    "--gateway-key",
+    envvar="DEL_GATEWAY_KEY",
+    show_envvar=True,
+    metavar="HEX",
+    help="The key configuration of the server's gateway, from a source that you trust: encrypts requests and "
+    "answers between this machine and the replica, also without a relay.",
 )
 trust_options = grouped(
     "trust",
@@ -187,20 +247,15 @@ trust_options = grouped(
         help="Refuse bundles that this public key did not sign; repeatable. Needs the extra signing.",
     ),
     allow_http_option,
+    relay_option,
+    gateway_key_option,
     click.option(
-        "--relay",
-        envvar="DEL_RELAY",
+        "--passes",
+        envvar="DEL_PASSES",
         show_envvar=True,
-        metavar="URL",
-        help="Send everything through this relay of Oblivious HTTP; needs --gateway-key and the extra ohttp.",
-    ),
-    click.option(
-        "--gateway-key",
-        envvar="DEL_GATEWAY_KEY",
-        show_envvar=True,
-        metavar="HEX",
-        help="The key configuration of the server's gateway, from a source that you trust: encrypts requests and "
-        "answers between this machine and the replica, also without a relay.",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Pay for completions with passes (delctl passes get) in place of an API key. Needs the extra passes.",
     ),
 )
 

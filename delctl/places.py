@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from del_core import demo
+
+if TYPE_CHECKING:
+    from del_core.bundle import Manifest
 
 PLACE = MODEL_PLACE = "demo|smollm2|DIRECTORY"
 _TINY = ("demo", "tiny")
@@ -39,6 +43,17 @@ def model_of(bundle: Path, model: Path | None) -> Path:
         if bundle.resolve() == shipped.resolve():
             return model_place(name)
     raise click.UsageError("--model is needed for a bundle that is not the demo's")
+
+
+def verified_manifest(bundle: Path) -> Manifest:
+    """Return the manifest of a bundle, or of its client part alone. Raises BundleError.
+
+    Every file is compared with its checksum.
+    """
+    from del_core.bundle import load_bundle, load_client
+
+    whole = (bundle / "client").is_dir() or (bundle / "server").is_dir()
+    return load_bundle(bundle).manifest if whole else load_client(bundle).manifest
 
 
 def _place(value: str, kind: str, shipped: Mapping[str, Path]) -> Path:

@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from ray.serve import Application
@@ -21,6 +21,9 @@ from starlette.types import ASGIApp
 from deployments.settings import Settings, SettingsError, check_storage, load_settings, parse_keys, parse_settings
 from deployments.telemetry.metrics import Load
 from deployments.telemetry.scaling import OUTSTANDING_TOKENS
+
+if TYPE_CHECKING:
+    from deployments.auth.passes import Passes
 
 logger = logging.getLogger("deployments.app")
 
@@ -65,6 +68,7 @@ class PrivateLM:
             quotas=Quotas(RayLeases(serve.get_replica_context().app_name)),
             quota_settings=settings.quotas,
             gateway_key=settings.gateway.load(),
+            passes=_passes(settings),
             observer=self._telemetry.observe,
             add_request_id=False,
         )
@@ -94,6 +98,18 @@ class PrivateLM:
             await self._service.shutdown()
 
 
+def _passes(settings: Settings) -> Passes | None:
+    """Return the passes of a server that gives out and takes some. Raises SettingsError."""
+    from deployments.auth.pass_actor import RayPassRecord
+    from deployments.auth.passes import Passes
+
+    found = settings.passes.load()
+    if not found:
+        return None
+    record = RayPassRecord({key.config.key_id: path for key, path in found})
+    return Passes([key for key, _ in found], record, settings.passes.tokens, settings.passes.required)
+
+
 def build(args: dict[str, Any]) -> Application:
     """Return the application for Serve's ``args``: the settings, or ``{"config": <YAML file>}``.
 
@@ -109,7 +125,7 @@ def build(args: dict[str, Any]) -> Application:
     else:
         settings = parse_settings(args)
     # Other machines may reach the cluster's ports, so the settings must configure authentication.
-    settings.keys.check(loopback=False)
+    settings.check_access(loopback=False)
     check_storage(settings)  # one error now instead of replicas that fail one after another
     return build_from(settings)
 

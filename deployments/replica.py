@@ -17,9 +17,17 @@ from tokenizers import Tokenizer
 from del_core.bundle import Bundle, load_bundle
 from del_core.errors import BundleError
 from deployments.engines import ENGINES
-from deployments.engines.base import AdapterEngine, Engine, EngineSampling, EngineStartError
+from deployments.engines.base import (
+    AdapterEngine,
+    DecodingEngine,
+    Engine,
+    EngineSampling,
+    EngineStartError,
+    variant_name,
+)
 from deployments.service.base_model import EmbeddingTable, check_adapter, end_of_text_ids, verify_checksum
-from deployments.service.service import Capacity, PrivateLMService, ServedModel, adapter_name
+from deployments.service.self_test import check_engine
+from deployments.service.service import Capacity, PrivateLMService, ServedModel
 from deployments.settings import Settings, TelemetrySettings, fetched
 from deployments.telemetry import request_log
 from deployments.telemetry.metrics import Load, ReplicaMetrics
@@ -32,14 +40,14 @@ logger = logging.getLogger("deployments.replica")
 # sixty times a second and took 5 % of the replica's time; requests leave them almost nothing.
 _GARBAGE_THRESHOLD = 10_000
 
-# Rows of the embedding table that are compared with the engine's own.
-_COMPARED_ROWS = 8
-
 _WARM_ROWS, _WARM_TOKENS = 32, 2
 
 
 async def start_service(settings: Settings) -> PrivateLMService:
-    """Return the running service. Raises StorageError, BundleError, BaseModelError."""
+    """Return the running service.
+
+    Raises StorageError, BundleError, BaseModelError, EngineStartError.
+    """
     steps = _Steps()
     settings = await asyncio.to_thread(fetched, settings)
     steps.end("storage")
@@ -47,12 +55,13 @@ async def start_service(settings: Settings) -> PrivateLMService:
     extra = [await asyncio.to_thread(load_extra_bundle, path, bundle) for path in settings.extra_bundle_paths]
     steps.end("verification")
     engine = ENGINES.find(settings.engine.kind).create(settings.base_model_path, settings.engine)
-    await asyncio.to_thread(add_adapters, engine, settings, (bundle, *extra))
+    await asyncio.to_thread(add_variants, engine, settings, (bundle, *extra))
     await engine.start()
     steps.end("engine")
     try:
-        table = await _compared(engine, table, bundle.manifest.base_model.vocabulary_size)
-        await warm_up(engine, table.rows(range(min(_WARM_ROWS, bundle.manifest.base_model.vocabulary_size))))
+        table, tested = await check_engine(engine, table, (bundle, *extra))
+        if not tested:
+            await warm_up(engine, table.rows(range(min(_WARM_ROWS, bundle.manifest.base_model.vocabulary_size))))
         service = PrivateLMService(
             ServedModel(
                 bundle=bundle,
@@ -91,12 +100,14 @@ class _Steps:
         return f"{self._last - self._began:.1f} s ({', '.join(self._times)})"
 
 
-def add_adapters(engine: Engine, settings: Settings, bundles: Sequence[Bundle]) -> None:
-    """Make the adapters of all variants known to the engine.
+def add_variants(engine: Engine, settings: Settings, bundles: Sequence[Bundle]) -> None:
+    """Make all variants known to an engine that decodes, and their adapters to any.
 
     Raises EngineStartError, BaseModelError.
     """
     for bundle in bundles:
+        if isinstance(engine, DecodingEngine):
+            engine.add_bundle(bundle)
         for name in bundle.variants:
             adapter = bundle.adapter(name)
             if adapter is None:
@@ -107,14 +118,7 @@ def add_adapters(engine: Engine, settings: Settings, bundles: Sequence[Bundle]) 
                     f"got {settings.engine.kind}"
                 )
             check_adapter(settings.base_model_path, name, adapter)
-            engine.add_adapter(adapter_name(bundle, name), adapter)
-
-
-async def _compared(engine: Engine, table: EmbeddingTable, vocabulary: int) -> EmbeddingTable:
-    """Compare a few rows with the engine's own; return the table in the engine's type."""
-    token_ids = sorted({vocabulary * part // _COMPARED_ROWS for part in range(_COMPARED_ROWS)})
-    looked_up = await engine.look_up(token_ids)
-    return table if looked_up is None else table.matched(token_ids, looked_up)
+            engine.add_adapter(variant_name(bundle, name), adapter)
 
 
 async def warm_up(engine: Engine, embeddings: NDArray[np.float32]) -> None:

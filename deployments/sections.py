@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from del_core.errors import DelError
 from del_core.ohttp import GatewayKey, ObliviousError
+from del_core.passes import IssuerKey, PassError
 
 
 class SettingsError(DelError):
@@ -50,6 +51,8 @@ class APIKey(Section):
     """Requests per minute over all replicas; null means no limit."""
     tokens_per_minute: int | None = Field(default=None, ge=1)
     """Prompt tokens plus ``max_tokens`` per minute over all replicas; null means no limit."""
+    passes_per_day: int | None = Field(default=None, ge=1)
+    """Passes that the name gets each day (UTC), if the server gives out passes; null means none."""
 
 
 KeyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
@@ -151,6 +154,37 @@ class GatewaySettings(Section):
             return None if self.key_file is None else GatewayKey.load(Path(self.key_file))
         except ObliviousError as error:
             raise SettingsError(f"gateway.key_file: {error}") from None
+
+
+class PassSettings(Section):
+    """Passes: blind-signed tokens that pay for a completion without saying whose it is."""
+
+    key_file: str | None = None
+    """File of the issuer's private key, as ``delctl keys passes`` writes it, with the record of
+    spent passes beside it; null gives out and takes no passes. Needs ``keys``: keys buy passes."""
+    former_key_file: str | None = None
+    """File of the key before that, whose passes are still taken."""
+    tokens: int = Field(default=4096, ge=1)
+    """The most tokens, prompt and ``max_tokens`` together, that a pass pays for."""
+    required: bool = False
+    """Whether API keys buy passes only, so that every completion needs a pass."""
+
+    @model_validator(mode="after")
+    def _of_a_key(self) -> PassSettings:
+        if self.key_file is None and (self.former_key_file is not None or self.required):
+            raise ValueError("key_file must be given with former_key_file or required, got null")
+        return self
+
+    def load(self) -> tuple[tuple[IssuerKey, Path], ...]:
+        """Return the keys in force and their files, the one that signs first.
+
+        Raises SettingsError.
+        """
+        paths = [Path(file) for file in (self.key_file, self.former_key_file) if file is not None]
+        try:
+            return tuple((IssuerKey.load(path), path) for path in paths)
+        except PassError as error:
+            raise SettingsError(f"passes: {error}") from None
 
 
 class ScalingSettings(Section):

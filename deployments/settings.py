@@ -22,6 +22,7 @@ from deployments.sections import (
     AuthSettings,
     GatewaySettings,
     HTTPSettings,
+    PassSettings,
     QuotaSettings,
     ScalingSettings,
     Section,
@@ -32,7 +33,7 @@ from deployments.sections import (
     parse_keys,
     read_yaml,
 )
-from deployments.storage import check_bundle, check_model, check_url, fetch_bundle, fetch_model, is_url
+from deployments.service.storage import check_bundle, check_model, check_url, fetch_bundle, fetch_model, is_url
 
 __all__ = [
     "DEFAULT_NAME",
@@ -74,6 +75,14 @@ DEFAULT_NAME = "del-serve"
 _CLUSTER_SECTIONS = frozenset({"proxy_location", "http_options", "grpc_options", "logging_config"})
 
 
+FILES: Mapping[str, tuple[str, ...]] = {
+    "keys": ("file",),
+    "gateway": ("key_file",),
+    "passes": ("key_file", "former_key_file"),
+}
+"""Fields of sections that name files."""
+
+
 class Settings(Section):
     """Configuration of one application."""
 
@@ -91,6 +100,7 @@ class Settings(Section):
     keys: AuthSettings = AuthSettings()
     quotas: QuotaSettings = QuotaSettings()
     gateway: GatewaySettings = GatewaySettings()
+    passes: PassSettings = PassSettings()
     streaming: StreamingSettings = StreamingSettings()
     scaling: ScalingSettings = ScalingSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
@@ -108,6 +118,15 @@ class Settings(Section):
             check_url("bundle", place, pinned=True)
         check_url("base_model", self.base_model or DEMO, pinned=False)
         return self
+
+    def check_access(self, *, loopback: bool) -> None:
+        """Raise SettingsError if authentication is not configured as it must be.
+
+        Not a part of the validation: replicas get the keys in another way.
+        """
+        self.keys.check(loopback=loopback)
+        if self.passes.key_file is not None and not self.keys.given:
+            raise SettingsError("keys.file or keys.names must be given with passes.key_file: keys buy passes")
 
     @property
     def bundle_path(self) -> Path:
@@ -159,10 +178,10 @@ def resolve_paths(values: Mapping[str, Any], directory: Path, source: str) -> Se
     for name in ("extra_bundles", "also"):
         if isinstance(values.get(name), list):
             values[name] = [resolved(value) for value in values[name]]
-    if isinstance(values.get("keys"), dict) and "file" in values["keys"]:
-        values["keys"] = {**values["keys"], "file": resolved(values["keys"]["file"])}
-    if isinstance(values.get("gateway"), dict) and "key_file" in values["gateway"]:
-        values["gateway"] = {**values["gateway"], "key_file": resolved(values["gateway"]["key_file"])}
+    for section, names in FILES.items():
+        if isinstance(values.get(section), dict):
+            given = {name: resolved(values[section][name]) for name in names if name in values[section]}
+            values[section] = {**values[section], **given}
     try:
         return parse_settings(values)
     except SettingsError as error:

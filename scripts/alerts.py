@@ -1,7 +1,9 @@
 """The Prometheus alerts, which `make manifests` writes as YAML.
 
-They use metrics of :data:`deployments.telemetry.metrics.METRICS` and of Ray Serve, for every
-application by itself. docs/guides/operations.md says what to do at each.
+Those of the server use metrics of :data:`deployments.telemetry.metrics.METRICS` and of Ray Serve,
+for every application by itself; docs/guides/operations.md says what to do at each. Those of the
+client-side proxy use its counters (:mod:`client_lib.proxy.metrics`), for every job of Prometheus by
+itself; docs/guides/proxy.md has them.
 """
 
 from __future__ import annotations
@@ -11,6 +13,16 @@ from typing import Any
 
 import yaml
 
+from client_lib.errors import (
+    BudgetExceededError,
+    BundleOutdatedError,
+    BundleRejectedError,
+    DELClientError,
+    LedgerUnavailableError,
+    PolicyViolationError,
+)
+from client_lib.prompts.spans import CLEAR
+from client_lib.proxy.errors import api_error
 from del_core.bundle.manifest import RESERVED_VARIANT
 from del_core.errors import (
     BUNDLE_OUTDATED,
@@ -211,13 +223,100 @@ PRIVACY = (
 )
 
 ALERTS = SERVICE + PRIVACY
+"""Alerts of the server."""
+
+
+_OF_PROXY = "by (namespace, job)"
+_PROMPTS = 'route=~"/v1/.*"'  # not those of probes
+_FAILING = f'{_PROMPTS},status=~"5.. .*"'
+
+
+def _status(kind: type[DELClientError]) -> str:
+    """Return the label of requests to the proxy that ended with an error."""
+    answer = api_error(kind(""))
+    return f'status="{answer.status} {answer.code}"'
+
+
+def _proxied(window: str, labels: str = _PROMPTS) -> str:
+    return f"sum {_OF_PROXY} (rate(del_proxy_requests_total{{{labels}}}[{window}]))"
+
+
+_REJECTED = f"del_proxy_requests_total{{{_status(BundleRejectedError)}}}"
+
+PROXY = (
+    Alert(
+        "DelProxyPolicyRefuses",
+        f"{_proxied('15m', _status(PolicyViolationError))} > 0",
+        "15m",
+        "warning",
+        "Applications ask for prompts that the policy forbids",
+        "Nothing was sent. The application's model, or the policy, must change; the proxy's log has the route.",
+    ),
+    Alert(
+        "DelProxyBudgetsSpent",
+        f"{_proxied('15m', _status(BudgetExceededError))} / {_proxied('15m')} > 0.05",
+        "15m",
+        "warning",
+        "More than 5 % of the requests are refused because the privacy budget of their subject is spent",
+        "Nothing was sent. delctl ledger status shows who spends it. A restarted proxy charges whole chats anew.",
+    ),
+    Alert(
+        "DelProxyLedgerUnavailable",
+        f"{_proxied('5m', _status(LedgerUnavailableError))} > 0",
+        "5m",
+        "critical",
+        "The ledger does not answer, so no prompt is sent",
+        "Look at the ledger's Redis or disk. Do not switch the ledger off: spending would go uncounted.",
+    ),
+    Alert(
+        "DelProxyBundleRejected",
+        # The first one makes a series that begins with 1, which is no rate.
+        f"{_proxied('10m', _status(BundleRejectedError))} > 0 or "
+        f"sum {_OF_PROXY} ({_REJECTED}) unless sum {_OF_PROXY} ({_REJECTED} offset 10m)",
+        "0m",
+        "critical",
+        "The server offers another bundle than the accepted one, or a weaker one",
+        "Nothing was sent for it. Ask the server's operator, compare with delctl trust, and accept it or leave.",
+    ),
+    Alert(
+        "DelProxyBundleReplaced",
+        f"{_proxied('15m', _status(BundleOutdatedError))} > 0",
+        "15m",
+        "warning",
+        "The server replaces its bundle again and again, and each time prompts need fresh noise",
+        "Fresh noise costs budget. Ask the server's operator to keep the old bundle in extra_bundles.",
+    ),
+    Alert(
+        "DelProxyPromptsInClear",
+        f'sum {_OF_PROXY} (rate(del_proxy_prompt_tokens_total{{variant="{CLEAR}"}}[5m])) > 0',
+        "5m",
+        "warning",
+        "Applications send prompts without noise",
+        "Leave clear out of the proxy's variants if that is not intended.",
+    ),
+    Alert(
+        "DelProxyServerFails",
+        f"{_proxied('5m', _FAILING)} / {_proxied('5m')} > 0.5",
+        "10m",
+        "critical",
+        "More than half of the requests fail",
+        "The label status says why: codes that begin with upstream are the server's or the network's.",
+    ),
+)
+"""Alerts of the client-side proxy, for whoever runs it. The server knows nothing of them."""
 
 
 def alerts_yaml() -> str:
-    """Return the file of rules that Prometheus loads."""
-    groups = [
-        {"name": name, "rules": [alert.to_rule() for alert in alerts]}
-        for name, alerts in (("del-serve", SERVICE), ("del-serve-privacy", PRIVACY))
-    ]
+    """Return the file of rules for the server."""
+    return _groups(("del-serve", SERVICE), ("del-serve-privacy", PRIVACY))
+
+
+def proxy_alerts_yaml() -> str:
+    """Return the file of rules for the proxy."""
+    return _groups(("del-proxy", PROXY))
+
+
+def _groups(*named: tuple[str, tuple[Alert, ...]]) -> str:
+    groups = [{"name": name, "rules": [alert.to_rule() for alert in alerts]} for name, alerts in named]
     text = yaml.safe_dump({"groups": groups}, sort_keys=False, width=110)
     return "# Written by `make manifests` from scripts/alerts.py; do not edit.\n" + text

@@ -1,8 +1,8 @@
-"""Hooks of mkdocs: pages from the root of the repository, links out of docs/, diagrams, navigation.
+"""Hooks of mkdocs: pages from outside docs/, links that leave it, diagrams, navigation.
 
 Links between Markdown files follow the repository, so that they also work there. For the site, the
-pages in :data:`ROOT_PAGES` are added under ``project/``, links to and from them are rewritten,
-links to files that are not part of the site become plain text, and mermaid sources become images
+pages in :data:`ROOT_PAGES` are added, links to and from them are rewritten, links to files that are
+not part of the site become plain text, and mermaid sources become images
 (``scripts/render_diagrams.py``).
 """
 
@@ -30,6 +30,7 @@ ROOT_PAGES = {
     "CONTRIBUTING.md": "project/contributing.md",
     "SECURITY.md": "project/security.md",
     "CHANGELOG.md": "project/changelog.md",
+    "clients/typescript/README.md": "guides/typescript.md",
 }
 # Files for people who read the repository; the site has the same content elsewhere.
 _REPOSITORY_PAGES = {"README.md": "index.md"}
@@ -84,7 +85,7 @@ def _expanded(items: list[Any], docs: Path, listed: set[str]) -> list[Any]:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of the repository's root."""
+    """Add the pages from outside docs/."""
     from mkdocs.structure.files import File
 
     for source, page in ROOT_PAGES.items():
@@ -115,7 +116,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         path, hash_sign, anchor = target.partition("#")
         path = posixpath.normpath(posixpath.join(posixpath.dirname(in_repository), path))
         site = ROOT_PAGES.get(path) or _REPOSITORY_PAGES.get(path) or path.removeprefix("docs/")
-        if site == path:  # neither below docs/ nor one of the root's pages
+        if site == path:  # neither below docs/ nor one of the added pages
             return match["text"]
         if files.get_file_from_path(site) is None:
             return match[0]  # mkdocs warns

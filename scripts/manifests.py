@@ -5,7 +5,8 @@ is not current. The sources are
 
 - cluster/config/env.py for files/environment.yaml of the chart and cluster/machines/environment;
 - scripts/dashboard.py for cluster/monitoring/dashboard.json and files/dashboard.json;
-- scripts/alerts.py for cluster/monitoring/alerts.yaml and files/alerts.yaml;
+- scripts/alerts.py for cluster/monitoring/alerts.yaml, cluster/monitoring/proxy-alerts.yaml, and
+  files/alerts.yaml of each chart;
 - deployments.settings for the definition `settings` of values.schema.json;
 - the chart and cluster/manifests/values/NAME.yaml for cluster/manifests/NAME.yaml.
 """
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 CHART = ROOT / "cluster/helm/del-serve"
+PROXY_CHART = ROOT / "cluster/helm/del-proxy"
 MANIFESTS = ROOT / "cluster/manifests"
 TOKEN_FILE = "/etc/del/ray-token"
 
@@ -110,13 +112,15 @@ def _without_prose(value: Any) -> Any:
 
 def chart_files() -> Generated:
     """Return the generated files of the chart, and what is used without it, too."""
-    from scripts.alerts import alerts_yaml
+    from scripts.alerts import alerts_yaml, proxy_alerts_yaml
     from scripts.dashboard import dashboard_json
 
     return {
         ROOT / "cluster/monitoring/alerts.yaml": alerts_yaml(),
+        ROOT / "cluster/monitoring/proxy-alerts.yaml": proxy_alerts_yaml(),
         ROOT / "cluster/monitoring/dashboard.json": dashboard_json(),
         CHART / "files/alerts.yaml": alerts_yaml(),
+        PROXY_CHART / "files/alerts.yaml": proxy_alerts_yaml(),
         CHART / "files/environment.yaml": environment(),
         ROOT / "cluster/machines/environment": machines_environment(),
         CHART / "files/dashboard.json": dashboard_json(),

@@ -19,6 +19,21 @@ SHARE_THE_SERVER = frozenset(
     f"tests/{name}.py"
     for name in ("benchmarks/test_fuzz", "cluster/test_faults", "cluster/test_local", "cluster/test_stack")
 )
+SERVER = "server"
+# What takes longest begins first, so that no worker is left with it at the end.
+LONGEST = (
+    "tests/cluster/test_training.py",
+    "tests/delctl/test_end_to_end.py",
+    "tests/end_to_end/test_plugin_kinds.py",
+    SERVER,
+    "tests/benchmarks/test_serving.py",
+    "tests/cluster/test_several_models.py",
+    "tests/benchmarks/test_faults.py",
+    "tests/end_to_end/test_model_families.py",
+    "tests/cluster/test_draining.py",
+    "tests/cluster/test_elasticity.py",
+    "tests/cluster/test_telemetry.py",
+)
 
 _numbers = itertools.count()
 
@@ -36,18 +51,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadfile`, keep the files that share the server on one worker.
+    """With `--dist loadfile`, keep the files that share the server together, the longest first.
 
     xdist 3.8 does this by marks (`--dist loadgroup`), but they have no effect with pytest 9.2.
     """
     if config.getoption("dist") != "loadfile":
         return None
+    named = {*SHARE_THE_SERVER, *LONGEST} - {SERVER}
+    if missing := sorted(name for name in named if not (config.rootpath / name).is_file()):
+        raise pytest.UsageError(f"tests/conftest.py names files that do not exist: {', '.join(missing)}")
     from xdist.scheduler import LoadFileScheduling
 
     class ServerTogether(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "server" if file in SHARE_THE_SERVER else file
+            return SERVER if file in SHARE_THE_SERVER else file
+
+        def _assign_work_unit(self, node: Any) -> None:
+            if first := next((scope for scope in LONGEST if scope in self.workqueue), None):
+                self.workqueue.move_to_end(first, last=False)
+            super()._assign_work_unit(node)
 
     return ServerTogether(config, log)
 

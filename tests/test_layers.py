@@ -27,6 +27,7 @@ LIGHT = {
     "delctl.main": {"delctl", "del_core"},
     "delctl.commands.ask": {"delctl", "del_core"},
     "delctl.commands.demo": {"delctl", "del_core"},
+    "delctl.commands.doctor": {"delctl", "del_core"},
     "delctl.commands.inspect": {"delctl", "del_core"},
     "delctl.commands.proxy": {"delctl", "del_core"},
     "delctl.commands.serve": {"delctl", "del_core"},
@@ -61,3 +62,10 @@ def test_the_contracts_hold() -> None:
     linter = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([linter, "--no-cache"], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(("package", "most"), [("del_core", 4), ("client_lib", 12), ("deployments", 4)])
+def test_the_roots_of_packages_stay_small(package: str, most: int) -> None:
+    """A new concept gets a folder, in which a newcomer finds it."""
+    modules = sorted(path.name for path in (ROOT / package).glob("*.py") if path.name != "__init__.py")
+    assert len(modules) <= most, modules

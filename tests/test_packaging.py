@@ -19,9 +19,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from scripts.lock import GPU_EXTRAS, PROXY_EXTRAS
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCKS = ("cpu", "dev")
+"""What `make dev` installs."""
 CLIENT = {"anyio", "click", "httpcore", "httpx", "numpy", "rich", "safetensors", "tokenizers"}
 
 
@@ -51,13 +54,20 @@ def test_the_base_install_is_the_client() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lock", "extras"), [("cpu", ("proxy", "serve", "train")), ("dev", ("audit", "dev", "workers"))]
+    ("locks", "extras"),
+    [
+        (("cpu",), ("proxy", "serve", "train")),
+        (("cpu", "dev"), ("audit", "dev")),
+        (("cpu", "workers"), ("workers",)),
+        (("gpu",), GPU_EXTRAS),
+        (("proxy",), PROXY_EXTRAS),
+    ],
 )
-def test_the_locks_fulfil_the_extras(lock: str, extras: tuple[str, ...]) -> None:
-    locked = {**_locked("cpu"), **_locked(lock)}
+def test_the_locks_fulfil_the_extras(locks: tuple[str, ...], extras: tuple[str, ...]) -> None:
+    locked = {name: version for lock in locks for name, version in _locked(lock).items()}
     for requirement in _requirements(*extras):
         version = locked.get(canonicalize_name(requirement.name))
-        assert version is not None, f"{requirement} is not in {lock}.lock"
+        assert version is not None, f"{requirement} is not in {locks}"
         assert requirement.specifier.contains(version, prereleases=True), f"{requirement} is locked at {version}"
 
 
@@ -76,7 +86,7 @@ def test_the_lock_is_free_of_what_breaks_vllm() -> None:
     assert not set(_locked("cpu")) & set(_locked("dev"))
 
 
-@pytest.mark.parametrize("lock", ["client", *LOCKS, "docs", "uv"])
+@pytest.mark.parametrize("lock", ["client", *LOCKS, "docs", "gpu", "proxy", "uv"])
 def test_every_locked_package_has_hashes(lock: str) -> None:
     entries = _entries(lock)
     assert entries
@@ -87,6 +97,15 @@ def test_the_client_s_lock_is_part_of_the_cpu_lock() -> None:
     client = _locked("client")
     assert client.items() <= _locked("cpu").items()
     assert set(client) >= CLIENT
+
+
+def _wheel(source: Path, target: Path) -> Path:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(target)]
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}
+    subprocess.run([*pip, "wheel", *options, str(source)], check=True, env=environment)
+    (wheel,) = target.glob("del_serve-*.whl")
+    return wheel
 
 
 def test_a_wheel_holds_every_package_and_its_data(tmp_path: Path) -> None:
@@ -100,10 +119,11 @@ def test_a_wheel_holds_every_package_and_its_data(tmp_path: Path) -> None:
             continue
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / path, source / path)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
-    subprocess.run([*pip, "wheel", *options, str(source)], check=True)
-    (wheel,) = tmp_path.glob("del_serve-*.whl")
+    wheel = _wheel(source, tmp_path / "first")
+    # The same bytes from files of another time, as in the release.
+    for path in source.rglob("*"):
+        os.utime(path, (1, 1_600_000_000))
+    assert _wheel(source, tmp_path / "second").read_bytes() == wheel.read_bytes()
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
         entry_points = next(name for name in archive.namelist() if name.endswith("/entry_points.txt"))
@@ -158,7 +178,7 @@ def _install(tmp_path: Path, torch: str, *options: str) -> tuple[subprocess.Comp
             index) or "none".
         options: Options of the installer.
     """
-    for path in ("scripts/install", "requirements/cpu.lock", "requirements/dev.lock"):
+    for path in ("scripts/install", "requirements/cpu.lock", "requirements/dev.lock", "requirements/workers.lock"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
     (tmp_path / "scripts/install").chmod(0o755)
@@ -166,9 +186,9 @@ def _install(tmp_path: Path, torch: str, *options: str) -> tuple[subprocess.Comp
     binaries = tmp_path / "venv" / "bin"
     binaries.mkdir(parents=True)
     # No registry is asked: the programs are "installed", and npm only says where it was called.
-    others = dict.fromkeys(("prometheus", "redis-server"), "") | {"npm": f'echo "npm $@" >> {calls}\n'}
+    others = dict.fromkeys(("prometheus", "redis-server", "chromium"), "") | {"npm": f'echo "npm $@" >> {calls}\n'}
     fake = (
-        f'case "$*" in *" pip "*) ;; *) exec {sys.executable} "$@" ;; esac\n'
+        f'case "$*" in *" pip "*) ;; *PRELOADED*) exit 0 ;; *) exec {sys.executable} "$@" ;; esac\n'
         f'echo "$@" >> {calls}\n'
         f'case "$*" in *torch.lock*) grep -o "torch==.*" "$(echo "$*" | grep -o "[^ ]*torch.lock")" >> {calls}\n'
         f'  case "{torch} $*" in first*|second*index-url*) exit 0 ;; *) echo not found; exit 1 ;; esac\n'
@@ -177,7 +197,7 @@ def _install(tmp_path: Path, torch: str, *options: str) -> tuple[subprocess.Comp
     for name, script in {**others, "python": fake}.items():
         (binaries / name).write_text(f"#!/bin/sh\n{script}")
         (binaries / name).chmod(0o755)
-    for project in ("tests/client_lib/proxy/node", "tests/client_lib/typing", "examples/typescript"):
+    for project in ("tests/client_lib/proxy/node", "tests/client_lib/typing", "clients"):
         (tmp_path / project).mkdir(parents=True)
     done = subprocess.run(
         [tmp_path / "scripts/install", *options, "venv"],
@@ -190,7 +210,7 @@ def _install(tmp_path: Path, torch: str, *options: str) -> tuple[subprocess.Comp
 
 
 INDEX = "https://download.pytorch.org/whl/cpu"
-PIP = "-m pip --disable-pip-version-check install -qq --no-deps"
+PIP = "-m pip --disable-pip-version-check install -qq --no-deps --no-compile"
 PROJECT_CALL = f"{PIP} --no-build-isolation --editable ."
 
 
@@ -206,11 +226,13 @@ def test_the_runtime_comes_without_anything_for_tests(tmp_path: Path) -> None:
 def test_the_tools_for_tests_come_on_demand(tmp_path: Path) -> None:
     done, calls = _install(tmp_path, "first", "--dev")
     assert done.returncode == 0, done.stderr
-    assert calls[-4:] == [
+    # npm runs beside pip.
+    assert [call for call in calls if call.startswith("npm")] == ["npm ci --silent --no-audit --no-fund"] * 3
+    assert [call for call in calls if call.startswith(PIP)][-3:] == [
+        PROJECT_CALL,
         f"{PIP} --require-hashes -r requirements/dev.lock",
-        *["npm ci --silent --no-audit --no-fund"] * 3,
+        f"{PIP} --target venv/lib/workers --require-hashes -r requirements/workers.lock",
     ]
-    assert calls[-5] == PROJECT_CALL
 
 
 def test_else_torch_alone_comes_from_pytorchs_index(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 
 from benchmarks.fuzz.archives import forged_archive, packed
 from benchmarks.fuzz.mutations import mutate_bytes
-from del_core.bundle import ClientBundle, canonical_json, pack_client
+from del_core.bundle import ChatFormat, ClientBundle, canonical_json, pack_client
 from del_core.bundle.manifest import FileEntry, digest_of
 
-__all__ = ["Answers"]
+__all__ = ["Answers", "cut", "framed"]
 
 _VALUES: tuple[object, ...] = (
     None, True, False, 0, -1, 1, 7, 2**31, 2**53, 2**64, 10**40, 10**400, 0.5, -0.0, 1e308, float("inf"), float("nan"),
@@ -104,6 +104,22 @@ _PARTS: dict[str, tuple[object, ...]] = {
                      [{"id": 5, "content": " ", "lstrip": True, "rstrip": True, "normalized": True, "special": True}]),
 }  # fmt: skip
 
+# Of bundles: honest, endless, huge, refusing, reordering, and outside of the sandbox.
+_TEMPLATES = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}",
+    "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
+    "{% for m in messages[::-1] %}{{ m.content | trim }}{% endfor %}",
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{% set ns = namespace(x='x' * 999) %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{{ raise_exception(messages[0].content) }}",
+    "{% if 'positive' in messages[0].content %}{{ 1 / 0 }}{% endif %}{{ messages[0].content }}",
+    "{{ ''.__class__.__mro__ }}", "{{ 9 ** 9 ** 9 }}", "{% include 'x' %}", "{{ " + "(" * 5000, "\x00",
+    "{{ x | tojson }}", "{{ messages | tojson(indent=99999999) }}", "{{ strftime_now('%' ~ 'Y' * 9999) }}",
+    "{{ messages[0].content[::-1] }}", "{% generation %}{{ messages[0]['content'] }}{% endgeneration %}",
+    "{{ eos_token * 99999999 }}", "{% raw %}{{ x }}",
+)  # fmt: skip
+
 
 class Answers:
     """Makes answers for each operation of a client that sends to a server with this bundle."""
@@ -115,22 +131,28 @@ class Answers:
         self._bomb = gzip.compress(bytes(8 << 20), 9)
 
     def answer(self, operation: str, chooser: random.Random) -> Iterator[bytes]:
-        """Return the bytes of one answer, as the pieces in which they arrive; they may be many."""
+        """Return the bytes of one answer, as the pieces in which they arrive; they may be many.
+
+        ``operation`` is complete, stream, models or bundle.
+        """
         if chooser.random() < 0.003:
             return self._endless(chooser)
         first = [
             b"HTTP/1.1 %d X\r\n\r\n" % chooser.choice((100, 102, 103))
             for _ in range(chooser.choice((0,) * 30 + (1, 2, 40)))
         ]
-        status = chooser.choice(_STATUSES)
-        body = self._error(chooser) if status >= 400 and chooser.random() < 0.9 else self._body(operation, chooser)
-        if chooser.random() < 0.01:
-            body = self._bomb
+        status, body = self.content(operation, chooser)
         kind = {"stream": b"text/event-stream", "bundle": b"application/x-tar"}.get(operation, b"application/json")
-        whole = _framed(status, kind, body, chooser)
+        whole = framed(status, kind, body, chooser)
         if chooser.random() < 0.06:
             whole = mutate_bytes(whole, chooser)
-        return itertools.chain(first, _cut(whole, chooser))
+        return itertools.chain(first, cut(whole, chooser))
+
+    def content(self, operation: str, chooser: random.Random) -> tuple[int, bytes]:
+        """Return the status and the body of an answer."""
+        status = chooser.choice(_STATUSES)
+        body = self._error(chooser) if status >= 400 and chooser.random() < 0.9 else self._body(operation, chooser)
+        return status, self._bomb if chooser.random() < 0.01 else body
 
     def _body(self, operation: str, chooser: random.Random) -> bytes:
         make: Callable[[random.Random], bytes] = {
@@ -161,6 +183,7 @@ class Answers:
             "id": "open",
             "guarantees": {"delta": 1e-6, "epsilon": 2.5, "epsilon_vocabulary": None},
             "audit": {"map": 0.1, "date": "2026-01-01"},
+            "context_length": 512,
         }
         entries = [copy.deepcopy(entry) for _ in range(chooser.randrange(4))]
         return _encoded({"object": "list", "data": entries}, chooser)
@@ -183,6 +206,8 @@ class Answers:
                 parts.append(b"data: [DONE]")
             elif kind < 0.15:
                 parts.append(chooser.choice((b": ping", b"retry: 99999999999", b"event: x", b"id: \x00", b"data")))
+            elif kind < 0.2:  # as a padded stream has them
+                parts.append(b":" + b" " * chooser.choice((1000, 60_000, 1_000_000)))
             else:
                 parts.append(b"data: " + (_encoded(event, chooser) if is_changed else json.dumps(event).encode()))
             parts.append(chooser.choice((b"\n\n",) * 8 + (b"\r\n\r\n", b"\r\r", b"\n", b"\r\n\n", b"")))
@@ -202,8 +227,12 @@ class Answers:
         if kind < 0.55:
             return forged_archive(self._bundle, {"tokenizer.json": self._forged_tokenizer(chooser)})
         if kind < 0.65:
-            table = mutate_bytes((self._bundle.path / "table.safetensors").read_bytes(), chooser)
-            return forged_archive(self._bundle, {"table.safetensors": table})
+            name = chooser.choice(("table.safetensors", "codes-k-8.safetensors"))
+            table = mutate_bytes((self._bundle.path / name).read_bytes(), chooser)
+            return forged_archive(self._bundle, {name: table})
+        if kind < 0.8:
+            template, tokens = chooser.choice(_TEMPLATES), {"eos_token": chooser.choice(("", ".", "x" * 256, "\n"))}
+            return forged_archive(self._bundle, {}, ChatFormat(template, tokens, (chooser.choice((0, 46, 255, 256)),)))
         return self._forged_manifest(chooser)
 
     def _forged_tokenizer(self, chooser: random.Random) -> bytes:
@@ -272,7 +301,11 @@ class Answers:
 def _choice(chooser: random.Random) -> dict[str, object]:
     ids = [chooser.randrange(300) for _ in range(chooser.choice((0, 1, 1, 2, 5)))]
     reason = chooser.choice((None, None, None, "stop", "length"))
-    return {"index": 0, "text": "ab" * len(ids), "token_ids": ids, "logprobs": None, "finish_reason": reason}
+    logprobs = None
+    if chooser.random() < 0.4:  # calls that ask for none take them, too
+        top = [[[chooser.randrange(300), -1.5]] * chooser.choice((0, 1, 2, 2, 3)) for _ in ids]
+        logprobs = {"token_logprobs": [chooser.choice((-0.5, 0, -9999.0)) for _ in ids], "top_logprobs": top}
+    return {"index": 0, "text": "ab" * len(ids), "token_ids": ids, "logprobs": logprobs, "finish_reason": reason}
 
 
 def _encoded(value: dict[str, Any], chooser: random.Random) -> bytes:
@@ -314,7 +347,7 @@ def _value(chooser: random.Random) -> object:
     return copy.deepcopy(chooser.choice(_VALUES))  # a change of it must not reach the next answer
 
 
-def _framed(status: int, kind: bytes, body: bytes, chooser: random.Random) -> bytes:
+def framed(status: int, kind: bytes, body: bytes, chooser: random.Random) -> bytes:
     """Return head and body, most of them well framed."""
     lines = [chooser.choice(_LINES) % status]
     if chooser.random() < 0.95:
@@ -345,7 +378,7 @@ def _chunked(body: bytes, chooser: random.Random) -> bytes:
     return b"".join(parts)
 
 
-def _cut(whole: bytes, chooser: random.Random) -> Iterator[bytes]:
+def cut(whole: bytes, chooser: random.Random) -> Iterator[bytes]:
     """Return the bytes in pieces that end anywhere."""
     size = chooser.choice((7, 100, 4000, 1 << 16, 1 << 20)) if len(whole) < 20_000 else 1 << 16
     return (whole[start : start + size] for start in range(0, len(whole), size))

@@ -1,8 +1,10 @@
 """Malicious servers against the client: python -m benchmarks.fuzz --server [--quick] [--json]
 
 Most answers reach the client through httpcore's HTTP parser in memory, the rest over sockets of
-this machine, where they may also drip, hang or be reset. Each belongs to a completion, a stream, a
-turn of a conversation, a list of models or the download of a bundle, synchronous or asynchronous.
+this machine, where they may also drip, hang or be reset; half of those are sealed by a server that
+holds the gateway's key. Each belongs to a completion, a stream, a turn of a conversation, a chat
+under the bundle's template, a list of models or the download of a bundle, synchronous or
+asynchronous; a third of the completions and streams ask for log probabilities.
 
 A finding is whatever leaves a call besides a valid result and an error of the family, a call that
 runs past its limits, and memory that grows by more than 256 MiB.
@@ -15,37 +17,39 @@ import multiprocessing
 import os
 import random
 import resource
-import socket
-import struct
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpcore
 import httpx
 
 from benchmarks.fuzz.answers import Answers
-from client_lib import AsyncClient, Client, Completion, DELClientError, RetryPolicy, Timeout
+from benchmarks.fuzz.connections import PATIENCE_S, Answer, AsyncMemoryTransport, MemoryTransport, SocketServer
+from benchmarks.fuzz.sealed import SealedAnswers
+from client_lib import AsyncClient, Client, Completion, DELClientError, Message, RetryPolicy, Timeout
 from del_core.bundle import ClientBundle, load_client
+from del_core.ohttp import GatewayKey
 
 __all__ = ["ServerFuzzReport", "fuzz_client"]
 
-_OPERATIONS = ("complete", "complete", "stream", "stream", "turn", "models", "bundle")
+_OPERATIONS = ("complete", "complete", "stream", "stream", "turn", "chat", "models", "bundle")
+_SEALED = ("sealed complete", "sealed stream", "sealed models")
+_ANSWERED_AS = {"turn": "complete", "chat": "complete"} | {name: name.partition(" ")[2] for name in _SEALED}
 _TOTAL_S = 3.0
-_SLACK_S = 20.0  # of other programs on the machine
+_SLACK_S = PATIENCE_S - _TOTAL_S  # for other programs on the machine
 _CPU_S = 3.0
 _MEMORY_MB = 256
 _MAX_TOKENS = 4
 _WARM_UP = 200  # calls that load what is loaded late
 _PROMPT = "my doctor told me that the test was positive, 12345 times. "
-_RESET = struct.pack("ii", 1, 0)
+_CHAT = [Message("system", "Be brief."), Message("user", _PROMPT)]
+_TOP = 2  # alternatives where log probabilities are asked for
 
 
 @dataclass
@@ -76,164 +80,21 @@ class ServerFuzzReport:
         self.findings += part.findings
 
 
-# --- in memory ----------------------------------------------------------------------------
-
-
-class _Pieces(httpcore.NetworkStream):
-    """A connection that delivers the pieces of an answer, and then ends, hangs or breaks."""
-
-    def __init__(self, pieces: Iterator[bytes], chooser: random.Random) -> None:
-        self._pieces = pieces
-        self._rest = b""
-        self._end = chooser.choice((b"", b"", b"", httpcore.ReadError, httpcore.ReadTimeout))
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        data = self._rest or next((piece for piece in self._pieces if piece), b"")
-        if not data and not isinstance(self._end, bytes):
-            raise self._end
-        self._rest = data[max_bytes:]
-        return data[:max_bytes]
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def get_extra_info(self, info: str) -> Any:
-        return None
-
-
-class _Memory(httpcore.NetworkBackend):
-    """Connections to a server in memory; each gets the next answer."""
-
-    def __init__(self, pieces: Iterator[Iterator[bytes]], chooser: random.Random) -> None:
-        self._answers, self._chooser = pieces, chooser
-
-    def connect_tcp(self, host: str, port: int, *_: Any, **__: Any) -> httpcore.NetworkStream:
-        return _Pieces(next(self._answers), self._chooser)
-
-
-class _MemoryTransport(httpx.BaseTransport):
-    """httpcore's pool over :class:`_Memory`; ``answers`` is set before each call."""
-
-    def __init__(self) -> None:
-        self.answers: Iterator[Iterator[bytes]] = iter(())
-        self.chooser = random.Random()
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        pool = httpcore.ConnectionPool(network_backend=_Memory(self.answers, self.chooser))
-        url = httpcore.URL(
-            scheme=request.url.raw_scheme, host=request.url.raw_host, port=request.url.port, target=request.url.raw_path
-        )
-        response = pool.handle_request(
-            httpcore.Request(request.method, url, headers=request.headers.raw, content=request.stream)
-        )
-        return httpx.Response(response.status, headers=response.headers, stream=_Body(response))
-
-
-class _Body(httpx.SyncByteStream):
-    def __init__(self, response: httpcore.Response) -> None:
-        self._response = response
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._response.stream)  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        self._response.close()
-
-
-class _AsyncMemoryTransport(httpx.AsyncBaseTransport):
-    """The same for the asynchronous client: the pool's bytes come from memory, so nothing waits."""
-
-    def __init__(self, inner: _MemoryTransport) -> None:
-        self._inner = inner
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response = self._inner.handle_request(request)
-        return httpx.Response(response.status_code, headers=response.headers, stream=_AsyncBody(response))
-
-
-class _AsyncBody(httpx.AsyncByteStream):
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
-
-    async def __aiter__(self):  # type: ignore[no-untyped-def]
-        for piece in self._response.stream:  # type: ignore[union-attr]
-            yield piece
-            await asyncio.sleep(0)  # where a real connection waits, and where a limit takes effect
-
-    async def aclose(self) -> None:
-        self._response.close()
-
-
-# --- over sockets -------------------------------------------------------------------------
-
-
-class _SocketServer:
-    """A server on loopback; every connection gets the next answer, whatever was asked."""
-
-    def __init__(self) -> None:
-        self.answers: Iterator[Iterator[bytes]] = iter(())
-        self.chooser = random.Random()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-
-    @contextmanager
-    def running(self) -> Iterator[_SocketServer]:
-        self._thread.start()
-        try:
-            yield self
-        finally:
-            self._listener.shutdown(socket.SHUT_RDWR)
-            self._listener.close()
-            self._thread.join(10)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with self._lock:
-                pieces = next(self.answers, iter(()))
-                how = self.chooser.choice(("whole",) * 12 + ("drip", "hang", "reset", "close first"))
-            threading.Thread(target=_deliver, args=(connection, pieces, how), daemon=True).start()
-
-
-def _deliver(connection: socket.socket, pieces: Iterator[bytes], how: str) -> None:
-    with connection, suppress(OSError, StopIteration):
-        connection.settimeout(_TOTAL_S + _SLACK_S)
-        if how == "close first":
-            return
-        connection.recv(1 << 16)
-        if how == "drip":
-            first = next(pieces) + next(pieces, b"")
-            for byte in first[:2000]:
-                connection.sendall(bytes((byte,)))
-                time.sleep(0.003)
-        for piece in pieces:
-            connection.sendall(piece)
-        if how == "hang":
-            while connection.recv(1 << 16):
-                pass
-        if how == "reset":
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-
-
 # --- calls ------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Peers:
-    """Clients of both kinds of one server; those of a bundle are made for each call."""
+    """Clients of both kinds of one server; those of a bundle are made for each call.
+
+    With a ``key`` there are two more, which seal their requests for it.
+    """
 
     url: str
     options: dict[str, Any]
     transports: tuple[httpx.BaseTransport | None, httpx.AsyncBaseTransport | None]
-    set_answers: Callable[[Iterator[Iterator[bytes]], random.Random], None]
+    set_answers: Callable[[Iterator[Answer], random.Random], None]
+    key: GatewayKey | None = None
 
 
 def _limits() -> dict[str, Any]:
@@ -245,40 +106,48 @@ def _limits() -> dict[str, Any]:
     }
 
 
-def _run_sync(client: Client, operation: str) -> object:
+def _run_sync(client: Client, operation: str, logprobs: int | None) -> object:
     match operation:
-        case "complete":
-            return client.complete(_PROMPT, max_tokens=_MAX_TOKENS)
-        case "stream":
-            with client.stream(_PROMPT, max_tokens=_MAX_TOKENS) as stream:
+        case "complete" | "sealed complete":
+            return client.complete(_PROMPT, max_tokens=_MAX_TOKENS, logprobs=logprobs)
+        case "stream" | "sealed stream":
+            with client.stream(_PROMPT, max_tokens=_MAX_TOKENS, logprobs=logprobs) as stream:
                 for _ in stream:
                     pass
                 return stream.completion
         case "turn":
             return client.conversation().complete(_PROMPT, max_tokens=_MAX_TOKENS)
-        case "models":
+        case "chat":
+            return client.complete(_CHAT, max_tokens=_MAX_TOKENS)
+        case "models" | "sealed models":
             return client.models()
         case _:
-            client.bundle()
-            return client.encode(_PROMPT * 50, variant=next(iter(client.variants())))
+            bundle = client.bundle()
+            variant = next(iter(client.variants()))
+            client.room(variant=variant)
+            return client.encode(_PROMPT * 50 if bundle.manifest.chat is None else _CHAT, variant=variant)
 
 
-async def _run_async(client: AsyncClient, operation: str) -> object:
+async def _run_async(client: AsyncClient, operation: str, logprobs: int | None) -> object:
     match operation:
-        case "complete":
-            return await client.complete(_PROMPT, max_tokens=_MAX_TOKENS)
-        case "stream":
-            async with client.stream(_PROMPT, max_tokens=_MAX_TOKENS) as stream:
+        case "complete" | "sealed complete":
+            return await client.complete(_PROMPT, max_tokens=_MAX_TOKENS, logprobs=logprobs)
+        case "stream" | "sealed stream":
+            async with client.stream(_PROMPT, max_tokens=_MAX_TOKENS, logprobs=logprobs) as stream:
                 async for _ in stream:
                     pass
                 return stream.completion
         case "turn":
             return await client.conversation().complete(_PROMPT, max_tokens=_MAX_TOKENS)
-        case "models":
+        case "chat":
+            return await client.complete(_CHAT, max_tokens=_MAX_TOKENS)
+        case "models" | "sealed models":
             return await client.models()
         case _:
-            await client.bundle()
-            return await client.encode(_PROMPT * 50, variant=next(iter(await client.variants())))
+            bundle = await client.bundle()
+            variant = next(iter(await client.variants()))
+            await client.room(variant=variant)
+            return await client.encode(_PROMPT * 50 if bundle.manifest.chat is None else _CHAT, variant=variant)
 
 
 def _problem(result: object) -> str | None:
@@ -287,6 +156,10 @@ def _problem(result: object) -> str | None:
         return None
     if len(result.token_ids) > _MAX_TOKENS or len(result.text) > 512 * _MAX_TOKENS:
         return "a completion that is too long"
+    if result.logprobs is not None and any(
+        not -1e5 < one.logprob <= 0 or len(one.top) > _TOP for one in result.logprobs
+    ):
+        return "a completion with log probabilities that nobody asked for"
     texts = (result.text, result.finish_reason, result.request_id or "")
     try:
         "".join(texts).encode()
@@ -305,22 +178,33 @@ class _Fuzzer:
         self._answers = Answers(bundle)
         self._outcomes: dict[str, Counter[str]] = {}
         self._runner = asyncio.Runner()
+        self._logprobs: int | None = None
 
     def run(self, numbers: Sequence[int], peers: _Peers) -> None:
         """Make one call for each number, which determines operation, client and answers."""
         shared = {**peers.options, "bundle": self._bundle.path, **_limits()}
-        with Client(peers.url, transport=peers.transports[0], **shared) as client:
-            other = AsyncClient(peers.url, transport=peers.transports[1], **shared)
+        sealing: dict[str, Any] = {} if peers.key is None else {"gateway_key": peers.key.config.to_bytes()}
+        pairs = []
+        with ExitStack() as stack:
+            for options in (shared, shared | sealing)[: 1 + bool(sealing)]:
+                client = stack.enter_context(Client(peers.url, transport=peers.transports[0], **options))
+                other = AsyncClient(peers.url, transport=peers.transports[1], **options)
+                stack.callback(self._close, other)
+                pairs.append((client, other))
             for number in numbers:
-                self._one(number, peers, client, other)
-            self._runner.run(other.close())
+                self._one(number, peers, pairs)
 
-    def _one(self, number: int, peers: _Peers, client: Client, other: AsyncClient) -> None:
+    def _close(self, client: AsyncClient) -> None:
+        self._runner.run(client.close())
+
+    def _one(self, number: int, peers: _Peers, pairs: Sequence[tuple[Client, AsyncClient]]) -> None:
         chooser = random.Random(self._seed * 1_000_000_007 + number)
-        operation = chooser.choice(_OPERATIONS)
+        is_sealed = len(pairs) > 1 and chooser.random() < 0.5
+        operation = chooser.choice(_SEALED if is_sealed else _OPERATIONS)
+        client, other = pairs[is_sealed]
         is_async = chooser.random() < 0.3
-        made = "complete" if operation == "turn" else operation
-        peers.set_answers(self._made(number, made, chooser), chooser)
+        self._logprobs = _TOP if chooser.random() < 0.3 else None
+        peers.set_answers(self._made(number, operation, chooser, peers.key if is_sealed else None), chooser)
         began, cpu = time.monotonic(), time.thread_time()
         outcome = "answered"
         try:
@@ -347,28 +231,40 @@ class _Fuzzer:
         report.slowest_s, report.slowest_cpu_s = max(report.slowest_s, took), max(report.slowest_cpu_s, cpu)
         self._outcomes.setdefault(operation, Counter())[outcome] += 1
 
-    def _made(self, number: int, operation: str, chooser: random.Random) -> Iterator[Iterator[bytes]]:
+    def _made(self, number: int, operation: str, chooser: random.Random, key: GatewayKey | None) -> Iterator[Answer]:
         """Yield answers; a defect of theirs would pass for a broken connection."""
-        while True:
+        made = _ANSWERED_AS.get(operation, operation)
+
+        def answer(request: bytes) -> Iterator[bytes]:
+            kind = made if made != "bundle" or is_first else chooser.choice(("bundle", "models"))
             try:
-                yield self._answers.answer(operation, chooser)
+                if key is None:
+                    return self._answers.answer(kind, chooser)
+                return SealedAnswers(self._answers, key).answer(kind, chooser, request)
             except Exception as error:
                 self._found(number, operation, f"the fuzzer failed: {error!r}")
-                yield iter(())
+                return iter(())
+
+        is_first = True
+        while True:
+            yield answer
+            is_first = False
 
     def _call(
         self, operation: str, is_async: bool, peers: _Peers, client: Client, other: AsyncClient, cache: str | None
     ) -> object:
         if cache is None:
-            return self._runner.run(_run_async(other, operation)) if is_async else _run_sync(client, operation)
+            if is_async:
+                return self._runner.run(_run_async(other, operation, self._logprobs))
+            return _run_sync(client, operation, self._logprobs)
         options = {**_limits(), "cache_dir": Path(cache)}
         if not is_async:
             with Client(peers.url, transport=peers.transports[0], **options) as fresh:
-                return _run_sync(fresh, operation)
+                return _run_sync(fresh, operation, None)
 
         async def run() -> object:
             async with AsyncClient(peers.url, transport=peers.transports[1], **options) as fresh:
-                return await _run_async(fresh, operation)
+                return await _run_async(fresh, operation, None)
 
         return self._runner.run(run())
 
@@ -408,23 +304,24 @@ def _part(path: Path, numbers: range, in_memory: int, seed: int) -> ServerFuzzRe
     """Make the calls of these numbers; those from ``in_memory`` on go over sockets."""
     report = ServerFuzzReport(seed=seed)
     fuzzer = _Fuzzer(load_client(path), seed, report)
-    memory = _MemoryTransport()
+    memory = MemoryTransport()
 
-    def set_memory(answers: Iterator[Iterator[bytes]], chooser: random.Random) -> None:
+    def set_memory(answers: Iterator[Answer], chooser: random.Random) -> None:
         memory.answers, memory.chooser = answers, chooser
 
-    with _without_fsync(), _SocketServer().running() as server, tempfile.TemporaryDirectory() as cache:
+    with _without_fsync(), SocketServer().running() as server, tempfile.TemporaryDirectory() as cache:
 
-        def set_server(answers: Iterator[Iterator[bytes]], chooser: random.Random) -> None:
+        def set_server(answers: Iterator[Answer], chooser: random.Random) -> None:
             server.answers, server.chooser = answers, chooser
 
         options = {"cache_dir": Path(cache)}
         first = [number for number in numbers if number < in_memory]
-        peers = _Peers("http://127.0.0.1:9", options, (memory, _AsyncMemoryTransport(memory)), set_memory)
+        peers = _Peers("http://127.0.0.1:9", options, (memory, AsyncMemoryTransport(memory)), set_memory)
         fuzzer.run(first[:_WARM_UP], peers)
         report.memory_before_mb = _peak_mb()
         fuzzer.run(first[_WARM_UP:], peers)
-        fuzzer.run(numbers[len(first) :], _Peers(server.url, options, (None, None), set_server))
+        key = GatewayKey.generate()
+        fuzzer.run(numbers[len(first) :], _Peers(server.url, options, (None, None), set_server, key))
     fuzzer.close()
     report.memory_peak_mb = _peak_mb()
     grown = report.memory_peak_mb - report.memory_before_mb

@@ -80,9 +80,15 @@ class _NoisyEmbeddings(ServerReads):
         """Return it up to a constant, from squared distances to embeddings; may work in place."""
         raise NotImplementedError
 
-    def _release(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def release(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return noisy embeddings (..., b) of tokens (...)."""
         clean = self.embeddings[tokens]
         return clean + self._noise(clean.shape, generator)
+
+    def scores(self, sent: torch.Tensor) -> torch.Tensor:
+        """Return log-likelihoods (count, V), up to a constant, of noisy embeddings (count, b)."""
+        squares = self._squares(sent).add_(sent.square().sum(1, keepdim=True)).clamp_min_(0.0)
+        return self._log_likelihood(squares)
 
     def _squares(self, sent: torch.Tensor) -> torch.Tensor:
         """Return squared distances (count, V) of ``sent`` from every token, minus |sent|^2."""
@@ -91,7 +97,7 @@ class _NoisyEmbeddings(ServerReads):
     @torch.no_grad()
     def embed(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return one noisy release after the finish."""
-        sent = self._release(tokens, generator)
+        sent = self.release(tokens, generator)
         if not self.finish.nearest:
             return limit_norm(sent, self.finish.limit) if math.isfinite(self.finish.limit) else sent
         nearest = [self._squares(block).argmin(1) for block in sent.flatten(0, 1).split(_BLOCK)]
@@ -106,9 +112,8 @@ class _NoisyEmbeddings(ServerReads):
 
         def scores() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             for block in torch.from_numpy(tokens).to(device).split(_BLOCK):
-                sent = self._release(block, generator)
-                squares = self._squares(sent).add_(sent.square().sum(1, keepdim=True)).clamp_min_(0.0)
-                yield block, self._log_likelihood(squares).add_(prior)
+                sent = self.release(block, generator)
+                yield block, self.scores(sent).add_(prior)
 
         return Recovery.from_scores(scores(), prior)
 
@@ -120,7 +125,7 @@ class _NoisyEmbeddings(ServerReads):
         """Measure the noise on a CPU; count the embedding table as fp16."""
         client = type(self)(self.embeddings.cpu(), self.strength, self.finish)
         generator, ids = torch.Generator(), torch.from_numpy(tokens)
-        seconds = timed(lambda: client._release(ids, generator))
+        seconds = timed(lambda: client.release(ids, generator))
         return ClientCost(seconds, 2 * self.embeddings.numel() / 1e6)
 
 

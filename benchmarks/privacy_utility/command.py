@@ -2,11 +2,16 @@
 
     python -m benchmarks.privacy_utility --quick
     python -m benchmarks.privacy_utility --data DIR --work DIR
+    python -m benchmarks.privacy_utility --model smollm2 --data DIR --work DIR --out DIR
 
 The full run needs text that is not shipped (``--data``: the folders lm, eval and nlu, as described
 in docs/guides/evaluation.md), trains a model on it and takes hours on 2 cores; an interrupted run
 resumes from ``--work``. ``--quick`` uses the shipped demo model and takes minutes. Both print the
 same rows (``--json``) and write results.json, results.md and plots into ``--out``.
+
+``--model smollm2`` compares on a pretrained model that ships with a bundle, by the strongest attack
+(:mod:`benchmarks.privacy_utility.pretrained`). Its pieces are JSON files in ``--out``; results say
+which of them are missing.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from benchmarks.privacy_utility.page import markdown
 from benchmarks.privacy_utility.pieces import Bench, Corpus
 from benchmarks.privacy_utility.plan import HAS_BF16, Plan
 from benchmarks.privacy_utility.plots import draw
+from benchmarks.privacy_utility.pretrained import command as pretrained
 from benchmarks.privacy_utility.report import results
 from benchmarks.privacy_utility.tasks import read_mrpc, read_sentence_polarity
 from del_core.demo import model_path
@@ -178,6 +184,18 @@ def about(bench: Bench, command: str) -> dict[str, Any]:
     }
 
 
+def _pretrained(wanted: pretrained.Run, *, quick: bool, report_only: bool) -> dict[str, Any]:
+    if quick:
+        raise click.UsageError("--quick trains on the demo model; leave it out with --model")
+    if wanted.out is None:
+        raise click.UsageError("--model needs --out DIR: the directory of results.json and of the finished pieces")
+    if report_only:
+        return pretrained.report(wanted.out, wanted.plan)
+    if wanted.data is None or wanted.work is None:
+        raise click.UsageError("--model needs --data DIR and --work DIR, unless it is given --report-only")
+    return pretrained.compare(wanted)
+
+
 @click.command()
 @click.option("--quick", is_flag=True, help="A small run with the demo model, in minutes.")
 @click.option(
@@ -206,6 +224,8 @@ def about(bench: Bench, command: str) -> dict[str, Any]:
     show_default=True,
     help="Full run: small, a model for 2 CPU cores; large, a model for a GPU, and more passages.",
 )
+@click.option("--model", type=click.Choice(["smollm2"]), help="Compare on this model and the bundle that ships for it.")
+@click.option("--piece", "pieces", multiple=True, help="With --model: compute this piece only; repeat for several.")
 @click.option("--device", default="cpu", show_default=True, help="Full run: torch device, such as cuda.")
 @click.option("--report-only", is_flag=True, help="Full run: report on the finished pieces without computing others.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
@@ -218,10 +238,18 @@ def main(
     seeds: int,
     device: str,
     size: str,
+    model: str | None,
+    pieces: tuple[str, ...],
     report_only: bool,
     as_json: bool,
 ) -> None:
     """Measure privacy against utility."""
+    if model is not None:
+        found = _pretrained(pretrained.Run(data, work, out, levels, pieces), quick=quick, report_only=report_only)
+        print(json.dumps(found["rows"], indent=1) if as_json else pretrained.summary(found))
+        return
+    if pieces:
+        raise click.UsageError("--piece goes with --model, got no --model")
     if quick == (data is not None):
         raise click.UsageError("give either --quick or --data DIR")
     if not quick and work is None:

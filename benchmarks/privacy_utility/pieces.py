@@ -75,7 +75,7 @@ from del_core.training.soft_prompt import load_variant
 from del_core.training.start import calibrate_norm_limit, load_stage1
 from del_core.training.variant import Noise, VariantPlan, train_variant
 
-__all__ = ["Bench", "Corpus"]
+__all__ = ["Bench", "Corpus", "save_json"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +131,7 @@ class Bench:
         with self._claim("reference"):
             if not path.exists():
                 found = {name: self._from_clear(one.windows) for name, one in self.corpora.items()}
-                _save_json(path, found)
+                save_json(path, found)
         texts: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
         return texts
 
@@ -179,8 +179,8 @@ class Bench:
         }
         _save_arrays(path.with_suffix(".npz"), arrays)
         if write:
-            _save_json(self.work / "texts" / path.name, texts)
-        _save_json(path, about)
+            save_json(self.work / "texts" / path.name, texts)
+        save_json(path, about)
         self.say(f"{key}: measured in {time.monotonic() - began:.0f} s")
 
     def coherence(self) -> None:
@@ -258,6 +258,7 @@ class Bench:
         out = self.work / f"encoder-{level}-{seed}"
         config = EncoderConfig(
             map_asr=level,
+            decoder="trained",
             batch=self.plan.encoder_batch,
             steps=self.plan.steps_of_encoder(level),
             evaluation_windows=self.plan.validation_windows,
@@ -382,7 +383,7 @@ class Bench:
             found = train_task(self.lm, self.tokenizer, build(), task, out, self.plan.task, progress=False)
             about = {"task": task.name, "method": names[short], "majority": task.majority}
             _save_arrays(path.with_suffix(".npz"), {"scores": found.scores, "labels": found.labels})
-            _save_json(path, about)
+            save_json(path, about)
             self.say(f"{task.name}, {names[short]}: {time.monotonic() - began:.0f} s")
 
     def _without_soft_prompt(self, projection: Path, variant: Path) -> DelView:
@@ -475,7 +476,7 @@ class Bench:
             validation=self.validation,
             calibration=self.calibration[first],
         )
-        _save_json(path, found)
+        save_json(path, found)
         self.say(f"sweep d = {dim}, n = {bits}")
 
 
@@ -485,7 +486,8 @@ def _machine(device: torch.device) -> str:
     return f"{platform.machine()}, {torch.get_num_threads()} thread(s)"
 
 
-def _save_json(path: Path, value: Any) -> None:
+def save_json(path: Path, value: Any) -> None:
+    """Write a file as a whole: a reader sees the old one or the new one, never a part."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, path)

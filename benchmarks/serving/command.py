@@ -18,6 +18,8 @@ With ``--state FILE`` the benchmark records every round at once, and the same co
 after an interruption. ``--out FILE`` holds the rows of the finished loads at any time;
 ``benchmarks.serving.table`` makes a table of them.
 
+``--width`` measures models of real widths instead (``benchmarks.serving.width``).
+
 ``soft_prompt_hit_rate`` is the share of requests that found the whole soft prompt in the engine's
 cache: for ``engine`` by the engine's report on each request, for ``application`` by its metrics.
 """
@@ -39,6 +41,7 @@ import click
 import psutil
 
 from benchmarks.serving.systems import Application, Engine, Generator, System, VllmServer
+from benchmarks.serving.width import WidthPlan, measure, plan_of, show, width_rows
 from benchmarks.support.load import Round
 from deployments.settings import Settings, parse_settings
 
@@ -250,13 +253,54 @@ def _read_state(path: Path | None) -> Results:
     return {tuple(line["key"]): line["figures"] for line in lines}
 
 
+def _record(path: Path | None, key: tuple[str, str, int], figures: dict[str, Any]) -> None:
+    if path is not None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"key": key, "figures": figures}) + "\n")
+
+
+def _check_none_left() -> None:
+    left = psutil.Process().children(recursive=True)
+    if left:
+        raise click.ClickException(f"{len(left)} processes were left running")
+
+
+def _write_rows(out: Path | None, rows: list[dict[str, Any]]) -> None:
+    if out is not None:
+        out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _report_width(plan: WidthPlan, state: Path | None, out: Path | None, *, as_json: bool) -> None:
+    results = _read_state(state)
+    for key, figures in measure(plan, results):
+        _record(state, key, figures)
+        click.echo(f"{key[0]} {key[1]} {figures['ttft'].get('p50_ms', 0.0):.1f} ms", err=True)
+        _write_rows(out, width_rows(plan, results))
+    _check_none_left()
+    rows = width_rows(plan, results)
+    _write_rows(out, rows)
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    else:
+        show(rows)
+
+
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print rows as JSON.")
 @click.option("--quick", is_flag=True, help="Half of the loads and shorter rounds; under five minutes.")
 @click.option("--rounds", type=click.IntRange(1, 100), help="Rounds of every load.  [default: 5, quick: 2]")
 @click.option("--seconds", type=click.FloatRange(0.1, 60), help="Length of a round.  [default: 2.5, quick: 1]")
-@click.option("--cells", "cells_text", help="Loads instead of all: 16:32:128 (concurrency:prompt:output), open@...")
-@click.option("--systems", default="engine,vllm_serve,application", show_default=True, help="Also: vllm_16.")
+@click.option(
+    "--cells",
+    "cells_text",
+    help="Loads instead of all: 16:32:128 (concurrency:prompt:output), open@...; "
+    "with --width: 4096:1:512:4 (hidden size:layers:prompt:concurrency).",
+)
+@click.option(
+    "--systems",
+    help="Default: engine,vllm_serve,application; also vllm_16.  With --width: application,ray_llm.",
+)
+@click.option("--width", is_flag=True, help="Models of real widths, all decoder kinds, and Ray Serve LLM.")
 @click.option("--model", type=click.Choice(["tiny", "demo"]), default="tiny", show_default=True)
 @click.option("--state", type=click.Path(dir_okay=False, path_type=Path), help="File to go on from.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File for the rows, as JSON.")
@@ -266,13 +310,19 @@ def main(
     rounds: int | None,
     seconds: float | None,
     cells_text: str | None,
-    systems: str,
+    systems: str | None,
+    width: bool,
     model: str,
     state: Path | None,
     out: Path | None,
 ) -> None:
     """Compare the application with vLLM's own server and the engine alone."""
-    names = systems.split(",")
+    if width:
+        others = (systems or "application,ray_llm").split(",")
+        plan = plan_of(quick=quick, cells=cells_text, systems=others, rounds=rounds)
+        _report_width(plan, state, out, as_json=as_json)
+        return
+    names = (systems or "engine,vllm_serve,application").split(",")
     if not set(names) <= set(SYSTEMS):
         raise click.BadParameter(f"{systems}: {', '.join(SYSTEMS)} are allowed", param_hint="--systems")
     cells = _cells(cells_text) if cells_text else _default_cells(quick)
@@ -281,14 +331,12 @@ def main(
     results = _read_state(state)
 
     def note(key: tuple[str, str, int], figures: dict[str, Any]) -> None:
-        if state is not None:
-            with state.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "figures": figures}) + "\n")
+        _record(state, key, figures)
         if out is not None:
             whole = [
                 cell for cell in cells if all((cell.name, name, n) in results for name in names for n in range(rounds))
             ]
-            out.write_text(json.dumps(_rows(whole, names, rounds, results), indent=1) + "\n", encoding="utf-8")
+            _write_rows(out, _rows(whole, names, rounds, results))
 
     done = all((cell.name, name, number) in results for cell in cells for name in names for number in range(rounds))
     with tempfile.TemporaryDirectory(prefix="del-bench-") as temporary, contextlib.ExitStack() as stack:
@@ -310,9 +358,7 @@ def main(
             run = sum(key[0] == _RUN for key in results)
             results[_RUN, "application", run] = {"soft_prompts": application.soft_prompts(answered)}
             note((_RUN, "application", run), results[_RUN, "application", run])
-    left = psutil.Process().children(recursive=True)
-    if left:
-        raise click.ClickException(f"{len(left)} processes were left running")
+    _check_none_left()
     rows = _rows(cells, names, rounds, results)
     if as_json:
         click.echo(json.dumps(rows, indent=1))

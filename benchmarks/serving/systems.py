@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -18,16 +19,22 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from benchmarks.serving.ray_llm import SERVED, STARTED
 from benchmarks.support.load import Round
+from benchmarks.support.packages import python_path
+from cluster.config.env import local_environment
 from cluster.local import LocalServer, free_port, start_local
 from cluster.local.server import LOOPBACK
-from deployments.engines.vllm.engine import engine_environment
+from deployments.engines.vllm.engine import VllmSettings, engine_environment
 from deployments.settings import Settings
 
-__all__ = ["Application", "Engine", "Generator", "System", "VllmServer", "stop_tree"]
+__all__ = ["Application", "Engine", "Generator", "RayLlm", "System", "VllmServer", "peak_memory_mb", "stop_tree"]
 
 _START_LIMIT_S = 240.0
 _METRICS_WITHIN_S = 20.0
+
+_RAY_LLM = {"RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+"""What a user of Ray Serve LLM would set, beside the application's own settings of Ray."""
 
 _ROLES = {"ServeReplica": "replica", "EngineCore": "engine", "haproxy": "proxy", "ProxyActor": "proxy"}
 """Parts of command lines that tell the role of a process."""
@@ -173,29 +180,15 @@ class VllmServer(System):
         engine = settings.engine
         self.port = free_port()
         directory.mkdir()
-        tokenizer = directory / "tokenizer"
-        tokenizer.mkdir()
-        (tokenizer / "tokenizer.json").write_bytes((settings.base_model_path / "tokenizer.json").read_bytes())
-        (tokenizer / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
         flags = {
             "model": settings.base_model_path,
-            "tokenizer": tokenizer,
-            "served-model-name": "base",
+            "tokenizer": _tokenizer(settings, directory),
+            "served-model-name": SERVED,
             "host": self.host,
             "port": self.port,
-            "dtype": engine.dtype,
-            "block-size": engine.block_size,
-            "max-num-seqs": engine.max_num_seqs,
-            "gpu-memory-utilization": engine.gpu_memory_utilization,
-            "tensor-parallel-size": engine.tensor_parallel_size,
             "uvicorn-log-level": "warning",
+            **{name.replace("_", "-"): value for name, value in _engine_flags(engine).items()},
         }
-        optional = {
-            "max-model-len": engine.max_model_len,
-            "kv-cache-memory-bytes": engine.kv_cache_memory_bytes,
-            "max-num-batched-tokens": engine.max_num_batched_tokens,
-        }
-        flags |= {flag: value for flag, value in optional.items() if value is not None}
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
         command += [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
         command += ["--enforce-eager"] if engine.enforce_eager else []
@@ -230,6 +223,69 @@ class VllmServer(System):
     def stop(self) -> None:
         """See System."""
         stop_tree(self.process)
+
+
+class RayLlm(System):
+    """Ray Serve LLM with direct streaming behind HAProxy, with the same engine settings."""
+
+    kind = "vllm"
+    rest = "cluster"
+
+    def __init__(self, settings: Settings, directory: Path) -> None:
+        self.name = "ray_llm"
+        engine = settings.engine
+        self.port = free_port()
+        directory.mkdir()
+        arguments = {
+            "model": str(settings.base_model_path),
+            "port": self.port,
+            "environment": engine_environment(engine),
+            "engine": {
+                "tokenizer": str(_tokenizer(settings, directory)),
+                "enforce_eager": engine.enforce_eager,
+                "enable_prefix_caching": engine.prefix_caching,
+                "disable_log_stats": True,
+                **_engine_flags(engine),
+            },
+        }
+        self._log = directory / "log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.serving.ray_llm", json.dumps(arguments)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={
+                    **os.environ,
+                    **engine_environment(engine),
+                    **local_environment(haproxy=False),
+                    **_RAY_LLM,
+                    "PYTHONPATH": python_path(filter(None, [os.environ.get("PYTHONPATH")])),
+                    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+                },
+            )
+
+    def wait_started(self) -> None:
+        """See System."""
+        assert self.process.stdout is not None
+        lines = iter(self.process.stdout.readline, b"")
+        if not any(line.strip() == STARTED.encode() for line in lines):
+            raise RuntimeError(f"Ray Serve LLM did not start:\n{self._log.read_text(errors='replace')[-2000:]}")
+
+    def processes(self) -> list[psutil.Process]:
+        """See System."""
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def stop(self) -> None:
+        """See System. Ray ends its own processes when its standard input closes."""
+        assert self.process.stdin is not None
+        family = self.processes()
+        self.process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(60)
+        stop_tree(self.process)
+        psutil.wait_procs(family, timeout=10)
 
 
 class Application(System):
@@ -271,6 +327,35 @@ class Application(System):
     def stop(self) -> None:
         """See System."""
         self._server.stop()
+
+
+def peak_memory_mb(processes: list[psutil.Process]) -> dict[str, int]:
+    """Return the peak of the resident memory by role, since the start of each process."""
+    peak: dict[str, int] = defaultdict(int)
+    for process in processes:
+        with contextlib.suppress(psutil.Error, OSError):
+            line = " ".join(process.cmdline())
+            role = next((role for part, role in _ROLES.items() if part in line), "rest")
+            status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+            peak[role] += next(int(one.split()[1]) // 1024 for one in status.splitlines() if one.startswith("VmHWM"))
+    return dict(peak)
+
+
+def _tokenizer(settings: Settings, directory: Path) -> Path:
+    """Write a directory with the model's tokenizer as transformers reads it; return its path."""
+    tokenizer = directory / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer.json").write_bytes((settings.base_model_path / "tokenizer.json").read_bytes())
+    (tokenizer / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    return tokenizer
+
+
+def _engine_flags(engine: VllmSettings) -> dict[str, Any]:
+    """Return vLLM's arguments for the settings of the application, by their names in Python."""
+    names = ("dtype", "block_size", "max_num_seqs", "gpu_memory_utilization", "tensor_parallel_size")
+    optional = ("max_model_len", "kv_cache_memory_bytes", "max_num_batched_tokens")
+    values = engine.model_dump(include={*names, *optional})
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def stop_tree(process: subprocess.Popen[Any]) -> None:

@@ -215,6 +215,8 @@ def read_timeline(began: float, answer: Answer) -> Timeline:
             if event == b"data: [DONE]":
                 finished = True
                 continue
+            if event.startswith(b":"):  # keeps the connection open while nothing is generated
+                continue
             fields = json.loads(event.removeprefix(b"data: "))
             if fields.get("choices"):
                 events.append(arrived)

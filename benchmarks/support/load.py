@@ -2,14 +2,18 @@
 
     first line      {"bundle", "variant", "model", "engine"}; with ``engine`` (its settings) the
                     program starts the engine inside itself and is a system under test, without
-                    it generates load for HTTP servers
+                    it generates load for HTTP servers; ``variant`` is that of rounds without one
     further lines   a :class:`Round`: the program answers {"prepared": true}, waits for a line,
                     works, and answers with the figures
 
 The seed of the round determines the prompts, the same for every system: token ids after as many
 ids as the soft prompt has rows (for vLLM's own server), their counts in a frame (for the
-application), or the embeddings decoded from those counts (for the engine itself). No prompt occurs
-twice, so a system finds no more than the common beginning in its cache.
+application), their codes in a request of the client (for vLLM's server with an exported model), or
+the embeddings decoded from those counts (for the engine itself). No prompt occurs twice, so a
+system finds no more than the common beginning in its cache.
+
+The kind ``client`` sends the codes with ``client_lib.AsyncClient``, and ``openai`` the token ids
+with ``openai.AsyncOpenAI``: times then hold the work of these libraries in this process.
 """
 
 from __future__ import annotations
@@ -23,20 +27,25 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks.serving.ray_llm import SERVED
 from benchmarks.support.http import Connection, Timeline, post_message, read_timeline
+from client_lib import AsyncClient, DELClientError, EncodedPrompt, private
+from client_lib.prompts.encoder import Encoder
+from client_lib.prompts.types import Tokenized
+from client_lib.protocol.upstream import UPSTREAMS
 from del_core.bundle import Bundle, load_bundle
+from del_core.decoders import Decoder
 from del_core.wire import PrivateSegment, Request, Sampling, encode_frame
 
 __all__ = ["Prompts", "Round", "quantiles"]
 
 _QUANTILES = (50, 95, 99)
-_TIME_LIMIT_S = 60.0
-"""The limit of a round; unfinished requests count as failed."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +55,12 @@ class Round:
     Closed loop: ``concurrency`` requests in flight at any time, for ``seconds`` or until
     ``max_requests`` have begun. Open loop: requests begin at Poisson times of ``rate`` a second,
     with at most ``concurrency`` in flight; latencies count from the due time of a request.
+
+    ``variant`` is that of private prompts, or the name of the served model that token ids ask.
+    Requests that are unfinished after ``limit_s`` count as failed.
     """
 
-    kind: Literal["engine", "vllm", "application"]
+    kind: Literal["engine", "vllm", "application", "exported", "client", "openai"]
     host: str
     port: int
     concurrency: int
@@ -58,6 +70,8 @@ class Round:
     seconds: float
     max_requests: int
     rate: float | None = None
+    variant: str | None = None
+    limit_s: float = 60.0
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
@@ -73,18 +87,32 @@ class Prompts:
     def __init__(self, bundle: Bundle, variant: str) -> None:
         self._bundle = bundle
         self._variant = variant
-        self._table = np.asarray(bundle.client.table)
-        self._mechanism = bundle.mechanism(variant)
         self._soft = bundle.soft_prompt(variant)
-        self._decoder = bundle.build_decoder(variant)
 
     @property
     def soft_rows(self) -> int:
         """The rows of the soft prompt."""
         return len(self._soft)
 
+    @property
+    def client_bundle(self) -> Path:
+        """The directory of the bundle's client part."""
+        return self._bundle.path / "client"
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self._bundle.client)
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return self._bundle.build_decoder(self._variant)
+
     def make(self, plan: Round) -> list[Any]:
-        """Return whole HTTP messages, or embeddings (rows, hidden size) for the engine."""
+        """Return the prompts of a round.
+
+        They are whole HTTP messages for bare connections, embeddings (rows, hidden size) for the
+        engine, an encoded prompt for ``client`` and token ids for ``openai``.
+        """
         generator = np.random.default_rng(plan.seed)
         vocabulary = self._bundle.manifest.base_model.vocabulary_size
         prefix = [int(token) for token in np.random.default_rng(0).integers(2, vocabulary, len(self._soft))]
@@ -94,25 +122,38 @@ class Prompts:
         ]
 
     def _form(self, plan: Round, prefix: list[int], token_ids: Any) -> Any:
+        ids = [*prefix, *(int(token) for token in token_ids)]
+        if plan.kind == "openai":
+            return ids
         if plan.kind == "vllm":
             fields = {
-                "model": "base",
-                "prompt": [*prefix, *(int(token) for token in token_ids)],
+                "model": plan.variant or SERVED,
+                "prompt": ids,
                 "max_tokens": plan.output_tokens,
                 "temperature": 0.0,
                 "ignore_eos": True,
                 "stream": True,
                 "stream_options": {"include_usage": True},
             }
-            body = json.dumps(fields).encode()
-            return post_message(plan.host, plan.port, body, path="/v1/completions", media_type="application/json")
-        counts = self._mechanism.sample(self._table[token_ids])
+            return _completion(plan, json.dumps(fields).encode())
+        variant = plan.variant or self._variant
+        sampling = Sampling(temperature=0.0, max_tokens=plan.output_tokens, ignore_eos=True, stream=True)
+        if plan.kind in ("exported", "client"):
+            hidden = Tokenized(private(" "), tuple(ids[len(prefix) :]))
+            encoded = self._encoder.draw([hidden], variant, continues=True)
+            if plan.kind == "client":
+                return encoded
+            return _completion(plan, UPSTREAMS["openai"].content(self._encoder, encoded, sampling))
+        counts = self._bundle.mechanism(variant).sample(np.asarray(self._bundle.client.table_of(variant))[token_ids])
         if plan.kind == "engine":
             return np.concatenate([self._soft, self._decoder.decode(counts)], dtype=np.float32)
-        sampling = Sampling(temperature=0.0, max_tokens=plan.output_tokens, ignore_eos=True, stream=True)
-        request = Request(self._bundle.fingerprint, self._variant, (PrivateSegment(counts),), sampling)
-        frame = encode_frame(request, bits=self._bundle.variants[self._variant].bits)
+        request = Request(self._bundle.fingerprint, variant, (PrivateSegment(counts),), sampling)
+        frame = encode_frame(request, bits=self._bundle.variants[variant].bits)
         return post_message(plan.host, plan.port, frame)
+
+
+def _completion(plan: Round, body: bytes) -> bytes:
+    return post_message(plan.host, plan.port, body, path="/v1/completions", media_type="application/json")
 
 
 _Send = Callable[[Any, float], Awaitable[Callable[[], Timeline]]]
@@ -122,19 +163,22 @@ _Send = Callable[[Any, float], Awaitable[Callable[[], Timeline]]]
 class _Generator:
     """Runs rounds."""
 
-    def __init__(self, engine: Any, soft_rows: int) -> None:
+    def __init__(self, engine: Any, prompts: Prompts) -> None:
         self._engine = engine
-        self._soft_rows = soft_rows
+        self._soft_rows = prompts.soft_rows
+        self._client_bundle = prompts.client_bundle
         self._soft_prompts = {"hit": 0, "miss": 0}
         """Requests to the engine by whether its cache had the whole soft prompt."""
         self._number = 0
         self._idle: list[Connection] = []
         self._address: tuple[str, int] | None = None
+        self._libraries: dict[tuple[str, str, int], Any] = {}
 
     async def run(self, plan: Round, prompts: list[Any]) -> dict[str, Any]:
         """Run a round and return its figures."""
         self._soft_prompts = dict.fromkeys(self._soft_prompts, 0)
-        send = self._ask_engine(plan) if plan.kind == "engine" else self._ask_server(plan)
+        makers = {"engine": self._ask_engine, "client": self._ask_with_client, "openai": self._ask_with_openai}
+        send = makers.get(plan.kind, self._ask_server)(plan)
         answers: list[Callable[[], Timeline]] = []
         failed = 0
 
@@ -147,7 +191,7 @@ class _Generator:
 
         cpu, began = time.process_time(), time.perf_counter()
         work = asyncio.ensure_future(_open(plan, prompts, one) if plan.rate else _closed(plan, prompts, one))
-        _, unfinished = await asyncio.wait((work,), timeout=_TIME_LIMIT_S)
+        _, unfinished = await asyncio.wait((work,), timeout=plan.limit_s)
         if unfinished:
             work.cancel()
             await asyncio.wait((work,))
@@ -202,6 +246,67 @@ class _Generator:
             return lambda: Timeline(due, tuple(events), tokens)
 
         return send
+
+    def _ask_with_client(self, plan: Round) -> _Send:
+        client = self._library(plan)
+
+        async def send(prompt: EncodedPrompt, due: float) -> Callable[[], Timeline]:
+            options = {"max_tokens": plan.output_tokens, "temperature": 0.0, "ignore_eos": True}
+            events, tokens = [], 0
+            try:
+                async with client.stream(prompt, variant=prompt.variant, **options) as stream:
+                    async for chunk in stream:
+                        events.append(time.perf_counter())
+                        tokens += len(chunk.token_ids)
+            except DELClientError as error:
+                raise OSError(str(error)) from error
+            return lambda: Timeline(due, tuple(events), tokens)
+
+        return send
+
+    def _ask_with_openai(self, plan: Round) -> _Send:
+        from openai import OpenAIError
+
+        client = self._library(plan)
+
+        async def send(ids: list[int], due: float) -> Callable[[], Timeline]:
+            events, tokens = [], 0
+            try:
+                stream = await client.completions.create(
+                    model=plan.variant or SERVED,
+                    prompt=ids,
+                    max_tokens=plan.output_tokens,
+                    temperature=0.0,
+                    stream=True,
+                    stream_options={"include_usage": True},
+                    extra_body={"ignore_eos": True},
+                )
+                async for chunk in stream:
+                    if chunk.choices:
+                        events.append(time.perf_counter())
+                    tokens = chunk.usage.completion_tokens if chunk.usage else tokens
+            except OpenAIError as error:
+                raise OSError(str(error)) from error
+            return lambda: Timeline(due, tuple(events), tokens)
+
+        return send
+
+    def _library(self, plan: Round) -> Any:
+        """Return the client of a library for a server; its connections are kept between rounds."""
+        key, url = (plan.kind, plan.host, plan.port), f"http://{plan.host}:{plan.port}"
+        if key not in self._libraries:
+            if plan.kind == "client":
+                self._libraries[key] = AsyncClient(url, upstream="openai", bundle=self._client_bundle)
+            else:
+                from openai import AsyncOpenAI
+
+                self._libraries[key] = AsyncOpenAI(base_url=f"{url}/v1", api_key="none")
+        return self._libraries[key]
+
+    async def close(self) -> None:
+        """Close the connections of the libraries."""
+        for client in self._libraries.values():
+            await client.close()
 
 
 async def _closed(plan: Round, prompts: list[Any], one: Callable[[Any, float], Awaitable[None]]) -> None:
@@ -264,7 +369,7 @@ async def _main() -> None:
         engine = VllmEngine(Path(first["model"]), VllmSettings.model_validate(first["engine"]))
         await engine.start()
     prompts = Prompts(load_bundle(Path(first["bundle"])), first["variant"])
-    generator = _Generator(engine, prompts.soft_rows)
+    generator = _Generator(engine, prompts)
     gc.freeze()
     try:
         _say({"started": True})
@@ -275,6 +380,7 @@ async def _main() -> None:
             await asyncio.to_thread(sys.stdin.readline)
             _say(await generator.run(plan, made))
     finally:
+        await generator.close()
         if engine is not None:
             await engine.shutdown()
 

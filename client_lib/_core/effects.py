@@ -29,7 +29,7 @@ class Send:
 
     method: str
     path: str
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)  # with what names or pays for the caller
     content: bytes | None = field(default=None, repr=False)
 
 

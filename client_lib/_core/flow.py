@@ -29,6 +29,7 @@ from client_lib._core.effects import (
     use_bundle,
 )
 from client_lib._core.observe import observed
+from client_lib._core.payment import bought, paid
 from client_lib._core.request import (
     CompletionCall,
     CompletionRequest,
@@ -50,7 +51,8 @@ from client_lib.errors import (
     TimeoutExceededError,
 )
 from client_lib.options import LedgerHook, PolicyHook, RetryPolicy, TelemetryHook
-from client_lib.policy import DEFAULT_POLICY, PrivacyPolicy
+from client_lib.passes import PassStore
+from client_lib.policy import DEFAULT_POLICY, PrivacyPolicy, known_epsilon
 from client_lib.prompts.chat import PromptOrChat, identity, is_chat
 from client_lib.prompts.encoder import Encoder
 from client_lib.prompts.memo import PromptMemo
@@ -61,12 +63,12 @@ from client_lib.prompts.types import EncodedPrompt
 from client_lib.protocol.responses import REQUEST_ID, StreamReader, parse_completion, parse_models, read_failure
 from client_lib.protocol.retry import InternalErrors, is_temporary
 from client_lib.protocol.sse import EventParser
+from client_lib.protocol.upstream import UPSTREAMS, Upstream
 from client_lib.trust import MemoryTrustStore, Trust
 from client_lib.trust.signing import parsed, verified_key
 from client_lib.trust.trust import Offer
 from client_lib.types import Completion, Model
 from del_core.bundle import ClientBundle, Manifest
-from del_core.wire import MEDIA_TYPE
 
 T = TypeVar("T")
 
@@ -85,11 +87,13 @@ class Core:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     max_resumes: int = 3
     bundle_path: Path | None = None
+    upstream: Upstream = UPSTREAMS["del"]
     pinned: str | None = None
     trust: Trust = field(default_factory=lambda: Trust(MemoryTrustStore()), repr=False)
     accept: frozenset[str] = frozenset()
     trusted_keys: frozenset[str] = frozenset()
     api_key: str | None = field(default=None, repr=False)
+    passes: PassStore | None = field(default=None, repr=False)
     policy: PolicyHook | None = None
     ledger: LedgerHook | None = field(default=None, repr=False)
     subject: str | None = field(default=None, repr=False)
@@ -191,10 +195,8 @@ class Core:
             return math.inf
 
         def compute() -> float:
-            from del_core import accounting  # imported only where it is needed, since it is slow
-
             try:
-                return accounting.epsilon(encoder.bundle.mechanism(variant), delta, tokens)
+                return known_epsilon(encoder.bundle.mechanism(variant), delta, tokens)
             except ValueError as error:
                 raise InvalidRequestError(f"epsilon: {error}") from error
 
@@ -202,10 +204,12 @@ class Core:
 
     # --- requests ---------------------------------------------------------------------------------
 
-    def encode(self, prompt: PromptOrChat, variant: str, before: Sequence[Span] = ()) -> Flow[EncodedPrompt]:
+    def encode(
+        self, prompt: PromptOrChat, variant: str, before: Sequence[Span] = (), recall: Recall | None = None
+    ) -> Flow[EncodedPrompt]:
         """Encode a prompt, or the part of one behind the spans ``before``, without sending it."""
         encoder = yield from use_bundle()
-        encoded = yield from call(lambda: self._encode(encoder, prompt, variant, before=before))
+        encoded = yield from call(lambda: self._encode(encoder, prompt, variant, recall, before=before))
         return replace(encoded, end_token_ids=encoder.end_token_ids(prompt))
 
     def spans(self, prompt: PromptOrChat, variant: str) -> Flow[tuple[Span, ...]]:
@@ -305,6 +309,12 @@ class Core:
 
         return self._retrying(Send("GET", "/v1/models", self._headers({"accept": "application/json"})), receive)
 
+    def request_passes(self, count: int, issuer: bytes | str) -> Flow[list[bytes]]:
+        """Request passes for the client's API key, signed by this issuer."""
+        if self.api_key is None:
+            raise invalid("api_key", "given to get passes, which are counted by key", "None")
+        return self._observed("passes", bought(count, issuer, self._headers({}), self._retrying))
+
     # --- parts of requests ------------------------------------------------------------------------
 
     def _prepare(self, made: CompletionCall, *, stream: bool) -> Flow[CompletionRequest]:
@@ -340,7 +350,7 @@ class Core:
             encoded = adopted
         sampling = self.context.cut(encoder, made.variant, encoded.tokens, sampling)
         sampling = ended_at(sampling, (*made.end_token_ids, *ends))
-        request = CompletionRequest(encoder, encoded, sampling, public_prompt, key)
+        request = CompletionRequest(encoder, encoded, sampling, public_prompt, key, self.upstream)
         yield from call(request.build)
         yield from call(lambda: request.spend(self.ledger, self.subject))
         return request
@@ -397,23 +407,30 @@ class Core:
     ) -> Flow[T]:
         """Send a prompt, moving it to the server's bundle at most once."""
         try:
-            return (yield from self._retrying(self._send(request, resume), receive, request.internal_errors))
+            return (yield from self._paid(request, resume, receive))
         except ContextFullError:
             self.context.forget()  # the server has less room than it stated
             raise
         except BundleOutdatedError as mismatch:
             yield from self._renew(request, mismatch, may_encode=not resume)
-        return (yield from self._retrying(self._send(request, resume), receive, request.internal_errors))
+        return (yield from self._paid(request, resume, receive))
+
+    def _paid(self, request: CompletionRequest, resume: tuple[int, ...], receive: Callable[[Head], Flow[T]]) -> Flow[T]:
+        """Send a prompt, with a pass if the client has some."""
+        send = self._send(request, resume)
+        return paid(self.passes, send, lambda sent: self._retrying(sent, receive, request.internal_errors))
 
     def _send(self, request: CompletionRequest, resume: tuple[int, ...]) -> Send:
-        frame = request.encoder.frame(request.encoded, request.sampling, resume) if resume else request.frame
+        upstream, frame = self.upstream, request.frame
+        if resume:
+            frame = upstream.content(request.encoder, request.encoded, request.sampling, resume)
         accept = "text/event-stream" if request.sampling.stream else "application/json"
         # A key must not stand for different bytes.
         key = f"{request.key}.{len(resume)}" if resume else request.key
-        headers = self._headers({"content-type": MEDIA_TYPE, "accept": accept, "idempotency-key": key})
+        headers = self._headers({"content-type": upstream.media_type, "accept": accept, "idempotency-key": key})
         if request.encoded.session is not None:
             headers["x-session-id"] = request.encoded.session
-        return Send("POST", "/v1/private/completions", headers, frame)
+        return Send("POST", upstream.path, headers, frame)
 
     def _renew(self, request: CompletionRequest, mismatch: BundleOutdatedError, *, may_encode: bool) -> Flow[None]:
         """Move the request to the server's bundle if that needs no fresh noise.

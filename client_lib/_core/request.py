@@ -17,6 +17,7 @@ from client_lib.prompts.encoder import Encoder
 from client_lib.prompts.span_memory import Recall
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.protocol.retry import InternalErrors
+from client_lib.protocol.upstream import Upstream
 from client_lib.types import Chunk, Completion, Usage
 from del_core.wire import Sampling, StructuredOutputs
 
@@ -53,12 +54,13 @@ class CompletionRequest:
     sampling: Sampling
     public_prompt: PromptOrChat | None
     key: str
+    upstream: Upstream
     frame: bytes = b""
     internal_errors: InternalErrors = field(default_factory=InternalErrors)
 
     def build(self) -> None:
-        """Build the frame that every try sends. Raises as ``Encoder.frame``."""
-        self.frame = self.encoder.frame(self.encoded, self.sampling)
+        """Build the body that every try sends. Raises as ``Upstream.content``."""
+        self.frame = self.upstream.content(self.encoder, self.encoded, self.sampling)
 
     def spend(self, ledger: LedgerHook | None, subject: str | None) -> None:
         """Record the spending, before anything is sent."""

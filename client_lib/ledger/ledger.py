@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -57,6 +57,7 @@ class Ledger:
         self.budget = budget
         self._hide_repeats = hide_repeats
         self._filter = Filter(budget.epsilon, budget.delta, budget.mixed)
+        self._capacities: dict[Level, int] = {}
 
     def spend(self, subject: str, mechanism: TokenMechanism, draws: Sequence[Draw]) -> Spending:
         """Charge the draws that have not been charged yet, durably.
@@ -92,6 +93,31 @@ class Ledger:
         with self.store.account(subject) as account:
             trials = _trials(self._counted(account.entries(), account.now))
         return self._spending(subject, trials)
+
+    def tokens_left(self, subject: str, mechanism: TokenMechanism) -> int:
+        """Return the most new private tokens of a mechanism that the budget still covers.
+
+        Unlike :attr:`Spending.remaining` it accounts for epsilons that do not add up. Nothing is
+        reserved: another request of the subject may spend the tokens first.
+        """
+        check_subject(subject)
+        with self.store.account(subject) as account:
+            trials = _trials(self._counted(account.entries(), account.now))
+
+        level, amount = mechanism.charge(1)
+        if trials.keys() <= {level}:
+            return max(0, self._capacity(level) - trials.get(level, 0)) // amount
+
+        def covers(tokens: int) -> bool:
+            return self._filter.admits({**trials, level: trials.get(level, 0) + mechanism.charge(tokens)[1]})
+
+        return _largest(covers)
+
+    def _capacity(self, level: Level) -> int:
+        """Return the most that may be spent at one noise level alone; computed once."""
+        if level not in self._capacities:
+            self._capacities[level] = _largest(lambda amount: self._filter.admits({level: amount}))
+        return self._capacities[level]
 
     def export(self, subject: str) -> dict[str, Any]:
         """Return all data of a subject as JSON values; ``epsilon`` ignores expired entries."""
@@ -164,6 +190,19 @@ class Ledger:
             epsilon_budget=self.budget.epsilon,
             retry_at=retry_at,
         )
+
+
+def _largest(covers: Callable[[int], bool]) -> int:
+    """Return the largest integer that is covered; 0 if 1 is not. What is covered has no gaps."""
+    if not covers(1):
+        return 0
+    covered, refused = 1, 2
+    while covers(refused):
+        covered, refused = refused, 2 * refused
+    while refused - covered > 1:
+        middle = (covered + refused) // 2
+        covered, refused = (middle, refused) if covers(middle) else (covered, middle)
+    return covered
 
 
 def check_subject(subject: object) -> None:

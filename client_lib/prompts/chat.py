@@ -1,10 +1,13 @@
 """Chat messages as prompts: the template's fixed parts are public, the contents private.
 
-A template is rendered with random placeholders, which gives the fixed parts, and with the contents.
-The two must agree exactly, so the public parts cannot depend on a content, and a template that
-changes contents (trims, escapes, merges them) is refused. That holds for every template, also one
-that came with a bundle from a server: it decides what stands around the contents and in which
-order, never what is public.
+A template is rendered with random placeholders, which gives the fixed parts. So the public parts
+cannot depend on a content: a template decides what stands around the contents and in which order,
+never what is public.
+
+A template of the caller's own is rendered with the contents, too. The two must agree exactly, so
+one that changes contents (trims, escapes, merges them) is refused. A template that came with a
+bundle never sees a content: it could refuse the chats in which a word occurs, and the server would
+learn from every request that comes, or does not come, whether it did.
 """
 
 from __future__ import annotations
@@ -50,11 +53,13 @@ class ChatTemplate:
     """Turns messages into spans that end where the assistant's answer begins.
 
     ``end_token_ids`` are the tokens that end the answer, as far as the template's source names
-    them; the server knows the model's own besides.
+    them; the server knows the model's own besides. Without ``sees_contents``, the template is
+    rendered with placeholders only.
     """
 
-    def __init__(self, rendering: _Rendering, end_token_ids: Sequence[int] = ()) -> None:
+    def __init__(self, rendering: _Rendering, end_token_ids: Sequence[int] = (), *, sees_contents: bool = True) -> None:
         self._rendering = rendering
+        self._sees_contents = sees_contents
         self.end_token_ids: tuple[int, ...] = tuple(end_token_ids)
 
     def __repr__(self) -> str:
@@ -91,11 +96,13 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, chat: ChatFormat) -> ChatTemplate:
-        """Use the template of a bundle, ``bundle().manifest.chat``."""
-        return cls._compiled(chat.template, chat.tokens, chat.end_token_ids)
+        """Use the template of a bundle, ``bundle().manifest.chat``, which sees no contents."""
+        return cls._compiled(chat.template, chat.tokens, chat.end_token_ids, sees_contents=False)
 
     @classmethod
-    def _compiled(cls, source: str, variables: Mapping[str, str], ends: Sequence[int] = ()) -> ChatTemplate:
+    def _compiled(
+        cls, source: str, variables: Mapping[str, str], ends: Sequence[int] = (), *, sees_contents: bool = True
+    ) -> ChatTemplate:
         try:
             from del_core.prompts.sandbox import BoundedTemplate, BoundsError
         except ImportError:
@@ -123,7 +130,7 @@ class ChatTemplate:
                 raise invalid("template", "one within bounds", f"one that exceeds them: {bounds}")
             raise invalid("messages", "in roles and an order that the template accepts", kind)
 
-        return cls(rendering, ends)
+        return cls(rendering, ends, sees_contents=sees_contents)
 
     @classmethod
     def from_tokenizer_config(cls, path: str | os.PathLike[str]) -> ChatTemplate:
@@ -149,7 +156,8 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], variant: str | None = None) -> tuple[Span, ...]:
         """Return the spans of a chat. Under the variant ``clear`` strings are public.
 
-        Raises ``InvalidRequestError`` unless the template contains every content once, unchanged.
+        Raises ``InvalidRequestError`` unless the template contains every content once and, if it
+        is not a bundle's, unchanged.
         """
         return self._render(messages, variant or "")
 
@@ -168,6 +176,8 @@ class ChatTemplate:
         spans: list[Span] = []
         for piece in pieces:
             spans += contents[marks.index(piece)] if piece in marks else [public(piece)] if piece else []
+        if not self._sees_contents and not is_test:
+            return tuple(span for span in spans if span.text)
         texts = ["".join(span.text for span in content) for content in contents]
         if self._with(messages, texts, setting) != "".join(span.text for span in spans):
             wanted = "one that leaves contents unchanged (many trim white space, so strip it first)"

@@ -152,7 +152,7 @@ def parse_models(body: bytes) -> tuple[Model, ...]:
             value is None or (is_number(value) and abs(value) <= _LARGEST_NUMBER) for value in guarantees.values()
         ):
             raise _wrong(f"{where}.guarantees", f"an object of numbers up to {_LARGEST_NUMBER} and null", "another")
-        length = entry.get("context_length")
+        length = entry.get("context_length", entry.get("max_model_len"))  # the latter is vLLM's
         if length is not None and not _is_count(length):
             raise _wrong(f"{where}.context_length", "an integer from 0", json_kind(length))
         models.append(Model(name, guarantees, audit, length))

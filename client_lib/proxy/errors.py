@@ -86,6 +86,7 @@ _ANSWERS: Mapping[type[errors.DELClientError], _Answer] = MappingProxyType(
         errors.PolicyViolationError: _Answer(403, "policy_violation", "permission_error"),
         errors.BudgetExceededError: _Answer(429, "budget_exceeded", "insufficient_quota"),
         errors.LedgerUnavailableError: _Answer(503, "ledger_unavailable", may_retry=True),
+        errors.PassesUnavailableError: _Answer(503, "passes_unavailable"),
         errors.OverloadedError: _Answer(503, "overloaded", may_retry=True),
         errors.AccessDeniedError: _Answer(502, "upstream_permission_denied"),
         errors.TimeoutExceededError: _Answer(504, "upstream_timeout"),

@@ -32,7 +32,7 @@ PATH = "/v1/messages"
 _KNOWN = frozenset(
     {
         "model", "messages", "system", "max_tokens", "temperature", "top_p", "top_k", "stream", "stop_sequences",
-        "tools", "tool_choice", "metadata",
+        "tools", "tool_choice", "metadata", "output_config", "output_format",
     }
 )  # fmt: skip
 _REFUSED: Mapping[str, Sequence[object]] = {"mcp_servers": [[]], "container": [], "context_management": []}
@@ -71,8 +71,27 @@ def parse_messages(body: Mapping[str, Any], *, strict: bool = False) -> ChatRequ
         raise invalid("metadata", "an object", json_kind(metadata))
     # The names of OpenAI's routes, for what this one names differently.
     renamed = {**body, "stop": body.get("stop_sequences"), "user": metadata.get("user_id"), "n": None}
+    renamed["response_format"] = _format(body, ignored)
     common = common_fields(renamed, "max_tokens", None, ignored.names)
     return chat_request(common, tuple(messages), tools)
+
+
+def _format(body: Mapping[str, Any], ignored: fields.Ignored) -> object:
+    """Return the ``response_format`` that ``output_config``, or its older name, stands for."""
+    given, where = body.get("output_format"), "output_format"
+    config = body.get("output_config")
+    if config is not None:
+        if not isinstance(config, dict):
+            raise invalid("output_config", "an object", json_kind(config))
+        ignored.unknown(config, ("format",), "output_config.", "output_config.")  # how much effort a model makes
+        if config.get("format") is not None:
+            given, where = config["format"], "output_config.format"
+    if given is None:
+        return None
+    kind = given.get("type") if isinstance(given, dict) else None
+    if kind != "json_schema":
+        raise unsupported(f"{where}.type", "json_schema", fields.name_of(kind) if isinstance(kind, str) else "no name")
+    return {"type": "json_schema", "json_schema": given}
 
 
 def _client_tool(value: object, index: int) -> object:

@@ -16,12 +16,22 @@ from client_lib.options import SamplingOptions
 from client_lib.prompts.answers import AnswerMemory
 from client_lib.prompts.chat import ChatTemplate, Message
 from client_lib.prompts.detect import detected
+from client_lib.prompts.detectors import load_detectors
 from client_lib.prompts.memo import check_redraws
-from client_lib.prompts.spans import CLEAR, Span, private, public
+from client_lib.prompts.spans import CLEAR, MAX_PROMPT_CHARACTERS, Span, private, public
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.proxy._http import log
 from client_lib.proxy.answers import Choice
-from client_lib.proxy.history import NO_TOOLS, Tools, contents, is_instruction, render, selections, spans_in
+from client_lib.proxy.history import (
+    NO_TOOLS,
+    Tools,
+    content_of,
+    contents,
+    is_instruction,
+    render,
+    selections,
+    spans_in,
+)
 from client_lib.proxy.memory import CountMemory
 from client_lib.proxy.metrics import Metrics
 from client_lib.proxy.requests import ChatRequest, CompletionRequest
@@ -33,6 +43,9 @@ from client_lib.types import Completion
 # The part of the room that a chat leaves for an answer, if that many tokens are asked for.
 _ANSWER_SHARE = 4
 _STRUCTURED_TOKENS = 1024
+# What it leaves if none are asked for: long answers are rare, and a turn left out is one forgotten.
+_UNASKED_TOKENS = 128
+_SEARCHED_AT_ONCE = 20_000  # characters, some 20 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +90,11 @@ class Prepared:
             if (seed := sampling.get("seed")) is not None:
                 sampling["seed"] = (seed + index + 2**63) % 2**64 - 2**63
             try:
-                found[index] = await self.client.complete(self.encoded, variant=self.encoded.variant, **sampling)
+                # In chunks: a server that is slow says in a stream that it is still there.
+                async with self.client.stream(self.encoded, variant=self.encoded.variant, **sampling) as stream:
+                    async for _ in stream:
+                        pass
+                found[index] = stream.completion
             except DELClientError as error:
                 found[index] = error
                 group.cancel_scope.cancel()
@@ -113,6 +130,7 @@ class Prompts:
         self._client = client
         self._metrics = metrics
         self._settings = settings
+        self._detectors = load_detectors(settings.detectors)
         self._memory = CountMemory(settings.remember_bytes)
         self._answers = AnswerMemory()
         self._of_bundle: tuple[str, ChatTemplate | None] | None = None
@@ -123,14 +141,17 @@ class Prompts:
         """Encode a submission. Nothing is sent or charged."""
         asked, turn = submission.asked, None
         sampling = asked.sampling.copy()
+        room = sampling.get("max_tokens", 1)
         if isinstance(asked, ChatRequest):
             most = self._settings.chat_max_tokens
             # A structure that is cut has no value.
             is_structured = "structured_outputs" in sampling or asked.tools is not None
-            sampling.setdefault("max_tokens", max(most, _STRUCTURED_TOKENS) if is_structured else most)
+            length = max(most, _STRUCTURED_TOKENS) if is_structured else most
+            room = sampling.get("max_tokens", min(length, _UNASKED_TOKENS))
+            sampling.setdefault("max_tokens", length)
             turn = self._answers.turns(submission.subject, submission.variant, asked.messages)[-1]
         client = self._client.with_options(subject=submission.subject)
-        encoded, dropped = await self._encode(submission, sampling.get("max_tokens", 1))
+        encoded, dropped = await self._encode(submission, room)
         return Prepared(encoded, client, sampling, turn, dropped)
 
     def note_answer(self, prepared: Prepared, choice: Choice) -> None:
@@ -154,7 +175,7 @@ class Prompts:
         asked, is_clear = submission.asked, submission.variant == CLEAR
         room = await self._client.room(variant=submission.variant)
         if isinstance(asked, CompletionRequest):
-            spans = [public(asked.prompt)] if is_clear else list(self._hide(asked.prompt))
+            spans = [public(asked.prompt)] if is_clear else list(await self._hidden(asked.prompt))
             names = self._memory.names(submission.subject, submission.variant, spans)
             return _Plan(spans, names, self._recall(submission, names, spans))
         own = self._own_answers(submission, asked.messages)
@@ -168,7 +189,20 @@ class Prompts:
 
     def _hide(self, text: str) -> Sequence[Span]:
         """Return what somebody wrote as spans."""
-        return detected(text) if self._settings.private == "pii" else (private(text),)
+        # What is longer than any prompt is refused later, and not searched.
+        is_searched = self._settings.private == "pii" and len(text) <= MAX_PROMPT_CHARACTERS
+        return detected(text, self._detectors) if is_searched else (private(text),)
+
+    async def _hidden(self, text: str) -> Sequence[Span]:
+        """Return the same; a long text is searched beside the event loop, which serves others."""
+        if not self._searches_long(len(text)):
+            return self._hide(text)
+        return await anyio.to_thread.run_sync(self._hide, text)
+
+    def _searches_long(self, length: int) -> bool:
+        """Return whether searching this many characters may hold up the event loop."""
+        is_long = length > _SEARCHED_AT_ONCE or bool(self._detectors)
+        return is_long and self._settings.private == "pii"
 
     def _own_answers(self, submission: Submission, messages: Sequence[Message]) -> list[bool]:
         """Return which messages the server wrote itself."""
@@ -191,7 +225,9 @@ class Prompts:
         is_public = settings.public_system or settings.private == "user"
         clear = [variant == CLEAR or (is_public and is_instruction(message)) for message in messages]
         template = await self._template()
-        chat = contents(messages, clear, own, template, hide=self._hide)
+        made = partial(contents, messages, clear, own, template, hide=self._hide)
+        is_long = self._searches_long(sum(len(content_of(message)) for message in messages))
+        chat = await anyio.to_thread.run_sync(made) if is_long else made()
         kept, dropped = render(chat, template, tools), 0
         if room is not None:
             choices = list(selections(messages)) if settings.trim_history else [list(range(len(messages)))]
@@ -259,6 +295,8 @@ class Prompts:
         async with lock:
             plan = await self._plan(submission, max_tokens)
             submission.names[:] = plan.names
+            if self._settings.show is not None:
+                self._settings.show(plan.spans)
             # The session id must link no more than equal counts do: without recalled counts it is
             # new.
             recalled = (part.session for part in plan.known if part is not None and part.draws)

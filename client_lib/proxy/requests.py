@@ -130,10 +130,12 @@ def parse_chat(body: Mapping[str, Any], *, strict: bool = False) -> ChatRequest:
 
 
 def chat_request(common: dict[str, Any], messages: tuple[Message, ...], tools: ToolUse | None) -> ChatRequest:
-    """Return a chat, whose answer has the structure of a call if it must be one."""
+    """Return a chat, whose answer has the structure of a call if it must be one.
+
+    A ``response_format`` is that of texts, as in OpenAI's API: where a call must be made, it has no
+    effect.
+    """
     if tools is not None and tools.must_call:
-        if "structured_outputs" in common["sampling"]:
-            raise invalid("tool_choice", "none or auto with a structured answer", "another one")
         common["sampling"]["structured_outputs"] = {"json": tools.schema()}
     return ChatRequest(**common, messages=messages, tools=tools)
 
@@ -242,8 +244,10 @@ def _include_usage(value: object, stream: bool) -> bool:
         raise invalid("stream_options", "absent unless stream is true", "a value")
     if not isinstance(value, dict):
         raise invalid("stream_options", "an object", json_kind(value))
-    fields.refuse_unknown(value, frozenset({"include_usage", "include_obfuscation"}), "stream_options.")
-    fields.boolean(value, "include_obfuscation", "stream_options.")  # has no effect on this machine
+    without_effect = ("include_obfuscation", "continuous_usage_stats")  # the usage comes at the end
+    fields.refuse_unknown(value, frozenset({"include_usage", *without_effect}), "stream_options.")
+    for name in without_effect:
+        fields.boolean(value, name, "stream_options.")
     return fields.boolean(value, "include_usage", "stream_options.")
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
 from client_lib._validation import check_integer, check_key, invalid
 from client_lib.prompts.chat import ChatTemplate
+from client_lib.prompts.detectors import load_detectors
+from client_lib.prompts.spans import Span
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
 
@@ -32,6 +34,7 @@ class ProxySettings:
         private: what is private of what people wrote: "all" of it; for "user", system and developer
             messages are not; for "pii", only what the detectors of :mod:`client_lib.prompts.detect`
             find, and the rest goes out in the clear.
+        detectors: for "pii", detectors of :mod:`client_lib.prompts.detectors` that search, too.
         public_system: send system and developer messages as public text.
         private_tools: hide the definitions of tools, too.
         private_answers: hide the server's own answers from it, too. Otherwise an assistant message
@@ -43,6 +46,8 @@ class ProxySettings:
         remember_bytes: memory for the counts of past prompts, for reuse.
         keep_alive_s: seconds without an event after which a comment is sent, so that no relay takes
             the connection for idle.
+        show: called with the spans of every prompt before it is sent, to show them to the user.
+            They are the prompt in the clear: they must not be kept.
         loopback_hosts: refuse requests whose Host header is no loopback address (DNS rebinding).
     """
 
@@ -55,13 +60,15 @@ class ProxySettings:
     allow_origins: tuple[str, ...] = ()
     template: ChatTemplate | None = None
     private: Literal["all", "user", "pii"] = "all"
+    detectors: tuple[str, ...] = ()
     public_system: bool = False
     private_tools: bool = False
     private_answers: bool = False
     trim_history: bool = True
-    chat_max_tokens: int = 128
+    chat_max_tokens: int = 1024
     max_body_bytes: int = 1 << 20
     remember_bytes: int = 64 << 20
+    show: Callable[[Sequence[Span]], None] | None = field(default=None, repr=False)
     loopback_hosts: bool = False
     keep_alive_s: float = 3.0
 
@@ -79,6 +86,9 @@ class ProxySettings:
                 raise invalid("allow_origins", "scheme://host[:port] without a path", repr(origin))
         if self.private not in ("all", "user", "pii"):
             raise invalid("private", "all, user or pii", repr(self.private))
+        if self.detectors and self.private != "pii":
+            raise invalid("detectors", "given with private='pii' only", ", ".join(self.detectors))
+        load_detectors(self.detectors)  # now, so that a package that is missing is said at the start
         if self.subject == "":
             raise invalid("subject", "a non-empty string or None", "an empty string")
         if self.variants is not None and not self.variants:

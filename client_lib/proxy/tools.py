@@ -9,11 +9,13 @@ Llama 3 (a JSON object as the whole answer, perhaps behind ``<|python_tag|>``) o
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from client_lib._validation import has_surrogate, json_kind
 from client_lib.proxy.errors import unsupported
 
 OPEN, CLOSE = "<tool_call>\n", "\n</tool_call>"
@@ -21,6 +23,8 @@ OPEN, CLOSE = "<tool_call>\n", "\n</tool_call>"
 
 _MARKS = ("<tool_call>", "<|python_tag|>", "[TOOL_CALLS]")
 _CLOSE = "</tool_call>"
+_BETWEEN = re.compile(r"[ \n\t\r;]*")  # two calls
+_MOST_HELD = 1 << 18  # characters; what is longer is no call
 _HEAD = """# Tools
 
 You may call one or more functions to assist with the user query.
@@ -75,7 +79,10 @@ class ToolUse:
             parameters = dict(tool.parameters) or {"type": "object"}
             # References point to the root of a schema.
             for key in ("$defs", "definitions"):
-                for name, one in parameters.pop(key, {}).items():
+                found = parameters.pop(key, {})
+                if not isinstance(found, dict):
+                    raise unsupported("tools", f"with an object as {key}", json_kind(found))
+                for name, one in found.items():
                     if definitions.setdefault(key, {}).setdefault(name, one) != one:
                         raise unsupported("tools", "with one meaning of each name in $defs", "two")
             properties = {"name": {"const": tool.name}, "arguments": parameters}
@@ -108,17 +115,19 @@ def _definition(tool: Tool) -> str:
 
 def _call(call: ToolCall) -> str:
     try:
-        arguments = json.loads(call.arguments or "{}")
-    except ValueError:
-        arguments = call.arguments
-    return json.dumps({"name": call.name, "arguments": arguments}, ensure_ascii=False)
+        arguments = _DECODER.decode(call.arguments or "{}")
+        text = json.dumps({"name": call.name, "arguments": arguments}, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        text = ""
+    # What is no JSON, or none that a prompt can hold, stays the string that it is.
+    return text if text and not has_surrogate(text) else json.dumps({"name": call.name, "arguments": call.arguments})
 
 
 class CallParser:
     """Splits the text of an answer, as it arrives, into texts and calls.
 
     Text of a call is held until it is complete. What looks like a call, but is no JSON of a call of
-    one of the tools, is text.
+    one of the tools, is text; so is the rest of an answer that would have to be held beyond bounds.
     """
 
     def __init__(self, tools: ToolUse | None) -> None:
@@ -136,6 +145,11 @@ class CallParser:
                 yield text
             return
         self._held += text
+        if len(self._held) > _MOST_HELD:
+            self._names = frozenset()
+            held, self._held = self._held, ""
+            yield held
+            return
         while not self._must_call:
             if self._mark:
                 end = self._held.find(_CLOSE) if self._mark == _MARKS[0] else -1
@@ -174,14 +188,14 @@ class CallParser:
         for mark in (*_MARKS, _CLOSE):
             text = text.replace(mark, " ")
         found: list[ToolCall] = []
-        at = 0
-        while text[at:].strip(" \n\t\r;"):
-            at += len(text[at:]) - len(text[at:].lstrip(" \n\t\r;"))
+        at = _between(text, 0)
+        while at < len(text):
             try:
-                value, at = json.JSONDecoder().raw_decode(text, at)
+                value, at = _DECODER.raw_decode(text, at)
             except (ValueError, RecursionError):
                 yield whole
                 return
+            at = _between(text, at)
             for one in value if isinstance(value, list) else [value]:
                 call = self._read(one)
                 if call is None:
@@ -192,17 +206,30 @@ class CallParser:
         yield from found if found else [whole]
 
     def _read(self, value: object) -> ToolCall | None:
-        if not isinstance(value, dict) or value.get("name") not in self._names:
+        name = value.get("name") if isinstance(value, dict) else None
+        if not isinstance(value, dict) or not isinstance(name, str) or name not in self._names:
             return None
         arguments = value.get("arguments", value.get("parameters", {}))
-        if isinstance(arguments, str):  # some models write the JSON as a string
-            try:
-                arguments = json.loads(arguments)
-            except ValueError:
-                return None
-        if not isinstance(arguments, dict):
+        try:
+            if isinstance(arguments, str):  # some models write the JSON as a string
+                arguments = _DECODER.decode(arguments)
+            text = json.dumps(arguments, ensure_ascii=False)
+        except (ValueError, RecursionError):
             return None
-        return ToolCall(value["name"], json.dumps(arguments, ensure_ascii=False))
+        return ToolCall(name, text) if isinstance(arguments, dict) and not has_surrogate(text) else None
+
+
+def _between(text: str, start: int) -> int:
+    """Return where the next call begins."""
+    found = _BETWEEN.match(text, start)
+    return start if found is None else found.end()
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _begun_mark(text: str) -> int:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from deployments.sections import read_yaml
+from deployments.service.storage import is_url
 from deployments.settings import (
     DEMO,
+    FILES,
     ServedApplication,
     Settings,
     SettingsError,
@@ -19,7 +21,6 @@ from deployments.settings import (
     read_entries,
     served_applications,
 )
-from deployments.storage import is_url
 
 IMPORT_PATH = "deployments.app:build"
 _PATHS = ("bundle", "base_model")
@@ -70,7 +71,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     # The settings of an application with config are in a file of the nodes.
     inline = [entry for entry in entries if "config" not in entry.args]
     for one in served_applications(inline, path) if inline else ():
-        one.settings.keys.check(loopback=False)
+        one.settings.check_access(loopback=False)
     return values
 
 
@@ -79,8 +80,10 @@ def _paths(args: Mapping[str, Any]) -> list[tuple[str, Any]]:
     for name in ("extra_bundles", "also"):
         if isinstance(args.get(name), list):
             found += [(f"{name}.{index}", value) for index, value in enumerate(args[name])]
-    if isinstance(args.get("keys"), dict) and "file" in args["keys"]:
-        found.append(("keys.file", args["keys"]["file"]))
+    for section, names in FILES.items():
+        given = args.get(section)
+        if isinstance(given, dict):
+            found += [(f"{section}.{name}", given[name]) for name in names if name in given]
     return found
 
 

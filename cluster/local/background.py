@@ -177,11 +177,12 @@ def _clean_up(record: ClusterRecord) -> None:
     """Remove what a cluster without a keeper has left: processes, files and the record."""
     # The supervisor notices the keeper's end and stops everything, unless it has died, too.
     _wait_for(lambda: not record.supervisor.alive, _ORPHANS_END_WITHIN_S)
-    session = record.supervisor.pid if processes.is_session_of(record.token, record.supervisor.pid) else None
-    left = processes.end_all(record.token, session)
+    session, directory = record.supervisor.pid, Path(record.directory)
+    is_ours = processes.is_session_of(record.token, session, directory)
+    left = processes.end_all(record.token, session if is_ours else None)
     if left:
         raise LocalServerError(f"{left} processes of the cluster at {record.url} could not be ended")
-    shutil.rmtree(Path(record.directory), ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)
     remove_record(record.keeper.pid)
 
 

@@ -107,6 +107,9 @@ def start_head(nodes: Nodes, *, port: int, dashboard_port: int | None, directory
         dashboard_host=LOOPBACK,
         dashboard_port=dashboard_port,
         temp_dir=str(directory / "r"),
+        # The log monitor passes the workers' output on to drivers, and none listens here.
+        include_log_monitor=False,
+        no_monitor=not nodes.autoscaled,
         autoscaling_config=None if config is None else str(config),
         env_vars={_ID: _HEAD_ID, _TYPE: HEAD_TYPE},
     )

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
@@ -40,15 +41,17 @@ def members(token: str, session: int | None) -> Iterator[psutil.Process]:
             continue  # it has just ended, or belongs to another user
 
 
-def is_session_of(token: str, session: int) -> bool:
-    """Return whether a session belongs to the cluster with this token.
+def is_session_of(token: str, session: int, directory: Path) -> bool:
+    """Return whether a session belongs to the cluster with this token and directory.
 
     The system gives the id of a session again only after its last process has ended, so one process
-    with the token shows that all are the cluster's.
+    shows that all are the cluster's. It is known by the token in its environment or, since only
+    processes that have overwritten theirs may be left, by its working directory.
     """
+    place = str(directory.resolve())
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if os.getsid(process.pid) == session and process.environ().get(MARKER) == token:
+            if os.getsid(process.pid) == session and (process.environ().get(MARKER) == token or process.cwd() == place):
                 return True
     return False
 

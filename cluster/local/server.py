@@ -421,7 +421,7 @@ def check_applications(applications: Sequence[ServedApplication], host: str) -> 
     Raises SettingsError, StorageError, BundleError or BaseModelError for what would not start.
     """
     for one in applications:
-        one.settings.keys.check(loopback=is_loopback(host))
+        one.settings.check_access(loopback=is_loopback(host))
     applications = tuple(dataclasses.replace(one, settings=fetched(one.settings)) for one in applications)
     for one in applications:
         verify_checksum(one.settings.base_model_path, load_bundle(one.settings.bundle_path).manifest.base_model)

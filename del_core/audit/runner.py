@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -51,19 +51,12 @@ from del_core.audit.settings import AuditConfig, affordable_prompts, affordable_
 from del_core.audit.similarity import SentenceSimilarity
 from del_core.bundle import Bundle
 from del_core.lm.model import BaseLM
+from del_core.lm.progress import Observer
 from del_core.lm.text import TextError
 from del_core.mechanism import BinomialMechanism
 
 _RELEASES = (1, 4, 16)
 _EXAMPLES = 3
-
-
-@dataclass(frozen=True)
-class Observer:
-    """Callbacks: a line at the start of every step, and the share of the step that is done."""
-
-    report: Callable[[str], None] = lambda line: None
-    progress: Callable[[float], None] = lambda share: None
 
 
 class PartialResults:
@@ -158,7 +151,7 @@ def audit_bundle(
     )
     if any(variant.audit.get("text_sha256") == corpus.sha256 for variant in bundle.manifest.variants):
         raise TextError("text: is the one that the bundle was trained on; text that training did not see is needed")
-    started = time.perf_counter()
+    started, earlier = time.perf_counter(), 0.0
     similarity = SentenceSimilarity.installed()
     encoder = None if similarity is None else SimilarityModel(similarity.name, similarity.sha256)
     what = (encoder, bundle.fingerprint, corpus.sha256, corpus.attacker, FORMAT_VERSION, config, *ATTACKS)
@@ -176,6 +169,7 @@ def audit_bundle(
         found = replace(variants[alike], seconds=0.0) if alike in variants else None
         if found is None and results is not None:
             found = results.load(name, key)
+            earlier += 0.0 if found is None else found.seconds
         if found is None:
             observer.report(f"{name}: attacking")
             found = _Audit(bundle, lm, tokenizer, corpus, config, name, similarity, observer, carried, variants).run()
@@ -214,7 +208,7 @@ def audit_bundle(
             "torch": torch.__version__,
             "transformers": str(transformers.__version__),
         },
-        seconds=round(time.perf_counter() - started, 1),
+        seconds=round(earlier + time.perf_counter() - started, 1),
         variants=variants,
         quality={name: texts.quality[name] for name in variants if name in texts.quality} or None,
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -50,20 +49,21 @@ class AttackerBudget:
         """Return the affordable number of steps of ``operations`` each, at most ``most``."""
         return min(most, int(1e12 * self.training / max(operations, 1.0)))
 
-    def width(self, operations: float, spent: float = 0.0) -> int:
-        """Return the widest beam that is affordable when ``spent`` operations are used up.
+    def width(self, operations: Callable[[int], float]) -> int:
+        """Return the widest affordable beam; one of width w costs ``operations(w)`` in all.
 
-        A beam of width 1 costs ``operations`` in all. Widths are powers of 2, at least 2 and at
-        most ``beams``.
+        Widths are powers of 2, at least 2 and at most ``beams``.
         """
-        affordable = (1e12 * self.search - spent) / max(operations, 1.0)
-        return min(self.beams, 1 << max(1, int(math.log2(max(1.0, affordable)))))
+        width = 2
+        while 2 * width <= self.beams and operations(2 * width) <= 1e12 * self.search:
+            width *= 2
+        return min(width, self.beams)
 
 
 BUDGETS: Mapping[str, AttackerBudget] = MappingProxyType(
     {
         "quick": AttackerBudget("quick", training=0.4, search=0.8, beams=8),
-        "standard": AttackerBudget("standard", training=4.0, search=4.0),
+        "standard": AttackerBudget("standard", training=4.0, search=5.0),
         "thorough": AttackerBudget("thorough", training=40.0, search=40.0, beams=64, candidates=1024),
     }
 )

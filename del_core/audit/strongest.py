@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +23,7 @@ from del_core.audit.calibration import calibrate
 from del_core.audit.intervals import Rate
 from del_core.audit.settings import AuditConfig
 from del_core.lm.model import BaseLM
+from del_core.lm.progress import UNOBSERVED, Observer
 from del_core.lm.text import TextError
 from del_core.mechanism import Mechanism
 
@@ -98,7 +98,7 @@ class CalibrationText:
 
 @dataclass(eq=False)
 class StrongestSearch:
-    """The search for one target success; ``progress`` gets a line before every attack.
+    """The search for one target success; ``observer`` hears of every attack.
 
     Args:
         bits: bits n of a count.
@@ -112,7 +112,7 @@ class StrongestSearch:
     bits: int
     max_level: int
     tokens: Ids
-    report: Callable[[str], None] = lambda line: None
+    observer: Observer = UNOBSERVED
     carried: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def run(self, target: float, points: int = 4) -> StrongestCalibration:
@@ -146,14 +146,14 @@ class StrongestSearch:
             train=self.text.train,
             validation=self.text.validation,
             config=self.config,
-            progress=lambda share: None,
+            progress=self.observer.progress,
             carried=self.carried,
         )
         rates: dict[str, Rate] = {}
         began = time.perf_counter()
         for name, attack in ATTACKS.items():
             if attack.applies(mechanism):
-                self.report(f"r = {mechanism.ratio:.6f}: {name}")
+                self.observer.report(f"r = {mechanism.ratio:.6f}: {name}")
                 rates[name] = Rate.from_hits(attack.run(target).token_ids == prompts)
         strongest = max(rates, key=lambda name: rates[name].success)
         return StrongestPoint(

@@ -201,12 +201,15 @@ class Bundle:
                 f"decoder of variant {name} must be of a kind that works without coordinates, "
                 f"as the mechanism {mechanism.kind} has none, got {kind.name}",
             )
-        limit, tensors = self.norm_limit(name), self.decoder(name)
-        table = np.asarray(self.client.table_of(name))
         try:
-            return kind.build(DecoderInputs(mechanism, table, self.log_prior, limit, tensors))
+            return kind.build(self.decoder_inputs(name))
         except ValueError as error:
             raise BundleError(f"server/decoder-{name}.safetensors", str(error)) from None
+
+    def decoder_inputs(self, name: str) -> DecoderInputs:
+        """Return the parts from which a variant's decoder is built."""
+        table = np.asarray(self.client.table_of(name))
+        return DecoderInputs(self.mechanism(name), table, self.log_prior, self.norm_limit(name), self.decoder(name))
 
     def decoder_multiplications(self, name: str) -> int:
         """Return the number of multiplications that decode one private token of a variant."""
@@ -291,9 +294,10 @@ def load_bundle(path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
         raise BundleError("client/manifest.json", "must equal the client part of manifest.json, got another manifest")
     files.check_listing(directory / "server", "server", manifest.server.files)
     for variant in manifest.variants:
-        if variant.decoder not in DECODERS:
-            message = f"must be one of {', '.join(DECODERS)}, got {variant.decoder}"
-            raise BundleError(MANIFEST, f"decoder of variant {variant.name} {message}")
+        try:
+            DECODERS.find(variant.decoder, f" of variant {variant.name}")
+        except ValueError as error:
+            raise BundleError(MANIFEST, str(error)) from None
     tensors: dict[str, dict[str, NDArray[Any]]] = {}
     for short, specs, most in _server_specs(manifest):
         name = f"server/{short}"

@@ -16,12 +16,9 @@ from del_core.decoders.base import (
 )
 from del_core.decoders.linear import LinearDecoder, LinearKind
 from del_core.decoders.lookup import LookupDecoder, LookupKind
-from del_core.decoders.network import ContextualKind, NetworkDecoder, TrainedKind
-from del_core.decoders.posterior import PosteriorDecoder, PosteriorKind
 
 __all__ = [
     "DECODERS",
-    "ContextualKind",
     "Decoder",
     "DecoderInputs",
     "DecoderKind",
@@ -31,11 +28,7 @@ __all__ = [
     "LookupDecoder",
     "LookupKind",
     "ModelSizes",
-    "NetworkDecoder",
-    "PosteriorDecoder",
-    "PosteriorKind",
     "Shapes",
-    "TrainedKind",
     "claimed_extent",
     "joint_kinds",
     "limit_norm",

@@ -1,7 +1,7 @@
 """The interface of a decoder kind and the registry of kinds. Requires only numpy.
 
 Decoding is post-processing and costs no privacy (Dwork and Roth, "The Algorithmic Foundations of
-Differential Privacy", proposition 2.1). docs/guides/training.md compares the kinds.
+Differential Privacy", proposition 2.1). docs/reference/kinds.md lists the kinds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ModelSizes:
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    """Sizes of a new decoder's network; ``width`` None is the default of the kind."""
+    """Sizes of a new decoder's network, if its kind has one; ``width`` None is its default."""
 
     width: int | None = None
     layers: int = 2
@@ -64,6 +64,9 @@ class DecoderKind(ABC):
     """Phrase for command-line help and documentation."""
     trainable: ClassVar[str] = ""
     """``module:class`` of the torch twin, named so that clients and servers do not load torch."""
+    batched: ClassVar[str] = ""
+    """``module:class`` of the decoder on the model's device (:mod:`del_core.lm.decoding`); empty
+    for the numpy decoder."""
     of_coordinates: ClassVar[bool] = True
     """Stage 2 trains it on noisy coordinates of a projected table."""
     trained: ClassVar[bool] = False

@@ -39,6 +39,7 @@ class LinearKind(DecoderKind):
 
     name = "linear"
     description = "D y + a', the published decoder"
+    batched = "del_core.lm.decoding:BatchLinear"
     trainable = "del_core.training.decoders:TrainableLinear"
     joint = True
     continues = ("linear",)

@@ -38,6 +38,7 @@ class LookupKind(DecoderKind):
 
     name = "lookup"
     description = "D[z], one embedding for each released code"
+    batched = "del_core.lm.decoding:BatchLookup"
     trained = True
     dequantizes = False
     of_coordinates = False

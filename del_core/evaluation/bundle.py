@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from del_core.evaluation.bootstrap import (
 from del_core.evaluation.measure import Measured, Passages, coherence, decode_texts, measure
 from del_core.evaluation.view import ClearPrompt, CountsView, NoPrompt, ServerView
 from del_core.lm.model import BaseLM
+from del_core.lm.progress import UNOBSERVED, Observer
 from del_core.lm.text import TextError, TokenWindows, tokenize
 from del_core.training.control import CLEAR, KINDS, NOTHING, Control, end_token
 
@@ -105,7 +106,7 @@ def evaluate_bundle(
     *,
     variants: Sequence[str] = (),
     controls: Sequence[Control] = (),
-    report: Callable[[str], None] = lambda line: None,
+    observer: Observer = UNOBSERVED,
 ) -> list[EvaluationRow]:
     """Evaluate the clear prompt, no prompt, and every variant with and without its soft prompt.
 
@@ -114,7 +115,7 @@ def evaluate_bundle(
         variants: names; by default all of the bundle that are not for chat.
         controls: soft prompts, and adapters, that were trained like those of the variants. With
             both kinds, every variant's share of the gap between them is measured.
-        report: called with a line at the start of every view.
+        observer: hears of every view, and of the share of all views that is done.
 
     Raises:
         BundleError: ``bundle`` was made for another model or has no such variant.
@@ -132,9 +133,15 @@ def evaluate_bundle(
     passages = Passages(windows, settings.prompt_tokens, written)
     true_texts = decode_texts(tokenizer, windows[:written, settings.prompt_tokens :])
     similarity, log_prior = SentenceSimilarity.installed(), bundle.log_prior
+    names = variants or [name for name, variant in bundle.variants.items() if variant.task != "chat"]
+    prompted = [name for name in names if bundle.client.variant(name).soft_prompt_length]
+    has_nothing = lm.bos_token_id is not None or bool(lm.end_tokens)
+    done, views = 0, 1 + has_nothing + len(controls) + len(names) + len(prompted)
 
     def measured(method: str, view: ServerView) -> Measured:
-        report(method)
+        nonlocal done
+        observer.step(method, done, views)
+        done += 1
         return measure(lm, view, tokenizer, passages, log_prior, settings.seed)
 
     def row(method: str, found: Measured, **more: Any) -> EvaluationRow:
@@ -156,7 +163,7 @@ def evaluate_bundle(
 
     clear = measured("clear prompt", ClearPrompt(lm.embeddings))
     rows = [row("clear prompt", clear)]
-    if lm.bos_token_id is not None or lm.end_tokens:
+    if has_nothing:
         nothing = NoPrompt(lm.embeddings, lm.end_tokens[0] if lm.bos_token_id is None else None)
         rows.append(row("no prompt", measured("no prompt", nothing)))
     nll = {}
@@ -171,9 +178,9 @@ def evaluate_bundle(
             return {}
         return {"gap_closed": paired_interval(_gap_closed, found.nll, nll[NOTHING], nll[CLEAR])}
 
-    for name in variants or [name for name, variant in bundle.variants.items() if variant.task != "chat"]:
+    for name in names:
         served = measured(name, BundleView(bundle, name))
-        if not bundle.client.variant(name).soft_prompt_length:
+        if name not in prompted:
             rows.append(row(name, served, **gap(served)))
             continue
         left_out = f"{name}, soft prompt left out"

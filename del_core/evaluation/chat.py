@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,6 +22,7 @@ from del_core.lm.adapter import adapted
 from del_core.lm.model import BaseLM
 from del_core.lm.noise import step_generator
 from del_core.lm.perplexity import IGNORED, targets_nll
+from del_core.lm.progress import UNOBSERVED, Observer
 from del_core.training.examples import Conversation
 
 CHAT = "chat"
@@ -71,9 +72,11 @@ def evaluate_chat(
     *,
     variants: Sequence[str] = (),
     seed: int = 0,
-    report: Callable[[str], None] = lambda line: None,
+    observer: Observer = UNOBSERVED,
 ) -> ChatResult:
     """Evaluate variants for chat, by default all of the bundle, on conversations that none learned.
+
+    ``observer`` hears of every view, and of the share of all views that is done.
 
     Raises:
         BundleError: ``bundle`` was made for another model or has no such variant.
@@ -93,15 +96,16 @@ def evaluate_chat(
     def prompts(view: ServerView | None) -> list[torch.Tensor]:
         return [_prompt(lm, one, view, seed, index) for index, one in enumerate(conversations)]
 
-    report("clear prompt")
+    views = 1 + bool(lm.end_tokens) + len(chosen)
+    observer.step("clear prompt", 0, views)
     clear = nll(prompts(None))
     rows = [ChatRow("clear prompt", len(given), perplexity_interval(clear), ratio_interval(clear, clear))]
     if lm.end_tokens:
-        report("nothing of the private spans")
+        observer.step("nothing of the private spans", 1, views)
         found = nll(prompts(NoPrompt(lm.embeddings, lm.end_tokens[0])))
         rows.append(ChatRow("no prompt", len(given), perplexity_interval(found), ratio_interval(found, clear)))
-    for name in chosen:
-        report(name)
+    for done, name in enumerate(chosen, views - len(chosen)):
+        observer.step(name, done, views)
         view = BundleView(bundle, name, soft_prompt=False)
         bare = prompts(view)
         soft_prompt = torch.from_numpy(bundle.soft_prompt(name))

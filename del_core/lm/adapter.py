@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, LoraModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from del_core.bundle import Adapter, AdapterShape
@@ -43,6 +45,18 @@ class AttachedAdapter:
             for name, parameter in self._model.named_parameters()
             if f".{_PEFT}." in name
         }
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Let the model compute without the adapter while the context lasts."""
+        layers = [layer for layer in self._model.modules() if isinstance(layer, BaseTunerLayer)]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
 
     def detached(self) -> Adapter:
         """Return a copy in float16."""
@@ -82,6 +96,19 @@ def adapted(model: PreTrainedModel, adapter: Adapter | None) -> Iterator[None]:
     with attached(model, adapter.shape) as layers:
         load_tensors(layers, adapter.tensors)
         yield
+
+
+@torch.no_grad()
+def merge(model: PreTrainedModel, adapter: Adapter) -> None:
+    """Add a trained adapter to the weights of ``model``, which then answers with it for good.
+
+    The sum is rounded once, to the dtype of the weights. Raises AdapterError.
+    """
+    with attached(model, adapter.shape) as layers:
+        load_tensors(layers, adapter.tensors)
+        for layer in model.modules():
+            if isinstance(layer, LoraLayer):
+                layer.merge()
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ def _scale_emb(config: Config) -> float:
 _SCALED: Final = "the embedding layer scales its rows"
 for _model_type, _family in {
     "bloom": Family("Bloom"),
-    "cohere": Family("Cohere Command R", note="on CPUs vLLM compiles a part of it, which needs a C++ compiler"),
+    "cohere": Family("Cohere Command R"),
     "falcon": Family("Falcon"),
     "gemma": Family("Gemma", _sqrt_of_width, note=_SCALED),
     "gemma2": Family("Gemma 2", _sqrt_of_width, note=f"{_SCALED}; attention scores are capped"),

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from del_core.lm.model import ModelError
+from del_core.lm.progress import UNOBSERVED, Observer
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """Types in which the weights may be stored."""
@@ -35,14 +36,16 @@ _CONFIG = (
     "max_position_embeddings", "mlp_bias", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
     "pad_token_id", "rms_norm_eps", "rope_parameters", "tie_word_embeddings", "vocab_size",
 )  # fmt: skip
+_STEPS = 3
 _DEFAULT_PRE = frozenset({"", "default", "gpt-2"})
 
 
-def convert_gguf(file: Path, directory: Path, *, dtype: str = "bfloat16") -> None:
+def convert_gguf(file: Path, directory: Path, *, dtype: str = "bfloat16", observer: Observer = UNOBSERVED) -> None:
     """Convert ``file`` to the model directory ``directory``, which must not exist yet.
 
     The directory appears when it is complete. ``dtype`` is one of :data:`DTYPES`; bfloat16 rounds
-    the dequantized weights to 8 bits of mantissa.
+    the dequantized weights to 8 bits of mantissa. ``observer`` hears of every
+    step, and of the share of all that is done.
 
     Raises:
         ModelError: the file is not GGUF, of another architecture or of an unknown tokenizer, or the
@@ -59,7 +62,8 @@ def convert_gguf(file: Path, directory: Path, *, dtype: str = "bfloat16") -> Non
     shown = transformers.logging.is_progress_bar_enabled()
     transformers.logging.disable_progress_bar()
     try:
-        _write_model(file, stage, DTYPES[dtype])
+        _write_model(file, stage, DTYPES[dtype], observer)
+        observer.step("writing the tokenizer", 2, _STEPS)
         _write_tokenizer(file, stage, pre_tokenizer)
         os.chmod(stage, 0o755)  # mkdtemp makes a directory that only its owner may read
         os.rename(stage, directory)
@@ -96,7 +100,8 @@ def _checked_pre_tokenizer(file: Path) -> pre_tokenizers.PreTokenizer | None:
     return None
 
 
-def _write_model(file: Path, stage: Path, dtype: torch.dtype) -> None:
+def _write_model(file: Path, stage: Path, dtype: torch.dtype, observer: Observer) -> None:
+    observer.step("reading the weights", 0, _STEPS)
     read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     # A model that was read from GGUF refuses to be saved; its weights in a fresh model do not.
     config = LlamaConfig(**{name: getattr(read.config, name) for name in _CONFIG})
@@ -104,6 +109,7 @@ def _write_model(file: Path, stage: Path, dtype: torch.dtype) -> None:
         fresh = LlamaForCausalLM(config)
     fresh.load_state_dict(read.state_dict(), assign=True)
     fresh.tie_weights()
+    observer.step("writing the weights", 1, _STEPS)
     fresh.to(dtype).save_pretrained(stage)
     (stage / "model.safetensors").chmod(0o644)
     # A bundle names its model by a checksum that covers config.json, so nothing in it may depend on

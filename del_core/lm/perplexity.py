@@ -31,8 +31,22 @@ def targets_nll(
 ) -> torch.Tensor:
     """Return the mean negative log-likelihood in nats per judged token of every row, (batch,).
 
+    Arguments as of :func:`judged_logits`.
+    """
+    logits = judged_logits(model, inputs, targets, prefix)
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets[:, -logits.shape[1] :].flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view(logits.shape[:2]).sum(dim=1) / (targets != IGNORED).sum(dim=1)
+
+
+def judged_logits(
+    model: PreTrainedModel, inputs: torch.Tensor, targets: torch.Tensor, prefix: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return logits (batch, columns, V), float32, from the first judged column on.
+
     Rows of different length are padded on the right: with causal attention, no position reads what
-    stands behind it, so there is no mask. Logits are computed from the first judged column on.
+    stands behind it, so there is no mask.
 
     Args:
         inputs: embeddings (batch, tokens, hidden size).
@@ -47,13 +61,10 @@ def targets_nll(
     if prefix is not None and len(prefix):
         cache = model.base_model(inputs_embeds=prefix.to(inputs.dtype)[None], use_cache=True).past_key_values
         cache.batch_repeat_interleave(len(inputs))
-    logits = model(
+    found: torch.Tensor = model(
         inputs_embeds=inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=columns
     ).logits
-    losses = torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets[:, -columns:].flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return losses.view(len(inputs), columns).sum(dim=1) / judged.sum(dim=1)
+    return found.float()
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from del_core.audit.intervals import Rate
 from del_core.bundle import BaseModel, ChatFormat, Guarantees, Manifest, Variant, VariantContent, write_bundle
 from del_core.decoders import LookupKind
 from del_core.lm.model import BaseLM, ModelError
+from del_core.lm.progress import UNOBSERVED, Observer
 from del_core.mechanism import MAX_LEVEL
 from del_core.training.adapter import load_adapter
 from del_core.training.codes import is_codes, load_codes
@@ -39,6 +40,7 @@ def assemble_bundle(
     max_level: int = MAX_LEVEL,
     chat: ChatFormat | None = None,
     overwrite: bool = False,
+    observer: Observer = UNOBSERVED,
 ) -> Manifest:
     """Write the bundle of ``variant_directories`` in fp16.
 
@@ -49,16 +51,20 @@ def assemble_bundle(
     ``max_level`` 127 the client's table is stored in int8, half the size; its coordinates are then
     rounded to 1/127 of the clip. ModelError names a directory that is incomplete or does not fit
     the model; BundleError is raised if ``output`` exists and ``overwrite`` is not set.
+    ``observer`` hears of every variant, and of the share of all that is done.
     """
     projection = load_projection(projection_directory, lm)
     log_prior = load_log_prior(projection_directory)
     code_tables: dict[str, NDArray[np.uint8]] = {}
-    contents = [
-        _content_of_codes(lm, directory, code_tables)
-        if is_codes(directory)
-        else _content(lm, projection, log_prior, directory)
-        for directory in variant_directories
-    ]
+    contents, steps = [], len(variant_directories) + 1
+    for done, directory in enumerate(variant_directories):
+        observer.step(directory.name, done, steps)
+        contents.append(
+            _content_of_codes(lm, directory, code_tables)
+            if is_codes(directory)
+            else _content(lm, projection, log_prior, directory)
+        )
+    observer.step("table and checksums", steps - 1, steps)
     vocabulary_size, hidden_size = lm.embeddings.shape
     return write_bundle(
         output,

@@ -1,16 +1,18 @@
 """A variant of codes: the codes of every token, a decode table and a soft prompt.
 
-The codes come from k-means of the LM's input embeddings, weighted by the frequency of the tokens;
-further codes of a token quantize what the codes before leave (residual quantization). The decode
-table starts as the posterior mean of the cluster centers, and is trained through the frozen LM with
-the noise in the loop, like a soft prompt.
+The codes come from k-means of the LM's input embeddings, weighted by a power of the frequency of
+the tokens; further codes of a token quantize what the codes before leave (residual quantization).
+:mod:`del_core.training.assignment` moves tokens between codes where an attacker is to be held. The
+decode table starts as the posterior mean of the cluster centers, and is trained through the frozen
+LM with the noise in the loop, like a soft prompt.
 """
 
 from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import torch
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from torch import nn
+from tqdm import tqdm
 
 from del_core.audit.attacks.base import AttackSurface, recovery
 from del_core.audit.intervals import Rate
@@ -30,6 +33,7 @@ from del_core.lm.noise import step_generator
 from del_core.mechanism.base import PROBABILITY_ONE, MechanismSpec
 from del_core.mechanism.categorical import CategoricalMechanism
 from del_core.training.adapter import save_adapter, training_adapter
+from del_core.training.assignment import hide, sample_prefixes
 from del_core.training.config import CodesConfig
 from del_core.training.examples import Conversations, Examples, Read
 from del_core.training.parallel import current_shard
@@ -60,6 +64,7 @@ class CodesResult:
     Attributes:
         epsilon: pure epsilon of one token, rounded up.
         entropy: bits of the codes of the training text, before noise.
+        lm_prior: success of the attacker to whom ``config.attack_success`` is a limit.
         ppl_start: of the decode table before training, without a soft prompt.
         ppl_decoder: of the trained decode table without the soft prompt.
     """
@@ -80,6 +85,7 @@ class CodesResult:
     recovery: Mapping[str, Rate]
     date: str
     chat_sha256: str | None = field(default=None, metadata=OMITTED)
+    lm_prior: float | None = field(default=None, metadata=OMITTED)
 
     @property
     def mechanism(self) -> CategoricalMechanism:
@@ -165,6 +171,54 @@ def _nearest(points: torch.Tensor, centers: torch.Tensor) -> tuple[torch.Tensor,
     return indices, errors.clamp_min(0.0)
 
 
+def _silent(line: str) -> None:
+    """Say nothing."""
+
+
+def _aside(line: str) -> None:
+    """Print a line above progress bars, not among the results."""
+    tqdm.write(line, file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class FormedCodes:
+    """Codes (V, M) and their centers (M, K, b); ``lm_prior`` as in :class:`CodesResult`."""
+
+    codes: torch.Tensor
+    centers: torch.Tensor
+    lm_prior: float | None = None
+
+
+def form_codes(
+    lm: FrozenLM, config: CodesConfig, mechanism: CategoricalMechanism, say: Callable[[str], Any] = _silent
+) -> FormedCodes:
+    """Return the codes of every token of the LM, as ``config`` says.
+
+    ``say`` is called with lines about the progress. AttackSuccessError is raised if no codes hold
+    the attacker at ``config.attack_success``.
+    """
+    unigram = lm.unigram()
+    weights = unigram**config.frequency_power
+    codes, centers = quantize(lm.embeddings, weights, config)
+    if config.columns > 1:
+        return FormedCodes(codes, centers)
+    success = None
+    if config.attack_success is not None:
+        prefixes = sample_prefixes(lm)
+        codes, success = hide(codes, lm.embeddings, weights, prefixes, mechanism, config.attack_success, say)
+    return FormedCodes(codes, _means(codes[:, 0], lm.embeddings, unigram, centers[0])[None], success)
+
+
+def _means(
+    codes: torch.Tensor, embeddings: torch.Tensor, weights: torch.Tensor, otherwise: torch.Tensor
+) -> torch.Tensor:
+    """Return the mean embedding of each code (K, b); a code without weight keeps its center."""
+    mass = torch.zeros(len(otherwise), dtype=torch.float64, device=codes.device).index_add_(0, codes, weights.double())
+    sums = torch.zeros(otherwise.shape, dtype=torch.float64, device=codes.device)
+    sums.index_add_(0, codes, embeddings.detach().double() * weights.double()[:, None])
+    return torch.where(mass[:, None] > 0, sums / mass.clamp_min(1e-300)[:, None], otherwise.double()).float()
+
+
 class NoisyCodes:
     """Torch twin of the categorical mechanism on a code table, for training and evaluation."""
 
@@ -244,10 +298,12 @@ def train_codes(
     mechanism = CategoricalMechanism.from_epsilon(config.epsilon, bits=config.bits, dim=config.columns)
     source: Source = TextSource(lm, config) if chat is None else ChatSource(chat, config, device)
     if start is None:
-        codes, centers = quantize(lm.embeddings, unigram, config)
-        table, first = DecodeTable.posterior_mean(codes, centers, unigram, mechanism), lm.frequent_rows(config.rows)
+        formed = form_codes(lm, config, mechanism, _aside if progress else _silent)
+        codes, table = formed.codes, DecodeTable.posterior_mean(formed.codes, formed.centers, unigram, mechanism)
+        first, lm_prior = lm.frequent_rows(config.rows), formed.lm_prior
     else:
-        begun = {name: torch.from_numpy(array) for name, array in load_codes(start, lm)[1].items()}
+        known, arrays = load_codes(start, lm)
+        begun, lm_prior = {name: torch.from_numpy(array) for name, array in arrays.items()}, known.lm_prior
         codes, first = begun["levels"].long().to(device), begun["soft_prompt"].to(device)
         table = DecodeTable(begun["codes"].float())
     noisy, table = NoisyCodes(codes, mechanism), table.to(device)
@@ -260,7 +316,7 @@ def train_codes(
         shard = current_shard()
         released = shard.of(noisy.sample(examples.prompts, generator))
         with products(device, config.bf16):
-            return examples.of(shard).nll(lm.model, lambda pick: table(pick(released)), rows)
+            return examples.of(shard).loss(lm.model, lambda pick: table(pick(released)), rows)
 
     clean, begun_at = read_clear(lm, source.test, none), perplexity(source.test, none, config.seed + 2)
     surface = AttackSurface(
@@ -296,6 +352,7 @@ def train_codes(
             recovery=recovery(mechanism, surface, attacked_tokens(lm.test, attacked_count(lm))),
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
             chat_sha256=None if chat is None else chat.sha256,
+            lm_prior=lm_prior,
         )
         current_shard().once(lambda: save_adapter(output, adapter))
 

@@ -81,7 +81,7 @@ class EncoderConfig(PromptedConfig):
     map_asr: float = field(kw_only=False)  # success s of the MAP attack at which the encoder is trained
     bits: int = 4
     width: int = 256  # hidden width of the encoder; 0 for an affine one
-    decoder: str = "trained"  # kind that is trained along; "linear" costs a server next to nothing
+    decoder: str = "linear"  # kind that is trained along
     steps: int = 800
     learning_rate: float = 3e-3
     encoder_rate: float = 1.0
@@ -92,7 +92,7 @@ class EncoderConfig(PromptedConfig):
     def __post_init__(self) -> None:
         if not 0.0 < self.map_asr < 1.0:
             raise ValueError(f"map_asr must be between 0 and 1, got {self.map_asr}")
-        if self.decoder not in joint_kinds():
+        if not DECODERS.find(self.decoder).joint:
             raise ValueError(f"decoder must be one of {', '.join(joint_kinds())}, got {self.decoder}")
         super().__post_init__()
 
@@ -108,6 +108,7 @@ class VariantConfig(PromptedConfig):
     test_windows: int = 256
     adapter_rank: int = field(default=0, metadata=OMITTED)  # of a low-rank adapter that is trained along; 0 for none
     adapter_learning_rate: float = field(default=1e-3, metadata=OMITTED)
+    distillation: bool = field(default=False, metadata=OMITTED)  # learn the frozen LM's expectation, not the text
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,23 +121,47 @@ class VariantConfig(PromptedConfig):
         found = super().identity(lm)
         if not self.adapter_rank:  # absent without one, as in runs that were begun before there were adapters
             del found["adapter_rank"], found["adapter_learning_rate"]
+        if not self.distillation:
+            del found["distillation"]
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodesConfig(VariantConfig):
-    """A variant of codes: ``columns`` codes of ``bits`` bits a token at a pure ``epsilon``."""
+    """A variant of codes: ``columns`` codes of ``bits`` bits a token at a pure ``epsilon``.
+
+    Attributes:
+        frequency_power: a token weighs with this power of its frequency when codes are formed;
+            below 1, frequent tokens are likelier to share a code.
+        attack_success: success, at most, of an attacker who has the LM and knows all tokens before
+            the attacked one; None for codes of k-means alone.
+    """
 
     epsilon: float
     bits: int = 8
     columns: int = 1
     iterations: int = 20  # of k-means
+    frequency_power: float = field(default=1.0, metadata=OMITTED)
+    attack_success: float | None = field(default=None, metadata=OMITTED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("epsilon", self.epsilon, 0.0, math.inf, open_low=True, open_high=True)
         for name, most in (("bits", 8), ("columns", 16), ("iterations", 1000)):
             check_integer(name, getattr(self, name), 1, most)
+        check_number("frequency_power", self.frequency_power, 0.0, 1.0, open_low=False, open_high=False)
+        if self.attack_success is not None:
+            check_number("attack_success", self.attack_success, 0.0, 1.0, open_low=True, open_high=True)
+            if self.columns != 1:
+                raise ValueError(f"attack_success goes with one column, got columns {self.columns}")
+
+    def identity(self, lm: FrozenLM) -> dict[str, Any]:
+        found = super().identity(lm)
+        for name in ("frequency_power", "attack_success"):
+            # Absent at its default, as in runs that were begun before there was a choice.
+            if getattr(self, name) == type(self).__dataclass_fields__[name].default:
+                del found[name]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +178,8 @@ class SoftPromptConfig(VariantConfig):
         if self.decoder != BEST and not DECODERS.find(self.decoder).of_coordinates:
             allowed = ", ".join((BEST, *stage2_kinds(self.rows)))
             raise ValueError(f"decoder must be one of {allowed}, got {self.decoder}")
-        if self.decoder != BEST and not self.rows and not DECODERS.find(self.decoder).trained:
+        trained = stage2_kinds(0) if self.decoder == BEST else DECODERS[self.decoder].trained
+        if not (self.rows or trained or self.train_linear):
             raise ValueError(f"rows must be at least 32 with the {self.decoder} decoder, got 0: nothing to train")
         if self.train_linear and self.decoder != "linear":
             raise ValueError(f"train_linear goes with the linear decoder, got {self.decoder}")

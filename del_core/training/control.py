@@ -55,7 +55,7 @@ class Control:
     adapter: Adapter | None = None
 
 
-class _NothingSource(TextSource):
+class SilentSource(TextSource):
     """The same continuations, each behind one token that says nothing."""
 
     def __init__(self, lm: FrozenLM, config: VariantConfig) -> None:
@@ -89,14 +89,14 @@ def train_control(
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     torch.manual_seed(config.seed)
     device = lm.embeddings.device
-    source = _NothingSource(lm, config) if kind == NOTHING else TextSource(lm, config)
+    source = SilentSource(lm, config) if kind == NOTHING else TextSource(lm, config)
     rows = torch.nn.Parameter(lm.frequent_rows(config.rows))
     layer = lm.model.get_input_embeddings()
 
     def nll(examples: Examples, generator: torch.Generator) -> torch.Tensor:
         own = examples.of(current_shard())
         with products(device, config.bf16):
-            return own.nll(lm.model, lambda pick: layer(pick(own.tokens)), rows)
+            return own.loss(lm.model, lambda pick: layer(pick(own.tokens)), rows)
 
     untrained = read_clear(lm, source.test, lm.embeddings[:0])
     with training_adapter(lm, config) as adapter:

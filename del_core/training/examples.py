@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from del_core.lm.perplexity import IGNORED, targets_nll
+from del_core.lm.perplexity import IGNORED, judged_logits, targets_nll
 from del_core.lm.text import HELD_OUT, TextError
 from del_core.prompts import SpanTokenizer, begin_of_text_id
 from del_core.training.parallel import Shard
@@ -38,12 +38,15 @@ class Examples:
         private: which of them are private (batch, tokens).
         targets: the token that follows each, or IGNORED where it is not judged.
         head: public token ids that stand in front of every row.
+        wanted: log-probabilities of the next tokens (batch, columns, V), of :meth:`expected`, that
+            are learned in place of the targets; None to learn the targets.
     """
 
     tokens: torch.Tensor
     private: torch.Tensor
     targets: torch.Tensor
     head: torch.Tensor
+    wanted: torch.Tensor | None = None
 
     @classmethod
     def from_windows(cls, prompt: torch.Tensor, continuation: torch.Tensor, *, begin: int | None = None) -> Examples:
@@ -68,7 +71,8 @@ class Examples:
 
     def of(self, shard: Shard) -> Examples:
         """Return the rows of one worker."""
-        return Examples(shard.of(self.tokens), shard.of(self.private), shard.of(self.targets), self.head)
+        wanted = None if self.wanted is None else shard.of(self.wanted)
+        return Examples(shard.of(self.tokens), shard.of(self.private), shard.of(self.targets), self.head, wanted)
 
     def split(self, rows: int) -> Iterator[Examples]:
         """Return batches of at most ``rows`` rows."""
@@ -77,13 +81,39 @@ class Examples:
 
     def nll(self, model: PreTrainedModel, read: Read, soft_prompt: torch.Tensor) -> torch.Tensor:
         """Return the mean negative log-likelihood of every row's judged tokens, (batch,)."""
+        return targets_nll(model, *self._inputs(model, read, soft_prompt))
+
+    def loss(self, model: PreTrainedModel, read: Read, soft_prompt: torch.Tensor) -> torch.Tensor:
+        """Return what training minimizes, (batch,), in nats a judged token.
+
+        It is :meth:`nll`, or the Kullback-Leibler divergence from ``wanted`` where there is one.
+        """
+        if self.wanted is None:
+            return self.nll(model, read, soft_prompt)
+        found = judged_logits(model, *self._inputs(model, read, soft_prompt)).log_softmax(dim=-1)
+        losses = (self.wanted.exp() * (self.wanted - found)).sum(dim=-1)
+        judged = self.targets[:, -found.shape[1] :] != IGNORED
+        return (losses * judged).sum(dim=1) / judged.sum(dim=1)
+
+    @torch.no_grad()
+    def expected(self, model: PreTrainedModel) -> torch.Tensor:
+        """Return what the model expects if it reads the prompts in the clear, without soft prompt.
+
+        Log-probabilities (batch, columns, V), from the first judged column on.
+        """
+        layer = model.get_input_embeddings()
+        return judged_logits(model, layer(self.tokens), self.targets, layer(self.head)).log_softmax(dim=-1)
+
+    def _inputs(
+        self, model: PreTrainedModel, read: Read, soft_prompt: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return embeddings of the tokens, the targets, and the embeddings in front."""
         layer = model.get_input_embeddings()
         inputs = layer(self.tokens)
         for rows, start, end in self._spans():
             at = (rows, slice(start, end))
             inputs[at] = read(functools.partial(_take, at)).to(inputs.dtype)
-        prefix = torch.cat([soft_prompt.to(inputs.dtype), layer(self.head)])
-        return targets_nll(model, inputs, self.targets, prefix)
+        return inputs, self.targets, torch.cat([soft_prompt.to(inputs.dtype), layer(self.head)])
 
     def _spans(self) -> Iterator[tuple[torch.Tensor, int, int]]:
         """Return the private spans: the rows that have one, its start and its end."""

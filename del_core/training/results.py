@@ -134,7 +134,8 @@ class VariantResult:
 
 
 def perplexities(result: object) -> dict[str, float]:
-    """Return the perplexities of a result by name."""
+    """Return the perplexities of a result by name; a variant's are those of what was trained."""
+    result = result.trained if isinstance(result, VariantResult) else result
     return {name: value for name, value in vars(result).items() if name.startswith("ppl_")}
 
 

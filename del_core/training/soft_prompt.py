@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from del_core.accounting import mu
 from del_core.lm.adapter import AttachedAdapter
@@ -66,6 +68,29 @@ class Source(Protocol):
     def batch(self, step: int) -> Examples:
         """Return the examples of a step."""
 
+    def clear(self, step: int) -> Examples:
+        """Return the same continuations behind the prompts that an LM without noise reads."""
+
+
+class _Distilled:
+    """Examples of a source, with what the frozen LM expects of them in place of the text.
+
+    What the LM expects when it reads the prompts in the clear (distillation; arXiv 1503.02531) says
+    more of each token than the text, and learning it adapts the LM less to the text.
+
+    Args:
+        adapter: what is trained inside the model; the LM that is learned from has none.
+    """
+
+    def __init__(self, source: Source, model: PreTrainedModel, adapter: AttachedAdapter | None) -> None:
+        self._source, self._model, self._adapter = source, model, adapter
+
+    def batch(self, step: int) -> Examples:
+        """Return the examples of a step."""
+        with nullcontext() if self._adapter is None else self._adapter.disabled():
+            wanted = self._source.clear(step).expected(self._model)
+        return replace(self._source.batch(step), wanted=wanted)
+
 
 class TextSource:
     """Windows of the LM's text: their first part is private, and the text goes on."""
@@ -80,6 +105,10 @@ class TextSource:
     def batch(self, step: int) -> Examples:
         """Return windows whose prompts have one random length."""
         return Examples.from_windows(*self._config.batch_of(self._windows, step), begin=self._begin)
+
+    def clear(self, step: int) -> Examples:
+        """Return the windows of a step."""
+        return TextSource.batch(self, step)
 
     def _held_out(self, lm: FrozenLM, part: torch.Tensor, count: int) -> Examples:
         windows, prompt_tokens = lm.windows(part, self._config.length, count), self._config.prompt_tokens
@@ -99,6 +128,10 @@ class ChatSource:
         """Return conversations of similar length."""
         config = self._config
         return self._conversations.examples(self._conversations.batch(step, config.batch, config.seed), self._device)
+
+    def clear(self, step: int) -> Examples:
+        """Return the conversations of a step."""
+        return self.batch(step)
 
 
 def train_soft_prompt(
@@ -140,7 +173,7 @@ def train_soft_prompt(
         shard = current_shard()
         y = shard.of(noisy.sample(examples.prompts, generator))
         with products(device, config.bf16):
-            return examples.of(shard).nll(lm.model, lambda pick: decoder(pick(y)), rows)
+            return examples.of(shard).loss(lm.model, lambda pick: decoder(pick(y)), rows)
 
     untouched = _untrained_perplexities(lm, stage1, prompt, source.test, config.seed + 2)
     with training_adapter(lm, config) as adapter:
@@ -223,12 +256,12 @@ def train_rows(
     source: Source,
     run: RowsRun,
     trained: Trained,
-    nll: Callable[[Examples, torch.Generator], torch.Tensor],
+    loss: Callable[[Examples, torch.Generator], torch.Tensor],
     held_out: Callable[[], float],
 ) -> float:
     """Train what a run changes; return the best held-out loss.
 
-    ``nll`` returns the losses of this worker's examples. The soft prompt has the learning rate of
+    ``loss`` returns the losses of this worker's examples. The soft prompt has the learning rate of
     the settings; a decoder and an adapter have rates of their own.
     """
     config, device = run.config, lm.embeddings.device
@@ -238,9 +271,10 @@ def train_rows(
     adapter = {} if trained.adapter is None else trained.adapter.parameters()
     rates = dict.fromkeys(decoder, config.decoder_learning_rate / config.learning_rate)
     rates |= dict.fromkeys(adapter, config.adapter_learning_rate / config.learning_rate)
+    batches = _Distilled(source, lm.model, trained.adapter) if config.distillation else source
     return fit(
         {**rows, **decoder, **adapter}.items(),
-        lambda step: nll(source.batch(step), step_generator(config.seed, step, device)).mean(),
+        lambda step: loss(batches.batch(step), step_generator(config.seed, step, device)).mean(),
         Run(
             run.name,
             run.output / "checkpoints",

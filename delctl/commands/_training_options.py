@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,8 @@ import click
 
 from del_core.bundle.manifest import RESERVED_VARIANT
 from del_core.mechanism.base import DEFAULT_DELTA
-from delctl.options import POSITIVE, SHARE, TEXT_FILE, threads_option, together
+from delctl.options import POSITIVE, SHARE, TEXT_FILE, json_option, threads_option, together
+from delctl.places import MODEL_PLACE, model_place
 
 VARIANT_NAME = re.compile(r"[a-z0-9-]{1,64}")  # as a bundle's format demands
 
@@ -36,34 +36,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 EXISTING_DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
-class RegisteredChoice(click.ParamType[str]):
-    """A choice among a registry's names, imported only when a command runs or prints its help.
-
-    ``registry`` is ``module:name`` of the names or of a function that returns them.
-    """
-
-    name = "choice"
-
-    def __init__(self, registry: str, *more: str) -> None:
-        self.registry, self.more = registry, more
-
-    def _names(self) -> list[str]:
-        found = pkgutil.resolve_name(self.registry)
-        return [*(found() if callable(found) else found), *self.more]
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return f"[{'|'.join(self._names())}]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        chosen: str = click.Choice(self._names()).convert(value, param, ctx)
-        return chosen
-
-
 MODEL = click.option(
     "--model",
     required=True,
-    type=EXISTING_DIRECTORY,
-    help="Hugging Face causal-LM directory: config.json, tokenizer.json, safetensors.",
+    type=model_place,
+    metavar=MODEL_PLACE,
+    help="Hugging Face causal-LM directory (config.json, tokenizer.json, safetensors), or a known model's name.",
 )
 TEXT = click.option(
     "--text",
@@ -91,6 +69,11 @@ ADAPTER = click.option(
     show_default=True,
     help="Rank of a low-rank adapter (LoRA) of the LM that is trained along; 0 for none.",
 )
+DISTILLATION = click.option(
+    "--distillation",
+    is_flag=True,
+    help="Learn what the LM expects when it reads the prompt in the clear, in place of the text.",
+)
 CHAT = click.option(
     "--chat",
     type=click.Path(path_type=Path),
@@ -111,6 +94,7 @@ run_options = together(
     ),
     click.option("--seed", default=0, show_default=True, help="Seed of initialization, batches and training noise."),
     click.option("--quiet", is_flag=True, help="No progress bars."),
+    json_option,
     threads_option,
 )
 """The options of every training command."""

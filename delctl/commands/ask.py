@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from dataclasses import asdict
@@ -18,13 +17,15 @@ from delctl.options import (
     TrustOptions,
     api_key_option,
     bundle_option,
+    json_option,
     max_epsilon_option,
     sampling_options,
     trust_options,
+    upstream_option,
     url_option,
 )
 from delctl.reaching import SayRetries, hint_at_start
-from delctl.terminal import console, printable
+from delctl.terminal import console, print_json, printable
 
 if TYPE_CHECKING:
     from client_lib import Completion
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 @url_option
 @api_key_option
 @bundle_option
+@upstream_option
 @trust_options
 @max_epsilon_option
 @click.option("--chat", "is_chat", is_flag=True, help="PROMPT is a message of a chat, which the model answers.")
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
     help="End at this token of the model; may be given several times.",
 )
 @click.option("--stream/--no-stream", default=True, help="Print the text as it is generated.  [default: stream]")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the completion is done.")
+@json_option
 @click.option("--quiet", is_flag=True, help="No summary on stderr.")
 def ask(
     prompt: str,
@@ -67,6 +69,7 @@ def ask(
     url: str,
     api_key: str | None,
     bundle: Path | None,
+    upstream: str,
     trust: TrustOptions,
     max_epsilon_per_token: float,
     is_chat: bool,
@@ -96,7 +99,7 @@ def ask(
     # A person waits at the terminal and may have mistyped the URL: retry for seconds only.
     policy = PrivacyPolicy(max_epsilon_per_token=max_epsilon_per_token)
     checked = trust.client_options(
-        api_key=api_key, bundle=bundle, max_retries=4, policy=policy, telemetry=SayRetries(url)
+        api_key=api_key, bundle=bundle, upstream=upstream, max_retries=4, policy=policy, telemetry=SayRetries(url)
     )
     with hint_at_start(url), Client(url, **checked) as client:
         given: PromptOrChat = text
@@ -137,7 +140,7 @@ def ask(
             "epsilon_prompt": whole if math.isfinite(epsilon) else None,
             "delta": DELTA,
         }
-        click.echo(json.dumps(report, ensure_ascii=False))
+        print_json(report)
     elif not quiet:
         sent = "the prompt was sent in the clear"
         if math.isfinite(epsilon):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,16 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from delctl.commands._evaluation import read_evaluation, warn
-from delctl.options import BUDGET, TEXT_FILE, threads_option
+from delctl.options import BUDGET, TEXT_FILE, json_option, threads_option
 from delctl.places import bundle_place, model_of, model_place
-from delctl.terminal import console, plain_table, printable
+from delctl.terminal import console, observed, plain_table, print_json, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from del_core.audit.quality import TextQuality
     from del_core.audit.results import AuditResult
-    from del_core.audit.runner import Observer
     from del_core.bundle import Bundle
 
 
@@ -64,7 +61,8 @@ if TYPE_CHECKING:
 @click.option("--quick", is_flag=True, help="Smaller samples: about a minute, wider intervals.")
 @click.option("--update", is_flag=True, help="Write the summary into the bundle's manifest. Its fingerprint changes.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Seed of the attacks.")
-@click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--quiet", is_flag=True, help="Print errors, and with --json the result, only.")
+@json_option
 @threads_option
 def audit(
     bundle: Path,
@@ -78,6 +76,7 @@ def audit(
     update: bool,
     seed: int,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Attack every variant of BUNDLE on held-out text and report what the noise protects.
 
@@ -102,7 +101,7 @@ def audit(
         config = replace(config, attacker=settings.parse_budget(attacker_budget))
     notes = console(stderr=True, quiet=quiet)
     kept = PartialResults(out)
-    with _observer(notes) as observer:
+    with observed(notes) as observer:
         result = audit_bundle(
             loaded,
             load_base_lm(model),
@@ -121,7 +120,11 @@ def audit(
         result = replace(result, bundle=audited)
         write_report(out, result)
         notes.print(f"bundle updated; its fingerprint is now {result.bundle.updated_fingerprint}", soft_wrap=True)
-    _show(console(quiet=quiet), result, out)
+    if as_json:
+        warn(result.quality or {})
+        print_json({"report": str(out / "index.html"), **result.to_json()})
+    else:
+        _show(console(quiet=quiet), result, out)
 
 
 def _stated(bundle: Bundle) -> dict[str, TextQuality]:
@@ -150,22 +153,3 @@ def _show(shown: Console, result: AuditResult, out: Path) -> None:
         )
     warn(result.quality or {})
     shown.print(f"report: {printable(str(out / 'index.html'))}", soft_wrap=True)
-
-
-@contextmanager
-def _observer(notes: Console) -> Iterator[Observer]:
-    """Show the current step: a progress bar on a terminal, a line elsewhere."""
-    from del_core.audit.runner import Observer
-
-    if not notes.is_terminal or notes.quiet:
-        yield Observer(report=lambda line: notes.print(printable(line), soft_wrap=True))
-        return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=notes, transient=True) as bar:
-        task = bar.add_task("reading", total=1.0)
-        yield Observer(
-            report=lambda line: bar.update(task, description=printable(line), completed=0.0),
-            progress=lambda share: bar.update(task, completed=share),
-        )

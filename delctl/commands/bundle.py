@@ -9,8 +9,9 @@ import click
 
 from delctl.commands._evaluation import read_evaluation, state_quality
 from delctl.commands._training_options import EXISTING_DIRECTORY, MODEL, PROJECTION
-from delctl.commands.sign import KEY_FILE, sign_directory
-from delctl.options import TEXT_FILE
+from delctl.commands.sign import KEY_FILE, sign_directory, signed_words
+from delctl.options import TEXT_FILE, json_option
+from delctl.terminal import console, observed, print_json
 
 if TYPE_CHECKING:
     from del_core.bundle import ChatFormat
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The bundle's directory.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--sign", "key", type=KEY_FILE, metavar="KEY", help="Sign the bundle with this private key.")
+@json_option
 def bundle(
     model: Path,
     projection_directory: Path,
@@ -60,6 +62,7 @@ def bundle(
     out: Path,
     overwrite: bool,
     key: Path | None,
+    as_json: bool,
 ) -> None:
     """Write the bundle of trained variants."""
     quality = {} if evaluation is None else read_evaluation(evaluation)
@@ -68,22 +71,31 @@ def bundle(
     from del_core.mechanism.base import INT8_MAX_LEVEL, MAX_LEVEL
     from del_core.training.assemble import assemble_bundle
 
-    manifest = assemble_bundle(
-        load_base_lm(model),
-        projection_directory,
-        variants,
-        out,
-        name=name or model.resolve().name,
-        max_level=MAX_LEVEL if table == "int16" else INT8_MAX_LEVEL,
-        chat=chat,
-        overwrite=overwrite,
-    )
+    with observed(console(stderr=True), whole=True) as observer:
+        observer.report("reading the model")
+        manifest = assemble_bundle(
+            load_base_lm(model),
+            projection_directory,
+            variants,
+            out,
+            name=name or model.resolve().name,
+            max_level=MAX_LEVEL if table == "int16" else INT8_MAX_LEVEL,
+            chat=chat,
+            overwrite=overwrite,
+            observer=observer,
+        )
     if quality:
         manifest = state_quality(out, quality)
-    names = ", ".join(variant.name for variant in manifest.variants)
-    click.echo(f"{out}: {names}; fingerprint {manifest.fingerprint}")
-    if key is not None:
-        sign_directory(out, key)
+    names = [variant.name for variant in manifest.variants]
+    signed = None if key is None else sign_directory(out, key)
+    if as_json:
+        report: dict[str, object] = {"bundle": str(out), "variants": names, "fingerprint": manifest.fingerprint}
+        report["signature"] = None if signed is None else {"signed": signed.signed, "key": signed.key}
+        print_json(report)
+        return
+    click.echo(f"{out}: {', '.join(names)}; fingerprint {manifest.fingerprint}")
+    if signed is not None:
+        click.echo(signed_words(out, signed))
 
 
 def _chat_of(model: Path) -> ChatFormat | None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from delctl.commands._training_options import BITS, DELTA, DEVICE, MODEL, PROJECTION, TEXT, RegisteredChoice
-from delctl.options import BUDGET, POSITIVE, SHARE, threads_option
-from delctl.terminal import console, printable
+from delctl.commands._training_options import BITS, DELTA, DEVICE, MODEL, PROJECTION, TEXT
+from delctl.options import BUDGET, POSITIVE, SHARE, RegisteredChoice, json_option, threads_option
+from delctl.terminal import console, observed, print_json
 
 if TYPE_CHECKING:
     from del_core.audit.attacks.base import AttackSurface
@@ -47,7 +46,7 @@ _FEW_TOKENS = 4_000  # on which MAP is bisected between runs of attacks that tak
 @DELTA
 @BITS
 @DEVICE
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @threads_option
 def calibrate(
     model: Path,
@@ -127,7 +126,7 @@ def calibrate(
         if found_strongest is not None:
             found["strongest_attack"] = {"attack": found_strongest.attack, **found_strongest.rate.to_json()}
             found["points"] = records.to_json(found_strongest.points)
-        click.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
     click.echo(f"ratio c/A          {mechanism.ratio:.9f}  ({mechanism.ratio_numerator} / 2^31), n = {bits}")
     click.echo(f"epsilon            {exact:.2f} at delta {delta:g}, one token, any input")
@@ -147,7 +146,7 @@ def calibrate(
 def _strongest(
     lm: FrozenLM, surface: AttackSurface, target: float, bits: int, budget: str | None, points: int | None
 ) -> StrongestCalibration:
-    """Run all attacks at a few levels of noise, with a line on stderr before each."""
+    """Run all attacks at a few levels of noise, and show on stderr how far they are."""
     from del_core.audit.settings import FULL, affordable_prompts, parse_budget
     from del_core.audit.strongest import CalibrationText, StrongestSearch
     from del_core.mechanism import MAX_LEVEL
@@ -157,14 +156,15 @@ def _strongest(
     parameters = sum(parameter.numel() for parameter in lm.model.parameters())
     config = replace(config, prompts=affordable_prompts(config, parameters))
     notes = console(stderr=True)
-    search = StrongestSearch(
-        surface=surface,
-        lm=lm,
-        text=CalibrationText.divide(lm.train.cpu().numpy(), lm.validation.cpu().numpy(), config),
-        config=config,
-        bits=bits,
-        max_level=MAX_LEVEL,
-        tokens=attacked_tokens(lm.validation, _FEW_TOKENS),
-        report=lambda line: notes.print(printable(line), soft_wrap=True),
-    )
-    return search.run(target, points or 4)
+    with observed(notes) as observer:
+        search = StrongestSearch(
+            surface=surface,
+            lm=lm,
+            text=CalibrationText.divide(lm.train.cpu().numpy(), lm.validation.cpu().numpy(), config),
+            config=config,
+            bits=bits,
+            max_level=MAX_LEVEL,
+            tokens=attacked_tokens(lm.validation, _FEW_TOKENS),
+            observer=observer,
+        )
+        return search.run(target, points or 4)

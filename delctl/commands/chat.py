@@ -22,6 +22,7 @@ from delctl.options import (
     max_epsilon_option,
     sampling_options,
     trust_options,
+    upstream_option,
     url_option,
 )
 from delctl.reaching import SayRetries, hint_at_start
@@ -41,6 +42,7 @@ _SUBJECT = "chat"  # of the ledger of this process
 @url_option
 @api_key_option
 @bundle_option
+@upstream_option
 @trust_options
 @max_epsilon_option
 @chat_options
@@ -53,6 +55,7 @@ def chat(
     url: str,
     api_key: str | None,
     bundle: Path | None,
+    upstream: str,
     trust: TrustOptions,
     max_epsilon_per_token: float,
     chat: ChatOptions,
@@ -71,6 +74,7 @@ def chat(
     options = trust.client_options(
         api_key=api_key,
         bundle=bundle,
+        upstream=upstream,
         max_retries=4,
         policy=PrivacyPolicy(max_epsilon_per_token=max_epsilon_per_token),
         telemetry=SayRetries(url),

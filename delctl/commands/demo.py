@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from delctl.known_models import fetch_model
 from delctl.local import PROXY_WORDS, running_server
 from delctl.options import DELTA, json_option, sampling_options
 from delctl.places import bundle_place, model_place
-from delctl.terminal import console, printable
+from delctl.terminal import console, print_json, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,7 +80,7 @@ def demo(prompt: str | None, model: str | None, bundle: Path | None, as_json: bo
             "variants": variants,
             "clear_completion": clear,
         }
-        click.echo(json.dumps(report, ensure_ascii=False, indent=2))
+        print_json(report)
     else:
         out.print(f"\n{speed:.1f} tokens/s. The server, and everything it had started, is stopped.")
 

@@ -11,7 +11,7 @@ import click
 from delctl.commands.up import waiting
 from delctl.options import POSITIVE, json_option
 from delctl.target import address_option, dashboard_of, local_record
-from delctl.terminal import console, printable
+from delctl.terminal import console, print_json, printable
 
 if TYPE_CHECKING:
     from cluster.deploy import Change
@@ -40,15 +40,14 @@ def deploy(config: Path, address: str | None, check: bool, timeout_s: float, as_
     wanted = _config(config, address)
     with dashboard_of(address) as dashboard:
         found = changes(dashboard.serve_details(), wanted)
-        if as_json:
-            click.echo(json.dumps({"deployed": not check, "changes": [one.to_json() for one in found]}, indent=2))
-        else:
+        if not as_json:
             _print(found)
-        if check:
-            return
-        with waiting("deploying"):
-            deploy(dashboard, wanted, timeout_s=timeout_s)
-    if not as_json:
+        if not check:
+            with waiting("deploying"):
+                deploy(dashboard, wanted, timeout_s=timeout_s)
+    if as_json:
+        print_json({"deployed": not check, "changes": [one.to_json() for one in found]})
+    elif not check:
         click.echo("deployed")
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import click
 
 from delctl.commands.up import waiting
+from delctl.options import json_option
+from delctl.terminal import print_json
 
 
 @click.command()
 @click.option("--now", is_flag=True, help="Do not finish the requests in flight.")
-def down(now: bool) -> None:
+@json_option
+def down(now: bool, as_json: bool) -> None:
     """Stop the cluster that `delctl up` started, and remove its files.
 
     Requests in flight are finished first. What a cluster that has crashed left behind is removed,
@@ -19,4 +22,7 @@ def down(now: bool) -> None:
 
     with waiting("stopping"):
         record = down(drain=not now)
+    if as_json:
+        print_json({"stopped": None if record is None else record.url})
+        return
     click.echo("no cluster was running" if record is None else f"the cluster at {record.url} is stopped")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from delctl.commands._evaluation import state_quality, warn
-from delctl.options import TEXT_FILE, threads_option
+from delctl.options import TEXT_FILE, json_option, threads_option
 from delctl.places import PLACE, bundle_place, model_of, model_place
-from delctl.terminal import console, plain_table, printable
+from delctl.terminal import console, observed, plain_table, print_json, printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from del_core.bundle import Bundle
 
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 @click.option("--prompt-tokens", default=96, show_default=True, type=click.IntRange(1), help="Private tokens of each.")
 @click.option("--continuation-tokens", default=32, show_default=True, type=click.IntRange(2))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Seed of the noise.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: one object a row, figures as [value, low, high].")
+@json_option
 @click.option("--update", is_flag=True, help="State perplexities in the bundle's manifest. Its fingerprint changes.")
 @click.option("--quiet", is_flag=True, help="Print nothing but the result.")
 @threads_option
@@ -110,25 +110,22 @@ def evaluate(
     from del_core.training.control import load_control
 
     notes = console(stderr=True, quiet=quiet)
-
-    def report(line: str) -> None:
-        notes.print(printable(line), soft_wrap=True)
-
     if text is None:
         assert chat is not None
-        _chat(loaded, model, chat, sizes["passages"], variants, as_json, report)
+        _chat(loaded, model, chat, sizes["passages"], variants, as_json, notes)
         return
     content = read_texts([text])[0]
     lm = load_base_lm(model)
-    rows = evaluate_bundle(
-        loaded,
-        lm,
-        content,
-        EvaluationSettings(**sizes),
-        variants=variants,
-        controls=[load_control(directory, lm) for directory in controls],
-        report=report,
-    )
+    with observed(notes, whole=True) as observer:
+        rows = evaluate_bundle(
+            loaded,
+            lm,
+            content,
+            EvaluationSettings(**sizes),
+            variants=variants,
+            controls=[load_control(directory, lm) for directory in controls],
+            observer=observer,
+        )
     found = read_quality([records.to_json(row) for row in rows])
     quality = {name: one for name, one in found.items() if name in loaded.variants}  # without the controls
     if update:
@@ -137,7 +134,7 @@ def evaluate(
     else:
         warn(quality)
     if as_json:
-        click.echo(json.dumps([records.to_json(row) for row in rows], indent=2))
+        print_json([records.to_json(row) for row in rows])
         return
     numbers = ("MAP", "bits", "PPL", "of clear", "soft prompt", "gap closed", "COH", "over others", "ROUGE-L")
     table = plain_table("method", *numbers, right=numbers)
@@ -167,7 +164,7 @@ def _chat(
     most: int,
     variants: tuple[str, ...],
     as_json: bool,
-    report: Callable[[str], None],
+    notes: Console,
 ) -> None:
     """Evaluate variants for chat on the test part of a file of conversations; show the result."""
     from tokenizers import Tokenizer
@@ -179,9 +176,10 @@ def _chat(
 
     lm = load_base_lm(model)
     conversations = Conversations.read(chat, Tokenizer.from_str(lm.tokenizer_json.decode())).test[:most]
-    result = evaluate_chat(bundle, lm, conversations, variants=variants, report=report)
+    with observed(notes, whole=True) as observer:
+        result = evaluate_chat(bundle, lm, conversations, variants=variants, observer=observer)
     if as_json:
-        click.echo(json.dumps(records.to_json(result), ensure_ascii=False, indent=2))
+        print_json(records.to_json(result))
         return
     numbers = ("PPL of the answer", "of clear", "soft prompt", "similarity", "over others", "ROUGE-L")
     table = plain_table("method", *numbers, right=numbers)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from delctl.places import bundle_place
-from delctl.terminal import bytes_words, console, plain_table, printable
+from delctl.options import json_option
+from delctl.places import bundle_place, verified_manifest
+from delctl.terminal import bytes_words, console, plain_table, print_json, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,19 +24,16 @@ _STATED_TOLERANCE = 1e-6  # a lower stated epsilon would be a false promise
 
 @click.command()
 @click.argument("bundle", type=bundle_place, metavar="BUNDLE")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def inspect(bundle: Path, as_json: bool) -> None:
     """Verify a bundle's checksums and show its variants, guarantees and audits.
 
     BUNDLE is a bundle's directory, only its client part, or the word demo. Every epsilon is
     computed here, from the integers that the noise is drawn with.
     """
-    from del_core.bundle import load_bundle, load_client
-
-    whole = (bundle / "client").is_dir() or (bundle / "server").is_dir()
-    report = describe(load_bundle(bundle).manifest if whole else load_client(bundle).manifest)
+    report = describe(verified_manifest(bundle))
     if as_json:
-        click.echo(json.dumps({"path": str(bundle), **report}, indent=2))
+        print_json({"path": str(bundle), **report})
         return
     out = console()
     _show_facts(out, bundle, report)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import click
 
-from delctl.options import DELTA, BudgetOptions, budget_options
-from delctl.terminal import console, plain_table, printable
+from delctl.options import DELTA, BudgetOptions, always_json_option, budget_options, json_option
+from delctl.terminal import console, plain_table, print_json, printable
 
 
 def _place(_: click.Context, __: click.Parameter, value: str) -> str:
@@ -36,7 +35,7 @@ def ledger() -> None:
 @_PLACE
 @click.argument("subjects", metavar="[SUBJECT]...", nargs=-1)
 @budget_options(required=True)
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@json_option
 def status(place: str, subjects: tuple[str, ...], budget: BudgetOptions, as_json: bool) -> None:
     """Show the spending of subjects: those named, or all.
 
@@ -53,7 +52,7 @@ def status(place: str, subjects: tuple[str, ...], budget: BudgetOptions, as_json
         ]
         days = budget.budget_days or None
         report = {"budget": limit.epsilon, "delta": limit.delta, "days": days, "subjects": rows}
-        click.echo(json.dumps(report, indent=2))
+        print_json(report)
         return
     out = console()
     if not spendings:
@@ -71,17 +70,19 @@ def status(place: str, subjects: tuple[str, ...], budget: BudgetOptions, as_json
 @_PLACE
 @click.argument("subject")
 @budget_options(required=True)
+@always_json_option
 def export(place: str, subject: str, budget: BudgetOptions) -> None:
     """Write the data of a subject as JSON."""
     with budget.ledger(place) as opened:
-        click.echo(json.dumps(opened.export(subject), indent=2))
+        print_json(opened.export(subject))
 
 
 @ledger.command()
 @_PLACE
 @click.argument("subject")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def erase(place: str, subject: str, yes: bool) -> None:
+@json_option
+def erase(place: str, subject: str, yes: bool, as_json: bool) -> None:
     """Delete all data of a subject.
 
     The subject then has the whole budget again.
@@ -93,4 +94,7 @@ def erase(place: str, subject: str, yes: bool) -> None:
         found = opened.erase(subject)
     if not found:
         raise click.ClickException(f"the ledger has no data of {printable(subject)}")
-    click.echo(f"erased {printable(subject)}")
+    if as_json:
+        print_json({"subject": subject, "erased": True})
+    else:
+        click.echo(f"erased {printable(subject)}")

@@ -5,10 +5,16 @@ from __future__ import annotations
 import datetime
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from delctl.options import always_json_option, json_option
 from delctl.places import PLACE, bundle_place
+from delctl.terminal import print_json
+
+if TYPE_CHECKING:
+    from client_lib.trust.log import Head
 
 _LOG = click.argument("path", metavar="LOG", type=click.Path(dir_okay=False, path_type=Path))
 _OLD_LOG = click.argument("path", metavar="LOG", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -26,7 +32,8 @@ def log() -> None:
 @log.command()
 @_LOG
 @click.argument("bundle", type=bundle_place, metavar=PLACE)
-def append(path: Path, bundle: Path) -> None:
+@json_option
+def append(path: Path, bundle: Path, as_json: bool) -> None:
     """Append a bundle's fingerprint, guarantees and audit dates to LOG; print the new head."""
     from client_lib.trust.log import TransparencyLog
     from del_core.bundle import load_client
@@ -38,14 +45,15 @@ def append(path: Path, bundle: Path) -> None:
     signature = client.signature
     stated["date"] = stated.pop("signed")
     stated["signing_key"] = None if signature is None else signature.key
-    click.echo(str(TransparencyLog(path).append(stated)))
+    _show_head(TransparencyLog(path).append(stated), as_json)
 
 
 @log.command()
 @_OLD_LOG
 @click.option("--head", metavar="SIZE:ROOT", help="An earlier head, which must be a beginning of the log.")
 @click.option("--fingerprint", metavar="HEX", help="A bundle that must be in the log.")
-def verify(path: Path, head: str | None, fingerprint: str | None) -> None:
+@json_option
+def verify(path: Path, head: str | None, fingerprint: str | None, as_json: bool) -> None:
     """Compute the head of LOG; check that it continues an earlier one and holds a bundle."""
     from client_lib.trust.log import Head, TransparencyLog
 
@@ -59,7 +67,7 @@ def verify(path: Path, head: str | None, fingerprint: str | None) -> None:
             )
     if fingerprint is not None:
         _index(opened.entries(), fingerprint)
-    click.echo(str(opened.head()))
+    _show_head(opened.head(), as_json)
 
 
 @log.command()
@@ -68,6 +76,7 @@ def verify(path: Path, head: str | None, fingerprint: str | None) -> None:
 @click.option(
     "--since", type=click.IntRange(0), metavar="SIZE", help="Prove that the head of this size is a beginning."
 )
+@always_json_option
 def prove(path: Path, fingerprint: str | None, since: int | None) -> None:
     """Print a proof of inclusion or of consistency as JSON."""
     from client_lib.trust.log import TransparencyLog, consistency_proof, inclusion_proof
@@ -85,7 +94,14 @@ def prove(path: Path, fingerprint: str | None, since: int | None) -> None:
         assert since is not None
         report["old_head"] = str(opened.head(since))
         proof = consistency_proof(opened.leaves(), since)
-    click.echo(json.dumps({**report, "proof": [step.hex() for step in proof]}, indent=2))
+    print_json({**report, "proof": [step.hex() for step in proof]})
+
+
+def _show_head(head: Head, as_json: bool) -> None:
+    if as_json:
+        print_json({"head": str(head), "size": head.size, "root": head.root.hex()})
+    else:
+        click.echo(str(head))
 
 
 def _index(entries: list[bytes], fingerprint: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -10,7 +9,7 @@ import click
 from delctl.known_models import fetch_model
 from delctl.options import json_option
 from delctl.places import MODEL_PLACE, model_place
-from delctl.terminal import bytes_words, console, plain_table
+from delctl.terminal import bytes_words, console, observed, plain_table, print_json
 
 
 @click.group()
@@ -43,21 +42,24 @@ def get(source: str, out: Path | None, dtype: str, as_json: bool) -> None:
     from del_core.lm.gguf import convert_gguf
     from del_core.lm.known import MODELS
 
-    progress = console(stderr=True, quiet=as_json)
+    progress = console(stderr=True)
     file = Path(source)
     if source not in MODELS:
         if not file.is_file():
             raise click.BadParameter(f"must be one of {', '.join(MODELS)}, or a GGUF file, got {source!r}")
         if out is None:
             raise click.UsageError("--out is needed for a GGUF file: the directory to write")
-        with progress.status(f"Converting {file.name} ..."):
-            convert_gguf(file, out, dtype=dtype)
+        with observed(progress, whole=True) as observer:
+            convert_gguf(file, out, dtype=dtype, observer=observer)
         directory = out
     elif out is not None:
         raise click.UsageError("--out goes with a GGUF file; a known model is kept in the cache")
     else:
         directory = fetch_model(source, progress)
-    click.echo(json.dumps({"directory": str(directory)}) if as_json else str(directory))
+    if as_json:
+        print_json({"directory": str(directory)})
+    else:
+        click.echo(str(directory))
 
 
 @model.command()
@@ -76,7 +78,7 @@ def check(directory: Path, as_json: bool) -> None:
 
     problems = check_model(directory)
     if as_json:
-        click.echo(json.dumps({"ok": not problems, "problems": list(problems)}, ensure_ascii=False))
+        print_json({"ok": not problems, "problems": list(problems)})
     else:
         click.echo("\n".join(problems) or f"{directory}: no problems found")
     if problems:
@@ -100,7 +102,7 @@ def list_models(as_json: bool) -> None:
             name: {"title": known.title, "license": known.license, "directory": place and str(place)}
             for name, known, place in rows
         }
-        click.echo(json.dumps(values, indent=2))
+        print_json(values)
         return
     table = plain_table("name", "model", "license", "download", "on this machine", right=("download",))
     for name, known, place in rows:

@@ -11,7 +11,7 @@ import click
 
 from cluster.capacity import ACCELERATORS, MODEL_SIZES
 from delctl.options import POSITIVE, grouped, json_option
-from delctl.terminal import console, plain_table
+from delctl.terminal import console, plain_table, print_json
 
 if TYPE_CHECKING:
     from cluster.capacity import Accelerator, ModelShape, Plan, Workload
@@ -106,7 +106,7 @@ def plan(
         _draw(plot, sensitivities(shape, device, workload, _PLOTTED), gpu)
     changed = sensitivities(shape, device, workload, _FACTORS)
     if as_json:
-        click.echo(json.dumps({**found.to_json(), "sensitivities": changed}, indent=2))
+        print_json({**found.to_json(), "sensitivities": changed})
         return
     _show(found, shape, device, workload)
     out = console()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +17,20 @@ from delctl.options import (
     POSITIVE,
     SHARE,
     BudgetOptions,
+    RegisteredChoice,
     TrustOptions,
     api_key_option,
     budget_options,
     bundle_option,
     grouped,
+    json_option,
     listen_options,
     max_epsilon_option,
     trust_options,
+    upstream_option,
 )
 from delctl.reaching import START_HINT, SayRetries
-from delctl.terminal import console, printable
+from delctl.terminal import console, print_json, printable
 
 if TYPE_CHECKING:
     import socket
@@ -54,6 +57,7 @@ class _Upstream:
     server: str
     api_key: str | None
     bundle: Path | None
+    upstream: str
 
 
 _upstream = grouped(
@@ -62,6 +66,7 @@ _upstream = grouped(
     click.option("--server", required=True, envvar="DEL_URL", show_envvar=True, metavar="URL", help="The DEL server."),
     api_key_option,
     bundle_option,
+    upstream_option,
 )
 
 
@@ -160,6 +165,19 @@ _policy = grouped(
     help="What is private: all that people write, all but system messages, or only numbers, addresses and keys that "
     "detectors find. What they miss goes out in the clear.",
 )
+@click.option(
+    "--detector",
+    "detectors",
+    type=RegisteredChoice("client_lib.prompts.detectors:DETECTORS"),
+    multiple=True,
+    help="With --private pii, find more: keys of services (extra secrets), or names of people, places and "
+    "organizations in English (extra names); repeatable.",
+)
+@click.option(
+    "--show",
+    is_flag=True,
+    help="Show on the terminal what of every prompt is private and what goes out in the clear.",
+)
 @click.option("--public-system", is_flag=True, help="Send system and developer messages as public text.")
 @click.option("--private-tools", is_flag=True, help="Hide the definitions of tools, too, at the cost of the budget.")
 @click.option(
@@ -174,9 +192,9 @@ _policy = grouped(
 @click.option(
     "--chat-max-tokens",
     type=click.IntRange(1),
-    default=128,
+    default=1024,
     show_default=True,
-    help="Length of an answer if a chat request names none.",
+    help="Greatest length of an answer if a chat request names none.",
 )
 @click.option("--max-body-bytes", type=click.IntRange(1), default=1 << 20, show_default=True)
 @click.option(
@@ -187,6 +205,7 @@ _policy = grouped(
     help="Memory for the counts of past prompts, which are reused.",
 )
 @click.option("--quiet", is_flag=True, help="No line per request on stderr.")
+@json_option
 def proxy(
     *,
     upstream: _Upstream,
@@ -198,6 +217,8 @@ def proxy(
     variants: tuple[str, ...],
     chat_template: Path | None,
     quiet: bool,
+    show: bool,
+    as_json: bool,
     **settings: Any,
 ) -> None:
     """Answer OpenAI's API on this machine, and privatize every prompt before it leaves.
@@ -211,7 +232,10 @@ def proxy(
     from client_lib.proxy import ProxySettings
     from client_lib.proxy.server import bind
     from del_core.net.addresses import is_loopback
+    from delctl.chats import show_spans
 
+    if show and not console(stderr=True).is_terminal:
+        raise click.UsageError("--show needs a terminal: what it shows is the prompts, which no file should keep")
     is_local = is_loopback(listen.host)
     if not is_local and listen.client_key is None:
         raise click.UsageError(
@@ -225,6 +249,7 @@ def proxy(
         client_key=listen.client_key,
         template=template,
         loopback_hosts=is_local and listen.client_key is None,
+        show=(lambda spans: show_spans(spans, stderr=True)) if show else None,
         **settings,
     )
     if not quiet:
@@ -247,15 +272,37 @@ def proxy(
             options = trust.client_options(
                 api_key=upstream.api_key,
                 bundle=upstream.bundle,
+                upstream=upstream.upstream,
                 policy=policy,
                 ledger=ledger,
                 max_retries=_MAX_RETRIES,
                 telemetry=None if quiet else SayRetries(upstream.server),
             )
             async with AsyncClient(upstream.server, **options) as client:
-                await _Proxy(client, checked, policy, bind(listen.host, listen.port), listen.grace).run()
+                bound = bind(listen.host, listen.port)
+                await _Proxy(client, checked, policy, bound, listen.grace, as_json).run()
 
         asyncio.run(run())
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A name that applications may ask for; without an epsilon, it has no protection of its own."""
+
+    name: str
+    epsilon: float | None = None  # a token, at DELTA
+    refused: str | None = None
+    stands_for: str | None = None
+
+    def words(self) -> str:
+        if self.stands_for is not None:
+            return f"stands for {self.stands_for}"
+        if self.refused is not None:
+            return f"refused: {self.refused}"
+        return "no protection" if self.epsilon is None else f"epsilon {self.epsilon:.2f} a token at delta {DELTA:g}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "delta": None if self.epsilon is None else DELTA}
 
 
 @dataclass(frozen=True)
@@ -267,6 +314,7 @@ class _Proxy:
     policy: PrivacyPolicy
     bound: socket.socket
     grace: float
+    as_json: bool
 
     async def run(self) -> None:
         """Announce the URL and the models, and serve until a signal.
@@ -281,12 +329,12 @@ class _Proxy:
             app = create_app(self.client, self.settings)
             if await self._is_reachable():
                 models = await self._models()
-                self._announce_address()
-                self._announce_models(models)
+                self._announce(models)
                 await serve(app, self.bound, grace_s=self.grace)
                 return
-            self._announce_address()
-            console().print(f"The server cannot be reached yet: {START_HINT}. Waiting for it.", soft_wrap=True)
+            self._announce(None)
+            waits = f"The server cannot be reached yet: {START_HINT}. Waiting for it."
+            console(stderr=self.as_json).print(waits, soft_wrap=True)
             serving = asyncio.ensure_future(serve(app, self.bound, grace_s=self.grace))
             waiting = asyncio.ensure_future(self._wait_for_server())
             await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
@@ -315,7 +363,21 @@ class _Proxy:
         while not await self._is_reachable():
             await asyncio.sleep(pause_s)
             pause_s = min(5.0, 1.5 * pause_s)
-        self._announce_models(await self._models())
+        models = await self._models()
+        if not self.as_json:
+            self._announce_models(models)
+
+    def _announce(self, models: list[_Model] | None) -> None:
+        """Print where the proxy listens and what it offers; None before the server is reached."""
+        from client_lib.proxy.server import url_of
+
+        if self.as_json:
+            offered = None if models is None else [one.to_json() for one in models]
+            print_json({"url": url_of(self.bound), "server": self.client.base_url, "models": offered})
+            return
+        self._announce_address()
+        if models is not None:
+            self._announce_models(models)
 
     def _announce_address(self) -> None:
         from client_lib.proxy.server import url_of
@@ -329,8 +391,8 @@ class _Proxy:
                 "Warning: other machines can reach this address; their requests are not encrypted.", style="bold red"
             )
 
-    async def _models(self) -> list[tuple[str, str]]:
-        """Return each offered name with what to say about it.
+    async def _models(self) -> list[_Model]:
+        """Return what is offered.
 
         Raises UsageError or BadParameter if the settings do not fit the bundle.
         """
@@ -341,20 +403,17 @@ class _Proxy:
         refused = await self._refused(offered)
         models = []
         for name in offered:
-            words = "no protection"
-            if refused[name] is not None:
-                words = f"refused: {refused[name]}"
-            elif name != CLEAR:
-                words = f"epsilon {await self.client.epsilon(name, delta=DELTA):.2f} a token at delta {DELTA:g}"
-            models.append((name, words))
-        return models + [(name, f"stands for {variant}") for name, variant in self.settings.aliases.items()]
+            protected = name != CLEAR and refused[name] is None
+            epsilon = await self.client.epsilon(name, delta=DELTA) if protected else None
+            models.append(_Model(name, epsilon, refused=refused[name]))
+        return models + [_Model(name, stands_for=variant) for name, variant in self.settings.aliases.items()]
 
-    def _announce_models(self, models: list[tuple[str, str]]) -> None:
+    def _announce_models(self, models: list[_Model]) -> None:
         from client_lib.proxy.server import url_of
 
         out = console()
-        for index, (name, words) in enumerate(models):
-            out.print(f"  {'' if index else 'models':12} {printable(name):12} {words}")
+        for index, one in enumerate(models):
+            out.print(f"  {'' if index else 'models':12} {printable(one.name):12} {one.words()}")
         out.print(f'Try: OpenAI(base_url="{url_of(self.bound)}/v1", api_key="...")', soft_wrap=True)
         out.print("Stop with Ctrl-C.")
 

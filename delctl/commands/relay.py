@@ -6,8 +6,8 @@ import asyncio
 
 import click
 
-from delctl.options import allow_http_option, listen_options
-from delctl.terminal import console, printable
+from delctl.options import allow_http_option, json_option, listen_options
+from delctl.terminal import console, print_json, printable
 
 
 @click.command()
@@ -23,7 +23,10 @@ from delctl.terminal import console, printable
     help="Requests at once; others are answered 503.",
 )
 @allow_http_option
-def relay(*, gateway: str, host: str, port: int, max_requests: int, grace: float, allow_http: bool) -> None:
+@json_option
+def relay(
+    *, gateway: str, host: str, port: int, max_requests: int, grace: float, allow_http: bool, as_json: bool
+) -> None:
     """Pass encapsulated requests on to a server, and nothing that tells callers apart.
 
     The relay hides from the server where requests come from, unless the same people run both. It
@@ -39,9 +42,12 @@ def relay(*, gateway: str, host: str, port: int, max_requests: int, grace: float
         relaying = Relay(url, settings)
         try:
             with bind(host, port) as bound:
-                out = console()
-                out.print(url_of(bound), style="bold")
-                out.print(f"  {'gateway':12} {printable(url)}", soft_wrap=True)
+                if as_json:
+                    print_json({"url": url_of(bound), "gateway": url})
+                else:
+                    out = console()
+                    out.print(url_of(bound), style="bold")
+                    out.print(f"  {'gateway':12} {printable(url)}", soft_wrap=True)
                 await serve(relaying.app, bound, grace_s=grace)
         finally:
             await relaying.close()

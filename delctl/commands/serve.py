@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from delctl.local import PROXY_WORDS, running_server
+from delctl.options import json_option
 from delctl.places import PLACE, bundle_place, model_place
-from delctl.terminal import console, printable
+from delctl.terminal import console, print_json, printable
 
 if TYPE_CHECKING:
     from cluster.local import LocalServer
+    from del_core.bundle import Bundle
     from deployments.settings import ServedApplication, Settings
 
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="HTTP proxy in front: HAProxy (faster), Ray Serve's own, or HAProxy where it can run.",
 )
+@json_option
 def serve(
     bundle: Path | None,
     model: Path | None,
@@ -48,6 +51,7 @@ def serve(
     replicas: int | None,
     max_replicas: int | None,
     proxy: Literal["auto", "haproxy", "serve"],
+    as_json: bool,
 ) -> None:
     """Serve a model and its bundle on this machine until Ctrl-C.
 
@@ -58,7 +62,10 @@ def serve(
         raise click.UsageError("--replicas and --max-replicas exclude each other")
     served = resolve_served(bundle, model, config, replicas, max_replicas)
     with contextlib.suppress(KeyboardInterrupt), running_server(served, host=host, port=port, proxy=proxy) as server:
-        announce(server, host)
+        if as_json:
+            print_json(announcement(server))
+        else:
+            announce(server, host)
         watch(server)
         server.stop(keep_files=True)
         raise click.ClickException(f"the server has ended by itself; its logs are in {server.directory}")
@@ -117,6 +124,42 @@ def resolve_served(
     return parse_settings(values)
 
 
+def announcement(server: LocalServer) -> dict[str, Any]:
+    """Return the URLs, models and variants of a running server, for programs."""
+    return {
+        "url": server.url,
+        "proxy": server.proxy,
+        "applications": [
+            {"url": f"{server.url}{one.path}", **_described(one.settings, context_length(f"{server.url}{one.path}"))}
+            for one in server.applications
+        ],
+    }
+
+
+def _described(settings: Settings, context: int | None) -> dict[str, Any]:
+    from del_core.bundle import load_bundle
+
+    bundle = load_bundle(settings.bundle_path, verify=False)
+    return {
+        "base_model": bundle.manifest.base_model.name,
+        "bundle": settings.bundle,
+        "fingerprint": bundle.fingerprint,
+        "min_replicas": settings.scaling.min_replicas,
+        "max_replicas": settings.scaling.max_replicas,
+        "context_length": context,
+        "variants": {name: {"epsilon": epsilon, "delta": delta} for name, epsilon, delta in _epsilons(bundle)},
+    }
+
+
+def _epsilons(bundle: Bundle) -> Iterator[tuple[str, float, float]]:
+    """Yield each variant's name, exact epsilon a token, and the delta of it."""
+    from del_core import accounting
+
+    for name, variant in bundle.variants.items():
+        delta = variant.guarantees.delta
+        yield name, accounting.epsilon(bundle.mechanism(name), delta), delta
+
+
 def announce(server: LocalServer, host: str) -> None:
     """Print the URLs, models and variants of a running server."""
     from del_core.bundle import load_bundle
@@ -163,7 +206,6 @@ def model_positions(settings: Settings) -> int | None:
 
 def _describe(settings: Settings, context: int | None) -> None:
     """Describe a model, its bundle and its replicas."""
-    from del_core import accounting
     from del_core.audit.quality import stated_warnings
     from del_core.bundle import load_bundle
 
@@ -187,9 +229,7 @@ def _describe(settings: Settings, context: int | None) -> None:
     out = console()
     for name, value in lines.items():
         out.print(f"  {name:12} {printable(value)}", soft_wrap=True)
-    for index, (name, variant) in enumerate(bundle.variants.items()):
-        delta = variant.guarantees.delta
-        epsilon = accounting.epsilon(bundle.mechanism(name), delta)
+    for index, (name, epsilon, delta) in enumerate(_epsilons(bundle)):
         out.print(f"  {'' if index else 'variants':12} {name:12} epsilon {epsilon:.2f} a token at delta {delta:g}")
     out.print(f"  {'':12} {'clear':12} no protection: takes public text only")
     for sentence in stated_warnings({variant.name: variant.audit for variant in bundle.manifest.variants}):

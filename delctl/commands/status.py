@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from delctl.options import json_option
 from delctl.target import address_option, dashboard_of, local_record
-from delctl.terminal import console, plain_table, printable
+from delctl.terminal import console, plain_table, print_json, printable
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -47,7 +46,7 @@ def status(address: str | None, watch: bool, env: bool, as_json: bool) -> None:
         found = cluster_status(dashboard)
         if as_json:
             values: dict[str, Any] = {"url": url, "version": __version__, **found.to_json()}
-            click.echo(json.dumps(values, indent=2))
+            print_json(values)
             return
         if not watch:
             console().print(_view(found, url))

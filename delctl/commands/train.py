@@ -14,6 +14,7 @@ from delctl.commands._training_options import (
     BITS,
     CHAT,
     DELTA,
+    DISTILLATION,
     EXISTING_DIRECTORY,
     MODEL,
     NAME,
@@ -21,13 +22,14 @@ from delctl.commands._training_options import (
     ROWS,
     TASK,
     TEXT,
-    RegisteredChoice,
     run_options,
     stage_options,
 )
-from delctl.options import POSITIVE, SHARE
+from delctl.options import POSITIVE, SHARE, RegisteredChoice
+from delctl.terminal import print_json
 
 if TYPE_CHECKING:
+    from del_core.audit.intervals import Rate
     from del_core.lm.model import FrozenLM
     from del_core.training.config import StageConfig
     from del_core.training.examples import Conversations
@@ -64,6 +66,7 @@ class _Stage:
     device: str
     workers: int
     quiet: bool
+    as_json: bool
     projection_directory: Path = Path()
 
     @classmethod
@@ -129,11 +132,25 @@ def _reachable(epsilon: float, delta: float, bits: int, projection: Path) -> Non
         raise click.BadParameter(str(error), param_hint="--epsilon") from None
 
 
-def _print_perplexities(result: object) -> None:
+def _show(stage: _Stage, result: object, *more: str) -> None:
+    """Print a stage's result: all of it as JSON, or the perplexities and the lines ``more``."""
+    from del_core.audit import records
     from del_core.training.results import perplexities
 
+    if stage.as_json:
+        print_json({"directory": str(stage.out), **records.to_json(result)})
+        return
     for name, value in perplexities(result).items():
         click.echo(f"{name:16} {value:9.2f}")
+    for line in more:
+        click.echo(line)
+
+
+def _attack_lines(recovery: Mapping[str, Rate]) -> list[str]:
+    return [
+        f"{attack + ' ASR':16} {rate.success:9.2%}  (95 %: {rate.low:.2%} to {rate.high:.2%})"
+        for attack, rate in recovery.items()
+    ]
 
 
 @click.group()
@@ -168,7 +185,9 @@ def train() -> None:
 @click.option("--learning-rate", default=1.5e-3, show_default=True, type=POSITIVE)
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: faster, needs a C++ compiler.")
 @run_options
-def base(texts: tuple[Path, ...], out: Path, compiled: bool, device: str, quiet: bool, **sizes: Any) -> None:
+def base(
+    texts: tuple[Path, ...], out: Path, compiled: bool, device: str, quiet: bool, as_json: bool, **sizes: Any
+) -> None:
     """Train a small Llama and its tokenizer from text."""
     from del_core.lm.text import read_texts
     from del_core.training.base import BaseConfig, train_base
@@ -177,7 +196,10 @@ def base(texts: tuple[Path, ...], out: Path, compiled: bool, device: str, quiet:
         raise click.BadParameter(f"{sizes['heads']} does not divide --hidden {sizes['hidden']}", param_hint="--heads")
     config = BaseConfig(**sizes, compile=compiled)
     perplexity = train_base(read_texts(texts), out, config, device=device, progress=not quiet)
-    click.echo(f"held-out perplexity {perplexity:.2f}; model in {out}")
+    if as_json:
+        print_json({"directory": str(out), "perplexity": perplexity})
+    else:
+        click.echo(f"held-out perplexity {perplexity:.2f}; model in {out}")
 
 
 @train.command()
@@ -192,7 +214,7 @@ def projection(**settings: Any) -> None:
 
     stage = _Stage.take(settings)
     config = ProjectionConfig(**settings)
-    _print_perplexities(stage.run(lambda lm: train_projection(lm, stage.out, config, progress=not stage.quiet), config))
+    _show(stage, stage.run(lambda lm: train_projection(lm, stage.out, config, progress=not stage.quiet), config))
 
 
 @train.command()
@@ -209,10 +231,10 @@ def projection(**settings: Any) -> None:
 @click.option("--width", default=256, show_default=True, type=click.IntRange(0), help="Hidden width; 0 is affine.")
 @click.option(
     "--decoder",
-    default="trained",
+    default="linear",
     show_default=True,
     type=RegisteredChoice("del_core.decoders:joint_kinds"),
-    help="Decoder trained with the encoder, from which stage 2 continues. The linear one costs least to serve.",
+    help="Decoder trained with the encoder, from which stage 2 continues.",
 )
 @click.option("--rows", default=32, show_default=True, help="Length of the soft prompt trained along: 0, 32, 64, ...")
 @stage_options(steps=800, learning_rate=3e-3, min_prompt_tokens=16)
@@ -232,8 +254,7 @@ def encoder(**settings: Any) -> None:
         lambda lm: train_encoder(lm, stage.start(lm), stage.out, config, progress=not stage.quiet),
         config,
     )
-    _print_perplexities(result)
-    click.echo(f"{'map ASR':16} {result.map_asr:9.2%}  (on the validation part, like the perplexities)")
+    _show(stage, result, f"{'map ASR':16} {result.map_asr:9.2%}  (on the validation part, like the perplexities)")
 
 
 @train.command("soft-prompt")
@@ -266,6 +287,7 @@ def encoder(**settings: Any) -> None:
 )
 @ROWS
 @ADAPTER
+@DISTILLATION
 @CHAT
 @click.option(
     "--train-linear",
@@ -294,9 +316,7 @@ def soft_prompt(name: str, task: str, chat: Path | None, **settings: Any) -> Non
         ),
         plan.config,
     )
-    _print_perplexities(result.trained)
-    for attack, rate in result.recovery.items():
-        click.echo(f"{attack + ' ASR':16} {rate.success:9.2%}  (95 %: {rate.low:.2%} to {rate.high:.2%})")
+    _show(stage, result, *_attack_lines(result.recovery))
 
 
 @train.command()
@@ -307,16 +327,30 @@ def soft_prompt(name: str, task: str, chat: Path | None, **settings: Any) -> Non
 @click.option("--epsilon", required=True, type=POSITIVE, help="Pure epsilon per token, at most.")
 @click.option("--bits", default=8, show_default=True, type=click.IntRange(1, 8), help="Bits n: codes are 0 to 2^n - 1.")
 @click.option("--columns", default=1, show_default=True, type=click.IntRange(1, 16), help="Codes of each token.")
+@click.option(
+    "--frequency-power",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0.0, 1.0),
+    help="Power of its frequency with which a token weighs; below 1, frequent tokens share codes.",
+)
+@click.option(
+    "--attack-success",
+    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    help="Learn codes at which an attacker with the LM and the true prefix is right at most this often.",
+)
 @ROWS
 @ADAPTER
+@DISTILLATION
 @CHAT
 @TEST_WINDOWS
 @stage_options(steps=400, learning_rate=1e-2, min_prompt_tokens=16)
 def codes(name: str, task: str, chat: Path | None, **settings: Any) -> None:
     """Train a variant that sends a noisy code in place of a token.
 
-    Needs no projection. k-means of the LM's embeddings gives the codes; the embedding of each code
-    and the soft prompt are trained for the noise.
+    Needs no projection. k-means of the LM's embeddings gives the codes; with --attack-success,
+    tokens then move between codes until the attacker is held. The embedding of each code and the
+    soft prompt are trained for the noise.
     """
     from del_core.training.codes import train_codes
     from del_core.training.config import CodesConfig
@@ -330,10 +364,11 @@ def codes(name: str, task: str, chat: Path | None, **settings: Any) -> None:
         ),
         config,
     )
-    _print_perplexities(result)
-    for attack, rate in result.recovery.items():
-        click.echo(f"{attack + ' ASR':16} {rate.success:9.2%}  (95 %: {rate.low:.2%} to {rate.high:.2%})")
-    click.echo(f"{'epsilon':16} {result.epsilon:9.2f}  (pure, one token; the codes have {result.entropy:.2f} bits)")
+    lines = _attack_lines(result.recovery)
+    if result.lm_prior is not None:
+        lines.append(f"{'LM as prior':16} {result.lm_prior:9.2%}  (an attacker who knows all tokens before)")
+    bits = f"(pure, one token; the codes have {result.entropy:.2f} bits)"
+    _show(stage, result, *lines, f"{'epsilon':16} {result.epsilon:9.2f}  {bits}")
 
 
 @train.command()
@@ -353,6 +388,7 @@ def codes(name: str, task: str, chat: Path | None, **settings: Any) -> None:
     help="Projection of the variant; a variant of codes has none.",
 )
 @click.option("--rank", default=8, show_default=True, type=click.IntRange(1), help="Rank of the adapter.")
+@DISTILLATION
 @CHAT
 @TEST_WINDOWS
 @stage_options(steps=400, learning_rate=1e-2, min_prompt_tokens=16)
@@ -387,11 +423,11 @@ def adapter(variant_directory: Path, rank: int, chat: Path | None, **settings: A
         found = read_variant_result(start)
         noise = Noise(found.trained.bits, ratio=found.trained.ratio_numerator / 2.0**31)
         plan = VariantPlan(found.trained.name, noise, found.task, replace(found.trained.config, **settings))
-        return train_variant(lm, stage.start(lm), plan, stage.out, **options).trained
+        return train_variant(lm, stage.start(lm), plan, stage.out, **options)
 
     settings["adapter_rank"] = rank
     # Its decoder and rows are those of the variant, which is read with the model.
-    _print_perplexities(stage.run(run, _config(VariantConfig, settings)))
+    _show(stage, stage.run(run, _config(VariantConfig, settings)))
 
 
 def _conversations(place: Path | None, lm: FrozenLM) -> Conversations | None:
@@ -414,6 +450,7 @@ def _conversations(place: Path | None, lm: FrozenLM) -> Conversations | None:
 )
 @click.option("--rows", default=32, show_default=True, type=click.IntRange(32), help="Length of the soft prompt.")
 @ADAPTER
+@DISTILLATION
 @TEST_WINDOWS
 @stage_options(steps=400, learning_rate=1e-2, min_prompt_tokens=16)
 def control(kind: str, **settings: Any) -> None:
@@ -428,4 +465,4 @@ def control(kind: str, **settings: Any) -> None:
     stage = _Stage.take(settings)
     config = _config(SoftPromptConfig, settings)
     result = stage.run(lambda lm: train_control(lm, kind, config, stage.out, progress=not stage.quiet), config)
-    _print_perplexities(result)
+    _show(stage, result)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from delctl.options import DELTA, allow_http_option, api_key_option, json_option
-from delctl.terminal import console, plain_table, printable
+from delctl.terminal import console, plain_table, print_json, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from rich.console import Console
 
     from client_lib.trust import FileTrustStore, TrustRecord
 
@@ -54,14 +55,14 @@ def show(url: str | None, path: Path | None, as_json: bool) -> None:
         name, record = _find(records, url)
         records = {name: record}
     if as_json:
-        click.echo(json.dumps({name: record.to_json() for name, record in records.items()}, indent=2))
+        print_json({name: record.to_json() for name, record in records.items()})
         return
     out = console()
     if not records:
         out.print("Nothing has been accepted.")
     for name, record in sorted(records.items()):
         out.print(printable(name), style="bold")
-        _print(record)
+        _print(record, out)
 
 
 @trust.command()
@@ -71,8 +72,15 @@ def show(url: str | None, path: Path | None, as_json: bool) -> None:
 @allow_http_option
 @_FILE
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
 def accept(
-    url: str, fingerprint: str | None, api_key: str | None, allow_http: bool, path: Path | None, yes: bool
+    url: str,
+    fingerprint: str | None,
+    api_key: str | None,
+    allow_http: bool,
+    path: Path | None,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Fetch the bundle that a server offers now, show what changed, and accept it.
 
@@ -89,11 +97,11 @@ def accept(
     if fingerprint not in (None, offer.fingerprint):
         raise click.ClickException(f"the server's bundle must be {fingerprint}, got {offer.fingerprint}")
     before = store.records().get(name)
-    out = console()
+    changes = () if before is None else before.changes(offer, named=tuple(before.variants))
+    out = console(stderr=as_json)
     out.print(f"{printable(name)} offers:", style="bold")
-    _print(offer)
+    _print(offer, out)
     if before is not None:
-        changes = before.changes(offer, named=tuple(before.variants))
         words = "It is equal to, or stronger than, what was accepted" if not changes else "Changed since"
         out.print(f"{words} on {before.accepted_at}{'.' if not changes else ':'}")
         for change in changes:
@@ -101,18 +109,26 @@ def accept(
     if not yes:
         click.confirm("Accept it?", abort=True, err=True)
     store.update(name, lambda _: offer)
-    click.echo(f"accepted {offer.fingerprint}")
+    if as_json:
+        changed = None if before is None else [str(change) for change in changes]
+        print_json({"server": name, "accepted": offer.to_json(), "changes": changed})
+    else:
+        click.echo(f"accepted {offer.fingerprint}")
 
 
 @trust.command()
 @_URL
 @_FILE
-def forget(url: str, path: Path | None) -> None:
+@json_option
+def forget(url: str, path: Path | None, as_json: bool) -> None:
     """Forget what was accepted from a server; its next offer is accepted as a first one."""
     store = _store(path)
-    name, _ = _find(store.records(), url)
+    name, record = _find(store.records(), url)
     store.update(name, lambda _: None)
-    click.echo(f"forgot {printable(name)}")
+    if as_json:
+        print_json({"server": name, "forgotten": record.to_json()})
+    else:
+        click.echo(f"forgot {printable(name)}")
 
 
 def _find(records: Mapping[str, TrustRecord], url: str) -> tuple[str, TrustRecord]:
@@ -126,8 +142,7 @@ def _find(records: Mapping[str, TrustRecord], url: str) -> tuple[str, TrustRecor
     return name, records[name]
 
 
-def _print(record: TrustRecord) -> None:
-    out = console()
+def _print(record: TrustRecord, out: Console) -> None:
     facts = {
         "bundle": record.fingerprint,
         "table": record.table,

@@ -11,9 +11,9 @@ from typing import Literal
 import click
 
 from delctl.commands.serve import resolve_served
-from delctl.options import POSITIVE, grouped
+from delctl.options import POSITIVE, grouped, json_option
 from delctl.places import PLACE, bundle_place, model_place
-from delctl.terminal import console
+from delctl.terminal import console, print_json
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ _node_options = grouped(
     show_default=True,
     help="HTTP proxy in front, as for delctl serve.",
 )
+@json_option
 def up(
     size: NodeOptions,
     config: Path | None,
@@ -71,6 +72,7 @@ def up(
     model: Path | None,
     port: int,
     proxy: Literal["auto", "haproxy", "serve"],
+    as_json: bool,
 ) -> None:
     """Start a Ray cluster on this machine, in the background, and serve on it.
 
@@ -91,6 +93,9 @@ def up(
     options = UpOptions(nodes, size.max_nodes, size.cpus, idle_timeout_s or IDLE_TIMEOUT_S, port, proxy)
     with waiting(f"starting {nodes} Ray node{'s' if nodes > 1 else ''} and the application, about a minute"):
         record = up(served, options)
+    if as_json:
+        print_json({"url": record.url, "dashboard": record.dashboard_url, "logs": str(record.directory)})
+        return
     out = console()
     out.print(record.url, style="bold")
     for name, value in {"dashboard": record.dashboard_url, "logs": record.directory}.items():

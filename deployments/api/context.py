@@ -11,6 +11,7 @@ from starlette.requests import Request as HTTPRequest
 from del_core.errors import DEADLINE_EXCEEDED, INVALID_VALUE, FrameError
 from del_core.ohttp import GatewayKey
 from deployments.auth.keys import Caller, Keys
+from deployments.auth.passes import HeldPass, Passes
 from deployments.auth.quotas import Quotas
 from deployments.sections import HTTPSettings, QuotaSettings, StreamingSettings
 from deployments.telemetry.observation import Observation, Observer, ignore
@@ -26,6 +27,7 @@ class APIOptions:
     Args:
         quotas: None charges nobody.
         gateway_key: key of the gateway of Oblivious HTTP; None serves none.
+        passes: passes that the server gives out and takes; None for none.
         observer: receives every completion when it ends.
         add_request_id: whether responses carry ``X-Request-Id``; Serve adds its own.
     """
@@ -36,6 +38,7 @@ class APIOptions:
     quotas: Quotas | None = None
     quota_settings: QuotaSettings = field(default_factory=QuotaSettings)
     gateway_key: GatewayKey | None = None
+    passes: Passes | None = None
     observer: Observer = ignore
     add_request_id: bool = True
 
@@ -64,10 +67,14 @@ class Deadline:
 
 @dataclass(frozen=True)
 class RequestContext:
-    """One request for a completion; ``resources`` are released when the response has ended."""
+    """One request for a completion; ``resources`` are released when the response has ended.
+
+    ``held`` is the pass that it is paid with, if not by the quota of its caller.
+    """
 
     http: HTTPRequest
     caller: Caller
     deadline: Deadline
     observation: Observation
     resources: contextlib.ExitStack
+    held: HeldPass | None = None

@@ -5,6 +5,8 @@ GET  /v1/models                 the variants with their guarantees and audits
 GET  /v1/bundle                 the client part of the bundle, with an ETag
 GET  /healthz  /readyz          the process works; the engine works
 /.well-known/ohttp-gateway      with a gateway's key: its configuration; encapsulated requests
+/.well-known/private-token-...  with an issuer's key: its directory
+POST /v1/passes                 with an issuer's key: passes, for an API key
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from del_core.bundle import SIGNATURE_HEADER
 from del_core.errors import (
     INTERNAL_ERROR,
     INVALID_API_KEY,
+    INVALID_PASS,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
     OVERLOADED,
+    PASS_SPENT,
     RATE_LIMIT_EXCEEDED,
     UNSUPPORTED_MEDIA_TYPE,
     FrameError,
@@ -40,8 +44,10 @@ from deployments.api.context import DEADLINE_HEADER, APIOptions, Deadline, Reque
 from deployments.api.errors import ErrorResponse, engine_unavailable, error_response, internal_error
 from deployments.api.gateway import OVERHEAD_BYTES, Gateway
 from deployments.api.middleware import Guard, RequestIds
+from deployments.api.passes import Issuer
 from deployments.api.streaming import Envelope, EventStream, PaddedEventStream
-from deployments.auth.keys import Caller, InvalidKeyError
+from deployments.auth.keys import ANYONE, Caller, InvalidKeyError
+from deployments.auth.passes import HeldPass, InvalidPassError, PassesUnavailableError, PassSpentError
 from deployments.auth.quotas import Charge, QuotaExceededError, QuotaUnavailableError
 from deployments.engines.base import EngineDeadError
 from deployments.service.service import Delivery, OverloadedError, PrivateLMService
@@ -49,7 +55,17 @@ from deployments.telemetry.observation import CLIENT_GONE, OK, Observation
 
 _TRY_AGAIN = "try again after the seconds in Retry-After"
 
-_REFUSALS = (FrameError, InvalidKeyError, QuotaExceededError, QuotaUnavailableError, OverloadedError, EngineDeadError)
+_REFUSALS = (
+    FrameError,
+    InvalidKeyError,
+    InvalidPassError,
+    PassSpentError,
+    PassesUnavailableError,
+    QuotaExceededError,
+    QuotaUnavailableError,
+    OverloadedError,
+    EngineDeadError,
+)
 
 
 def _refusal(error: Exception) -> Response:
@@ -60,6 +76,12 @@ def _refusal(error: Exception) -> Response:
             return error_response(error.code, str(error), param)
         case InvalidKeyError():
             return error_response(INVALID_API_KEY, str(error), headers={"www-authenticate": "Bearer"})
+        case InvalidPassError():
+            return error_response(INVALID_PASS, str(error))
+        case PassSpentError():
+            return error_response(PASS_SPENT, str(error))
+        case PassesUnavailableError():
+            return error_response(OVERLOADED, f"whether the pass was spent is not known; {_TRY_AGAIN}")
         case QuotaExceededError():
             headers = {"retry-after": str(error.retry_after)}
             return error_response(RATE_LIMIT_EXCEEDED, f"{error}; {_TRY_AGAIN}", headers=headers)
@@ -103,6 +125,7 @@ def create_app(service: PrivateLMService, options: APIOptions | None = None) -> 
     if options.gateway_key is not None:
         room = service.max_frame_bytes
         gateway = Gateway(options.gateway_key, Bodies(options.http, room + room // 64 + OVERHEAD_BYTES))
+    issuer = None if options.passes is None else Issuer(options)
     app = Starlette(
         routes=[
             Route("/v1/private/completions", handlers.completions, methods=["POST"]),
@@ -111,6 +134,7 @@ def create_app(service: PrivateLMService, options: APIOptions | None = None) -> 
             Route("/healthz", handlers.healthz, methods=["GET"]),
             Route("/readyz", handlers.readyz, methods=["GET"]),
             *_gateway_routes(gateway),
+            *(() if issuer is None else issuer.routes()),
         ],
         exception_handlers=_EXCEPTION_HANDLERS,
     )
@@ -136,7 +160,25 @@ class _Handlers:
         self._options = options
         self._bodies = Bodies(options.http, service.max_frame_bytes)
 
+    def _admit(self, http: HTTPRequest) -> tuple[Caller, HeldPass | None]:
+        """Return who asks for a completion, and the pass if it is paid with one."""
+        authorization, passes = http.headers.get("authorization"), self._options.passes
+        if passes is None:
+            return self._options.keys.caller(authorization), None
+        held = passes.presented(authorization)
+        if held is not None:
+            return passes.caller(), held
+        if passes.required or authorization is None:
+            raise InvalidPassError("Authorization must be PrivateToken and a pass of this server")
+        return self._options.keys.caller(authorization), None
+
     def _authenticate(self, http: HTTPRequest) -> Caller:
+        """Return who asks for what is the same for all callers.
+
+        With passes that is anybody: a key would name the caller, and a pass is for a completion.
+        """
+        if self._options.passes is not None:
+            return ANYONE
         return self._options.keys.caller(http.headers.get("authorization"))
 
     async def completions(self, http: HTTPRequest) -> Response:
@@ -156,7 +198,7 @@ class _Handlers:
         limit: asyncio.Timeout | None = None
         with contextlib.ExitStack() as resources:
             try:
-                caller = self._authenticate(http)
+                caller, held = self._admit(http)
                 media_type = http.headers.get("content-type", "").partition(";")[0].strip().lower()
                 if media_type != MEDIA_TYPE or "content-encoding" in http.headers:
                     message = f"Content-Type must be {MEDIA_TYPE}, without a Content-Encoding"
@@ -164,7 +206,7 @@ class _Handlers:
                 # Refuse overload before the body is read; hold a slot only after that.
                 self._service.check_room()
                 deadline = Deadline(http.headers.get(DEADLINE_HEADER))
-                context = RequestContext(http, caller, deadline, observation, resources)
+                context = RequestContext(http, caller, deadline, observation, resources, held)
                 async with asyncio.timeout(deadline.remaining()) as limit:
                     async with self._bodies.body(http) as frame:
                         resources.enter_context(self._service.slot())
@@ -175,7 +217,10 @@ class _Handlers:
                     raise
                 return _refusal(Deadline.exceeded())
             except _REFUSALS as error:
-                return _refusal(error)
+                response = _refusal(error)
+                if self._options.passes is not None and response.status_code == 401:
+                    response.headers["www-authenticate"] = self._options.passes.challenge()
+                return response
             except DisconnectedError:
                 return ErrorResponse(CLIENT_GONE, b"", 499)  # nobody reads it
 
@@ -190,7 +235,7 @@ class _Handlers:
 
     async def _answer(self, request: Request, context: RequestContext) -> Response:
         observation, options = context.observation, self._options
-        charge = await self._charge(context.caller, request)
+        charge = await self._charge(context, request)
         envelope = Envelope(request)
         if charge is not None:
             before = request.prompt_tokens + len(request.resume)
@@ -210,12 +255,16 @@ class _Handlers:
         kind = EventStream if options.streaming.padded is None else PaddedEventStream
         return kind(envelope, first, pieces, context=context, options=options)
 
-    async def _charge(self, caller: Caller, request: Request) -> Charge | None:
+    async def _charge(self, context: RequestContext, request: Request) -> Charge | None:
+        # max_tokens includes the resumed tokens, which the engine computes as it does a prompt.
+        tokens = request.prompt_tokens + request.sampling.max_tokens
+        if context.held is not None and self._options.passes is not None:
+            await self._options.passes.spend(context.held, tokens)
+            return None
         if self._options.quotas is None:
             return None
         try:
-            # max_tokens includes the resumed tokens, which the engine computes as it does a prompt.
-            return await self._options.quotas.charge(caller, request.prompt_tokens + request.sampling.max_tokens)
+            return await self._options.quotas.charge(context.caller, tokens)
         except QuotaUnavailableError:
             if self._options.quota_settings.fail_open:
                 return None

@@ -35,12 +35,14 @@ class InvalidKeyError(DelError):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Authenticated caller: name, limits per minute (None: unlimited), salt of cached prompts."""
+    """Authenticated caller: name, limits per minute (None: unlimited), salt of cached prompts, and
+    the number of passes that it gets each day (None: none)."""
 
     name: str
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     cache_salt: str | None = field(default=None, repr=False)
+    passes_per_day: int | None = None
 
 
 ANYONE = Caller("anyone")
@@ -67,7 +69,13 @@ class KeyRing:
         self._secret = secrets.token_bytes(32)
         self._callers: dict[bytes, tuple[bytes, Caller]] = {}
         for name, settings in names.items():
-            caller = Caller(name, settings.requests_per_minute, settings.tokens_per_minute, _salt(name))
+            caller = Caller(
+                name,
+                settings.requests_per_minute,
+                settings.tokens_per_minute,
+                _salt(name),
+                settings.passes_per_day,
+            )
             for value in settings.hashes:
                 digest = bytes.fromhex(value.removeprefix("sha256:"))
                 self._callers[self._index(digest)] = (digest, caller)

@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from del_core.bundle import Adapter
+from del_core.bundle import Adapter, Bundle
 from del_core.errors import DelError
 from del_core.registry import Registry
 from del_core.wire import TokenLogprobs
 from deployments.sections import Section
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 FinishReason = Literal["stop", "length"]
 
@@ -45,6 +48,24 @@ class Grammar:
     text: str = field(repr=False)
     tokenizer: str
     end_token_ids: tuple[int, ...]
+
+    def matcher(self, tokenizer: LLTokenizer) -> LLMatcher:
+        """Return the matcher of a new completion, which gives up beyond bounds of work.
+
+        A step within the bounds takes at most some tenths of a second; a fifth of the library's
+        own. Usual schemas need a hundredth of it.
+        """
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(
+            initial_lexer_fuel=100_000,
+            step_lexer_fuel=50_000,
+            step_max_items=10_000,
+            max_lexer_states=20_000,
+            max_grammar_size=50_000,
+            verbose_errors=False,
+        )
+        return LLMatcher(tokenizer, self.text, limits=limits, log_level=0)
 
 
 @dataclass(frozen=True)
@@ -131,6 +152,24 @@ class LookUp:
     dtype: str
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+    """A prompt before it is decoded: the soft prompt of a variant, then each segment in order.
+
+    Args:
+        variant: the :func:`variant_name`; None for no soft prompt and segments of token ids only.
+        segments: counts (tokens, dim), uint8, of a private segment, or token ids.
+    """
+
+    variant: str | None
+    segments: tuple[NDArray[np.uint8] | tuple[int, ...], ...] = field(repr=False)
+
+
+def variant_name(bundle: Bundle, variant: str) -> str:
+    """Return the name by which an engine knows a bundle's variant and its adapter."""
+    return f"{bundle.fingerprint[:16]}-{variant}"
+
+
 class Engine(Protocol):
     """A language-model engine that serves many requests at once."""
 
@@ -180,6 +219,23 @@ class AdapterEngine(Engine, Protocol):
 
     def add_adapter(self, name: str, adapter: Adapter) -> None:
         """Make an adapter known by ``name``. Called before :meth:`start`, which loads it."""
+
+
+@runtime_checkable
+class DecodingEngine(Engine, Protocol):
+    """An engine that decodes counts itself, where its model is.
+
+    Its ``generate`` takes an :class:`EncodedPrompt` in place of embeddings.
+    """
+
+    def add_bundle(self, bundle: Bundle) -> None:
+        """Make the variants of a bundle known. Called before :meth:`start`, which loads them."""
+
+    async def decode(self, prompt: EncodedPrompt) -> LookUp:
+        """Return the rows that the model reads for a prompt.
+
+        The service compares them at start with those of the numpy decoders.
+        """
 
 
 class EngineSettings(Section):

@@ -1,16 +1,22 @@
 """Mock engine: generates meaningless tokens at the pace of a model, for load tests without GPUs.
 
-Token k of a completion is a fixed function of k, so a resumed completion continues unchanged. The
-timing follows continuous batching. One step takes ``step_ms + step_ms_per_request * running +
-prompt_token_ms * prompt tokens that join``, and gives every running request one token. Where no
-observer can tell, several steps are taken at once, so that one processor runs many mock engines.
+Token k of a completion is a fixed function of k and the seed, so a resumed completion continues
+unchanged, and a load test notices an answer that belongs to another request. The timing follows
+continuous batching. One step takes ``step_ms + step_ms_per_request * running + prompt_token_ms *
+prompt tokens that join``, and gives every running request one token. Where no observer can tell,
+several steps are taken at once, so that one processor runs many mock engines.
+
+With ``cache_rows``, tokens whose rows stood at the beginning of an earlier prompt take no time, as
+in an engine with a prefix cache: rows count in blocks of 32, and the blocks that were not used for
+the longest time are forgotten first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -36,6 +42,7 @@ logger = logging.getLogger("deployments.engines.mock")
 
 _FIRST_ID, _IDS = 16, 64
 _CONTEXT_LENGTH = 8192
+_BLOCK = 32  # rows
 
 
 class MockSettings(EngineSettings):
@@ -51,6 +58,8 @@ class MockSettings(EngineSettings):
     """Additional duration of a step for each token of a prompt that joins."""
     quantum_ms: float = Field(default=50.0, gt=0, le=1000)
     """Longest time over which steps are taken together; it delays events of a stream."""
+    cache_rows: int = Field(default=0, ge=0, le=10_000_000)
+    """Rows of prompts that a prefix cache holds; 0 means no cache but that of the soft prompt."""
 
 
 def token_at(position: int) -> int:
@@ -61,6 +70,8 @@ def token_at(position: int) -> int:
 class _Running:
     sampling: EngineSampling
     prompt_tokens: int
+    """Tokens of the prompt to compute."""
+    cached_rows: int | None
     generated: int = 0
     read: int = 0
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -68,6 +79,28 @@ class _Running:
     @property
     def left(self) -> int:
         return self.sampling.max_tokens - self.generated
+
+
+class _PrefixCache:
+    """Remembers blocks of rows by a hash of all rows up to their end."""
+
+    def __init__(self, rows: int) -> None:
+        self._most = rows // _BLOCK
+        self._blocks: OrderedDict[bytes, None] = OrderedDict()
+
+    def add(self, embeddings: NDArray[np.float32]) -> int:
+        """Remember a prompt; return how many rows of its beginning were remembered before."""
+        prefix, found, missed = hashlib.blake2b(digest_size=16), 0, False
+        for end in range(_BLOCK, len(embeddings) + 1, _BLOCK):
+            prefix.update(np.ascontiguousarray(embeddings[end - _BLOCK : end]).tobytes())
+            block = prefix.digest()
+            missed = missed or block not in self._blocks
+            found += 0 if missed else _BLOCK
+            self._blocks[block] = None
+            self._blocks.move_to_end(block)
+        while len(self._blocks) > self._most:
+            self._blocks.popitem(last=False)
+        return found
 
 
 class MockEngine:
@@ -79,6 +112,7 @@ class MockEngine:
         self._running: list[_Running] = []
         self._arrived = asyncio.Event()
         self._clock: asyncio.Task[None] | None = None
+        self._cache = _PrefixCache(settings.cache_rows) if settings.cache_rows else None
 
     @property
     def context_length(self) -> int:
@@ -104,9 +138,10 @@ class MockEngine:
         shared_rows: int = 0,
         adapter: str | None = None,
     ) -> AsyncGenerator[Delta, None]:
-        """See ``Engine``. Of the sampling, only lengths and logprobs have an effect."""
+        """See ``Engine``. Of the sampling, only lengths, logprobs and the seed have an effect."""
         await self.check_health()
-        request = _Running(sampling, len(embeddings) - shared_rows)
+        cached = None if self._cache is None else max(shared_rows, self._cache.add(embeddings))
+        request = _Running(sampling, len(embeddings) - (shared_rows if cached is None else cached), cached)
         self._waiting.append(request)
         self._arrived.set()
         try:
@@ -116,13 +151,14 @@ class MockEngine:
                     await request.news.wait()
                     await self.check_health()
                     continue
-                first = sampling.position + request.read
+                first = (sampling.seed or 0) + sampling.position + request.read
                 tokens = tuple(token_at(first + index) for index in range(request.generated - request.read))
                 request.read = request.generated
                 done = request.read == sampling.max_tokens
                 logprobs = None if sampling.logprobs is None else tuple(map(self._logprobs, tokens))
                 reason: FinishReason | None = "length" if done else None
-                yield Delta(tokens, reason, gathered=sampling.gather_tokens > 1, logprobs=logprobs)
+                gathered = sampling.gather_tokens > 1
+                yield Delta(tokens, reason, gathered=gathered, logprobs=logprobs, cached_rows=request.cached_rows)
         finally:
             if request in self._running:
                 self._running.remove(request)

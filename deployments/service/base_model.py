@@ -26,6 +26,11 @@ from deployments.engines.base import LookUp
 _ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
+def rounding(dtype: str) -> float:
+    """Return the unit roundoff of an engine's type of numbers; that of the coarsest if unknown."""
+    return _ROUNDING.get(dtype, max(_ROUNDING.values()))
+
+
 class BaseModelError(DelError):
     """The base model's directory does not match the bundle, or is malformed."""
 
@@ -148,7 +153,7 @@ class EmbeddingTable:
         table = self._in_dtype(looked_up.dtype)
         own, other = table.rows(token_ids), looked_up.rows
         if own.shape == other.shape:
-            allowed = 4 * _ROUNDING.get(looked_up.dtype, _ROUNDING["bfloat16"]) * np.abs(other)
+            allowed = 4 * rounding(looked_up.dtype) * np.abs(other)
             wrong = np.any(np.abs(own - other) > allowed + np.finfo(np.float32).tiny, axis=1)
             if not wrong.any():
                 return table

@@ -4,6 +4,8 @@ The prompt of the engine is built from validated integers; no client can send em
 
     [soft prompt of the variant; each segment in order; embeddings of the resumed tokens]
 
+An engine that decodes gets the integers themselves, and this module decodes nothing.
+
 The built-in variant ``clear`` has no soft prompt and takes public segments only. Nothing here
 writes a log line, and no exception holds anything derived from a prompt.
 """
@@ -28,7 +30,16 @@ from del_core.decoders import Decoder
 from del_core.errors import BUNDLE_OUTDATED, CONTEXT_LENGTH_EXCEEDED, DelError, FrameError
 from del_core.prompts import special_token_id
 from del_core.wire import Limits, PrivateSegment, Request, Shape, StructuredOutputs, TokenLogprobs, decode_frame
-from deployments.engines.base import Adjustment, Engine, EngineSampling, FinishReason, Grammar
+from deployments.engines.base import (
+    Adjustment,
+    DecodingEngine,
+    EncodedPrompt,
+    Engine,
+    EngineSampling,
+    FinishReason,
+    Grammar,
+    variant_name,
+)
 from deployments.service.base_model import EmbeddingTable
 from deployments.service.structure import Grammars
 from deployments.service.text import Anchor, TextStream
@@ -100,25 +111,27 @@ class _Variant:
     decoder: Decoder | None = field(repr=False)
     soft_prompt: NDArray[np.float32] = field(repr=False)
     multiplications_per_token: int
-    adapter: str | None = None  # the engine's name of it
+    name: str | None = None  # by which the engine knows it and its adapter
+    adapted: bool = False
 
-
-def adapter_name(bundle: Bundle, variant: str) -> str:
-    """Return the name by which the engine knows the adapter of a bundle's variant."""
-    return f"{bundle.fingerprint[:16]}-{variant}"
+    @property
+    def adapter(self) -> str | None:
+        return self.name if self.adapted else None
 
 
 class _Served:
     """Variants of one bundle, ``clear`` included, and the shapes of their counts."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, decoders: bool) -> None:
+        """Build the decoders, unless the engine has its own."""
         hidden = bundle.manifest.base_model.hidden_size
         self.variants = {
             name: _Variant(
-                bundle.build_decoder(name),
+                bundle.build_decoder(name) if decoders else None,
                 bundle.soft_prompt(name),
                 bundle.decoder_multiplications(name),
-                None if variant.adapter is None else adapter_name(bundle, name),
+                variant_name(bundle, name),
+                variant.adapter is not None,
             )
             for name, variant in bundle.variants.items()
         }
@@ -202,7 +215,10 @@ class PrivateLMService:
         self._grammars = Grammars(bundle.client.tokenizer_path, model.end_of_text)
         self._archive: asyncio.Future[bytes] | None = None
         self._signature = bundle.client.signature
-        self._served = {one.fingerprint: _Served(one) for one in (*model.extra_bundles, bundle)}
+        self._decodes = isinstance(engine, DecodingEngine)
+        self._served = {
+            one.fingerprint: _Served(one, decoders=not self._decodes) for one in (*model.extra_bundles, bundle)
+        }
         self._limits = Limits(
             max_frame_bytes=capacity.max_frame_bytes,
             max_header_bytes=min(capacity.max_frame_bytes, Limits().max_header_bytes),
@@ -327,18 +343,18 @@ class PrivateLMService:
         sampling = _engine_sampling(request, stop_ids, delivery, grammar)
         observation = observation or Observation()
         began = time.monotonic()
-        embeddings = await self._embed(request)
+        prompt = self._encode(request) if self._decodes else await self._embed(request)
         observation.decoded = time.monotonic()
         observation.decode_s = observation.decoded - began
         observation.soft_prompt_rows = shared = len(self._variant(request).soft_prompt)
         adapter = self._variant(request).adapter
         deltas = self._engine.generate(
             secrets.token_hex(12),
-            embeddings,
+            prompt,  # type: ignore[arg-type]  # an engine that decodes takes either
             sampling,
             cache_salt=cache_salt,
             shared_rows=shared,
-            # Engines without adapters need not know the argument; add_adapters refuses them.
+            # Engines without adapters need not know the argument; add_variants refuses them.
             **({} if adapter is None else {"adapter": adapter}),
         )
         promised = sampling.max_tokens
@@ -374,6 +390,13 @@ class PrivateLMService:
         if len(resume) > LARGE_RESUME_TOKENS:
             return await asyncio.get_running_loop().run_in_executor(self._pool, _replay, text, resume, stop_ids)
         return _replay(text, resume, stop_ids)
+
+    def _encode(self, request: Request) -> EncodedPrompt:
+        """Return the prompt of an engine that decodes."""
+        segments: list[NDArray[np.uint8] | tuple[int, ...]] = [
+            one.codes if isinstance(one, PrivateSegment) else one.token_ids for one in request.segments
+        ]
+        return EncodedPrompt(self._variant(request).name, (*segments, request.resume))
 
     async def _embed(self, request: Request) -> NDArray[np.float32]:
         variant = self._variant(request)

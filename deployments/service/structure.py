@@ -6,6 +6,7 @@ are refused. A grammar that it accepts here, it accepts in the engine's process.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import OrderedDict
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 _FIELD = "header.structured_outputs"
 _REMEMBERED = 64
+# The library's memory grows with them: ten bytes of a schema could take all that a machine has.
+_MOST_ITEMS = 2000
+_LITERALS = frozenset({"const", "default", "enum", "examples"})  # whose members are no keywords
 _ANY_OBJECT = '{"type":"object"}'
 # Between two parts of a JSON text; without a bound a model may write white space without end.
 _WHITE_SPACE = r"[ \n]?"
@@ -58,26 +62,57 @@ class Grammars:
         text = ""
         if structure.regex is None and not structure.choice:
             schema = _ANY_OBJECT if structure.json is None else structure.json
-            if _is_json(schema):
-                text = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _WHITE_SPACE})
+            found = _schema(schema)
+            if (items := _items(found)) > _MOST_ITEMS:
+                message = f"must have minItems and maxItems of at most {_MOST_ITEMS} in all, got {items}"
+                raise FrameError(INVALID_VALUE, f"{_FIELD}.json", message)
+            if found is not None:
+                with contextlib.suppress(ValueError):  # nested too deeply for the library
+                    text = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _WHITE_SPACE})
         else:
             expression = structure.regex or "|".join(map(re.escape, structure.choice))
             text = LLMatcher.grammar_from_regex(expression)
         # Its message may quote the schema, so that it is not passed on.
-        if not text or LLMatcher.validate_grammar(text, self._tokenizer):
+        grammar = Grammar(text, self._path, self._end)
+        if not text or LLMatcher.validate_grammar(text, self._tokenizer) or self._is_too_much(grammar):
             name, wanted = ("regex", "a regular expression") if structure.regex else ("json", "a JSON schema")
             if structure.choice:
                 name, wanted = "choice", "choices"
             message = f"must be {wanted} that the library llguidance accepts, got another one"
             raise FrameError(INVALID_VALUE, f"{_FIELD}.{name}", message)
-        return Grammar(text, self._path, self._end)
+        return grammar
+
+    def _is_too_much(self, grammar: Grammar) -> bool:
+        """Return whether the library gives up at the first token, where it compiles the grammar."""
+        assert self._tokenizer is not None
+        matcher = grammar.matcher(self._tokenizer)
+        matcher.compute_bitmask()
+        return bool(matcher.is_error())
 
 
-def _is_json(text: str) -> bool:
+def _schema(text: str) -> dict[str, object] | bool | None:
+    """Return a JSON schema, or None for what is none."""
     try:
-        return isinstance(json.loads(text), dict | bool)
+        found = json.loads(text)
     except (ValueError, RecursionError):
-        return False
+        return None
+    return found if isinstance(found, dict | bool) else None
+
+
+def _items(schema: object) -> int:
+    """Return the sum of the bounds on the lengths of arrays in a schema."""
+    total, left = 0.0, [schema]
+    while left:
+        value = left.pop()
+        if isinstance(value, list):
+            left += value
+        elif isinstance(value, dict):
+            for name, member in value.items():
+                if name in ("minItems", "maxItems") and isinstance(member, int | float):
+                    total += min(max(member, 0), 1e18)
+                elif name not in _LITERALS:
+                    left.append(member)
+    return int(total)
 
 
 def _unsupported(reason: str) -> FrameError:

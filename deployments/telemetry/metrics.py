@@ -49,7 +49,7 @@ METRICS = {
         Metric("del_queue_seconds", "histogram",
                "From the engine's getting a prompt to its first token: the engine's queue and the prompt's computation",
                boundaries=_SECONDS),
-        Metric("del_decode_seconds", "histogram", "Decoding a prompt's counts to embeddings",
+        Metric("del_decode_seconds", "histogram", "Making the engine's prompt of a request",
                boundaries=_DECODE_SECONDS),
         Metric("del_requests_in_flight", "gauge", "Completions that hold a place in the replica", ()),
         Metric("del_outstanding_tokens", "gauge", "Tokens that the replica has promised and not yet generated", ()),

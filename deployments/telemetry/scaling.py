@@ -7,6 +7,10 @@ occupy a replica for a minute. The number of replicas is therefore the larger of
     outstanding tokens / target_outstanding_tokens
 
 summed over all replicas. Serve applies bounds, delays and scaling factors as for its own policy.
+
+Serve's own sum of the requests reads the times in the reports of replicas, and if the clock of one
+machine is wrong by more than the look-back period, it misses the load of others. The sum of each
+replica's own mean does not compare clocks.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from typing import Any
 
 OUTSTANDING_TOKENS = "outstanding_tokens"
 """Name of the statistic that replicas report."""
+RUNNING_REQUESTS = "running_requests"
+"""Name of Serve's statistic, if replicas report it: behind HAProxy they do."""
 
 
 class ByWork:
@@ -29,8 +35,11 @@ class ByWork:
         if running == 0:
             # Serve starts the first replica when a request arrives.
             return context.target_num_replicas, {}
-        desired = context.total_num_requests / context.config.get_target_ongoing_requests()
+        reported = context.aggregated_metrics or {}
+        requests = context.total_num_requests
+        if RUNNING_REQUESTS in reported:
+            requests = max(requests, sum(reported[RUNNING_REQUESTS].values()) + context.total_queued_requests)
+        desired = requests / context.config.get_target_ongoing_requests()
         if self._target_tokens is not None:
-            reported = (context.aggregated_metrics or {}).get(OUTSTANDING_TOKENS, {})
-            desired = max(desired, sum(reported.values()) / self._target_tokens)
+            desired = max(desired, sum(reported.get(OUTSTANDING_TOKENS, {}).values()) / self._target_tokens)
         return desired, {}

@@ -1,150 +1,132 @@
-"""A backend for a mobile app: a chat endpoint, a privacy budget per user, streamed answers.
+"""A backend for a mobile app: private chats, budgets, streamed answers. README.md is its guide.
 
-    DEL_URL=http://127.0.0.1:8000 uvicorn --factory examples.mobile_backend.app:create_app \\
-        --port 9000
+DEL_URL=... REDIS_URL=... BACKEND_KEY=... python -m examples.mobile_backend --port 9000
 
-    curl -N http://127.0.0.1:9000/chats/1/messages -H 'authorization: Bearer alice-token' \\
-         -H 'content-type: application/json' \\
-         -d '{"text": "The doctor says that my fever will not go down."}'
-
-The app receives server-sent events: {"text": "..."} for every chunk, {"finish_reason": "..."} at
-the end, and {"error": "..."} if an answer breaks off. A failure before the first chunk has a status
-of its own: 429 with Retry-After for a user whose budget is spent. Nothing of that message has left
-the backend.
+POST   /chats/{chat}/messages   {"id": "...", "text": "..."}: the answer as server-sent events
+DELETE /chats/{chat}            forget a chat
+GET    /budget                  what the user may still send
+GET    /healthz /readyz         for what restarts the process, and for what routes to it
+GET    /metrics                 for Prometheus; do not route it from outside
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
-from collections import OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Request
-from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from fastapi import Depends, FastAPI, Header, Path, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from prometheus_client import generate_latest
+from pydantic import BaseModel, StringConstraints
+from redis.exceptions import RedisError
 
-from client_lib import (
-    AsyncClient,
-    AsyncStream,
-    BudgetExceededError,
-    Chunk,
-    DELClientError,
-    InvalidRequestError,
-    OverloadedError,
-)
-from client_lib.conversation import AsyncConversation
-from client_lib.ledger import Budget, Ledger, SQLiteStore
-from client_lib.prompts.chat import ChatTemplate, Message
+from client_lib import DELClientError
 
-VARIANT = os.environ.get("VARIANT", "balanced")
-BUDGET = Budget(epsilon=float(os.environ.get("BUDGET_EPSILON", "20000")), window=timedelta(days=30))
-TEMPLATE = ChatTemplate.simple({"user": "User:", "assistant": "Assistant:"}, answer="Assistant:")
-MAX_CHATS = 1000
+from .backend import Backend, Events
+from .errors import RefusedError, refusal
+from .observe import log
+from .settings import Plan, Settings
+from .users import FindUser, User, find_user
 
-# In a real backend: your sessions. A user's name is the subject that the ledger keeps the spending
-# of.
-USERS = {"alice-token": "alice", "bob-token": "bob"}
+_MOST_CHARACTERS = 4000
+
+ChatName = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$")]
 
 
 class Post(BaseModel):
-    """A message of the app."""
+    """A message of the app. Sending one again with its id costs nothing and gets its answer."""
 
-    text: str = Field(min_length=1, max_length=4000)
-
-
-@dataclass
-class Chat:
-    """A user's chat. Its conversation reuses the counts of earlier messages."""
-
-    conversation: AsyncConversation
-    messages: list[Message] = field(default_factory=list, repr=False)
+    id: Annotated[str, StringConstraints(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    text: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=_MOST_CHARACTERS)]
 
 
-class Chats:
-    """The chats of all users, in memory; the least recently used ones are dropped."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-        self._chats: OrderedDict[tuple[str, str], Chat] = OrderedDict()
-
-    def get(self, user: str, name: str) -> Chat:
-        """A user's chat, begun if there is none."""
-        if (user, name) not in self._chats:
-            client = self._client.with_options(subject=user)
-            self._chats[user, name] = Chat(client.conversation(variant=VARIANT, template=TEMPLATE))
-        self._chats.move_to_end((user, name))
-        if len(self._chats) > MAX_CHATS:
-            self._chats.popitem(last=False)
-        return self._chats[user, name]
+def current(request: Request, authorization: Annotated[str, Header()] = "") -> tuple[Backend, User, Plan]:
+    """Return the backend, and who asks."""
+    backend: Backend = request.app.state.backend
+    return backend, *backend.user(authorization)
 
 
-def current_user(authorization: Annotated[str, Header()] = "") -> str:
-    """Who asks."""
-    user = USERS.get(authorization.removeprefix("Bearer "))
-    if user is None:
-        raise HTTPException(401, "unknown token")
-    return user
+Current = Annotated[tuple[Backend, User, Plan], Depends(current)]
 
 
-def create_app() -> FastAPI:
-    """The application. One client serves all requests: it holds the connections and the bundle."""
+def create_app(settings: Settings | None = None, find_user: FindUser = find_user) -> FastAPI:
+    """Return the application; without settings, they come from the environment."""
+    chosen = settings or Settings.from_environment(os.environ)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        ledger = Ledger(SQLiteStore(os.environ.get("LEDGER", "privacy.db")), budget=BUDGET)
-        async with AsyncClient(os.environ["DEL_URL"], api_key=os.environ.get("DEL_API_KEY"), ledger=ledger) as client:
-            app.state.chats = Chats(client)
-            yield
-        ledger.close()
+        app.state.backend = backend = Backend(chosen, find_user)
+        yield
+        await backend.drain()
+        await backend.close()
 
-    app = FastAPI(lifespan=lifespan)
-    app.add_exception_handler(DELClientError, refuse)
+    app = FastAPI(title="Mobile backend", lifespan=lifespan)
+    for kind in (RefusedError, DELClientError, RedisError, Exception):  # of the last, uvicorn logs a line, too
+        app.add_exception_handler(kind, _refuse)
+    app.add_exception_handler(RequestValidationError, _invalid)
 
-    @app.post("/chats/{name}/messages")
-    async def say(
-        name: str, post: Post, request: Request, user: Annotated[str, Depends(current_user)]
-    ) -> StreamingResponse:
-        chat: Chat = request.app.state.chats.get(user, name)
-        messages = [*chat.messages, Message("user", f" {post.text}")]
-        stream = chat.conversation.stream(messages, max_tokens=64)
-        first = await anext(stream)  # refusals come here, before the response has a status
-        return StreamingResponse(events(chat, messages, first, stream), media_type="text/event-stream")
+    @app.post("/chats/{chat}/messages")
+    async def say(chat: ChatName, post: Post, who: Current) -> StreamingResponse:
+        backend, user, plan = who
+        events = backend.start(user, plan, chat, post.id, post.text)
+        first = await events.get()
+        if isinstance(first, RefusedError):  # refusals come before the response has a status
+            raise first
+        return StreamingResponse(_stream(first, events), media_type="text/event-stream")
+
+    @app.delete("/chats/{chat}", status_code=204)
+    async def forget(chat: ChatName, who: Current) -> None:
+        backend, user, _ = who
+        await backend.chats.delete(backend.named("chat", user.id, chat))
+
+    @app.get("/budget")
+    async def budget(who: Current) -> dict[str, Any]:
+        backend, user, plan = who
+        await backend.budgets.open(backend.client)
+        return await backend.budgets.shown(user.plan, plan, backend.named("person", user.id))
+
+    @app.get("/healthz")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def ready(request: Request) -> dict[str, str]:
+        await request.app.state.backend.check_ready()
+        return {"status": "ready"}
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(generate_latest(request.app.state.backend.metrics.registry))
 
     return app
 
 
-async def events(chat: Chat, messages: list[Message], first: Chunk, stream: AsyncStream) -> AsyncIterator[str]:
-    """Yield the answer for the app; generation stops when the app disconnects."""
-    async with stream:
-        try:
-            yield event(text=first.text)
-            async for chunk in stream:
-                yield event(text=chunk.text)
-            assert stream.completion is not None
-            chat.messages = [*messages, Message("assistant", stream.completion.text)]
-            yield event(finish_reason=stream.completion.finish_reason)
-        except DELClientError as error:
-            yield event(error=type(error).__name__)
+async def _stream(first: dict[str, Any] | None, events: Events) -> AsyncIterator[str]:
+    """Yield server-sent events. If the app leaves, the answer goes on without this reader."""
+    event: dict[str, Any] | RefusedError | None = first
+    while event is not None:
+        yield f"data: {json.dumps(event.body if isinstance(event, RefusedError) else event)}\n\n"
+        event = await events.get()
 
 
-def event(**data: str) -> str:
-    """Return one server-sent event."""
-    return f"data: {json.dumps(data)}\n\n"
+async def _refuse(_: Request, error: Exception) -> JSONResponse:
+    told = refusal(error)
+    if told.code == "internal_error":
+        log("failed", level=logging.ERROR, error=error)
+    return JSONResponse(told.body, told.status, told.headers)
 
 
-async def refuse(_: Request, error: Exception) -> JSONResponse:
-    """Return the response for an error, whose message contains nothing of a prompt."""
-    if isinstance(error, BudgetExceededError):
-        seconds = (error.retry_at - datetime.now(UTC)).total_seconds() if error.retry_at else None
-        headers = {"retry-after": str(max(1, round(seconds)))} if seconds else {}
-        return JSONResponse({"error": "no privacy budget left"}, 429, headers)
-    if isinstance(error, InvalidRequestError):
-        return JSONResponse({"error": str(error)}, 400)
-    if isinstance(error, OverloadedError):
-        return JSONResponse({"error": "busy"}, 503, {"retry-after": f"{error.retry_after or 1:.0f}"})
-    return JSONResponse({"error": type(error).__name__}, 502)
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    """Say what is wrong with a request, without what was sent: it may be a message."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"][1:]) or "body"
+    given = first.get("input")
+    found = f"{len(given)} characters" if isinstance(given, str) else f"a {type(given).__name__}"
+    told = RefusedError(422, "invalid_request", f"{field}: {first['msg']}, got {found}", field=field)
+    return JSONResponse(told.body, told.status)

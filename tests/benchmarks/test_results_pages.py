@@ -34,7 +34,7 @@ def test_every_results_page_is_listed() -> None:
 def test_another_figure_makes_a_page_outdated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for source in tables.RESULTS.rglob("*.json"):
         copy = tmp_path / source.relative_to(tables.RESULTS)
-        copy.parent.mkdir(exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(source.read_bytes())
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     assert outdated() == []

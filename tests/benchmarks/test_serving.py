@@ -23,12 +23,13 @@ PROCESSES = {
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(900)  # three engines start at once, beside other tests
 def test_every_system_answers_every_request(tmp_path: Path) -> None:
     """Three systems, a closed and an open loop; a second run resumes from the state file."""
     state, out = tmp_path / "state.jsonl", tmp_path / "rows.json"
     command = [sys.executable, "-m", "benchmarks.serving", "--json", "--rounds", "1", "--seconds", "0.3"]
     command += ["--cells", "16:8:4,open@8:8:4", "--state", str(state), "--out", str(out)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
     rows = json.loads(done.stdout)
     assert [(row["system"], row["loop"]) for row in rows] == [
         (name, loop) for loop in ("closed", "open") for name in PROCESSES
@@ -38,7 +39,7 @@ def test_every_system_answers_every_request(tmp_path: Path) -> None:
         assert row["failed"] == 0
         assert row["requests"] > 0
         assert 0 < row["ttft_p50_ms"] <= row["ttft_p95_ms"]
-        assert row["itl_p50_ms"] > 0
+        assert row["itl_p50_ms"] >= 0  # all events of so short an answer may arrive in one packet
         assert row["ratio_to_vllm_serve"] > 0
         assert PROCESSES[row["system"]] <= row["cpu_ms_per_request"].keys()
         # All but the very first requests find the soft prompt in the cache.
@@ -49,7 +50,7 @@ def test_every_system_answers_every_request(tmp_path: Path) -> None:
     table = markdown(rows)
     assert len(table.splitlines()) == 2 + len(rows) // 3
     assert "| closed | 16 | 8 -> 4 |" in table
-    again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200)
     assert json.loads(again.stdout) == rows
     assert not again.stderr
 
@@ -59,7 +60,8 @@ def test_events_are_dated_by_the_packets_that_end_them() -> None:
     usage = b'"usage":{"completion_tokens":3}'
     events = [b'data: {"choices":[{}]}\n\n', b'data: {"choices":[{}],' + usage + b"}\n\n", b"data: [DONE]\n\n"]
     raw = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-    raw += b"".join(b"%x\r\n%s\r\n" % (len(event), event) for event in events) + b"0\r\n\r\n"
+    comment = b": keep-alive\n\n"
+    raw += b"".join(b"%x\r\n%s\r\n" % (len(event), event) for event in (*events, comment)) + b"0\r\n\r\n"
     first_end = raw.index(events[0]) + len(events[0])
     for size in (1, 7, len(raw)):
         packets = [(float(start), raw[start : start + size]) for start in range(0, len(raw), size)]

@@ -310,6 +310,30 @@ def test_a_chat_under_the_template_of_the_bundle(tmp_path: Path) -> None:
     assert requests[0].segments[4].codes.tobytes() == requests[1].segments[4].codes.tobytes()  # type: ignore[union-attr]
 
 
+SELECTIVE = {
+    "refuses": "{% if 'positive' in messages[-1].content %}{{ raise_exception('') }}{% endif %}",
+    "fails": "{% if messages[-1].content.count('t') > 2 %}{{ 1 / 0 }}{% endif %}",
+    "is slow": "{% if 'test' in messages[-1].content %}{% for i in range(1999999) %}{% endfor %}{% endif %}",
+    "writes": "{% if messages[-1].content is string and ' was ' in messages[-1].content %}!{% endif %}",
+    "drops": "{% if messages[-1].content.startswith('my') %}{% set messages = [] %}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("name", SELECTIVE)
+def test_no_request_of_a_server_depends_on_what_its_template_makes_of_a_content(tmp_path: Path, name: str) -> None:
+    """Whether a request comes is one bit to the server, of each chat and of any predicate."""
+    bundle = make_bundle(tmp_path / "bundle", chat=ChatFormat(SELECTIVE[name] + CHATML))
+    with ScriptedServer(bundle).running() as server, Client(server.url, cache_dir=tmp_path / "cache") as client:
+        for content in ("my test was positive", "hello"):
+            client.complete([Message("user", content)], variant="open")
+        hidden = [
+            [part.token_ids for part in server.decode(frame).segments if isinstance(part, PublicSegment)]
+            for frame in server.frames
+        ]
+    assert len(hidden) == 2
+    assert hidden[0] == hidden[1]
+
+
 def test_a_server_that_changes_the_template_gets_no_second_copy(tmp_path: Path) -> None:
     first, second = (
         make_bundle(tmp_path / f"bundle{number}", chat=ChatFormat(f"{number}: {CHATML}")) for number in (1, 2)

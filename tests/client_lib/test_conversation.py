@@ -17,6 +17,7 @@ from client_lib import (
     BundleOutdatedError,
     ChatTemplate,
     Client,
+    EncodedPrompt,
     InvalidRequestError,
     MemoryInvalidError,
     Message,
@@ -73,6 +74,28 @@ def test_history_is_sent_as_it_was_and_paid_for_once(connect: Connect, server: S
     run(calls, conversation, "complete", [private(SECOND), private(FIRST)])
     assert counts(server, 2) == [counts(server, 1)[1], counts(server, 0)[0]]
     assert len(ledger.charged) == 2
+
+
+def test_a_turn_is_encoded_and_saved_before_it_is_sent(connect: Connect, server: ScriptedServer) -> None:
+    ledger = Ledger()
+    calls = connect(variant="open", ledger=ledger, subject="ann")
+    conversation = converse(calls, template=TEMPLATE)
+    encoded = encode(calls, conversation, [Message("user", FIRST)])
+    saved = conversation.save(KEY)  # type: ignore[attr-defined]
+    assert (server.frames, ledger.charged) == ([], {})
+    run(calls, conversation, "complete", encoded)
+    again = encode(calls, converse(calls, template=TEMPLATE, memory=saved, key=KEY), [Message("user", FIRST)])
+    assert again.draws == encoded.draws
+    run(calls, conversation, "complete", again)
+    assert counts(server, 0) == counts(server, 1)
+    assert len(ledger.charged) == 1
+    fresh = encode(calls, conversation, [Message("user", FIRST)], fresh=True)
+    assert fresh.draws != encoded.draws
+
+
+def encode(calls: Calls, conversation: object, *arguments: object, **options: object) -> EncodedPrompt:
+    result = conversation.encode(*arguments, **options)  # type: ignore[attr-defined]
+    return calls._runner.run(result) if hasattr(result, "__await__") else result  # type: ignore[attr-defined,no-any-return]
 
 
 def test_two_places_with_the_same_text_have_noise_of_their_own(connect: Connect, server: ScriptedServer) -> None:

@@ -87,9 +87,15 @@ def test_random_keys_are_found(size: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["1 ", "a@", "0:", "1.", "A1-", "pin: ", "+1 (", "aA1", "-----BEGIN PRIVATE KEY-----"]
+    ("piece", "size"),
+    [
+        *((piece, 20_000) for piece in ("1 ", "a@", "0:", "1.", "A1-", "pin: ", "+1 (", "aA1")),
+        ("-----BEGIN PRIVATE KEY-----", 20_000),
+        ("-eyJaaaaaaaa", 150_000),  # each the beginning of a token, none with an end
+        ("a@b.co ", 100_000),  # as many findings as possible
+    ],
 )
-def test_long_texts_take_little_time(piece: str) -> None:
+def test_long_texts_take_little_time(piece: str, size: int) -> None:
     began = time.process_time()
-    find(piece * (20_000 // len(piece)))
+    find(piece * (size // len(piece)))
     assert time.process_time() - began < 5

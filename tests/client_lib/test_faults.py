@@ -530,6 +530,7 @@ def test_the_family_is_flat() -> None:
     deeper = {kind.__name__: base.__name__ for kind, base in bases.items() if base and base is not DELClientError}
     assert deeper == {
         "AuthenticationError": "AccessDeniedError",
+        "PassSpentError": "AuthenticationError",
         "ContextFullError": "InvalidRequestError",
         "PermissionDeniedError": "AccessDeniedError",
         "RateLimitError": "OverloadedError",

@@ -49,7 +49,18 @@ def test_an_unknown_option_is_refused_by_name(kind: type[Client] | type[AsyncCli
 
 def test_with_options_changes_calls_only() -> None:
     fixed = set(ClientOptions.__annotations__) - set(CallOptions.__annotations__)
-    connection = {"api_key", "cache_dir", "bundle", "fingerprint", "ledger", "relay", "gateway_key", "http2"}
+    connection = {
+        "api_key",
+        "cache_dir",
+        "bundle",
+        "fingerprint",
+        "ledger",
+        "relay",
+        "gateway_key",
+        "http2",
+        "passes",
+        "upstream",
+    }
     assert fixed == connection | {"accept", "allow_http", "trust", "trusted_keys"}
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+import client_lib
 from client_lib import DELClientError, private, public
 from del_core.wire import PrivateSegment
 from tests.client_lib.conftest import Calls
@@ -68,6 +70,33 @@ def test_failures_and_logs_hold_no_text(
     for word in ("Zebra", "Quokka", "positive", "please", " w3", "日"):
         assert word not in text
     assert len(seen) > 0
+
+
+@pytest.mark.parametrize("credential", ["key", "pass"])
+def test_no_local_variable_of_a_failure_shows_a_credential(
+    connect: Connect, server: ScriptedServer, credential: str
+) -> None:
+    """Services that collect errors, and test runners, print the variables of every frame."""
+    secret = b"credential" + bytes(6)
+    server.script.append(error(400, "invalid_value"))
+    paying = {"api_key": secret[:10].decode()} if credential == "key" else {"passes": _OnePass(secret)}
+    with pytest.raises(DELClientError) as failure:
+        connect(max_retries=0, **paying).complete([private(SECRET)], variant="open")
+    frames = traceback.TracebackException.from_exception(failure.value, capture_locals=True).stack
+    library = Path(client_lib.__file__).parent
+    shown = [str(frame.locals) for frame in frames if Path(frame.filename).is_relative_to(library)]
+    assert len(shown) > 3
+    sent = server.requests_to("/v1/private/completions")[-1].headers["authorization"]
+    for form in (secret[:10].decode(), sent.split()[-1].strip('"').removeprefix('token="')):
+        assert not [text for text in shown if form in text]
+
+
+class _OnePass:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def take(self) -> bytes:
+        return self._data
 
 
 def test_no_two_frames_of_one_call_differ_in_their_noise(connect: Connect, server: ScriptedServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from client_lib.proxy.metrics import Metrics
 from deployments.telemetry.metrics import METRICS
-from scripts.alerts import ALERTS
+from scripts.alerts import ALERTS, PROXY
 
-RULES = Path(__file__).resolve().parents[2] / "cluster/monitoring/alerts.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+MONITORING = ROOT / "cluster/monitoring"
 REQUESTS = "ray_del_requests_total"
 TARGET, HEALTHY = "ray_serve_autoscaling_target_replicas", "ray_serve_deployment_replica_healthy"
 STARTS = "ray_serve_deployment_replica_starts_total"
@@ -101,15 +104,51 @@ CASES = (
     Case("DelServeQuotasSpent", shares(code("rate_limit_exceeded"), 95, 5, 60), "40m", on=False),
 )
 
+PROXIED = "del_proxy_requests_total"
+CHAT = 'route="/v1/chat/completions"'
 
-def to_promtool(case: Case) -> dict[str, Any]:
-    (alert,) = (one for one in ALERTS if one.name == case.alert)
+
+def answered(status: str, values: str, good: str = "0+95x90") -> Series:
+    """Return the requests of a proxy: answered ones, others, and those of probes."""
+    return {
+        (PROXIED, f'{CHAT},status="200"'): good,
+        (PROXIED, f'{CHAT},status="{status}"'): values,
+        (PROXIED, 'route="/readyz",status="200"'): "0+10000x90",
+    }
+
+
+PROXY_CASES = (
+    Case("DelProxyPolicyRefuses", answered("403 policy_violation", "0+1x90"), "60m", on=True),
+    Case("DelProxyPolicyRefuses", answered("403 policy_violation", "0+1x5 5x90"), "60m", on=False),
+    Case("DelProxyPolicyRefuses", answered("400 invalid_value", "0+1x90"), "60m", on=False),
+    Case("DelProxyBudgetsSpent", answered("429 budget_exceeded", "0+10x90"), "60m", on=True),
+    Case("DelProxyBudgetsSpent", answered("429 budget_exceeded", "0+1x90"), "60m", on=False),
+    Case("DelProxyBudgetsSpent", answered("429 rate_limit_exceeded", "0+10x90"), "60m", on=False),  # the server's
+    Case("DelProxyLedgerUnavailable", answered("503 ledger_unavailable", "0+1x90"), "30m", on=True),
+    Case("DelProxyLedgerUnavailable", answered("503 ledger_unavailable", "0+1x5 5x90"), "30m", on=False),
+    Case("DelProxyBundleRejected", answered("502 bundle_rejected", "_x20 1x20"), "21m", on=True),
+    Case("DelProxyBundleRejected", answered("502 bundle_rejected", "1x20 2x20"), "21m", on=True),
+    Case("DelProxyBundleRejected", answered("502 bundle_rejected", "1x40"), "31m", on=False),
+    Case("DelProxyBundleReplaced", answered("409 bundle_outdated", "0+1x90"), "60m", on=True),
+    Case("DelProxyBundleReplaced", answered("409 bundle_outdated", "0x10 1x90"), "60m", on=False),  # once
+    Case("DelProxyPromptsInClear", {("del_proxy_prompt_tokens_total", 'variant="clear"'): "0+9x30"}, "15m", on=True),
+    Case("DelProxyPromptsInClear", {("del_proxy_prompt_tokens_total", 'variant="open"'): "0+9x30"}, "15m", on=False),
+    Case("DelProxyServerFails", answered("502 upstream_unreachable", "0+60x90", "0+40x90"), "30m", on=True),
+    Case("DelProxyServerFails", answered("502 upstream_unreachable", "0+40x90", "0+60x90"), "30m", on=False),
+    Case("DelProxyServerFails", answered("403 policy_violation", "0+60x90", "0+40x90"), "30m", on=False),
+)
+PARTS = (("alerts.yaml", ALERTS, CASES, "application"), ("proxy-alerts.yaml", PROXY, PROXY_CASES, "job"))
+
+
+def to_promtool(case: Case, by: str) -> dict[str, Any]:
+    """Return the case for promtool; ``by`` is the label that tells one service from another."""
+    (alert,) = (one for one in (*ALERTS, *PROXY) if one.name == case.alert)
     rule = alert.to_rule()
-    expected = {"exp_labels": {**rule["labels"], "application": "a"}, "exp_annotations": rule["annotations"]}
+    expected = {"exp_labels": {**rule["labels"], by: "a"}, "exp_annotations": rule["annotations"]}
     return {
         "interval": case.interval,
         "input_series": [
-            {"series": f'{name}{{application="a"{labels and ","}{labels}}}', "values": values}
+            {"series": f'{name}{{{by}="a"{labels and ","}{labels}}}', "values": values}
             for (name, labels), values in case.series.items()
         ],
         "alert_rule_test": [
@@ -128,15 +167,17 @@ def promtool(*arguments: str | Path) -> None:
 
 
 def test_every_alert_is_tested_in_both_states() -> None:
-    for on in (True, False):
-        assert {case.alert for case in CASES if case.on is on} == {alert.name for alert in ALERTS}
+    for _, alerts, cases, _ in PARTS:
+        for on in (True, False):
+            assert {case.alert for case in cases if case.on is on} == {alert.name for alert in alerts}
 
 
 def test_alerts_begin_under_their_conditions_and_not_without(tmp_path: Path) -> None:
-    for interval in {case.interval for case in CASES}:
-        cases = [to_promtool(case) for case in CASES if case.interval == interval]
-        tests = {"rule_files": [str(RULES)], "evaluation_interval": interval, "tests": cases}
-        (tmp_path / f"{interval}.yaml").write_text(json.dumps(tests))  # JSON is YAML
+    for rules, _, cases, by in PARTS:
+        for interval in {case.interval for case in cases}:
+            chosen = [to_promtool(case, by) for case in cases if case.interval == interval]
+            tests = {"rule_files": [str(MONITORING / rules)], "evaluation_interval": interval, "tests": chosen}
+            (tmp_path / f"{interval}-{rules}").write_text(json.dumps(tests))  # JSON is YAML
     promtool("test", "rules", *tmp_path.iterdir())
 
 
@@ -144,3 +185,14 @@ def test_the_cases_use_metrics_that_exist() -> None:
     ours = {f"ray_{one.name}" for one in METRICS.values()}
     used = {name.removesuffix("_total").removesuffix("_bucket") for case in CASES for name, _ in case.series}
     assert used - ours == {TARGET, HEALTHY, STARTS.removesuffix("_total")}
+
+
+def test_the_cases_of_the_proxy_use_its_metrics_and_documented_codes() -> None:
+    metrics = Metrics()
+    metrics.requests[CHAT, "200"] += 1
+    metrics.answered("open", 1, 1)
+    used = {name for case in PROXY_CASES for name, _ in case.series}
+    assert used <= set(re.findall(r"^\w+", metrics.text({}), re.MULTILINE))
+    documented = set(re.findall(r"`(\w+)`", (ROOT / "docs/guides/proxy.md").read_text("utf-8")))
+    for alert in PROXY:
+        assert set(re.findall(r'status="\d+ (\w+)"', alert.condition)) <= documented

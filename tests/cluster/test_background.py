@@ -130,11 +130,25 @@ def test_what_a_crashed_cluster_left_is_ended(tmp_path: Path) -> None:
     assert [one.alive for one in orphans] == [True, True]
     session = os.getsid(orphans[0].pid)
     dead = ProcessId(session, 1, orphans[0].boot)
-    assert processes.is_session_of(token, session)
-    assert not processes.is_session_of("b" * 32, session)
+    assert processes.is_session_of(token, session, tmp_path / "files")
+    assert not processes.is_session_of("b" * 32, session, tmp_path / "files")
     write_record(record_of(dead, dead, tmp_path / "files", token))
     down()
     assert [one.alive for one in orphans] == [False, False]
+
+
+def test_an_orphan_that_has_overwritten_its_environment_is_known_by_its_directory(tmp_path: Path) -> None:
+    """Ray's agents change their title, and outlive a crash for a while."""
+    files = tmp_path / "files"
+    files.mkdir()
+    with subprocess.Popen(["sleep", "600"], start_new_session=True, cwd=files, env={}) as agent:
+        orphan = ProcessId.of(agent.pid)
+        dead = earlier(orphan)
+        assert not processes.is_session_of("a" * 32, agent.pid, tmp_path)
+        write_record(record_of(dead, dead, files))
+        down()
+        assert not orphan.alive
+    assert not files.exists()
 
 
 def test_one_command_at_a_time() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import helm_python
 import pytest
 import yaml
 
@@ -73,6 +74,17 @@ def complete(url: str, cache: Path, variant: str = "open") -> str:
 
 def test_the_laptop(cluster: LocalServer, tmp_path: Path) -> None:
     assert deploy(cluster, CONFIG / "laptop.yaml") == 0
+    assert complete(cluster.url, tmp_path, "balanced") in ("length", "stop")
+
+
+def test_the_config_inside_the_chart(cluster: LocalServer, tmp_path: Path) -> None:
+    """As KubeRay sends it to the head pod."""
+    values = {"keys": {"open": True, "existingSecret": ""}, "test": {"apiKeySecret": ""}}
+    files = helm_python.Chart.load(CONFIG.parent / "helm/del-serve").render(values, name="release", namespace="space")
+    service = yaml.safe_load(files["del-serve/templates/rayservice.yaml"])
+    path = tmp_path / "serve.yaml"
+    path.write_text(service["spec"]["serveConfigV2"])
+    assert deploy(cluster, path) == 0
     assert complete(cluster.url, tmp_path, "balanced") in ("length", "stop")
 
 

@@ -128,6 +128,8 @@ def test_exactly_the_fields_that_differ_are_changes(scaling: dict[str, Any], max
         ({"bundle": "bundles/a"}, "args.bundle must be a URL, or an absolute path on every node, got bundles/a"),
         ({"extra_bundles": ["/b", "c"]}, "args.extra_bundles.1 must be a URL, or an absolute path"),
         ({"keys": {"file": "keys.yaml"}}, "args.keys.file must be an absolute path"),
+        ({"gateway": {"key_file": "key.json"}}, "args.gateway.key_file must be an absolute path"),
+        ({"passes": {"key_file": "key.json"}}, "args.passes.key_file must be an absolute path"),
         ({"keys": {}}, "keys.file or keys.names must be given"),
         ({"scaling": {"max_replicas": 0}}, "scaling.max_replicas"),
         ({"config": "settings.yaml"}, "args.config must be an absolute path"),

@@ -13,9 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import httpx
 import psutil
@@ -283,13 +283,29 @@ def test_what_is_printed_is_not_taken_for_a_report() -> None:
     assert "and a child does too" in errors
 
 
-def test_processes_that_start_at_the_same_time_choose_other_ports() -> None:
-    script = "from cluster.local.ports import free_ports; print(*free_ports(4))"
+def test_processes_that_run_at_the_same_time_choose_other_ports() -> None:
+    """The number of the process decides where it looks first; here all look in the same place."""
+    script = (
+        "import os; from cluster.local.ports import free_ports; os.getpid = lambda: 7; "
+        "print(*free_ports(4), flush=True); input()"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    started = [
-        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) for _ in range(5)
-    ]
-    ports = [int(port) for process in started for port in process.communicate(timeout=STARTED_WITHIN_S)[0].split()]
+    with ExitStack() as stack:
+        chosen = []
+        for _ in range(5):
+            process = subprocess.Popen(
+                [sys.executable, "-c", script],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                text=True,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            chosen.append(process)
+        ports = [int(port) for process in chosen for port in cast("IO[str]", process.stdout).readline().split()]
+        for process in chosen:
+            process.communicate("\n", timeout=STARTED_WITHIN_S)
     assert len(set(ports)) == len(ports) == 20
     assert set(ports) <= set(NODE_PORTS)
 

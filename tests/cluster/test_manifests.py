@@ -198,6 +198,14 @@ def validate_core(one: dict[str, Any]) -> None:
     _validate_core(json.dumps(one, sort_keys=True))
 
 
+def validate_object(one: dict[str, Any]) -> None:
+    """Validate an object of Kubernetes itself or of a known custom kind."""
+    if one["kind"] in CUSTOM:
+        jsonschema.Draft202012Validator({"$ref": f"#/$defs/{one['kind']}", "$defs": CUSTOM}).validate(one)
+    else:
+        validate_core(one)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def schemas_are_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -221,10 +229,7 @@ def test_the_chart_has_no_lint_findings(case: str) -> None:
 @every_case
 def test_every_object_matches_its_schema(case: str) -> None:
     for one in render(case):
-        if one["kind"] in CUSTOM:
-            jsonschema.Draft202012Validator({"$ref": f"#/$defs/{one['kind']}", "$defs": CUSTOM}).validate(one)
-        else:
-            validate_core(one)
+        validate_object(one)
     spec = service(render(case))
     for _, template in templates(render(case)):
         pod = {"apiVersion": "v1", "kind": "Pod", **template, "metadata": {"name": "pod"}}
@@ -718,20 +723,29 @@ def test_traffic_goes_to_the_service_that_kuberay_keeps(case: str) -> None:
     assert {"name": "DEL_URL", "value": f"http://{name}:8000"} in pod["spec"]["containers"][0]["env"]
 
 
-def test_the_test_pod_asks_for_a_private_completion() -> None:
+@pytest.mark.parametrize("case", ["defaults", "open"])
+def test_the_test_pod_asks_for_a_private_completion(case: str, tmp_path: Path) -> None:
     from del_core import demo
     from del_core.bundle import load_bundle
     from delctl.commands.ask import ask
 
-    (pod,) = of_kind(render(), "Pod")
+    (pod,) = of_kind(render(case), "Pod")
     assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
-    program, command, *arguments = pod["spec"]["containers"][0]["command"]
+    (container,) = pod["spec"]["containers"]
+    asked = container["args"] if case == "defaults" else container["command"]
+    program, command, *arguments = asked
     assert (program, command) == ("delctl", "ask")
     values = ask.make_context("ask", arguments).params
     assert values["variant"] in load_bundle(demo.bundle_path()).variants
     assert values["variant"] != "clear"
-    by_name = {one["name"]: one for one in pod["spec"]["containers"][0]["env"]}
-    assert "secretKeyRef" in by_name["DEL_API_KEY"]["valueFrom"]
+    if case == "defaults":  # the key comes from the file of the secret
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        (volume,) = [one for one in pod["spec"]["volumes"] if one["name"] == "key"]
+        assert volume["secret"]["items"] == [{"key": "api-key", "path": "api-key"}]
+        (tmp_path / "api-key").write_text("del-secret\n")
+        shell = [one.replace(mounts["key"], str(tmp_path)) for one in container["command"]]
+        done = subprocess.run([*shell, "printenv", "DEL_API_KEY"], capture_output=True, text=True, check=True)
+        assert done.stdout == "del-secret\n"
 
 
 def test_alerts_name_metrics_that_exist() -> None:

@@ -25,6 +25,17 @@ def test_of_a_traceback_the_error_that_ended_it_is_left() -> None:
     )
 
 
+def test_the_reason_of_haproxy_is_in_its_alerts() -> None:
+    text = (
+        "Traceback (most recent call last):\n"
+        '  File "/a/haproxy.py", line 1211, in _wait\n'
+        "RuntimeError: HAProxy crashed during startup: [NOTICE]   (532) : haproxy version is 2.8.25-5cf5d0683\n"
+        "[NOTICE]   (532) : path to executable is /a/bin/haproxy\n"
+        "[ALERT]    (532) : [/a/bin/haproxy.main()] Cannot raise FD limit to 100017, limit is 20000.\n"
+    )
+    assert reason_in(text) == "HAProxy did not start: Cannot raise FD limit to 100017, limit is 20000."
+
+
 def test_other_texts_stay_and_are_bounded() -> None:
     assert reason_in("one line: \x1b[31mValueError\x1b[39m") == "one line: ValueError"
     assert reason_in("a" * 1999 + "bcd") == "..." + "a" * 1997 + "bcd"

@@ -174,20 +174,26 @@ def test_the_other_ones_bundle_is_outdated(both: LocalServer, models: dict[str, 
 
 
 def test_a_quota_is_counted_for_each_by_itself(both: LocalServer, models: dict[str, Model]) -> None:
-    """Limits and their use belong to one application."""
+    """Limits and their use belong to one application.
+
+    A busy machine may answer a request 503 after the short hold of this cluster; whether it was
+    counted is not known.
+    """
     for key in LIMITED:
         headers = {**HEADERS, "authorization": f"Bearer {key}"}
         minute = time.time() // 60
         statuses: dict[str, list[int]] = {name: [] for name in NAMES}
         for name in NAMES:
             frame = make_frame(models[name].bundle, "clear", max_tokens=1)
-            for _ in range(QUOTA + 1):
-                statuses[name].append(
-                    httpx.post(f"{both.url}/{name}{PATH}", content=frame, headers=headers).status_code
-                )
+            while 429 not in statuses[name] and len(statuses[name]) < 4 * QUOTA:
+                answer = httpx.post(f"{both.url}/{name}{PATH}", content=frame, headers=headers, timeout=60)
+                statuses[name].append(answer.status_code)
         if time.time() // 60 == minute:
             break
-    assert statuses == {name: [200] * QUOTA + [429] for name in NAMES}
+    for name in NAMES:
+        assert statuses[name][-1] == 429
+        assert set(statuses[name][:-1]) <= {200, 503}
+        assert QUOTA - statuses[name].count(503) <= statuses[name].count(200) <= QUOTA
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1/models", "/medium/v1/models", "/smaller/v1/models", "/small..", PATH])

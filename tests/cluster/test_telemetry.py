@@ -7,17 +7,12 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,6 +20,7 @@ import psutil
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from benchmarks.support.prometheus import prometheus
 from client_lib import Client, DELClientError, private, public
 from cluster.local import LocalServer, start_local
 from del_core.wire import MEDIA_TYPE
@@ -100,37 +96,6 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-@contextmanager
-def prometheus(directory: Path, targets: tuple[str, ...]) -> Iterator[str]:
-    """The URL of a real Prometheus that scrapes these targets every second."""
-    program = shutil.which("prometheus") or shutil.which("prometheus", path=str(Path(sys.executable).parent))
-    if program is None:
-        pytest.fail("prometheus is not there: scripts/install takes it from the Debian package, or install it yourself")
-    config = {
-        "global": {"scrape_interval": "1s"},
-        "scrape_configs": [{"job_name": "ray", "static_configs": [{"targets": list(targets)}]}],
-    }
-    (directory / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    log = (directory / "prometheus.log").open("wb")
-    command = [program, f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
-    process = subprocess.Popen(
-        [*command, f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"],
-        stdout=subprocess.DEVNULL,
-        stderr=log,
-    )
-    log.close()  # the process has its own
-    try:
-        url = f"http://127.0.0.1:{port}"
-        eventually(lambda: httpx.get(f"{url}/-/ready").status_code == 200, "Prometheus")
-        yield url
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def eventually(condition: Callable[[], Any], what: str) -> Any:
@@ -332,7 +297,8 @@ def _break(run: Evidence) -> None:
     """Kill the engine while a stream with the canary is in flight: tracebacks are written."""
     engines = [p for p in run.server.processes() if " ".join(p.cmdline()).startswith("VLLM::EngineCore")]
     assert engines
-    with Client(run.server.url) as client, suppress(DELClientError):
+    # Without retries: the client would wait for the next replica and resume the stream.
+    with Client(run.server.url, max_retries=0) as client, suppress(DELClientError):
         received: tuple[int, ...] = ()
         for chunk in client.stream([private(CANARY)], variant="open", max_tokens=300, ignore_eos=True):
             received += chunk.token_ids

@@ -45,7 +45,7 @@ def test_names_in_the_order_of_registration() -> None:
 def test_errors_name_what_is_there() -> None:
     registry: Registry[int] = Registry("number")
     registry.register("two", 2)
-    with pytest.raises(ValueError, match=r"^number must be one of two, got 'three'$"):
+    with pytest.raises(ValueError, match=r"^number must be one of two, got 'three'; an installed plugin can"):
         registry.find("three")
     with pytest.raises(KeyError):
         registry["three"]

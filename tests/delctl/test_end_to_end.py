@@ -18,6 +18,7 @@ from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
 from tests.support import typescript
+from tests.support.chromium import chromium
 from tests.support.tiny import VARIANTS, make_tiny
 
 pytestmark = pytest.mark.cluster
@@ -45,6 +46,7 @@ def _environment(process: psutil.Process) -> dict[str, str]:
         return {}  # another user's, or gone
 
 
+@pytest.mark.timeout(600)  # a browser, a compiler and a cluster
 def test_serve_and_ask_until_ctrl_c(environment: dict[str, str], tmp_path: Path) -> None:
     tiny = make_tiny(tmp_path / "tiny")
     reference_client = typescript.build(tmp_path / "typescript")
@@ -79,6 +81,7 @@ def test_serve_and_ask_until_ctrl_c(environment: dict[str, str], tmp_path: Path)
                     assert other["usage"]["prompt_tokens"] == answer["usage"]["prompt_tokens"]
                     assert other["fingerprint"] == answer["fingerprint"]
             _chat_through_the_proxy(url, environment)
+            _ask_in_a_browser(url, environment)
             server.send_signal(signal.SIGINT)
             announced = server.stdout.read()  # not communicate(): it loses what readline() has buffered
             server.wait(60)
@@ -86,6 +89,23 @@ def test_serve_and_ask_until_ctrl_c(environment: dict[str, str], tmp_path: Path)
             server.terminate()
     assert server.returncode == 0
     assert all(name in announced for name in (*VARIANTS, "clear", "Stop with Ctrl-C."))
+
+
+def _ask_in_a_browser(url: str, environment: dict[str, str]) -> None:
+    """Use the page of ``delctl playground`` in a browser, private and beside the clear text."""
+    command = [*DELCTL, "playground", "--server", url, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as playground:
+        assert playground.stdout is not None
+        try:
+            page = playground.stdout.readline().strip()
+            done = typescript.node(typescript.CLIENTS / "playground" / "test" / "browser.mjs", chromium(), page)
+        finally:
+            playground.send_signal(signal.SIGTERM)
+        assert playground.wait(30) == 0
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["errors"], found["elsewhere"]) == ([], [])
+    assert all(found[name].strip() for name in ("answer", "clear", "refused"))
 
 
 def _chat_through_the_proxy(url: str, environment: dict[str, str]) -> None:

@@ -142,6 +142,7 @@ def _wait_until_refused(url: str) -> None:
         (["--alias", "gpt-4o=gone"], "Invalid value for --alias: must be one of strict, open, clear, got 'gone'"),
         (["--variant", "open", "--alias", "gpt-4o=strict"], "must be one of the offered open, got 'strict'"),
         (["--ledger", "x.db"], "--ledger and --budget-epsilon need each other"),
+        (["--private", "pii", "--show"], "--show needs a terminal"),
         (["--budget-epsilon", "3"], "--ledger and --budget-epsilon need each other"),
         (
             ["--max-epsilon-per-token", "0.001"],

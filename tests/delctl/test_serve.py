@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from delctl.commands.serve import announce, resolve_served
+from delctl.commands.serve import announce, announcement, resolve_served
 from delctl.main import run
 from deployments.settings import as_applications, parse_settings
 
@@ -94,6 +95,10 @@ def test_what_is_served_is_announced_with_its_address(tmp_path: Path, capsys: py
     for expected in ("http://127.0.0.1:8000/one\n", "http://127.0.0.1:8000/two\n", "--url http://127.0.0.1:8000/one\n"):
         assert expected in out
     assert out.count("fingerprint") == 2
+    said = announcement(server)
+    assert [one["url"] for one in said["applications"]] == ["http://127.0.0.1:8000/one", "http://127.0.0.1:8000/two"]
+    assert all(variant["epsilon"] > 0 for one in said["applications"] for variant in one["variants"].values())
+    assert json.loads(json.dumps(said)) == said
     assert "Attention" not in out
     announce(server, "0.0.0.0")
     assert "without encryption or keys" in capsys.readouterr().out

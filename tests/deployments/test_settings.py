@@ -131,6 +131,14 @@ def test_the_environment_keeps_vllm_quiet_offline_and_unbound() -> None:
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
 
 
+def test_nothing_is_compiled_on_cpus_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiling = "TORCH_COMPILE_DISABLE"
+    assert engine_environment(VllmSettings())[compiling] == "1"
+    assert compiling not in engine_environment(VllmSettings(enforce_eager=False))
+    monkeypatch.setattr("deployments.engines.vllm.engine.is_cpu_build", lambda: False)
+    assert compiling not in engine_environment(VllmSettings())
+
+
 def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -42,6 +44,7 @@ from tests.support.scripted_engine import ScriptedEngine
 
 API_KEY = "del-" + "k" * 40
 SECRET = "the brown fox"
+NODE_PROJECT = Path(__file__).parent / "node"
 KEY = GatewayKey.generate()
 # The server's name in the requests: the client never connects to it.
 SERVER = "https://del.example"
@@ -398,3 +401,20 @@ def test_a_relay_that_answers_by_itself_is_no_server(
         with Client(SERVER, max_retries=0, **made) as client, pytest.raises(DELClientError) as caught:
             client.models()
     assert type(caught.value).__name__ == kind
+
+
+def test_another_implementation_of_hpke_reaches_the_gateway(stack: Stack) -> None:
+    """`@hpke/core`, with the rest of RFC 9458 written beside it."""
+    node = shutil.which("node")
+    if node is None or not (NODE_PROJECT / "node_modules" / "@hpke" / "core").is_dir():
+        pytest.fail("Node.js 20 or newer and the packages of tests/end_to_end/node are needed; see scripts/install")
+    asked = BinaryRequest("GET", "https", "del.example", "/v1/models", (("authorization", f"Bearer {API_KEY}"),))
+    arguments = [stack.gateway_url + WELL_KNOWN, KEY.config.to_bytes().hex(), encode_request(asked).hex()]
+    done = subprocess.run(
+        [node, NODE_PROJECT / "oblivious.mjs", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    decoder = ResponseDecoder()
+    content = decoder.feed(bytes.fromhex(done.stdout), ended=True)
+    assert decoder.status == 200
+    assert {model["id"] for model in json.loads(content)["data"]} >= {"open", "strict"}

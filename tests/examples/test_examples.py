@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from del_core import accounting
 from del_core.wire import PrivateSegment
 from tests.support.bundle import make_bundle
 from tests.support.guide import ROOT, Block, Shell
-from tests.support.scripted_server import Received, ScriptedServer, answer, cut, error, expected_text, expected_tokens
+from tests.support.scripted_server import Received, ScriptedServer, answer, error, expected_text, expected_tokens
 
 
 @pytest.fixture
@@ -32,89 +30,6 @@ def server(tmp_path: Path) -> Iterator[ScriptedServer]:
 @pytest.fixture
 def shell(server: ScriptedServer, tmp_path: Path) -> Shell:
     return Shell(tmp_path / "clone", {"DEL_CACHE_DIR": str(tmp_path / "cache"), "DEL_URL": server.url})
-
-
-def _events(answer: httpx.Response) -> list[dict[str, Any]]:
-    lines = [line for line in answer.text.split("\n\n") if line]
-    assert all(line.startswith("data: ") for line in lines)
-    return [json.loads(line.removeprefix("data: ")) for line in lines]
-
-
-class Backend:
-    """The mobile backend, running."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def say(self, text: str, *, chat: str = "1", token: str = "alice-token") -> httpx.Response:
-        return httpx.post(
-            f"{self.url}/chats/{chat}/messages",
-            json={"text": text},
-            headers={"authorization": f"Bearer {token}"},
-            timeout=30,
-            trust_env=False,
-        )
-
-
-@pytest.fixture
-def start_backend(server: ScriptedServer, shell: Shell) -> Iterator[Callable[[float], Backend]]:
-    """Starts the backend with a budget for every user."""
-    with contextlib.ExitStack() as stack:
-
-        def start(budget: float) -> Backend:
-            command = ".venv/bin/uvicorn --factory examples.mobile_backend.app:create_app --port 9000"
-            block = Block(f"env BUDGET_EPSILON={budget} {command}", is_server=True)
-            stack.enter_context(shell.serving(block, "9000/openapi.json"))
-            return Backend(shell.moved("http://127.0.0.1:9000"))
-
-        yield start
-
-
-def _counts(server: ScriptedServer, index: int) -> list[PrivateSegment]:
-    return [one for one in server.decode(server.frames[index]).segments if isinstance(one, PrivateSegment)]
-
-
-def test_a_chat_with_the_mobile_backend(start_backend: Callable[[float], Backend], server: ScriptedServer) -> None:
-    backend = start_backend(1e5)
-    first = backend.say("my doctor told me that the test was positive")
-    assert first.status_code == 200
-    assert first.headers["content-type"].startswith("text/event-stream")
-    *pieces, last = _events(first)
-    assert "".join(piece["text"] for piece in pieces) == expected_text(expected_tokens(64))
-    assert len(pieces) > 4
-    assert last == {"finish_reason": "length"}
-    assert backend.say("thanks").status_code == 200
-    assert backend.say("thanks", chat="2").status_code == 200
-    assert [len(_counts(server, index)) for index in range(3)] == [1, 2, 1]  # answers are public
-    assert _counts(server, 0) == _counts(server, 1)[:1]  # the history as it was, not with fresh noise
-    assert backend.say("a", token="nobody").status_code == 401
-    assert backend.say("").status_code == 422
-
-    server.script.append(error(503, "overloaded", {"retry-after": "61"}))
-    busy = backend.say("a")
-    assert (busy.status_code, busy.headers["retry-after"]) == (503, "61")
-    server.script.append(error(500, "internal_error"))
-    assert backend.say("a").status_code == 200  # asked again with the same bytes
-    assert server.frames[-1] == server.frames[-2]
-    server.script.append(error(500, "internal_error", {"retry-after": "61"}))
-    assert backend.say("a").status_code == 502
-    server.script.extend([cut(900), error(400, "invalid_value")])
-    broken = _events(backend.say("a"))
-    assert broken[-1] == {"error": "InvalidRequestError"}
-    assert len(broken) > 1
-
-
-def test_a_user_without_budget(start_backend: Callable[[float], Backend], server: ScriptedServer) -> None:
-    backend = start_backend(_epsilon(server, tokens=30))
-    statuses = []
-    while 429 not in statuses:
-        answer = backend.say("the quick brown fox", chat=str(len(statuses)))
-        statuses.append(answer.status_code)
-        assert len(statuses) < 30
-    assert statuses[0] == 200
-    assert len(server.frames) == len(statuses) - 1  # nothing was sent for the last
-    assert 0 < int(answer.headers["retry-after"]) <= (30 * 24 + 1) * 3600  # to the end of its hour
-    assert backend.say("hello", token="bob-token").status_code == 200
 
 
 def _epsilon(server: ScriptedServer, tokens: int) -> float:

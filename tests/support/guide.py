@@ -83,7 +83,11 @@ class Shell:
 
     @contextlib.contextmanager
     def serving(self, block: Block, ready: str, within_s: float = 180.0) -> Iterator[None]:
-        """Run a server that answers at ``ready`` (port of the page, path); stop it by SIGTERM."""
+        """Run a server until it is stopped by SIGTERM.
+
+        It is up when it answers at ``ready`` (port of the page, path), or accepts connections (port
+        alone).
+        """
         process = subprocess.Popen(
             ["sh", "-c", "exec env " + self.moved(block.text)],
             cwd=self._directory,
@@ -93,9 +97,9 @@ class Shell:
             text=True,
         )
         try:
-            url = "http://127.0.0.1:" + self.moved(f"127.0.0.1:{ready}").partition(":")[2]
+            place = self.moved(f"127.0.0.1:{ready}")
             end = time.monotonic() + within_s
-            while not _answers(url):
+            while not _answers(place):
                 assert process.poll() is None, f"{block.text}\n{process.stdout and process.stdout.read()}"
                 assert time.monotonic() < end, f"{block.text}: not ready after {within_s} s"
                 time.sleep(0.05)
@@ -108,9 +112,13 @@ class Shell:
                 process.kill()
 
 
-def _answers(url: str) -> bool:
+def _answers(place: str) -> bool:
+    address, slash, _ = place.partition("/")
+    if not slash:
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", int(address.partition(":")[2]))) == 0
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=2) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://{place}", timeout=2) as answer:
             return int(answer.status) == 200
     except (urllib.error.URLError, OSError):
         return False

@@ -22,6 +22,7 @@ from del_core.wire import CONTEXT_LENGTH_HEADER, MEDIA_TYPE, Limits, Request, Sh
 __all__ = [
     "Behaviour",
     "ScriptedServer",
+    "after_comments",
     "answer",
     "chatter",
     "cut",
@@ -134,14 +135,30 @@ async def answer(server: ScriptedServer, received: Received, writer: asyncio.Str
     if request is None or request.fingerprint != server.bundle.fingerprint:
         await error(409, "bundle_outdated")(server, received, writer)
     elif request.sampling.stream:
-        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-        writer.write(head)
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx-request-id: req-1\r\n"
+        writer.write(head + b"transfer-encoding: chunked\r\n\r\n")
         for event in stream_events(request, request.variant):
             writer.write(_chunk(event))
             await writer.drain()
         writer.write(_chunk(b""))
     else:
         _write(writer, 200, json.dumps(completion(request, request.variant)).encode(), {"x-request-id": "req-1"})
+
+
+def after_comments(count: int, every_s: float) -> Behaviour:
+    """Stream correctly after comments, which say that the server is still there."""
+
+    async def behave(server: ScriptedServer, received: Received, writer: asyncio.StreamWriter) -> None:
+        request = server.decode(received.body)
+        assert request.sampling.stream
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        for _ in range(count):
+            writer.write(_chunk(b": keep-alive\n\n"))
+            await writer.drain()
+            await asyncio.sleep(every_s)
+        writer.write(_chunk(stream_bytes(request, request.variant)) + _chunk(b""))
+
+    return behave
 
 
 def says(text: str, reason: str = "stop", size: int = 7) -> Behaviour:
@@ -267,6 +284,7 @@ class ScriptedServer:
         self.script: deque[Behaviour] = deque()
         self.bundle_script: deque[Behaviour] = deque()
         self.models: Behaviour = _models
+        self.ready: Behaviour = status(200, body=b'{"status":"ready"}')
         self.received: list[Received] = []
         self.connections = 0
         self.stopping: asyncio.Event
@@ -347,6 +365,8 @@ class ScriptedServer:
             await (self.bundle_script.popleft() if self.bundle_script else _bundle)(self, received, writer)
         elif received.path == "/v1/models":
             await self.models(self, received, writer)
+        elif received.path == "/readyz":
+            await self.ready(self, received, writer)
         else:
             await error(404, "not_found")(self, received, writer)
 

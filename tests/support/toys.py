@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from benchmarks.support.plugins import write_plugin
 from del_core.decoders import (
     DECODERS,
     Decoder,
@@ -27,15 +28,11 @@ from del_core.decoders import (
 from del_core.mechanism import MECHANISMS, TokenMechanism, WorstPair, random_bytes
 from del_core.mechanism.base import Parameter
 from del_core.mechanism.randomness import draw_array
-from del_core.registry import PLUGIN_GROUP
 
 
 def install_plugin(folder: Path, *functions: str) -> Path:
     """Write a distribution whose plugin calls these functions; return its directory."""
-    metadata = folder / "toy_plugin-1.0.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-plugin\nVersion: 1.0\n", encoding="utf-8")
-    (metadata / "entry_points.txt").write_text(f"[{PLUGIN_GROUP}]\ntoys = toy_plugin\n", encoding="utf-8")
+    write_plugin(folder, "toy_plugin")
     calls = "".join(f"toys.{name}()\n" for name in functions)
     (folder / "toy_plugin.py").write_text(f"from tests.support import toys\n\n{calls}", encoding="utf-8")
     return folder

@@ -23,6 +23,7 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+from del_core import accounting  # noqa: E402
 from del_core.bundle import (  # noqa: E402
     BaseModel,
     Guarantees,
@@ -32,7 +33,7 @@ from del_core.bundle import (  # noqa: E402
     pack_client,
     write_bundle,
 )
-from del_core.mechanism import Mechanism, MechanismSpec  # noqa: E402
+from del_core.mechanism import CategoricalMechanism, Mechanism, MechanismSpec, TokenMechanism  # noqa: E402
 from tests.vectors.generate_text import streams, tokenizer  # noqa: E402
 
 FINGERPRINT = "0123456789abcdef" * 4
@@ -440,6 +441,26 @@ def codes() -> list[dict[str, Any]]:
     return cases
 
 
+def epsilons() -> list[dict[str, Any]]:
+    """Return exact epsilons to 12 digits, as logarithms need not be the same everywhere."""
+    cases: list[dict[str, Any]] = []
+
+    def case(mechanism: TokenMechanism, delta: float, tokens: int) -> None:
+        given = {**mechanism.parameters(), **({"dim": mechanism.dim} if mechanism.can_dequantize else {})}
+        value = float(f"{accounting.epsilon(mechanism, delta, tokens):.12g}")
+        cases.append({"mechanism": given, "delta": delta, "tokens": tokens, "epsilon": value})
+
+    for bits, dim, ratio in ((1, 128, 2**28), (4, 64, 93507313), (4, 32, 897855274), (8, 256, 2**31 - 1), (2, 3, 1)):
+        mechanism = Mechanism(bits, dim, ratio / 2**31)
+        for delta, tokens in ((1e-6, 1), (1e-3, 1), (0.1, 1), (1e-6, 7), (1e-12, 500), (0.0, 2)):
+            case(mechanism, delta, tokens)
+    for bits, noise in ((8, [339779328]), (4, [2**28] * 5), (6, [2**30, 2**31]), (1, [2**32]), (2, [1])):
+        other = CategoricalMechanism(bits, len(noise), max_level=2**bits - 1, noise_numerators=tuple(noise))
+        for delta, tokens in ((1e-6, 1), (0.1, 1), (1e-6, 7), (0.0, 2), (1e-3, 5000)):
+            case(other, delta, tokens)
+    return cases
+
+
 def bundle(code_table: bool = False) -> dict[str, Any]:
     """A client part of a bundle and canonical JSON."""
     vocabulary, dim, hidden = 6, 4, 8
@@ -542,6 +563,7 @@ def build() -> dict[str, str]:
         "malformed.json": lines({**about, "cases": malformed()}),
         "levels.json": lines({"cases": levels()}),
         "codes.json": lines({"cases": codes()}),
+        "epsilon.json": lines({"cases": epsilons()}),
         "bundle.json": lines(bundle()),
         "bundle_codes.json": lines(bundle(code_table=True)),
         "tokenizer.json": lines({"cases": tokenizer()}),

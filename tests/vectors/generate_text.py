@@ -55,7 +55,7 @@ def tokenizer() -> list[dict[str, Any]]:
     cases = []
     for name, prefix, regex, ignore in (
         ("plain", False, True, False), ("prefix-space", True, True, False), ("no-regex", False, False, False),
-        ("ignore-merges", False, True, True),
+        ("ignore-merges", False, True, True), ("digits", False, True, False), ("digits-together", False, True, False),
     ):  # fmt: skip
         # With merges ignored, whole words of the vocabulary need no merges that lead there.
         extra = {"\u0120hat": len(ids), "Gr": len(ids) + 1} if ignore else {}
@@ -97,6 +97,9 @@ def tokenizer() -> list[dict[str, Any]]:
                 "merges": [list(pair) for pair in merges],
             },
         }
+        if name.startswith("digits"):
+            digits = {"type": "Digits", "individual_digits": name == "digits"}
+            value["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, value["pre_tokenizer"]]}
         library = Tokenizer.from_str(json.dumps(value))
         texts = [{"text": text, "ids": library.encode(text, add_special_tokens=False).ids} for text in TEXTS]
         prompts = [{"spans": _spans(SpanTokenizer(json.dumps(value).encode()), spans)} for spans in PROMPTS]

@@ -33,8 +33,8 @@ from del_core.audit.leakage import LogPrior
 
 SEQUENCE = "sequence"
 
-_CONTEXT_WEIGHTS = (0.3, 0.6, 0.8, 0.95)
-_NARROW = 4  # beams while settings are chosen
+_CONTEXT_WEIGHTS = (0.2, 0.5, 0.8, 0.95)
+_NARROW = 4  # the least width at which settings are chosen
 _BEAM_LOGITS = 1 << 25  # logits (rows of all beams, V) that a step may hold: 128 MiB in float32
 
 
@@ -196,12 +196,18 @@ def beam_guesses(target: Target, considered: Callable[[Counts], Candidates], gri
     """
     windows = target.tuning
     search = SequenceSearch(target.lm.model, target.surface.log_prior, target.bos_token_id)
-    budget, each = target.config.attacker, 2.0 * target.parameters
-    # Settings are chosen with a narrow beam, which costs a part of the budget only.
-    narrow = min(_NARROW, budget.beams)
-    beams = budget.width(each * target.counts[..., 0].size, spent=each * narrow * len(grid) * windows.size)
+    budget, each, attacked = target.config.attacker, 2.0 * target.parameters, target.counts[..., 0].size
+
+    def fitted(beams: int) -> int:
+        """Return the width at which settings are chosen: half, since narrow beams choose others.
+
+        The wider a beam, the more it gains from the language model's weight.
+        """
+        return min(beams, max(_NARROW, beams // 2))
+
+    beams = budget.width(lambda beams: each * (beams * attacked + fitted(beams) * len(grid) * windows.size))
     tried, found = considered(target.release(windows, 1)), considered(target.counts)
-    settings = replace(search.fit(tried, windows, narrow, target.progress, grid=grid), beams=beams)
+    settings = replace(search.fit(tried, windows, fitted(beams), target.progress, grid=grid), beams=beams)
     power = {} if all(one.power == 1.0 for one in grid) else {"power": settings.power}
     return Guesses(
         search.tokens(found, settings),

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.numpy import save_file
-
 from del_core.bundle import Adapter
+from del_core.lm.peft_files import reserved_rank, write_peft
 from deployments.engines.base import EngineStartError
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
-_RANKS = (8, 16, 32, 64, 128, 256)  # that vLLM reserves memory for
-
 
 def adapter_arguments(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
     """Return the arguments of the engine that serves ``adapters`` beside the model as it is."""
     if not adapters:
         return {}
-    largest = max(adapter.shape.rank for adapter in adapters.values())
     return {
         "enable_lora": True,
         # All may be used in one step. On CPUs, vLLM (0.32) gives the last place to requests without
@@ -33,7 +28,7 @@ def adapter_arguments(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
         "max_cpu_loras": len(adapters) + 1,  # none is ever loaded again
         # Without the embedding layer: where prompts are embeddings, it does not read all tokens.
         "lora_target_modules": sorted({name for one in adapters.values() for name in one.shape.modules}),
-        "max_lora_rank": next(rank for rank in _RANKS if rank >= largest),
+        "max_lora_rank": reserved_rank(adapters.values()),
     }
 
 
@@ -50,7 +45,7 @@ async def load_adapters(llm: AsyncLLM, adapters: Mapping[str, Adapter]) -> dict[
     with tempfile.TemporaryDirectory(prefix="del-adapters-") as place:
         for number, (name, adapter) in enumerate(adapters.items(), start=1):
             directory = Path(place) / str(number)
-            _write(directory, adapter)
+            write_peft(directory, adapter)
             request = LoRARequest(name, number, str(directory))
             try:
                 await llm.add_lora(request)
@@ -59,19 +54,3 @@ async def load_adapters(llm: AsyncLLM, adapters: Mapping[str, Adapter]) -> dict[
                 raise EngineStartError(f"adapter {name} must fit the model, but vLLM refuses it: {error}") from error
             loaded[name] = request
     return loaded
-
-
-def _write(directory: Path, adapter: Adapter) -> None:
-    """Write the two files of ``peft`` that vLLM reads."""
-    directory.mkdir()
-    shape = adapter.shape
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": shape.rank,
-        "lora_alpha": shape.alpha,
-        "target_modules": list(shape.modules),
-        "bias": "none",
-    }
-    (directory / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    save_file(dict(adapter.tensors), directory / "adapter_model.safetensors")

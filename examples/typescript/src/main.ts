@@ -1,7 +1,7 @@
 // Sends what stands on standard input, privately, and prints what the model writes.
 
 import { parseArgs } from "node:util";
-import { DelClient, type Completion } from "./client.js";
+import { DelClient, type Completion } from "del-serve";
 
 const { values } = parseArgs({
   options: {
@@ -18,27 +18,26 @@ async function main(): Promise<void> {
   let prompt = "";
   const decoder = new TextDecoder();
   for await (const piece of process.stdin) prompt += decoder.decode(piece, { stream: true });
-  const client = await DelClient.connect(String(values["url"]), process.env["DEL_API_KEY"]);
-  const variant = String(values["variant"] ?? [...client.bundle.variants.keys()][0]);
-  const options = { max_tokens: Number(values["max-tokens"]), temperature: Number(values["temperature"]) };
-  const encoded = client.encode([prompt], variant);
-  const completion = values["stream"] ? await show(client, encoded, options) : await client.complete(encoded, options);
+  const key = process.env["DEL_API_KEY"];
+  const client = new DelClient(String(values["url"]), key === undefined ? {} : { apiKey: key });
+  const variant = String(values["variant"] ?? [...(await client.variants()).keys()][0]);
+  const options = { variant, max_tokens: Number(values["max-tokens"]), temperature: Number(values["temperature"]) };
+  const completion = values["stream"] ? await show(client, prompt, options) : await client.complete(prompt, options);
   if (values["json"]) {
-    const { text, tokenIds, finishReason, usage, requestId } = completion;
-    const report = { text, token_ids: tokenIds, finish_reason: finishReason, usage, request_id: requestId };
-    process.stdout.write(`${JSON.stringify({ ...report, variant, fingerprint: client.bundle.fingerprint })}\n`);
+    const { text, tokenIds, finishReason, usage, requestId, bytesSent } = completion;
+    const counted = { prompt_tokens: usage.promptTokens, completion_tokens: usage.completionTokens, total_tokens: usage.totalTokens };
+    const report = { text, token_ids: tokenIds, finish_reason: finishReason, usage: counted, request_id: requestId, bytes_sent: bytesSent };
+    const { fingerprint } = await client.bundle();
+    process.stdout.write(`${JSON.stringify({ ...report, variant, epsilon: await client.epsilon(variant), fingerprint })}\n`);
   } else {
     process.stdout.write(values["stream"] ? "\n" : `${completion.text}\n`);
   }
 }
 
-async function show(client: DelClient, ...request: Parameters<DelClient["stream"]>): Promise<Completion> {
-  const chunks = client.stream(...request);
-  for (;;) {
-    const next = await chunks.next();
-    if (next.done) return next.value;
-    if (!values["json"]) process.stdout.write(next.value.text);
-  }
+async function show(client: DelClient, prompt: string, options: { variant: string }): Promise<Completion> {
+  const stream = client.stream(prompt, options);
+  for await (const chunk of stream) if (!values["json"]) process.stdout.write(chunk.text);
+  return stream.completion;
 }
 
 main().catch((error: unknown) => {

@@ -136,6 +136,25 @@ def test_the_last_token_that_fits_is_the_accountings(store: LedgerStore, mixed: 
     ledger.spend("bob", WEAK, [draw(1)])
 
 
+@pytest.mark.parametrize("mixed", [True, False])
+def test_the_tokens_left_are_those_that_can_be_spent(store: LedgerStore, mixed: bool) -> None:
+    ledger = Ledger(store, budget=Budget(100.0, DELTA, mixed=mixed))
+    assert ledger.tokens_left("ann", WEAK) == capacity(WEAK, 100.0, DELTA / 2 if mixed else DELTA)
+    for tokens in (1, 3):
+        before = ledger.tokens_left("ann", WEAK)
+        ledger.spend("ann", WEAK, [draw(tokens)])
+        assert ledger.tokens_left("ann", WEAK) == before - tokens
+    left = ledger.tokens_left("ann", STRONG)
+    assert (left > 0) is mixed  # of another level
+    with pytest.raises(BudgetExceededError):
+        ledger.spend("ann", STRONG, [draw(left + 1)])
+    if left:
+        ledger.spend("ann", STRONG, [draw(left)])
+        assert ledger.tokens_left("ann", STRONG) == 0
+    with pytest.raises(InvalidRequestError, match="subject"):
+        ledger.tokens_left("", WEAK)
+
+
 def test_a_request_that_never_fits_says_so(store: LedgerStore) -> None:
     ledger = Ledger(store, budget=Budget(10.0, DELTA))
     with pytest.raises(BudgetExceededError, match="never") as caught:
@@ -196,6 +215,7 @@ def test_spending_leaves_the_window_and_not_before(store: LedgerStore, monkeypat
     wait = retry_at - datetime.now(UTC)
     assert window - timedelta(minutes=2) < wait < window + timedelta(hours=1, minutes=2)
     clock.advance(window - timedelta(seconds=1))
+    assert ledger.tokens_left("ann", WEAK) == 0
     with pytest.raises(BudgetExceededError):
         ledger.spend("ann", WEAK, [draw()])
     clock.advance(timedelta(hours=1, seconds=1))

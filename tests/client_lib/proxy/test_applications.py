@@ -1,43 +1,47 @@
 """Libraries that people use with OpenAI's API, unchanged but for base URL and model name.
 
-Each runs in an environment of its own, with the pinned version of ``applications/NAME.txt``.
+Each runs in an environment of its own, with the pinned version of benchmarks/applications.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.client_lib.proxy.conftest import MakeProxy
+from benchmarks.applications.command import RESULT
+from benchmarks.applications.environments import CASES, LIBRARIES, install, libraries, run
+from client_lib.proxy import ProxySettings
+from del_core.bundle import ClientBundle
 from tests.support.helpful import helpful
+from tests.support.running_proxy import RunningProxy
 from tests.support.scripted_server import ScriptedServer
 
-APPLICATIONS = Path(__file__).parent / "applications"
-NAMES = sorted(path.stem for path in APPLICATIONS.glob("*.txt"))
 
-
-def run(python: Path, name: str, url: str) -> dict[str, bool]:
-    """Return what an application reports."""
-    command = [python, APPLICATIONS / f"{name}.py", url]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=APPLICATIONS)
-    assert done.returncode == 0, done.stderr
-    results: dict[str, bool] = json.loads(done.stdout.splitlines()[-1])
-    return results
+@pytest.fixture(scope="module")
+def url(bundle: ClientBundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One proxy for all libraries, in front of a server that answers as a good model would."""
+    cache = tmp_path_factory.mktemp("cache")
+    with ScriptedServer(bundle).running() as server:
+        server.script = helpful(server)
+        with RunningProxy(server.url, ProxySettings(), cache_dir=cache).running() as proxy:
+            yield proxy.url
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_an_application(name: str, make_proxy: MakeProxy, server: ScriptedServer, tmp_path: Path) -> None:
-    venv.create(tmp_path / "environment", with_pip=True)
-    python = tmp_path / "environment" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "-q", "-r", APPLICATIONS / f"{name}.txt"]
-    subprocess.run(install, check=True, timeout=1000, stdout=sys.stderr)
-    server.script = helpful(server)
-    results = run(python, name, make_proxy().url)
-    assert results
-    assert all(results.values()), results
+@pytest.mark.parametrize("name", libraries())
+def test_an_application(name: str, url: str, tmp_path: Path) -> None:
+    install(libraries()[name], tmp_path)
+    assert run(libraries()[name], tmp_path, url=url, model="open") == dict.fromkeys(CASES, "yes")
+
+
+def test_every_library_is_pinned_and_has_run() -> None:
+    results = json.loads(RESULT.read_text("utf-8"))["libraries"]
+    assert list(results) == list(libraries())
+    for name, library in libraries().items():
+        assert (LIBRARIES / library.script).is_file()
+        assert "" not in library.versions().values()
+        assert results[name]["versions"] == library.versions(), f"python -m benchmarks.applications --only {name}"
+        assert set(results[name]["scripted"]) == set(CASES)

@@ -12,12 +12,12 @@ import threading
 import httpx
 import pytest
 
-from client_lib import errors
+from client_lib import Timeout, errors
 from client_lib.proxy import ProxySettings
 from client_lib.proxy.errors import api_error
 from tests.client_lib.proxy.conftest import MakeProxy
 from tests.support.running_proxy import RunningProxy
-from tests.support.scripted_server import Received, ScriptedServer, error, hang, reset
+from tests.support.scripted_server import Received, ScriptedServer, after_comments, error, hang, reset
 
 CHAT = {"model": "open", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 # A wish that the client does not wait for, so that the failure is told.
@@ -31,6 +31,13 @@ def test_health_and_unknown_routes(proxy: RunningProxy) -> None:
     wrong = proxy.get("/v1/completions")
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
     assert wrong.headers["allow"] == "POST"
+
+
+def test_a_whole_answer_may_take_longer_than_a_silence(make_proxy: MakeProxy, server: ScriptedServer) -> None:
+    """The server's comments show that it works; without any, the proxy gives up."""
+    proxy = make_proxy(client={"timeout": Timeout(read=1.0), "max_retries": 0})
+    server.script.append(after_comments(8, 0.25))
+    assert proxy.post("/v1/completions", {"model": "open", "prompt": "the sea"}).status_code == 200
 
 
 def test_every_answer_has_a_request_id_of_its_own(proxy: RunningProxy, server: ScriptedServer) -> None:

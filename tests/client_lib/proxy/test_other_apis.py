@@ -153,6 +153,21 @@ def test_messages(claude: anthropic.Anthropic, server: ScriptedServer) -> None:
     assert len(private_counts(server, 1)) == 3  # the answer is public
 
 
+def test_a_structured_message(claude: anthropic.Anthropic, server: ScriptedServer) -> None:
+    question: Any = {"role": "user", "content": "how old"}
+    server.script.extend([says('{"age": 4}')] * 2)
+    asked: Any = {"model": "open", "max_tokens": 30, "messages": [question]}
+    assert claude.messages.parse(**asked, output_format=Person).parsed_output == Person(age=4)
+    shape = {"type": "json_schema", "schema": Person.model_json_schema()}
+    claude.messages.create(**asked, extra_body={"output_format": shape, "output_config": {"effort": "low"}})
+    for frame in server.frames:
+        structure = server.decode(frame).sampling.structured_outputs
+        assert structure is not None
+        assert "age" in (structure.json or "")
+    with pytest.raises(anthropic.BadRequestError, match="output_config"):
+        claude.messages.create(**asked, extra_body={"output_config": {"format": {"type": "grammar"}}})
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_tool_call_of_messages(claude: anthropic.Anthropic, server: ScriptedServer, stream: bool) -> None:
     server.script.append(says(f"Let me look.\n{CALL}"))

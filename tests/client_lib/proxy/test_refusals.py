@@ -71,7 +71,6 @@ INVALID: list[tuple[str, dict[str, Any], str]] = [
     ("chat", {"tools": [TOOL], "tool_choice": CANARY}, "tool_choice"),
     ("chat", {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": CANARY}}}, "tool_choice"),
     ("chat", {"tool_choice": "required"}, "tools"),
-    ("chat", {"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),
     ("chat", {"messages": [{"role": "user", "content": "a", "tool_calls": [TOOL]}]}, "messages[0].tool_calls"),
     (
         "chat",

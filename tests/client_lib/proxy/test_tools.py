@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import openai
@@ -101,6 +102,40 @@ def test_what_is_written_is_read_again(arguments: list[dict[str, Any]], size: in
     assert found == ["So", *(("weather", one) for one in arguments)]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        '{"name": ["weather"], "arguments": {}}',
+        '{"name": {"weather": 1}, "arguments": {}}',
+        '{"name": "weather", "arguments": {"city": "\\ud800"}}',
+        '{"name": "weather", "arguments": {"\\udfff": 1}}',
+        '{"name": "weather", "arguments": {"city": NaN}}',
+        '{"name": "weather", "arguments": {"city": -Infinity}}',
+        '{"name": "weather", "arguments": "' + "[" * 100_000 + '"}',
+        '{"name": "weather", "arguments": ' + '{"a":' * 100_000 + "1}",
+        '{"name": "weather", "arguments": {"city": ' + "9" * 5_000 + "}}",
+        '{"name": "weather", "arguments": {"city": "' + "x" * (1 << 18) + '"}}',
+    ],
+    ids=lambda call: f"{call[:50]} ({len(call)})",
+)
+def test_what_no_application_could_read_is_text(call: str) -> None:
+    for text in (call, f"<tool_call>{call}</tool_call>"):
+        for use in (USE, ToolUse(USE.tools, "required")):
+            parser = CallParser(use)
+            assert [*parser.feed(text), *parser.finish()] == [text]
+
+
+@pytest.mark.parametrize("piece", [" " * 512, "<tool_call>" * 40, '{"name": "clock"}' * 30, "<" * 512])
+def test_long_answers_take_little_time_and_are_not_lost(piece: str) -> None:
+    parser, whole = CallParser(USE), ""
+    began = time.process_time()
+    for _ in range(4000):
+        whole += "".join(str(part) for part in parser.feed(piece))
+    whole += "".join(str(part) for part in parser.finish())
+    assert time.process_time() - began < 5
+    assert len(whole.replace(" ", "")) >= len(piece.replace(" ", "")) * 4000
+
+
 def texts(server: ScriptedServer, index: int) -> list[tuple[bool, str]]:
     """Return the segments of a frame: public ones as text, private ones as their length."""
     tokenizer = Tokenizer.from_file(str(server.bundle.tokenizer_path))
@@ -156,7 +191,9 @@ def test_an_answer_that_must_be_a_call_has_its_structure(
     proxy: RunningProxy, server: ScriptedServer, choice: Any, names: list[str], stream: bool
 ) -> None:
     server.script.append(says('{"name": "weather", "arguments": {"city": "Paris"}}'))
-    answer = proxy.post("/v1/chat/completions", {**CHAT, "tool_choice": choice, "stream": stream})
+    # The format of texts has no effect on a call.
+    asked = {**CHAT, "tool_choice": choice, "stream": stream, "response_format": {"type": "json_object"}}
+    answer = proxy.post("/v1/chat/completions", asked)
     assert answer.status_code == 200, answer.text
     request = server.decode(server.frames[0])
     assert request.sampling.structured_outputs is not None
@@ -184,6 +221,16 @@ def test_references_in_schemas_stay_at_their_root() -> None:
     schema = ToolUse((Tool("a", "", {**reference, **definitions}), Tool("b", "", {})), "required").schema()
     assert schema["$defs"] == definitions["$defs"]
     assert schema["anyOf"][0]["properties"]["arguments"] == reference
+
+
+def test_the_spans_of_a_prompt_are_shown_on_request(make_proxy: MakeProxy, server: ScriptedServer) -> None:
+    shown: list[Any] = []
+    proxy = make_proxy(private="pii", show=shown.append)
+    question = {"role": "user", "content": "write to ann@example.org"}
+    proxy.post("/v1/chat/completions", {**CHAT, "tools": [], "messages": [question]})
+    (spans,) = shown
+    assert [span.text for span in spans if span.is_private] == ["ann@example.org"]
+    assert "ann@example.org" in "".join(span.text for span in spans)
 
 
 @pytest.mark.parametrize("tools", [[], [WEATHER]])

@@ -54,7 +54,7 @@ def offers(path: Path) -> dict[str, tuple[Callable[[], ClientBundle], str]]:
     }
 
 
-@pytest.mark.parametrize("name", [name for name in offers(Path()) if name != "another mechanism"])
+@pytest.mark.parametrize("name", offers(Path()))
 @pytest.mark.parametrize("restart", [False, True], ids=["same client", "next start"])
 def test_a_swapped_bundle_is_refused_until_it_is_accepted(
     connect: Connect, server: ScriptedServer, tmp_path: Path, name: str, restart: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -225,8 +226,15 @@ def test_a_budget_limits_steps_and_width() -> None:
     budget = AttackerBudget("", training=1.0, search=1.0, beams=32)
     assert budget.steps(1e10, 4000) == 100
     assert budget.steps(1e10, 7) == 7
-    assert [budget.width(1e12 / share) for share in (1, 2, 9, 31, 1000)] == [2, 2, 8, 16, 32]
-    assert budget.width(1e11, spent=0.9e12) == 2
+    assert [budget.width(lambda beams, share=share: 1e12 * beams / share) for share in (1, 2, 9, 31, 1000)] == [
+        2,
+        2,
+        8,
+        16,
+        32,
+    ]
+    assert budget.width(lambda beams: 0.9e12 + 1e11 * beams) == 2
+    assert replace(budget, beams=1).width(lambda beams: 0.0) == 1
 
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -233,7 +233,7 @@ def test_a_variant_outside_the_format_is_refused(bundle: Path, change: dict[str,
 def test_a_server_refuses_a_decoder_that_it_does_not_know_and_a_client_does_not_care(bundle: Path) -> None:
     reseal(bundle, lambda value: value["variants"][0].update(decoder="transformer"))
     assert (
-        f"must be one of {', '.join(DECODERS)}, got transformer"
+        f"decoder of variant open must be one of {', '.join(DECODERS)}, got 'transformer'; an installed plugin can"
         in refusal(lambda: load_bundle(bundle), "manifest.json").reason
     )
     assert load_client(bundle / "client").variants["open"].decoder == "transformer"

@@ -110,3 +110,21 @@ def test_the_audit_that_ships_holds_together(bundle, name):
     tight = vocabulary_epsilon(bundle.mechanism(name), np.asarray(bundle.client.table), variant["delta"])
     assert tight.epsilon == pytest.approx(variant["epsilon_vocabulary"], rel=1e-5)
     assert tight.epsilon_lower < tight.cube_epsilon
+
+
+# What attacks outside the audit have recovered from the same counts of the same prompts: a beam 32
+# wide with a tuned weight, and a bidirectional model with such a beam.
+_KNOWN = {"strict": 0.079, "balanced": 0.176, "open": 0.511}
+
+
+@pytest.mark.parametrize("name", _VARIANTS)
+def test_the_audit_that_ships_does_not_understate(bundle, name):
+    """The strongest attack finds what is known to be found, within its interval."""
+    stated = bundle.variants[name].audit["strongest_attack"]
+    assert stated["high"] >= _KNOWN[name]
+    assert stated["tokens"] == 6144
+    found = json.loads((_ROOT / "docs/results/audit-demo/audit.json").read_text(encoding="utf-8"))
+    attack = found["variants"][name]["attacks"][stated["attack"]]
+    assert {key: attack[key] for key in ("success", "low", "high")} == {
+        key: stated[key] for key in ("success", "low", "high")
+    }

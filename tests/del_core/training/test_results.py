@@ -35,11 +35,11 @@ _ENCODER = EncoderResult(
     30.0, 25.0, 0.099,
 )  # fmt: skip
 _TRAINED = SoftPromptResult(
-    "v", SoftPromptConfig(decoder="posterior"), 4, 8, 1 << 20, 9.5, 2.5, 3.25, "m", "t", 10.0, 20.0, 40.0, 35.0, 30.0
+    "v", SoftPromptConfig(decoder="linear"), 4, 8, 1 << 20, 9.5, 2.5, 3.25, "m", "t", 10.0, 20.0, 40.0, 35.0, 30.0
 )
 _VARIANT = VariantResult(
     _TRAINED, "general", Guarantees(1e-6, 12.5, None, 9.5), {"nearest": Rate(5, 100), "map": Rate(9, 100)},
-    "2026-01-31", _CALIBRATION, {"linear": 3.5, "posterior": 3.25},
+    "2026-01-31", _CALIBRATION, {"linear": 3.25, "other": 3.5},
 )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_stage_2_keeps_its_file(tmp_path: Path, calibration: CalibratedRate | No
 def test_losses_of_the_candidates_are_kept(tmp_path: Path) -> None:
     write_result(tmp_path, _VARIANT)
     assert read_variant_result(tmp_path) == _VARIANT
-    assert _read(tmp_path / "variant.json")["candidates"] == {"linear": 3.5, "posterior": 3.25}
+    assert _read(tmp_path / "variant.json")["candidates"] == {"linear": 3.25, "other": 3.5}
 
 
 @pytest.mark.parametrize("read", [read_projection_result, read_soft_prompt_result, read_variant_result])

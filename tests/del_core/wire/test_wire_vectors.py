@@ -92,6 +92,7 @@ def test_malformed_vectors_reach_every_code_of_a_frame() -> None:
     http_only = {
         "unsupported_media_type", "not_found", "method_not_allowed", "overloaded", "engine_unavailable",
         "internal_error", "invalid_api_key", "rate_limit_exceeded", "deadline_exceeded",
+        "invalid_pass", "pass_spent",
     }  # fmt: skip
     assert {case["code"] for case in load("malformed.json")["cases"]} == set(ERROR_STATUS) - http_only
 

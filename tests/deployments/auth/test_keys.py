@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -164,6 +165,8 @@ def test_the_command_prints_a_key_once_and_its_hash() -> None:
     assert result.exit_code == 0, result.output
     key, hashed = (line.split()[1] for line in result.output.splitlines())
     assert hash_key(key) == hashed
+    found = json.loads(CliRunner().invoke(cli, ["keys", "new", "--json"]).output)
+    assert hash_key(found["key"]) == found["hash"]
 
 
 @pytest.mark.cluster

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -42,6 +43,15 @@ def processor(adjustment: Adjustment | None, output: list[int]) -> AdjustedLogit
     parameters = SamplingParams(extra_args=arguments or None)
     made.update_state(BatchUpdate(1, removed=[], added=[(0, parameters, None, output)], moved=[]))
     return made
+
+
+@pytest.mark.parametrize("penalty", [1e-300, 5e-324, 1e-38, 1e-45])
+def test_the_smallest_penalty_leaves_probabilities(penalty: float) -> None:
+    """It is above 0, as the wire format asks, and 0 in the type of the logits."""
+    logits = torch.tensor([[3.0, 0.0, -2.0, 1.0]])
+    adjusted = processor(Adjustment(penalty, resumed=(0, 1, 2)), []).apply(logits)
+    assert torch.isfinite(adjusted).all()
+    assert torch.softmax(adjusted, dim=-1).tolist() == [[1.0, 0.0, 0.0, 0.0]]
 
 
 _penalty = st.floats(-2, 2, width=32)
@@ -130,6 +140,7 @@ def test_a_completed_structure_only_ends(tiny: Tiny) -> None:
         (StructuredOutputs(json='{"type": "secret"}'), "json"),
         (StructuredOutputs(json='{"$ref": "https://secret.example/x"}'), "json"),
         (StructuredOutputs(json="[" * 5000), "json"),
+        (StructuredOutputs(json='{"items": ' * 400 + "true" + "}" * 400), "json"),
         (StructuredOutputs(regex="(secret"), "regex"),
     ],
 )
@@ -140,6 +151,52 @@ def test_structures_that_are_none_are_refused_without_their_text(
         grammars(tiny).grammar(structure)
     assert refusal.value.field == f"header.structured_outputs.{name}"
     assert "secret" not in str(refusal.value)
+
+
+ARRAY = {"type": "array", "items": {"type": "integer"}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**ARRAY, "minItems": 10**9},
+        {**ARRAY, "maxItems": 10**9},
+        {**ARRAY, "minItems": 1e300},
+        {"anyOf": [{**ARRAY, "minItems": 1000 + extra} for extra in range(3)]},
+        {"$defs": {"a": {**ARRAY, "maxItems": 2001}}, "$ref": "#/$defs/a"},
+    ],
+    ids=str,
+)
+def test_arrays_that_would_take_all_memory_are_refused(tiny: Tiny, schema: dict[str, object]) -> None:
+    with pytest.raises(FrameError, match="minItems and maxItems of at most 2000 in all"):
+        grammars(tiny).grammar(StructuredOutputs(json=json.dumps(schema)))
+
+
+def test_members_that_only_look_like_bounds_are_none(tiny: Tiny) -> None:
+    allowed = {"properties": {"minItems": {"enum": [{"minItems": 10**9}]}}, "type": "object"}
+    assert grammars(tiny).grammar(StructuredOutputs(json=json.dumps(allowed)))
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        StructuredOutputs(regex="((((a{50}){50}){50}){50}){50}"),
+        StructuredOutputs(regex="(a{1000}){1000}"),
+        StructuredOutputs(regex="(a|b|ab)*" * 2000),
+        StructuredOutputs(json=json.dumps({"type": "string", "pattern": "^(a{500}){500}$"})),
+    ],
+    ids=lambda structure: str(structure.regex or structure.json)[:30],
+)
+def test_expressions_that_would_hold_up_the_engine_are_bounded(tiny: Tiny, structure: StructuredOutputs) -> None:
+    """They are refused, or every step of them is quick."""
+    try:
+        grammar = grammars(tiny).grammar(structure)
+    except FrameError:
+        return
+    began = time.process_time()
+    made = processor(Adjustment(grammar=grammar), [])
+    made.apply(torch.zeros(1, VOCABULARY_SIZE))
+    assert time.process_time() - began < 1.5  # 0.2 s here; with the library's own bounds 2.5 s
 
 
 def test_a_model_without_end_of_text_has_no_structures(tiny: Tiny) -> None:

@@ -15,21 +15,36 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from del_core.bundle import Adapter
+from del_core.bundle import Adapter, Bundle
 from del_core.evaluation.measure import continuations
 from del_core.lm.adapter import adapted
 from del_core.lm.model import load_base_lm
 from del_core.wire import StructuredOutputs
-from deployments.engines.base import Adjustment, Delta, EngineDeadError, EngineSampling
+from deployments.engines.base import (
+    Adjustment,
+    Delta,
+    EncodedPrompt,
+    EngineDeadError,
+    EngineSampling,
+    variant_name,
+)
 from deployments.engines.vllm.engine import VllmEngine, VllmSettings
+from deployments.service.base_model import EmbeddingTable
+from deployments.service.self_test import check_engine
 from deployments.service.structure import Grammars
 from tests.support.adapters import random_adapter
+from tests.support.serving_frames import private_segment
 from tests.support.tiny import EOS_ID, HIDDEN_SIZE, SOFT_PROMPT_LENGTH, Tiny
 
 
 @contextlib.asynccontextmanager
-async def started(tiny: Tiny, adapters: Mapping[str, Adapter] | None = None) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(tiny.model, VllmSettings())
+async def started(
+    tiny: Tiny, adapters: Mapping[str, Adapter] | None = None, bundle: Bundle | None = None
+) -> AsyncIterator[VllmEngine]:
+    # Steps of a few rows: a long prompt takes several.
+    engine = VllmEngine(tiny.model, VllmSettings(max_num_batched_tokens=96))
+    if bundle is not None:
+        engine.add_bundle(bundle)
     for name, adapter in (adapters or {}).items():
         engine.add_adapter(name, adapter)
     await engine.start()
@@ -58,15 +73,16 @@ def tokens(deltas: list[Delta]) -> tuple[int, ...]:
 
 
 @pytest.mark.cluster
-async def test_the_engine_s_frontend(tiny: Tiny) -> None:
+async def test_the_engine_s_frontend(tiny: Tiny, bundle: Bundle, table: EmbeddingTable) -> None:
     """One engine for all checks, because its start is slow."""
-    async with started(tiny) as engine:
+    async with started(tiny, bundle=bundle) as engine:
         await _soft_prompts_are_always_cached(engine)
         await _gathering(engine)
         await _ids_after_prompts(engine)
         await _left_requests_stop(engine)
         await _adjusted_logits(engine, tiny)
         await _logarithms(engine)
+        await _counts_are_decoded_in_the_engine(engine, bundle, table)
     with pytest.raises(EngineDeadError):
         await engine.check_health()
 
@@ -178,6 +194,32 @@ async def _logarithms(engine: VllmEngine) -> None:
     drawn = [one for delta in seeded for one in delta.logprobs or ()]
     assert len(drawn) == 8
     assert all(one.top == () and one.logprob <= 0 for one in drawn)
+
+
+async def _counts_are_decoded_in_the_engine(engine: VllmEngine, bundle: Bundle, table: EmbeddingTable) -> None:
+    """The same tokens as from embeddings, together and in several steps; cached by the counts."""
+    _, tested = await check_engine(engine, table, [bundle])
+    assert tested
+    sampling = EngineSampling(max_tokens=12, temperature=0.0)
+    prompts, rows = [], []
+    for variant, length, seed in (("open", 20, 1), ("strict", 60, 2), ("open", 300, 3), ("strict", 200, 4)):
+        counts = private_segment(bundle, variant, length, seed).codes
+        prompts.append(EncodedPrompt(variant_name(bundle, variant), ((7, 8), counts, counts[:9], (9, 10))))
+        decoder = bundle.build_decoder(variant)
+        parts = [table.rows((7, 8)), decoder.decode(counts), decoder.decode(counts[:9]), table.rows((9, 10))]
+        rows.append(np.concatenate([bundle.soft_prompt(variant), *parts]))
+
+    async def complete(name: str, prompt: EncodedPrompt | NDArray[np.float32]) -> list[Delta]:
+        return [delta async for delta in engine.generate(name, prompt, sampling)]
+
+    expected = [tokens(await complete(f"r{n}", prompt)) for n, prompt in enumerate(rows)]
+    together = await asyncio.gather(*(complete(f"p{n}", prompt) for n, prompt in enumerate(prompts)))
+    assert [tokens(deltas) for deltas in together] == expected
+    again = await complete("again", prompts[2])
+    assert tokens(again) == expected[2]
+    assert again[0].cached_rows == (len(rows[2]) - 1) // 32 * 32
+    other = EncodedPrompt(prompts[2].variant, ((7, 9), *prompts[2].segments[1:]))
+    assert (await complete("other", other))[0].cached_rows == SOFT_PROMPT_LENGTH
 
 
 @pytest.mark.cluster

@@ -58,6 +58,32 @@ async def test_a_reader_that_leaves_makes_room(engine: MockEngine) -> None:
         await engine.check_health()
 
 
+async def test_the_prefix_cache_knows_the_beginnings_of_earlier_prompts() -> None:
+    rows = np.random.default_rng(0).random((100, 4), dtype=np.float32)
+    other = np.concatenate([rows[:70], rows[:30]])
+    engine = MockEngine(MockSettings(step_ms=0.1, step_ms_per_request=0.0, prompt_token_ms=0.0, cache_rows=256))
+    await engine.start()
+
+    async def cached(prompt: np.ndarray, shared_rows: int = 0) -> int | None:
+        deltas = engine.generate("x", prompt, EngineSampling(max_tokens=1), shared_rows=shared_rows)
+        (found,) = [delta.cached_rows async for delta in deltas]
+        return found
+
+    assert await cached(rows, shared_rows=32) == 32, "the soft prompt is there from the start"
+    assert await cached(rows[:64]) == 64
+    assert await cached(other) == 64, "two whole blocks are the same"
+    assert await cached(rows[32:]) == 0, "the same rows at another place"
+    for seed in range(1, 4):  # three prompts of three blocks each: the first one is forgotten
+        assert await cached(np.random.default_rng(seed).random((100, 4), dtype=np.float32)) == 0
+    assert await cached(rows) == 0
+    await engine.shutdown()
+    without = MockEngine(MockSettings(step_ms=0.1))
+    await without.start()
+    deltas = without.generate("x", rows, EngineSampling(max_tokens=1))
+    assert [delta.cached_rows async for delta in deltas] == [None]
+    await without.shutdown()
+
+
 def test_profiles_begin_and_end_low_and_reach_the_most() -> None:
     for profile in PROFILES:
         counts = [clients_at(profile, share / 200, 100) for share in range(201)]

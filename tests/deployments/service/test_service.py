@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from del_core.bundle import Bundle
+from del_core.decoders import LinearDecoder
 from del_core.errors import FrameError
 from del_core.wire import PrivateSegment, PublicSegment
-from deployments.engines.base import EngineDeadError
+from deployments.engines.base import EncodedPrompt, EngineDeadError, LookUp, variant_name
 from deployments.service.base_model import EmbeddingTable
 from deployments.service.service import Capacity, OverloadedError, PrivateLMService, ServedModel
 from tests.support.scripted_engine import CONTEXT_LENGTH, ScriptedEngine
@@ -61,6 +63,52 @@ async def test_clear_has_no_soft_prompt(make_service: ServiceMaker, bundle: Bund
     request = make_request(bundle, "clear", segments=(PublicSegment((BOS_ID, 7, 8)),))
     await service.complete(await service.parse(encode(bundle, request)))
     np.testing.assert_array_equal(engine.calls[0].embeddings, table.rows((BOS_ID, 7, 8)))
+
+
+async def test_the_decoding_of_a_long_prompt_holds_no_other_request(
+    make_service: ServiceMaker, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder that waits for the other requests: on the event loop it would wait for ever."""
+    others_done = threading.Event()
+    decode = LinearDecoder.decode
+
+    def patient(decoder: LinearDecoder, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+        assert len(codes) < 400 or others_done.wait(10)
+        return decode(decoder, codes)
+
+    monkeypatch.setattr(LinearDecoder, "decode", patient)
+    monkeypatch.setattr("deployments.service.service.LARGE_DECODE_PRODUCTS", 100_000)
+    service = make_service(ScriptedEngine())
+    long = asyncio.ensure_future(service.complete(make_request(bundle, "open", tokens=400)))
+    for seed in range(5):
+        await service.complete(make_request(bundle, "open", tokens=20, seed=seed))
+    assert not long.done()
+    others_done.set()
+    assert (await long).finish_reason == "length"
+
+
+async def test_an_engine_that_decodes_gets_the_integers(make_service: ServiceMaker, bundle: Bundle) -> None:
+    """And no decoder is built for it."""
+
+    class Decoding(ScriptedEngine):
+        def add_bundle(self, bundle: Bundle) -> None:
+            pass
+
+        async def decode(self, prompt: EncodedPrompt) -> LookUp:
+            raise AssertionError("only the self-test asks")
+
+    engine = Decoding()
+    service = make_service(engine)
+    segment = private_segment(bundle, "open", 30, seed=4)
+    request = make_request(bundle, "open", segments=(PublicSegment((BOS_ID, 7)), segment), resume=(5, 6))
+    await service.complete(await service.parse(encode(bundle, request)))
+    prompt: Any = engine.calls[0].embeddings
+    assert prompt.variant == variant_name(bundle, "open")
+    first, counts, resumed = prompt.segments
+    assert (first, resumed) == ((BOS_ID, 7), (5, 6))
+    np.testing.assert_array_equal(counts, segment.codes)
+    await service.complete(make_request(bundle, "clear", tokens=3))
+    assert engine.calls[1].embeddings.variant is None  # type: ignore[attr-defined]
 
 
 async def test_large_prompts_are_decoded_alike_and_beside_the_event_loop(

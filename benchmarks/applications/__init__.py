@@ -1,0 +1,1 @@
+"""Libraries of applications, unchanged but for base URL and model name, against the proxy."""

@@ -1,0 +1,3 @@
+from benchmarks.detectors.measure import main
+
+main()

@@ -1,0 +1,5 @@
+"""See :mod:`benchmarks.network`."""
+
+from benchmarks.network.command import main
+
+main()

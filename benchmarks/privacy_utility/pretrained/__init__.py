@@ -1,0 +1,1 @@
+"""The comparison on a pretrained model, whose bundle ships: SmolLM2."""

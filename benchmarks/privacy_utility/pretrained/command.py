@@ -1,0 +1,132 @@
+"""The comparison on SmolLM2: prepares model, bundle and texts, runs the pieces, writes results."""
+
+from __future__ import annotations
+
+import json
+import platform
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from benchmarks.privacy_utility.pretrained.bench import PretrainedBench
+from benchmarks.privacy_utility.pretrained.plan import Piece, Plan, pieces_of
+from benchmarks.privacy_utility.pretrained.report import results
+from del_core.bundle import load_bundle
+from del_core.demo import smollm2_bundle_path
+from del_core.lm.known import cached_model
+from del_core.lm.model import load_frozen_lm
+from del_core.lm.text import read_texts
+
+__all__ = ["PIECES", "Run", "compare", "report", "summary"]
+
+PIECES = "pieces"
+"""Folder of the finished pieces, in that of the results."""
+_EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "smollm2"
+_TRAINED = (
+    "state_union", "inaugural", "grimm", "wizard_of_oz", "moby_dick", "pride_and_prejudice", "alice", "shakespeare",
+    "wikipedia",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the command line asks for: directories, levels and pieces; none is the plan's own."""
+
+    data: Path | None
+    work: Path | None
+    out: Path | None
+    levels: tuple[float, ...] = ()
+    pieces: tuple[str, ...] = ()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, with the levels that were asked for."""
+        return replace(Plan(), levels=self.levels) if self.levels else Plan()
+
+
+def bench(data: Path, work: Path, out: Path, plan: Plan, say: Callable[[str], None]) -> PretrainedBench:
+    """Return the bench for SmolLM2, its shipped bundle and the texts in ``data``.
+
+    The training text is that of the shipped bundle: ``examples/smollm2/prepare_text.py`` makes it,
+    into ``work/text``, with the books' ends, which are the in-domain text. WikiText-2's test part
+    loses its markup in the same way; Penn Treebank stays as it is.
+    """
+    model = cached_model("smollm2")
+    if model is None:
+        raise click.UsageError("SmolLM2 is not on this machine yet; get it with: delctl model get smollm2")
+    script = _EXAMPLES / "prepare_text.py"
+    if not (work / "text" / "wikipedia.txt").exists():  # its last file
+        subprocess.run([sys.executable, script, data, work / "text"], check=True)
+    texts = read_texts([work / "text" / f"{name}.txt" for name in _TRAINED])
+    test, ptb = read_texts([data / "eval" / "wikitext2.test.txt", data / "eval" / "ptb.valid.txt"])
+    corpora = {
+        "in-domain": read_texts([work / "text" / "held_out.txt"])[0],
+        "wikitext-2": runpy.run_path(str(script))["wikipedia"](test),
+        "ptb": ptb,
+    }
+    return PretrainedBench(
+        load_frozen_lm(model, texts),
+        load_bundle(smollm2_bundle_path()),
+        corpora,
+        plan,
+        out=out / PIECES,
+        work=work,
+        machine=f"{platform.machine()}, {torch.get_num_threads()} thread(s), PyTorch {torch.__version__}",
+        say=say,
+    )
+
+
+def chosen(pieces: Sequence[Piece], names: Sequence[str]) -> list[Piece]:
+    """Return the named pieces, all if none is named. Raises UsageError for an unknown name."""
+    known = {piece.name: piece for piece in pieces}
+    for name in names:
+        if name not in known:
+            raise click.UsageError(f"--piece must be one of {', '.join(known)}, got {name}")
+    return [known[name] for name in names] or list(pieces)
+
+
+def compare(wanted: Run) -> dict[str, Any]:
+    """Compute the missing pieces in order, write the results after each, and return them."""
+    assert wanted.data is not None
+    assert wanted.work is not None
+    assert wanted.out is not None
+    began, plan = time.monotonic(), wanted.plan
+
+    def say(line: str) -> None:
+        click.echo(f"[{time.monotonic() - began:6.0f} s] {line}", err=True)
+
+    todo = chosen(pieces_of(plan), wanted.pieces)
+    run = bench(wanted.data, wanted.work, wanted.out, plan, say)
+    for piece in todo:
+        run.run(piece)
+        report(wanted.out, plan)
+    run.blind()
+    return report(wanted.out, plan)
+
+
+def report(out: Path, plan: Plan) -> dict[str, Any]:
+    """Write results.json and the plots from the finished pieces, and return the results."""
+    from benchmarks.privacy_utility.pretrained.plots import draw
+
+    found = results(out / PIECES, plan)
+    (out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    draw(found, out)
+    return found
+
+
+def summary(found: dict[str, Any]) -> str:
+    """Return the perplexities and what is missing as text."""
+    lines = []
+    for row in found["rows"]:
+        read = "" if row["strongest"] is None else f", strongest attack {row['strongest'][0]:.1%}"
+        lines.append(f"{row['piece']}, {row['corpus']}: perplexity {row['ppl'][0]:.1f}{read}")
+    missing = ", ".join(found["about"]["pieces_missing"]) or "nothing"
+    return "\n".join([*lines, f"not measured yet: {missing}"])

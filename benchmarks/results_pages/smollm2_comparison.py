@@ -1,0 +1,165 @@
+"""Tables of the comparison on SmolLM2: codes, counts and DEL as published, by strongest attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.results_pages.tables import Origin, Table, interval, load, number, percent, table
+
+__all__ = ["SMOLLM2_COMPARISON"]
+
+_FILE = "privacy_utility_smollm2/results.json"
+_PUBLISHED = "DEL as published"
+_FIRST = "in-domain"
+_NAMES = {"codes": "codes", "counts": "counts", "gaussian": "Gaussian noise", "metric": "metric-DP noise"}
+
+
+def _missing() -> str:
+    about = load(_FILE)["about"]
+    done, names = about["pieces_done"], about["pieces_missing"]
+    if not names:
+        return f"All {done} pieces of the plan are measured."
+    listed = ", ".join(f"`{name}`" for name in names)
+    return f"Measured: {done} of {done + len(names)} pieces of the plan. Not measured yet:\n{_wrapped(listed)}."
+
+
+def _wrapped(text: str, width: int = 96) -> str:
+    lines, line = [], ""
+    for word in text.split(" "):
+        if line and len(line) + 1 + len(word) > width:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}" if line else word
+    return "\n".join([*lines, line])
+
+
+def _attacks() -> str:
+    """Lay out what both attacks recover at each strength that was tried, and blind guessing."""
+    found = load(_FILE)
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for family, points in found["attacks"].items():
+            for point in sorted(points, key=lambda one: float(one["strength"])):
+                yield _named(_NAMES[family], point), _epsilon(point), *_rates(point)
+        if found["blind"] is not None:
+            yield "a release that says nothing", "0 (pure)", *_rates(found["blind"])
+
+    return table(("noise", "epsilon", "`map`", "`sequence`"), rows())
+
+
+def _named(name: str, one: dict[str, Any]) -> str:
+    """Add which codes they are."""
+    return f"{name} ({one['codes']})" if one.get("codes") else name
+
+
+def _rates(point: dict[str, Any]) -> tuple[str, str]:
+    first, second = (
+        interval([point[name][key] for key in ("success", "low", "high")], ".1f", 100) for name in ("map", "sequence")
+    )
+    return f"{first} %", f"{second} %"
+
+
+def _epsilon(one: dict[str, Any]) -> str:
+    if one["epsilon"] is None:
+        return ""
+    return f"{number(one['epsilon'], 1)}{' (pure)' if one['delta'] == 0 else ''}"
+
+
+def _rows() -> str:
+    """Lay out every method on the first text, with its noise and the share of the gap."""
+    return table(
+        ("method", "level", "further steps", "epsilon", "strongest attack", "perplexity", "gap closed, %"),
+        (
+            (
+                _named(row["method"], row),
+                "" if row["level"] is None else percent(row["level"]),
+                str(row["steps"]),
+                _epsilon(row),
+                "" if row["strongest"] is None else f"{percent(row['strongest'][0], 1)} ({row['attack']})",
+                interval(row["ppl"], ".1f"),
+                _share(row["gap between the controls closed"]),
+            )
+            for row in load(_FILE)["rows"]
+            if row["corpus"] == _FIRST
+        ),
+    )
+
+
+def _share(values: list[float] | None) -> str:
+    return "" if values is None else interval(values, ".0f", 100)
+
+
+def _comparisons() -> str:
+    return table(
+        ("level", "text", "method", "further steps", f"perplexity, ratio to {_PUBLISHED}", "gap closed, %"),
+        (
+            (
+                percent(one["level"]),
+                one["corpus"],
+                one["method"],
+                str(one["steps"]),
+                interval(one[f"ppl ratio to {_PUBLISHED}"]),
+                _share(one.get("share of the gap closed")),
+            )
+            for one in load(_FILE)["comparisons"]
+        ),
+    )
+
+
+def _kinds() -> str:
+    return table(
+        ("level", "text", "further steps", "epsilon: codes, counts", "perplexity of codes / of counts"),
+        (
+            (
+                percent(one["level"]),
+                one["corpus"],
+                str(one["steps"]),
+                f"{number(one['epsilon of codes'], 1)}, {number(one['epsilon of counts'], 0)}",
+                interval(one["ppl ratio of codes to counts"]),
+            )
+            for one in load(_FILE)["codes_and_counts"]
+        ),
+    )
+
+
+def _sweep() -> str:
+    """Lay out what one release says, for codes that are formed in different ways."""
+    return table(
+        ("release", "epsilon", "MAP", "bits", "variance explained"),
+        (
+            (
+                _release(row),
+                number(row["epsilon"], 1),
+                f"{percent(row['map'], 1)}",
+                number(row["bits"], 2),
+                f"{percent(row['explained'])}",
+            )
+            for row in load("code_sweep.json")["rows"]
+            if row["codes"] == 0 or row["epsilon"] in (5.0, 8.0)
+        ),
+    )
+
+
+def _release(row: dict[str, Any]) -> str:
+    if not row["codes"]:
+        return f"{row['kind']} (delta 1e-6)"
+    if row["kind"] == "subset selection":
+        return f"{row['size']} of {row['codes']} codes (subset selection)"
+    columns = "" if row["size"] == 1 else f", {row['size']} columns"
+    power = "" if row["power"] == 1.0 else f", power {row['power']:g}"
+    return f"K = {row['codes']}{columns}{power}"
+
+
+SMOLLM2_COMPARISON: dict[str, dict[str, Table]] = {
+    "privacy-utility-smollm2.md": {
+        "run": Origin(_FILE),
+        "missing": _missing,
+        "methods": _rows,
+        "comparisons": _comparisons,
+        "kinds": _kinds,
+        "sweep": _sweep,
+        "attacks": _attacks,
+    },
+}

@@ -1,0 +1,1 @@
+"""OpenAI's published specification against the proxy."""

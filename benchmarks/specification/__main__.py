@@ -1,0 +1,3 @@
+from benchmarks.specification.command import main
+
+main()
