@@ -17,7 +17,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev demo test test-cluster test-slow coverage check docs format manifests lock clean
+.PHONY: help venv dev demo test test-cluster test-again test-slow coverage check docs format manifests lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ CLUSTER_FILES = tests/cluster $(shell grep -rlF mark.cluster tests --include='te
 
 test-cluster: $(DEV)  ## the tests that start clusters, serve under load and kill processes
 	$(PYTEST) -m "not slow and cluster" -n 3 --dist loadfile $(CLUSTER_FILES)
+
+test-again: $(DEV)  ## the tests that failed when they were last run, one at a time
+	$(PYTEST) -m "not slow" --last-failed --last-failed-no-failures none
 
 test-slow: $(DEV)  ## the tests marked slow
 	$(PYTEST) -m slow --timeout 1200
