@@ -8,6 +8,10 @@ it, under the same variant and subject. A chat before each of its messages has a
 
 and an answer is noted as H(key; h, text). The key is random: no text is kept, and a digest does not
 reveal whether a guessed text occurred.
+
+An answer in which this machine has replaced something is noted as the application has it, with
+what the server wrote in each of these places. What is sent back is what the server wrote, so that
+it learns nothing about the replacements.
 """
 
 from __future__ import annotations
@@ -15,13 +19,23 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from client_lib.prompts.chat import Message
 from client_lib.prompts.digest import keyed_digest
 from client_lib.prompts.spans import Span
 
 MOST_ANSWERS = 20_000
-"""Answers that are noted; the least recently used ones are dropped."""
+"""Answers that are noted; the least recently used ones are dropped. A change counts as a half."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A place of an answer as the application has it, and what the server ``wrote`` there."""
+
+    start: int
+    end: int
+    wrote: str = field(repr=False)
 
 
 class AnswerMemory:
@@ -29,7 +43,8 @@ class AnswerMemory:
 
     def __init__(self, key: bytes | None = None, noted: Iterable[bytes] = ()) -> None:
         self.key: bytes = key or secrets.token_bytes(32)
-        self._noted: OrderedDict[bytes, None] = OrderedDict.fromkeys(noted)
+        self._noted: OrderedDict[bytes, tuple[Change, ...]] = OrderedDict.fromkeys(noted, ())
+        self._size = len(self._noted)
 
     @property
     def noted(self) -> tuple[bytes, ...]:
@@ -44,31 +59,38 @@ class AnswerMemory:
             names.append(keyed_digest(self.key, message.role, *_fields(message), before=names[-1]))
         return names
 
-    def note(self, turn: bytes, text: str) -> None:
-        """Note that the server wrote ``text`` as the answer to the chat of this name."""
-        for kind, noted in (("answer", text.strip()), ("exact", text)):
-            self._noted[keyed_digest(self.key, kind, noted, before=turn)] = None
-        while len(self._noted) > 2 * MOST_ANSWERS:
-            self._noted.popitem(last=False)
+    def note(self, turn: bytes, text: str, changes: Sequence[Change] = ()) -> None:
+        """Note that the server wrote ``text``, but for the ``changes``, as the answer to a chat.
+
+        ``turn`` is the name of the chat. Changes are in order and no white space at the ends.
+        """
+        start = len(text) - len(text.lstrip())
+        moved = tuple(Change(one.start - start, one.end - start, one.wrote) for one in changes)
+        for kind, noted, where in (("answer", text.strip(), moved), ("exact", text, tuple(changes))):
+            name = keyed_digest(self.key, kind, noted, before=turn)
+            self._drop(name)
+            self._noted[name] = where
+            self._size += 1 + len(where)
+        while self._size > 2 * MOST_ANSWERS:
+            self._drop(next(iter(self._noted)))
 
     def own(self, turn: bytes, message: Message) -> str | None:
-        """Return the text of this message if the server wrote it at this turn, else None.
+        """Return what the server wrote, if it wrote this message at this turn, else None.
 
-        White space at its ends that the server did not write is left out.
+        White space at the message's ends that the server did not write is left out.
         """
         if message.role != "assistant" or not isinstance(message.content, str):
             return None
-        text = message.content
-        if self._is_noted("exact", text, turn):
-            return text
-        return text.strip() if self._is_noted("answer", text.strip(), turn) else None
+        for kind, text in (("exact", message.content), ("answer", message.content.strip())):
+            name = keyed_digest(self.key, kind, text, before=turn)
+            if name in self._noted:
+                self._noted.move_to_end(name)
+                return _as_written(text, self._noted[name])
+        return None
 
-    def _is_noted(self, kind: str, text: str, turn: bytes) -> bool:
-        name = keyed_digest(self.key, kind, text, before=turn)
-        if name not in self._noted:
-            return False
-        self._noted.move_to_end(name)
-        return True
+    def _drop(self, name: bytes) -> None:
+        changes = self._noted.pop(name, None)
+        self._size -= 0 if changes is None else 1 + len(changes)
 
     def forget(self, turns: Sequence[bytes], messages: Sequence[Message]) -> None:
         """Forget the answers in a chat whose messages get new noise.
@@ -78,7 +100,15 @@ class AnswerMemory:
         for turn, message in zip(turns, messages, strict=False):
             if isinstance(message.content, str):
                 for kind, text in (("answer", message.content.strip()), ("exact", message.content)):
-                    self._noted.pop(keyed_digest(self.key, kind, text, before=turn), None)
+                    self._drop(keyed_digest(self.key, kind, text, before=turn))
+
+
+def _as_written(text: str, changes: Sequence[Change]) -> str:
+    pieces, end = [], 0
+    for one in changes:
+        pieces += [text[end : one.start], one.wrote]
+        end = one.end
+    return "".join(pieces) + text[end:]
 
 
 def _fields(message: Message) -> list[str]:

@@ -7,10 +7,11 @@ import json
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from client_lib.prompts.surrogates import Surrogates
 from client_lib.proxy.errors import APIError
 from client_lib.proxy.logprobs import Logprobs
 from client_lib.proxy.tools import Part, ToolCall
@@ -49,6 +50,39 @@ class Choice:
     def finish_reason(self) -> str:
         """Why the answer ended, in the words of chats."""
         return "tool_calls" if self.calls and self.completion.finish_reason == "stop" else self.completion.finish_reason
+
+
+class Restorer:
+    """Puts the values of a prompt in place of their placeholders, while parts arrive.
+
+    ``is_json`` says that the texts are JSON. Arguments of calls always are.
+    """
+
+    def __init__(self, surrogates: Surrogates | None, *, is_json: bool) -> None:
+        self._surrogates = surrogates or Surrogates()
+        self._is_json = is_json
+        self._stream = self._surrogates.stream(as_json=is_json)
+
+    def feed(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """Take more parts and yield what is complete."""
+        for part in parts:
+            if isinstance(part, str):
+                if text := self._stream.feed(part):
+                    yield text
+                continue
+            yield from self.finish()  # no placeholder goes on behind a call
+            yield dataclasses.replace(part, arguments=self._surrogates.restore(part.arguments, as_json=True))
+
+    def finish(self) -> Iterator[Part]:
+        """Yield what is left at the end of the answer."""
+        if text := self._stream.finish():
+            yield text
+
+    def choice(self, choice: Choice) -> Choice:
+        """Return a finished completion with the values."""
+        text = self._surrogates.restore(choice.completion.text, as_json=self._is_json)
+        parts = (*self.feed(choice.parts), *self.finish())
+        return dataclasses.replace(choice, completion=dataclasses.replace(choice.completion, text=text), parts=parts)
 
 
 class Answer(ABC):

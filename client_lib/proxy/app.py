@@ -249,7 +249,7 @@ class _Proxy:
                     for completion in completions:
                         choice = await self._choice(submission, completion, is_first=completion is completions[0])
                         self._prompts.note_answer(one, choice)
-                        choices.append(choice)
+                        choices.append(one.restorer().choice(choice))
                 response: Response = JSONResponse(answer.whole(choices))
                 if name := choices[0].completion.request_id:
                     response.headers["x-del-server-request-id"] = name
@@ -301,7 +301,13 @@ class _Proxy:
                 yield chunk
 
         async def events() -> AsyncGenerator[bytes, None]:
-            parser, parts, waiting = CallParser(submission.tools), list[Part](), list[Logprobs]()
+            parser, restorer, waiting = CallParser(submission.tools), prepared.restorer(), list[Logprobs]()
+            written, parts = list[Part](), list[Part]()  # by the server, and with the prompt's values
+
+            def noted(found: Iterable[Part]) -> Iterator[Part]:
+                for part in found:
+                    written.append(part)
+                    yield part
 
             def shown(found: Iterable[Part]) -> Iterator[bytes]:
                 for part in found:
@@ -316,15 +322,17 @@ class _Proxy:
                 async for chunk in chunks():
                     if (logprobs := await self._logprobs(chunk)) is not None:
                         waiting.append(logprobs)
-                    for data in shown(parser.feed(chunk.text)):
+                    for data in shown(restorer.feed(noted(parser.feed(chunk.text)))):
                         yield data
+                for data in shown((*restorer.feed(noted(parser.finish())), *restorer.finish())):
+                    yield data
                 # Tokens behind the last text, such as the end of text, have logarithms, too.
-                for data in shown([*parser.finish(), *([""] if waiting else [])]):
+                for data in shown([""] if waiting else []):
                     yield data
                 assert stream.completion is not None  # all chunks have been taken
-                choice = Choice(stream.completion, tuple(parts))
+                choice = Choice(stream.completion, tuple(written))
                 self._prompts.note_answer(prepared, choice)
-                for data in answer.closing(choice):
+                for data in answer.closing(replace(choice, parts=tuple(parts))):
                     yield data
             except Exception as error:
                 yield answer.failure(self._failure(error, submission.asked, [submission]))

@@ -46,28 +46,30 @@ def content_of(message: Message) -> str:
 def contents(
     messages: Sequence[Message],
     public_ones: Sequence[bool],
-    own: Sequence[bool],
+    own: Sequence[str | None],
     template: ChatTemplate | None,
     *,
     hide: Callable[[str], Sequence[Span]],
+    show: Callable[[str], Sequence[Span]],
 ) -> list[Message]:
     """Return the messages with spans as contents, as they are rendered.
 
-    ``hide`` makes the spans of what is neither public nor the server's own.
+    ``own`` has what the server wrote, where it wrote a message itself. ``show`` makes the spans of
+    this and of public messages, and ``hide`` those of all else, in the order of the chat.
 
     Developer messages become system messages. Under a model's own template the contents are
     stripped of white space, which many templates trim anyway. So are ``own`` answers of the server:
     their white space may be the application's.
     """
     made = []
-    for message, is_public, is_own in zip(messages, public_ones, own, strict=True):
-        text = content_of(message)
-        if template is not None or is_own:
+    for message, is_public, written in zip(messages, public_ones, own, strict=True):
+        text = content_of(message) if written is None else written
+        if template is not None or written is not None:
             text = text.strip()
         if template is None:
             text = f" {text}"
         role = "system" if message.role == "developer" else message.role
-        made.append(Message(role, (public(text),) if is_public or is_own else tuple(hide(text))))
+        made.append(Message(role, tuple((show if is_public or written is not None else hide)(text))))
     return made
 
 

@@ -19,9 +19,10 @@ from client_lib.prompts.detect import detected
 from client_lib.prompts.detectors import load_detectors
 from client_lib.prompts.memo import check_redraws
 from client_lib.prompts.spans import CLEAR, MAX_PROMPT_CHARACTERS, Span, private, public
+from client_lib.prompts.surrogates import Surrogates
 from client_lib.prompts.types import EncodedPrompt
 from client_lib.proxy._http import log
-from client_lib.proxy.answers import Choice
+from client_lib.proxy.answers import Choice, Restorer
 from client_lib.proxy.history import (
     NO_TOOLS,
     Tools,
@@ -80,6 +81,17 @@ class Prepared:
     sampling: SamplingOptions = field(repr=False)
     turn: bytes | None = field(repr=False)
     dropped: int
+    surrogates: Surrogates | None = None
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the text of the answer is JSON."""
+        structure = self.sampling.get("structured_outputs") or {}
+        return "json" in structure or "json_object" in structure
+
+    def restorer(self) -> Restorer:
+        """Return what puts the values of the prompt into one of its answers."""
+        return Restorer(self.surrogates, is_json=self.is_json)
 
     async def complete(self, n: int = 1) -> list[Completion]:
         """Return ``n`` completions: of the same counts, which are charged once."""
@@ -119,6 +131,7 @@ class _Plan:
     spans: list[Span] = field(repr=False)
     names: list[bytes] = field(repr=False)
     known: list[EncodedPrompt | None] = field(repr=False)
+    surrogates: Surrogates | None
     dropped: int = 0
     end_token_ids: tuple[int, ...] = ()
 
@@ -151,19 +164,26 @@ class Prompts:
             sampling.setdefault("max_tokens", length)
             turn = self._answers.turns(submission.subject, submission.variant, asked.messages)[-1]
         client = self._client.with_options(subject=submission.subject)
-        encoded, dropped = await self._encode(submission, room)
-        return Prepared(encoded, client, sampling, turn, dropped)
+        encoded, plan = await self._encode(submission, room)
+        return Prepared(encoded, client, sampling, turn, plan.dropped, plan.surrogates)
 
     def note_answer(self, prepared: Prepared, choice: Choice) -> None:
-        """Note what the server wrote, so that it need not be hidden from the server."""
+        """Note what the server wrote, so that it need not be hidden from the server.
+
+        ``choice`` is as the server wrote it, with placeholders.
+        """
         usage = choice.completion.usage
         prompt_tokens = usage.prompt_tokens if choice.is_first else 0
         self._metrics.answered(choice.completion.variant, prompt_tokens, usage.completion_tokens)
         # An answer is public only behind counts that are remembered.
         if prepared.turn is not None and self._settings.remember_bytes:
-            self._answers.note(prepared.turn, choice.completion.text)
-            if choice.calls:  # as the application will send it back
-                self._answers.note(prepared.turn, written(choice.text, choice.calls))
+            # As the application will send it back.
+            surrogates = prepared.surrogates or Surrogates()
+            json_from = 0 if prepared.is_json else None
+            self._answers.note(prepared.turn, *surrogates.restored(choice.completion.text, json_from=json_from))
+            if choice.calls:
+                whole, json_from = written(choice.text, choice.calls), 0 if prepared.is_json else len(choice.text)
+                self._answers.note(prepared.turn, *surrogates.restored(whole, json_from=json_from))
 
     def forget(self, submission: Submission) -> None:
         """Drop the counts of a prompt that the server can no longer interpret."""
@@ -175,46 +195,51 @@ class Prompts:
         asked, is_clear = submission.asked, submission.variant == CLEAR
         room = await self._client.room(variant=submission.variant)
         if isinstance(asked, CompletionRequest):
-            spans = [public(asked.prompt)] if is_clear else list(await self._hidden(asked.prompt))
+            surrogates = self._surrogates(is_clear=is_clear)
+            hide = partial(self._hide, surrogates)
+            spans = [public(asked.prompt)] if is_clear else list(await self._hidden(asked.prompt, hide))
             names = self._memory.names(submission.subject, submission.variant, spans)
-            return _Plan(spans, names, self._recall(submission, names, spans))
+            return _Plan(spans, names, self._recall(submission, names, spans), surrogates)
         own = self._own_answers(submission, asked.messages)
         while True:
             plan, first_new = await self._plan_chat(submission, asked, own, room, max_tokens)
             # Behind new noise for an earlier message, an answer in the clear would link the two
             # drawings of that message.
-            if not any(own[first_new:]):
+            if all(one is None for one in own[first_new:]):
                 return plan
-            own[first_new:] = [False] * (len(own) - first_new)
+            own[first_new:] = [None] * (len(own) - first_new)
 
-    def _hide(self, text: str) -> Sequence[Span]:
+    def _surrogates(self, *, is_clear: bool) -> Surrogates | None:
+        """Return the placeholders of a prompt, to be filled while it is hidden."""
+        return Surrogates() if self._settings.surrogates and not is_clear else None
+
+    def _hide(self, surrogates: Surrogates | None, text: str) -> Sequence[Span]:
         """Return what somebody wrote as spans."""
         # What is longer than any prompt is refused later, and not searched.
-        is_searched = self._settings.private == "pii" and len(text) <= MAX_PROMPT_CHARACTERS
-        return detected(text, self._detectors) if is_searched else (private(text),)
+        if self._settings.private != "pii" or len(text) > MAX_PROMPT_CHARACTERS:
+            return (private(text),)
+        return (detected if surrogates is None else surrogates.spans)(text, self._detectors)
 
-    async def _hidden(self, text: str) -> Sequence[Span]:
+    async def _hidden(self, text: str, hide: Callable[[str], Sequence[Span]]) -> Sequence[Span]:
         """Return the same; a long text is searched beside the event loop, which serves others."""
-        if not self._searches_long(len(text)):
-            return self._hide(text)
-        return await anyio.to_thread.run_sync(self._hide, text)
+        return await anyio.to_thread.run_sync(hide, text) if self._searches_long(len(text)) else hide(text)
 
     def _searches_long(self, length: int) -> bool:
         """Return whether searching this many characters may hold up the event loop."""
         is_long = length > _SEARCHED_AT_ONCE or bool(self._detectors)
         return is_long and self._settings.private == "pii"
 
-    def _own_answers(self, submission: Submission, messages: Sequence[Message]) -> list[bool]:
-        """Return which messages the server wrote itself."""
+    def _own_answers(self, submission: Submission, messages: Sequence[Message]) -> list[str | None]:
+        """Return what the server wrote, for the messages that it wrote itself."""
         turns = self._answers.turns(submission.subject, submission.variant, messages)
         if submission.fresh:
             self._answers.forget(turns, messages)
         if submission.fresh or self._settings.private_answers:
-            return [False] * len(messages)
-        return [self._answers.own(turn, message) is not None for turn, message in zip(turns, messages, strict=False)]
+            return [None] * len(messages)
+        return [self._answers.own(turn, message) for turn, message in zip(turns, messages, strict=False)]
 
     async def _plan_chat(
-        self, submission: Submission, asked: ChatRequest, own: list[bool], room: int | None, max_tokens: int
+        self, submission: Submission, asked: ChatRequest, own: list[str | None], room: int | None, max_tokens: int
     ) -> tuple[_Plan, int]:
         """Return the plan, and the index of the first message that gets new noise."""
         settings, variant, messages = self._settings, submission.variant, asked.messages
@@ -225,7 +250,9 @@ class Prompts:
         is_public = settings.public_system or settings.private == "user"
         clear = [variant == CLEAR or (is_public and is_instruction(message)) for message in messages]
         template = await self._template()
-        made = partial(contents, messages, clear, own, template, hide=self._hide)
+        surrogates = self._surrogates(is_clear=variant == CLEAR)
+        show = (lambda text: (public(text),)) if surrogates is None else surrogates.public
+        made = partial(contents, messages, clear, own, template, hide=partial(self._hide, surrogates), show=show)
         is_long = self._searches_long(sum(len(content_of(message)) for message in messages))
         chat = await anyio.to_thread.run_sync(made) if is_long else made()
         kept, dropped = render(chat, template, tools), 0
@@ -243,7 +270,7 @@ class Prompts:
         # The definitions of tools stand in front of the chat.
         first_new = min((places.get(id(span), 0) for span in new), default=len(messages))
         ends = () if template is None else template.end_token_ids
-        return _Plan(kept, names, known, dropped, ends), first_new
+        return _Plan(kept, names, known, surrogates, dropped, ends), first_new
 
     async def _template(self) -> ChatTemplate | None:
         """Return the template of chats: that of the settings, or the bundle's, if it has one."""
@@ -289,7 +316,7 @@ class Prompts:
 
     # --- its counts -------------------------------------------------------------------------------
 
-    async def _encode(self, submission: Submission, max_tokens: int) -> tuple[EncodedPrompt, int]:
+    async def _encode(self, submission: Submission, max_tokens: int) -> tuple[EncodedPrompt, _Plan]:
         whose = self._memory.names(submission.subject, submission.variant, ())[0]
         lock = self._locks.setdefault(whose, anyio.Lock())
         async with lock:
@@ -321,7 +348,7 @@ class Prompts:
                 self._memory.remember(name, replace(part, session=part.session or session))
         segments = tuple(segment for part in parts for segment in part.segments)
         encoded = replace(parts[-1], segments=segments, session=session, end_token_ids=plan.end_token_ids)
-        return encoded, plan.dropped
+        return encoded, plan
 
     async def _complete_parts(self, plan: _Plan, variant: str) -> list[EncodedPrompt]:
         """Return the encoded spans of a plan, drawing noise for what is not known."""

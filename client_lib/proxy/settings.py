@@ -35,6 +35,9 @@ class ProxySettings:
             messages are not; for "pii", only what the detectors of :mod:`client_lib.prompts.detect`
             find, and the rest goes out in the clear.
         detectors: for "pii", detectors of :mod:`client_lib.prompts.detectors` that search, too.
+        surrogates: for "pii", put a placeholder such as ``[EMAIL_1]`` before what is found, and put
+            the value in its place in answers (:mod:`client_lib.prompts.surrogates`). The server
+            learns the kind of each value, and where it stands again.
         public_system: send system and developer messages as public text.
         private_tools: hide the definitions of tools, too.
         private_answers: hide the server's own answers from it, too. Otherwise an assistant message
@@ -61,6 +64,7 @@ class ProxySettings:
     template: ChatTemplate | None = None
     private: Literal["all", "user", "pii"] = "all"
     detectors: tuple[str, ...] = ()
+    surrogates: bool = False
     public_system: bool = False
     private_tools: bool = False
     private_answers: bool = False
@@ -88,6 +92,8 @@ class ProxySettings:
             raise invalid("private", "all, user or pii", repr(self.private))
         if self.detectors and self.private != "pii":
             raise invalid("detectors", "given with private='pii' only", ", ".join(self.detectors))
+        if self.surrogates and self.private != "pii":
+            raise invalid("surrogates", "given with private='pii' only", f"private={self.private!r}")
         load_detectors(self.detectors)  # now, so that a package that is missing is said at the start
         if self.subject == "":
             raise invalid("subject", "a non-empty string or None", "an empty string")

@@ -174,6 +174,12 @@ _policy = grouped(
     "organizations in English (extra names); repeatable.",
 )
 @click.option(
+    "--surrogates",
+    is_flag=True,
+    help="With --private pii, let the model refer to what is hidden by placeholders such as [EMAIL_1], and put the "
+    "originals back into answers. The server learns the kind of each, and where it stands again.",
+)
+@click.option(
     "--show",
     is_flag=True,
     help="Show on the terminal what of every prompt is private and what goes out in the clear.",
