@@ -194,19 +194,19 @@ class PretrainedBench:
 
     def run(self, piece: Piece) -> None:
         """Compute one piece, unless its file exists."""
-        path = self.out / f"{piece.name}.json"
+        path = self.out / f"{piece.file}.json"
         if path.exists():
             return
         began = time.monotonic()
         point = self._noise_of(piece)
         reader = self._reader(piece, point)
         if piece.start is None:
-            measured = self._measure(reader, self.lm.embeddings[:0], nothing=piece.family == "nothing")
+            measured = self._measure(piece, reader, self.lm.embeddings[:0])
             trained: dict[str, Any] = {"steps": 0}
         elif piece.start == "adapter":
             shipped = self.bundle.adapter(self._coded)
             assert shipped is not None
-            torch.manual_seed(self.plan.training.seed)
+            torch.manual_seed(piece.seed)
             with attached(self.lm.model, shipped.shape) as layers:
                 load_tensors(layers, shipped.tensors)
                 trained, measured = self._train(piece, reader, self._coded, layers)
@@ -215,6 +215,8 @@ class PretrainedBench:
         self._write(
             path,
             {
+                "piece": piece.name,
+                "seed": piece.seed,
                 "method": piece.method,
                 "family": piece.family,
                 "level": piece.level,
@@ -226,7 +228,7 @@ class PretrainedBench:
             },
         )
         shown = ", ".join(f"{name} {np.exp(losses.mean()):.1f}" for name, losses in measured.items())
-        self.say(f"{piece.name}: {shown}; {time.monotonic() - began:.0f} s")
+        self.say(f"{piece.file}: {shown}; {time.monotonic() - began:.0f} s")
 
     def _noise_of(self, piece: Piece) -> dict[str, Any] | None:
         if piece.table is not None:
@@ -255,16 +257,16 @@ class PretrainedBench:
 
     def _train(self, piece: Piece, reader: Reader, start: str, adapter: AttachedAdapter | None) -> _Trained:
         """Train from the soft prompt of ``start``, if the piece is to be trained, and measure."""
-        nothing, rows = piece.family == "nothing", torch.nn.Parameter(torch.from_numpy(self.bundle.soft_prompt(start)))
+        rows = torch.nn.Parameter(torch.from_numpy(self.bundle.soft_prompt(start)))
         about: dict[str, Any] = {"start": start, "steps": 0}
         if piece.trained:
             about |= self._fit(piece, reader, rows, adapter)
-        return about, self._measure(reader, rows.detach(), nothing=nothing)
+        return about, self._measure(piece, reader, rows.detach())
 
     def _fit(
         self, piece: Piece, reader: Reader, rows: torch.nn.Parameter, adapter: AttachedAdapter | None
     ) -> dict[str, Any]:
-        config = self.plan.training
+        config = replace(self.plan.training, seed=piece.seed)
         if adapter is not None:
             config = replace(config, adapter_rank=adapter.shape.rank, distillation=True)
         source = (SilentSource if piece.family == "nothing" else TextSource)(self.lm, config)
@@ -283,23 +285,28 @@ class PretrainedBench:
         def held_out() -> float:
             return float(loss(validation, step_generator(config.seed + 1, 0)).mean())
 
-        run = RowsRun(piece.name, self.work / piece.name, config, {"piece": piece.name}, progress=True)
+        run = RowsRun(piece.file, self.work / piece.file, config, {"piece": piece.file}, progress=True)
         best = train_rows(self.lm, source, run, Trained(rows, reader.parameters(), adapter), loss, held_out)
         rates = ("learning_rate", "adapter_learning_rate", "decoder_learning_rate")
         names = ("steps", "batch", "adapter_rank", *rates, "distillation")
         return {**{name: getattr(config, name) for name in (*names, "seed")}, "held_out": round(best, 4)}
 
-    def _measure(self, reader: Reader, rows: torch.Tensor, *, nothing: bool) -> dict[str, np.ndarray]:
-        return {name: self._nll(reader, windows, rows, nothing=nothing) for name, windows in self.windows.items()}
+    def _measure(self, piece: Piece, reader: Reader, rows: torch.Tensor) -> dict[str, np.ndarray]:
+        nothing, seed = piece.family == "nothing", NOISE_SEED + piece.seed
+        return {
+            name: self._nll(reader, windows, rows, nothing=nothing, seed=seed) for name, windows in self.windows.items()
+        }
 
     @torch.no_grad()
-    def _nll(self, reader: Reader, windows: torch.Tensor, rows: torch.Tensor, *, nothing: bool) -> np.ndarray:
+    def _nll(
+        self, reader: Reader, windows: torch.Tensor, rows: torch.Tensor, *, nothing: bool, seed: int = NOISE_SEED
+    ) -> np.ndarray:
         """Return the loss of every passage's continuation, nats per token."""
         split, losses = self.plan.training.prompt_tokens, []
         for index, part in enumerate(windows.split(_BATCH)):
             prompt = part.new_full((len(part), 1), end_token(self.lm)) if nothing else part[:, :split]
             examples = Examples.from_windows(prompt, part[:, split:], begin=self.lm.bos_token_id)
-            released = reader.release(examples.prompts, step_generator(NOISE_SEED, index))
+            released = reader.release(examples.prompts, step_generator(seed, index))
 
             def read(pick: Pick, sent: torch.Tensor = released) -> torch.Tensor:
                 return reader.read(pick(sent))

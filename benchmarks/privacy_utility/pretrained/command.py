@@ -86,7 +86,7 @@ def bench(data: Path, work: Path, out: Path, plan: Plan, say: Callable[[str], No
 
 def chosen(pieces: Sequence[Piece], names: Sequence[str]) -> list[Piece]:
     """Return the named pieces, all if none is named. Raises UsageError for an unknown name."""
-    known = {piece.name: piece for piece in pieces}
+    known = {piece.file: piece for piece in pieces}
     for name in names:
         if name not in known:
             raise click.UsageError(f"--piece must be one of {', '.join(known)}, got {name}")

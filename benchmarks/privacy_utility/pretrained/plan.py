@@ -84,6 +84,9 @@ class Plan:
 
     Attributes:
         codes: the codes of each level. epsilons: codes that are compared by epsilon alone.
+        seeds: seeds of the batches, the noise of training and that of the measurement.
+        repeated: levels at which methods are trained with every seed, as the controls and the codes
+            of ``epsilons`` are; all others are trained with the first seed.
     """
 
     levels: tuple[float, ...] = LEVELS
@@ -95,6 +98,8 @@ class Plan:
         }
     )
     epsilons: tuple[CodeTable, ...] = (CodeTable(bits=8), CodeTable(bits=5, epsilon=5.0))
+    seeds: tuple[int, ...] = (0, 1, 2)
+    repeated: tuple[float, ...] = (0.2, 0.4)
     passages: tuple[tuple[str, int], ...] = (("in-domain", 48), ("wikitext-2", 24), ("ptb", 24))
     attack: AttackBudget = field(default_factory=AttackBudget)
     training: VariantConfig = field(
@@ -117,7 +122,7 @@ class Piece:
     """One method at one noise, measured on every text.
 
     Attributes:
-        name: file name of its figures.
+        name: what it is; the same for all seeds.
         family: ``counts``, ``codes``, a baseline's noise, ``clear`` or ``nothing``.
         level: success of the strongest attack that its noise is calibrated to, or near which its
             codes are; None for a control, and for codes that are compared by epsilon alone.
@@ -125,6 +130,7 @@ class Piece:
         start: what of the bundle it reads with: ``adapter``, ``soft prompt`` or, for what nobody
             trains, None.
         trained: whether the plan's steps are added; otherwise the shipped tensors read as they are.
+        seed: one of the plan's.
     """
 
     name: str
@@ -134,6 +140,12 @@ class Piece:
     table: CodeTable | None = None
     start: str | None = None
     trained: bool = False
+    seed: int = 0
+
+    @property
+    def file(self) -> str:
+        """Name of its file: the name, and a seed other than 0."""
+        return f"{self.name}-seed-{self.seed}" if self.seed else self.name
 
 
 def _read_with_bundle(plan: Plan) -> list[Piece]:
@@ -163,10 +175,18 @@ def pieces_of(plan: Plan) -> tuple[Piece, ...]:
         for level in plan.levels
         for family, method in zip(BASELINE_NOISES, (GAUSSIAN, METRIC), strict=True)
     ]
+    trained = [replace(piece, name=f"{piece.name}-trained", trained=True) for piece in start]
+    again = [
+        replace(piece, seed=seed)
+        for seed in plan.seeds[1:]
+        for piece in trained
+        if piece.level is None or piece.level in plan.repeated
+    ]
     return (
         Piece("clear", UNTRAINED["clear"], "clear"),
         Piece("nothing", UNTRAINED["nothing"], "nothing"),
         *start,
-        *(replace(piece, name=f"{piece.name}-trained", trained=True) for piece in start),
+        *trained,
         *baselines,
+        *again,
     )

@@ -25,16 +25,18 @@ __all__ = ["STRONGEST", "results"]
 STRONGEST = "strongest"
 """Attack by which the levels of this comparison are meant."""
 
-_Losses = Mapping[str, np.ndarray]
-
 
 def results(pieces: Path, plan: Plan) -> dict[str, Any]:
     """Return rows, comparisons and what is missing, from the files of ``pieces``."""
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(pieces.glob("*.json"))}
-    measured = {name: one for name, one in found.items() if "nll" in one}
+    planned = {piece.file: piece for piece in pieces_of(plan)}
+    measured: dict[str, Any] = {}
+    for file, piece in planned.items():
+        if file in found:
+            here = measured.setdefault(piece.name, {**found[file], "nll": {}})
+            here["nll"][piece.seed] = {name: np.asarray(losses) for name, losses in found[file]["nll"].items()}
     attacks = {name: one for name, one in found.items() if name.startswith("attack-")}
-    planned = [piece.name for piece in pieces_of(plan)]
-    missing = [name for name in planned if name not in measured]
+    missing = [file for file in planned if file not in found]
     dates, machines = (sorted({one[key] for one in found.values()}) for key in ("date", "machine"))
     return {
         "about": {
@@ -42,21 +44,27 @@ def results(pieces: Path, plan: Plan) -> dict[str, Any]:
             "command": "python -m benchmarks.privacy_utility --model smollm2 --data DIR --work DIR --out DIR",
             "model": "SmolLM2-135M-Instruct",
             "machine": "; ".join(machines),
-            "passages": {name: len(losses) for name, losses in _first(measured).items()},
-            "seeds": 1,
+            "passages": dict(plan.passages),
+            "seeds": len(plan.seeds),
             "pieces_done": len(planned) - len(missing),
             "pieces_missing": missing,
         },
         "blind": attacks.get("attack-blind"),
         "attacks": {name.removeprefix("attack-"): one["points"] for name, one in attacks.items() if "points" in one},
-        "rows": [row for name in planned if name in measured for row in _rows(name, measured)],
+        "rows": [row for name in measured for row in _rows(name, measured)],
         "comparisons": _comparisons(measured),
         "codes_and_counts": _kinds(measured),
     }
 
 
-def _first(measured: Mapping[str, Any]) -> dict[str, Any]:
-    return next((one["nll"] for one in measured.values()), {})
+def _losses(corpus: str, *methods: Mapping[str, Any]) -> list[np.ndarray]:
+    """Return each method's losses of the passages, averaged over the seeds that all have."""
+    shared = set[int].intersection(*(set(one["nll"]) for one in methods))
+    return [np.mean([one["nll"][seed][corpus] for seed in sorted(shared)], axis=0) for one in methods]
+
+
+def _corpora(one: Mapping[str, Any]) -> list[str]:
+    return list(next(iter(one["nll"].values())))
 
 
 def _control(measured: Mapping[str, Any], method: str, steps: int) -> dict[str, Any] | None:
@@ -81,10 +89,10 @@ def _rows(name: str, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     steps = one["training"]["steps"]
     nothing, clear = (_control(measured, method, steps) for method in (NOTHING, CLEAR))
     rows = []
-    for corpus, losses in one["nll"].items():
+    for corpus in _corpora(one):
         gap = None
         if nothing is not None and clear is not None and one["start"] == "adapter" and noise:
-            gap = paired_interval(_gap, losses, nothing["nll"][corpus], clear["nll"][corpus]).to_json()
+            gap = paired_interval(_gap, *_losses(corpus, one, nothing, clear)).to_json()
         rows.append(
             {
                 "piece": name,
@@ -98,7 +106,8 @@ def _rows(name: str, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "attack": noise.get("attack"),
                 "strongest": _rate(noise.get("strongest")),
                 "map": _rate(noise.get("map")),
-                "ppl": perplexity_interval(losses).to_json(),
+                "ppl": perplexity_interval(_losses(corpus, one)[0]).to_json(),
+                "ppl_by_seed": [round(float(np.exp(losses[corpus].mean())), 3) for losses in one["nll"].values()],
                 "gap between the controls closed": gap,
                 "steps of the controls": None if gap is None or clear is None else clear["training"]["steps"],
                 "steps": steps,
@@ -117,17 +126,18 @@ def _gap(own: np.ndarray, nothing: np.ndarray, clear: np.ndarray) -> np.ndarray:
     return share
 
 
-def _compared(own: _Losses, other: _Losses, clear: _Losses | None, corpus: str) -> dict[str, Any]:
+def _compared(
+    own: Mapping[str, Any], other: Mapping[str, Any], clear: Mapping[str, Any] | None, corpus: str
+) -> dict[str, Any]:
     """Compare with DEL as published; the gap is what it leaves open to the trained clear prompt."""
     here: dict[str, Any] = {f"ppl ratio to {PUBLISHED}": _ratio(own, other, corpus).to_json()}
     if clear is not None:
-        columns = own[corpus], other[corpus], clear[corpus]
-        here["share of the gap closed"] = paired_interval(_gap, *columns).to_json()
+        here["share of the gap closed"] = paired_interval(_gap, *_losses(corpus, own, other, clear)).to_json()
     return here
 
 
-def _ratio(own: _Losses, other: _Losses, corpus: str) -> Interval:
-    return paired_interval(ppl_ratio, own[corpus], other[corpus])
+def _ratio(own: Mapping[str, Any], other: Mapping[str, Any], corpus: str) -> Interval:
+    return paired_interval(ppl_ratio, *_losses(corpus, own, other))
 
 
 def _comparisons(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -148,9 +158,9 @@ def _comparisons(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "steps": steps,
                     "strongest": _rate(own["noise"]["strongest"]),
                     f"strongest of {PUBLISHED}": _rate(published["noise"]["strongest"]),
-                    **_compared(own["nll"], published["nll"], clear and clear["nll"], corpus),
+                    **_compared(own, published, clear, corpus),
                 }
-                for corpus in own["nll"]
+                for corpus in _corpora(own)
             ]
     return found
 
@@ -169,8 +179,8 @@ def _kinds(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "steps": steps,
                 "epsilon of codes": codes["noise"]["epsilon"],
                 "epsilon of counts": counts["noise"]["epsilon"],
-                "ppl ratio of codes to counts": _ratio(codes["nll"], counts["nll"], corpus).to_json(),
+                "ppl ratio of codes to counts": _ratio(codes, counts, corpus).to_json(),
             }
-            for corpus in codes["nll"]
+            for corpus in _corpora(codes)
         ]
     return found

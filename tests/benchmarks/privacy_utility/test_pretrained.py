@@ -34,6 +34,8 @@ from tests.support.tiny import make_tiny
 
 _PLAN = Plan(
     levels=(0.2,),
+    seeds=(0, 1),
+    repeated=(0.2,),
     codes={0.2: CodeTable(bits=3, frequency_power=0.5, epsilon=4.0)},
     epsilons=(CodeTable(bits=4, epsilon=6.0),),
     passages=(("alice", 6), ("other", 4)),
@@ -92,7 +94,9 @@ def test_every_piece_has_rows_on_every_text(found):
     for row in found["rows"]:
         value, low, high = row["ppl"]
         assert 1.0 < low <= value <= high
-        assert row["steps"] == (2 if row["piece"].endswith("-trained") else 0)
+        trained = row["piece"].endswith("-trained")
+        assert row["steps"] == (2 if trained else 0)
+        assert len(row["ppl_by_seed"]) == (2 if trained else 1)
         assert (row["gap between the controls closed"] is not None) == row["method"].startswith("this project")
 
 
@@ -140,6 +144,21 @@ def test_training_leaves_the_model_and_what_is_done_alone(bench, found):
     (bench.out / "clear.json").unlink()
     bench.run(next(piece for piece in pieces_of(_PLAN) if piece.name == "clear"))
     assert json.loads((bench.out / "clear.json").read_text("utf-8"))["nll"] == losses, "an adapter was left behind"
+
+
+def test_methods_are_compared_over_the_seeds_that_both_have(bench, found, tmp_path):
+    for path in bench.out.glob("*.json"):
+        if path.stem != "published-20-trained-seed-1":
+            (tmp_path / path.name).write_text(path.read_text("utf-8"), "utf-8")
+    partial = results(tmp_path, _PLAN)
+    assert partial["about"]["pieces_missing"] == ["published-20-trained-seed-1"]
+    first = {row["piece"]: row["ppl_by_seed"][0] for row in partial["rows"] if row["corpus"] == "alice"}
+    ratio = next(
+        one[f"ppl ratio to {PUBLISHED}"][0]
+        for one in partial["comparisons"]
+        if (one["steps"], one["corpus"], one["method"]) == (2, "alice", CODES_ADAPTED)
+    )
+    assert ratio == pytest.approx(first["codes-20-trained"] / first["published-20-trained"], rel=1e-3)
 
 
 def test_unfinished_results_say_what_is_missing(bench, found, tmp_path):
@@ -194,9 +213,16 @@ def test_a_search_finds_the_noise_of_a_success(target):
 
 
 def test_pieces_are_named_once_and_untrained_ones_come_first():
-    names = [piece.name for piece in pieces_of(Plan())]
+    names = [piece.file for piece in pieces_of(Plan())]
     assert len(names) == len(set(names))
-    assert {"clear-adapter", "nothing-adapter", "codes-40-trained", "published-20", *_ENDS} <= set(names)
+    assert {
+        "clear-adapter",
+        "nothing-adapter",
+        "codes-40-trained",
+        "codes-40-trained-seed-2",
+        "published-20",
+        *_ENDS,
+    } <= set(names)
     first = names.index("clear-adapter-trained")
     assert all(not piece.trained for piece in pieces_of(Plan())[:first])
     methods = {piece.method for piece in pieces_of(Plan()) if piece.trained}
