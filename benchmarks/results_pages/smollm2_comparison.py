@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.results_pages.tables import Origin, Table, interval, load, number, percent, table
+from del_core.demo import smollm2_bundle_path
 
 __all__ = ["SMOLLM2_COMPARISON"]
 
@@ -70,7 +72,16 @@ def _epsilon(one: dict[str, Any]) -> str:
 def _rows() -> str:
     """Lay out every method on the first text, with its noise and the share of the gap."""
     return table(
-        ("method", "level", "further steps", "epsilon", "strongest attack", "perplexity", "gap closed, %"),
+        (
+            "method",
+            "level",
+            "further steps",
+            "epsilon",
+            "strongest attack",
+            "perplexity",
+            "of each seed",
+            "gap closed, %",
+        ),
         (
             (
                 _named(row["method"], row),
@@ -79,6 +90,7 @@ def _rows() -> str:
                 _epsilon(row),
                 "" if row["strongest"] is None else f"{percent(row['strongest'][0], 1)} ({row['attack']})",
                 interval(row["ppl"], ".1f"),
+                ", ".join(number(one, 1) for one in row["ppl_by_seed"]),
                 _share(row["gap between the controls closed"]),
             )
             for row in load(_FILE)["rows"]
@@ -124,6 +136,23 @@ def _kinds() -> str:
     )
 
 
+def _costs() -> str:
+    """Lay out what a phone stores and sends, by the manifest and the mechanisms of the bundle."""
+    manifest = json.loads((smollm2_bundle_path() / "client" / "manifest.json").read_text(encoding="utf-8"))
+    sizes = {name: one["size"] for name, one in manifest["files"].items()}
+    counts = next(one["bits"] for one in manifest["variants"] if "ratio_numerator" in one) * manifest["dim"]
+    codes = next(size for name, size in sizes.items() if name.startswith("codes-"))
+    rows = [("counts", counts, sizes["table.safetensors"])]
+    rows += [(f"codes, K = {1 << bits}", bits, codes) for bits in (4, 5, 6, 8)]
+    return table(
+        ("release", "bits a token on the wire", "table of the client, kB", "tokenizer, kB"),
+        (
+            (name, str(bits), number(size / 1000, 0), number(sizes["tokenizer.json"] / 1000, 0))
+            for name, bits, size in rows
+        ),
+    )
+
+
 def _sweep() -> str:
     """Lay out what one release says, for codes that are formed in different ways."""
     return table(
@@ -159,6 +188,7 @@ SMOLLM2_COMPARISON: dict[str, dict[str, Table]] = {
         "methods": _rows,
         "comparisons": _comparisons,
         "kinds": _kinds,
+        "costs": _costs,
         "sweep": _sweep,
         "attacks": _attacks,
     },

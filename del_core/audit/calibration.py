@@ -5,6 +5,7 @@ No result is reported on the text of the calibration, so later results are not f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,15 @@ import numpy.typing as npt
 from del_core.accounting import epsilon as exact_epsilon
 from del_core.audit.attacks.base import AttackSurface
 from del_core.audit.intervals import Rate
+from del_core.errors import DelError
 from del_core.mechanism import MAX_LEVEL, Mechanism
 
 _LARGEST_RATIO = 2**31 - 1  # of 2^31
 _LOWEST, _HIGHEST = 1e-5, 1.0 - 2.0**-20
+
+
+class TargetError(DelError, ValueError):
+    """No noise leads to the success of an attack that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -48,39 +54,69 @@ def calibrate(
 ) -> Calibration:
     """Return the mechanism at which ``attack`` recovers the share ``target`` of ``token_ids``.
 
-    Bisects log r. Every iteration uses the same random bytes, so the measured success is nearly
-    monotone in r.
-
     Args:
         attack: name of a registered attack on single tokens.
         at_most: accept r close to 1 if even that recovers less than ``target``.
 
     Raises:
-        ValueError: r close to 1 recovers less than ``target``, or r = 1e-5 recovers more.
+        TargetError: see :func:`bisect`.
     """
-    dim = surface.table.shape[1]
+
+    def rate(mechanism: Mechanism, seed: int) -> Rate:
+        return Rate(surface.hits(attack, mechanism, token_ids, seed), len(token_ids))
+
+    search = Search(bits, surface.table.shape[1], max_level, seed, iterations, at_most)
+    return bisect(attack, target, rate, search)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which mechanisms a calibration tries, and how often."""
+
+    bits: int
+    dim: int
+    max_level: int
+    seed: int = 0
+    iterations: int = 14
+    at_most: bool = False
+
+
+def bisect(attack: str, target: float, measure: Callable[[Mechanism, int], Rate], search: Search) -> Calibration:
+    """Return the mechanism against which an attack succeeds as often as ``target``.
+
+    Bisects log r. Every iteration uses the same seed, so the measured success is nearly monotone
+    in r.
+
+    Args:
+        measure: returns the success against a mechanism, under noise of a seed.
+
+    Raises:
+        TargetError: r close to 1 recovers less than ``target``, or r = 1e-5 recovers more.
+    """
 
     def mechanism(ratio: float) -> Mechanism:
-        return Mechanism(bits, dim, Mechanism.nearest_ratio(ratio), max_level=max_level)
+        return Mechanism(search.bits, search.dim, Mechanism.nearest_ratio(ratio), max_level=search.max_level)
 
-    def rate(ratio: float, seed: int = seed) -> Rate:
-        return Rate(surface.hits(attack, mechanism(ratio), token_ids, seed), len(token_ids))
+    def success(ratio: float) -> float:
+        return measure(mechanism(ratio), search.seed).success
 
     low, high = _LOWEST, _HIGHEST
-    lowest, highest = rate(low).success, rate(high).success
-    if at_most and highest < target:
+    lowest, highest = success(low), success(high)
+    if search.at_most and highest < target:
         low = high
     elif not lowest <= target <= highest:
-        raise ValueError(
-            f"target must be from {lowest:.4f} to {highest:.4f} with {bits} bits and dimension {dim}, got {target}"
+        raise TargetError(
+            f"target must be from {lowest:.4f} to {highest:.4f} with {search.bits} bits and dimension {search.dim}, "
+            f"got {target}"
         )
-    for _ in range(iterations):
+    for _ in range(search.iterations):
         middle = (low * high) ** 0.5
-        if rate(middle).success < target:
+        if success(middle) < target:
             low = middle
         else:
             high = middle
-    return Calibration(mechanism(low), attack, target, rate(low, seed + 1))
+    found = mechanism(low)
+    return Calibration(found, attack, target, measure(found, search.seed + 1))
 
 
 def noise_for_epsilon(epsilon: float, delta: float, *, bits: int, dim: int) -> Mechanism:

@@ -76,9 +76,16 @@ class PromptedConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(PromptedConfig):
-    """Stage 1 with noise."""
+    """Stage 1 with noise, for the success of one of two attackers.
 
-    map_asr: float = field(kw_only=False)  # success s of the MAP attack at which the encoder is trained
+    Attributes:
+        map_asr: success of the MAP attack, who knows how often tokens occur.
+        attack_success: success of an attacker who has the LM and knows all tokens before the
+            attacked one.
+    """
+
+    map_asr: float | None = field(default=None, kw_only=False)
+    attack_success: float | None = field(default=None, metadata=OMITTED)
     bits: int = 4
     width: int = 256  # hidden width of the encoder; 0 for an affine one
     decoder: str = "linear"  # kind that is trained along
@@ -90,11 +97,28 @@ class EncoderConfig(PromptedConfig):
     multiplier_rate: float = 10.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.map_asr < 1.0:
-            raise ValueError(f"map_asr must be between 0 and 1, got {self.map_asr}")
+        targets = {name: getattr(self, name) for name in ("map_asr", "attack_success")}
+        given = {name: value for name, value in targets.items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(f"either map_asr or attack_success must be given, got {len(given)} of them")
+        for name, value in given.items():
+            check_number(name, value, 0.0, 1.0, open_low=True, open_high=True)
         if not DECODERS.find(self.decoder).joint:
             raise ValueError(f"decoder must be one of {', '.join(joint_kinds())}, got {self.decoder}")
         super().__post_init__()
+
+    @property
+    def target(self) -> float:
+        """The success that the attacker is held at."""
+        found = self.attack_success if self.map_asr is None else self.map_asr
+        assert found is not None
+        return found
+
+    def identity(self, lm: FrozenLM) -> dict[str, Any]:
+        found = super().identity(lm)
+        if self.attack_success is None:  # absent, as in runs that were begun before there was a choice
+            del found["attack_success"]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

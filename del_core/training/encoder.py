@@ -7,11 +7,12 @@ trained together under a constraint on the optimal attacker:
     subject to E[ max_v P(v | K) ] = s
 
 E max_v P(v | K) is exactly the success rate of the MAP attack, which guesses a token from its own
-counts and a unigram prior. A Lagrange multiplier on log(success / s) keeps the constraint: gradient
-ascent raises it during the descent (Arrow, Hurwicz and Uzawa, 1958). Gradients pass the binomial
-straight through its mean (Bengio et al., 2013, arXiv 1308.3432). They reach the table also through
-the posterior over the vocabulary, which the constraint reads, and so does every decoder but the
-linear one.
+counts and a unigram prior; with ``attack_success``, P(v | K) is that of the attacker who has the LM
+(``del_core.training.attacker``). A Lagrange multiplier on log(success / s) keeps the constraint:
+gradient ascent raises it during the descent (Arrow, Hurwicz and Uzawa, 1958). Gradients pass the
+binomial straight through its mean (Bengio et al., 2013, arXiv 1308.3432). They reach the table also
+through the posterior over the vocabulary, which the constraint reads, and so does every decoder but
+the linear one.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from del_core.audit.attacks.map import MAP
-from del_core.audit.calibration import Calibration, calibrate
+from del_core.audit.calibration import Calibration, Search, bisect, calibrate
 from del_core.lm.device import products
 from del_core.lm.model import FrozenLM, ModelError
 from del_core.lm.noise import NoisyTable, TorchLikelihood, step_generator
 from del_core.lm.perplexity import continuation_nll
 from del_core.lm.text import TokenWindows
 from del_core.mechanism import MAX_LEVEL, Mechanism
+from del_core.training.attacker import LANGUAGE_MODEL, ContextAttack, expected_tokens
 from del_core.training.config import EncoderConfig
 from del_core.training.decoders import TrainableDecoder, new_decoder
 from del_core.training.loop import Run, Schedule, fit
@@ -56,12 +58,17 @@ class NoisyEncoder(nn.Module):
         self.log_odds_of_ratio = nn.Parameter(torch.logit(torch.tensor(mechanism.ratio, device=device)))
 
     def forward(
-        self, tokens: torch.Tensor, generator: torch.Generator, shard: Shard = _ALONE
+        self,
+        tokens: torch.Tensor,
+        generator: torch.Generator,
+        shard: Shard = _ALONE,
+        expected: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """Return y (rows, ..., d), the posterior mean (rows, ..., rank) and E max_v P(v | K).
+        """Return y (rows, ..., d), the posterior mean (rows, ..., rank) and the attacker's success.
 
         The rows are ``shard``'s rows of ``tokens``. Noise is drawn for all rows, so that a row's
-        noise is the same for any number of workers.
+        noise is the same for any number of workers. With ``expected`` (rows, ..., V), the attacker
+        knows these log probabilities; otherwise, as the decoder does, how often tokens occur.
         """
         ratio = torch.sigmoid(self.log_odds_of_ratio).clamp(max=1 - 2.0**-16)
         q = 0.5 + 0.5 * ratio * self.projection.encode(self.embeddings)
@@ -71,9 +78,16 @@ class NoisyEncoder(nn.Module):
             drawn = torch.binomial(torch.full_like(everyone, float(self.trials)), everyone, generator=generator)
         drawn, mine = shard.of(drawn), q[shard.of(tokens)]
         counts = drawn + self.trials * (mine - mine.detach())  # straight through the mean
-        posterior = likelihood.posterior(counts - 0.5 * self.trials, self.log_prior)
+        centered = counts - 0.5 * self.trials
         y = (2.0 * counts / self.trials - 1.0) / ratio
-        mean = None if self.values is None else posterior @ self.values
+        posterior = mean = None
+        if self.values is not None or expected is None:
+            posterior = likelihood.posterior(centered, self.log_prior)
+        if self.values is not None and posterior is not None:
+            mean = posterior @ self.values
+        if expected is not None:
+            posterior = likelihood.posterior(centered, expected)
+        assert posterior is not None
         return y, mean, posterior.amax(dim=-1).mean()
 
 
@@ -91,6 +105,7 @@ class _Training:
         self.windows = TokenWindows(lm.train, config.length, config.seed)
         self.validation = lm.windows(lm.validation, config.length, config.evaluation_windows)
         self.tokens = calibration_tokens(lm)
+        self.attack = None if config.attack_success is None else ContextAttack.prepare(lm, config.prompt_tokens)
         mechanism = self.calibrate(12, at_most=stage1.start is not None).mechanism
         self.decoder = self._new_decoder(mechanism)
         if stage1.start is not None:
@@ -111,14 +126,26 @@ class _Training:
         return decoder
 
     def calibrate(self, iterations: int, *, quick: bool = False, at_most: bool = True) -> Calibration:
-        """Calibrate the noise to the target on the validation part; see :func:`calibrate`."""
+        """Calibrate the noise to the target on the validation part; see :func:`bisect`."""
+        config = self.config
+        if self.attack is not None:
+            table = self.projection.table(self.lm.embeddings, MAX_LEVEL).cpu().numpy()
+            search = Search(config.bits, table.shape[1], MAX_LEVEL, iterations=iterations, at_most=at_most)
+            return bisect(LANGUAGE_MODEL, config.target, self.attack.rate(table), search)
         tokens: np.ndarray = self.tokens
         if quick:
             tokens = tokens[:: max(1, len(tokens) // _QUICK_TOKENS)]
         return calibrate(
-            MAP, self.config.map_asr, self.config.bits, attack_surface(self.lm, self.projection), tokens,
+            MAP, config.target, config.bits, attack_surface(self.lm, self.projection), tokens,
             max_level=MAX_LEVEL, iterations=iterations, at_most=at_most,
         )  # fmt: skip
+
+    def map_asr(self, found: Calibration) -> float:
+        """Return the success of the MAP attack against a calibrated mechanism."""
+        if found.attack == MAP:
+            return found.success
+        surface = attack_surface(self.lm, self.projection)
+        return surface.hits(MAP, found.mechanism, self.tokens, seed=1) / len(self.tokens)
 
     def encoder_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of encoder and noise by name."""
@@ -140,12 +167,13 @@ class _Training:
         config, shard = self.config, self.shard
         private, continuation = config.batch_of(self.windows, step)
         device = private.device
-        y, mean, success = self.encoder(private, step_generator(config.seed, step, device), shard)
+        expected = None if self.attack is None else expected_tokens(self.lm, shard.of(private))
+        y, mean, success = self.encoder(private, step_generator(config.seed, step, device), shard, expected)
         with products(device, config.bf16):
             utility = self._nll(y, mean, shard.of(continuation)).mean()
         # The logarithm is of all workers' success, its gradient each worker's own share of that.
         everyones = shard.mean(success)
-        excess = torch.log(everyones / config.map_asr) + (success - success.detach()) / everyones
+        excess = torch.log(everyones / config.target) + (success - success.detach()) / everyones
         # Ascent in the multiplier only: its term enters with the other sign.
         return utility + self.log_multiplier.detach().exp() * excess - self.log_multiplier.exp() * excess.detach()
 
@@ -167,7 +195,7 @@ class _Training:
 def train_encoder(
     lm: FrozenLM, stage1: Stage1, output: Path, config: EncoderConfig, *, progress: bool = True
 ) -> EncoderResult:
-    """Train the encoder of ``stage1`` for ``config.map_asr`` and write it to ``output``.
+    """Train the encoder of ``stage1`` for ``config.target`` and write it to ``output``.
 
     ``stage1`` is a projection that was trained without noise, or an encoder of the same width that
     was trained for another success, from which encoder and decoder continue. ``output`` gets the
@@ -212,7 +240,7 @@ def train_encoder(
         calibration=CalibratedRate(found.attack, found.target, found.rate, found.mechanism.ratio_numerator),
         ppl_start=math.exp(first_loss),
         ppl_trained=math.exp(best),
-        map_asr=found.success,
+        map_asr=training.map_asr(found),
     )
 
     def write() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from del_core._json import write_json_atomic
+from del_core.audit.attacks.map import MAP
 from del_core.audit.intervals import Rate
 from del_core.audit.records import FLAT, OMITTED, fields_from_json, fields_to_json, from_json, to_json
 from del_core.bundle import Guarantees
@@ -57,13 +58,17 @@ class EncoderResult:
     calibration: CalibratedRate
     ppl_start: float
     ppl_trained: float
-    map_asr: float  # reached: less than config.map_asr where the table gives away less even without noise
+    map_asr: float  # reached; less than a target where the table gives away less even without noise
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], name: str = "") -> EncoderResult:
         """Read a result. Its member ``map_asr`` is the success that was reached, not the target."""
         calibration = from_json(CalibratedRate, data.get("calibration"), f"{name}.calibration".lstrip("."))
-        found = fields_from_json(cls, {**data, "map_asr": calibration.target}, name)
+        target = calibration.target
+        rest = {key: value for key, value in data.items() if key != "attack_success"}
+        found = fields_from_json(cls, {**rest, "map_asr": target}, name)
+        if calibration.attack != MAP:
+            found = replace(found, config=replace(found.config, map_asr=None, attack_success=target))
         return replace(found, map_asr=from_json(float, data.get("map_asr"), f"{name}.map_asr".lstrip(".")))
 
 

@@ -223,9 +223,14 @@ def projection(**settings: Any) -> None:
 @TEXT
 @click.option(
     "--map-asr",
-    required=True,
     type=SHARE,
     help="Share of tokens that the optimal per-token attack may recover: the level that the encoder is trained for.",
+)
+@click.option(
+    "--attack-success",
+    type=SHARE,
+    help="Instead of --map-asr: the share for an attacker who has the language model and knows all tokens before the "
+    "attacked one.",
 )
 @BITS
 @click.option("--width", default=256, show_default=True, type=click.IntRange(0), help="Hidden width; 0 is affine.")

@@ -92,14 +92,14 @@ class Plan:
     levels: tuple[float, ...] = LEVELS
     codes: Mapping[float, CodeTable] = field(
         default_factory=lambda: {
-            0.1: CodeTable(bits=4, frequency_power=0.75),
-            0.2: CodeTable(bits=5, frequency_power=0.75),
-            0.4: CodeTable(bits=8, frequency_power=0.75),
+            0.1: CodeTable(bits=4, frequency_power=0.9),
+            0.2: CodeTable(bits=6, epsilon=4.5),
+            0.4: CodeTable(bits=8, frequency_power=0.7),
         }
     )
-    epsilons: tuple[CodeTable, ...] = (CodeTable(bits=8), CodeTable(bits=5, epsilon=5.0))
+    epsilons: tuple[CodeTable, ...] = (CodeTable(bits=8), CodeTable(bits=6, epsilon=5.0))
     seeds: tuple[int, ...] = (0, 1, 2)
-    repeated: tuple[float, ...] = (0.2, 0.4)
+    repeated: tuple[float, ...] = (0.2,)
     passages: tuple[tuple[str, int], ...] = (("in-domain", 48), ("wikitext-2", 24), ("ptb", 24))
     attack: AttackBudget = field(default_factory=AttackBudget)
     training: VariantConfig = field(

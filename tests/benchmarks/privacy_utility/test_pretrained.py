@@ -219,7 +219,7 @@ def test_pieces_are_named_once_and_untrained_ones_come_first():
         "clear-adapter",
         "nothing-adapter",
         "codes-40-trained",
-        "codes-40-trained-seed-2",
+        "codes-20-trained-seed-2",
         "published-20",
         *_ENDS,
     } <= set(names)

@@ -161,7 +161,7 @@ def test_nothing_to_train_is_refused(monkeypatch):
 
 
 def test_targets_outside_of_0_to_1_are_refused():
-    with pytest.raises(ValueError, match=r"map_asr must be between 0 and 1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"map_asr must be a number in \(0, 1\), got 1\.5"):
         EncoderConfig(1.5)
 
 
