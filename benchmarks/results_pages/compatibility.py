@@ -1,6 +1,8 @@
-"""Tables of what the proxy was run with, and of what its detectors find."""
+"""Tables of what the proxy was run with, what its detectors find, and what placeholders give."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from benchmarks.applications.environments import CASES, libraries
 from benchmarks.detectors.measure import UNSTRUCTURED
@@ -88,6 +90,34 @@ def _more_precision() -> str:
     return table(("finding of `names`", "number", "precision, %"), rows)
 
 
+_WAYS = {"clear": "values in the clear", "counts": "counts", "surrogates": "placeholders and counts"}
+_WAYS |= {"alone": "placeholders alone"}
+
+
+def _right() -> str:
+    def row(level: str, way: str, found: dict[str, Any]) -> tuple[str, ...]:
+        one, two = found["1"], found["2"]
+        other = f"{100 * two['wrong'] / two['prompts']:.0f}"
+        name = "no noise" if way == "clear" else f"*{level}*"
+        return (name, _WAYS[way], _share(one["right"]), _share(two["right"]), other)
+
+    results = load("surrogates.json")["results"]
+    rows = [row(level, way, found) for level, ways in results.items() for way, found in ways.items()]
+    return table(("level", "the server gets", "one person, right, %", "two, right, %", "two, with the other, %"), rows)
+
+
+def _right_of_each() -> str:
+    found = load("surrogates.json")
+    ways = {
+        f"{_WAYS[way]}, *{level}*" if way != "clear" else _WAYS[way]: row["right_of_each_template"]
+        for level, ways in found["results"].items()
+        for way, row in ways.items()
+        if way in ("clear", "surrogates")
+    }
+    rows = ((text, *(str(right[index]) for right in ways.values())) for index, text in enumerate(found["templates"]))
+    return table((f"right of {found['each']}", *ways), rows)
+
+
 COMPATIBILITY: dict[str, dict[str, Table]] = {
     "compatibility.md": {
         "libraries run": Origin("applications.json"),
@@ -102,5 +132,10 @@ COMPATIBILITY: dict[str, dict[str, Table]] = {
         "precision": _precision,
         "more": _more,
         "more precision": _more_precision,
+    },
+    "surrogates.md": {
+        "surrogates run": Origin("surrogates.json"),
+        "right": _right,
+        "right of each": _right_of_each,
     },
 }
