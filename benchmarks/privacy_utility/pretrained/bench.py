@@ -83,7 +83,7 @@ class PretrainedBench:
         self._ratios = {
             name: mechanism.ratio for name in text if isinstance(mechanism := bundle.mechanism(name), BinomialMechanism)
         }
-        self._coded = next(name for name in text if name not in self._ratios and bundle.adapter(name) is not None)
+        self.coded_name = next(name for name in text if name not in self._ratios and bundle.adapter(name) is not None)
         out.mkdir(parents=True, exist_ok=True)
         self.tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
         self.texts = dict(texts)
@@ -159,7 +159,7 @@ class PretrainedBench:
             silent = SilentChannel(len(self.lm.embeddings))
             found = attack(self.lm, self.bundle.log_prior, silent, self.attacked, self.plan.attack)
             self.say(f"blind guessing: map {found.map.success:.3f}, sequence {found.sequence.success:.3f}")
-            self._write(path, {"budget": asdict(self.plan.attack), **found.to_json()})
+            self.write(path, {"budget": asdict(self.plan.attack), **found.to_json()})
         return _read(path)
 
     def coded(self, table: CodeTable) -> dict[str, Any]:
@@ -188,7 +188,7 @@ class PretrainedBench:
 
     def _add(self, path: Path, family: str, point: dict[str, Any]) -> None:
         points = [*_points(path), point]  # another process may have added some
-        self._write(path, {"family": family, "budget": asdict(self.plan.attack), "points": points})
+        self.write(path, {"family": family, "budget": asdict(self.plan.attack), "points": points})
 
     # ------------------------------------------------------------------------------ pieces
 
@@ -198,21 +198,21 @@ class PretrainedBench:
         if path.exists():
             return
         began = time.monotonic()
-        point = self._noise_of(piece)
-        reader = self._reader(piece, point)
+        point = self.noise_of(piece)
+        reader = self.reader(piece, point)
         if piece.start is None:
             measured = self._measure(piece, reader, self.lm.embeddings[:0])
             trained: dict[str, Any] = {"steps": 0}
         elif piece.start == "adapter":
-            shipped = self.bundle.adapter(self._coded)
+            shipped = self.bundle.adapter(self.coded_name)
             assert shipped is not None
             torch.manual_seed(piece.seed)
             with attached(self.lm.model, shipped.shape) as layers:
                 load_tensors(layers, shipped.tensors)
-                trained, measured = self._train(piece, reader, self._coded, layers)
+                trained, measured = self._train(piece, reader, self.coded_name, layers)
         else:
-            trained, measured = self._train(piece, reader, self._nearest(point), None)
-        self._write(
+            trained, measured = self._train(piece, reader, self.nearest(point), None)
+        self.write(
             path,
             {
                 "piece": piece.name,
@@ -230,18 +230,20 @@ class PretrainedBench:
         shown = ", ".join(f"{name} {np.exp(losses.mean()):.1f}" for name, losses in measured.items())
         self.say(f"{piece.file}: {shown}; {time.monotonic() - began:.0f} s")
 
-    def _noise_of(self, piece: Piece) -> dict[str, Any] | None:
+    def noise_of(self, piece: Piece) -> dict[str, Any] | None:
+        """Return the attacked point of a piece's noise, None for the clear prompt or none."""
         if piece.table is not None:
             return self.coded(piece.table)
         return None if piece.level is None else self.calibrated(piece.family, piece.level)
 
-    def _nearest(self, point: dict[str, Any] | None) -> str:
+    def nearest(self, point: dict[str, Any] | None) -> str:
         """Return the bundle's variant of counts whose noise is nearest to that of a point."""
         assert point is not None
         wanted = np.log(point["strength"])
         return min(self._ratios, key=lambda name: abs(np.log(self._ratios[name]) - wanted))
 
-    def _reader(self, piece: Piece, point: dict[str, Any] | None) -> Reader:
+    def reader(self, piece: Piece, point: dict[str, Any] | None) -> Reader:
+        """Return what the model reads behind the noise of ``point``, before training."""
         if point is None:
             return ClearReader(self.lm)
         if piece.table is not None:
@@ -249,23 +251,24 @@ class PretrainedBench:
             return CodesReader(*self.formed(piece.table), prior, self._coded_mechanism(piece.table))
         if piece.family == COUNTS:
             mechanism, published = self.mechanism(point["strength"]), piece.method == PUBLISHED
-            return CountsReader(self.lm, self.bundle, mechanism, self._nearest(point), published=published)
+            return CountsReader(self.lm, self.bundle, mechanism, self.nearest(point), published=published)
         validation = self.lm.windows(self.lm.validation, self.plan.training.length, _BATCH)
         found = [NoisyReader(self.noise(piece.family, point["strength"], one)) for one in finishes(self.lm.embeddings)]
         none = self.lm.embeddings[:0]
-        return min(found, key=lambda one: self._nll(one, validation, none, nothing=False).mean())
+        return min(found, key=lambda one: self.nll(one, validation, none, nothing=False).mean())
 
     def _train(self, piece: Piece, reader: Reader, start: str, adapter: AttachedAdapter | None) -> _Trained:
         """Train from the soft prompt of ``start``, if the piece is to be trained, and measure."""
         rows = torch.nn.Parameter(torch.from_numpy(self.bundle.soft_prompt(start)))
         about: dict[str, Any] = {"start": start, "steps": 0}
         if piece.trained:
-            about |= self._fit(piece, reader, rows, adapter)
+            about |= self.fit(piece, reader, rows, adapter)
         return about, self._measure(piece, reader, rows.detach())
 
-    def _fit(
+    def fit(
         self, piece: Piece, reader: Reader, rows: torch.nn.Parameter, adapter: AttachedAdapter | None
     ) -> dict[str, Any]:
+        """Train rows, reader and adapter on the model's text; return the settings and the loss."""
         config = replace(self.plan.training, seed=piece.seed)
         if adapter is not None:
             config = replace(config, adapter_rank=adapter.shape.rank, distillation=True)
@@ -294,11 +297,11 @@ class PretrainedBench:
     def _measure(self, piece: Piece, reader: Reader, rows: torch.Tensor) -> dict[str, np.ndarray]:
         nothing, seed = piece.family == "nothing", NOISE_SEED + piece.seed
         return {
-            name: self._nll(reader, windows, rows, nothing=nothing, seed=seed) for name, windows in self.windows.items()
+            name: self.nll(reader, windows, rows, nothing=nothing, seed=seed) for name, windows in self.windows.items()
         }
 
     @torch.no_grad()
-    def _nll(
+    def nll(
         self, reader: Reader, windows: torch.Tensor, rows: torch.Tensor, *, nothing: bool, seed: int = NOISE_SEED
     ) -> np.ndarray:
         """Return the loss of every passage's continuation, nats per token."""
@@ -315,7 +318,8 @@ class PretrainedBench:
         found: np.ndarray = torch.cat(losses).double().numpy()
         return found
 
-    def _write(self, path: Path, found: Mapping[str, Any]) -> None:
+    def write(self, path: Path, found: Mapping[str, Any]) -> None:
+        """Write figures with date and machine."""
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
         save_json(path, {**found, "date": date, "machine": self.machine})
 

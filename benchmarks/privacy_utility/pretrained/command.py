@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import click
 import torch
 
 from benchmarks.privacy_utility.pretrained.bench import PretrainedBench
-from benchmarks.privacy_utility.pretrained.plan import Piece, Plan, pieces_of
+from benchmarks.privacy_utility.pretrained.plan import Plan, pieces_of
 from benchmarks.privacy_utility.pretrained.report import results
 from del_core.bundle import load_bundle
 from del_core.demo import smollm2_bundle_path
@@ -25,15 +25,24 @@ from del_core.lm.known import cached_model
 from del_core.lm.model import load_frozen_lm
 from del_core.lm.text import read_texts
 
-__all__ = ["PIECES", "Run", "compare", "report", "summary"]
+__all__ = ["PIECES", "Run", "bench", "chosen", "compare", "plain_articles", "report", "summary"]
 
 PIECES = "pieces"
 """Folder of the finished pieces, in that of the results."""
-_EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "smollm2"
+_SCRIPT = Path(__file__).resolve().parents[3] / "examples" / "smollm2" / "prepare_text.py"
 _TRAINED = (
     "state_union", "inaugural", "grimm", "wizard_of_oz", "moby_dick", "pride_and_prejudice", "alice", "shakespeare",
     "wikipedia",
 )  # fmt: skip
+
+
+class _Piece(Protocol):
+    @property
+    def file(self) -> str:
+        """Name of the file of its figures."""
+
+
+_P = TypeVar("_P", bound=_Piece)
 
 
 @dataclass(frozen=True)
@@ -62,14 +71,13 @@ def bench(data: Path, work: Path, out: Path, plan: Plan, say: Callable[[str], No
     model = cached_model("smollm2")
     if model is None:
         raise click.UsageError("SmolLM2 is not on this machine yet; get it with: delctl model get smollm2")
-    script = _EXAMPLES / "prepare_text.py"
     if not (work / "text" / "wikipedia.txt").exists():  # its last file
-        subprocess.run([sys.executable, script, data, work / "text"], check=True)
+        subprocess.run([sys.executable, _SCRIPT, data, work / "text"], check=True)
     texts = read_texts([work / "text" / f"{name}.txt" for name in _TRAINED])
     test, ptb = read_texts([data / "eval" / "wikitext2.test.txt", data / "eval" / "ptb.valid.txt"])
     corpora = {
         "in-domain": read_texts([work / "text" / "held_out.txt"])[0],
-        "wikitext-2": runpy.run_path(str(script))["wikipedia"](test),
+        "wikitext-2": plain_articles(test),
         "ptb": ptb,
     }
     return PretrainedBench(
@@ -84,7 +92,13 @@ def bench(data: Path, work: Path, out: Path, plan: Plan, say: Callable[[str], No
     )
 
 
-def chosen(pieces: Sequence[Piece], names: Sequence[str]) -> list[Piece]:
+def plain_articles(text: str) -> str:
+    """Return WikiText without its markup, as the training text of the shipped bundle is made."""
+    found: str = runpy.run_path(str(_SCRIPT))["wikipedia"](text)
+    return found
+
+
+def chosen(pieces: Sequence[_P], names: Sequence[str]) -> list[_P]:
     """Return the named pieces, all if none is named. Raises UsageError for an unknown name."""
     known = {piece.file: piece for piece in pieces}
     for name in names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,9 +15,9 @@ from del_core.lm.model import FrozenLM
 from del_core.lm.noise import NoisyTable
 from del_core.mechanism import BinomialMechanism, CategoricalMechanism
 from del_core.training.codes import DecodeTable, NoisyCodes
-from del_core.training.decoders import TrainableInputs, TrainableLinear, new_decoder
+from del_core.training.decoders import TrainableDecoder, TrainableInputs, new_decoder
 
-__all__ = ["ClearReader", "CodesReader", "CountsReader", "NoisyReader", "Reader"]
+__all__ = ["ClearReader", "CodesReader", "CountsReader", "DecodedReader", "NoisyReader", "Reader"]
 
 
 class Reader(Protocol):
@@ -51,33 +52,14 @@ class ClearReader:
         return self._embeddings[released]
 
 
-class CountsReader:
-    """Counts of the shipped table behind the linear decoder of a shipped variant.
+class DecodedReader:
+    """Counts of a table behind a decoder, which may be trained."""
 
-    As published, stage 2 keeps the linear decoder; otherwise it is trained along.
-    """
-
-    def __init__(
-        self, lm: FrozenLM, bundle: Bundle, mechanism: BinomialMechanism, start: str, *, published: bool
-    ) -> None:
-        table = torch.from_numpy(bundle.client.table_of(start).copy())
-        self._noisy, tensors = NoisyTable(table, mechanism), bundle.decoder(start)
-        inputs = TrainableInputs(
-            torch.from_numpy(tensors["weight"]),
-            torch.from_numpy(tensors["bias"]),
-            self._noisy,
-            bundle.norm_limit(start),
-            lm.embeddings,
-            torch.from_numpy(bundle.log_prior).exp(),
-        )
-        decoder = new_decoder("linear", inputs)
-        assert isinstance(decoder, TrainableLinear)
-        if not published:
-            decoder.train_jointly()
-        self.decoder = decoder
+    def __init__(self, noisy: NoisyTable, decoder: TrainableDecoder) -> None:
+        self._noisy, self.decoder = noisy, decoder
 
     def parameters(self) -> Sequence[tuple[str, nn.Parameter]]:
-        """Return D and a', unless as published."""
+        """Return what the decoder trains."""
         return self.decoder.trained()
 
     def release(self, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -90,6 +72,31 @@ class CountsReader:
         return rows
 
 
+class CountsReader(DecodedReader):
+    """Counts of the shipped table behind the linear decoder of a shipped variant.
+
+    As published, stage 2 keeps the linear decoder; otherwise it is trained along.
+    """
+
+    def __init__(
+        self, lm: FrozenLM, bundle: Bundle, mechanism: BinomialMechanism, start: str, *, published: bool
+    ) -> None:
+        table = torch.from_numpy(bundle.client.table_of(start).copy())
+        noisy, tensors = NoisyTable(table, mechanism), bundle.decoder(start)
+        inputs = TrainableInputs(
+            torch.from_numpy(tensors["weight"]),
+            torch.from_numpy(tensors["bias"]),
+            noisy,
+            bundle.norm_limit(start),
+            lm.embeddings,
+            torch.from_numpy(bundle.log_prior).exp(),
+        )
+        decoder = new_decoder("linear", inputs)
+        if not published:
+            decoder.train_jointly()
+        super().__init__(noisy, decoder)
+
+
 class CodesReader:
     """Codes (V, 1) behind a decode table, first the posterior mean of ``centers`` (1, K, b)."""
 
@@ -98,6 +105,16 @@ class CodesReader:
     ) -> None:
         self._noisy = NoisyCodes(codes, mechanism)
         self.table = DecodeTable.posterior_mean(codes, centers, prior, mechanism)
+
+    @classmethod
+    def shipped(cls, bundle: Bundle, name: str) -> CodesReader:
+        """Return the reader of a bundle's variant of codes, with its trained decode table."""
+        codes = torch.from_numpy(bundle.client.table_of(name).astype(np.int64))
+        mechanism, decode = bundle.mechanism(name), torch.from_numpy(bundle.decoder(name)["codes"].copy())
+        assert isinstance(mechanism, CategoricalMechanism)
+        found = cls(codes, decode, torch.from_numpy(bundle.log_prior).exp(), mechanism)
+        found.table = DecodeTable(decode)
+        return found
 
     def parameters(self) -> Sequence[tuple[str, nn.Parameter]]:
         """Return the decode table."""

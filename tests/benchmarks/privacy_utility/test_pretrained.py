@@ -24,13 +24,7 @@ from benchmarks.privacy_utility.pretrained.plan import (
 )
 from benchmarks.privacy_utility.pretrained.plots import draw
 from benchmarks.privacy_utility.pretrained.report import results
-from del_core.bundle import load_bundle
-from del_core.lm.model import load_frozen_lm
-from del_core.lm.text import read_texts
 from del_core.training.config import VariantConfig
-from delctl.main import cli
-from tests.support.texts import ALICE
-from tests.support.tiny import make_tiny
 
 _PLAN = Plan(
     levels=(0.2,),
@@ -48,32 +42,13 @@ _PLAN = Plan(
 _ENDS = ("clear", "nothing", "gaussian-20", "metric-20")  # untrained ends and baselines
 
 
-def _delctl(*arguments):
-    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-
-
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
+def bench(tiny_pretrained, tmp_path_factory):
     """A bench of a random model, whose bundle has counts, and codes with an adapter."""
-    work = tmp_path_factory.mktemp("pretrained")
-    model, text = make_tiny(work).model, work / "text.txt"
-    text.write_text(ALICE.read_text(encoding="utf-8")[:30_000], encoding="utf-8")
-    source = ("--model", model, "--text", text, "--prompt-tokens", 16, "--continuation-tokens", 4, "--batch", 4)
-    short = (*source, "--quiet", "--steps", 2, "--evaluation-windows", 8)
-    _delctl("train", "projection", *short, "--out", work / "stage1", "--dim", 16)
-    behind = (*short, "--test-windows", 8)
-    _delctl("train", "soft-prompt", *behind, "--projection", work / "stage1", "--out", work / "some", "--name", "some",
-            "--mu", 20, "--train-linear")  # fmt: skip
-    _delctl("train", "codes", *behind, "--out", work / "coded", "--name", "coded", "--epsilon", 6, "--bits", 4,
-            "--adapter-rank", 2)  # fmt: skip
-    _delctl("bundle", "--model", model, "--projection", work / "stage1", "--variant", work / "some", "--variant",
-            work / "coded", "--out", work / "both")  # fmt: skip
-    texts = {"alice": ALICE.read_text(encoding="utf-8")[30_000:60_000], "other": text.read_text(encoding="utf-8")}
-    lm = load_frozen_lm(model, read_texts([text]))
+    work = tmp_path_factory.mktemp("comparison")
     return PretrainedBench(
-        lm, load_bundle(work / "both"), texts, _PLAN, out=work / "out" / "pieces", work=work / "work",
-        machine="a test", say=lambda line: None,
+        tiny_pretrained.lm, tiny_pretrained.bundle, tiny_pretrained.texts, _PLAN, out=work / "out" / "pieces",
+        work=work / "work", machine="a test", say=lambda line: None,
     )  # fmt: skip
 
 
