@@ -26,8 +26,10 @@ _REMEMBERED = 64
 _MOST_ITEMS = 2000
 _LITERALS = frozenset({"const", "default", "enum", "examples"})  # whose members are no keywords
 _ANY_OBJECT = '{"type":"object"}'
-# Between two parts of a JSON text; without a bound a model may write white space without end.
-_WHITE_SPACE = r"[ \n]?"
+# What stands between the parts of a JSON text, as expressions. There is no other white space: a
+# small model would write it without end. The pattern for white space does not bound it, because a
+# text may repeat what matches.
+_COMMA, _COLON = ", ?", ": ?"
 
 
 class Grammars:
@@ -68,7 +70,10 @@ class Grammars:
                 raise FrameError(INVALID_VALUE, f"{_FIELD}.json", message)
             if found is not None:
                 with contextlib.suppress(ValueError):  # nested too deeply for the library
-                    text = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _WHITE_SPACE})
+                    text = LLMatcher.grammar_from_json_schema(
+                        schema,
+                        overrides={"whitespace_flexible": False, "item_separator": _COMMA, "key_separator": _COLON},
+                    )
         else:
             expression = structure.regex or "|".join(map(re.escape, structure.choice))
             text = LLMatcher.grammar_from_regex(expression)

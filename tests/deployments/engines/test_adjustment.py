@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -122,6 +123,18 @@ def test_random_logits_give_what_the_structure_asks_for(tiny: Tiny, seed: int) -
     tokens = generate(choice, generator)
     assert tokens[-1] == EOS_ID
     assert tokenizer.decode(tokens[:-1]) in ("a/b", "(x)", "yes.", "\u00fc 1")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_white_space_does_not_go_on_without_end(tiny: Tiny, seed: int) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny.model / "tokenizer.json"))
+    numbers = {"type": "array", "items": {"enum": [1, 20]}, "maxItems": 3}
+    schema = {"type": "object", "properties": {"a": numbers, "b": numbers}, "additionalProperties": False}
+    grammar = grammars(tiny).grammar(StructuredOutputs(json=json.dumps(schema)))
+    tokens = generate(grammar, torch.Generator().manual_seed(seed))
+    text = tokenizer.decode(tokens[:-1])
+    jsonschema.validate(json.loads(text), schema)
+    assert re.fullmatch(r"([^\s]|(?<=[,:]) )*", text)
 
 
 def test_a_completed_structure_only_ends(tiny: Tiny) -> None:
