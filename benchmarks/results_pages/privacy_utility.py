@@ -170,6 +170,25 @@ def _demo_bundles() -> str:
     return table(heads, map(row, load("encoder_demo.json")["rows"]))
 
 
+def _constraints() -> str:
+    """Lay out encoders by the attacker of their training, at equal strongest attack."""
+    return table(
+        ("level", "encoder held against", "MAP", "strongest attack", "epsilon", "perplexity", "ratio to MAP's best"),
+        (
+            (
+                percent(row["level"]),
+                row["encoder"],
+                percent(row["map"]["success"], 1),
+                f"{percent(row['strongest']['success'], 1)} ({row['attack']})",
+                number(row["epsilon"], 1),
+                interval(row["ppl"], ".1f"),
+                interval(row["ppl ratio to the best for MAP"]),
+            )
+            for row in sorted(load("encoder_constraint.json")["rows"], key=lambda one: float(one["level"]))
+        ),
+    )
+
+
 def _demo_encoders() -> str:
     def row(one: dict[str, Any]) -> tuple[str, ...]:
         options = " ".join(one["command"].split()[8:])
@@ -201,6 +220,8 @@ PRIVACY_UTILITY: dict[str, dict[str, Table]] = {
     "training.md": {
         "bundles run": Origin("encoder_demo.json", command="examples/demo_model/recipe.sh"),
         "bundles": _demo_bundles,
+        "constraint run": Origin("encoder_constraint.json"),
+        "constraint": _constraints,
         "encoders": _demo_encoders,
         "levels": _demo_levels,
     },
