@@ -15,6 +15,7 @@ from benchmarks.results_pages.compatibility import COMPATIBILITY
 from benchmarks.results_pages.privacy_utility import PRIVACY_UTILITY
 from benchmarks.results_pages.smollm2 import SMOLLM2
 from benchmarks.results_pages.smollm2_comparison import SMOLLM2_COMPARISON
+from benchmarks.results_pages.smollm2_paper import SMOLLM2_PAPER
 from benchmarks.results_pages.systems import SYSTEMS
 from benchmarks.results_pages.tables import RESULTS, Table
 
@@ -23,7 +24,14 @@ __all__ = ["DOCS", "PAGES", "fill", "main", "outdated"]
 _ROOT = Path(__file__).parents[2]
 DOCS = _ROOT / "docs" / "results"
 
-PAGES: dict[str, dict[str, Table]] = {**SYSTEMS, **COMPATIBILITY, **PRIVACY_UTILITY, **SMOLLM2, **SMOLLM2_COMPARISON}
+PAGES: dict[str, dict[str, Table]] = {
+    **SYSTEMS,
+    **COMPATIBILITY,
+    **PRIVACY_UTILITY,
+    **SMOLLM2,
+    **SMOLLM2_COMPARISON,
+    **SMOLLM2_PAPER,
+}
 """The tables of each page by name."""
 
 

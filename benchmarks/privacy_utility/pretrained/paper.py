@@ -57,7 +57,7 @@ class PaperPlan:
     """
 
     levels: tuple[float, ...] = (0.2, 0.4, 0.06, 0.6)
-    dims: tuple[int, ...] = (18, 64, 128)
+    dims: tuple[int, ...] = (18, 128, 64)
     projection_steps: int = 40
     passages: int = 24
     rows: int = 32
@@ -120,15 +120,22 @@ class PaperBench:
 
     @property
     def pieces(self) -> tuple[PaperPiece, ...]:
-        """All pieces: cheap ones first, then soft prompts level by level."""
+        """All pieces: cheap ones first, then those that more tables need."""
         plan = self.plan
         plain = [PaperPiece(PLAIN, level=level) for level in plan.levels]
         plain += [PaperPiece(PLAIN, read) for read in CONTROLS]
-        first, *others = [PaperPiece(SOFT_PROMPT, level=level) for level in plan.levels]
-        controls = [PaperPiece(SOFT_PROMPT, read) for read in CONTROLS]
-        order = [first, controls[0], *others[:1], *controls[1:], *others[1:]]
-        trained = [replace(piece, text=text) for piece in order for text in self.parts]
-        return (*plain, *trained, *(PaperPiece(DIMENSION, level=_FIRST_LEVEL, dim=dim) for dim in plan.dims))
+        levels = [PaperPiece(SOFT_PROMPT, level=level) for level in plan.levels]
+        nothing, clear = (PaperPiece(SOFT_PROMPT, read) for read in CONTROLS)
+        sweep = (PaperPiece(DIMENSION, level=_FIRST_LEVEL, dim=dim) for dim in plan.dims)
+        return (
+            *plain,
+            *self._on_each_text(levels[0], nothing, *levels[1:2]),
+            *sweep,
+            *self._on_each_text(clear, *levels[2:]),
+        )
+
+    def _on_each_text(self, *pieces: PaperPiece) -> tuple[PaperPiece, ...]:
+        return tuple(replace(piece, text=text) for piece in pieces for text in self.parts)
 
     def run(self, piece: PaperPiece) -> None:
         """Compute one piece, unless its file exists."""

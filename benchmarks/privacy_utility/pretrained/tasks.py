@@ -307,6 +307,7 @@ def _row(one: Mapping[str, Any]) -> dict[str, Any]:
         "task": one["task"],
         "reading": one["reading"],
         "steps": one["training"]["steps"],
+        "codes": noise.get("codes"),
         "epsilon": noise.get("epsilon"),
         "delta": noise.get("delta"),
         "attack": noise.get("attack"),
