@@ -56,8 +56,7 @@ def _smollm2(level: str) -> Iterator[tuple[str, str]]:
         config.write_text(_ENGINE.format(bundle=smollm2_bundle_path(), model=model), "utf-8")
         with (
             started(["serve", "--config", str(config), "--port", "0"], 600) as server,
-            # Enough for a model this small to end its answers; some libraries refuse cut ones.
-            started(["proxy", "--server", server, "--port", "0", "--chat-max-tokens", "256"], 120) as proxy,
+            started(["proxy", "--server", server, "--port", "0"], 120) as proxy,
         ):
             yield proxy, level
 

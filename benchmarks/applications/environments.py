@@ -24,13 +24,17 @@ _INSTALL_S, _RUN_S = 1200, 1200
 
 @dataclass(frozen=True)
 class Library:
-    """A library of ``libraries.toml``; ``packages`` are requirements with exact versions."""
+    """A library of ``libraries.toml``; ``packages`` are requirements with exact versions.
+
+    ``alone`` installs the packages without what they require; ``helpers`` then have what they use.
+    """
 
     name: str
     title: str
     script: str
     packages: tuple[str, ...] = ()
     helpers: tuple[str, ...] = ()
+    alone: bool = False
     node: bool = False
 
     def versions(self) -> dict[str, str]:
@@ -75,7 +79,11 @@ def install(library: Library, place: Path) -> None:
         venv.create(environment, with_pip=uv is None)
         python = str(environment / "bin" / "python")
         pip = [python, "-m", "pip", "install", "-q"] if uv is None else [uv, "pip", "install", "-q", "--python", python]
-        subprocess.run([*pip, *library.packages, *library.helpers], check=True, timeout=_INSTALL_S, stdout=sys.stderr)
+        sets = [[*library.packages, *library.helpers]]
+        if library.alone:
+            sets = [["--no-deps", *library.packages], [*library.helpers]]
+        for packages in sets:
+            subprocess.run([*pip, *packages], check=True, timeout=_INSTALL_S, stdout=sys.stderr)
     done.write_text(wanted, "utf-8")
 
 

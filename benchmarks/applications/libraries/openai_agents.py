@@ -1,7 +1,7 @@
 """OpenAI's Agents SDK, which uses the Responses API."""
 
 from agents import Agent, ModelSettings, Runner, function_tool, set_default_openai_client, set_tracing_disabled
-from common import KEY, MODEL, MOST, QUESTION, URL, City, Person, case, report
+from common import KEY, MODEL, QUESTION, URL, City, Person, case, report
 from openai import AsyncOpenAI, NotFoundError
 
 set_tracing_disabled(True)
@@ -39,7 +39,7 @@ async def call():
         called.append(city)
         return "21 degrees"
 
-    must = ModelSettings(tool_choice="required", max_tokens=MOST)  # of the first turn only
+    must = ModelSettings(tool_choice="required")  # of the first turn only
     answer = await Runner.run(Agent(name="a", model=MODEL, tools=[weather], model_settings=must), QUESTION)
     return called and answer.final_output is not None
 

@@ -1,10 +1,10 @@
 """Hugging Face's smolagents, with its model for servers like OpenAI's."""
 
-from common import KEY, MODEL, MOST, QUESTION, URL, Person, case, raises, report
+from common import KEY, MODEL, QUESTION, URL, Person, case, raises, report
 from openai import NotFoundError
 from smolagents import CodeAgent, OpenAIServerModel, Tool, ToolCallingAgent
 
-options = {"api_base": URL, "api_key": KEY, "client_kwargs": {"max_retries": 0}, "max_tokens": MOST}
+options = {"api_base": URL, "api_key": KEY, "client_kwargs": {"max_retries": 0}}
 model = OpenAIServerModel(model_id=MODEL, **options)
 messages = [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}]
 called = []
