@@ -53,7 +53,7 @@ __all__ = ["PretrainedBench"]
 
 _Trained = tuple[dict[str, Any], dict[str, np.ndarray]]
 _BATCH = 16
-_FIRST = {COUNTS: 0.163, "gaussian": 6.0, "metric": 150.0}  # strengths that a search begins with
+_FIRST = {COUNTS: 0.163, "gaussian": 0.8, "metric": 20.0}  # strengths that a search begins with
 
 
 class PretrainedBench:
