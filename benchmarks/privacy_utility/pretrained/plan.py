@@ -99,7 +99,7 @@ class Plan:
     )
     epsilons: tuple[CodeTable, ...] = (CodeTable(bits=8), CodeTable(bits=6, epsilon=5.0))
     seeds: tuple[int, ...] = (0, 1, 2)
-    repeated: tuple[float, ...] = (0.2,)
+    repeated: tuple[float, ...] = (0.2, 0.4)
     passages: tuple[tuple[str, int], ...] = (("in-domain", 48), ("wikitext-2", 24), ("ptb", 24))
     attack: AttackBudget = field(default_factory=AttackBudget)
     training: VariantConfig = field(
