@@ -16,7 +16,6 @@ import datetime
 import json
 import platform
 import runpy
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +29,9 @@ from tokenizers import Tokenizer
 from benchmarks.privacy_utility.pretrained.attack import attack, search
 from benchmarks.privacy_utility.pretrained.channels import MechanismChannel
 from benchmarks.privacy_utility.pretrained.plan import AttackBudget
+from benchmarks.support.progress import timed_lines
 from del_core.accounting import epsilon as exact_epsilon
+from del_core.audit.calibration import mechanism_at
 from del_core.audit.corpus import Corpus, make_corpus
 from del_core.demo import model_path
 from del_core.evaluation.bootstrap import paired_interval, perplexity_interval, ppl_ratio
@@ -95,8 +96,7 @@ class _Served:
     def mechanism(self, ratio: float) -> Mechanism:
         """Return the noise of a ratio."""
         dim = self.stage1.projection.encoder.out_features
-        nearest = Mechanism.nearest_ratio(min(ratio, 1.0 - 2.0**-20))
-        return Mechanism(self.plan.encoder.bits, dim, nearest, max_level=MAX_LEVEL)
+        return mechanism_at(ratio, bits=self.plan.encoder.bits, dim=dim, max_level=MAX_LEVEL)
 
     def attack(self, ratio: float) -> dict[str, Any]:
         """Attack one noise with both attacks."""
@@ -179,14 +179,11 @@ def _finished(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File of the results.")
 def main(data: Path, work: Path, out: Path) -> None:
     """Compare encoders that were trained against two attackers, on the demo model."""
-    began, prepared = time.monotonic(), runpy.run_path(str(_EXAMPLE / "prepare_text.py"))
+    prepared = runpy.run_path(str(_EXAMPLE / "prepare_text.py"))
     texts = {name: prepared["unwrap"]((data / f"{name}.txt").read_text("utf-8")) for name in prepared["NAMES"]}
     held_out = (_EXAMPLE / "held_out.txt").read_text("utf-8")
 
-    def say(line: str) -> None:
-        click.echo(f"[{time.monotonic() - began:6.0f} s] {line}", err=True)
-
-    found = compare(texts, held_out, Plan(), work, say, model_path())
+    found = compare(texts, held_out, Plan(), work, timed_lines(), model_path())
     about = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": "python -m benchmarks.encoder_constraint --data TEXT_DIRECTORY --work DIR --out FILE",

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from benchmarks.privacy_utility.plots import draw
 from benchmarks.privacy_utility.pretrained import command as pretrained
 from benchmarks.privacy_utility.report import results
 from benchmarks.privacy_utility.tasks import read_mrpc, read_sentence_polarity
+from benchmarks.support.progress import timed_lines
 from del_core.demo import model_path
 from del_core.lm.device import DeviceError, check_device
 from del_core.lm.model import FrozenLM, load_frozen_lm
@@ -254,11 +254,7 @@ def main(
         raise click.UsageError("give either --quick or --data DIR")
     if not quick and work is None:
         raise click.UsageError("--data needs --work DIR: a full run takes hours and resumes there")
-    began = time.monotonic()
-
-    def say(line: str) -> None:
-        print(f"[{time.monotonic() - began:6.0f} s] {line}", file=sys.stderr, flush=True)
-
+    began, say = time.monotonic(), timed_lines()
     with tempfile.TemporaryDirectory() as temporary:
         work = work or Path(temporary)
         if quick:

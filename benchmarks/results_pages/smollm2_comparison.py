@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.results_pages.tables import Origin, Table, interval, load, number, percent, table
+from benchmarks.results_pages.tables import Origin, Table, epsilon, interval, load, missing, number, percent, table
 from del_core.demo import smollm2_bundle_path
 
 __all__ = ["SMOLLM2_COMPARISON"]
@@ -17,26 +17,6 @@ _FIRST = "in-domain"
 _NAMES = {"codes": "codes", "counts": "counts", "gaussian": "Gaussian noise", "metric": "metric-DP noise"}
 
 
-def _missing() -> str:
-    about = load(_FILE)["about"]
-    done, names = about["pieces_done"], about["pieces_missing"]
-    if not names:
-        return f"All {done} pieces of the plan are measured."
-    listed = ", ".join(f"`{name}`" for name in names)
-    return f"Measured: {done} of {done + len(names)} pieces of the plan. Not measured yet:\n{_wrapped(listed)}."
-
-
-def _wrapped(text: str, width: int = 96) -> str:
-    lines, line = [], ""
-    for word in text.split(" "):
-        if line and len(line) + 1 + len(word) > width:
-            lines.append(line)
-            line = word
-        else:
-            line = f"{line} {word}" if line else word
-    return "\n".join([*lines, line])
-
-
 def _attacks() -> str:
     """Lay out what both attacks recover at each strength that was tried, and blind guessing."""
     found = load(_FILE)
@@ -44,7 +24,7 @@ def _attacks() -> str:
     def rows() -> Iterator[tuple[str, ...]]:
         for family, points in found["attacks"].items():
             for point in sorted(points, key=lambda one: float(one["strength"])):
-                yield _named(_NAMES[family], point), _epsilon(point), *_rates(point)
+                yield _named(_NAMES[family], point), epsilon(point), *_rates(point)
         if found["blind"] is not None:
             yield "a release that says nothing", "0 (pure)", *_rates(found["blind"])
 
@@ -61,12 +41,6 @@ def _rates(point: dict[str, Any]) -> tuple[str, str]:
         interval([point[name][key] for key in ("success", "low", "high")], ".1f", 100) for name in ("map", "sequence")
     )
     return f"{first} %", f"{second} %"
-
-
-def _epsilon(one: dict[str, Any]) -> str:
-    if one["epsilon"] is None:
-        return ""
-    return f"{number(one['epsilon'], 1)}{' (pure)' if one['delta'] == 0 else ''}"
 
 
 def _rows() -> str:
@@ -87,7 +61,7 @@ def _rows() -> str:
                 _named(row["method"], row),
                 "" if row["level"] is None else percent(row["level"]),
                 str(row["steps"]),
-                _epsilon(row),
+                epsilon(row),
                 "" if row["strongest"] is None else f"{percent(row['strongest'][0], 1)} ({row['attack']})",
                 interval(row["ppl"], ".1f"),
                 ", ".join(number(one, 1) for one in row["ppl_by_seed"]),
@@ -184,7 +158,7 @@ def _release(row: dict[str, Any]) -> str:
 SMOLLM2_COMPARISON: dict[str, dict[str, Table]] = {
     "privacy-utility-smollm2.md": {
         "run": Origin(_FILE),
-        "missing": _missing,
+        "missing": lambda: missing(_FILE),
         "methods": _rows,
         "comparisons": _comparisons,
         "kinds": _kinds,

@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from benchmarks.results_pages.tables import Origin, Table, interval, load, number, percent, table
+from benchmarks.results_pages.tables import Origin, Table, epsilon, interval, load, missing, number, percent, table
 
 __all__ = ["SMOLLM2_PAPER"]
 
 _TASKS, _PAPER = "privacy_utility_smollm2/tasks/results.json", "privacy_utility_smollm2/paper/results.json"
 _READ = {"nothing": "no prompt", "clear": "clear prompt"}
-
-
-def _missing(file: str) -> str:
-    about = load(file)["about"]
-    done, names = about["pieces_done"], about["pieces_missing"]
-    if not names:
-        return f"All {done} pieces of the plan are measured."
-    lines = "\n".join(f"- `{name}`" for name in names)
-    return f"Measured: {done} of {done + len(names)} pieces of the plan. Not measured:\n\n{lines}"
 
 
 def _tasks() -> str:
@@ -29,7 +20,7 @@ def _tasks() -> str:
                 row["task"],
                 row["reading"] if row["codes"] is None else f"{row['reading']} ({row['codes']})",
                 str(row["steps"]),
-                _epsilon(row),
+                epsilon(row),
                 _rate(row["strongest"]),
                 f"{interval(row['accuracy'], '.1f', 100)} %",
                 interval(row["auc"], ".2f"),
@@ -38,12 +29,6 @@ def _tasks() -> str:
 
     heads = ("task", "read", "steps", "epsilon", "strongest attack", "accuracy", "AUC", "most frequent label")
     return table(heads, rows())
-
-
-def _epsilon(row: dict[str, Any]) -> str:
-    if row["epsilon"] is None:
-        return ""
-    return f"{number(row['epsilon'], 1)}{' (pure)' if row.get('delta') == 0 else ''}"
 
 
 def _rate(values: Sequence[float] | None) -> str:
@@ -140,12 +125,12 @@ def _dims() -> str:
 SMOLLM2_PAPER: dict[str, dict[str, Table]] = {
     "tasks-smollm2.md": {
         "run": Origin(_TASKS),
-        "missing": lambda: _missing(_TASKS),
+        "missing": lambda: missing(_TASKS),
         "tasks": _tasks,
     },
     "paper-smollm2.md": {
         "run": Origin(_PAPER),
-        "missing": lambda: _missing(_PAPER),
+        "missing": lambda: missing(_PAPER),
         "wikitext-2": lambda: _levels("wikitext-2"),
         "ptb": lambda: _levels("ptb"),
         "transfer": _transfer,

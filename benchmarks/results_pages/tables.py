@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RESULTS", "Origin", "Table", "interval", "load", "number", "percent", "table"]
+__all__ = ["RESULTS", "Origin", "Table", "epsilon", "interval", "load", "missing", "number", "percent", "table"]
 
 RESULTS = Path(__file__).parents[1] / "results"
 Table = Callable[[], str]
@@ -40,6 +40,23 @@ def interval(values: Sequence[float], form: str = ".3f", scale: float = 1.0) -> 
     """Format a value with its 95 % interval."""
     value, low, high = (format(scale * one, form) for one in values)
     return f"{value} ({low} to {high})"
+
+
+def epsilon(row: Mapping[str, Any]) -> str:
+    """Format the epsilon of a row, and whether it is pure; nothing without one."""
+    if row["epsilon"] is None:
+        return ""
+    return f"{number(row['epsilon'], 1)}{' (pure)' if row['delta'] == 0 else ''}"
+
+
+def missing(file: str) -> str:
+    """Say how many pieces of a plan a committed file has, and which it lacks."""
+    about = load(file)["about"]
+    done, names = about["pieces_done"], about["pieces_missing"]
+    if not names:
+        return f"All {done} pieces of the plan are measured."
+    lines = "\n".join(f"- `{name}`" for name in names)
+    return f"Measured: {done} of {done + len(names)} pieces of the plan. Not measured:\n\n{lines}"
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,11 @@ class Calibration:
         return self.rate.success
 
 
+def mechanism_at(ratio: float, *, bits: int, dim: int, max_level: int) -> Mechanism:
+    """Return the mechanism of a ratio r, at most the largest that a calibration tries."""
+    return Mechanism(bits, dim, Mechanism.nearest_ratio(min(ratio, _HIGHEST)), max_level=max_level)
+
+
 def calibrate(
     attack: str,
     target: float,
@@ -95,7 +100,7 @@ def bisect(attack: str, target: float, measure: Callable[[Mechanism, int], Rate]
     """
 
     def mechanism(ratio: float) -> Mechanism:
-        return Mechanism(search.bits, search.dim, Mechanism.nearest_ratio(ratio), max_level=search.max_level)
+        return mechanism_at(ratio, bits=search.bits, dim=search.dim, max_level=search.max_level)
 
     def success(ratio: float) -> float:
         return measure(mechanism(ratio), search.seed).success

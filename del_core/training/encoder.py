@@ -80,15 +80,12 @@ class NoisyEncoder(nn.Module):
         counts = drawn + self.trials * (mine - mine.detach())  # straight through the mean
         centered = counts - 0.5 * self.trials
         y = (2.0 * counts / self.trials - 1.0) / ratio
-        posterior = mean = None
-        if self.values is not None or expected is None:
-            posterior = likelihood.posterior(centered, self.log_prior)
-        if self.values is not None and posterior is not None:
-            mean = posterior @ self.values
-        if expected is not None:
-            posterior = likelihood.posterior(centered, expected)
-        assert posterior is not None
-        return y, mean, posterior.amax(dim=-1).mean()
+        attackers = likelihood.posterior(centered, self.log_prior if expected is None else expected)
+        mean = None
+        if self.values is not None:
+            decoders = attackers if expected is None else likelihood.posterior(centered, self.log_prior)
+            mean = decoders @ self.values
+        return y, mean, attackers.amax(dim=-1).mean()
 
 
 class _Training:

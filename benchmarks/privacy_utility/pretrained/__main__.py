@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,15 @@ from benchmarks.privacy_utility.pretrained.paper_report import paper_results
 from benchmarks.privacy_utility.pretrained.plan import COUNTS, Plan
 from benchmarks.privacy_utility.pretrained.tasks import TaskBench, TaskPlan, task_results
 from benchmarks.privacy_utility.tasks import read_mrpc, read_sentence_polarity
+from benchmarks.support.progress import timed_lines
 from del_core.lm.text import read_texts, tokenize
 
 __all__ = ["main"]
 
 
-def _said() -> Callable[[str], None]:
-    began = time.monotonic()
-    return lambda line: click.echo(f"[{time.monotonic() - began:6.0f} s] {line}", err=True)
-
-
 def _tasks(data: Path, work: Path, out: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Run the pieces of the tasks; yield the results after each."""
-    bench, nlu = command.bench(data, work, out, Plan(), _said()), data / "nlu"
+    bench, nlu = command.bench(data, work, out, Plan(), timed_lines()), data / "nlu"
     tasks = (
         read_sentence_polarity(nlu / "sentence_polarity.train.tsv", nlu / "sentence_polarity.test.tsv"),
         read_mrpc(nlu / "mrpc.train.tsv", nlu / "mrpc.test.tsv"),
@@ -55,7 +50,7 @@ def _paper(data: Path, work: Path, out: Path, names: Sequence[str]) -> Iterator[
     Treebank, whose second half is read.
     """
     plan = PaperPlan()
-    whole = command.bench(data, work, out, plan.comparison(("in-domain", "wikitext-2", "ptb")), _said())
+    whole = command.bench(data, work, out, plan.comparison(("in-domain", "wikitext-2", "ptb")), timed_lines())
     valid, ptb = read_texts([data / "eval" / "wikitext2.valid.txt", data / "eval" / "ptb.valid.txt"])
     half = ptb.rfind("\n", 0, len(ptb) // 2) + 1
     place = out / "paper"

@@ -35,6 +35,7 @@ from benchmarks.privacy_utility.pretrained.plan import CODES, COUNTS, CodeTable,
 from benchmarks.privacy_utility.pretrained.readers import ClearReader, CodesReader, CountsReader, NoisyReader, Reader
 from benchmarks.privacy_utility.views import DELTA
 from del_core.accounting import epsilon as exact_epsilon
+from del_core.audit.calibration import mechanism_at
 from del_core.audit.corpus import Corpus, make_corpus
 from del_core.bundle import Bundle
 from del_core.evaluation.chat import CHAT
@@ -125,8 +126,7 @@ class PretrainedBench:
     def mechanism(self, strength: float) -> Mechanism:
         """Return the counts' mechanism of a strength, the ratio r."""
         shipped = self.bundle.mechanism(next(iter(self._ratios)))
-        ratio = Mechanism.nearest_ratio(min(strength, 1.0 - 2.0**-20))
-        return Mechanism(shipped.bits, shipped.dim, ratio, max_level=shipped.max_level)
+        return mechanism_at(strength, bits=shipped.bits, dim=shipped.dim, max_level=shipped.max_level)
 
     def noise(self, family: str, strength: float, finish: Finish | None = None) -> GaussianNoise | MetricNoise:
         """Return the noise on embeddings of a strength."""

@@ -7,7 +7,6 @@ import platform
 import runpy
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from benchmarks.privacy_utility.pretrained.bench import PretrainedBench
 from benchmarks.privacy_utility.pretrained.plan import Plan, pieces_of
 from benchmarks.privacy_utility.pretrained.report import results
+from benchmarks.support.progress import timed_lines
 from del_core.bundle import load_bundle
 from del_core.demo import smollm2_bundle_path
 from del_core.lm.known import cached_model
@@ -112,13 +112,9 @@ def compare(wanted: Run) -> dict[str, Any]:
     assert wanted.data is not None
     assert wanted.work is not None
     assert wanted.out is not None
-    began, plan = time.monotonic(), wanted.plan
-
-    def say(line: str) -> None:
-        click.echo(f"[{time.monotonic() - began:6.0f} s] {line}", err=True)
-
+    plan = wanted.plan
     todo = chosen(pieces_of(plan), wanted.pieces)
-    run = bench(wanted.data, wanted.work, wanted.out, plan, say)
+    run = bench(wanted.data, wanted.work, wanted.out, plan, timed_lines())
     for piece in todo:
         run.run(piece)
         report(wanted.out, plan)

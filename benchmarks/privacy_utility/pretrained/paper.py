@@ -28,6 +28,7 @@ from benchmarks.privacy_utility.pretrained.readers import DecodedReader, Reader
 from benchmarks.privacy_utility.views import DELTA
 from del_core.accounting import epsilon
 from del_core.audit.attacks.base import AttackSurface, recovery
+from del_core.audit.calibration import mechanism_at
 from del_core.lm.noise import NoisyTable
 from del_core.mechanism import MAX_LEVEL, Mechanism, TokenMechanism
 from del_core.training.config import ProjectionConfig, SoftPromptConfig, VariantConfig
@@ -279,7 +280,7 @@ class PaperBench:
     def _mechanism(self, dim: int | None, strength: float) -> Mechanism:
         assert dim is not None
         bits = self.bench.mechanism(0.5).bits
-        return Mechanism(bits, dim, Mechanism.nearest_ratio(min(strength, 1.0 - 2.0**-20)), max_level=MAX_LEVEL)
+        return mechanism_at(strength, bits=bits, dim=dim, max_level=MAX_LEVEL)
 
     def _projected(self, projection: Projection, mechanism: Mechanism) -> DecodedReader:
         """Return counts behind the projection's own decoder, with the norm limit that fits best."""
