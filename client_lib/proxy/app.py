@@ -36,7 +36,14 @@ from client_lib.proxy.messages_api import PATH, MessagesAnswer, parse_messages
 from client_lib.proxy.metrics import MEDIA_TYPE, Metrics
 from client_lib.proxy.openapi import description
 from client_lib.proxy.prompts import Prepared, Prompts, Submission
-from client_lib.proxy.requests import ChatRequest, CompletionRequest, parse_body, parse_chat, parse_completion
+from client_lib.proxy.requests import (
+    ChatRequest,
+    CompletionRequest,
+    parse_body,
+    parse_chat,
+    parse_completion,
+    with_first_call,
+)
 from client_lib.proxy.responses_api import Past, ResponsesAnswer, parse_responses
 from client_lib.proxy.settings import ProxySettings
 from client_lib.proxy.tools import CallParser, Part
@@ -234,6 +241,8 @@ class _Proxy:
 
     async def _answer(self, request: Request, asked: CompletionRequest | ChatRequest, make: MakeAnswer) -> Response:
         submissions: list[Submission] = []
+        if isinstance(asked, ChatRequest) and self._settings.tool_choice == "first":
+            asked = with_first_call(asked)
         try:
             variant = await self._variant(asked.model)
             fingerprint = (await self._client.bundle()).fingerprint

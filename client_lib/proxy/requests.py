@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -138,6 +138,35 @@ def chat_request(common: dict[str, Any], messages: tuple[Message, ...], tools: T
     if tools is not None and tools.must_call:
         common["sampling"]["structured_outputs"] = {"json": tools.schema()}
     return ChatRequest(**common, messages=messages, tools=tools)
+
+
+def with_first_call(asked: ChatRequest) -> ChatRequest:
+    """Demand a call if the request leaves it to the model and no tool has answered the user yet.
+
+    Raises APIError for definitions of tools that contradict.
+    """
+    if asked.tools is None or asked.tools.must_call or not _awaits_call(asked.messages):
+        return asked
+    tools = replace(asked.tools, choice="required")
+    sampling = asked.sampling.copy()
+    sampling["structured_outputs"] = {"json": tools.schema()}
+    return replace(asked, tools=tools, sampling=sampling)
+
+
+def _awaits_call(messages: Sequence[Message]) -> bool:
+    """Return whether no result of a tool belongs to the last user message.
+
+    A result belongs to it if it stands behind it, or before it in the same turn: applications put
+    hints behind a result, and a new call for each hint would be a loop.
+    """
+    is_before_user = False
+    for message in reversed(messages):
+        if message.role == "tool":
+            return False
+        if message.role == "assistant" and is_before_user:
+            return True
+        is_before_user = is_before_user or message.role == "user"
+    return True
 
 
 def tool_use(tools: tuple[Tool, ...], choice: str | tuple[str]) -> ToolUse | None:

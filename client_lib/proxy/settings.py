@@ -40,6 +40,9 @@ class ProxySettings:
             learns the kind of each value, and where it stands again.
         public_system: send system and developer messages as public text.
         private_tools: hide the definitions of tools, too.
+        tool_choice: what it means that a request leaves the choice of tools to the model
+            (``tool_choice`` is ``auto`` or absent). "auto": the model chooses; "first": it must
+            call a tool until one has answered the last user message.
         private_answers: hide the server's own answers from it, too. Otherwise an assistant message
             that the server wrote at this place of the chat is public.
         trim_history: leave the oldest turns out of a chat that the server's context does not hold;
@@ -67,6 +70,7 @@ class ProxySettings:
     surrogates: bool = False
     public_system: bool = False
     private_tools: bool = False
+    tool_choice: Literal["auto", "first"] = "auto"
     private_answers: bool = False
     trim_history: bool = True
     chat_max_tokens: int = 1024
@@ -90,6 +94,8 @@ class ProxySettings:
                 raise invalid("allow_origins", "scheme://host[:port] without a path", repr(origin))
         if self.private not in ("all", "user", "pii"):
             raise invalid("private", "all, user or pii", repr(self.private))
+        if self.tool_choice not in ("auto", "first"):
+            raise invalid("tool_choice", "auto or first", repr(self.tool_choice))
         if self.detectors and self.private != "pii":
             raise invalid("detectors", "given with private='pii' only", ", ".join(self.detectors))
         if self.surrogates and self.private != "pii":

@@ -187,6 +187,15 @@ _policy = grouped(
 @click.option("--public-system", is_flag=True, help="Send system and developer messages as public text.")
 @click.option("--private-tools", is_flag=True, help="Hide the definitions of tools, too, at the cost of the budget.")
 @click.option(
+    "--tool-choice",
+    type=click.Choice(["auto", "first"]),
+    default="auto",
+    show_default=True,
+    help="What a request means that leaves it to the model whether it calls a tool (tool_choice auto, or none given): "
+    "the model chooses, or it must call one until a tool has answered the last user message. For small models, which "
+    "call nothing of their own will.",
+)
+@click.option(
     "--private-answers", is_flag=True, help="Hide the server's own answers from it, too, at the cost of the budget."
 )
 @click.option(

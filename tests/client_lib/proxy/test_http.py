@@ -246,6 +246,7 @@ def test_failures_of_the_server(
         ({"subject": ""}, "subject"),
         ({"variants": ()}, "variants"),
         ({"chat_max_tokens": 0}, "chat_max_tokens"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"max_body_bytes": 0}, "max_body_bytes"),
     ],
 )
