@@ -32,6 +32,10 @@ MATRIX: dict[str, dict[str, Any]] = {
     "inside": {"server": {"url": "http://del-serve-serve-svc.del-serve.svc:8000", "allowHttp": True}},
     "key of the server": {"server": {"apiKeySecret": "del-key"}},
     "no ledger": {"ledger": {"enabled": False}},
+    "personal data": {
+        "privacy": {"private": "pii", "detectors": ["names", "secrets"], "surrogates": True},
+        "toolChoice": "first",
+    },
     "limits": {
         "policy": {"maxEpsilonPerToken": 120, "maxEpsilonPerPrompt": 8000.5},
         "ledger": {"budgetEpsilon": 500, "budgetDays": 0},
@@ -114,6 +118,11 @@ def test_the_command_is_one_that_the_proxy_knows(case: str) -> None:
     assert found["allow_http"] is (case == "inside")
     assert found["budget_epsilon"] == (None if case == "no ledger" else 500 if case == "limits" else 20_000)
     assert found["host"] == "0.0.0.0"
+    chosen = (found["private"], found["detectors"], found["surrogates"], found["tool_choice"])
+    if case == "personal data":
+        assert chosen == ("pii", ("names", "secrets"), True, "first")
+    elif case != "limits":
+        assert chosen == ("all", (), False, "auto")
     if case == "limits":
         assert (found["max_epsilon_per_token"], found["max_epsilon_per_prompt"]) == (120, 8000.5)
         assert (found["budget_days"], found["variants"], found["private"]) == (0, ("balanced",), "user")
@@ -219,6 +228,9 @@ def test_another_chart_runs_the_proxy_as_a_sidecar(tmp_path: Path) -> None:
         ({"ledger": {"budgetEpsilon": 0}}, "/ledger/budgetEpsilon"),
         ({"clientKey": {"existingSecret": ""}}, "/clientKey/existingSecret"),
         ({"replicas": 0}, "/replicas"),
+        ({"privacy": {"private": "none"}}, "/privacy/private"),
+        ({"privacy": {"detectors": ["a b"]}}, "/privacy/detectors/0"),
+        ({"toolChoice": "required"}, "/toolChoice"),
         ({"networkPolicy": {"server": {"to": []}}}, "/networkPolicy/server/to"),
         ({"networkPolicy": {"clients": [{}]}}, "/networkPolicy/clients/0"),
         ({"image": {"digest": "sha256:12"}}, "/image/digest"),
@@ -234,6 +246,14 @@ def test_a_bundle_must_be_trusted_on_purpose() -> None:
         helm_python.HelmError, match=r"trust\.fingerprint, trust\.trustedKeys or trust\.onFirstUse must be"
     ):
         chart().render({"server": BASE["server"]}, name="release", namespace="space")
+
+
+@pytest.mark.parametrize("privacy", [{"detectors": ["names"]}, {"private": "user", "surrogates": True}])
+def test_detectors_and_surrogates_are_of_pii_only(privacy: dict[str, Any]) -> None:
+    with pytest.raises(
+        helm_python.HelmError, match=r"privacy\.private must be pii with privacy\.detectors or privacy\.surrogates"
+    ):
+        chart().render(merged({"privacy": privacy}), name="release", namespace="space")
 
 
 def test_the_schema_shares_its_definitions_with_the_servers_chart() -> None:

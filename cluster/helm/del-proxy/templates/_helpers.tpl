@@ -46,6 +46,12 @@ seccompProfile: {type: RuntimeDefault}
 {{- if $values.server.allowHttp }}{{ $found = append $found "--allow-http" }}{{ end }}
 {{- with $values.trust.fingerprint }}{{ $found = concat $found (list "--fingerprint" .) }}{{ end }}
 {{- range $values.trust.trustedKeys }}{{ $found = concat $found (list "--trusted-key" .) }}{{ end }}
+{{- with $values.privacy }}
+{{- $found = concat $found (list "--private" .private) }}
+{{- range .detectors }}{{ $found = concat $found (list "--detector" .) }}{{ end }}
+{{- if .surrogates }}{{ $found = append $found "--surrogates" }}{{ end }}
+{{- end }}
+{{- $found = concat $found (list "--tool-choice" $values.toolChoice) }}
 {{- with $values.policy.maxEpsilonPerToken }}{{ $found = concat $found (list "--max-epsilon-per-token" (toString .)) }}{{ end }}
 {{- with $values.policy.maxEpsilonPerPrompt }}{{ $found = concat $found (list "--max-epsilon-per-prompt" (toString .)) }}{{ end }}
 {{- with $values.ledger }}
@@ -137,5 +143,9 @@ volumeMounts:
 {{- define "del-proxy.check" -}}
 {{- if not (or .Values.trust.fingerprint .Values.trust.trustedKeys .Values.trust.onFirstUse) }}
 {{- fail "trust.fingerprint, trust.trustedKeys or trust.onFirstUse must be given, since a new pod remembers no bundle, got none" }}
+{{- end }}
+{{- $privacy := .Values.privacy }}
+{{- if and (or $privacy.detectors $privacy.surrogates) (ne $privacy.private "pii") }}
+{{- fail (printf "privacy.private must be pii with privacy.detectors or privacy.surrogates, got %s" $privacy.private) }}
 {{- end }}
 {{- end }}
