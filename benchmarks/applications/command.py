@@ -6,7 +6,8 @@ through one ``delctl proxy``. Two servers answer:
 
     smollm2     ``delctl serve --bundle smollm2 --model smollm2``, at one of its levels. A model
                 this small calls no tool of its own will, so the scripts demand the call where the
-                library can (``tool_choice``); the proxy then has the model follow its schema
+                library can (``tool_choice``), and the proxy has the model follow its schema; for
+                the libraries that cannot, the proxy demands it (``--tool-choice first``)
     scripted    a server that answers as a good model would, which also calls tools unasked
 
 The results are written to benchmarks/results/applications.json after each library, and those of a
@@ -20,7 +21,7 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ import click
 from benchmarks.applications.environments import CASES, Library, install, libraries, run
 from benchmarks.support.delctl import started
 
-__all__ = ["RESULT", "main"]
+__all__ = ["RESULT", "best_level", "main"]
 
 RESULT = Path(__file__).parents[1] / "results" / "applications.json"
 _ENGINE = """\
@@ -43,8 +44,17 @@ scaling:
 """
 
 
+def best_level() -> str:
+    """Return the last level of SmolLM2's bundle that has an adapter, which understands most."""
+    from del_core.bundle import load_bundle
+    from del_core.demo import smollm2_bundle_path
+
+    return [name for name, one in load_bundle(smollm2_bundle_path()).variants.items() if one.adapter is not None][-1]
+
+
 @contextlib.contextmanager
-def _smollm2(level: str) -> Iterator[tuple[str, str]]:
+def _smollm2() -> Iterator[Callable[[Library], str]]:
+    """Serve, and yield what returns the URL of a library's proxy."""
     from del_core.demo import smollm2_bundle_path
     from del_core.lm.known import cached_model
 
@@ -57,11 +67,13 @@ def _smollm2(level: str) -> Iterator[tuple[str, str]]:
         with (
             started(["serve", "--config", str(config), "--port", "0"], 600) as server,
             started(["proxy", "--server", server, "--port", "0"], 120) as proxy,
+            started(["proxy", "--server", server, "--port", "0", "--tool-choice", "first"], 120) as demanding,
         ):
-            yield proxy, level
+            yield lambda library: demanding if library.first_call else proxy
 
 
-def _note(library: Library, model: str, found: dict[str, str]) -> None:
+def _note(library: Library, found: dict[str, str], level: str | None) -> None:
+    """Write the results of a library: at a level of SmolLM2, or of a scripted server for None."""
     results: dict[str, Any] = json.loads(RESULT.read_text("utf-8")) if RESULT.exists() else {"libraries": {}}
     results["about"] = {
         "command": "python -m benchmarks.applications",
@@ -72,14 +84,20 @@ def _note(library: Library, model: str, found: dict[str, str]) -> None:
     if entry.get("versions") != library.versions():
         entry.clear()
         entry["versions"] = library.versions()
-    entry[model] = found
+    if level is None:
+        entry["scripted"] = found
+    else:
+        entry |= {"smollm2": found, "level": level}
     results["libraries"] = {name: results["libraries"][name] for name in libraries() if name in results["libraries"]}
     RESULT.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
 @click.command(help=__doc__)
 @click.option("--only", "only", multiple=True, type=click.Choice([*libraries()]), help="This library; repeatable.")
-@click.option("--level", default="chat-open", show_default=True, help="The privacy level of SmolLM2's bundle.")
+@click.option(
+    "--level",
+    help="The privacy level of SmolLM2's bundle.  [default: its last one with an adapter, which understands most]",
+)
 @click.option("--proxy", "url", metavar="URL", help="A proxy that runs already, in front of a scripted server.")
 @click.option(
     "--environments",
@@ -88,16 +106,16 @@ def _note(library: Library, model: str, found: dict[str, str]) -> None:
     show_default=True,
     help="Where the environments are kept.",
 )
-def main(only: tuple[str, ...], level: str, url: str | None, environments: Path) -> None:
+def main(only: tuple[str, ...], level: str | None, url: str | None, environments: Path) -> None:
     """Run the libraries, by default all of them against SmolLM2."""
     chosen = [libraries()[name] for name in only or libraries()]
     for library in chosen:
         install(library, environments.absolute())
-    name = "smollm2" if url is None else "scripted"
-    with _smollm2(level) if url is None else contextlib.nullcontext((url, "open")) as (proxy, model):
+    level = (level or best_level()) if url is None else None
+    with _smollm2() if url is None else contextlib.nullcontext(lambda _: url) as url_for:
         for library in chosen:
             began = time.monotonic()
-            found = run(library, environments.absolute(), url=proxy, model=model)
-            _note(library, name, found)
+            found = run(library, environments.absolute(), url=url_for(library), model=level or "open")
+            _note(library, found, level)
             passed = sum(one == "yes" for one in found.values())
             click.echo(f"{library.name}: {passed} of {len(CASES)} in {time.monotonic() - began:.0f} s")

@@ -27,6 +27,8 @@ class Library:
     """A library of ``libraries.toml``; ``packages`` are requirements with exact versions.
 
     ``alone`` installs the packages without what they require; ``helpers`` then have what they use.
+    ``first_call`` says that the library cannot demand a call of a tool, so that a small model needs
+    a proxy that does.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Library:
     helpers: tuple[str, ...] = ()
     alone: bool = False
     node: bool = False
+    first_call: bool = False
 
     def versions(self) -> dict[str, str]:
         """Return the version of each package of the library."""

@@ -16,15 +16,20 @@ def _libraries() -> str:
 
     def cell(name: str, case: str) -> str:
         scripted, real = (found[name].get(server, {}).get(case, "not run") for server in ("scripted", "smollm2"))
+        if real == "yes" and scripted == "yes":
+            return "yes, demanded" if case == "tools" and libraries()[name].first_call else "yes"
         if real == "yes":
-            return "yes" if scripted == "yes" else "SmolLM2 only"
+            return "SmolLM2 only"
         return "scripted" if scripted == "yes" else "no"
 
     def versions(name: str) -> str:
         return ", ".join(dict.fromkeys(libraries()[name].versions().values())) or "of the system"
 
-    rows = ((one.title, versions(name), *(cell(name, case) for case in CASES)) for name, one in libraries().items())
-    heads = ("first example", "stream", "tool call", "structured output", "error")
+    rows = (
+        (one.title, versions(name), *(cell(name, case) for case in CASES), f"*{found[name].get('level', '')}*")
+        for name, one in libraries().items()
+    )
+    heads = ("first example", "stream", "tool call", "structured output", "error", "level")
     return table(("library", "version", *heads), rows)
 
 

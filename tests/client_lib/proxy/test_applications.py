@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.applications.command import RESULT
+from benchmarks.applications.command import RESULT, best_level
 from benchmarks.applications.environments import CASES, LIBRARIES, install, libraries, run
 from client_lib.proxy import ProxySettings
-from del_core.bundle import ClientBundle
+from del_core.bundle import ClientBundle, load_bundle
+from del_core.demo import smollm2_bundle_path
 from tests.support.helpful import helpful
 from tests.support.running_proxy import RunningProxy
 from tests.support.scripted_server import ScriptedServer
@@ -45,3 +46,8 @@ def test_every_library_is_pinned_and_has_run() -> None:
         assert "" not in library.versions().values()
         assert results[name]["versions"] == library.versions(), f"python -m benchmarks.applications --only {name}"
         assert set(results[name]["scripted"]) == set(CASES)
+        assert ("level" in results[name]) == ("smollm2" in results[name])
+
+
+def test_the_level_is_one_of_the_bundle_with_an_adapter() -> None:
+    assert load_bundle(smollm2_bundle_path()).variants[best_level()].adapter is not None
