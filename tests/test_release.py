@@ -58,7 +58,7 @@ def test_the_workflow_tests_the_pythons_of_the_classifiers() -> None:
     assert _load(".github/workflows/ci.yml")["jobs"]["test"]["strategy"]["matrix"]["python"] == named
 
 
-@pytest.mark.parametrize("name", ["ci", "release"])
+@pytest.mark.parametrize("name", ["ci", "nightly", "release"])
 def test_workflows_run_targets_and_files_that_exist(name: str) -> None:
     jobs = _load(f".github/workflows/{name}.yml")["jobs"]
     commands = [step["run"] for job in jobs.values() for step in job.get("steps", []) if "run" in step]
@@ -71,8 +71,16 @@ def test_workflows_run_targets_and_files_that_exist(name: str) -> None:
             assert (ROOT / script).is_file(), command
 
 
+def test_every_target_of_tests_is_in_a_workflow() -> None:
+    texts = [path.read_text("utf-8") for path in (ROOT / ".github/workflows").glob("*.yml")]
+    run = {target for text in texts for target in re.findall(r"\bmake (test[a-z-]*)", text)}
+    of_the_makefile = set(re.findall(r"^(test[a-z-]*):", MAKEFILE, re.MULTILINE))
+    assert run == of_the_makefile - {"test-again"}  # which repeats others
+    assert _load(".github/workflows/nightly.yml")["on"]["schedule"]
+
+
 def test_a_job_without_a_need_has_no_permission_to_write() -> None:
-    for name in ("ci", "release"):
+    for name in ("ci", "nightly", "release"):
         workflow = _load(f".github/workflows/{name}.yml")
         assert workflow["permissions"] == {"contents": "read"}
     jobs = _load(".github/workflows/release.yml")["jobs"]
