@@ -27,7 +27,8 @@ from del_core.evaluation.view import ClearPrompt, CountsView, NoPrompt, ServerVi
 from del_core.lm.model import BaseLM
 from del_core.lm.progress import UNOBSERVED, Observer
 from del_core.lm.text import TextError, TokenWindows, tokenize
-from del_core.training.control import CLEAR, KINDS, NOTHING, Control, end_token
+from del_core.training.control import CLEAR, KINDS, NOTHING, Control
+from del_core.training.sources import end_token
 
 
 class BundleView(CountsView):

@@ -112,6 +112,37 @@ def merge(model: PreTrainedModel, adapter: Adapter) -> None:
 
 
 @torch.no_grad()
+def start_from(layers: AttachedAdapter, adapter: Adapter) -> None:
+    """Let an attached adapter begin as a trained one, which may have another rank.
+
+    Of a larger rank, each layer's product keeps its largest singular values: the nearest product of
+    the own rank in the Frobenius norm (Eckart and Young, 1936). Raises AdapterError.
+    """
+    own, rank = layers.parameters(), layers.shape.rank
+    if own.keys() != adapter.tensors.keys():
+        other = min(own.keys() ^ adapter.tensors.keys())
+        raise AdapterError(f"adapter must have the tensors of the model's layers, got others: {other}")
+    scale = adapter.shape.alpha / adapter.shape.rank * rank / layers.shape.alpha
+    for name in own:
+        if ".lora_A." not in name:
+            continue
+        pair = name, name.replace(".lora_A.", ".lora_B.")
+        a, b = (torch.from_numpy(np.array(adapter.tensors[one], dtype=np.float32)) for one in pair)
+        a, b = _of_rank(a, scale * b, rank)
+        own[pair[0]][: len(a)], own[pair[1]][:, : len(a)] = a.to(own[name].device), b.to(own[name].device)
+
+
+def _of_rank(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A (rank, in) and B (out, rank) whose product is nearest to ``b @ a``."""
+    if len(a) <= rank:
+        return a, b
+    (left, upper), (right, lower) = torch.linalg.qr(b), torch.linalg.qr(a.T)
+    u, values, v = torch.linalg.svd(upper @ lower.T)
+    roots = values[:rank].sqrt()
+    return roots[:, None] * (right @ v.T[:, :rank]).T, left @ u[:, :rank] * roots
+
+
+@torch.no_grad()
 def load_tensors(layers: AttachedAdapter, tensors: Mapping[str, NDArray[np.floating[Any]]]) -> None:
     """Give an attached adapter the values of trained tensors. Raises AdapterError."""
     own = layers.parameters()

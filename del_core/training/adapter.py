@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from del_core.bundle import Adapter
-from del_core.lm.adapter import AttachedAdapter, attached, new_shape
+from del_core.lm.adapter import AttachedAdapter, attached, new_shape, start_from
 from del_core.lm.model import BaseLM
 from del_core.training.config import VariantConfig
 
@@ -20,13 +20,20 @@ ADAPTER_FILE = "adapter.safetensors"
 
 
 @contextlib.contextmanager
-def training_adapter(lm: BaseLM, config: VariantConfig) -> Iterator[AttachedAdapter | None]:
-    """Attach a new adapter of the rank in ``config`` to the LM; yield None if that is 0."""
+def training_adapter(
+    lm: BaseLM, config: VariantConfig, start: Adapter | None = None
+) -> Iterator[AttachedAdapter | None]:
+    """Attach an adapter of the rank in ``config`` to the LM; yield None if that is 0.
+
+    It begins as ``start``, or without effect.
+    """
     if not config.adapter_rank:
         yield None
         return
     torch.manual_seed(config.seed)
     with attached(lm.model, new_shape(lm.model, config.adapter_rank)) as adapter:
+        if start is not None:
+            start_from(adapter, start)
         yield adapter
 
 

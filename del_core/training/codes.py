@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,11 @@ from del_core.audit.attacks.base import AttackSurface, recovery
 from del_core.audit.intervals import Rate
 from del_core.audit.records import FLAT, OMITTED, fields_from_json, fields_to_json
 from del_core.lm.device import products
-from del_core.lm.model import BaseLM, FrozenLM
+from del_core.lm.model import BaseLM, FrozenLM, ModelError
 from del_core.lm.noise import step_generator
 from del_core.mechanism.base import PROBABILITY_ONE, MechanismSpec
 from del_core.mechanism.categorical import CategoricalMechanism
-from del_core.training.adapter import save_adapter, training_adapter
+from del_core.training.adapter import load_adapter, save_adapter, training_adapter
 from del_core.training.assignment import hide, sample_prefixes
 from del_core.training.config import CodesConfig
 from del_core.training.examples import Conversations, Examples, Read
@@ -42,16 +42,14 @@ from del_core.training.results import VARIANT_FILE, check_model, read_json, writ
 from del_core.training.soft_prompt import (
     DECODER_FILE,
     SOFT_PROMPT_FILE,
-    ChatSource,
     RowsRun,
-    Source,
-    TextSource,
     Trained,
     read_clear,
     read_examples,
     started_from,
     train_rows,
 )
+from del_core.training.sources import source_of
 
 CODES_FILE = "codes.safetensors"
 _BLOCK = 4096  # tokens whose distances to all centers are computed at once
@@ -266,7 +264,13 @@ class DecodeTable(nn.Module):
 
 
 def read_codes(
-    lm: BaseLM, examples: Examples, noisy: NoisyCodes, table: DecodeTable, rows: torch.Tensor, *, seed: int
+    lm: BaseLM,
+    examples: Examples | Iterable[Examples],
+    noisy: NoisyCodes,
+    table: DecodeTable,
+    rows: torch.Tensor,
+    *,
+    seed: int,
 ) -> float:
     """Return the perplexity of ``examples`` behind the noise; a seed always draws the same one."""
 
@@ -290,26 +294,27 @@ def train_codes(
 ) -> CodesResult:
     """Train a variant of codes into ``output``, from which ``assemble_bundle`` takes it.
 
-    With ``chat``, its answers are learned and judged instead of the continuations of the LM's text.
-    Codes, decode table and soft prompt of the variant in ``start`` are kept as the first ones.
+    With ``chat``, its answers are learned and judged instead of the continuations of the LM's text,
+    or, with ``config.chat_share``, beside them. Soft prompt and adapter of the variant in ``start``
+    are the first ones, and so are its codes and decode table if ``config`` forms codes alike.
     """
     torch.manual_seed(config.seed)
     device, unigram = lm.embeddings.device, lm.unigram()
     mechanism = CategoricalMechanism.from_epsilon(config.epsilon, bits=config.bits, dim=config.columns)
-    source: Source = TextSource(lm, config) if chat is None else ChatSource(chat, config, device)
-    if start is None:
+    source = source_of(lm, config, chat)
+    known, arrays = (None, {}) if start is None else load_codes(start, lm, rows=config.rows)
+    if known is not None and known.config.forms_like(config):
+        codes, lm_prior = torch.from_numpy(arrays["levels"]).long().to(device), known.lm_prior
+        table = DecodeTable(torch.from_numpy(arrays["codes"]).float())
+    else:
         formed = form_codes(lm, config, mechanism, _aside if progress else _silent)
         codes, table = formed.codes, DecodeTable.posterior_mean(formed.codes, formed.centers, unigram, mechanism)
-        first, lm_prior = lm.frequent_rows(config.rows), formed.lm_prior
-    else:
-        known, arrays = load_codes(start, lm)
-        begun, lm_prior = {name: torch.from_numpy(array) for name, array in arrays.items()}, known.lm_prior
-        codes, first = begun["levels"].long().to(device), begun["soft_prompt"].to(device)
-        table = DecodeTable(begun["codes"].float())
+        lm_prior = formed.lm_prior
+    first = lm.frequent_rows(config.rows) if known is None else torch.from_numpy(arrays["soft_prompt"]).to(device)
     noisy, table = NoisyCodes(codes, mechanism), table.to(device)
     rows, none = nn.Parameter(first, requires_grad=config.rows > 0), lm.embeddings[:0]
 
-    def perplexity(examples: Examples, soft_prompt: torch.Tensor, seed: int) -> float:
+    def perplexity(examples: Examples | Iterable[Examples], soft_prompt: torch.Tensor, seed: int) -> float:
         return read_codes(lm, examples, noisy, table, soft_prompt.detach(), seed=seed)
 
     def nll(examples: Examples, generator: torch.Generator) -> torch.Tensor:
@@ -326,14 +331,15 @@ def train_codes(
         embeddings=lm.embeddings.detach().cpu().numpy(),
         log_prior=unigram.log().float().cpu().numpy(),
     )
-    with training_adapter(lm, config) as adapter:
+    begun = None if start is None or known is None else load_adapter(start, lm, known.config)
+    with training_adapter(lm, config, begun) as adapter:
         best = train_rows(
             lm,
             source,
             RowsRun(name, output, config, {"codes": mechanism.codes, **started_from(start)}, progress),
             Trained(rows, [("codes", table.codes)], adapter),
             nll,
-            lambda: math.log(perplexity(source.validation, rows, config.seed + 1)),
+            lambda parts: math.log(perplexity(parts, rows, config.seed + 1)),
         )
         result = CodesResult(
             name=name,
@@ -378,13 +384,15 @@ def is_codes(directory: Path) -> bool:
     return (directory / VARIANT_FILE).is_file() and "mechanism" in read_json(directory / VARIANT_FILE, "codes")
 
 
-def load_codes(directory: Path, lm: BaseLM) -> tuple[CodesResult, dict[str, np.ndarray]]:
+def load_codes(directory: Path, lm: BaseLM, *, rows: int | None = None) -> tuple[CodesResult, dict[str, np.ndarray]]:
     """Load a variant of codes: its result and the arrays ``levels``, ``codes`` and ``soft_prompt``.
 
-    ModelError is raised if it is for another LM.
+    ModelError is raised if it is for another LM, or if its soft prompt has not ``rows`` rows.
     """
     result = CodesResult.from_json(read_json(directory / VARIANT_FILE, "codes"))
     check_model(directory, result.model_sha256, lm)
+    if rows is not None and result.config.rows != rows:
+        raise ModelError(f"rows of {directory} must be those of the run, {rows}, got {result.config.rows}")
     arrays: dict[str, np.ndarray] = {}
     for file in (CODES_FILE, DECODER_FILE, SOFT_PROMPT_FILE):
         arrays |= load_arrays(directory / file)

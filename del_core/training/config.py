@@ -133,6 +133,7 @@ class VariantConfig(PromptedConfig):
     adapter_rank: int = field(default=0, metadata=OMITTED)  # of a low-rank adapter that is trained along; 0 for none
     adapter_learning_rate: float = field(default=1e-3, metadata=OMITTED)
     distillation: bool = field(default=False, metadata=OMITTED)  # learn the frozen LM's expectation, not the text
+    chat_share: float = field(default=1.0, metadata=OMITTED)  # of the steps, if there are conversations to learn
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,6 +141,7 @@ class VariantConfig(PromptedConfig):
             raise ValueError(f"adapter_rank must be from 0 to {MAX_ADAPTER_RANK}, got {self.adapter_rank}")
         if not 1 <= self.min_prompt_tokens <= self.prompt_tokens:
             raise ValueError(f"min_prompt_tokens must be in 1..{self.prompt_tokens}, got {self.min_prompt_tokens}")
+        check_number("chat_share", self.chat_share, 0.0, 1.0, open_low=True, open_high=False)
 
     def identity(self, lm: FrozenLM) -> dict[str, Any]:
         found = super().identity(lm)
@@ -147,6 +149,8 @@ class VariantConfig(PromptedConfig):
             del found["adapter_rank"], found["adapter_learning_rate"]
         if not self.distillation:
             del found["distillation"]
+        if self.chat_share == 1.0:
+            del found["chat_share"]
         return found
 
 
@@ -178,6 +182,13 @@ class CodesConfig(VariantConfig):
             check_number("attack_success", self.attack_success, 0.0, 1.0, open_low=True, open_high=True)
             if self.columns != 1:
                 raise ValueError(f"attack_success goes with one column, got columns {self.columns}")
+
+    def forms_like(self, other: CodesConfig) -> bool:
+        """Return whether the settings form the same codes, but for the seed and the text."""
+        names = ("bits", "columns", "iterations", "frequency_power", "attack_success")
+        alike = all(getattr(self, name) == getattr(other, name) for name in names)
+        # An attacker is held for the noise of the codes.
+        return alike and (self.attack_success is None or self.epsilon == other.epsilon)
 
     def identity(self, lm: FrozenLM) -> dict[str, Any]:
         found = super().identity(lm)

@@ -17,16 +17,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from del_core._json import write_json_atomic
-from del_core.audit.records import FLAT, from_json, to_json
+from del_core.audit.records import FLAT, OMITTED, from_json, to_json
 from del_core.bundle import Adapter
 from del_core.lm.device import products
-from del_core.lm.model import BaseLM, FrozenLM, ModelError
+from del_core.lm.model import BaseLM, FrozenLM
 from del_core.training.adapter import load_adapter, save_adapter, training_adapter
-from del_core.training.config import SoftPromptConfig, VariantConfig
-from del_core.training.examples import Examples
+from del_core.training.codes import load_codes
+from del_core.training.config import SoftPromptConfig
+from del_core.training.examples import Conversations, Examples
 from del_core.training.parallel import current_shard
 from del_core.training.results import check_model, read_json
-from del_core.training.soft_prompt import SOFT_PROMPT_FILE, RowsRun, TextSource, Trained, read_clear, train_rows
+from del_core.training.soft_prompt import SOFT_PROMPT_FILE, RowsRun, Trained, read_clear, started_from, train_rows
+from del_core.training.sources import source_of
 
 CLEAR, NOTHING = "clear", "nothing"
 KINDS = {CLEAR: "the prompt in the clear", NOTHING: "the end-of-text token in place of the prompt"}
@@ -44,6 +46,7 @@ class ControlResult:
     text_sha256: str
     ppl_untrained: float  # the LM reads the same without the soft prompt
     ppl_trained: float
+    chat_sha256: str | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,42 +58,31 @@ class Control:
     adapter: Adapter | None = None
 
 
-class SilentSource(TextSource):
-    """The same continuations, each behind one token that says nothing."""
-
-    def __init__(self, lm: FrozenLM, config: VariantConfig) -> None:
-        self._end = end_token(lm)
-        super().__init__(lm, config)
-
-    def batch(self, step: int) -> Examples:
-        """Return the continuations of the windows of a step."""
-        return self._silent(self._config.batch_of(self._windows, step)[1])
-
-    def _held_out(self, lm: FrozenLM, part: torch.Tensor, count: int) -> Examples:
-        return self._silent(lm.windows(part, self._config.length, count)[:, self._config.prompt_tokens :])
-
-    def _silent(self, continuation: torch.Tensor) -> Examples:
-        nothing = continuation.new_full((len(continuation), 1), self._end)
-        return Examples.from_windows(nothing, continuation, begin=self._begin)
-
-
-def end_token(lm: BaseLM) -> int:
-    """Return the id of the LM's end-of-text token, the first if there are several."""
-    if not lm.end_tokens:
-        raise ModelError("eos_token_id of the model must be a token, got none")
-    return lm.end_tokens[0]
-
-
 def train_control(
-    lm: FrozenLM, kind: str, config: SoftPromptConfig, output: Path, *, progress: bool = True
+    lm: FrozenLM,
+    kind: str,
+    config: SoftPromptConfig,
+    output: Path,
+    *,
+    chat: Conversations | None = None,
+    start: Path | None = None,
+    progress: bool = True,
 ) -> ControlResult:
-    """Train the soft prompt of a control, one of :data:`KINDS`, into ``output``."""
+    """Train the soft prompt of a control, one of :data:`KINDS`, into ``output``.
+
+    ``chat`` and ``start`` are those of the variants: conversations that are learned, and the
+    variant of codes whose soft prompt and adapter are the first ones.
+    """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     torch.manual_seed(config.seed)
     device = lm.embeddings.device
-    source = SilentSource(lm, config) if kind == NOTHING else TextSource(lm, config)
-    rows = torch.nn.Parameter(lm.frequent_rows(config.rows))
+    source = source_of(lm, config, chat, silent=kind == NOTHING)
+    first, begun = lm.frequent_rows(config.rows), None
+    if start is not None:
+        known, arrays = load_codes(start, lm, rows=config.rows)
+        first, begun = torch.from_numpy(arrays["soft_prompt"]).to(device), load_adapter(start, lm, known.config)
+    rows = torch.nn.Parameter(first)
     layer = lm.model.get_input_embeddings()
 
     def nll(examples: Examples, generator: torch.Generator) -> torch.Tensor:
@@ -99,14 +91,14 @@ def train_control(
             return own.loss(lm.model, lambda pick: layer(pick(own.tokens)), rows)
 
     untrained = read_clear(lm, source.test, lm.embeddings[:0])
-    with training_adapter(lm, config) as adapter:
+    with training_adapter(lm, config, begun) as adapter:
         best = train_rows(
             lm,
             source,
-            RowsRun(kind, output, config, {"control": kind}, progress),
+            RowsRun(kind, output, config, {"control": kind, **started_from(start)}, progress),
             Trained(rows, [], adapter),
             nll,
-            lambda: math.log(read_clear(lm, source.validation, rows.detach())),
+            lambda parts: math.log(read_clear(lm, parts, rows.detach())),
         )
         result = ControlResult(
             kind=kind,
@@ -114,6 +106,7 @@ def train_control(
             held_out_loss=best,
             model_sha256=lm.checksum,
             text_sha256=lm.text_sha256,
+            chat_sha256=None if chat is None else chat.sha256,
             ppl_untrained=untrained,
             ppl_trained=read_clear(lm, source.test, rows.detach()),
         )

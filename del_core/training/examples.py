@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,8 +39,8 @@ class Examples:
         private: which of them are private (batch, tokens).
         targets: the token that follows each, or IGNORED where it is not judged.
         head: public token ids that stand in front of every row.
-        wanted: log-probabilities of the next tokens (batch, columns, V), of :meth:`expected`, that
-            are learned in place of the targets; None to learn the targets.
+        wanted: log-probabilities (judged tokens, V), of :meth:`expected`, that are learned in place
+            of the targets; None to learn the targets.
     """
 
     tokens: torch.Tensor
@@ -71,13 +72,18 @@ class Examples:
 
     def of(self, shard: Shard) -> Examples:
         """Return the rows of one worker."""
-        wanted = None if self.wanted is None else shard.of(self.wanted)
-        return Examples(shard.of(self.tokens), shard.of(self.private), shard.of(self.targets), self.head, wanted)
+        return self._only(shard.of(torch.arange(len(self), device=self.tokens.device)))
 
     def split(self, rows: int) -> Iterator[Examples]:
         """Return batches of at most ``rows`` rows."""
-        for parts in zip(self.tokens.split(rows), self.private.split(rows), self.targets.split(rows), strict=True):
-            yield Examples(*parts, self.head)
+        for part in torch.arange(len(self), device=self.tokens.device).split(rows):
+            yield self._only(part)
+
+    def _only(self, rows: torch.Tensor) -> Examples:
+        """Return some rows, whose numbers ascend."""
+        judged_in = (self.targets != IGNORED).nonzero()[:, 0]
+        wanted = None if self.wanted is None else self.wanted[torch.isin(judged_in, rows)]
+        return Examples(self.tokens[rows], self.private[rows], self.targets[rows], self.head, wanted)
 
     def nll(self, model: PreTrainedModel, read: Read, soft_prompt: torch.Tensor) -> torch.Tensor:
         """Return the mean negative log-likelihood of every row's judged tokens, (batch,)."""
@@ -90,19 +96,24 @@ class Examples:
         """
         if self.wanted is None:
             return self.nll(model, read, soft_prompt)
-        found = judged_logits(model, *self._inputs(model, read, soft_prompt)).log_softmax(dim=-1)
+        found = self._judged(judged_logits(model, *self._inputs(model, read, soft_prompt)))
         losses = (self.wanted.exp() * (self.wanted - found)).sum(dim=-1)
-        judged = self.targets[:, -found.shape[1] :] != IGNORED
-        return (losses * judged).sum(dim=1) / judged.sum(dim=1)
+        judged = self.targets != IGNORED
+        sums = losses.new_zeros(len(self)).index_add(0, judged.nonzero()[:, 0], losses)
+        return sums / judged.sum(dim=1)
 
     @torch.no_grad()
     def expected(self, model: PreTrainedModel) -> torch.Tensor:
         """Return what the model expects if it reads the prompts in the clear, without soft prompt.
 
-        Log-probabilities (batch, columns, V), from the first judged column on.
+        Log-probabilities (judged tokens, V), row by row.
         """
         layer = model.get_input_embeddings()
-        return judged_logits(model, layer(self.tokens), self.targets, layer(self.head)).log_softmax(dim=-1)
+        return self._judged(judged_logits(model, layer(self.tokens), self.targets, layer(self.head)))
+
+    def _judged(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return log-probabilities (judged tokens, V) of logits (batch, last columns, V)."""
+        return logits[self.targets[:, -logits.shape[1] :] != IGNORED].log_softmax(dim=-1)
 
     def _inputs(
         self, model: PreTrainedModel, read: Read, soft_prompt: torch.Tensor
@@ -141,6 +152,13 @@ class Conversation:
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
+
+    def silent(self, token: int) -> Conversation:
+        """Return the conversation with a public ``token`` in place of every private span."""
+        spans = itertools.groupby(zip(self.prompt, self.private, strict=True), key=lambda one: one[1])
+        parts = ((token,) if hidden else tuple(own for own, _ in part) for hidden, part in spans)
+        prompt = tuple(itertools.chain.from_iterable(parts))
+        return Conversation(prompt, (False,) * len(prompt), self.answer)
 
 
 @dataclass(frozen=True)
@@ -184,6 +202,11 @@ class Conversations:
             if any(one.private[place] or one.prompt[place] != first.prompt[place] for one in every):
                 return first.prompt[:place]
         return first.prompt[:length]
+
+    def silent(self, token: int) -> Conversations:
+        """Return the conversations with a public ``token`` in place of every private span."""
+        parts = (tuple(one.silent(token) for one in part) for part in (self.train, self.validation, self.test))
+        return Conversations(self.sha256, *parts)
 
     def examples(self, chosen: Sequence[Conversation], device: torch.device) -> Examples:
         """Return ``chosen`` as a batch."""

@@ -6,24 +6,21 @@ Projection and LM are frozen; the soft prompt is trained by prompt tuning (arXiv
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 
 from del_core.accounting import mu
 from del_core.lm.adapter import AttachedAdapter
 from del_core.lm.device import products
 from del_core.lm.model import BaseLM, FrozenLM
 from del_core.lm.noise import step_generator
-from del_core.lm.text import TokenWindows
 from del_core.mechanism import Mechanism
 from del_core.training.adapter import save_adapter, training_adapter
 from del_core.training.config import SoftPromptConfig, VariantConfig
@@ -32,6 +29,7 @@ from del_core.training.examples import Conversations, Examples, Read
 from del_core.training.loop import Run, Schedule, fit
 from del_core.training.parallel import current_shard
 from del_core.training.results import SoftPromptResult, read_soft_prompt_result, write_result
+from del_core.training.sources import Distilled, Source, source_of
 from del_core.training.start import NoisyPrompt, Stage1, first_rows, start_decoder
 
 SOFT_PROMPT_FILE, DECODER_FILE = "soft_prompt.safetensors", "decoder.safetensors"
@@ -58,82 +56,6 @@ def load_variant(lm: FrozenLM, stage1: Stage1, directory: Path, mechanism: Mecha
     return NoisyPrompt(noisy, decoder, rows.to(lm.embeddings.device))
 
 
-class Source(Protocol):
-    """Where the examples of stage 2 come from; ``identity`` names it in checkpoints."""
-
-    identity: Mapping[str, str]
-    validation: Examples
-    test: Examples
-
-    def batch(self, step: int) -> Examples:
-        """Return the examples of a step."""
-
-    def clear(self, step: int) -> Examples:
-        """Return the same continuations behind the prompts that an LM without noise reads."""
-
-
-class _Distilled:
-    """Examples of a source, with what the frozen LM expects of them in place of the text.
-
-    What the LM expects when it reads the prompts in the clear (distillation; arXiv 1503.02531) says
-    more of each token than the text, and learning it adapts the LM less to the text.
-
-    Args:
-        adapter: what is trained inside the model; the LM that is learned from has none.
-    """
-
-    def __init__(self, source: Source, model: PreTrainedModel, adapter: AttachedAdapter | None) -> None:
-        self._source, self._model, self._adapter = source, model, adapter
-
-    def batch(self, step: int) -> Examples:
-        """Return the examples of a step."""
-        with nullcontext() if self._adapter is None else self._adapter.disabled():
-            wanted = self._source.clear(step).expected(self._model)
-        return replace(self._source.batch(step), wanted=wanted)
-
-
-class TextSource:
-    """Windows of the LM's text: their first part is private, and the text goes on."""
-
-    def __init__(self, lm: FrozenLM, config: VariantConfig) -> None:
-        self._config, self._windows = config, TokenWindows(lm.train, config.length, config.seed)
-        self._begin = lm.bos_token_id
-        self.identity: Mapping[str, str] = {}
-        self.validation = self._held_out(lm, lm.validation, config.evaluation_windows)
-        self.test = self._held_out(lm, lm.test, config.test_windows)
-
-    def batch(self, step: int) -> Examples:
-        """Return windows whose prompts have one random length."""
-        return Examples.from_windows(*self._config.batch_of(self._windows, step), begin=self._begin)
-
-    def clear(self, step: int) -> Examples:
-        """Return the windows of a step."""
-        return TextSource.batch(self, step)
-
-    def _held_out(self, lm: FrozenLM, part: torch.Tensor, count: int) -> Examples:
-        windows, prompt_tokens = lm.windows(part, self._config.length, count), self._config.prompt_tokens
-        return Examples.from_windows(windows[:, :prompt_tokens], windows[:, prompt_tokens:], begin=self._begin)
-
-
-class ChatSource:
-    """Conversations: their template is public, and the answer follows."""
-
-    def __init__(self, conversations: Conversations, config: VariantConfig, device: torch.device) -> None:
-        self._conversations, self._config, self._device = conversations, config, device
-        self.identity: Mapping[str, str] = {"chat": conversations.sha256}
-        self.validation = conversations.examples(conversations.validation[: config.evaluation_windows], device)
-        self.test = conversations.examples(conversations.test[: config.test_windows], device)
-
-    def batch(self, step: int) -> Examples:
-        """Return conversations of similar length."""
-        config = self._config
-        return self._conversations.examples(self._conversations.batch(step, config.batch, config.seed), self._device)
-
-    def clear(self, step: int) -> Examples:
-        """Return the conversations of a step."""
-        return self.batch(step)
-
-
 def train_soft_prompt(
     lm: FrozenLM,
     stage1: Stage1,
@@ -155,7 +77,7 @@ def train_soft_prompt(
     torch.manual_seed(config.seed)
     device = lm.embeddings.device
     noisy = stage1.noisy(lm, mechanism)
-    source: Source = TextSource(lm, config) if chat is None else ChatSource(chat, config, device)
+    source = source_of(lm, config, chat)
     validation = lm.windows(lm.validation, config.length, config.evaluation_windows)
     if start is None:
         decoder = start_decoder(lm, stage1, noisy, validation, config)
@@ -193,7 +115,7 @@ def train_soft_prompt(
             ),
             Trained(rows, decoder.trained(), adapter),
             nll,
-            lambda: math.log(read_noisy(lm, source.validation, prompt, seed=config.seed + 1)),
+            lambda parts: math.log(read_noisy(lm, parts, prompt, seed=config.seed + 1)),
         )
         bare = NoisyPrompt(noisy, decoder)
         result = SoftPromptResult(
@@ -257,12 +179,13 @@ def train_rows(
     run: RowsRun,
     trained: Trained,
     loss: Callable[[Examples, torch.Generator], torch.Tensor],
-    held_out: Callable[[], float],
+    held_out: Callable[[Iterable[Examples]], float],
 ) -> float:
-    """Train what a run changes; return the best held-out loss.
+    """Train what a run changes; return the best held-out loss, of what is learned.
 
-    ``loss`` returns the losses of this worker's examples. The soft prompt has the learning rate of
-    the settings; a decoder and an adapter have rates of their own.
+    ``loss`` returns the losses of this worker's examples, ``held_out`` the mean loss of batches.
+    The soft prompt has the learning rate of the settings; a decoder and an adapter have rates of
+    their own.
     """
     config, device = run.config, lm.embeddings.device
     run.output.mkdir(parents=True, exist_ok=True)
@@ -271,7 +194,7 @@ def train_rows(
     adapter = {} if trained.adapter is None else trained.adapter.parameters()
     rates = dict.fromkeys(decoder, config.decoder_learning_rate / config.learning_rate)
     rates |= dict.fromkeys(adapter, config.adapter_learning_rate / config.learning_rate)
-    batches = _Distilled(source, lm.model, trained.adapter) if config.distillation else source
+    batches = Distilled(source, lm.model, trained.adapter) if config.distillation else source
     return fit(
         {**rows, **decoder, **adapter}.items(),
         lambda step: loss(batches.batch(step), step_generator(config.seed, step, device)).mean(),
@@ -287,26 +210,35 @@ def train_rows(
             rates=rates,
             progress=run.progress,
         ),
-        held_out,
+        lambda: held_out(batches.validation),
     )
 
 
 @torch.no_grad()
 def read_examples(
-    lm: BaseLM, examples: Examples, reading: Callable[[Examples, int], Read], soft_prompt: torch.Tensor, batch: int = 16
+    lm: BaseLM,
+    examples: Examples | Iterable[Examples],
+    reading: Callable[[Examples, int], Read],
+    soft_prompt: torch.Tensor,
+    batch: int = 16,
 ) -> float:
-    """Return the perplexity of ``examples``; ``reading`` maps a batch and its number to reads."""
-    losses = [part.nll(lm.model, reading(part, index), soft_prompt) for index, part in enumerate(examples.split(batch))]
+    """Return the perplexity of ``examples``; ``reading`` maps a batch and its number to reads.
+
+    Of examples that are learned by distillation it is the exponential of their mean divergence.
+    """
+    given = [examples] if isinstance(examples, Examples) else examples
+    parts = itertools.chain.from_iterable(one.split(batch) for one in given)
+    losses = [part.loss(lm.model, reading(part, index), soft_prompt) for index, part in enumerate(parts)]
     return math.exp(float(torch.cat(losses).mean()))
 
 
-def read_clear(lm: BaseLM, examples: Examples, soft_prompt: torch.Tensor) -> float:
+def read_clear(lm: BaseLM, examples: Examples | Iterable[Examples], soft_prompt: torch.Tensor) -> float:
     """Return the perplexity of ``examples`` whose private tokens are read in the clear."""
     layer = lm.model.get_input_embeddings()
     return read_examples(lm, examples, lambda part, _: lambda pick: layer(pick(part.tokens)), soft_prompt)
 
 
-def read_noisy(lm: BaseLM, examples: Examples, prompt: NoisyPrompt, *, seed: int) -> float:
+def read_noisy(lm: BaseLM, examples: Examples | Iterable[Examples], prompt: NoisyPrompt, *, seed: int) -> float:
     """Return the perplexity of ``examples`` behind the noise; a seed always draws the same one."""
 
     def reading(part: Examples, index: int) -> Read:

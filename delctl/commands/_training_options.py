@@ -80,6 +80,19 @@ CHAT = click.option(
     help="Learn the answers of these conversations instead of continuing the text: one JSON object a line, with "
     "prompt (a list of text and private) and answer.",
 )
+CHAT_SHARE = click.option(
+    "--chat-share",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0.0, 1.0, min_open=True),
+    help="Share of the steps that learn the conversations; the others learn the text, which then judges.",
+)
+BEGIN = click.option(
+    "--start",
+    type=EXISTING_DIRECTORY,
+    help="Begin with the soft prompt and the adapter of this variant of codes, and with its codes if they are "
+    "formed alike.",
+)
 DEVICE = click.option("--device", default="cpu", show_default=True, help="torch device, such as cuda.")
 
 

@@ -11,8 +11,10 @@ import click
 
 from delctl.commands._training_options import (
     ADAPTER,
+    BEGIN,
     BITS,
     CHAT,
+    CHAT_SHARE,
     DELTA,
     DISTILLATION,
     EXISTING_DIRECTORY,
@@ -294,6 +296,7 @@ def encoder(**settings: Any) -> None:
 @ADAPTER
 @DISTILLATION
 @CHAT
+@CHAT_SHARE
 @click.option(
     "--train-linear",
     is_flag=True,
@@ -309,12 +312,11 @@ def soft_prompt(name: str, task: str, chat: Path | None, **settings: Any) -> Non
     from del_core.training.config import SoftPromptConfig
     from del_core.training.variant import Noise, VariantPlan, train_variant
 
-    stage = _Stage.take(settings)
+    stage, place = _Stage.take(settings), _whole(chat, settings)
     noise = Noise(**{key: settings.pop(key) for key in ("bits", *targets, "delta")})
     plan = VariantPlan(name, noise, task, _config(SoftPromptConfig, settings))
     if noise.epsilon is not None:
         _reachable(noise.epsilon, noise.delta, noise.bits, stage.projection_directory)
-    place = None if chat is None else chat.resolve()
     result = stage.run(
         lambda lm: train_variant(
             lm, stage.start(lm), plan, stage.out, chat=_conversations(place, lm), progress=not stage.quiet
@@ -348,9 +350,11 @@ def soft_prompt(name: str, task: str, chat: Path | None, **settings: Any) -> Non
 @ADAPTER
 @DISTILLATION
 @CHAT
+@CHAT_SHARE
+@BEGIN
 @TEST_WINDOWS
 @stage_options(steps=400, learning_rate=1e-2, min_prompt_tokens=16)
-def codes(name: str, task: str, chat: Path | None, **settings: Any) -> None:
+def codes(name: str, task: str, chat: Path | None, start: Path | None, **settings: Any) -> None:
     """Train a variant that sends a noisy code in place of a token.
 
     Needs no projection. k-means of the LM's embeddings gives the codes; with --attack-success,
@@ -360,12 +364,18 @@ def codes(name: str, task: str, chat: Path | None, **settings: Any) -> None:
     from del_core.training.codes import train_codes
     from del_core.training.config import CodesConfig
 
-    stage = _Stage.take(settings)
+    stage, place, begin = _Stage.take(settings), _whole(chat, settings), None if start is None else start.resolve()
     config = _config(CodesConfig, settings)
-    place = None if chat is None else chat.resolve()
     result = stage.run(
         lambda lm: train_codes(
-            lm, name, config, stage.out, task=task, chat=_conversations(place, lm), progress=not stage.quiet
+            lm,
+            name,
+            config,
+            stage.out,
+            task=task,
+            chat=_conversations(place, lm),
+            start=begin,
+            progress=not stage.quiet,
         ),
         config,
     )
@@ -395,6 +405,7 @@ def codes(name: str, task: str, chat: Path | None, **settings: Any) -> None:
 @click.option("--rank", default=8, show_default=True, type=click.IntRange(1), help="Rank of the adapter.")
 @DISTILLATION
 @CHAT
+@CHAT_SHARE
 @TEST_WINDOWS
 @stage_options(steps=400, learning_rate=1e-2, min_prompt_tokens=16)
 def adapter(variant_directory: Path, rank: int, chat: Path | None, **settings: Any) -> None:
@@ -416,7 +427,7 @@ def adapter(variant_directory: Path, rank: int, chat: Path | None, **settings: A
         raise click.UsageError(f"--projection {needed}")
     if coded:
         del settings["projection_directory"]
-    stage, place = _Stage.take(settings), None if chat is None else chat.resolve()
+    stage, place = _Stage.take(settings), _whole(chat, settings)
     start = variant_directory.resolve()
 
     def run(lm: FrozenLM) -> Any:
@@ -433,6 +444,13 @@ def adapter(variant_directory: Path, rank: int, chat: Path | None, **settings: A
     settings["adapter_rank"] = rank
     # Its decoder and rows are those of the variant, which is read with the model.
     _show(stage, stage.run(run, _config(VariantConfig, settings)))
+
+
+def _whole(chat: Path | None, settings: Mapping[str, Any]) -> Path | None:
+    """Return the place of the conversations, for workers in any directory."""
+    if chat is None and settings["chat_share"] != 1.0:
+        raise click.UsageError(f"--chat-share {settings['chat_share']:g} needs --chat FILE")
+    return None if chat is None else chat.resolve()
 
 
 def _conversations(place: Path | None, lm: FrozenLM) -> Conversations | None:
@@ -456,9 +474,12 @@ def _conversations(place: Path | None, lm: FrozenLM) -> Conversations | None:
 @click.option("--rows", default=32, show_default=True, type=click.IntRange(32), help="Length of the soft prompt.")
 @ADAPTER
 @DISTILLATION
+@CHAT
+@CHAT_SHARE
+@BEGIN
 @TEST_WINDOWS
 @stage_options(steps=400, learning_rate=1e-2, min_prompt_tokens=16)
-def control(kind: str, **settings: Any) -> None:
+def control(kind: str, chat: Path | None, start: Path | None, **settings: Any) -> None:
     """Train the soft prompt of a control, like a variant's but without noise.
 
     A soft prompt adapts the LM to the text, too. What a variant's prompt is worth lies between the
@@ -467,7 +488,12 @@ def control(kind: str, **settings: Any) -> None:
     from del_core.training.config import SoftPromptConfig
     from del_core.training.control import train_control
 
-    stage = _Stage.take(settings)
+    stage, place, begin = _Stage.take(settings), _whole(chat, settings), None if start is None else start.resolve()
     config = _config(SoftPromptConfig, settings)
-    result = stage.run(lambda lm: train_control(lm, kind, config, stage.out, progress=not stage.quiet), config)
+    result = stage.run(
+        lambda lm: train_control(
+            lm, kind, config, stage.out, chat=_conversations(place, lm), start=begin, progress=not stage.quiet
+        ),
+        config,
+    )
     _show(stage, result)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -46,9 +46,9 @@ from del_core.lm.text import TokenWindows, tokenize
 from del_core.mechanism import BinomialMechanism, CategoricalMechanism, Mechanism
 from del_core.training.codes import form_codes
 from del_core.training.config import CodesConfig
-from del_core.training.control import SilentSource, end_token
 from del_core.training.examples import Examples, Pick
-from del_core.training.soft_prompt import RowsRun, TextSource, Trained, train_rows
+from del_core.training.soft_prompt import RowsRun, Trained, train_rows
+from del_core.training.sources import end_token, source_of
 
 __all__ = ["PretrainedBench"]
 
@@ -272,21 +272,16 @@ class PretrainedBench:
         config = replace(self.plan.training, seed=piece.seed)
         if adapter is not None:
             config = replace(config, adapter_rank=adapter.shape.rank, distillation=True)
-        source = (SilentSource if piece.family == "nothing" else TextSource)(self.lm, config)
+        source = source_of(self.lm, config, None, silent=piece.family == "nothing")
 
         def loss(examples: Examples, generator: torch.Generator) -> torch.Tensor:
             released = reader.release(examples.prompts, generator)
             return examples.loss(self.lm.model, lambda pick: reader.read(pick(released)), rows)
 
-        validation = source.validation
-        if adapter is not None:  # judged by what is learned
-            with adapter.disabled():
-                wanted = TextSource(self.lm, config).validation.expected(self.lm.model)
-            validation = replace(validation, wanted=wanted)
-
         @torch.no_grad()
-        def held_out() -> float:
-            return float(loss(validation, step_generator(config.seed + 1, 0)).mean())
+        def held_out(parts: Iterable[Examples]) -> float:
+            losses = [loss(part, step_generator(config.seed + 1, index)) for index, part in enumerate(parts)]
+            return float(torch.cat(losses).mean())
 
         run = RowsRun(piece.file, self.work / piece.file, config, {"piece": piece.file}, progress=True)
         best = train_rows(self.lm, source, run, Trained(rows, reader.parameters(), adapter), loss, held_out)

@@ -29,8 +29,8 @@ from del_core.audit.intervals import Rate
 from del_core.lm.adapter import AttachedAdapter, attached, load_tensors
 from del_core.lm.noise import step_generator
 from del_core.lm.perplexity import IGNORED, judged_logits
-from del_core.training.control import end_token
 from del_core.training.loop import Run, Schedule, fit
+from del_core.training.sources import end_token
 
 __all__ = ["READINGS", "TaskBench", "TaskPiece", "TaskPlan", "task_pieces", "task_results"]
 

@@ -12,9 +12,8 @@ from del_core.lm.adapter import attached, new_shape
 from del_core.lm.model import load_frozen_lm
 from del_core.lm.text import read_texts
 from del_core.training.config import VariantConfig
-from del_core.training.control import SilentSource
 from del_core.training.examples import Examples
-from del_core.training.soft_prompt import TextSource
+from del_core.training.sources import SilentSource, TextSource
 from delctl.main import cli
 from tests.support.texts import ALICE
 from tests.support.tiny import make_tiny

@@ -1,0 +1,200 @@
+"""Sources of examples for stage 2: windows of a text, conversations, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from del_core.lm.adapter import AttachedAdapter
+from del_core.lm.model import BaseLM, FrozenLM, ModelError
+from del_core.lm.text import TokenWindows
+from del_core.training.config import VariantConfig
+from del_core.training.examples import Conversations, Examples
+
+_JUDGED = 16
+
+
+class Source(Protocol):
+    """Where the examples of stage 2 come from.
+
+    Attributes:
+        identity: names it in checkpoints.
+        validation: examples by which the best parameters are chosen.
+        clear_validation: the same continuations behind what an LM without noise reads.
+        test: examples of the perplexities that are reported.
+    """
+
+    identity: Mapping[str, str]
+    validation: tuple[Examples, ...]
+    clear_validation: tuple[Examples, ...]
+    test: Examples
+
+    def batch(self, step: int) -> Examples:
+        """Return the examples of a step."""
+
+    def clear(self, step: int) -> Examples:
+        """Return the same continuations behind the prompts that an LM without noise reads."""
+
+
+class Distilled:
+    """Examples of a source, with what the frozen LM expects of them in place of the text.
+
+    What the LM expects when it reads the prompts in the clear (distillation; arXiv 1503.02531) says
+    more of each token than the text, and learning it adapts the LM less to the text.
+
+    Args:
+        adapter: what is trained inside the model; the LM that is learned from has none.
+    """
+
+    def __init__(self, source: Source, model: PreTrainedModel, adapter: AttachedAdapter | None) -> None:
+        self._source, self._model, self._adapter = source, model, adapter
+
+    def batch(self, step: int) -> Examples:
+        """Return the examples of a step."""
+        return self._with_wanted(self._source.batch(step), self._source.clear(step))
+
+    @property
+    def validation(self) -> Iterator[Examples]:
+        """Held-out examples in small batches: what is expected takes V numbers a token."""
+        for own, clear in zip(self._source.validation, self._source.clear_validation, strict=True):
+            for parts in zip(own.split(_JUDGED), clear.split(_JUDGED), strict=True):
+                yield self._with_wanted(*parts)
+
+    def _with_wanted(self, own: Examples, clear: Examples) -> Examples:
+        with nullcontext() if self._adapter is None else self._adapter.disabled():
+            return replace(own, wanted=clear.expected(self._model))
+
+
+class TextSource:
+    """Windows of the LM's text: their first part is private, and the text goes on."""
+
+    def __init__(self, lm: FrozenLM, config: VariantConfig) -> None:
+        self._config, self._windows = config, TokenWindows(lm.train, config.length, config.seed)
+        self._begin = lm.bos_token_id
+        self.identity: Mapping[str, str] = {}
+        self.validation: tuple[Examples, ...] = (self._held_out(lm, lm.validation, config.evaluation_windows),)
+        clear = TextSource._held_out(self, lm, lm.validation, config.evaluation_windows)
+        self.clear_validation: tuple[Examples, ...] = (clear,)
+        self.test = self._held_out(lm, lm.test, config.test_windows)
+
+    def batch(self, step: int) -> Examples:
+        """Return windows whose prompts have one random length."""
+        return Examples.from_windows(*self._config.batch_of(self._windows, step), begin=self._begin)
+
+    def clear(self, step: int) -> Examples:
+        """Return the windows of a step."""
+        return TextSource.batch(self, step)
+
+    def _held_out(self, lm: FrozenLM, part: torch.Tensor, count: int) -> Examples:
+        windows, prompt_tokens = lm.windows(part, self._config.length, count), self._config.prompt_tokens
+        return Examples.from_windows(windows[:, :prompt_tokens], windows[:, prompt_tokens:], begin=self._begin)
+
+
+class SilentSource(TextSource):
+    """The same continuations, each behind one token that says nothing."""
+
+    def __init__(self, lm: FrozenLM, config: VariantConfig) -> None:
+        self._end = end_token(lm)
+        super().__init__(lm, config)
+
+    def batch(self, step: int) -> Examples:
+        """Return the continuations of the windows of a step."""
+        return self._silent(self._config.batch_of(self._windows, step)[1])
+
+    def _held_out(self, lm: FrozenLM, part: torch.Tensor, count: int) -> Examples:
+        return self._silent(lm.windows(part, self._config.length, count)[:, self._config.prompt_tokens :])
+
+    def _silent(self, continuation: torch.Tensor) -> Examples:
+        nothing = continuation.new_full((len(continuation), 1), self._end)
+        return Examples.from_windows(nothing, continuation, begin=self._begin)
+
+
+class ChatSource:
+    """Conversations: their template is public, and the answer follows."""
+
+    def __init__(self, conversations: Conversations, config: VariantConfig, device: torch.device) -> None:
+        self._conversations, self._config, self._device = conversations, config, device
+        self.identity: Mapping[str, str] = {"chat": conversations.sha256}
+        held_out = conversations.examples(conversations.validation[: config.evaluation_windows], device)
+        self.validation: tuple[Examples, ...] = (held_out,)
+        self.clear_validation: tuple[Examples, ...] = self.validation
+        self.test = conversations.examples(conversations.test[: config.test_windows], device)
+
+    def batch(self, step: int) -> Examples:
+        """Return conversations of similar length."""
+        config = self._config
+        return self._conversations.examples(self._conversations.batch(step, config.batch, config.seed), self._device)
+
+    def clear(self, step: int) -> Examples:
+        """Return the conversations of a step."""
+        return self.batch(step)
+
+
+class SilentChatSource(ChatSource):
+    """The same answers, with one token that says nothing in place of each private span."""
+
+    def __init__(self, conversations: Conversations, config: VariantConfig, lm: FrozenLM) -> None:
+        super().__init__(conversations.silent(end_token(lm)), config, lm.embeddings.device)
+        self._clear = ChatSource(conversations, config, lm.embeddings.device)
+        self.clear_validation = self._clear.validation
+
+    def clear(self, step: int) -> Examples:
+        """Return the conversations of a step."""
+        return self._clear.batch(step)
+
+
+class MixedSource:
+    """Text and conversations by turns. Both are held out; the perplexities reported are the text's.
+
+    Args:
+        share: of the steps that learn conversations.
+    """
+
+    def __init__(self, text: TextSource, chat: ChatSource, share: float) -> None:
+        self._text, self._chat, self._share = text, chat, share
+        self.identity = chat.identity
+        self.validation = text.validation + chat.validation
+        self.clear_validation = text.clear_validation + chat.clear_validation
+        self.test = text.test
+
+    def _turn(self, step: int) -> tuple[Source, int]:
+        """Return the source of a step, and which of that source's steps it is."""
+        talks = int(step * self._share)
+        if int((step + 1) * self._share) > talks:
+            return self._chat, talks
+        return self._text, step - talks
+
+    def batch(self, step: int) -> Examples:
+        """Return the examples of a step."""
+        source, own = self._turn(step)
+        return source.batch(own)
+
+    def clear(self, step: int) -> Examples:
+        """Return the same continuations or answers behind what an LM without noise reads."""
+        source, own = self._turn(step)
+        return source.clear(own)
+
+
+def source_of(lm: FrozenLM, config: VariantConfig, chat: Conversations | None, *, silent: bool = False) -> Source:
+    """Return the examples that ``config`` asks for: of the LM's text, of ``chat``, or of both.
+
+    With ``silent``, one token that says nothing stands in place of what is private.
+    """
+    if chat is not None:
+        talk = SilentChatSource(chat, config, lm) if silent else ChatSource(chat, config, lm.embeddings.device)
+        if config.chat_share == 1.0:
+            return talk
+    text = SilentSource(lm, config) if silent else TextSource(lm, config)
+    return text if chat is None else MixedSource(text, talk, config.chat_share)
+
+
+def end_token(lm: BaseLM) -> int:
+    """Return the id of the LM's end-of-text token, the first if there are several."""
+    if not lm.end_tokens:
+        raise ModelError("eos_token_id of the model must be a token, got none")
+    return lm.end_tokens[0]
