@@ -43,7 +43,7 @@ __all__ = ["KINDS", "Plan", "counters", "measure", "rows_of"]
 
 KINDS, ENGINES = ("affinity", "none"), ("smollm2", "mock")
 SESSION = "x-session-id"
-_VARIANT = "chat-balanced"
+_VARIANT = "balanced"
 _OUTPUT_TOKENS = 8
 _METRICS_WITHIN_S = 30.0
 _TIMEOUT_S = 120.0

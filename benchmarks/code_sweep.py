@@ -193,7 +193,7 @@ def main(out: Path) -> None:
         click.echo(json.dumps(rows[-1]), err=True)
     for name in bundle.variants:
         mechanism = bundle.mechanism(name)
-        if isinstance(mechanism, BinomialMechanism) and bundle.variants[name].task != "chat":
+        if isinstance(mechanism, BinomialMechanism):
             table, delta = np.asarray(bundle.client.table_of(name)), bundle.variants[name].guarantees.delta
             found = counts(words, mechanism, table)
             epsilon = exact_epsilon(mechanism, delta)

@@ -19,7 +19,7 @@ the CPU time of the server's processes a request, which other work on the machin
 Models:
 
     tiny              random weights and a variant without adapter: the software around the model
-    smollm2           SmolLM2-135M-Instruct in bfloat16 and its variant ``codes`` with its adapter
+    smollm2           SmolLM2-135M-Instruct in bfloat16 and its variant ``open`` with its adapter
     smollm2-merged    the same with the adapter merged into the weights (``delctl export --merge``)
 """
 
@@ -118,7 +118,7 @@ def case_of(model: str, directory: Path) -> Case:
         make_coded(tiny, directory / "coded")
         variant, places, engine = "plain", (directory / "coded", tiny.model), {}
     else:
-        variant, places = "codes", (smollm2_bundle_path(), model_place("smollm2"))
+        variant, places = "open", (smollm2_bundle_path(), model_place("smollm2"))
         engine = {"dtype": "bfloat16", "max_model_len": 1024}
     bundle, base_model = map(str, places)
     settings = parse_settings({"bundle": bundle, "base_model": base_model, "engine": engine})

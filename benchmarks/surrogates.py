@@ -193,9 +193,7 @@ def _figures(prompts: Sequence[Asked], found: Sequence[str]) -> dict[str, Any]:
 @click.command(help=__doc__)
 @click.option("--each", type=click.IntRange(1), default=12, show_default=True, help="Prompts of each template.")
 @click.option("--seed", default=0, show_default=True, help="Of the people in the prompts.")
-@click.option(
-    "--level", "levels", multiple=True, default=("chat-codes", "chat-open"), show_default=True, help="Repeatable."
-)
+@click.option("--level", "levels", multiple=True, default=("open", "strict"), show_default=True, help="Repeatable.")
 @click.option("--url", help="A server that runs already.")
 @click.option("--json", "write", is_flag=True, help="Write benchmarks/results/surrogates.json, too.")
 def main(each: int, seed: int, levels: tuple[str, ...], url: str | None, write: bool) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 import click
 
 OUT = Path(__file__).parent / "results" / "training_smollm2.json"
-VARIANTS = ("strict", "balanced", "open", "codes", "chat-strict", "chat-balanced", "chat-open", "chat-codes")
-CONTROLS = ("nothing", "clear", "nothing-adapted", "clear-adapted")
-_LOSSES = {"projection": "projection", **{name: name for name in VARIANTS}} | {
-    f"control-{name}": name.partition("-")[0] for name in CONTROLS
+LEVELS = ("strict", "balanced", "open")
+PUBLISHED = tuple(f"published-{level}" for level in LEVELS)
+CONTROLS = ("nothing", "clear", "published-nothing", "published-clear")
+_LOSSES = {"projection": "projection", "begin": "begin", **{name: name for name in (*LEVELS, *PUBLISHED)}} | {
+    f"control-{name}": name.removeprefix("published-") for name in CONTROLS
 }
 # Figures that only another run can repeat; they are kept from the file that is there.
 _KEPT = ("machine", "speed", "encoder", "examples")
@@ -27,15 +28,6 @@ _KEPT = ("machine", "speed", "encoder", "examples")
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _chat(work: Path) -> dict[str, Any]:
-    """Return the rows of all variants; those of codes were measured on the same conversations."""
-    found, codes = (_read(work / f"evaluation_{name}.json") for name in ("chat", "chat_codes"))
-    assert codes["given"] == found["given"]
-    known = {row["method"] for row in found["rows"]}
-    found["rows"] += [row for row in codes["rows"] if row["method"] not in known]
-    return dict(found)
 
 
 def collect(work: Path, kept: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +49,7 @@ def collect(work: Path, kept: dict[str, Any]) -> dict[str, Any]:
         },
         **{name: kept[name] for name in _KEPT if name in kept},
         "projection": _read(work / "projection" / "projection.json"),
-        "variants": {name: _read(work / name / "variant.json") for name in VARIANTS},
+        "variants": {name: _read(work / name / "variant.json") for name in ("begin", *LEVELS, *PUBLISHED)},
         "controls": {name: _read(work / f"control-{name}" / "control.json") for name in CONTROLS},
         "audits": {name: dict(variant.audit) for name, variant in bundle.variants.items()},
         "guarantees": {
@@ -66,8 +58,8 @@ def collect(work: Path, kept: dict[str, Any]) -> dict[str, Any]:
             for name, one in bundle.variants.items()
         },
         "evaluation": _read(work / "evaluation.json"),
-        "evaluation_codes": _read(work / "evaluation_codes.json"),
-        "chat": _chat(work),
+        "evaluation_published": _read(work / "evaluation_published.json"),
+        "chat": _read(work / "evaluation_chat.json"),
         "losses": losses,
     }  # fmt: skip
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from del_core.mechanism import TokenMechanism
     from del_core.mechanism.base import Level
 
-CHAT_TASK = "chat"
-
 
 @dataclass(frozen=True)
 class ChatOptions:

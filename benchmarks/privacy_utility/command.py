@@ -225,6 +225,11 @@ def _pretrained(wanted: pretrained.Run, *, quick: bool, report_only: bool) -> di
     help="Full run: small, a model for 2 CPU cores; large, a model for a GPU, and more passages.",
 )
 @click.option("--model", type=click.Choice(["smollm2"]), help="Compare on this model and the bundle that ships for it.")
+@click.option(
+    "--bundle",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="With --model: start from this bundle of the model, not from the one that ships.",
+)
 @click.option("--piece", "pieces", multiple=True, help="With --model: compute this piece only; repeat for several.")
 @click.option("--device", default="cpu", show_default=True, help="Full run: torch device, such as cuda.")
 @click.option("--report-only", is_flag=True, help="Full run: report on the finished pieces without computing others.")
@@ -239,17 +244,20 @@ def main(
     device: str,
     size: str,
     model: str | None,
+    bundle: Path | None,
     pieces: tuple[str, ...],
     report_only: bool,
     as_json: bool,
 ) -> None:
     """Measure privacy against utility."""
     if model is not None:
-        found = _pretrained(pretrained.Run(data, work, out, levels, pieces), quick=quick, report_only=report_only)
+        wanted = pretrained.Run(data, work, out, levels, pieces, bundle)
+        found = _pretrained(wanted, quick=quick, report_only=report_only)
         print(json.dumps(found["rows"], indent=1) if as_json else pretrained.summary(found))
         return
-    if pieces:
-        raise click.UsageError("--piece goes with --model, got no --model")
+    for option, given in (("--piece", pieces), ("--bundle", bundle)):
+        if given:
+            raise click.UsageError(f"{option} goes with --model, got no --model")
     if quick == (data is not None):
         raise click.UsageError("give either --quick or --data DIR")
     if not quick and work is None:

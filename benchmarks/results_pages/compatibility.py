@@ -95,7 +95,7 @@ def _more_precision() -> str:
     return table(("finding of `names`", "number", "precision, %"), rows)
 
 
-_WAYS = {"clear": "values in the clear", "counts": "counts", "surrogates": "placeholders and counts"}
+_WAYS = {"clear": "values in the clear", "counts": "codes", "surrogates": "placeholders and codes"}
 _WAYS |= {"alone": "placeholders alone"}
 
 

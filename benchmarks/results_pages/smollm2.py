@@ -11,7 +11,7 @@ __all__ = ["SMOLLM2"]
 
 _FILE = "training_smollm2.json"
 _LEVELS = ("strict", "balanced", "open")
-_CODES = "codes"
+_PUBLISHED = tuple(f"published-{level}" for level in _LEVELS)
 _SHOWN = 120  # characters of an answer
 
 
@@ -80,8 +80,8 @@ def _levels() -> str:
     return table(_HEADS, _level_rows("evaluation", reversed(_LEVELS)))
 
 
-def _codes() -> str:
-    return table(_HEADS, _level_rows("evaluation_codes", [_CODES]))
+def _published() -> str:
+    return table(_HEADS, _level_rows("evaluation_published", reversed(_PUBLISHED)))
 
 
 def _chat() -> str:
@@ -89,11 +89,12 @@ def _chat() -> str:
         return interval(row[name], form) if row.get(name) else ""
 
     return table(
-        ("prompt", "perplexity of the answer", "similarity", "over others", "ROUGE-L"),
+        ("prompt", "perplexity of the answer", "gap closed, %", "similarity", "over others", "ROUGE-L"),
         (
             (
                 row["method"] if "prompt" in row["method"] else f"*{row['method']}*",
                 interval(row["ppl"], ".2f"),
+                interval(row["gap_closed"], ".0f", 100) if row.get("gap_closed") else "",
                 figure(row, "similarity", ".2f"),
                 figure(row, "similarity_lift", "+.2f"),
                 figure(row, "rouge_l", ".2f"),
@@ -110,8 +111,7 @@ def _examples() -> str:
     rows = {row["method"]: row for row in chat["rows"]}
     for place in found["examples"]["chat"]:
         answers = [("the clear prompt", chat["given"][place])]
-        levels = (_CODES, *reversed(_LEVELS))
-        answers += [(f"*chat-{level}*", rows[f"chat-{level}"]["answers"][place]) for level in levels]
+        answers += [(f"*{level}*", rows[level]["answers"][place]) for level in reversed(_LEVELS)]
         lines = [f'Private: "{_line(chat["private_texts"][place], 75)}"', ""]
         blocks.append("\n".join([*lines, table(("from", "answer"), ((name, _line(text)) for name, text in answers))]))
     return "\n\n".join(blocks)
@@ -138,30 +138,29 @@ def _understood(gap: list[float]) -> str:
     value, low, _ = gap
     if low <= 0:
         return "nothing that could be measured"
-    if value < 0.2:
-        return "a hint of the topic"
-    return "topic and course of the text" if value < 0.6 else "most of it"
+    words = ((0.2, "a hint of the topic"), (0.45, "the topic, roughly"), (0.6, "topic and course of the text"))
+    return next((said for limit, said in words if value < limit), "most of it")
 
 
 def _readme() -> str:
     found = load(_FILE)
-    rows = {row["method"]: row for row in (*found["evaluation"], *found["evaluation_codes"])}
+    rows = {row["method"]: row for row in found["evaluation"]}
 
     def row(name: str) -> tuple[str, ...]:
         gap = rows[name]["gap_closed"]
         strongest, _ = _strongest(found["audits"][name])
         understood = f"{_understood(gap)} ({interval(gap, '.0f', 100)} % of the clear prompt's worth)"
-        return name, understood, strongest, number(found["guarantees"][name]["epsilon"], 0)
+        return name, understood, strongest, number(found["guarantees"][name]["epsilon"], 1)
 
     heads = ("level", "the model still understands", "an attacker reads, at least", "epsilon")
-    return table(heads, map(row, (*_LEVELS, _CODES)))
+    return table(heads, map(row, _LEVELS))
 
 
 SMOLLM2: dict[str, dict[str, Table]] = {
     "smollm2.md": {
         "run": Origin(_FILE),
         "levels": _levels,
-        "codes": _codes,
+        "published": _published,
         "chat": _chat,
         "examples": _examples,
         "controls": _controls,

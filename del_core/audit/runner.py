@@ -125,13 +125,14 @@ def audit_bundle(
     texts: AuditTexts,
     config: AuditConfig,
     *,
+    variants: Sequence[str] = (),
     results: PartialResults | None = None,
     observer: Observer | None = None,
 ) -> AuditResult:
-    """Audit every variant of ``bundle``; those of equal noise and table are attacked once.
+    """Audit ``variants`` of ``bundle``, by default all; those of equal noise are attacked once.
 
     Raises:
-        BundleError: ``lm`` is not the bundle's base model.
+        BundleError: ``lm`` is not the bundle's base model, or the bundle has no such variant.
         TextError: the text is too short, or the bundle was trained on it.
     """
     observer = observer or Observer()
@@ -156,27 +157,28 @@ def audit_bundle(
     encoder = None if similarity is None else SimilarityModel(similarity.name, similarity.sha256)
     what = (encoder, bundle.fingerprint, corpus.sha256, corpus.attacker, FORMAT_VERSION, config, *ATTACKS)
     key = "-".join(map(str, what))
-    variants: dict[str, VariantAudit] = {}
+    audits: dict[str, VariantAudit] = {}
     carried = {} if results is None else results.load_carried(key)
     released: dict[tuple[object, ...], str] = {}
-    for name, variant in bundle.variants.items():
+    for name in variants or bundle.variants:
+        variant = bundle.client.variant(name)
         # What attacks recover and what is proven follows from the noise on a table, the linear
         # decoder and delta; variants that share these differ in text quality only.
         decoder = bundle.decoder(name)
         linear = tuple(decoder[key].tobytes() if key in decoder else None for key in ("weight", "bias"))
         same = (bundle.mechanism(name), variant.table, variant.guarantees.delta, linear)
         alike = released.setdefault(same, name)
-        found = replace(variants[alike], seconds=0.0) if alike in variants else None
+        found = replace(audits[alike], seconds=0.0) if alike in audits else None
         if found is None and results is not None:
             found = results.load(name, key)
             earlier += 0.0 if found is None else found.seconds
         if found is None:
             observer.report(f"{name}: attacking")
-            found = _Audit(bundle, lm, tokenizer, corpus, config, name, similarity, observer, carried, variants).run()
+            found = _Audit(bundle, lm, tokenizer, corpus, config, name, similarity, observer, carried, audits).run()
             if results is not None:
                 results.store(name, key, found)
                 results.store_carried(key, carried)
-        variants[name] = found
+        audits[name] = found
     return AuditResult(
         format_version=FORMAT_VERSION,
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -209,8 +211,8 @@ def audit_bundle(
             "transformers": str(transformers.__version__),
         },
         seconds=round(earlier + time.perf_counter() - started, 1),
-        variants=variants,
-        quality={name: texts.quality[name] for name in variants if name in texts.quality} or None,
+        variants=audits,
+        quality={name: texts.quality[name] for name in audits if name in texts.quality} or None,
     )
 
 

@@ -19,7 +19,9 @@ from del_core.bundle.bundle import (
 from del_core.bundle.chat import ChatFormat
 from del_core.bundle.files import checksum_model
 from del_core.bundle.manifest import (
+    CHAT_TASK,
     FORMAT_VERSION,
+    GENERAL_TASK,
     RESERVED_VARIANT,
     AdapterShape,
     BaseModel,
@@ -29,14 +31,17 @@ from del_core.bundle.manifest import (
     Manifest,
     ServerSection,
     Variant,
+    for_chat,
 )
 from del_core.bundle.signature import SIGNATURE_HEADER, Signature
 from del_core.bundle.signing import sign_bundle
 from del_core.errors import BundleError
 
 __all__ = [
+    "CHAT_TASK",
     "CLIENT_FILES",
     "FORMAT_VERSION",
+    "GENERAL_TASK",
     "MAX_ARCHIVE_BYTES",
     "RESERVED_VARIANT",
     "SIGNATURE_HEADER",
@@ -58,6 +63,7 @@ __all__ = [
     "archive_manifest",
     "canonical_json",
     "checksum_model",
+    "for_chat",
     "load_bundle",
     "load_client",
     "pack_client",

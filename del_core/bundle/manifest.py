@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Final
@@ -16,6 +16,8 @@ from del_core.mechanism import BINOMIAL, MechanismSpec, TokenMechanism
 
 FORMAT_VERSION: Final = 1
 RESERVED_VARIANT: Final = "clear"
+GENERAL_TASK: Final = "general"
+CHAT_TASK: Final = "chat"
 MAX_ADAPTER_RANK: Final = 256
 SOFT_PROMPT_STEP: Final = 32  # a soft prompt fills whole cache blocks, so that the engine computes it once
 
@@ -274,6 +276,15 @@ def digest_of(value: object) -> str:
 def codes_file(name: str) -> str:
     """Return the name of the client file of a code table."""
     return f"codes-{name}.safetensors"
+
+
+def for_chat(variants: Iterable[Variant]) -> list[Variant]:
+    """Return the variants to chat with: those of that task, else the general ones, else all."""
+    found = list(variants)
+    for task in (CHAT_TASK, GENERAL_TASK):
+        if made_for_it := [one for one in found if one.task == task]:
+            return made_for_it
+    return found
 
 
 def adapter_file(name: str) -> str:

@@ -42,6 +42,16 @@ def ppl_ratio(own: FloatArray, other: FloatArray) -> FloatArray:
     return ratio
 
 
+def gap_closed(own: FloatArray, nothing: FloatArray, clear: FloatArray) -> FloatArray:
+    """Return the share of the gap from ``nothing``, 0, to ``clear``, 1, in perplexity, from losses.
+
+    It is not finite where the two are equal.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share: FloatArray = (np.exp(nothing) - np.exp(own)) / (np.exp(nothing) - np.exp(clear))
+    return share
+
+
 def paired_interval(
     statistic: Callable[..., FloatArray], *columns: npt.ArrayLike, resamples: int = 4000, seed: int = 0
 ) -> Interval:

@@ -13,10 +13,10 @@ from tokenizers import Tokenizer
 from del_core.audit.corpus import rouge_l
 from del_core.audit.records import OMITTED
 from del_core.audit.similarity import SentenceSimilarity
-from del_core.bundle import Bundle
+from del_core.bundle import CHAT_TASK, Bundle
 from del_core.evaluation.bootstrap import (
-    FloatArray,
     Interval,
+    gap_closed,
     mean_interval,
     paired_interval,
     perplexity_interval,
@@ -134,7 +134,7 @@ def evaluate_bundle(
     passages = Passages(windows, settings.prompt_tokens, written)
     true_texts = decode_texts(tokenizer, windows[:written, settings.prompt_tokens :])
     similarity, log_prior = SentenceSimilarity.installed(), bundle.log_prior
-    names = variants or [name for name, variant in bundle.variants.items() if variant.task != "chat"]
+    names = variants or [name for name, variant in bundle.variants.items() if variant.task != CHAT_TASK]
     prompted = [name for name in names if bundle.client.variant(name).soft_prompt_length]
     has_nothing = lm.bos_token_id is not None or bool(lm.end_tokens)
     done, views = 0, 1 + has_nothing + len(controls) + len(names) + len(prompted)
@@ -177,7 +177,7 @@ def evaluate_bundle(
     def gap(found: Measured) -> dict[str, Interval]:
         if set(nll) != set(KINDS):
             return {}
-        return {"gap_closed": paired_interval(_gap_closed, found.nll, nll[NOTHING], nll[CLEAR])}
+        return {"gap_closed": paired_interval(gap_closed, found.nll, nll[NOTHING], nll[CLEAR])}
 
     for name in names:
         served = measured(name, BundleView(bundle, name))
@@ -196,8 +196,3 @@ def _control(control: Control, lm: BaseLM) -> tuple[str, ServerView]:
     view: ClearPrompt | NoPrompt = ClearPrompt(lm.embeddings) if clear else NoPrompt(lm.embeddings, end_token(lm))
     view.soft_prompt, view.adapter = control.soft_prompt, control.adapter
     return f"{'clear' if clear else 'no'} prompt, trained alike", view
-
-
-def _gap_closed(own: FloatArray, nothing: FloatArray, clear: FloatArray) -> FloatArray:
-    share: FloatArray = (np.exp(nothing) - np.exp(own)) / (np.exp(nothing) - np.exp(clear))
-    return share

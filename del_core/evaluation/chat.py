@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,15 @@ from tokenizers import Tokenizer
 from del_core.audit.corpus import rouge_l
 from del_core.audit.records import OMITTED
 from del_core.audit.similarity import SentenceSimilarity
-from del_core.bundle import Bundle
-from del_core.evaluation.bootstrap import Interval, mean_interval, perplexity_interval, ratio_interval
+from del_core.bundle import Bundle, for_chat
+from del_core.evaluation.bootstrap import (
+    Interval,
+    gap_closed,
+    mean_interval,
+    paired_interval,
+    perplexity_interval,
+    ratio_interval,
+)
 from del_core.evaluation.bundle import BundleView
 from del_core.evaluation.measure import coherence, continuations
 from del_core.evaluation.view import NoPrompt, ServerView, in_front
@@ -23,10 +31,8 @@ from del_core.lm.model import BaseLM
 from del_core.lm.noise import step_generator
 from del_core.lm.perplexity import IGNORED, targets_nll
 from del_core.lm.progress import UNOBSERVED, Observer
+from del_core.training.control import CLEAR, KINDS, NOTHING, Control
 from del_core.training.examples import Conversation
-
-CHAT = "chat"
-"""Task of the variants that answer."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class ChatRow:
         rouge_l: overlap of the words of written and given answer.
         soft_prompt_ratio: perplexity over that without the soft prompt.
         answers: the written answers, one for each conversation.
+        gap_closed: share of the way from the trained control that says nothing, 0, to the trained
+            control with the clear prompt, 1, in perplexity.
     """
 
     method: str
@@ -54,6 +62,7 @@ class ChatRow:
     rouge_l: Interval | None = field(default=None, metadata=OMITTED)
     soft_prompt_ratio: Interval | None = field(default=None, metadata=OMITTED)
     answers: tuple[str, ...] = field(default=(), metadata=OMITTED)
+    gap_closed: Interval | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True)
@@ -71,11 +80,13 @@ def evaluate_chat(
     conversations: Sequence[Conversation],
     *,
     variants: Sequence[str] = (),
+    controls: Sequence[Control] = (),
     seed: int = 0,
     observer: Observer = UNOBSERVED,
 ) -> ChatResult:
     """Evaluate variants for chat, by default all of the bundle, on conversations that none learned.
 
+    With both kinds of ``controls``, every variant's share of the gap between them is measured.
     ``observer`` hears of every view, and of the share of all views that is done.
 
     Raises:
@@ -85,29 +96,43 @@ def evaluate_chat(
     if len(conversations) < 2:
         raise ValueError(f"conversations must be 2 or more, got {len(conversations)}")
     bundle.check_model(lm.checksum)
-    chosen = variants or [name for name, variant in bundle.variants.items() if variant.task == CHAT]
+    chosen = variants or [variant.name for variant in for_chat(bundle.variants.values())]
     tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
     similarity = SentenceSimilarity.installed()
     given = [tokenizer.decode(list(one.answer)) for one in conversations]
+    views = 1 + bool(lm.end_tokens) + len(controls) + len(chosen)
+    rows: list[ChatRow] = []
 
-    def nll(rows: Sequence[torch.Tensor]) -> npt.NDArray[np.float64]:
-        return np.array([_answer_nll(lm, row, one) for row, one in zip(rows, conversations, strict=True)])
+    def nll(prompts: Sequence[torch.Tensor]) -> npt.NDArray[np.float64]:
+        return np.array([_answer_nll(lm, row, one) for row, one in zip(prompts, conversations, strict=True)])
 
-    def prompts(view: ServerView | None) -> list[torch.Tensor]:
+    def read(view: ServerView | None) -> list[torch.Tensor]:
         return [_prompt(lm, one, view, seed, index) for index, one in enumerate(conversations)]
 
-    views = 1 + bool(lm.end_tokens) + len(chosen)
+    def add(method: str, found: npt.NDArray[np.float64], **more: Any) -> None:
+        ppl, ratio = perplexity_interval(found), ratio_interval(found, clear)
+        rows.append(ChatRow(method, len(given), ppl, ratio, **more))
+
     observer.step("clear prompt", 0, views)
-    clear = nll(prompts(None))
-    rows = [ChatRow("clear prompt", len(given), perplexity_interval(clear), ratio_interval(clear, clear))]
-    if lm.end_tokens:
+    clear = nll(read(None))
+    add("clear prompt", clear)
+    silent = NoPrompt(lm.embeddings, lm.end_tokens[0]) if lm.end_tokens else None
+    if silent is not None:
         observer.step("nothing of the private spans", 1, views)
-        found = nll(prompts(NoPrompt(lm.embeddings, lm.end_tokens[0])))
-        rows.append(ChatRow("no prompt", len(given), perplexity_interval(found), ratio_interval(found, clear)))
-    for done, name in enumerate(chosen, views - len(chosen)):
-        observer.step(name, done, views)
+        add("no prompt", nll(read(silent)))
+    bounds = {}
+    for control in controls:
+        kind = control.result.kind
+        method = f"{'clear' if kind == CLEAR else 'no'} prompt, trained alike"
+        observer.step(method, len(rows), views)
+        prompts = [in_front(control.soft_prompt, row[None])[0] for row in read(None if kind == CLEAR else silent)]
+        with adapted(lm.model, control.adapter):
+            bounds[kind] = nll(prompts)
+        add(method, bounds[kind])
+    for name in chosen:
+        observer.step(name, len(rows), views)
         view = BundleView(bundle, name, soft_prompt=False)
-        bare = prompts(view)
+        bare = read(view)
         soft_prompt = torch.from_numpy(bundle.soft_prompt(name))
         behind = [in_front(soft_prompt, row[None])[0] for row in bare]
         with adapted(lm.model, view.adapter):
@@ -116,18 +141,16 @@ def evaluate_chat(
             ]
             found, without = nll(behind), nll(bare)
         similar = None if similarity is None else coherence(similarity, answers, given)
-        rows.append(
-            ChatRow(
-                method=name,
-                conversations=len(given),
-                ppl=perplexity_interval(found),
-                ppl_ratio=ratio_interval(found, clear),
-                similarity=None if similar is None else mean_interval(similar.coh),
-                similarity_lift=None if similar is None else mean_interval(similar.lift),
-                rouge_l=mean_interval([rouge_l(*pair) for pair in zip(given, answers, strict=True)]),
-                soft_prompt_ratio=ratio_interval(found, without),
-                answers=tuple(answers),
-            )
+        both = set(bounds) == set(KINDS)
+        add(
+            name,
+            found,
+            similarity=None if similar is None else mean_interval(similar.coh),
+            similarity_lift=None if similar is None else mean_interval(similar.lift),
+            rouge_l=mean_interval([rouge_l(*pair) for pair in zip(given, answers, strict=True)]),
+            soft_prompt_ratio=ratio_interval(found, without),
+            answers=tuple(answers),
+            gap_closed=paired_interval(gap_closed, found, bounds[NOTHING], bounds[CLEAR]) if both else None,
         )
     private = tuple(
         tokenizer.decode([token for token, flag in zip(one.prompt, one.private, strict=True) if flag])

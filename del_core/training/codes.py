@@ -317,7 +317,7 @@ def train_codes(
     def perplexity(examples: Examples | Iterable[Examples], soft_prompt: torch.Tensor, seed: int) -> float:
         return read_codes(lm, examples, noisy, table, soft_prompt.detach(), seed=seed)
 
-    def nll(examples: Examples, generator: torch.Generator) -> torch.Tensor:
+    def loss(examples: Examples, generator: torch.Generator) -> torch.Tensor:
         shard = current_shard()
         released = shard.of(noisy.sample(examples.prompts, generator))
         with products(device, config.bf16):
@@ -338,7 +338,7 @@ def train_codes(
             source,
             RowsRun(name, output, config, {"codes": mechanism.codes, **started_from(start)}, progress),
             Trained(rows, [("codes", table.codes)], adapter),
-            nll,
+            loss,
             lambda parts: math.log(perplexity(parts, rows, config.seed + 1)),
         )
         result = CodesResult(

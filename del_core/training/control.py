@@ -85,7 +85,7 @@ def train_control(
     rows = torch.nn.Parameter(first)
     layer = lm.model.get_input_embeddings()
 
-    def nll(examples: Examples, generator: torch.Generator) -> torch.Tensor:
+    def loss(examples: Examples, generator: torch.Generator) -> torch.Tensor:
         own = examples.of(current_shard())
         with products(device, config.bf16):
             return own.loss(lm.model, lambda pick: layer(pick(own.tokens)), rows)
@@ -97,7 +97,7 @@ def train_control(
             source,
             RowsRun(kind, output, config, {"control": kind, **started_from(start)}, progress),
             Trained(rows, [], adapter),
-            nll,
+            loss,
             lambda parts: math.log(read_clear(lm, parts, rows.detach())),
         )
         result = ControlResult(

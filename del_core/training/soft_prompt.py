@@ -91,7 +91,7 @@ def train_soft_prompt(
     rows = torch.nn.Parameter(first, requires_grad=config.rows > 0)
     prompt = NoisyPrompt(noisy, decoder, rows.detach())  # shares the memory of the rows in training
 
-    def nll(examples: Examples, generator: torch.Generator) -> torch.Tensor:
+    def loss(examples: Examples, generator: torch.Generator) -> torch.Tensor:
         shard = current_shard()
         y = shard.of(noisy.sample(examples.prompts, generator))
         with products(device, config.bf16):
@@ -114,7 +114,7 @@ def train_soft_prompt(
                 progress,
             ),
             Trained(rows, decoder.trained(), adapter),
-            nll,
+            loss,
             lambda parts: math.log(read_noisy(lm, parts, prompt, seed=config.seed + 1)),
         )
         bare = NoisyPrompt(noisy, decoder)

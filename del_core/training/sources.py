@@ -14,7 +14,7 @@ from del_core.lm.adapter import AttachedAdapter
 from del_core.lm.model import BaseLM, FrozenLM, ModelError
 from del_core.lm.text import TokenWindows
 from del_core.training.config import VariantConfig
-from del_core.training.examples import Conversations, Examples
+from del_core.training.examples import Conversation, Conversations, Examples
 
 _JUDGED = 16
 
@@ -127,8 +127,10 @@ class ChatSource:
 
     def batch(self, step: int) -> Examples:
         """Return conversations of similar length."""
-        config = self._config
-        return self._conversations.examples(self._conversations.batch(step, config.batch, config.seed), self._device)
+        return self._conversations.examples(self._chosen(step), self._device)
+
+    def _chosen(self, step: int) -> tuple[Conversation, ...]:
+        return self._conversations.batch(step, self._config.batch, self._config.seed)
 
     def clear(self, step: int) -> Examples:
         """Return the conversations of a step."""
@@ -139,13 +141,18 @@ class SilentChatSource(ChatSource):
     """The same answers, with one token that says nothing in place of each private span."""
 
     def __init__(self, conversations: Conversations, config: VariantConfig, lm: FrozenLM) -> None:
-        super().__init__(conversations.silent(end_token(lm)), config, lm.embeddings.device)
-        self._clear = ChatSource(conversations, config, lm.embeddings.device)
-        self.clear_validation = self._clear.validation
+        super().__init__(conversations, config, lm.embeddings.device)
+        self._end, self._silent = end_token(lm), conversations.silent(end_token(lm))
+        self.validation = (self._silent.examples(self._silent.validation[: config.evaluation_windows], self._device),)
+        self.test = self._silent.examples(self._silent.test[: config.test_windows], self._device)
+
+    def batch(self, step: int) -> Examples:
+        """Return the conversations of a step: those that are of similar length in the clear."""
+        return self._silent.examples([one.silent(self._end) for one in self._chosen(step)], self._device)
 
     def clear(self, step: int) -> Examples:
         """Return the conversations of a step."""
-        return self._clear.batch(step)
+        return super().batch(step)
 
 
 class MixedSource:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,16 @@ from delctl.terminal import console, printable
 
 if TYPE_CHECKING:
     from del_core.audit.quality import TextQuality
-    from del_core.bundle import Manifest
+    from del_core.bundle import Bundle, Manifest
+
+
+def check_variants(bundle: Bundle, names: Sequence[str]) -> None:
+    """Raise BadParameter for the name of a variant that the bundle does not have."""
+    for name in names:
+        if name not in bundle.variants:
+            raise click.BadParameter(
+                f"{name} is not in the bundle, which has {', '.join(bundle.variants)}", param_hint="--variant"
+            )
 
 
 def read_evaluation(path: Path) -> dict[str, TextQuality]:

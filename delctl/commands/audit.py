@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from delctl.commands._evaluation import read_evaluation, warn
+from delctl.commands._evaluation import check_variants, read_evaluation, warn
 from delctl.options import BUDGET, TEXT_FILE, json_option, threads_option
 from delctl.places import bundle_place, model_of, model_place
 from delctl.terminal import console, observed, plain_table, print_json, printable
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory of the report: index.html, audit.json, tokens.csv. An interrupted audit is resumed.",
 )
+@click.option("--variant", "variants", multiple=True, help="Attack these variants only; repeat for several.")
 @click.option("--quick", is_flag=True, help="Smaller samples: about a minute, wider intervals.")
 @click.option("--update", is_flag=True, help="Write the summary into the bundle's manifest. Its fingerprint changes.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**31 - 1), help="Seed of the attacks.")
@@ -72,6 +73,7 @@ def audit(
     attacker_budget: str | None,
     evaluation: Path | None,
     out: Path,
+    variants: tuple[str, ...],
     quick: bool,
     update: bool,
     seed: int,
@@ -86,6 +88,7 @@ def audit(
 
     model = model_of(bundle, model)
     loaded = load_bundle(bundle)
+    check_variants(loaded, variants)
 
     quality = _stated(loaded) if evaluation is None else read_evaluation(evaluation)
 
@@ -107,13 +110,14 @@ def audit(
             load_base_lm(model),
             AuditTexts(content, more, quality),
             replace(config, seed=seed),
+            variants=variants,
             results=kept,
             observer=observer,
         )
     write_report(out, result)
     kept.clear()
     if update:
-        audits = {name: result.manifest_summary(name, loaded.variants[name].audit) for name in loaded.variants}
+        audits = {name: result.manifest_summary(name, loaded.variants[name].audit) for name in result.variants}
         bounds = {name: found.proven.epsilon_vocabulary for name, found in result.variants.items()}
         tight = {name: bound for name, bound in bounds.items() if bound is not None}
         audited = replace(result.bundle, updated_fingerprint=replace_audit(bundle, audits, tight).fingerprint)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from delctl.chats import CHAT_TASK, ChatOptions, Spent, chat_options, least_epsilon, show_spans
+from delctl.chats import ChatOptions, Spent, chat_options, least_epsilon, show_spans
 from delctl.options import (
     DELTA,
     TOP_P,
@@ -120,11 +120,11 @@ class _Chat:
     def run(self, variant: str | None) -> None:
         """Chat until the end of the input. Raises what would fail for every message."""
         from client_lib.prompts.spans import CLEAR
+        from del_core.bundle import for_chat
 
         known = self._client.variants()
         if variant is None:
-            made_for_it = [one for one in known.values() if one.task == CHAT_TASK]
-            variant = least_epsilon(self._client, made_for_it or list(known.values()))
+            variant = least_epsilon(self._client, for_chat(known.values()))
         self._begin(variant)
         # A bundle without a template, or another reason, is found before anybody has written.
         from client_lib import Message

@@ -92,7 +92,7 @@ class Subject:
     bundle: Bundle
     settings: Settings
     prompt: str
-    template: ChatTemplate | None  # of a model whose bundle has variants for chat
+    template: ChatTemplate | None  # of a model that answers questions
 
     @property
     def name(self) -> str:
@@ -101,9 +101,11 @@ class Subject:
 
     @property
     def variants(self) -> list[str]:
-        """The variants that are shown: those for chat, if the prompt is a question."""
-        found = self.bundle.variants
-        return [name for name, variant in found.items() if self.template is None or variant.task == "chat"]
+        """The variants that are shown: those to chat with, if the prompt is a question."""
+        from del_core.bundle import for_chat
+
+        found = list(self.bundle.variants.values())
+        return [variant.name for variant in (found if self.template is None else for_chat(found))]
 
     def spans(self, prompt: str, variant: str) -> tuple[Span, ...]:
         """Return the prompt as spans: of a chat, only the template is public."""
@@ -119,7 +121,7 @@ def _subject(model: str | None, bundle: Path | None, notes: Console) -> Subject:
     """Return what the options name. The model smollm2 is downloaded if it is missing."""
     from client_lib.prompts.chat import ChatTemplate
     from del_core import demo as shipped
-    from del_core.bundle import load_bundle
+    from del_core.bundle import CHAT_TASK, load_bundle
     from del_core.lm.known import DownloadError
     from deployments.settings import Settings
 
@@ -136,12 +138,9 @@ def _subject(model: str | None, bundle: Path | None, notes: Console) -> Subject:
         except DownloadError as error:
             raise click.ClickException(f"{error}. Without a download: delctl demo --model {TINY}") from None
     loaded = load_bundle(bundle)
-    template = None
-    if any(variant.task == "chat" for variant in loaded.variants.values()):
-        chat = loaded.manifest.chat
-        # Bundles of earlier versions carry none.
-        files = directory / "tokenizer_config.json"
-        template = ChatTemplate.from_tokenizer_config(files) if chat is None else ChatTemplate.of(chat)
+    template = None if loaded.manifest.chat is None else ChatTemplate.of(loaded.manifest.chat)
+    if template is None and any(variant.task == CHAT_TASK for variant in loaded.variants.values()):
+        template = ChatTemplate.from_tokenizer_config(directory / "tokenizer_config.json")  # an earlier version's
     engine = {"max_model_len": _CONTEXT} if model in (None, SMOLLM2) else {}
     settings = Settings.model_validate(
         {"bundle": str(bundle.resolve()), "base_model": str(directory.resolve()), "engine": engine}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from delctl.commands._evaluation import state_quality, warn
+from delctl.commands._evaluation import check_variants, state_quality, warn
 from delctl.options import TEXT_FILE, json_option, threads_option
 from delctl.places import PLACE, bundle_place, model_of, model_place
 from delctl.terminal import console, observed, plain_table, print_json, printable
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--chat",
     type=TEXT_FILE,
-    help="Evaluate the variants for chat instead, on the last lines of the file that they have learned from.",
+    help="Evaluate on conversations instead: the last lines of the file that the variants have learned from.",
 )
 @click.option("--variant", "variants", multiple=True, help="Of these variants only; repeat for several.")
 @click.option(
@@ -96,11 +96,7 @@ def evaluate(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    for name in variants:
-        if name not in loaded.variants:
-            raise click.BadParameter(
-                f"{name} is not in the bundle, which has {', '.join(loaded.variants)}", param_hint="--variant"
-            )
+    check_variants(loaded, variants)
 
     from del_core.audit import records
     from del_core.audit.quality import read_quality
@@ -112,7 +108,7 @@ def evaluate(
     notes = console(stderr=True, quiet=quiet)
     if text is None:
         assert chat is not None
-        _chat(loaded, model, chat, sizes["passages"], variants, as_json, notes)
+        _chat(loaded, model, chat, sizes["passages"], variants, controls, as_json, notes)
         return
     content = read_texts([text])[0]
     lm = load_base_lm(model)
@@ -163,6 +159,7 @@ def _chat(
     chat: Path,
     most: int,
     variants: tuple[str, ...],
+    controls: tuple[Path, ...],
     as_json: bool,
     notes: Console,
 ) -> None:
@@ -172,16 +169,18 @@ def _chat(
     from del_core.audit import records
     from del_core.evaluation.chat import evaluate_chat
     from del_core.lm.model import load_base_lm
+    from del_core.training.control import load_control
     from del_core.training.examples import Conversations
 
     lm = load_base_lm(model)
+    known = [load_control(directory, lm) for directory in controls]
     conversations = Conversations.read(chat, Tokenizer.from_str(lm.tokenizer_json.decode())).test[:most]
     with observed(notes, whole=True) as observer:
-        result = evaluate_chat(bundle, lm, conversations, variants=variants, observer=observer)
+        result = evaluate_chat(bundle, lm, conversations, variants=variants, controls=known, observer=observer)
     if as_json:
         print_json(records.to_json(result))
         return
-    numbers = ("PPL of the answer", "of clear", "soft prompt", "similarity", "over others", "ROUGE-L")
+    numbers = ("PPL of the answer", "of clear", "soft prompt", "gap closed", "similarity", "over others", "ROUGE-L")
     table = plain_table("method", *numbers, right=numbers)
     for row in result.rows:
         soft, similarity, lift, overlap = row.soft_prompt_ratio, row.similarity, row.similarity_lift, row.rouge_l
@@ -190,6 +189,7 @@ def _chat(
             f"{row.ppl.value:.2f}",
             f"{row.ppl_ratio.value:.3f}",
             "" if soft is None else f"{soft.value:.3f}",
+            "" if row.gap_closed is None else f"{row.gap_closed.value:.0%}",
             "" if similarity is None else f"{similarity.value:.3f}",
             "" if lift is None else f"{lift.value:+.3f}",
             "" if overlap is None else f"{overlap.value:.3f}",

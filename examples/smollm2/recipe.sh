@@ -20,7 +20,7 @@ for name in state_union inaugural grimm wizard_of_oz moby_dick pride_and_prejudi
 done
 sizes="--prompt-tokens 64 --continuation-tokens 32 --batch 4 --quiet"
 few="--evaluation-windows 16 --test-windows 24"
-steps=25  # of the soft prompts for text, controls included
+steps=25  # of the soft prompts without adapter
 
 if [ ! -e "$work/projection/projection.json" ]; then
     echo "== stage 1: projection"
@@ -34,52 +34,56 @@ if [ ! -e "$work/chat.jsonl" ]; then
     mv "$work/chat.part" "$work/chat.jsonl"
 fi
 
+# Levels of DEL as published: counts, a linear decoder and a soft prompt, which learns the text.
 train() { "$delctl" train soft-prompt --model "$model" --projection "$work/projection" $sizes $few --train-linear "$@"; }
 
-for variant in open:0.30:25 balanced:0.14:15 strict:0.065:10; do  # the last is the steps of the variant for chat
-    name=${variant%%:*} chat_steps=${variant##*:} level=${variant#*:}
-    level=${level%:*}
-    if [ ! -e "$work/$name/variant.json" ]; then
-        echo "== stage 2: $name, MAP ASR $level"
-        train "$@" --name "$name" --map-asr "$level" --steps $steps --out "$work/$name"
-    fi
-    if [ ! -e "$work/chat-$name/variant.json" ]; then
-        echo "== stage 2: chat-$name, the noise of $name"
-        ratio=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["ratio_numerator"] / 2**31)' \
-            "$work/$name/variant.json")
-        train "$@" --name "chat-$name" --task chat --chat "$work/chat.jsonl" --ratio "$ratio" --steps "$chat_steps" \
-            --out "$work/chat-$name"
-    fi
+for variant in open:0.30 balanced:0.14 strict:0.065; do
+    name=published-${variant%%:*} level=${variant#*:}
+    [ -e "$work/$name/variant.json" ] && continue
+    echo "== $name, MAP ASR $level"
+    train "$@" --name "$name" --task published --map-asr "$level" --steps $steps --out "$work/$name"
+done
+for kind in nothing clear; do
+    [ -e "$work/control-published-$kind/control.json" ] && continue
+    echo "== control without an adapter: $kind"
+    "$delctl" train control --kind "$kind" --model "$model" "$@" $sizes $few --steps $steps \
+        --out "$work/control-published-$kind"
 done
 
-for kind in nothing clear; do
+# The levels: codes with an adapter, for text and for chat. An adapter that has learned the text behind 256 codes is
+# the start of all, and of the controls. From there everybody learns what the model expects of the clear prompt.
+longer="--prompt-tokens 64 --continuation-tokens 32 --batch 4 --quiet --evaluation-windows 16 --test-windows 48"
+if [ ! -e "$work/begin/variant.json" ]; then
+    echo "== start of the levels"
+    "$delctl" train codes --model "$model" "$@" $longer --name begin --epsilon 8 --bits 8 --steps 250 --adapter-rank 8 \
+        --out "$work/begin"
+fi
+distilled="--start $work/begin --chat $work/chat.jsonl --chat-share 0.5 --distillation --adapter-rank 4"
+distilled="$distilled --learning-rate 3e-3 --steps 200"
+for variant in balanced:8:8:0.7 strict:6:4.5:1 open:8:8:1; do  # bits of a code, epsilon, power of the frequency
+    name=${variant%%:*} codes=${variant#*:}
+    bits=${codes%%:*} codes=${codes#*:}
+    [ -e "$work/$name/variant.json" ] && continue
+    echo "== level: $name"
+    # shellcheck disable=SC2086
+    "$delctl" train codes --model "$model" "$@" $longer $distilled --name "$name" --bits "$bits" \
+        --epsilon "${codes%:*}" --frequency-power "${codes#*:}" --out "$work/$name"
+done
+for kind in clear nothing; do
     [ -e "$work/control-$kind/control.json" ] && continue
     echo "== control: $kind"
-    "$delctl" train control --kind "$kind" --model "$model" "$@" $sizes $few --steps $steps --out "$work/control-$kind"
-done
-
-# Variants of codes, with an adapter, and controls that have one, too.
-longer="--prompt-tokens 64 --continuation-tokens 32 --batch 4 --quiet --evaluation-windows 16 --test-windows 48"
-for name in codes:250:8 chat-codes:100:4; do
-    ranked=${name#*:} name=${name%%:*}
-    [ -e "$work/$name/variant.json" ] && continue
-    echo "== codes: $name"
-    answers=""
-    [ "$name" = codes ] || answers="--task chat --chat $work/chat.jsonl"
     # shellcheck disable=SC2086
-    "$delctl" train codes --model "$model" "$@" $longer $answers --name "$name" --epsilon 8 --bits 8 \
-        --steps "${ranked%:*}" --adapter-rank "${ranked#*:}" --out "$work/$name"
-done
-for kind in nothing clear; do
-    [ -e "$work/control-$kind-adapted/control.json" ] && continue
-    echo "== control with an adapter: $kind"
-    "$delctl" train control --kind "$kind" --model "$model" "$@" $longer --steps 250 --adapter-rank 8 \
-        --out "$work/control-$kind-adapted"
+    "$delctl" train control --kind "$kind" --model "$model" "$@" $longer $distilled --out "$work/control-$kind"
 done
 
 echo "== bundle"
+levels="strict balanced open" published="published-strict published-balanced published-open"
+texts=
+for name in state_union inaugural grimm wizard_of_oz moby_dick pride_and_prejudice alice shakespeare wikipedia; do
+    texts="$texts --attacker-text $work/text/$name.txt"
+done
 set --
-for name in strict balanced open codes chat-strict chat-balanced chat-open chat-codes; do
+for name in $levels $published; do
     set -- "$@" --variant "$work/$name"
 done
 "$delctl" bundle --name SmolLM2-135M-Instruct --model "$model" --projection "$work/projection" "$@" --table int8 \
@@ -88,16 +92,18 @@ done
 echo "== evaluation"
 evaluate() { "$delctl" evaluate "$work/bundle" --model "$model" --quiet --json "$@"; }
 text="--text $work/text/held_out.txt --prompt-tokens 64 --written 4"
+controls="--control $work/control-clear --control $work/control-nothing"
 # shellcheck disable=SC2086
-evaluate $text --passages 32 --variant strict --variant balanced --variant open --control "$work/control-clear" \
-    --control "$work/control-nothing" >"$work/evaluation.json"
+evaluate $text --passages 96 $controls --variant strict --variant balanced --variant open >"$work/evaluation.json"
 # shellcheck disable=SC2086
-evaluate $text --passages 96 --variant codes --control "$work/control-clear-adapted" \
-    --control "$work/control-nothing-adapted" >"$work/evaluation_codes.json"
-evaluate --chat "$work/chat.jsonl" --passages 6 --variant chat-strict --variant chat-balanced --variant chat-open \
-    >"$work/evaluation_chat.json"
-evaluate --chat "$work/chat.jsonl" --passages 6 --variant chat-codes >"$work/evaluation_chat_codes.json"
+evaluate $text --passages 32 --control "$work/control-published-clear" --control "$work/control-published-nothing" \
+    --variant published-strict --variant published-balanced --variant published-open >"$work/evaluation_published.json"
+# shellcheck disable=SC2086
+evaluate --chat "$work/chat.jsonl" $controls >"$work/evaluation_chat.json"
 
 echo "== audit"
-"$delctl" audit "$work/bundle" --model "$model" --text "$work/text/held_out.txt" --out "$work/audit" --quick --update --quiet
+# shellcheck disable=SC2086
+"$delctl" audit "$work/bundle" --model "$model" --text "$work/text/held_out.txt" $texts --quick \
+    --attacker-budget standard,training=20,search=10 --variant strict --variant balanced --variant open \
+    --out "$work/audit" --update --quiet
 "$delctl" inspect "$work/bundle" | sed -n 2p

@@ -275,3 +275,16 @@ def test_variants_of_equal_noise_are_attacked_once(
     assert found["chat"]["attacks"] == found["open"]["attacks"] != found["strict"]["attacks"]
     audits = {name: variant.audit for name, variant in load_bundle(tiny.bundle).variants.items()}
     assert audits["chat"]["strongest_attack"] == audits["open"]["strongest_attack"]
+
+
+def test_only_the_named_variants_are_attacked_and_updated(
+    tiny: Tiny, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = load_bundle(tiny.bundle).variants["strict"].audit
+    assert _audit(tiny, text, tmp_path / "no", "--variant", "weak") == 2
+    assert "weak is not in the bundle, which has open, strict" in capsys.readouterr().err
+    assert _audit(tiny, text, tmp_path / "report", "--quick", "--update", "--variant", "open") == 0
+    assert list(json.loads((tmp_path / "report" / "audit.json").read_text(encoding="utf-8"))["variants"]) == ["open"]
+    after = load_bundle(tiny.bundle).variants
+    assert after["strict"].audit == before
+    assert "strongest_attack" in after["open"].audit

@@ -166,7 +166,7 @@ def test_the_demo_asks_smollm2(environment: dict[str, str]) -> None:
     report = json.loads(done.stdout)
     assert "SmolLM2" in report["model"]
     assert report["tokens_per_second"] > 1
-    assert [item["name"] for item in report["variants"]] == ["chat-strict", "chat-balanced", "chat-open", "chat-codes"]
+    assert [item["name"] for item in report["variants"]] == ["strict", "balanced", "open"]
     for text in (report["clear_completion"], *(item["completion"] for item in report["variants"])):
         assert sum(character.isalpha() or character == " " for character in text) > 0.8 * len(text), text
         assert len(text.split()) >= 8

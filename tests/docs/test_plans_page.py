@@ -35,9 +35,9 @@ def test_the_products_of_the_table() -> None:
 
 
 def test_what_the_page_says_of_the_variant() -> None:
-    mechanism = load_client(BUNDLE / "client").mechanism("chat-codes")
+    mechanism = load_client(BUNDLE / "client").mechanism("open")
     for plan in read_plans(PLANS).values():
-        assert plan.variant == "chat-codes"
+        assert plan.variant == "open"
         assert policy.known_epsilon(mechanism, 1e-300, 1) == pytest.approx(8.0, abs=1e-5)
         assert policy.known_epsilon(mechanism, 1e-300, 1) <= plan.max_epsilon_per_token
     (numerator,) = mechanism.noise_numerators

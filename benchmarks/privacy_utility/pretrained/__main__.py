@@ -30,9 +30,9 @@ from del_core.lm.text import read_texts, tokenize
 __all__ = ["main"]
 
 
-def _tasks(data: Path, work: Path, out: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _tasks(data: Path, work: Path, out: Path, names: Sequence[str], bundle: Path | None) -> Iterator[dict[str, Any]]:
     """Run the pieces of the tasks; yield the results after each."""
-    bench, nlu = command.bench(data, work, out, Plan(), timed_lines()), data / "nlu"
+    bench, nlu = command.bench(data, work, out, Plan(), timed_lines(), bundle), data / "nlu"
     tasks = (
         read_sentence_polarity(nlu / "sentence_polarity.train.tsv", nlu / "sentence_polarity.test.tsv"),
         read_mrpc(nlu / "mrpc.train.tsv", nlu / "mrpc.test.tsv"),
@@ -43,14 +43,15 @@ def _tasks(data: Path, work: Path, out: Path, names: Sequence[str]) -> Iterator[
         yield task_results(made.out, tuple(made.tasks))
 
 
-def _paper(data: Path, work: Path, out: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _paper(data: Path, work: Path, out: Path, names: Sequence[str], bundle: Path | None) -> Iterator[dict[str, Any]]:
     """Run the pieces of the paper's tables; yield the results after each.
 
     Soft prompts are trained on WikiText-2's validation part, and on the first half of that of Penn
     Treebank, whose second half is read.
     """
     plan = PaperPlan()
-    whole = command.bench(data, work, out, plan.comparison(("in-domain", "wikitext-2", "ptb")), timed_lines())
+    texts = plan.comparison(("in-domain", "wikitext-2", "ptb"))
+    whole = command.bench(data, work, out, texts, timed_lines(), bundle)
     valid, ptb = read_texts([data / "eval" / "wikitext2.valid.txt", data / "eval" / "ptb.valid.txt"])
     half = ptb.rfind("\n", 0, len(ptb) // 2) + 1
     place = out / "paper"
@@ -79,10 +80,15 @@ def _paper(data: Path, work: Path, out: Path, names: Sequence[str]) -> Iterator[
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folders eval, lm and nlu.")
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Checkpoints and prepared texts.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Results of the comparison.")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, exists=True),
+    help="Start from this bundle of the model, not from the one that ships.",
+)
 @click.option("--piece", "names", multiple=True, help="Compute this piece alone; may be repeated.")
-def main(part: str, data: Path, work: Path, out: Path, names: tuple[str, ...]) -> None:
+def main(part: str, data: Path, work: Path, out: Path, bundle: Path | None, names: tuple[str, ...]) -> None:
     """Compute the missing pieces of PART in order, and write its results after each."""
-    for found in (_tasks if part == "tasks" else _paper)(data, work, out, names):
+    for found in (_tasks if part == "tasks" else _paper)(data, work, out, names, bundle):
         (out / part / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -37,8 +37,7 @@ from benchmarks.privacy_utility.views import DELTA
 from del_core.accounting import epsilon as exact_epsilon
 from del_core.audit.calibration import mechanism_at
 from del_core.audit.corpus import Corpus, make_corpus
-from del_core.bundle import Bundle
-from del_core.evaluation.chat import CHAT
+from del_core.bundle import CHAT_TASK, Bundle
 from del_core.lm.adapter import AttachedAdapter, attached, load_tensors
 from del_core.lm.model import FrozenLM
 from del_core.lm.noise import step_generator
@@ -80,11 +79,12 @@ class PretrainedBench:
         self.lm, self.bundle, self.plan, self.out, self.work = lm, bundle, plan, out, work
         self.machine, self.say = machine, say
         bundle.check_model(lm.checksum)
-        text = [name for name, variant in bundle.variants.items() if variant.task != CHAT]
+        text = [name for name, variant in bundle.variants.items() if variant.task != CHAT_TASK]
         self._ratios = {
             name: mechanism.ratio for name in text if isinstance(mechanism := bundle.mechanism(name), BinomialMechanism)
         }
-        self.coded_name = next(name for name in text if name not in self._ratios and bundle.adapter(name) is not None)
+        coded = [name for name in text if name not in self._ratios and bundle.adapter(name) is not None]
+        self.coded_name = max(coded, key=lambda name: bundle.variants[name].audit["map"]["success"])  # that says most
         out.mkdir(parents=True, exist_ok=True)
         self.tokenizer = Tokenizer.from_str(lm.tokenizer_json.decode())
         self.texts = dict(texts)

@@ -47,13 +47,17 @@ _P = TypeVar("_P", bound=_Piece)
 
 @dataclass(frozen=True)
 class Run:
-    """What the command line asks for: directories, levels and pieces; none is the plan's own."""
+    """What the command line asks for: directories, levels and pieces; none is the plan's own.
+
+    The bundle is the one that ships, unless another is given.
+    """
 
     data: Path | None
     work: Path | None
     out: Path | None
     levels: tuple[float, ...] = ()
     pieces: tuple[str, ...] = ()
+    bundle: Path | None = None
 
     @property
     def plan(self) -> Plan:
@@ -61,8 +65,10 @@ class Run:
         return replace(Plan(), levels=self.levels) if self.levels else Plan()
 
 
-def bench(data: Path, work: Path, out: Path, plan: Plan, say: Callable[[str], None]) -> PretrainedBench:
-    """Return the bench for SmolLM2, its shipped bundle and the texts in ``data``.
+def bench(
+    data: Path, work: Path, out: Path, plan: Plan, say: Callable[[str], None], bundle: Path | None = None
+) -> PretrainedBench:
+    """Return the bench for SmolLM2, a bundle of it and the texts in ``data``.
 
     The training text is that of the shipped bundle: ``examples/smollm2/prepare_text.py`` makes it,
     into ``work/text``, with the books' ends, which are the in-domain text. WikiText-2's test part
@@ -82,7 +88,7 @@ def bench(data: Path, work: Path, out: Path, plan: Plan, say: Callable[[str], No
     }
     return PretrainedBench(
         load_frozen_lm(model, texts),
-        load_bundle(smollm2_bundle_path()),
+        load_bundle(bundle or smollm2_bundle_path()),
         corpora,
         plan,
         out=out / PIECES,
@@ -114,7 +120,7 @@ def compare(wanted: Run) -> dict[str, Any]:
     assert wanted.out is not None
     plan = wanted.plan
     todo = chosen(pieces_of(plan), wanted.pieces)
-    run = bench(wanted.data, wanted.work, wanted.out, plan, timed_lines())
+    run = bench(wanted.data, wanted.work, wanted.out, plan, timed_lines(), wanted.bundle)
     for piece in todo:
         run.run(piece)
         report(wanted.out, plan)

@@ -18,7 +18,7 @@ from benchmarks.privacy_utility.pretrained.plan import (
     Plan,
     pieces_of,
 )
-from del_core.evaluation.bootstrap import Interval, paired_interval, perplexity_interval, ppl_ratio
+from del_core.evaluation.bootstrap import Interval, gap_closed, paired_interval, perplexity_interval, ppl_ratio
 
 __all__ = ["STRONGEST", "results"]
 
@@ -92,7 +92,7 @@ def _rows(name: str, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     for corpus in _corpora(one):
         gap = None
         if nothing is not None and clear is not None and one["start"] == "adapter" and noise:
-            gap = paired_interval(_gap, *_losses(corpus, one, nothing, clear)).to_json()
+            gap = paired_interval(gap_closed, *_losses(corpus, one, nothing, clear)).to_json()
         rows.append(
             {
                 "piece": name,
@@ -120,19 +120,13 @@ def _rate(found: Mapping[str, float] | None) -> list[float] | None:
     return None if found is None else [found[key] for key in ("success", "low", "high")]
 
 
-def _gap(own: np.ndarray, nothing: np.ndarray, clear: np.ndarray) -> np.ndarray:
-    """Return the share of the way from one control, 0, to the other, 1, in perplexity."""
-    share: np.ndarray = (np.exp(nothing) - np.exp(own)) / (np.exp(nothing) - np.exp(clear))
-    return share
-
-
 def _compared(
     own: Mapping[str, Any], other: Mapping[str, Any], clear: Mapping[str, Any] | None, corpus: str
 ) -> dict[str, Any]:
     """Compare with DEL as published; the gap is what it leaves open to the trained clear prompt."""
     here: dict[str, Any] = {f"ppl ratio to {PUBLISHED}": _ratio(own, other, corpus).to_json()}
     if clear is not None:
-        here["share of the gap closed"] = paired_interval(_gap, *_losses(corpus, own, other, clear)).to_json()
+        here["share of the gap closed"] = paired_interval(gap_closed, *_losses(corpus, own, other, clear)).to_json()
     return here
 
 

@@ -4,7 +4,7 @@ import { DelClient, DelError, Ledger, MemoryStorage, type EncodedPrompt, type Sp
 import type { LogPrior } from "del-serve/reading";
 import { byId, make, percent, shown } from "./dom.js";
 import { Editor } from "./editor.js";
-import { preferred, showLevels, strongest } from "./levels.js";
+import { forChat, preferred, showLevels, strongest } from "./levels.js";
 import { Tokens, type Reading } from "./tokens.js";
 
 interface Settings {
@@ -95,7 +95,7 @@ class Playground {
   }
 
   private get isChat(): boolean {
-    return this.settings.chat !== null && this.variants.get(this.variant)!.task === "chat";
+    return this.settings.chat !== null && forChat([...this.variants.values()]).some(({ name }) => name === this.variant);
   }
 
   private changed(): void {

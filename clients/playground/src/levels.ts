@@ -29,11 +29,20 @@ export function strongest(variant: Variant): Attack | null {
   return found.sort((a, b) => b.success - a.success)[0] ?? null;
 }
 
-/** The variant that is shown first: of a chat, the one with the least epsilon that a decoder of codes reads; else the middle one. */
+/** The variants to chat with: those of that task, else the general ones, else all. */
+export function forChat(variants: readonly Variant[]): readonly Variant[] {
+  for (const task of ["chat", "general"]) {
+    const found = variants.filter((variant) => variant.task === task);
+    if (found.length) return found;
+  }
+  return variants;
+}
+
+/** The variant that is shown first: of those to chat with, the code with the least epsilon; else the middle one. */
 export function preferred(variants: readonly Variant[], epsilons: ReadonlyMap<string, number>): string {
-  const chats = variants.filter((variant) => variant.task === "chat");
-  const codes = (chats.length ? chats : variants).filter((variant) => "noiseNumerators" in variant.mechanism);
-  const among = codes.length ? codes : chats.length ? chats : variants;
+  const chats = forChat(variants);
+  const codes = chats.filter((variant) => "noiseNumerators" in variant.mechanism);
+  const among = codes.length ? codes : chats;
   const sorted = [...among].sort((a, b) => epsilons.get(a.name)! - epsilons.get(b.name)!);
   return sorted[codes.length ? 0 : sorted.length >> 1]!.name;
 }
@@ -47,7 +56,10 @@ export function showLevels(
 ): void {
   const inSight = variants.find((variant) => variant.name === first)!.task;
   const tasks = [...new Set(variants.map((variant) => variant.task))];
-  const title = (task: string): string => (tasks.length === 1 ? "Privacy level" : task === "chat" ? "Privacy level of a question" : "Privacy level of a text to continue");
+  const titles: Record<string, string> = tasks.includes("chat")
+    ? { chat: "Privacy level of a question", general: "Privacy level of a text to continue" }
+    : { general: "Privacy level" };
+  const title = (task: string): string => (tasks.length === 1 ? "Privacy level" : (titles[task] ?? `Privacy level: ${task}`));
   const group = (task: string): HTMLElement => {
     const captions = make("div", "captions", make("span", "", "ε a token"), make("span", "", "attack reads"));
     captions.ariaHidden = "true";

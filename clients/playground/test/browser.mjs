@@ -30,10 +30,15 @@ async function ready(page) {
   });
 }
 
-/** The page has taken up a change of the text, the marks or the level. */
+/** The page has taken up a change of the text, the marks or the level. The button may be disabled for an instant only. */
 async function changed(page, act) {
+  await page.evaluate(() => {
+    const send = document.getElementById("send");
+    window.takenUp = false;
+    new MutationObserver(() => (window.takenUp ||= send.disabled)).observe(send, { attributeFilter: ["disabled"] });
+  });
   await act();
-  await page.waitForFunction(() => document.getElementById("send").disabled);
+  await page.waitForFunction(() => window.takenUp);
   await ready(page);
 }
 

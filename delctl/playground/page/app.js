@@ -3270,17 +3270,25 @@ function strongest(variant) {
   });
   return found.sort((a, b) => b.success - a.success)[0] ?? null;
 }
+function forChat(variants) {
+  for (const task of ["chat", "general"]) {
+    const found = variants.filter((variant) => variant.task === task);
+    if (found.length) return found;
+  }
+  return variants;
+}
 function preferred(variants, epsilons) {
-  const chats = variants.filter((variant) => variant.task === "chat");
-  const codes = (chats.length ? chats : variants).filter((variant) => "noiseNumerators" in variant.mechanism);
-  const among = codes.length ? codes : chats.length ? chats : variants;
+  const chats = forChat(variants);
+  const codes = chats.filter((variant) => "noiseNumerators" in variant.mechanism);
+  const among = codes.length ? codes : chats;
   const sorted = [...among].sort((a, b) => epsilons.get(a.name) - epsilons.get(b.name));
   return sorted[codes.length ? 0 : sorted.length >> 1].name;
 }
 function showLevels(variants, epsilons, first, chosen) {
   const inSight = variants.find((variant) => variant.name === first).task;
   const tasks = [...new Set(variants.map((variant) => variant.task))];
-  const title = (task) => tasks.length === 1 ? "Privacy level" : task === "chat" ? "Privacy level of a question" : "Privacy level of a text to continue";
+  const titles = tasks.includes("chat") ? { chat: "Privacy level of a question", general: "Privacy level of a text to continue" } : { general: "Privacy level" };
+  const title = (task) => tasks.length === 1 ? "Privacy level" : titles[task] ?? `Privacy level: ${task}`;
   const group = (task) => {
     const captions = make("div", "captions", make("span", "", "ε a token"), make("span", "", "attack reads"));
     captions.ariaHidden = "true";
@@ -3569,7 +3577,7 @@ var Playground = class _Playground {
     return [{ public: chat.before }, ...spans, { public: chat.after }];
   }
   get isChat() {
-    return this.settings.chat !== null && this.variants.get(this.variant).task === "chat";
+    return this.settings.chat !== null && forChat([...this.variants.values()]).some(({ name }) => name === this.variant);
   }
   changed() {
     clearTimeout(this.timer);

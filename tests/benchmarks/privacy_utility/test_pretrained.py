@@ -211,6 +211,7 @@ def test_pieces_are_named_once_and_untrained_ones_come_first():
         (["--model", "smollm2", "--quick", "--out", "x"], "leave it out with --model"),
         (["--model", "smollm2", "--out", "x"], "--model needs --data DIR and --work DIR"),
         (["--quick", "--piece", "clear"], "--piece goes with --model"),
+        (["--quick", "--bundle", "."], "--bundle goes with --model"),
     ],
 )
 def test_options_that_do_not_go_together(arguments, said):

@@ -9,12 +9,13 @@ import pytest
 from tokenizers import Tokenizer
 
 from del_core.accounting import epsilon
-from del_core.bundle import load_bundle
+from del_core.bundle import for_chat, load_bundle
 from del_core.demo import smollm2_bundle_path
 from del_core.mechanism.base import MAX_EPSILON_PER_TOKEN
 
 _ROOT = Path(__file__).resolve().parents[3]
-_LEVELS = ("strict", "balanced", "open", "codes")
+_LEVELS = ("strict", "balanced", "open")
+_PUBLISHED = tuple(f"published-{level}" for level in _LEVELS)
 _FIGURES = json.loads((_ROOT / "benchmarks/results/training_smollm2.json").read_text(encoding="utf-8"))
 
 
@@ -27,20 +28,21 @@ def test_it_is_small_enough_to_ship():
     assert sum(path.stat().st_size for path in smollm2_bundle_path().rglob("*") if path.is_file()) <= 16 * 10**6
 
 
-def test_a_client_accepts_every_level_and_chat_has_the_noise_of_its_level(bundle):
-    assert list(bundle.variants) == [*_LEVELS, *(f"chat-{level}" for level in _LEVELS)]
+def test_a_client_accepts_every_level(bundle):
+    assert list(bundle.variants) == [*_LEVELS, *_PUBLISHED]
     for name, variant in bundle.variants.items():
         exact = epsilon(bundle.mechanism(name), variant.guarantees.delta)
         assert variant.guarantees.epsilon == pytest.approx(exact, rel=1e-9)
         assert exact <= MAX_EPSILON_PER_TOKEN
-        assert variant.task == ("chat" if name.startswith("chat-") else "general")
-        assert bundle.mechanism(name) == bundle.mechanism(name.removeprefix("chat-"))
-    found = [bundle.variants[level].guarantees.epsilon for level in _LEVELS[:-1]]
-    assert found == sorted(found)
+        assert variant.task == ("published" if name in _PUBLISHED else "general")
+    for names in (_LEVELS, _PUBLISHED):
+        found = [bundle.variants[level].guarantees.epsilon for level in names]
+        assert found == sorted(found)
+    assert [variant.name for variant in for_chat(bundle.variants.values())] == list(_LEVELS)
 
 
-def test_codes_have_a_pure_epsilon_and_an_adapter(bundle):
-    for name in ("codes", "chat-codes"):
+def test_the_levels_have_a_pure_epsilon_and_an_adapter(bundle):
+    for name in _LEVELS:
         variant = bundle.variants[name]
         assert bundle.mechanism(name).kind == "categorical"
         assert variant.guarantees.delta == 0.0
@@ -61,8 +63,8 @@ def test_the_readme_quotes_the_manifest(bundle, level):
     (row,) = (line for line in readme.splitlines() if line.startswith(f"| {level} |"))
     variant = bundle.variants[level]
     *_, attacked, cost = (cell.strip() for cell in row.strip("|").split("|"))
-    assert attacked == f"{100 * variant.audit['map']['success']:.1f} %"
-    assert cost == f"{variant.guarantees.epsilon:.0f}"
+    assert attacked == f"{100 * variant.audit['strongest_attack']['success']:.1f} %"
+    assert cost == f"{variant.guarantees.epsilon:.1f}"
 
 
 def test_the_template_ends_a_turn_with_one_token(bundle):

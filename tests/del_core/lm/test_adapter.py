@@ -13,7 +13,7 @@ from del_core.bundle import Adapter, BundleError, load_bundle, write_bundle
 from del_core.bundle.manifest import AdapterShape
 from del_core.evaluation.bundle import BundleView
 from del_core.evaluation.measure import passage_nll
-from del_core.lm.adapter import AdapterError, adapted, attached, new_shape
+from del_core.lm.adapter import AdapterError, adapted, attached, new_shape, start_from
 from del_core.lm.model import load_base_lm
 from tests.support.adapters import random_adapter
 from tests.support.bundle import bundle_content, make_variant
@@ -46,6 +46,31 @@ def test_a_new_adapter_changes_nothing_and_only_it_is_trained(lm):
         assert torch.equal(_logits(lm), before)
         trained = {name for name, parameter in lm.model.named_parameters() if parameter.requires_grad}
         assert len(trained) == len(layers.parameters()) == 2 * 7 * lm.model.config.num_hidden_layers
+
+
+def _product(tensors, name, shape):
+    low, high = (np.asarray(tensors[name.replace("lora_A", part)], np.float64) for part in ("lora_A", "lora_B"))
+    return shape.alpha / shape.rank * high @ low
+
+
+@pytest.mark.parametrize("rank", [2, 4, 7])
+def test_an_adapter_begins_as_the_nearest_of_its_rank(lm, rank):
+    given = random_adapter(lm.model, 4)
+    with attached(lm.model, new_shape(lm.model, rank)) as layers:
+        start_from(layers, given)
+        found, shape = {name: one.detach().numpy() for name, one in layers.parameters().items()}, layers.shape
+    for name in (one for one in given.tensors if "lora_A" in one):
+        wanted = _product(given.tensors, name, given.shape)
+        u, values, v = np.linalg.svd(wanted, full_matrices=False)
+        values[rank:] = 0.0
+        assert _product(found, name, shape) == pytest.approx((u * values) @ v, abs=1e-5 * np.abs(wanted).max() + 1e-9)
+
+
+def test_an_adapter_of_other_layers_is_no_start(lm):
+    given = random_adapter(lm.model, 2)
+    other = Adapter(given.shape, dict(list(given.tensors.items())[1:]))
+    with attached(lm.model, new_shape(lm.model, 2)) as layers, pytest.raises(AdapterError, match="got others: "):
+        start_from(layers, other)
 
 
 def test_a_model_without_linear_layers_of_these_names(lm):

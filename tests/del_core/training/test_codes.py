@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file as load_arrays
 
 from del_core.audit import settings as audit_settings
 from del_core.audit.settings import AttackerBudget, AuditConfig, InverterConfig, ProvenConfig
@@ -148,6 +149,75 @@ def test_an_adapter_goes_on_from_its_variant(work):
         assert new["held_out_loss"] <= old["held_out_loss"] + 1e-6, "the start was lost"
     bundle = load_bundle(work / "both")
     assert {name: variant.adapter.rank for name, variant in bundle.variants.items()} == {"counts": 2, "coded": 2}
+
+
+@pytest.fixture(scope="module")
+def mixed(work):
+    """Two variants that begin as another one, controls alike, and the conversations they learn."""
+    chat = work / "chat.jsonl"
+    lines = (
+        {
+            "prompt": [{"text": "Ask: ", "private": False}, {"text": f"the {n} cats", "private": True}],
+            "answer": f" {n}!",
+        }
+        for n in range(40)
+    )
+    chat.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    common = (
+        "--model", work / "model", "--text", work / "text.txt", "--prompt-tokens", 16, "--continuation-tokens", 4,
+        "--batch", 2, "--steps", 3, "--test-windows", 4, "--evaluation-windows", 4, "--chat", chat, "--chat-share", 0.5,
+        "--distillation", "--adapter-rank", 1, "--start", work / "adapted", "--quiet",
+    )  # fmt: skip
+    codes = ("train", "codes", *common, "--columns", 2)
+    _run(*codes, "--name", "alike", "--epsilon", 3, "--bits", 4, "--out", work / "alike")
+    _run(*codes, "--name", "fewer", "--epsilon", 3, "--bits", 2, "--out", work / "fewer")
+    for kind in ("clear", "nothing"):
+        _run("train", "control", "--kind", kind, *common, "--out", work / f"control-{kind}")
+    _run(
+        "bundle", "--model", work / "model", "--projection", work / "stage1", "--variant", work / "alike",
+        "--variant", work / "fewer", "--out", work / "levels",
+    )  # fmt: skip
+    return chat
+
+
+def test_a_variant_begins_as_another_and_keeps_codes_that_are_formed_alike(work, mixed):
+    begun, alike, fewer = (
+        load_arrays(work / one / "codes.safetensors")["levels"] for one in ("adapted", "alike", "fewer")
+    )
+    assert np.array_equal(alike, begun)
+    assert fewer.max() < 4 <= begun.max()
+    written = json.loads((work / "fewer" / "variant.json").read_text("utf-8"))
+    assert written["chat_share"] == 0.5
+    assert written["chat_sha256"]
+    assert {one.adapter.rank for one in load_bundle(work / "levels").variants.values()} == {1}
+
+
+def test_a_start_of_another_length_and_a_share_of_nothing_are_named(work):
+    base = (
+        "train", "codes", "--model", work / "model", "--text", work / "text.txt", "--out", work / "no", "--name", "no",
+        "--epsilon", 3, "--prompt-tokens", 16, "--continuation-tokens", 4,
+    )  # fmt: skip
+    for options, said in (
+        (("--start", work / "adapted", "--rows", 64), "must be those of the run, 64, got 32"),
+        (("--chat-share", 0.5), "--chat-share 0.5 needs --chat FILE"),
+    ):
+        result = CliRunner().invoke(cli, [str(argument) for argument in (*base, *options)])
+        assert result.exit_code
+        assert said in result.output + str(result.exception)
+
+
+def test_variants_for_text_and_chat_are_judged_between_their_controls(work, mixed):
+    options = ("--control", work / "control-clear", "--control", work / "control-nothing", "--quiet", "--json")
+    found = json.loads(_run("evaluate", work / "levels", "--model", work / "model", "--chat", mixed, *options))
+    methods = [row["method"] for row in found["rows"]]
+    controls = ["clear prompt, trained alike", "no prompt, trained alike"]
+    assert methods == ["clear prompt", "no prompt", *controls, "alike", "fewer"]
+    rows = {row["method"]: row for row in found["rows"]}
+    clear, nothing, own = (rows[name]["ppl"][0] for name in (*controls, "alike"))
+    assert "gap_closed" not in rows[controls[0]]
+    # Random models hardly differ, so the share may be far outside 0 to 1.
+    assert rows["alike"]["gap_closed"][0] == pytest.approx((nothing - own) / (nothing - clear), rel=0.02, abs=0.02)
+    assert rows["alike"]["gap_closed"][0] != rows["fewer"]["gap_closed"][0]
 
 
 def test_an_adapter_needs_the_projection_of_counts_and_none_of_codes(work):
