@@ -160,9 +160,9 @@ SMOLLM2: dict[str, dict[str, Table]] = {
     "smollm2.md": {
         "run": Origin(_FILE),
         "levels": _levels,
-        "published": _published,
         "chat": _chat,
         "examples": _examples,
+        "published": _published,
         "controls": _controls,
         "stages": _stages,
         "encoder": _encoder,
