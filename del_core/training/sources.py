@@ -192,12 +192,13 @@ def source_of(lm: FrozenLM, config: VariantConfig, chat: Conversations | None, *
 
     With ``silent``, one token that says nothing stands in place of what is private.
     """
-    if chat is not None:
-        talk = SilentChatSource(chat, config, lm) if silent else ChatSource(chat, config, lm.embeddings.device)
-        if config.chat_share == 1.0:
-            return talk
+    if chat is None:
+        return SilentSource(lm, config) if silent else TextSource(lm, config)
+    talk = SilentChatSource(chat, config, lm) if silent else ChatSource(chat, config, lm.embeddings.device)
+    if config.chat_share == 1.0:
+        return talk
     text = SilentSource(lm, config) if silent else TextSource(lm, config)
-    return text if chat is None else MixedSource(text, talk, config.chat_share)
+    return MixedSource(text, talk, config.chat_share)
 
 
 def end_token(lm: BaseLM) -> int:
