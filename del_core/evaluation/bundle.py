@@ -195,4 +195,4 @@ def _control(control: Control, lm: BaseLM) -> tuple[str, ServerView]:
     clear = control.result.kind == CLEAR
     view: ClearPrompt | NoPrompt = ClearPrompt(lm.embeddings) if clear else NoPrompt(lm.embeddings, end_token(lm))
     view.soft_prompt, view.adapter = control.soft_prompt, control.adapter
-    return f"{'clear' if clear else 'no'} prompt, trained alike", view
+    return control.method, view

@@ -123,12 +123,11 @@ def evaluate_chat(
     bounds = {}
     for control in controls:
         kind = control.result.kind
-        method = f"{'clear' if kind == CLEAR else 'no'} prompt, trained alike"
-        observer.step(method, len(rows), views)
+        observer.step(control.method, len(rows), views)
         prompts = [in_front(control.soft_prompt, row[None])[0] for row in read(None if kind == CLEAR else silent)]
         with adapted(lm.model, control.adapter):
             bounds[kind] = nll(prompts)
-        add(method, bounds[kind])
+        add(control.method, bounds[kind])
     for name in chosen:
         observer.step(name, len(rows), views)
         view = BundleView(bundle, name, soft_prompt=False)

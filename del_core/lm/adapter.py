@@ -119,9 +119,7 @@ def start_from(layers: AttachedAdapter, adapter: Adapter) -> None:
     the own rank in the Frobenius norm (Eckart and Young, 1936). Raises AdapterError.
     """
     own, rank = layers.parameters(), layers.shape.rank
-    if own.keys() != adapter.tensors.keys():
-        other = min(own.keys() ^ adapter.tensors.keys())
-        raise AdapterError(f"adapter must have the tensors of the model's layers, got others: {other}")
+    _check_names(own, adapter.tensors)
     scale = adapter.shape.alpha / adapter.shape.rank * rank / layers.shape.alpha
     for name in own:
         if ".lora_A." not in name:
@@ -130,6 +128,12 @@ def start_from(layers: AttachedAdapter, adapter: Adapter) -> None:
         a, b = (torch.from_numpy(np.array(adapter.tensors[one], dtype=np.float32)) for one in pair)
         a, b = _of_rank(a, scale * b, rank)
         own[pair[0]][: len(a)], own[pair[1]][:, : len(a)] = a.to(own[name].device), b.to(own[name].device)
+
+
+def _check_names(own: Mapping[str, object], given: Mapping[str, object]) -> None:
+    if own.keys() != given.keys():
+        other = min(own.keys() ^ given.keys())
+        raise AdapterError(f"adapter must have the tensors of the model's layers, got others: {other}")
 
 
 def _of_rank(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,9 +150,7 @@ def _of_rank(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor,
 def load_tensors(layers: AttachedAdapter, tensors: Mapping[str, NDArray[np.floating[Any]]]) -> None:
     """Give an attached adapter the values of trained tensors. Raises AdapterError."""
     own = layers.parameters()
-    if own.keys() != tensors.keys():
-        other = min(own.keys() ^ tensors.keys())
-        raise AdapterError(f"adapter must have the tensors of the model's layers, got others: {other}")
+    _check_names(own, tensors)
     for name, parameter in own.items():
         value = torch.from_numpy(np.array(tensors[name], dtype=np.float32))
         if value.shape != parameter.shape:

@@ -57,6 +57,11 @@ class Control:
     soft_prompt: torch.Tensor
     adapter: Adapter | None = None
 
+    @property
+    def method(self) -> str:
+        """Its name in tables."""
+        return f"{'clear' if self.result.kind == CLEAR else 'no'} prompt, trained alike"
+
 
 def train_control(
     lm: FrozenLM,
