@@ -133,6 +133,8 @@ class VariantConfig(PromptedConfig):
     adapter_rank: int = field(default=0, metadata=OMITTED)  # of a low-rank adapter that is trained along; 0 for none
     adapter_learning_rate: float = field(default=1e-3, metadata=OMITTED)
     distillation: bool = field(default=False, metadata=OMITTED)  # learn the frozen LM's expectation, not the text
+    prompt_weight: float = field(default=0.0, metadata=OMITTED)  # of what follows a private token, in distillation
+    text_share: float = field(default=0.0, metadata=OMITTED)  # of the text itself, in distillation
     chat_share: float = field(default=1.0, metadata=OMITTED)  # of the steps, if there are conversations to learn
 
     def __post_init__(self) -> None:
@@ -142,6 +144,11 @@ class VariantConfig(PromptedConfig):
         if not 1 <= self.min_prompt_tokens <= self.prompt_tokens:
             raise ValueError(f"min_prompt_tokens must be in 1..{self.prompt_tokens}, got {self.min_prompt_tokens}")
         check_number("chat_share", self.chat_share, 0.0, 1.0, open_low=True, open_high=False)
+        for name in ("prompt_weight", "text_share"):
+            value = getattr(self, name)
+            check_number(name, value, 0.0, 1.0, open_low=False, open_high=name == "text_share")
+            if value and not self.distillation:
+                raise ValueError(f"{name} goes with distillation, got {value:g} without it")
 
     def identity(self, lm: FrozenLM) -> dict[str, Any]:
         found = super().identity(lm)
@@ -149,6 +156,9 @@ class VariantConfig(PromptedConfig):
             del found["adapter_rank"], found["adapter_learning_rate"]
         if not self.distillation:
             del found["distillation"]
+        for name in ("prompt_weight", "text_share"):
+            if not getattr(self, name):
+                del found[name]
         if self.chat_share == 1.0:
             del found["chat_share"]
         return found

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -41,6 +41,8 @@ class Examples:
         head: public token ids that stand in front of every row.
         wanted: log-probabilities (judged tokens, V), of :meth:`expected`, that are learned in place
             of the targets; None to learn the targets.
+        weights: how much each target counts in what is learned from ``wanted`` (batch, tokens);
+            None if all count alike.
     """
 
     tokens: torch.Tensor
@@ -48,6 +50,7 @@ class Examples:
     targets: torch.Tensor
     head: torch.Tensor
     wanted: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
 
     @classmethod
     def from_windows(cls, prompt: torch.Tensor, continuation: torch.Tensor, *, begin: int | None = None) -> Examples:
@@ -70,6 +73,16 @@ class Examples:
         places = self.private.any(dim=0).nonzero()
         return self.tokens[:, : int(places[-1]) + 1 if len(places) else 0]
 
+    def judging_prompts(self, weight: float) -> Examples:
+        """Return the examples with the successor of every private token as a target, too.
+
+        Each counts with ``weight``, and what was a target before with 1.
+        """
+        following = torch.nn.functional.pad(self.tokens[:, 1:], (0, 1), value=IGNORED)
+        added = self.private & (self.targets == IGNORED)
+        weights = torch.where(added, weight, 1.0)
+        return replace(self, targets=torch.where(added, following, self.targets), weights=weights)
+
     def of(self, shard: Shard) -> Examples:
         """Return the rows of one worker."""
         return self._only(shard.of(torch.arange(len(self), device=self.tokens.device)))
@@ -83,7 +96,8 @@ class Examples:
         """Return some rows, whose numbers ascend."""
         judged_in = (self.targets != IGNORED).nonzero()[:, 0]
         wanted = None if self.wanted is None else self.wanted[torch.isin(judged_in, rows)]
-        return Examples(self.tokens[rows], self.private[rows], self.targets[rows], self.head, wanted)
+        weights = None if self.weights is None else self.weights[rows]
+        return Examples(self.tokens[rows], self.private[rows], self.targets[rows], self.head, wanted, weights)
 
     def nll(self, model: PreTrainedModel, read: Read, soft_prompt: torch.Tensor) -> torch.Tensor:
         """Return the mean negative log-likelihood of every row's judged tokens, (batch,)."""
@@ -92,15 +106,17 @@ class Examples:
     def loss(self, model: PreTrainedModel, read: Read, soft_prompt: torch.Tensor) -> torch.Tensor:
         """Return what training minimizes, (batch,), in nats a judged token.
 
-        It is :meth:`nll`, or the Kullback-Leibler divergence from ``wanted`` where there is one.
+        It is :meth:`nll`, or the Kullback-Leibler divergence from ``wanted`` where there is one,
+        which is a mean over the judged tokens by their weights.
         """
         if self.wanted is None:
             return self.nll(model, read, soft_prompt)
         found = self._judged(judged_logits(model, *self._inputs(model, read, soft_prompt)))
         losses = (self.wanted.exp() * (self.wanted - found)).sum(dim=-1)
         judged = self.targets != IGNORED
-        sums = losses.new_zeros(len(self)).index_add(0, judged.nonzero()[:, 0], losses)
-        return sums / judged.sum(dim=1)
+        weights = judged.to(losses.dtype) if self.weights is None else judged * self.weights
+        sums = losses.new_zeros(len(self)).index_add(0, judged.nonzero()[:, 0], weights[judged] * losses)
+        return sums / weights.sum(dim=1)
 
     @torch.no_grad()
     def expected(self, model: PreTrainedModel) -> torch.Tensor:

@@ -194,7 +194,7 @@ def train_rows(
     adapter = {} if trained.adapter is None else trained.adapter.parameters()
     rates = dict.fromkeys(decoder, config.decoder_learning_rate / config.learning_rate)
     rates |= dict.fromkeys(adapter, config.adapter_learning_rate / config.learning_rate)
-    batches = Distilled(source, lm.model, trained.adapter) if config.distillation else source
+    batches = Distilled(source, lm.model, trained.adapter, config) if config.distillation else source
     return fit(
         {**rows, **decoder, **adapter}.items(),
         lambda step: loss(batches.batch(step), step_generator(config.seed, step, device)).mean(),

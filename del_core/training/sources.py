@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,7 +12,9 @@ import torch
 from transformers import PreTrainedModel
 
 from del_core.lm.adapter import AttachedAdapter
+from del_core.lm.device import products
 from del_core.lm.model import BaseLM, FrozenLM, ModelError
+from del_core.lm.perplexity import IGNORED
 from del_core.lm.text import TokenWindows
 from del_core.training.config import VariantConfig
 from del_core.training.examples import Conversation, Conversations, Examples
@@ -23,12 +26,14 @@ class Source(Protocol):
     """Where the examples of stage 2 come from.
 
     Attributes:
+        silent: whether the examples have no prompt, but a token that says nothing.
         identity: names it in checkpoints.
         validation: examples by which the best parameters are chosen.
         clear_validation: the same continuations behind what an LM without noise reads.
         test: examples of the perplexities that are reported.
     """
 
+    silent: bool
     identity: Mapping[str, str]
     validation: tuple[Examples, ...]
     clear_validation: tuple[Examples, ...]
@@ -47,16 +52,27 @@ class Distilled:
     What the LM expects when it reads the prompts in the clear (distillation; arXiv 1503.02531) says
     more of each token than the text, and learning it adapts the LM less to the text.
 
+    With ``config.text_share``, that share of what is learned is the text: hard targets beside soft
+    ones. With ``config.prompt_weight``, what is expected inside the prompt is learned, too, with
+    this weight: every beginning of a prompt is a prompt, so one window teaches at all its tokens.
+
     Args:
         adapter: what is trained inside the model; the LM that is learned from has none.
     """
 
-    def __init__(self, source: Source, model: PreTrainedModel, adapter: AttachedAdapter | None) -> None:
-        self._source, self._model, self._adapter = source, model, adapter
+    def __init__(
+        self, source: Source, model: PreTrainedModel, adapter: AttachedAdapter | None, config: VariantConfig
+    ) -> None:
+        self._source, self._model, self._adapter, self._config = source, model, adapter, config
+        self._prompt_weight = 0.0 if source.silent else config.prompt_weight
 
     def batch(self, step: int) -> Examples:
         """Return the examples of a step."""
-        return self._with_wanted(self._source.batch(step), self._source.clear(step))
+        own, clear = self._source.batch(step), self._source.clear(step)
+        if self._prompt_weight:
+            own, clear = (one.judging_prompts(self._prompt_weight) for one in (own, clear))
+        with products(own.tokens.device, self._config.bf16):
+            return self._with_wanted(own, clear)
 
     @property
     def validation(self) -> Iterator[Examples]:
@@ -67,11 +83,24 @@ class Distilled:
 
     def _with_wanted(self, own: Examples, clear: Examples) -> Examples:
         with nullcontext() if self._adapter is None else self._adapter.disabled():
-            return replace(own, wanted=clear.expected(self._model))
+            wanted = clear.expected(self._model)
+        if self._config.text_share:
+            wanted = _toward(wanted, own.targets[own.targets != IGNORED], self._config.text_share)
+        return replace(own, wanted=wanted)
+
+
+def _toward(expected: torch.Tensor, targets: torch.Tensor, share: float) -> torch.Tensor:
+    """Return log-probabilities (tokens, V) with ``share`` of the mass at the targets (tokens,)."""
+    found = expected + math.log1p(-share)
+    at = torch.arange(len(targets), device=targets.device), targets
+    found[at] = torch.logaddexp(found[at], found.new_tensor(math.log(share)))
+    return found
 
 
 class TextSource:
     """Windows of the LM's text: their first part is private, and the text goes on."""
+
+    silent = False
 
     def __init__(self, lm: FrozenLM, config: VariantConfig) -> None:
         self._config, self._windows = config, TokenWindows(lm.train, config.length, config.seed)
@@ -98,6 +127,8 @@ class TextSource:
 class SilentSource(TextSource):
     """The same continuations, each behind one token that says nothing."""
 
+    silent = True
+
     def __init__(self, lm: FrozenLM, config: VariantConfig) -> None:
         self._end = end_token(lm)
         super().__init__(lm, config)
@@ -116,6 +147,8 @@ class SilentSource(TextSource):
 
 class ChatSource:
     """Conversations: their template is public, and the answer follows."""
+
+    silent = False
 
     def __init__(self, conversations: Conversations, config: VariantConfig, device: torch.device) -> None:
         self._conversations, self._config, self._device = conversations, config, device
@@ -139,6 +172,8 @@ class ChatSource:
 
 class SilentChatSource(ChatSource):
     """The same answers, with one token that says nothing in place of each private span."""
+
+    silent = True
 
     def __init__(self, conversations: Conversations, config: VariantConfig, lm: FrozenLM) -> None:
         super().__init__(conversations, config, lm.embeddings.device)
@@ -164,6 +199,7 @@ class MixedSource:
 
     def __init__(self, text: TextSource, chat: ChatSource, share: float) -> None:
         self._text, self._chat, self._share = text, chat, share
+        self.silent = text.silent
         self.identity = chat.identity
         self.validation = text.validation + chat.validation
         self.clear_validation = text.clear_validation + chat.clear_validation

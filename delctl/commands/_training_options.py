@@ -74,6 +74,20 @@ DISTILLATION = click.option(
     is_flag=True,
     help="Learn what the LM expects when it reads the prompt in the clear, in place of the text.",
 )
+PROMPT_WEIGHT = click.option(
+    "--prompt-weight",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0.0, 1.0),
+    help="With --distillation, learn what the LM expects inside the prompt, too, with this weight.",
+)
+TEXT_SHARE = click.option(
+    "--text-share",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0.0, 1.0, max_open=True),
+    help="With --distillation, the share of the text, or of the answer, itself in what is learned.",
+)
 CHAT = click.option(
     "--chat",
     type=click.Path(path_type=Path),

@@ -21,9 +21,11 @@ from delctl.commands._training_options import (
     MODEL,
     NAME,
     PROJECTION,
+    PROMPT_WEIGHT,
     ROWS,
     TASK,
     TEXT,
+    TEXT_SHARE,
     run_options,
     stage_options,
 )
@@ -295,6 +297,8 @@ def encoder(**settings: Any) -> None:
 @ROWS
 @ADAPTER
 @DISTILLATION
+@TEXT_SHARE
+@PROMPT_WEIGHT
 @CHAT
 @CHAT_SHARE
 @click.option(
@@ -349,6 +353,8 @@ def soft_prompt(name: str, task: str, chat: Path | None, **settings: Any) -> Non
 @ROWS
 @ADAPTER
 @DISTILLATION
+@TEXT_SHARE
+@PROMPT_WEIGHT
 @CHAT
 @CHAT_SHARE
 @BEGIN
@@ -404,6 +410,8 @@ def codes(name: str, task: str, chat: Path | None, start: Path | None, **setting
 )
 @click.option("--rank", default=8, show_default=True, type=click.IntRange(1), help="Rank of the adapter.")
 @DISTILLATION
+@TEXT_SHARE
+@PROMPT_WEIGHT
 @CHAT
 @CHAT_SHARE
 @TEST_WINDOWS
@@ -474,6 +482,8 @@ def _conversations(place: Path | None, lm: FrozenLM) -> Conversations | None:
 @click.option("--rows", default=32, show_default=True, type=click.IntRange(32), help="Length of the soft prompt.")
 @ADAPTER
 @DISTILLATION
+@TEXT_SHARE
+@PROMPT_WEIGHT
 @CHAT
 @CHAT_SHARE
 @BEGIN

@@ -68,7 +68,7 @@ def test_one_source_is_that_source(lm, conversations):
 def test_nothing_private_is_read_and_the_same_is_learned(lm, conversations, step):
     """Rows lose private spans of different lengths, so what is expected must stay with its row."""
     silent = source_of(lm, _CONFIG, conversations, silent=True)
-    own, clear = Distilled(silent, lm.model, None).batch(step), silent.clear(step)
+    own, clear = Distilled(silent, lm.model, None, _CONFIG).batch(step), silent.clear(step)
     judged, wanted = (one[one != IGNORED].tolist() for one in (own.targets, clear.targets))
     assert judged == wanted
     private = set(clear.tokens[clear.private].tolist()) - set(clear.tokens[~clear.private].tolist())
