@@ -12,6 +12,7 @@ from del_core.demo import smollm2_bundle_path
 __all__ = ["SMOLLM2_COMPARISON"]
 
 _FILE = "privacy_utility_smollm2/results.json"
+_ATTACKERS = "privacy_utility_smollm2/attackers/results.json"
 _PUBLISHED = "DEL as published"
 _FIRST = "in-domain"
 _NAMES = {"codes": "codes", "counts": "counts", "gaussian": "Gaussian noise", "metric": "metric-DP noise"}
@@ -29,6 +30,26 @@ def _attacks() -> str:
             yield "a release that says nothing", "0 (pure)", *_rates(found["blind"])
 
     return table(("noise", "epsilon", "`map`", "`sequence`"), rows())
+
+
+def _attackers() -> str:
+    """Lay out what attackers recover who train a model, and the level in the comparison."""
+    names = ("map", "sequence", "bidirectional", "combined")
+    return table(
+        ("noise", "level", "epsilon", *(f"`{name}`" for name in names)),
+        (
+            (
+                _named(_NAMES[one["family"]], one["noise"]),
+                "" if one["level"] is None else percent(one["level"]),
+                epsilon(one["noise"]),
+                *(
+                    f"{interval([one['attacks'][name][key] for key in ('success', 'low', 'high')], '.1f', 100)} %"
+                    for name in names
+                ),
+            )
+            for one in load(_ATTACKERS)["noises"]
+        ),
+    )
 
 
 def _named(name: str, one: dict[str, Any]) -> str:
@@ -165,5 +186,6 @@ SMOLLM2_COMPARISON: dict[str, dict[str, Table]] = {
         "costs": _costs,
         "sweep": _sweep,
         "attacks": _attacks,
+        "attackers": _attackers,
     },
 }

@@ -1,9 +1,10 @@
-"""Tasks, and the paper's tables, on a pretrained model.
+"""Tasks, the paper's tables, and attackers who train, on a pretrained model.
 
     python -m benchmarks.privacy_utility.pretrained tasks --data DIR --work DIR --out DIR
     python -m benchmarks.privacy_utility.pretrained paper --data DIR --work DIR --out DIR
+    python -m benchmarks.privacy_utility.pretrained attackers --data DIR --work DIR --out DIR
 
-Both run in pieces beside those of ``python -m benchmarks.privacy_utility --model smollm2``, whose
+All run in pieces beside those of ``python -m benchmarks.privacy_utility --model smollm2``, whose
 directories they take: the attacked points in ``--out`` are reused. An interrupted run resumes.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 import click
 
 from benchmarks.privacy_utility.pretrained import command
+from benchmarks.privacy_utility.pretrained.attackers import AttackerBench, attacked_pieces
 from benchmarks.privacy_utility.pretrained.bench import PretrainedBench
 from benchmarks.privacy_utility.pretrained.paper import PaperBench, PaperPlan
 from benchmarks.privacy_utility.pretrained.paper_report import paper_results
@@ -75,8 +77,25 @@ def _paper(data: Path, work: Path, out: Path, names: Sequence[str], bundle: Path
         yield paper_results(place, made.pieces, plan)
 
 
+def _attackers(
+    data: Path, work: Path, out: Path, names: Sequence[str], bundle: Path | None
+) -> Iterator[dict[str, Any]]:
+    """Attack the noises of the comparison with trained models; yield the results after each."""
+    plan = Plan()
+    made = AttackerBench(
+        command.bench(data, work, out, plan, timed_lines(), bundle), command.training_texts(work), out / "attackers"
+    )
+    found = {}
+    for piece in command.chosen(attacked_pieces(plan), names):
+        found[piece.name] = made.run(piece)
+        yield {"noises": list(found.values())}
+
+
+_PARTS = {"tasks": _tasks, "paper": _paper, "attackers": _attackers}
+
+
 @click.command()
-@click.argument("part", type=click.Choice(["tasks", "paper"]))
+@click.argument("part", type=click.Choice(list(_PARTS)))
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folders eval, lm and nlu.")
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Checkpoints and prepared texts.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Results of the comparison.")
@@ -88,7 +107,7 @@ def _paper(data: Path, work: Path, out: Path, names: Sequence[str], bundle: Path
 @click.option("--piece", "names", multiple=True, help="Compute this piece alone; may be repeated.")
 def main(part: str, data: Path, work: Path, out: Path, bundle: Path | None, names: tuple[str, ...]) -> None:
     """Compute the missing pieces of PART in order, and write its results after each."""
-    for found in (_tasks if part == "tasks" else _paper)(data, work, out, names, bundle):
+    for found in _PARTS[part](data, work, out, names, bundle):
         (out / part / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -39,6 +39,7 @@ from del_core.audit.calibration import mechanism_at
 from del_core.audit.corpus import Corpus, make_corpus
 from del_core.bundle import CHAT_TASK, Bundle
 from del_core.lm.adapter import AttachedAdapter, attached, load_tensors
+from del_core.lm.device import products
 from del_core.lm.model import FrozenLM
 from del_core.lm.noise import step_generator
 from del_core.lm.text import TokenWindows, tokenize
@@ -51,6 +52,7 @@ from del_core.training.sources import end_token, source_of
 
 __all__ = ["PretrainedBench"]
 
+_Point = Mapping[str, Any] | None
 _Trained = tuple[dict[str, Any], dict[str, np.ndarray]]
 _BATCH = 16
 _FIRST = {COUNTS: 0.163, "gaussian": 0.8, "metric": 20.0}  # strengths that a search begins with
@@ -113,20 +115,26 @@ class PretrainedBench:
         path = self.work / "codes" / f"{table.name}.safetensors"
         if not path.exists():
             config = CodesConfig(**asdict(table), rows=0)
-            found = form_codes(self.lm, config, self._coded_mechanism(table), self.say)
+            found = form_codes(self.lm, config, self.coded_mechanism(table), self.say)
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({"codes": found.codes.contiguous(), "centers": found.centers.contiguous()}, path)
         arrays = load_file(path)
         return arrays["codes"], arrays["centers"]
 
     @staticmethod
-    def _coded_mechanism(table: CodeTable) -> CategoricalMechanism:
+    def coded_mechanism(table: CodeTable) -> CategoricalMechanism:
+        """Return the mechanism of codes."""
         return CategoricalMechanism.from_epsilon(table.epsilon, bits=table.bits)
 
     def mechanism(self, strength: float) -> Mechanism:
         """Return the counts' mechanism of a strength, the ratio r."""
         shipped = self.bundle.mechanism(next(iter(self._ratios)))
         return mechanism_at(strength, bits=shipped.bits, dim=shipped.dim, max_level=shipped.max_level)
+
+    @property
+    def counted_table(self) -> np.ndarray:
+        """The table (V, d) whose rows counts release."""
+        return np.asarray(self.bundle.client.table_of(next(iter(self._ratios))))
 
     def noise(self, family: str, strength: float, finish: Finish | None = None) -> GaussianNoise | MetricNoise:
         """Return the noise on embeddings of a strength."""
@@ -136,8 +144,7 @@ class PretrainedBench:
     def channel(self, family: str, strength: float) -> Channel:
         """Return what the attacks see of counts, or of a baseline's noise."""
         if family == COUNTS:
-            table = np.asarray(self.bundle.client.table_of(next(iter(self._ratios))))
-            return MechanismChannel(self.mechanism(strength), table)
+            return MechanismChannel(self.mechanism(strength), self.counted_table)
         return EmbeddingChannel(self.noise(family, strength))
 
     def promise(self, family: str, strength: float) -> dict[str, float | None]:
@@ -164,7 +171,7 @@ class PretrainedBench:
 
     def coded(self, table: CodeTable) -> dict[str, Any]:
         """Return the attacked point of codes."""
-        path, mechanism = self.out / f"attack-{CODES}.json", self._coded_mechanism(table)
+        path, mechanism = self.out / f"attack-{CODES}.json", self.coded_mechanism(table)
         about = {"strength": table.epsilon, "codes": table.name}
         known = [one for one in _points(path) if about.items() <= one.items()]
         if not known:
@@ -209,9 +216,9 @@ class PretrainedBench:
             torch.manual_seed(piece.seed)
             with attached(self.lm.model, shipped.shape) as layers:
                 load_tensors(layers, shipped.tensors)
-                trained, measured = self._train(piece, reader, self.coded_name, layers)
+                trained, measured = self._train(piece, point, reader, self.coded_name, layers)
         else:
-            trained, measured = self._train(piece, reader, self.nearest(point), None)
+            trained, measured = self._train(piece, point, reader, self.nearest(point), None)
         self.write(
             path,
             {
@@ -248,7 +255,7 @@ class PretrainedBench:
             return ClearReader(self.lm)
         if piece.table is not None:
             prior = torch.from_numpy(self.bundle.log_prior).exp()
-            return CodesReader(*self.formed(piece.table), prior, self._coded_mechanism(piece.table))
+            return CodesReader(*self.formed(piece.table), prior, self.coded_mechanism(piece.table))
         if piece.family == COUNTS:
             mechanism, published = self.mechanism(point["strength"]), piece.method == PUBLISHED
             return CountsReader(self.lm, self.bundle, mechanism, self.nearest(point), published=published)
@@ -257,36 +264,49 @@ class PretrainedBench:
         none = self.lm.embeddings[:0]
         return min(found, key=lambda one: self.nll(one, validation, none, nothing=False).mean())
 
-    def _train(self, piece: Piece, reader: Reader, start: str, adapter: AttachedAdapter | None) -> _Trained:
+    def _train(
+        self, piece: Piece, point: _Point, reader: Reader, start: str, adapter: AttachedAdapter | None
+    ) -> _Trained:
         """Train from the soft prompt of ``start``, if the piece is to be trained, and measure."""
         rows = torch.nn.Parameter(torch.from_numpy(self.bundle.soft_prompt(start)))
         about: dict[str, Any] = {"start": start, "steps": 0}
         if piece.trained:
-            about |= self.fit(piece, reader, rows, adapter)
+            about |= self.fit(piece, point, reader, rows, adapter)
         return about, self._measure(piece, reader, rows.detach())
 
     def fit(
-        self, piece: Piece, reader: Reader, rows: torch.nn.Parameter, adapter: AttachedAdapter | None
+        self,
+        piece: Piece,
+        point: _Point,
+        reader: Reader,
+        rows: torch.nn.Parameter,
+        adapter: AttachedAdapter | None,
     ) -> dict[str, Any]:
-        """Train rows, reader and adapter on the model's text; return the settings and the loss."""
+        """Train rows, reader and adapter on the model's text; return the settings and the loss.
+
+        A checkpoint of the piece with other noise than that of ``point`` is refused.
+        """
         config = replace(self.plan.training, seed=piece.seed)
         if adapter is not None:
-            config = replace(config, adapter_rank=adapter.shape.rank, distillation=True)
+            learned = {"distillation": True, **self.plan.distillation}
+            config = replace(config, adapter_rank=adapter.shape.rank, **learned)
         source = source_of(self.lm, config, None, silent=piece.family == "nothing")
 
         def loss(examples: Examples, generator: torch.Generator) -> torch.Tensor:
             released = reader.release(examples.prompts, generator)
-            return examples.loss(self.lm.model, lambda pick: reader.read(pick(released)), rows)
+            with products(rows.device, config.bf16 and torch.is_grad_enabled()):
+                return examples.loss(self.lm.model, lambda pick: reader.read(pick(released)), rows)
 
         @torch.no_grad()
         def held_out(parts: Iterable[Examples]) -> float:
             losses = [loss(part, step_generator(config.seed + 1, index)) for index, part in enumerate(parts)]
             return float(torch.cat(losses).mean())
 
-        run = RowsRun(piece.file, self.work / piece.file, config, {"piece": piece.file}, progress=True)
+        identity = {"piece": piece.file, **{key: point[key] for key in ("strength", "codes") if point and key in point}}
+        run = RowsRun(piece.file, self.work / piece.file, config, identity, progress=True)
         best = train_rows(self.lm, source, run, Trained(rows, reader.parameters(), adapter), loss, held_out)
         rates = ("learning_rate", "adapter_learning_rate", "decoder_learning_rate")
-        names = ("steps", "batch", "adapter_rank", *rates, "distillation")
+        names = ("steps", "batch", "adapter_rank", *rates, "bf16", "distillation", "text_share", "prompt_weight")
         return {**{name: getattr(config, name) for name in (*names, "seed")}, "held_out": round(best, 4)}
 
     def _measure(self, piece: Piece, reader: Reader, rows: torch.Tensor) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ from del_core.lm.known import cached_model
 from del_core.lm.model import load_frozen_lm
 from del_core.lm.text import read_texts
 
-__all__ = ["PIECES", "Run", "bench", "chosen", "compare", "plain_articles", "report", "summary"]
+__all__ = ["PIECES", "Run", "bench", "chosen", "compare", "plain_articles", "report", "summary", "training_texts"]
 
 PIECES = "pieces"
 """Folder of the finished pieces, in that of the results."""
@@ -79,7 +79,7 @@ def bench(
         raise click.UsageError("SmolLM2 is not on this machine yet; get it with: delctl model get smollm2")
     if not (work / "text" / "wikipedia.txt").exists():  # its last file
         subprocess.run([sys.executable, _SCRIPT, data, work / "text"], check=True)
-    texts = read_texts([work / "text" / f"{name}.txt" for name in _TRAINED])
+    texts = training_texts(work)
     test, ptb = read_texts([data / "eval" / "wikitext2.test.txt", data / "eval" / "ptb.valid.txt"])
     corpora = {
         "in-domain": read_texts([work / "text" / "held_out.txt"])[0],
@@ -96,6 +96,11 @@ def bench(
         machine=f"{platform.machine()}, {torch.get_num_threads()} thread(s), PyTorch {torch.__version__}",
         say=say,
     )
+
+
+def training_texts(work: Path) -> list[str]:
+    """Return the texts that the bundle is trained on."""
+    return read_texts([work / "text" / f"{name}.txt" for name in _TRAINED])
 
 
 def plain_articles(text: str) -> str:

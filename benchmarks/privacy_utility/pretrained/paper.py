@@ -177,7 +177,7 @@ class PaperBench:
         if piece.text is not None:
             bench = self._adapting[piece.text]
             start = nn.Parameter(bench.lm.frequent_rows(self.plan.rows))
-            trained = bench.fit(self._published(piece, piece.level), reader, start, None)
+            trained = bench.fit(self._published(piece, piece.level), point, reader, start, None)
             rows = start.detach()
         found = {
             "noise": point and {**point, NEAREST: self._nearest(point)},

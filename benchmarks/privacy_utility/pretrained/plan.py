@@ -4,7 +4,8 @@ A training run of a real model takes hours on a few cores, so nothing here start
 reads with an adapter starts from the adapter and the soft prompt of the bundle's variant of codes;
 what reads without one starts from the bundle's variants of counts. Every method, and both controls,
 is measured there and again after the same number of further steps on the same batches. What has an
-adapter learns by distillation; DEL as published learns the text, as it does in the paper.
+adapter learns by distillation and from the text; DEL as published learns the text, as it does in
+the paper.
 
 Counts reach a level of attack success by more noise. Codes reach it by what they say: fewer codes,
 or codes in which frequent tokens hide, at the same epsilon. More noise on many codes costs more
@@ -85,6 +86,7 @@ class Plan:
     Attributes:
         codes: the codes of each level. epsilons: codes that are compared by epsilon alone.
         seeds: seeds of the batches, the noise of training and that of the measurement.
+        distillation: settings of what learns by distillation, which is what has an adapter.
         repeated: levels at which methods are trained with every seed, as the controls and the codes
             of ``epsilons`` are; all others are trained with the first seed.
     """
@@ -93,11 +95,15 @@ class Plan:
     codes: Mapping[float, CodeTable] = field(
         default_factory=lambda: {
             0.1: CodeTable(bits=4, frequency_power=0.9),
-            0.2: CodeTable(bits=6, epsilon=4.5),
+            0.2: CodeTable(bits=8, frequency_power=0.2, epsilon=7.0),
             0.4: CodeTable(bits=8, frequency_power=0.7),
         }
     )
-    epsilons: tuple[CodeTable, ...] = (CodeTable(bits=8), CodeTable(bits=6, epsilon=5.0))
+    epsilons: tuple[CodeTable, ...] = (
+        CodeTable(bits=8),
+        CodeTable(bits=6, epsilon=5.0),
+        CodeTable(bits=8, frequency_power=0.2, epsilon=7.8),
+    )
     seeds: tuple[int, ...] = (0, 1, 2)
     repeated: tuple[float, ...] = (0.2, 0.4)
     passages: tuple[tuple[str, int], ...] = (("in-domain", 48), ("wikitext-2", 24), ("ptb", 24))
@@ -111,10 +117,12 @@ class Plan:
             learning_rate=3e-3,
             adapter_learning_rate=5e-4,
             adapter_rank=8,
+            bf16=True,
             evaluation_windows=16,
             test_windows=2,
         )
     )
+    distillation: Mapping[str, float] = field(default_factory=lambda: {"text_share": 0.5, "prompt_weight": 0.3})
 
 
 @dataclass(frozen=True)

@@ -59,17 +59,30 @@ def results(pieces: Path, plan: Plan) -> dict[str, Any]:
 
 def _losses(corpus: str, *methods: Mapping[str, Any]) -> list[np.ndarray]:
     """Return each method's losses of the passages, averaged over the seeds that all have."""
-    shared = set[int].intersection(*(set(one["nll"]) for one in methods))
-    return [np.mean([one["nll"][seed][corpus] for seed in sorted(shared)], axis=0) for one in methods]
+    shared = sorted(_share(*methods))
+    return [np.mean([one["nll"][seed][corpus] for seed in shared], axis=0) for one in methods]
+
+
+def _share(*methods: Mapping[str, Any]) -> set[int]:
+    """Return the seeds that all methods were measured with; a run that has begun may have none."""
+    return set[int].intersection(*(set(one["nll"]) for one in methods))
 
 
 def _corpora(one: Mapping[str, Any]) -> list[str]:
     return list(next(iter(one["nll"].values())))
 
 
-def _control(measured: Mapping[str, Any], method: str, steps: int) -> dict[str, Any] | None:
-    """Return the control that took as many steps, or else more: never one that was trained less."""
-    alike = [one for one in measured.values() if one["method"] == method and one["training"]["steps"] >= steps]
+def _control(measured: Mapping[str, Any], method: str, own: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the control that took as many steps, or else more: never one that was trained less.
+
+    It shares a seed with ``own``, to which it is compared.
+    """
+    steps = own["training"]["steps"]
+    alike = [
+        one
+        for one in measured.values()
+        if one["method"] == method and one["training"]["steps"] >= steps and one["nll"].keys() & own["nll"].keys()
+    ]
     return min(alike, key=lambda one: int(one["training"]["steps"]), default=None)
 
 
@@ -87,11 +100,17 @@ def _rows(name: str, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     one = measured[name]
     noise = one["noise"] or {}
     steps = one["training"]["steps"]
-    nothing, clear = (_control(measured, method, steps) for method in (NOTHING, CLEAR))
+    nothing, clear = (_control(measured, method, one) for method in (NOTHING, CLEAR))
     rows = []
     for corpus in _corpora(one):
         gap = None
-        if nothing is not None and clear is not None and one["start"] == "adapter" and noise:
+        if (
+            nothing is not None
+            and clear is not None
+            and one["start"] == "adapter"
+            and noise
+            and _share(nothing, clear, one)
+        ):
             gap = paired_interval(gap_closed, *_losses(corpus, one, nothing, clear)).to_json()
         rows.append(
             {
@@ -138,11 +157,13 @@ def _comparisons(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Compare both of this project's kinds with DEL as published at each level, on each text."""
     found = []
     for level, steps, here in _groups(measured):
-        clear = _control(measured, CLEAR, steps)
         for method in (CODES_ADAPTED, COUNTS_ADAPTED):
-            if method not in here or PUBLISHED not in here:
+            if method not in here or PUBLISHED not in here or not _share(here[method], here[PUBLISHED]):
                 continue
             own, published = here[method], here[PUBLISHED]
+            clear = _control(measured, CLEAR, own)
+            if clear is not None and not _share(own, published, clear):
+                clear = None
             found += [
                 {
                     "level": level,
@@ -166,6 +187,8 @@ def _kinds(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
         if CODES_ADAPTED not in here or COUNTS_ADAPTED not in here:
             continue
         codes, counts = here[CODES_ADAPTED], here[COUNTS_ADAPTED]
+        if not _share(codes, counts):
+            continue
         found += [
             {
                 "level": level,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -25,6 +27,7 @@ from benchmarks.privacy_utility.pretrained.plan import (
 from benchmarks.privacy_utility.pretrained.plots import draw
 from benchmarks.privacy_utility.pretrained.report import results
 from del_core.training.config import VariantConfig
+from del_core.training.loop import CheckpointError
 
 _PLAN = Plan(
     levels=(0.2,),
@@ -110,6 +113,18 @@ def test_the_noise_of_a_piece_is_the_attacked_one(bench, found):
     ), "counts with the least noise must say more than nothing"
 
 
+def test_what_shares_no_seed_is_not_compared(bench, found, tmp_path):
+    pieces = ("codes-20-trained", "published-20-trained", "counts-20-trained-seed-1")
+    controls = ("clear-adapter-trained-seed-1", "nothing-adapter-trained")
+    for name in (*pieces, *controls):
+        shutil.copy(bench.out / f"{name}.json", tmp_path)
+    early = results(tmp_path, _PLAN)
+    assert early["codes_and_counts"] == []
+    assert {one["method"] for one in early["comparisons"]} == {CODES_ADAPTED}
+    assert all("share of the gap closed" not in one for one in early["comparisons"])
+    assert all(row["gap between the controls closed"] is None for row in early["rows"])
+
+
 def test_training_leaves_the_model_and_what_is_done_alone(bench, found):
     before = {path.name: path.stat().st_mtime_ns for path in bench.out.iterdir()}
     losses = json.loads((bench.out / "clear.json").read_text("utf-8"))["nll"]
@@ -119,6 +134,17 @@ def test_training_leaves_the_model_and_what_is_done_alone(bench, found):
     (bench.out / "clear.json").unlink()
     bench.run(next(piece for piece in pieces_of(_PLAN) if piece.name == "clear"))
     assert json.loads((bench.out / "clear.json").read_text("utf-8"))["nll"] == losses, "an adapter was left behind"
+
+
+def test_a_checkpoint_of_other_codes_is_refused(bench, found, tiny_pretrained, tmp_path):
+    plan = replace(_PLAN, codes={0.2: CodeTable(bits=2, epsilon=4.0)})
+    other = PretrainedBench(
+        tiny_pretrained.lm, tiny_pretrained.bundle, tiny_pretrained.texts, plan, out=tmp_path, work=bench.work,
+        machine="a test", say=lambda line: None,
+    )  # fmt: skip
+    piece = next(piece for piece in pieces_of(plan) if piece.file == "codes-20-trained")
+    with pytest.raises(CheckpointError, match="must be of this run"):
+        other.run(piece)
 
 
 def test_methods_are_compared_over_the_seeds_that_both_have(bench, found, tmp_path):

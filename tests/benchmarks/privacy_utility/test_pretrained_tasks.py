@@ -79,7 +79,8 @@ def test_every_way_of_reading_has_a_row(bench):
 
 def test_the_clear_prompt_is_learned_and_the_control_knows_nothing(bench):
     rows = _rows(bench)
-    assert rows["clear prompt"]["accuracy"][0] > 0.85
+    _, low, _ = rows["clear prompt"]["accuracy"]
+    assert low > rows["clear prompt"]["majority"], "better than one label for all, beyond chance"
     blind = json.loads((bench.out / f"{TaskPiece('which word', 'no prompt').file}.json").read_text("utf-8"))
     assert len(set(blind["scores"])) == 1, "every prompt must read the same"
     assert rows["no prompt"]["accuracy"][0] in (rows["no prompt"]["majority"], 1 - rows["no prompt"]["majority"])
