@@ -85,10 +85,9 @@ def _attackers(
     made = AttackerBench(
         command.bench(data, work, out, plan, timed_lines(), bundle), command.training_texts(work), out / "attackers"
     )
-    found = {}
     for piece in command.chosen(attacked_pieces(plan), names):
-        found[piece.name] = made.run(piece)
-        yield {"noises": list(found.values())}
+        made.run(piece)
+        yield made.results()
 
 
 _PARTS = {"tasks": _tasks, "paper": _paper, "attackers": _attackers}

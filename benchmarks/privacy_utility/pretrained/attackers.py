@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from del_core.audit.attacks.bidirectional import BIDIRECTIONAL
 from del_core.audit.attacks.combined import COMBINED
 from del_core.audit.attacks.map import MAP
 from del_core.audit.attacks.sequence import SEQUENCE
-from del_core.audit.corpus import Corpus, make_corpus
+from del_core.audit.corpus import Corpus
 from del_core.audit.intervals import Rate
 from del_core.audit.settings import QUICK, parse_budget
 from del_core.mechanism import TokenMechanism
@@ -54,25 +55,21 @@ class AttackerBench:
         self.config = replace(QUICK, attacker=parse_budget(budget))
         out.mkdir(parents=True, exist_ok=True)
 
-    def corpus(self) -> Corpus:
-        """Return the prompts of the comparison, with the attacker's text."""
-        bench, budget = self.bench, self.bench.plan.attack
-        return make_corpus(
-            bench.texts[bench.plan.passages[0][0]],
-            bench.tokenizer,
-            prompts=budget.prompts,
-            length=budget.tokens,
-            vocabulary_size=len(bench.lm.embeddings),
-            attacker_texts=self.texts,
-        )
+    @cached_property
+    def _corpus(self) -> Corpus:
+        return self.bench.corpus(self.texts)
 
-    def run(self, piece: Piece) -> dict[str, Any]:
-        """Attack the noise of a piece, unless its file exists; return what each attack recovers."""
+    def results(self) -> dict[str, Any]:
+        """Return what was found of every noise that has been attacked, in the order of the plan."""
+        paths = (self.out / f"{piece.name}.json" for piece in attacked_pieces(self.bench.plan))
+        return {"noises": [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]}
+
+    def run(self, piece: Piece) -> None:
+        """Attack the noise of a piece, unless its file exists."""
         path = self.out / f"{piece.name}.json"
         if path.exists():
-            known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return known
-        bench, corpus = self.bench, self.corpus()
+            return
+        bench, corpus = self.bench, self._corpus
         point = bench.noise_of(piece)
         assert point is not None
         mechanism: TokenMechanism
@@ -113,4 +110,3 @@ class AttackerBench:
             "budget": asdict(self.config.attacker),
         }
         bench.write(path, found)
-        return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -101,6 +101,10 @@ class PretrainedBench:
     @cached_property
     def attacked(self) -> Corpus:
         """The prompts that are attacked, and those on which the attack is tuned."""
+        return self.corpus()
+
+    def corpus(self, attacker_texts: Sequence[str] = ()) -> Corpus:
+        """Return the prompts that are attacked, with text that the attacker has besides."""
         first, budget = self.plan.passages[0][0], self.plan.attack
         return make_corpus(
             self.texts[first],
@@ -108,6 +112,7 @@ class PretrainedBench:
             prompts=budget.prompts,
             length=budget.tokens,
             vocabulary_size=len(self.lm.embeddings),
+            attacker_texts=attacker_texts,
         )
 
     def formed(self, table: CodeTable) -> tuple[torch.Tensor, torch.Tensor]:

@@ -34,7 +34,10 @@ def attackers(tiny_pretrained, tmp_path_factory):
 def test_each_noise_is_attacked_once(attackers):
     pieces = attacked_pieces(_PLAN)
     assert [piece.name for piece in pieces] == ["codes-20", "published-20", "codes-epsilon-6"]
-    found = {piece.name: attackers.run(piece) for piece in pieces}
+    for piece in pieces:
+        attackers.run(piece)
+    found = {one["piece"]: one for one in attackers.results()["noises"]}
+    assert list(found) == [piece.name for piece in pieces]
     for name, one in found.items():
         assert list(one["attacks"]) == ["map", "sequence", "bidirectional", "combined"]
         assert all(rate["tokens"] == 8 * 8 for rate in one["attacks"].values())
@@ -47,5 +50,5 @@ def test_each_noise_is_attacked_once(attackers):
         )
         assert one["attacks"]["map"] == point["map"]
     before = [path.stat().st_mtime_ns for path in sorted(attackers.out.iterdir())]
-    assert attackers.run(pieces[0])["attacks"] == found["codes-20"]["attacks"]
+    attackers.run(pieces[0])
     assert [path.stat().st_mtime_ns for path in sorted(attackers.out.iterdir())] == before

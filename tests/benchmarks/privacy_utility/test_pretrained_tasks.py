@@ -29,7 +29,7 @@ _PLAN = Plan(
     passages=(("alice", 2),),
     attack=AttackBudget(prompts=8, tokens=8, tuning=2, beams=2, candidates=8, points=1),
 )
-_TASKS = TaskPlan(learned=30, steps=4, batch=8, most_tokens=16, validation_examples=16, test_examples=40,
+_TASKS = TaskPlan(learned=45, steps=4, batch=8, most_tokens=16, validation_examples=16, test_examples=40,
                   learning_rate=3e-2, adapter_learning_rate=1e-2)  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_every_way_of_reading_has_a_row(bench):
     assert found["about"]["pieces_missing"] == []
     assert [row["reading"] for row in found["rows"]] == list(READINGS)
     steps = [row["steps"] for row in found["rows"]]
-    assert steps == [0, 30, 34, 34, 34, 34, 34]
+    assert steps == [0, 45, 49, 49, 49, 49, 49]
     noisy = {row["reading"]: row["epsilon"] for row in found["rows"] if row["epsilon"] is not None}
     assert set(noisy) == {"codes that ship", "codes at 20%", "counts as published at 20%"}
     for row in found["rows"]:
@@ -79,8 +79,7 @@ def test_every_way_of_reading_has_a_row(bench):
 
 def test_the_clear_prompt_is_learned_and_the_control_knows_nothing(bench):
     rows = _rows(bench)
-    _, low, _ = rows["clear prompt"]["accuracy"]
-    assert low > rows["clear prompt"]["majority"], "better than one label for all, beyond chance"
+    assert rows["clear prompt"]["accuracy"][0] > 0.85
     blind = json.loads((bench.out / f"{TaskPiece('which word', 'no prompt').file}.json").read_text("utf-8"))
     assert len(set(blind["scores"])) == 1, "every prompt must read the same"
     assert rows["no prompt"]["accuracy"][0] in (rows["no prompt"]["majority"], 1 - rows["no prompt"]["majority"])

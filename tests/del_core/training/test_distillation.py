@@ -19,6 +19,16 @@ from delctl.main import cli
 from tests.support.texts import ALICE
 from tests.support.tiny import make_tiny
 
+_CONFIG = VariantConfig(
+    prompt_tokens=8,
+    continuation_tokens=4,
+    batch=2,
+    steps=1,
+    min_prompt_tokens=4,
+    evaluation_windows=2,
+    test_windows=2,
+)
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
@@ -101,17 +111,7 @@ def test_inside_a_prompt_every_beginning_is_a_prompt(lm):
 
 
 def test_a_control_without_a_prompt_has_nothing_to_learn_inside_it(lm):
-    config = VariantConfig(
-        prompt_tokens=8,
-        continuation_tokens=4,
-        batch=2,
-        steps=1,
-        min_prompt_tokens=4,
-        evaluation_windows=2,
-        test_windows=2,
-        distillation=True,
-        prompt_weight=0.5,
-    )
+    config = replace(_CONFIG, distillation=True, prompt_weight=0.5)
     silent = Distilled(SilentSource(lm, config), lm.model, None, config).batch(3)
     assert silent.weights is None
     assert int((silent.targets != IGNORED).sum()) == 2 * config.continuation_tokens
@@ -123,17 +123,7 @@ def test_a_control_without_a_prompt_has_nothing_to_learn_inside_it(lm):
 
 @torch.no_grad()
 def test_a_share_of_the_text_makes_its_tokens_likelier(lm):
-    config = VariantConfig(
-        prompt_tokens=8,
-        continuation_tokens=4,
-        batch=2,
-        steps=1,
-        min_prompt_tokens=4,
-        evaluation_windows=2,
-        test_windows=2,
-        distillation=True,
-        text_share=0.25,
-    )
+    config = replace(_CONFIG, distillation=True, text_share=0.25)
     source, layer, none = TextSource(lm, config), lm.model.get_input_embeddings(), lm.embeddings[:0]
     alone = Distilled(source, lm.model, None, replace(config, text_share=0.0)).batch(3)
     mixed = Distilled(source, lm.model, None, config).batch(3)
@@ -156,15 +146,7 @@ def test_settings_of_distillation_without_it_are_refused(name):
 
 
 def test_the_control_that_reads_nothing_learns_what_the_clear_prompt_leads_to(lm):
-    config = VariantConfig(
-        prompt_tokens=8,
-        continuation_tokens=4,
-        batch=2,
-        steps=1,
-        min_prompt_tokens=4,
-        evaluation_windows=2,
-        test_windows=2,
-    )
+    config = _CONFIG
     silent, text = SilentSource(lm, config), TextSource(lm, config)
     assert torch.equal(silent.clear(3).tokens, text.batch(3).tokens)
     columns = slice(-config.continuation_tokens, None)
