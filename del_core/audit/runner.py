@@ -257,18 +257,9 @@ class _Audit:
         self._step("leakage")
         samples, seed = self.config.leakage_samples, self.config.seed + 7
         leakage = measure_leakage(mechanism, table, log_prior, samples=samples, seed=seed, progress=progress)
-        target = Target(
-            mechanism=mechanism,
-            surface=surface,
-            counts=surface.release(mechanism, self.corpus.prompts, 1000 * self.config.seed),
-            lm=self.lm,
-            bos_token_id=self.bundle.manifest.bos_token_id,
-            train=self.corpus.train,
-            nearby=len(self.corpus.train) - (self.corpus.attacker.tokens if self.corpus.attacker else 0),
-            validation=self.corpus.validation,
-            config=self.config,
-            progress=progress,
-            carried=self.carried,
+        bos_token_id = self.bundle.manifest.bos_token_id
+        target = Target.of_corpus(
+            self.corpus, mechanism, surface, self.lm, bos_token_id, self.config, progress, self.carried
         )
         silent = target.silent(self.corpus.prompts)
         found: dict[str, Ids] = {}

@@ -84,17 +84,8 @@ class AttackerBench:
             embeddings=bench.lm.embeddings.detach().float().cpu().numpy(),
             log_prior=bench.bundle.log_prior,
         )
-        target = Target(
-            mechanism=mechanism,
-            surface=surface,
-            counts=surface.release(mechanism, corpus.prompts, 0),
-            lm=bench.lm,
-            bos_token_id=bench.lm.bos_token_id,
-            train=corpus.train,
-            nearby=len(corpus.train) - (corpus.attacker.tokens if corpus.attacker else 0),
-            validation=corpus.validation,
-            config=self.config,
-            progress=lambda share: None,
+        target = Target.of_corpus(
+            corpus, mechanism, surface, bench.lm, bench.lm.bos_token_id, self.config, lambda share: None
         )
         rates = {}
         for name in _NAMES:

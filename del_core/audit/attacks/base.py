@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from del_core.audit.corpus import Corpus
 from del_core.audit.intervals import Rate
 from del_core.audit.leakage import Table
 from del_core.audit.results import ModelCost
@@ -106,6 +107,33 @@ class Target:
     shared: dict[str, object] = field(default_factory=dict)
     carried: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     nearby: int = 0
+
+    @classmethod
+    def of_corpus(
+        cls,
+        corpus: Corpus,
+        mechanism: TokenMechanism,
+        surface: AttackSurface,
+        lm: BaseLM,
+        bos_token_id: int | None,
+        config: AuditConfig,
+        progress: Callable[[float], None],
+        carried: dict[str, dict[str, torch.Tensor]] | None = None,
+    ) -> Target:
+        """Return the target of one reproducible release of the prompts of ``corpus``."""
+        return cls(
+            mechanism=mechanism,
+            surface=surface,
+            counts=surface.release(mechanism, corpus.prompts, 1000 * config.seed),
+            lm=lm,
+            bos_token_id=bos_token_id,
+            train=corpus.train,
+            validation=corpus.validation,
+            config=config,
+            progress=progress,
+            carried={} if carried is None else carried,
+            nearby=len(corpus.train) - (corpus.attacker.tokens if corpus.attacker else 0),
+        )
 
     def windows(self, random: np.random.Generator, count: int, length: int) -> Ids:
         """Return random windows (count, length) of ``train``, half of them from nearby text."""

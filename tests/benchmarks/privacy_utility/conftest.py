@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.privacy_utility.pretrained.bench import PretrainedBench
+from benchmarks.privacy_utility.pretrained.plan import Plan
 from del_core.bundle import Bundle, load_bundle
 from del_core.lm.model import FrozenLM, load_frozen_lm
 from del_core.lm.text import read_texts
@@ -22,6 +25,12 @@ class TinyPretrained:
     lm: FrozenLM
     bundle: Bundle
     texts: dict[str, str]
+
+    def bench(self, plan: Plan, work: Path, out: Path) -> PretrainedBench:
+        """Return a bench whose pieces are in ``out`` and whose checkpoints are in ``work``."""
+        return PretrainedBench(
+            self.lm, self.bundle, self.texts, plan, out=out, work=work, machine="a test", say=lambda line: None
+        )
 
 
 def _delctl(*arguments):

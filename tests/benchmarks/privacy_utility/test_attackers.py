@@ -7,7 +7,6 @@ import json
 import pytest
 
 from benchmarks.privacy_utility.pretrained.attackers import AttackerBench, attacked_pieces
-from benchmarks.privacy_utility.pretrained.bench import PretrainedBench
 from benchmarks.privacy_utility.pretrained.plan import AttackBudget, CodeTable, Plan
 from tests.support.texts import ALICE
 
@@ -23,10 +22,7 @@ _PLAN = Plan(
 @pytest.fixture(scope="module")
 def attackers(tiny_pretrained, tmp_path_factory):
     work = tmp_path_factory.mktemp("attackers")
-    bench = PretrainedBench(
-        tiny_pretrained.lm, tiny_pretrained.bundle, tiny_pretrained.texts, _PLAN, out=work / "pieces",
-        work=work / "work", machine="a test", say=lambda line: None,
-    )  # fmt: skip
+    bench = tiny_pretrained.bench(_PLAN, work / "work", work / "pieces")
     budget = "quick,training=0.01,search=0.01,beams=2,candidates=8"
     return AttackerBench(bench, [ALICE.read_text("utf-8")], work / "attackers", budget)
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.privacy_utility.pretrained.bench import PretrainedBench
 from benchmarks.privacy_utility.pretrained.paper import PaperBench, PaperPlan
 from benchmarks.privacy_utility.pretrained.paper_report import paper_results
 from benchmarks.privacy_utility.pretrained.plan import COUNTS, AttackBudget
@@ -35,10 +34,7 @@ def bench(tiny_pretrained, tmp_path_factory):
     work = tmp_path_factory.mktemp("paper")
     budget = AttackBudget(prompts=16, tokens=8, tuning=4, beams=2, candidates=8, points=2)
     plan = replace(_PLAN.comparison(_TEXTS), attack=budget)
-    comparison = PretrainedBench(
-        tiny_pretrained.lm, tiny_pretrained.bundle, tiny_pretrained.texts, plan,
-        out=work / "paper", work=work / "work", machine="a test", say=lambda line: None,
-    )  # fmt: skip
+    comparison = tiny_pretrained.bench(plan, work / "work", work / "paper")
     text = ALICE.read_text(encoding="utf-8")
     parts = {name: tokenize(comparison.tokenizer, [part]) for name, part in zip(_TEXTS, (text[60_000:90_000],
              text[90_000:120_000]), strict=True)}  # fmt: skip

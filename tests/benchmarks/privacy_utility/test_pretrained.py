@@ -12,7 +12,6 @@ from click.testing import CliRunner
 from benchmarks.privacy_utility.command import main
 from benchmarks.privacy_utility.plan import PUBLISHED
 from benchmarks.privacy_utility.pretrained.attack import search
-from benchmarks.privacy_utility.pretrained.bench import PretrainedBench
 from benchmarks.privacy_utility.pretrained.command import chosen
 from benchmarks.privacy_utility.pretrained.plan import (
     CLEAR,
@@ -49,10 +48,7 @@ _ENDS = ("clear", "nothing", "gaussian-20", "metric-20")  # untrained ends and b
 def bench(tiny_pretrained, tmp_path_factory):
     """A bench of a random model, whose bundle has counts, and codes with an adapter."""
     work = tmp_path_factory.mktemp("comparison")
-    return PretrainedBench(
-        tiny_pretrained.lm, tiny_pretrained.bundle, tiny_pretrained.texts, _PLAN, out=work / "out" / "pieces",
-        work=work / "work", machine="a test", say=lambda line: None,
-    )  # fmt: skip
+    return tiny_pretrained.bench(_PLAN, work / "work", work / "out" / "pieces")
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +134,7 @@ def test_training_leaves_the_model_and_what_is_done_alone(bench, found):
 
 def test_a_checkpoint_of_other_codes_is_refused(bench, found, tiny_pretrained, tmp_path):
     plan = replace(_PLAN, codes={0.2: CodeTable(bits=2, epsilon=4.0)})
-    other = PretrainedBench(
-        tiny_pretrained.lm, tiny_pretrained.bundle, tiny_pretrained.texts, plan, out=tmp_path, work=bench.work,
-        machine="a test", say=lambda line: None,
-    )  # fmt: skip
+    other = tiny_pretrained.bench(plan, bench.work, tmp_path)
     piece = next(piece for piece in pieces_of(plan) if piece.file == "codes-20-trained")
     with pytest.raises(CheckpointError, match="must be of this run"):
         other.run(piece)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.privacy_utility.pretrained.bench import PretrainedBench
 from benchmarks.privacy_utility.pretrained.plan import AttackBudget, CodeTable, Plan
 from benchmarks.privacy_utility.pretrained.readers import CodesReader
 from benchmarks.privacy_utility.pretrained.tasks import (
@@ -49,10 +48,7 @@ def _task() -> Task:
 def bench(tiny_pretrained, tmp_path_factory):
     """A bench of one task that a random model can learn."""
     work = tmp_path_factory.mktemp("tasks")
-    comparison = PretrainedBench(
-        tiny_pretrained.lm, tiny_pretrained.bundle, tiny_pretrained.texts, _PLAN, out=work / "pieces",
-        work=work / "work", machine="a test", say=lambda line: None,
-    )  # fmt: skip
+    comparison = tiny_pretrained.bench(_PLAN, work / "work", work / "pieces")
     made = TaskBench(comparison, [_task()], _TASKS, work / "tasks")
     for piece in made.pieces:
         made.run(piece)
