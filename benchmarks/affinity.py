@@ -32,11 +32,10 @@ from typing import Any
 import click
 import httpx
 
+from benchmarks.support.served import smollm2
 from client_lib import AsyncClient, Message
 from cluster.local import LocalServer, start_local
 from del_core.bundle import load_bundle
-from del_core.demo import smollm2_bundle_path
-from delctl.places import model_place
 from deployments.settings import Settings, parse_settings
 
 __all__ = ["KINDS", "Plan", "counters", "measure", "rows_of"]
@@ -89,8 +88,7 @@ def settings_of(engine_name: str, replicas: int) -> Settings:
     if engine_name == "mock":
         engine = {"kind": "mock", "cache_rows": 1_000_000}
     scaling = {"min_replicas": replicas, "max_replicas": replicas, "num_cpus": 0.01}
-    places = {"bundle": str(smollm2_bundle_path()), "base_model": str(model_place("smollm2"))}
-    return parse_settings({**places, "engine": engine, "scaling": scaling})
+    return parse_settings({**smollm2(), "engine": engine, "scaling": scaling})
 
 
 def counters(text: str) -> Counter[str]:

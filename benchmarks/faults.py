@@ -1,8 +1,9 @@
 """Kill parts of a running service under load: python -m benchmarks.faults [--json]
 
-A local cluster of two Ray nodes serves the demo with one replica each. Clients with the library's
-default settings repeat the same completions (greedy and seeded, whole and streamed; the noise of
-each prompt is drawn once). Every answer is compared with the answer before the first kill.
+A local cluster of two Ray nodes serves the demo, or SmolLM2 (``--model smollm2``), with one replica
+each. Clients with the library's default settings repeat the same completions (greedy and seeded,
+whole and streamed; the noise of each prompt is drawn once). Every answer is compared with the
+answer before the first kill.
 Meanwhile SIGKILL hits, one at a time and at random times: an engine process, a replica, HAProxy,
 Serve's controller, a whole node. The next kill follows when the service has recovered: two at once
 would leave no replica, and a client's retries would end with a typed error.
@@ -33,6 +34,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.support.served import smollm2
 from client_lib import AsyncClient, DELClientError, EncodedPrompt
 from cluster.local import LocalServer, start_local
 from deployments.settings import parse_settings
@@ -365,13 +367,16 @@ def _shuffled(seed: int, kinds: tuple[str, ...]) -> Iterator[str]:
 @click.option("--kind", "chosen", type=click.Choice(list(KINDS)), multiple=True, help="Only these kinds.")
 @click.option("--concurrency", default=6, show_default=True, help="Clients that ask at the same time.")
 @click.option("--seed", default=1, show_default=True, help="Chooses victims and moments.")
+@click.option("--model", type=click.Choice(["demo", "smollm2"]), default="demo", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
-def main(seconds: float, quick: bool, chosen: tuple[str, ...], concurrency: int, seed: int, as_json: bool) -> None:
+def main(
+    seconds: float, quick: bool, chosen: tuple[str, ...], concurrency: int, seed: int, model: str, as_json: bool
+) -> None:
     """Kill engine, replica, HAProxy, controller and node under load; compare every answer."""
-    if quick:
-        report = run(seconds=240.0, kinds=iter(chosen or KINDS), concurrency=concurrency, pause_s=3.0, seed=seed)
-    else:
-        report = run(seconds=seconds, kinds=_shuffled(seed, chosen or tuple(KINDS)), concurrency=concurrency, seed=seed)
+    settings = smollm2() if model == "smollm2" else None
+    kinds = iter(chosen or KINDS) if quick else _shuffled(seed, chosen or tuple(KINDS))
+    seconds, pause_s = (240.0, 3.0) if quick else (seconds, 20.0)
+    report = run(seconds=seconds, kinds=kinds, concurrency=concurrency, pause_s=pause_s, seed=seed, settings=settings)
     if as_json:
         click.echo(json.dumps(asdict(report)))
         return

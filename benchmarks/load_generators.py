@@ -35,11 +35,11 @@ from typing import Any
 
 import click
 
-from benchmarks.serving.command import settings_for
 from benchmarks.serving.ray_llm import SERVED
 from benchmarks.serving.systems import Application, VllmServer
 from benchmarks.support.delctl import started
 from benchmarks.support.packages import python_path
+from benchmarks.support.served import LEVELS, ROOM, served
 
 __all__ = ["measure"]
 
@@ -67,7 +67,7 @@ def measure(
     directory: Path, *, requests: int, concurrency: int, guidellm: Path | None, wrk: Path | None
 ) -> Iterator[dict[str, Any]]:
     """Start the servers and yield a row for each generator and target."""
-    settings, variant = settings_for("demo", directory)
+    settings, variant = served("demo", directory, scaling=ROOM), LEVELS["demo"][0]
     tokenizer = settings.base_model_path
     with contextlib.ExitStack() as stack:
         reference = VllmServer(settings, directory / "vllm", name="vllm_serve")
@@ -75,10 +75,10 @@ def measure(
         application = Application(settings)
         stack.callback(application.stop)
         reference.wait_started()
-        served = f"http://{application.host}:{application.port}"
+        own = f"http://{application.host}:{application.port}"
         log = stack.enter_context((directory / "proxy.log").open("w"))
         cache = {"DEL_CACHE_DIR": str(directory / "cache")}
-        address = stack.enter_context(started(["proxy", "--server", served, "--port", "0"], _LIMIT_S, cache, log))
+        address = stack.enter_context(started(["proxy", "--server", own, "--port", "0"], _LIMIT_S, cache, log))
         proxy = Target("proxy", address, variant)
         clear = Target("vllm_serve", f"http://{reference.host}:{reference.port}", SERVED)
         for target in (clear, proxy):
@@ -88,7 +88,7 @@ def measure(
             assert guidellm is not None
             row = _guidellm(guidellm, target, tokenizer, directory, requests, concurrency)
             yield _row("guidellm", target, _COMPLETIONS, concurrency, row)
-        for target in (clear, Target("application", served, variant), proxy) if wrk else ():
+        for target in (clear, Target("application", own, variant), proxy) if wrk else ():
             assert wrk is not None
             yield _row("wrk", target, "/v1/models", concurrency, _wrk(wrk, target, concurrency))
 

@@ -40,10 +40,9 @@ import numpy as np
 
 from benchmarks.serving.systems import Generator, System, VllmServer
 from benchmarks.support.load import Round
+from benchmarks.support.served import served
 from del_core.bundle import load_bundle
-from del_core.demo import smollm2_bundle_path
 from del_core.lm.export import CLEAR, MODEL, Exported, export_model
-from delctl.places import model_place
 from deployments.settings import Settings, parse_settings
 
 __all__ = ["Case", "Load", "case_of", "measure", "rows_of"]
@@ -116,14 +115,13 @@ def case_of(model: str, directory: Path) -> Case:
 
         tiny = make_tiny(directory / "tiny")
         make_coded(tiny, directory / "coded")
-        variant, places, engine = "plain", (directory / "coded", tiny.model), {}
+        places = {"bundle": str(directory / "coded"), "base_model": str(tiny.model)}
+        variant, settings = "plain", parse_settings(places)
     else:
-        variant, places = "open", (smollm2_bundle_path(), model_place("smollm2"))
-        engine = {"dtype": "bfloat16", "max_model_len": 1024}
-    bundle, base_model = map(str, places)
-    settings = parse_settings({"bundle": bundle, "base_model": base_model, "engine": engine})
+        variant, settings = "open", served("smollm2", directory)
     merge = variant if model == "smollm2-merged" else None
-    exported = export_model(load_bundle(settings.bundle_path), places[1], directory / "exported", merge=merge)
+    bundle, base_model = load_bundle(settings.bundle_path), settings.base_model_path
+    exported = export_model(bundle, base_model, directory / "exported", merge=merge)
     kept = tuple(name for name in exported.adapters if name == variant)
     return Case(model, variant, settings, replace(exported, adapters=kept))
 

@@ -12,7 +12,9 @@ The benchmark runs the same prompts, interleaved, through
 All systems share the machine with the load generator, so only ratios between neighbors in time
 count: each figure is the median over rounds, each ratio the median of the ratios of the rounds. By
 default the model is tiny and random, so that the figures are those of the software around the
-model; ``--model demo`` takes the demo's model.
+model; ``--model demo`` takes the demo's model. ``--model smollm2`` takes SmolLM2, where the model's
+own time counts, at two levels: one with an adapter and one without. vLLM's server and the engine
+run without an adapter in both.
 
 With ``--state FILE`` the benchmark records every round at once, and the same command continues
 after an interruption. ``--out FILE`` holds the rows of the finished loads at any time;
@@ -28,11 +30,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import statistics
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -43,30 +47,40 @@ import psutil
 from benchmarks.serving.systems import Application, Engine, Generator, System, VllmServer
 from benchmarks.serving.width import WidthPlan, measure, plan_of, show, width_rows
 from benchmarks.support.load import Round
-from deployments.settings import Settings, parse_settings
+from benchmarks.support.served import LEVELS, MODELS, ROOM, served
+from deployments.settings import Settings
 
 SYSTEMS = ("engine", "vllm_serve", "application", "vllm_16")
 CONCURRENCY, PROMPTS, OUTPUTS = (1, 16, 64), (32, 256), (16, 128)
 _OPEN_SHARE = 0.6
 """The rate of the open loop, as a share of the rate of vLLM's server in the closed loop at 16."""
 _OPEN_LIMIT = 64
+_ROUNDS = {"smollm2": ((3, 10.0), (2, 4.0))}
+"""Rounds and their seconds, and both if the run is quick, of a model with others than the rest."""
+_MOST_RPS = {"smollm2": 20.0}
+"""Requests a second that no two cores exceed: as many prompts are made as this needs."""
 _LATENCIES = ("ttft", "itl", "gap")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One load; the rate of an ``open_loop`` follows from the closed loop at 16."""
+    """One load; the rate of an ``open_loop`` follows from the closed loop at 16.
+
+    ``variant`` is the level that the application is asked at, the model's own if None.
+    """
 
     concurrency: int
     prompt_tokens: int
     output_tokens: int
     open_loop: bool = False
+    variant: str | None = None
 
     @property
     def name(self) -> str:
         """The name in the state file."""
         loop = "open" if self.open_loop else "closed"
-        return f"{loop}-{self.concurrency}-{self.prompt_tokens}-{self.output_tokens}"
+        level = "" if self.variant is None else f"-{self.variant}"
+        return f"{loop}-{self.concurrency}-{self.prompt_tokens}-{self.output_tokens}{level}"
 
 
 Results = dict[tuple[str, str, int], dict[str, Any]]
@@ -98,14 +112,20 @@ def _running(names: Sequence[str], settings: Settings, variant: str, directory: 
 
 
 def _measure(
-    systems: dict[str, System], cells: list[Cell], rounds: int, seconds: float, generator: Generator, results: Results
+    systems: dict[str, System],
+    cells: list[Cell],
+    rounds: int,
+    seconds: float,
+    most_rps: float,
+    generator: Generator,
+    results: Results,
 ) -> Iterator[tuple[tuple[str, str, int], dict[str, Any]]]:
     """Run every round that is missing in ``results``, in order, and add it."""
     for cell in cells:
         rate = _open_rate(cell, results) if cell.open_loop else None
         # More than small machines need, made in a second or two. If they run out, the round is
         # shorter.
-        rate_limit = min(400 * cell.concurrency, 12_800 / cell.output_tokens, 64_000 / cell.prompt_tokens)
+        rate_limit = min(most_rps, 400 * cell.concurrency, 12_800 / cell.output_tokens, 64_000 / cell.prompt_tokens)
         most = 64 + int(seconds * rate_limit)
         for number in range(-1, rounds):  # the first is a warm-up, and not kept
             order = list(systems)
@@ -121,11 +141,11 @@ def _measure(
                     concurrency=cell.concurrency,
                     prompt_tokens=cell.prompt_tokens,
                     output_tokens=cell.output_tokens,
-                    seed=hash((cell.concurrency, cell.prompt_tokens, cell.output_tokens, cell.open_loop, number))
-                    % 2**63,
+                    seed=zlib.crc32(f"{cell.name} {number}".encode()),
                     seconds=seconds if number >= 0 else min(seconds, 0.3),
                     max_requests=most if number >= 0 else 64 + int(most * 0.3),
                     rate=rate,
+                    variant=cell.variant if system.kind == "application" else None,
                 )
                 figures = system.measure(generator, plan)
                 if number >= 0:
@@ -135,7 +155,7 @@ def _measure(
 
 
 def _open_rate(cell: Cell, results: Results) -> float:
-    closed = Cell(16, cell.prompt_tokens, cell.output_tokens).name
+    closed = replace(cell, concurrency=16, open_loop=False).name
     measured = [figures for key, figures in results.items() if key[0] == closed]
     reference = [figures for key, figures in results.items() if key[:2] == (closed, "vllm_serve")]
     return _OPEN_SHARE * statistics.median(figures["rps"] for figures in reference or measured)
@@ -152,6 +172,7 @@ def _rows(cells: list[Cell], systems: Sequence[str], rounds: int, results: Resul
             "concurrency": cell.concurrency,
             "prompt_tokens": cell.prompt_tokens,
             "output_tokens": cell.output_tokens,
+            **({} if cell.variant is None else {"variant": cell.variant}),
             "rps": _median(figures["rps"] for figures in mine),
             "output_tokens_per_s": _median(figures["tokens_per_s"] for figures in mine),
         }
@@ -194,6 +215,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     click.echo(f"{'load':22}{'system':13}" + "".join(f"{head:>8}" for head in heads) + "  CPU ms a request")
     for row in rows:
         load = f"{row['loop']} {row['concurrency']}, {row['prompt_tokens']} -> {row['output_tokens']}"
+        load += f" {row['variant']}" if "variant" in row else ""
         numbers = [row["rps"], row["output_tokens_per_s"]]
         numbers += [row[f"{latency}_{q}"] for latency, q in product(_LATENCIES, ("p50_ms", "p95_ms", "p99_ms"))]
         ratios = [row["ratio_to_vllm_serve"], row["ttft_ratio_to_vllm_serve"]]
@@ -225,25 +247,15 @@ def _cells(text: str) -> list[Cell]:
     return cells
 
 
-def _default_cells(quick: bool) -> list[Cell]:
+def _default_cells(model: str, *, quick: bool) -> list[Cell]:
+    if model == "smollm2":
+        some = [(1, 32, 16), (4, 32, 16), (16, 32, 16), (4, 256, 16)]
+        return [Cell(*sizes) for sizes in (some[:2] if quick else some)]
     if quick:
         some = [(1, 32, 16), (16, 32, 16), (64, 32, 16), (16, 256, 16), (16, 32, 128), (64, 256, 128)]
         return [*(Cell(*sizes) for sizes in some), Cell(_OPEN_LIMIT, 32, 16, True)]
     closed = [Cell(*sizes) for sizes in product(CONCURRENCY, PROMPTS, OUTPUTS)]
     return [*closed, Cell(_OPEN_LIMIT, 32, 16, True), Cell(_OPEN_LIMIT, 256, 128, True)]
-
-
-def settings_for(model: str, directory: Path) -> tuple[Settings, str]:
-    """Return the settings and the requested variant."""
-    # Slots for a client that begins its next request before the last one's slot is free again.
-    scaling = {"max_ongoing_requests": 128}
-    if model == "demo":
-        return parse_settings({"scaling": scaling}), "balanced"
-    from tests.support.tiny import make_tiny
-
-    tiny = make_tiny(directory / "tiny")
-    places = {"bundle": str(tiny.bundle), "base_model": str(tiny.model)}
-    return parse_settings({**places, "scaling": scaling}), "open"
 
 
 def _read_state(path: Path | None) -> Results:
@@ -288,8 +300,14 @@ def _report_width(plan: WidthPlan, state: Path | None, out: Path | None, *, as_j
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print rows as JSON.")
 @click.option("--quick", is_flag=True, help="Half of the loads and shorter rounds; under five minutes.")
-@click.option("--rounds", type=click.IntRange(1, 100), help="Rounds of every load.  [default: 5, quick: 2]")
-@click.option("--seconds", type=click.FloatRange(0.1, 60), help="Length of a round.  [default: 2.5, quick: 1]")
+@click.option(
+    "--rounds", type=click.IntRange(1, 100), help="Rounds of every load.  [default: 5, quick: 2; smollm2: 3, quick: 2]"
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1, 60),
+    help="Length of a round.  [default: 2.5, quick: 1; smollm2: 10, quick: 4]",
+)
 @click.option(
     "--cells",
     "cells_text",
@@ -301,7 +319,7 @@ def _report_width(plan: WidthPlan, state: Path | None, out: Path | None, *, as_j
     help="Default: engine,vllm_serve,application; also vllm_16.  With --width: application,ray_llm.",
 )
 @click.option("--width", is_flag=True, help="Models of real widths, all decoder kinds, and Ray Serve LLM.")
-@click.option("--model", type=click.Choice(["tiny", "demo"]), default="tiny", show_default=True)
+@click.option("--model", type=click.Choice(MODELS), default="tiny", show_default=True)
 @click.option("--state", type=click.Path(dir_okay=False, path_type=Path), help="File to go on from.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File for the rows, as JSON.")
 def main(
@@ -325,9 +343,11 @@ def main(
     names = (systems or "engine,vllm_serve,application").split(",")
     if not set(names) <= set(SYSTEMS):
         raise click.BadParameter(f"{systems}: {', '.join(SYSTEMS)} are allowed", param_hint="--systems")
-    cells = _cells(cells_text) if cells_text else _default_cells(quick)
-    rounds = rounds or (2 if quick else 5)
-    seconds = seconds or (1.0 if quick else 2.5)
+    cells, levels = _cells(cells_text) if cells_text else _default_cells(model, quick=quick), LEVELS[model]
+    if len(levels) > 1:
+        cells = [replace(cell, variant=level) for cell in cells for level in levels]
+    defaults = _ROUNDS.get(model, ((5, 2.5), (2, 1.0)))[quick]
+    rounds, seconds = rounds or defaults[0], seconds or defaults[1]
     results = _read_state(state)
 
     def note(key: tuple[str, str, int], figures: dict[str, Any]) -> None:
@@ -342,12 +362,13 @@ def main(
     with tempfile.TemporaryDirectory(prefix="del-bench-") as temporary, contextlib.ExitStack() as stack:
         measured: Iterator[tuple[tuple[str, str, int], dict[str, Any]]] = iter(())
         if not done:
-            settings, variant = settings_for(model, Path(temporary))
-            running = stack.enter_context(_running(names, settings, variant, Path(temporary)))
-            generator = Generator(settings, variant)
+            settings = served(model, Path(temporary), scaling=ROOM)
+            running = stack.enter_context(_running(names, settings, levels[0], Path(temporary)))
+            generator = Generator(settings, levels[0])
             stack.callback(generator.stop)
             generator.wait_started()
-            measured = _measure(running, cells, rounds, seconds, generator, results)
+            most_rps = _MOST_RPS.get(model, math.inf)
+            measured = _measure(running, cells, rounds, seconds, most_rps, generator, results)
         answered = 0
         for key, figures in measured:
             note(key, figures)

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.overload import run
-from benchmarks.serving.command import settings_for
+from benchmarks.support.served import LEVELS, served
 
 
 @pytest.mark.slow
 def test_ten_times_too_much_is_refused_and_forgotten(tmp_path: Path) -> None:
-    settings, variant = settings_for("tiny", tmp_path)
-    report = run(settings, variant, places=4, seconds=3.0)
+    report = run(served("tiny", tmp_path), LEVELS["tiny"][0], places=4, seconds=3.0)
     for phase in ("alone", "capacity", "overload", "recovery", "after_abandoned"):
         found = report[phase]
         assert found["accepted"]["count"] > 0, phase
