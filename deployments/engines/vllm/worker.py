@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from del_core.bundle import load_bundle
+from deployments.engines.vllm.cpu_adapters import multiply_once_per_adapter
 from deployments.engines.vllm.prompts import Prompts
 from deployments.engines.vllm.startup import CAUSE, first_line
 
@@ -122,6 +123,7 @@ class EngineWorker:
         configure_logging()
         watch_parent()
         isolate_cache()
+        multiply_once_per_adapter()
         return super().__new__(cls)
 
     def look_up(self, token_ids: list[int]) -> list[list[float]]:
