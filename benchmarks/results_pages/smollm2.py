@@ -23,6 +23,26 @@ def _speed() -> str:
     )
 
 
+_TRAINED_METHODS = {
+    "soft prompt": "soft prompt behind counts, from the text",
+    "text": "codes with an adapter, from the text",
+    "distillation": "codes with an adapter, by distillation",
+}
+
+
+def _products() -> str:
+    rows = {(row["method"], row["products"]): row for row in load("training_speed.json")["results"]}
+
+    def line(method: str) -> tuple[str, ...]:
+        found = [rows[method, kind] for kind in ("float32", "bfloat16")]
+        speeds = (f"{number(row['tokens_per_s'], 0)} ({number(row['seconds'], 2)} s a step)" for row in found)
+        return (_TRAINED_METHODS[method], *speeds)
+
+    return table(
+        ("what is trained", "float32, tokens/s", "products in bfloat16, tokens/s"), map(line, _TRAINED_METHODS)
+    )
+
+
 def _stages() -> str:
     projection = load(_FILE)["projection"]
     rows = [
@@ -167,6 +187,8 @@ SMOLLM2: dict[str, dict[str, Table]] = {
         "stages": _stages,
         "encoder": _encoder,
         "speed": _speed,
+        "products run": Origin("training_speed.json"),
+        "products": _products,
     },
     "../../README.md": {"smollm2": _readme, "smollm2 examples": _examples},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.results_pages.tables import Origin, Table, interval, load, number, percent, table
@@ -111,18 +112,29 @@ def _topics_streams() -> str:
     return table(("stream", "events, median", "different numbers of events", "kB, mean"), rows)
 
 
+_SERVED_MODELS = {"": "the demo's model", "_smollm2": "SmolLM2"}
+"""Models that a server was measured with, by the end of the file's name."""
+
+
+def _by_model(name: str, lines: Callable[[Any], dict[str, str]], head: str = "what") -> str:
+    """Lay out the same lines of a file of each model beside each other."""
+    columns = [lines(load(f"{name}{end}.json")) for end in _SERVED_MODELS]
+    return table((head, *_SERVED_MODELS.values()), ((what, *(one[what] for one in columns)) for what in columns[0]))
+
+
 def _faults() -> str:
-    found = load("faults.json")
-    rows = [
-        ("duration", f"{found['seconds']:.0f} s"),
-        ("processes killed (SIGKILL)", ", ".join(f"{count} {kind}" for kind, count in found["kills"].items())),
-        ("requests; right, wrong, hung, failed", _outcomes(found)),
-        ("resumed on another replica", str(found["resumed"])),
-        ("slowest request", f"{number(found['slowest_s'], 1)} s"),
-        ("processes left over", str(found["leaked"])),
-        ("memory before, after", " MB, ".join(number(one, 0) for one in found["memory_mb"]) + " MB"),
-    ]
-    return table(("what", "measured"), rows)
+    def lines(found: dict[str, Any]) -> dict[str, str]:
+        return {
+            "duration": f"{found['seconds']:.0f} s",
+            "processes killed (SIGKILL)": ", ".join(f"{count} {kind}" for kind, count in found["kills"].items()),
+            "requests; right, wrong, hung, failed": _outcomes(found),
+            "resumed on another replica": str(found["resumed"]),
+            "slowest request": f"{number(found['slowest_s'], 1)} s",
+            "processes left over": str(found["leaked"]),
+            "memory before, after": " MB, ".join(number(one, 0) for one in found["memory_mb"]) + " MB",
+        }
+
+    return _by_model("faults", lines)
 
 
 def _outcomes(found: dict[str, Any]) -> str:
@@ -131,31 +143,30 @@ def _outcomes(found: dict[str, Any]) -> str:
 
 
 def _recovery() -> str:
-    found = load("faults.json")["whole_again_s"]
-    return table(
-        ("killed", "seconds until everything was there again"),
-        ((kind, ", ".join(number(one, 1) for one in seconds)) for kind, seconds in found.items()),
-    )
+    def lines(found: dict[str, Any]) -> dict[str, str]:
+        return {kind: ", ".join(number(one, 1) for one in times) for kind, times in found["whole_again_s"].items()}
+
+    return _by_model("faults", lines, "killed; seconds until everything was there again")
 
 
 def _overload() -> str:
-    found = load("overload.json")
-    flood, memory = found["overload"], found["memory_mb"]
-    return table(
-        ("what", "measured"),
-        (
-            ("capacity, offered", f"{found['capacity_rps']:.1f}, {found['offered_rps']:.1f} requests/s"),
-            ("accepted", str(flood["accepted"]["count"])),
-            ("p95 of an accepted request, to one client alone", number(found["p95_ratio_to_alone"], 2)),
-            ("refused (503 `overloaded`)", str(flood["refused"]["count"])),
-            ("p95 of a refusal", f"{number(flood['refused']['p95_ms'], 1)} ms"),
-            ("refusals without `Retry-After`", str(flood["without_retry_after"])),
-            ("p95 of the first client afterwards, to before", number(found["recovered_p95_ratio"], 2)),
-            ("memory before, at most", f"{memory['before']:,} MB, {memory['most']:,} MB"),
-            ("places free after clients that read nothing", f"{number(found['room_after_slow_readers_s'], 1)} s"),
-            ("places free after clients that left", f"{number(found['room_after_abandoned_s'], 2)} s"),
-        ),
-    )
+    def lines(found: dict[str, Any]) -> dict[str, str]:
+        flood, memory = found["overload"], found["memory_mb"]
+        return {
+            "capacity, offered": f"{found['capacity_rps']:.1f}, {found['offered_rps']:.1f} requests/s",
+            "accepted": str(flood["accepted"]["count"]),
+            "p95 of an accepted request, to one client alone": number(found["p95_ratio_to_alone"], 2),
+            "p95 of an accepted request, to full places without refusals": number(found["p95_ratio_to_capacity"], 2),
+            "refused (503 `overloaded`)": f"{flood['refused']['count']:,}",
+            "p95 of a refusal": f"{number(flood['refused']['p95_ms'], 1)} ms",
+            "refusals without `Retry-After`": str(flood["without_retry_after"]),
+            "p95 of the first client afterwards, to before": number(found["recovered_p95_ratio"], 2),
+            "memory before, at most": f"{memory['before']:,} MB, {memory['most']:,} MB",
+            "places free after clients that read nothing": f"{number(found['room_after_slow_readers_s'], 1)} s",
+            "places free after clients that left": f"{number(found['room_after_abandoned_s'], 2)} s",
+        }
+
+    return _by_model("overload", lines)
 
 
 def _slow_senders() -> str:
@@ -605,6 +616,8 @@ SYSTEMS: dict[str, dict[str, Table]] = {
             machine="2 cores of an AMD EPYC, idle otherwise; 13 minutes",
         ),
         "serving": lambda: serving(load("serving.json")),
+        "smollm2 run": Origin("serving_smollm2.json"),
+        "smollm2": lambda: serving(load("serving_smollm2.json")["results"]),
         "width run": Origin("width.json"),
         "width": _width,
         "cost": _cost,
@@ -615,6 +628,7 @@ SYSTEMS: dict[str, dict[str, Table]] = {
     },
     "robustness.md": {
         "faults run": Origin("faults.json", date="2026-11-27"),
+        "smollm2 faults run": Origin("faults_smollm2.json"),
         "faults": _faults,
         "recovery": _recovery,
         "network run": Origin("network.json"),
@@ -623,6 +637,7 @@ SYSTEMS: dict[str, dict[str, Table]] = {
         "overload run": Origin(
             "overload.json", date="2026-11-27", command="python -m benchmarks.overload --json", machine=_TWO_CORES
         ),
+        "smollm2 overload run": Origin("overload_smollm2.json"),
         "overload": _overload,
         "slow senders run": Origin("slow_senders.json"),
         "slow senders": _slow_senders,

@@ -38,12 +38,14 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     loads: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for row in rows:
         load = (row["loop"], row["concurrency"], f"{row['prompt_tokens']} -> {row['output_tokens']}")
+        load = (f"*{row['variant']}*", *load) if "variant" in row else load
         loads.setdefault(load, {})[row["system"]] = row
 
     def of(systems: dict[str, dict[str, Any]], column: str, names: tuple[str, ...] = _SYSTEMS) -> str:
         return ", ".join(_number(systems[name][column]) if name in systems else "-" for name in names)
 
-    lines = [f"| {' | '.join(_HEADS)} |", f"|{' --- |' * len(_HEADS)}"]
+    heads = ("level of the application", *_HEADS) if "variant" in rows[0] else _HEADS
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for load, systems in loads.items():
         mine = systems.get("application", {})
         cells = [

@@ -108,6 +108,7 @@ _ANSWERS: Mapping[type[errors.DELClientError], _Answer] = MappingProxyType(
 )
 
 _ADDRESS = re.compile(r"https?://[^\s,;)]*[^\s,;):]")
+_COMMAND = re.compile(rf"(delctl trust accept) {_ADDRESS.pattern}")
 
 # Fields of the client that OpenAI's API names differently.
 _FIELDS: Mapping[str, str] = MappingProxyType({"variant": "model", "subject": "user"})
@@ -115,7 +116,8 @@ _FIELDS: Mapping[str, str] = MappingProxyType({"variant": "model", "subject": "u
 
 def _message(error: errors.DELClientError) -> str:
     """Return the message without the server's address, which is not the application's business."""
-    words = _ADDRESS.sub("the server", str(error))
+    words = _COMMAND.sub(r"\1 SERVER (the --server of this proxy)", str(error))
+    words = _ADDRESS.sub("the server", words)
     if isinstance(error, errors.ConnectionFailedError) and error.status is None:
         words += "; is it running? `delctl serve` starts one"
     return words

@@ -12,6 +12,9 @@ import pytest
 
 from benchmarks.serving.table import markdown
 from benchmarks.support.http import Answer, connection, post_message, read_timeline
+from benchmarks.support.served import LEVELS
+from del_core.bundle import load_bundle
+from del_core.demo import bundle_path, smollm2_bundle_path
 
 COLUMNS = {"system", "concurrency", "prompt_tokens", "output_tokens", "rps", "ttft_p50_ms", "ttft_p95_ms"}
 COLUMNS |= {"itl_p50_ms", "ratio_to_vllm_serve", "failed", "cpu_ms_per_request", "soft_prompt_hit_rate"}
@@ -53,6 +56,22 @@ def test_every_system_answers_every_request(tmp_path: Path) -> None:
     again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200)
     assert json.loads(again.stdout) == rows
     assert not again.stderr
+
+
+def test_levels_of_a_model_have_lines_of_their_own() -> None:
+    row = {"loop": "closed", "concurrency": 1, "prompt_tokens": 8, "output_tokens": 4, "rps": 2.0}
+    row |= {"ratio_to_vllm_serve": 1.0, "ttft_p50_ms": 5.0, "ttft_ratio_to_vllm_serve": 1.0, "itl_p50_ms": 1.0}
+    rows = [row | {"system": name, "variant": level} for level in ("open", "strict") for name in PROCESSES]
+    lines = markdown(rows).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| *open*", "| *strict*"]
+    assert {line.count(" | ") for line in lines if "---" not in line} == {8}
+
+
+def test_the_levels_that_benchmarks_ask_exist() -> None:
+    for model, bundle in {"demo": bundle_path(), "smollm2": smollm2_bundle_path()}.items():
+        assert set(LEVELS[model]) <= set(load_bundle(bundle).variants)
+    adapters = [load_bundle(smollm2_bundle_path()).adapter(level) is not None for level in LEVELS["smollm2"]]
+    assert adapters == [True, False], "the first has an adapter, the second none"
 
 
 def test_events_are_dated_by_the_packets_that_end_them() -> None:

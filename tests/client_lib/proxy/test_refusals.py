@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.client_lib.proxy.conftest import MakeProxy
+from tests.support.bundle import make_bundle
 from tests.support.running_proxy import RunningProxy
 from tests.support.scripted_server import ScriptedServer
 
@@ -225,3 +227,17 @@ def test_a_field_that_only_the_server_can_judge_has_the_requests_name(make_proxy
     answer = make_proxy().post("/v1/chat/completions", {**CHAT, "stop": ["x" * 300]})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"].startswith("stop")
+
+
+def test_a_swapped_bundle_is_refused_without_the_servers_address(
+    make_proxy: MakeProxy, server: ScriptedServer, tmp_path: Path
+) -> None:
+    proxy = make_proxy()
+    assert proxy.post("/v1/chat/completions", CHAT).status_code == 200
+    server.bundle = make_bundle(tmp_path / "other", table_seed=2)
+    answer = proxy.post("/v1/chat/completions", CHAT)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "bundle_rejected")
+    message = answer.json()["error"]["message"]
+    assert message.startswith("the server offers the bundle")
+    assert "delctl trust accept SERVER (the --server of this proxy), or" in message
+    assert server.url not in message
