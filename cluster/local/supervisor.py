@@ -29,6 +29,7 @@ from cluster.reasons import reason_in
 logger = logging.getLogger("cluster.supervisor")
 
 _PROXY_WITHIN_S = 300.0
+_NODES_WITHIN_S = 120.0
 _ENDING = threading.Lock()
 _SERVED: list[dict[str, Any]] = []
 """Applications of the last successful deployment."""
@@ -117,8 +118,21 @@ def start_cluster(options: SupervisorOptions) -> tuple[FixedNodes, list[str]]:
     workers = FixedNodes(address, 0 if nodes.autoscaled else nodes.minimum - 1, nodes.cpus)
     _start_serve(options)
     _deploy(options.applications)
+    _wait_for_nodes(nodes.minimum)
     metrics = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
     return workers, metrics
+
+
+def _wait_for_nodes(number: int) -> None:
+    """Wait until ``number`` nodes are there: an application may answer before all have joined."""
+    import ray
+
+    deadline = time.monotonic() + _NODES_WITHIN_S
+    while (found := sum(node["Alive"] for node in ray.nodes())) < number:
+        if time.monotonic() > deadline:
+            logger.warning("%d nodes must be there, and %d are after %.0f s", number, found, _NODES_WITHIN_S)
+            return
+        time.sleep(0.1)
 
 
 def _start_serve(options: SupervisorOptions) -> None:
