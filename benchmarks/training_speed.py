@@ -101,7 +101,7 @@ def measure(lm: FrozenLM, bundle: Bundle, method: Method, *, bf16: bool, steps: 
 
 
 @click.command()
-@click.option("--steps", default=8, show_default=True, type=click.IntRange(1, 1000), help="Steps of a round.")
+@click.option("--steps", default=8, show_default=True, type=click.IntRange(2, 1000), help="Steps of a round.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 100))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(steps: int, rounds: int, as_json: bool) -> None:

@@ -212,7 +212,8 @@ def _median(values: Any) -> float | None:
 
 def _print(rows: list[dict[str, Any]]) -> None:
     heads = ("req/s", "tok/s", "ttft50", "95", "99", "itl50", "95", "99", "gap50", "95", "99", "ratio", "ttft")
-    click.echo(f"{'load':22}{'system':13}" + "".join(f"{head:>8}" for head in heads) + "  CPU ms a request")
+    width = 38 if any("variant" in row for row in rows) else 22
+    click.echo(f"{'load':{width}}{'system':13}" + "".join(f"{head:>8}" for head in heads) + "  CPU ms a request")
     for row in rows:
         load = f"{row['loop']} {row['concurrency']}, {row['prompt_tokens']} -> {row['output_tokens']}"
         load += f" {row['variant']}" if "variant" in row else ""
@@ -222,7 +223,9 @@ def _print(rows: list[dict[str, Any]]) -> None:
         line = "".join(f"{'' if number is None else round(number, 1):>8}" for number in numbers)
         line += "".join(f"{'' if ratio is None else round(ratio, 2):>8}" for ratio in ratios)
         cpu = ", ".join(f"{role} {value:.2f}" for role, value in row["cpu_ms_per_request"].items())
-        click.echo(f"{load:22}{row['system']:13}{line}  {cpu}" + (f"  FAILED {row['failed']}" if row["failed"] else ""))
+        click.echo(
+            f"{load:{width}}{row['system']:13}{line}  {cpu}" + (f"  FAILED {row['failed']}" if row["failed"] else "")
+        )
     for name in dict.fromkeys(row["system"] for row in rows):
         rates = [row["soft_prompt_hit_rate"] for row in rows if row["system"] == name]
         if None not in rates:

@@ -44,7 +44,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     def of(systems: dict[str, dict[str, Any]], column: str, names: tuple[str, ...] = _SYSTEMS) -> str:
         return ", ".join(_number(systems[name][column]) if name in systems else "-" for name in names)
 
-    heads = ("level of the application", *_HEADS) if "variant" in rows[0] else _HEADS
+    heads = ("level of the application", *_HEADS) if any("variant" in row for row in rows) else _HEADS
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for load, systems in loads.items():
         mine = systems.get("application", {})

@@ -21,23 +21,20 @@ ROOM = {"max_ongoing_requests": 128}
 """Slots for a client that begins its next request before the last one's slot is free again."""
 
 
-def served(
-    model: str, directory: Path, *, scaling: Mapping[str, Any] | None = None, engine: Mapping[str, Any] | None = None
-) -> Settings:
+def served(model: str, directory: Path, *, scaling: Mapping[str, Any] | None = None) -> Settings:
     """Return the settings of one of :data:`MODELS`. What is made for it lies in ``directory``.
 
     Raises BadParameter if SmolLM2 is not on the machine.
     """
-    places: dict[str, str] = {}
+    found: dict[str, Any] = {"scaling": dict(scaling or {})}
     if model == "smollm2":
-        places, engine = smollm2(), {"dtype": "bfloat16", "max_model_len": 1024, **(engine or {})}
+        found |= {**smollm2(), "engine": {"dtype": "bfloat16", "max_model_len": 1024}}
     elif model == "tiny":
         from tests.support.tiny import make_tiny
 
         tiny = make_tiny(directory / "tiny")
-        places = {"bundle": str(tiny.bundle), "base_model": str(tiny.model)}
-    parts = {"scaling": scaling, "engine": engine}
-    return parse_settings({**places, **{name: dict(values) for name, values in parts.items() if values}})
+        found |= {"bundle": str(tiny.bundle), "base_model": str(tiny.model)}
+    return parse_settings(found)
 
 
 def smollm2() -> dict[str, str]:

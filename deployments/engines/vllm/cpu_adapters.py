@@ -11,6 +11,7 @@ on CPUs; many are multiplied in the type of the model.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -40,13 +41,9 @@ def group_by_adapter(places: list[int]) -> list[tuple[int, Rows]]:
             start = row
     runs.pop(-1, None)
     return [
-        (place, slice(found[0].start, found[0].stop) if len(found) == 1 else torch.tensor([*_chain(found)]))
+        (place, slice(found[0].start, found[0].stop) if len(found) == 1 else torch.tensor([*itertools.chain(*found)]))
         for place, found in runs.items()
     ]
-
-
-def _chain(runs: list[range]) -> list[int]:
-    return [row for run in runs for row in run]
 
 
 def pack(
